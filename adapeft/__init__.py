@@ -1,0 +1,44 @@
+"""Measure which parameters of a pretrained transformer are worth training, choose them under a budget, train only those.
+
+The library face: one process, any training script, no Ray and no DeepSpeed::
+
+    subset = adapeft.select(model, batches, budget="0.5%")
+    model = adapeft.attach(model, subset)  # then any trainer
+    adapeft.delta(model).save("delta.safetensors")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adapeft.choose.select import select
+    from adapeft.choose.subset import Subset
+    from adapeft.errors import AdapeftError
+    from adapeft.ship.delta import Delta
+    from adapeft.ship.delta import extract_delta as delta
+    from adapeft.ship.merge import merge
+    from adapeft.tune.attach import attach, detach
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that `adapeft config` and `import adapeft` do not wait for torch.
+_EXPORTS = {
+    "AdapeftError": ("adapeft.errors", "AdapeftError"),
+    "Delta": ("adapeft.ship.delta", "Delta"),
+    "Subset": ("adapeft.choose.subset", "Subset"),
+    "attach": ("adapeft.tune.attach", "attach"),
+    "delta": ("adapeft.ship.delta", "extract_delta"),
+    "detach": ("adapeft.tune.attach", "detach"),
+    "merge": ("adapeft.ship.merge", "merge"),
+    "select": ("adapeft.choose.select", "select"),
+}
+__all__ = ["AdapeftError", "Delta", "Subset", "attach", "delta", "detach", "merge", "select"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'adapeft' has no attribute {name!r}")
+    module, attribute = _EXPORTS[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,126 @@
+"""Files that describe themselves: written under a temporary name and renamed, never pickle, with provenance inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adapeft.errors import AdapeftError
+
+_KEY = "adapeft"
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Versions of what made an artifact, and the git revision of adapeft when it runs from a checkout."""
+    packages = ("adapeft", "torch", "transformers", "deepspeed", "ray", "ortools")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    revision = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {"python": platform.python_version(), "versions": versions, "revision": revision or None}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends well, and is removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes a file only its owner reads; artifacts are meant to be shared like any other file.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes indented JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def save_table(path: Path, table: pa.Table) -> None:
+    """Writes a Parquet file."""
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def load_table(path: Path) -> pa.Table:
+    """Reads a Parquet file.
+
+    Raises:
+        AdapeftError: missing, truncated or not Parquet.
+    """
+    return _load(path, lambda: pq.read_table(path), "a Parquet table")
+
+
+def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Writes a safetensors file whose header says what ``kind`` of artifact it is and describes it."""
+    header = {_KEY: json.dumps({"kind": kind, **description, "provenance": provenance()}), "format": "pt"}
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a file of this ``kind``.
+
+    Raises:
+        AdapeftError: missing, truncated, not safetensors, or another kind of artifact.
+    """
+
+    def read() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_KEY)
+            if header is None:
+                raise AdapeftError(f"{path} is a safetensors file, but not one of adapeft's: expected a {kind}.")
+            description = json.loads(header)
+            if description.pop("kind", None) != kind:
+                raise AdapeftError(f"{path} holds another kind of artifact: expected a {kind}.")
+            return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+
+    return _load(path, read, f"a {kind}")
+
+
+def _load(path: Path, read: Callable[[], Any], expected: str) -> Any:
+    if not Path(path).is_file():
+        raise AdapeftError(f"{path}: no such file; expected {expected}.")
+    try:
+        return read()
+    except AdapeftError:
+        raise
+    except (SafetensorError, pa.ArrowException, json.JSONDecodeError, OSError, KeyError, ValueError) as error:
+        raise AdapeftError(f"{path} is not {expected}, or it is truncated ({error}). Write it again.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

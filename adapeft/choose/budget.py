@@ -1,0 +1,86 @@
+"""The limit on what is trained: a fraction of the parameters on offer, or a number of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from adapeft.errors import AdapeftError
+
+SPELLINGS = "write a fraction such as 0.5% or 0.005, or a number of parameters such as 100000, 100k or 1.5M"
+
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+_TEXT = re.compile(r"\s*([-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(%|[kmgb]?)\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Either ``fraction`` or ``number`` is given, never both.
+
+    Exact rationals, because floors of floats lose parameters: ``int(0.29 * 100)`` is 28.
+    """
+
+    fraction: Fraction | None = None
+    number: int | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.fraction is None) != (self.number is None), "a budget is a fraction or a number"
+
+    @classmethod
+    def parse(cls, value: object) -> Budget:
+        """The budget that a person wrote, ``'0.5%'``, ``0.005``, ``100000``, ``'100k'`` or ``'1.5M'``.
+
+        What is below 1 is a fraction, what is a whole number a count; ``1.0`` could be either and is refused.
+        """
+        if isinstance(value, Budget):
+            return value
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise _refusal(value, SPELLINGS)
+        amount, unit = _split(value)
+        if amount <= 0:
+            raise _refusal(value, f"must be above 0; {SPELLINGS}")
+        if unit == "%":
+            if amount > 100:
+                raise _refusal(value, "is more than all parameters; at most 100%")
+            return cls(fraction=amount / 100)
+        if unit == "" and amount < 1:
+            return cls(fraction=amount)
+        if amount == 1 and not isinstance(value, int) and unit == "" and str(value).strip() != "1":
+            raise _refusal(value, "could be everything or one parameter; write 100% or 1")
+        number = amount * _MULTIPLES[unit.lower()]
+        if number.denominator != 1:
+            raise _refusal(value, f"is neither a fraction below 1 nor a whole number; {SPELLINGS}")
+        return cls(number=number.numerator)
+
+    def count(self, total: int) -> int:
+        """Parameters that may be trained out of ``total``: rounded down, and at most ``total``."""
+        if self.number is not None:
+            return min(self.number, total)
+        assert self.fraction is not None
+        count = math.floor(self.fraction * total)
+        if count == 0 and total > 0:
+            raise _refusal(str(self), f"is less than one of {total:,} parameters; write a number such as 100")
+        return count
+
+    def __str__(self) -> str:
+        """The spelling that ``parse`` reads back."""
+        if self.number is not None:
+            return str(self.number)
+        assert self.fraction is not None
+        percent = self.fraction * 100
+        return f"{percent.numerator if percent.denominator == 1 else float(percent)}%"
+
+
+def _split(value: str | int | float) -> tuple[Fraction, str]:
+    """The exact amount and its unit: ``'1.5M'`` is ``(3/2, 'M')``."""
+    # Through the shortest decimal spelling: 0.005 means 1/200, not the nearest binary float.
+    match = _TEXT.fullmatch(str(value))
+    if match is None:
+        raise _refusal(value, SPELLINGS)
+    return Fraction(match[1].replace("_", "").replace(",", "")), match[2]
+
+
+def _refusal(value: object, remedy: str) -> AdapeftError:
+    return AdapeftError(f"budget = {value}: {remedy}")

@@ -1,0 +1,90 @@
+"""The library's ``select``: measure and choose in one process, on batches of any script's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapeft.choose.choose import check_budget, choose
+from adapeft.choose.subset import Subset
+from adapeft.config import parse_select
+from adapeft.errors import AdapeftError
+from adapeft.inputs.batches import Calibration
+from adapeft.inputs.data import Batch
+from adapeft.inputs.objective import infer_objective
+from adapeft.measure.groups import build_groups
+from adapeft.measure.influence import planned_reach
+from adapeft.measure.measure import measure
+from adapeft.measure.passes import Passes
+from adapeft.measure.shards import WholeModel, measuring_mode
+from adapeft.methods import get_method
+
+
+def select(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    budget: str | float | int = "0.5%",
+    learning_rate: float = 1e-3,
+    num_steps: int = 1000,
+    seed: int = 0,
+    **options: Any,
+) -> Subset:
+    """Measures ``model`` on ``batches`` and chooses the subset to train under ``budget``.
+
+    Args:
+        model: a transformers model; its weights are as before when this returns.
+        batches: what a DataLoader of the Trainer yields: mappings with ``labels`` beside the model's inputs. 16 to 64
+            of about 16 examples will do; the first half gives the direction, the second the gain along it.
+        budget: fraction (``"0.5%"``) or count of the base model's parameters.
+        learning_rate: of the training to come, whose reach limits the influence.
+        num_steps: of the training to come.
+        seed: of sampled labels and random draws.
+        options: any key of the config's ``select`` section (``method``, ``groups``, ``include``, ``reach`` …).
+
+    Raises:
+        AdapeftError: fewer than two batches, a batch without labels, an option or a budget that does not do.
+    """
+    settings = parse_select({"budget": budget, **options})
+    examples = _as_batches(batches, next(model.parameters()).device)
+    middle = len(examples) // 2
+    order = tuple(np.array([index]) for index in range(len(examples)))
+    groups = build_groups(
+        model,
+        settings.granularity,
+        always_train=settings.always_train,
+        include=settings.include,
+        exclude=settings.exclude,
+    )
+    check_budget(groups, settings.budget)
+    with measuring_mode(model, restore=groups.always_train):
+        shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
+        passes = Passes(
+            shards,
+            infer_objective(model, examples[0].inputs, examples[0].labels),
+            Calibration(order[:middle], order[middle:]),
+            lambda indices: examples[int(indices[0])],
+            seed,
+        )
+        statistics = measure(get_method(settings.method), passes, groups, settings)
+    reach = planned_reach(learning_rate * num_steps, num_steps) if settings.reach == "auto" else float(settings.reach)
+    return choose(settings, groups, statistics, reach=reach, seed=seed, ranks=shards.ranks)
+
+
+def _as_batches(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> list[Batch]:
+    examples, seen = [], 0
+    for batch in batches:
+        if "labels" not in batch:
+            raise AdapeftError(f"a batch has no 'labels', only {', '.join(map(repr, batch))}: measuring needs them.")
+        labels = batch["labels"]
+        ids = torch.arange(seen, seen + len(labels))
+        seen += len(labels)
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        examples.append(Batch(inputs, labels.to(device), ids))
+    if len(examples) < 2:
+        raise AdapeftError(f"batches: {len(examples)} given, at least 2 are needed to measure gradient and gain apart.")
+    return examples

@@ -1,0 +1,141 @@
+"""A subset: which parameters are trained. Saved as safetensors; a whole tensor needs no more than its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adapeft.artifact import load_tensors, save_tensors
+from adapeft.errors import AdapeftError, did_you_mean
+
+Kind = Literal["tensor", "rows", "elements"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is trained of one parameter.
+
+    Attributes:
+        kind: the whole ``tensor``, ``rows`` of a matrix or single ``elements``.
+        shape: of the parameter.
+        indices: int64, ascending; rows along ``dim``, or positions in the flattened parameter; None for a tensor.
+        dim: the dimension that rows are counted along.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+    indices: Tensor | None = None
+    dim: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of trained elements."""
+        total = int(torch.Size(self.shape).numel())
+        if self.indices is None:
+            return total
+        return len(self.indices) * (total // self.shape[self.dim] if self.kind == "rows" else 1)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Parts by parameter name, and the parameters trained whatever was chosen.
+
+    Attributes:
+        parts: chosen within the budget.
+        always_train: names of the parameters outside the budget, trained whole (a new head).
+        new: those of them that no base checkpoint holds.
+        description: how it was chosen: method, budget, value, bound, gap, fingerprint of the base model, config, seed.
+    """
+
+    parts: Mapping[str, Part]
+    always_train: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Trained elements within the budget."""
+        return sum(part.count for part in self.parts.values())
+
+    def of_model(self, always_train: tuple[str, ...], new: tuple[str, ...]) -> Subset:
+        """The same subset with the parameters outside the budget."""
+        return replace(self, always_train=always_train, new=new)
+
+    def described(self, **more: Any) -> Subset:
+        """The same subset with more said of it."""
+        return replace(self, description={**self.description, **more})
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Checks names and shapes against ``model``.
+
+        Raises:
+            AdapeftError: a parameter is missing or has another shape.
+        """
+        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
+        for name in (*self.parts, *self.always_train):
+            if name not in shapes:
+                hint = did_you_mean(name, shapes)
+                raise AdapeftError(f"the subset trains {name!r}, which this model does not have.{hint}")
+        for name, part in self.parts.items():
+            if part.shape != shapes[name]:
+                raise AdapeftError(
+                    f"the subset's {name!r} has shape {part.shape}, this model's {shapes[name]}: it was chosen for "
+                    f"another model."
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Writes ``subset.safetensors``."""
+        parts = {name: {"kind": p.kind, "shape": p.shape, "dim": p.dim} for name, p in self.parts.items()}
+        indices = {name: compact_indices(p.indices, p.shape) for name, p in self.parts.items() if p.indices is not None}
+        content = {"parts": parts, "always_train": self.always_train, "new": self.new, **self.description}
+        save_tensors(Path(path), "subset", indices, content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Subset:
+        """Reads ``subset.safetensors``.
+
+        Raises:
+            AdapeftError: not a subset, truncated, or its indices do not fit its shapes.
+        """
+        indices, content = load_tensors(Path(path), "subset")
+        try:
+            parts = {
+                name: Part(entry["kind"], tuple(entry["shape"]), _widen(indices.get(name)), entry["dim"])
+                for name, entry in content.pop("parts").items()
+            }
+            subset = cls(parts, tuple(content.pop("always_train")), tuple(content.pop("new")), content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AdapeftError(f"{path}: damaged description of a subset ({error}). Choose again.") from error
+        for name, part in subset.parts.items():
+            check_part(path, name, part)
+        return subset
+
+
+def check_part(path: str | Path, name: str, part: Part) -> None:
+    """Checks that a loaded part's indices lie in its shape, strictly ascending.
+
+    Raises:
+        AdapeftError: they do not.
+    """
+    if part.kind not in ("tensor", "rows", "elements") or (part.kind == "tensor") != (part.indices is None):
+        raise AdapeftError(f"{path}: {name!r} is of kind {part.kind!r}, which does not go with its indices.")
+    if part.indices is None:
+        return
+    limit = part.shape[part.dim] if part.kind == "rows" else int(torch.Size(part.shape).numel())
+    ascending = bool((part.indices[1:] > part.indices[:-1]).all()) if part.indices.ndim == 1 else False
+    if not ascending or (len(part.indices) and not 0 <= int(part.indices[0]) <= int(part.indices[-1]) < limit):
+        raise AdapeftError(f"{path}: the indices of {name!r} are not ascending within 0 … {limit - 1}.")
+
+
+def compact_indices(indices: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """int32 where the parameter allows it: with a float32 value 8 bytes a trained element."""
+    return indices.to(torch.int32 if torch.Size(shape).numel() < 2**31 else torch.int64).cpu()
+
+
+def _widen(indices: Tensor | None) -> Tensor | None:
+    return None if indices is None else indices.long()

@@ -1,0 +1,72 @@
+"""Exact global top-k of scores that stay where they are: ranks (or files) exchange histograms, never scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+_DIGIT_BITS = 16
+_DIGITS = 1 << _DIGIT_BITS
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over the ranks; the identity for one process."""
+
+
+def top_k(scores: Sequence[Tensor], positions: Sequence[int], k: int, all_reduce: Reduce) -> list[Tensor]:
+    """The local members of the k largest positive scores over all ranks.
+
+    Args:
+        scores: this rank's pieces, float32, each 1-D.
+        positions: global position of each piece's first score; over all ranks every position occurs once.
+        k: how many to choose; fewer are chosen when fewer scores are positive.
+        all_reduce: sums an int64 tensor over the ranks.
+
+    Returns:
+        For each piece the chosen indices into it, int64, ascending. Ties are broken by the lower position, so the
+        result depends on the scores alone and not on how they are divided.
+    """
+    device = scores[0].device if scores else torch.device("cpu")
+    num_positive = torch.tensor([sum(int((score > 0).sum()) for score in scores)], device=device)
+    k = min(k, int(all_reduce(num_positive).item()))
+    if k <= 0:
+        return [torch.empty(0, dtype=torch.int64, device=device) for _ in scores]
+    # The bit patterns of positive floats are ordered as the floats are; the k largest become the k smallest keys.
+    threshold, num_below = _kth_smallest(lambda: map(_descending_key, scores), k, 32, all_reduce, device)
+    chosen = [_descending_key(score) < threshold for score in scores]
+
+    def tied_positions() -> Iterable[Tensor]:
+        for score, position in zip(scores, positions, strict=True):
+            yield torch.nonzero(_descending_key(score) == threshold).squeeze(1) + position
+
+    last, _ = _kth_smallest(tied_positions, k - num_below, 48, all_reduce, device)
+    for mask, score, position in zip(chosen, scores, positions, strict=True):
+        tied = torch.nonzero(_descending_key(score) == threshold).squeeze(1)
+        mask[tied[tied + position <= last]] = True
+    return [torch.nonzero(mask).squeeze(1) for mask in chosen]
+
+
+def _descending_key(score: Tensor) -> Tensor:
+    bits = score.float().clamp(min=0.0).view(torch.int32).long()
+    return torch.where(score > 0, 0x7FFFFFFF - bits, 0xFFFFFFFF)
+
+
+def _kth_smallest(
+    keys: Callable[[], Iterable[Tensor]], k: int, num_bits: int, all_reduce: Reduce, device: torch.device
+) -> tuple[int, int]:
+    """The k-th smallest non-negative int64 key over all ranks (k ≥ 1), and how many keys are smaller.
+
+    Refines one 16-bit digit a round, so each round exchanges 65,536 counts whatever the number of keys.
+    """
+    prefix, num_below = 0, 0
+    for shift in range(num_bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        histogram = torch.zeros(_DIGITS, dtype=torch.int64, device=device)
+        for piece in keys():
+            within = piece[piece >> (shift + _DIGIT_BITS) == prefix]
+            histogram += torch.bincount((within >> shift) & (_DIGITS - 1), minlength=_DIGITS)
+        cumulative = all_reduce(histogram).cumsum(0)
+        digit = int(torch.searchsorted(cumulative, k - num_below))
+        num_below += int(cumulative[digit - 1]) if digit else 0
+        prefix = (prefix << _DIGIT_BITS) | digit
+    return prefix, num_below

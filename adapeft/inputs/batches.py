@@ -1,0 +1,71 @@
+"""Which examples form a global batch, and which of them a rank takes. Pure index arithmetic: no world size changes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapeft.errors import AdapeftError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The examples that measuring uses, as two disjoint halves of global batches of example indices.
+
+    The direction comes from half A and the slope along it from half B, so that the noise of one does not square into
+    the other.
+    """
+
+    half_a: tuple[np.ndarray, ...]
+    half_b: tuple[np.ndarray, ...]
+
+    @property
+    def batches(self) -> tuple[np.ndarray, ...]:
+        """Both halves."""
+        return self.half_a + self.half_b
+
+
+def draw_calibration(num_examples: int, calibration: int, batch_size: int, world_size: int, seed: int) -> Calibration:
+    """Draws ``calibration`` examples without replacement (all of them when there are fewer).
+
+    Raises:
+        AdapeftError: fewer examples than ranks, or than the two halves need.
+    """
+    available = min(num_examples, calibration)
+    needed = max(2, world_size)
+    if available < needed:
+        raise AdapeftError(
+            f"select.calibration = {calibration} with data.train of {num_examples} examples leaves {available} to "
+            f"measure with, fewer than the {needed} that {world_size} rank(s) need. Raise select.calibration, give more "
+            f"training data or lower cluster.workers."
+        )
+    order = np.random.default_rng([seed, 0]).permutation(num_examples)[:available]
+    middle = available // 2
+    return Calibration(_cut(order[:middle], batch_size), _cut(order[middle:], batch_size))
+
+
+def epoch_batches(num_examples: int, batch_size: int, seed: int, epoch: int) -> tuple[np.ndarray, ...]:
+    """The global batches of one training epoch, in the order given by ``seed`` and ``epoch``; the last may be short."""
+    return _cut(np.random.default_rng([seed, 1, epoch]).permutation(num_examples), batch_size)
+
+
+def evaluation_batches(num_examples: int, batch_size: int) -> tuple[np.ndarray, ...]:
+    """All examples in their own order."""
+    return _cut(np.arange(num_examples), batch_size)
+
+
+def num_micro_batches(batch_size: int, world_size: int, micro_batch_size: int | None) -> int:
+    """Micro-batches a rank needs for its share of a global batch (1 when ``micro_batch_size`` is None)."""
+    share = math.ceil(batch_size / world_size)
+    return math.ceil(share / micro_batch_size) if micro_batch_size else 1
+
+
+def micro_batches(batch: np.ndarray, rank: int, world_size: int, num_micro: int) -> list[np.ndarray]:
+    """This rank's share of a global batch, cut into exactly ``num_micro`` pieces, some of which may be empty."""
+    return np.array_split(np.array_split(batch, world_size)[rank], num_micro)
+
+
+def _cut(indices: np.ndarray, batch_size: int) -> tuple[np.ndarray, ...]:
+    return tuple(indices[start : start + batch_size] for start in range(0, len(indices), batch_size))

@@ -1,0 +1,144 @@
+"""Loading: a pretrained model for a task, its tokenizer, and its structure alone without weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils import logging
+
+from adapeft.errors import AdapeftError
+from adapeft.inputs.data import DataDescription, check_labels
+from adapeft.inputs.tokenize import with_padding
+
+if TYPE_CHECKING:
+    from adapeft.config import Data, Model
+
+_AUTO_CLASSES = {
+    "sequence-classification": AutoModelForSequenceClassification,
+    "causal-lm": AutoModelForCausalLM,
+}
+
+
+def load_model_config(
+    model: Model, description: DataDescription, tokenizer: PreTrainedTokenizerBase
+) -> PretrainedConfig:
+    """The model's own config, with the labels of the data and the padding of the tokenizer.
+
+    Raises:
+        AdapeftError: no such model.
+    """
+    labels = label_options(model.task, description)
+    try:
+        config = AutoConfig.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code, **labels
+        )
+        # Classifiers in the manner of GPT-2 look for the last token that is not padding.
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = tokenizer.pad_token_id
+        return config
+    except (OSError, ValueError) as error:
+        raise AdapeftError(
+            f"model.name = {model.name!r}: cannot be loaded ({_first_line(error)}). Give a folder with a config.json and "
+            f"weights, or the name of a model on the hub."
+        ) from error
+
+
+def label_options(task: str, description: DataDescription) -> dict[str, Any]:
+    """What the data's labels set in a transformers config; JSON types only."""
+    labels: dict[str, Any] = {}
+    if task == "sequence-classification":
+        labels["num_labels"] = description.num_labels
+        if description.label_names:
+            labels["id2label"] = dict(enumerate(description.label_names))
+            labels["label2id"] = {name: index for index, name in enumerate(description.label_names)}
+        labels["problem_type"] = "regression" if description.is_regression else "single_label_classification"
+    return labels
+
+
+def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model on the meta device: names, shapes and modules, no weights."""
+    with torch.device("meta"):
+        return _AUTO_CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
+
+
+def load_model(model: Model, config: PretrainedConfig, seed: int, covered: set[str]) -> PreTrainedModel:
+    """The pretrained weights; a new head is initialised from ``seed``, the same in every process.
+
+    Args:
+        model: the config's section.
+        config: from ``load_model_config``.
+        seed: of a new head.
+        covered: names that need not be in the checkpoint, because they are always trained.
+
+    Raises:
+        AdapeftError: the checkpoint lacks other parameters too, which would stay random.
+    """
+    set_seed(seed)
+    logging.disable_progress_bar()
+    loaded, info = _AUTO_CLASSES[model.task].from_pretrained(
+        model.name,
+        config=config,
+        dtype=getattr(torch, model.dtype),
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        output_loading_info=True,
+    )
+    random = sorted(set(info["missing_keys"]) & {name for name, _ in loaded.named_parameters()} - covered)
+    if random:
+        raise AdapeftError(
+            f"model.name = {model.name!r}: the checkpoint has no {', '.join(random)}, so they start random and frozen. "
+            f"Train them too: select.always_train: [auto, {', '.join(random)}]."
+        )
+    loaded.config.use_cache = False
+    if model.gradient_checkpointing:
+        loaded.gradient_checkpointing_enable({"use_reentrant": False})
+    return loaded
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        AdapeftError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise AdapeftError(f"model.name = {model.name!r}: no tokenizer ({_first_line(error)}).") from error
+    return with_padding(tokenizer)
+
+
+def check_inputs(model: Model, data: Data, config: PretrainedConfig, description: DataDescription) -> None:
+    """Checks the data against the model's config, before any weight is loaded.
+
+    Raises:
+        AdapeftError: labels outside of a trained head's classes, or texts longer than the model's positions.
+    """
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if positions and data.max_length > positions:
+        raise AdapeftError(
+            f"data.max_length = {data.max_length}: the model has {positions} positions. Lower it to that or less."
+        )
+    architectures = getattr(config, "architectures", None) or []
+    if model.task == "sequence-classification" and any(name.endswith("ForSequenceClassification") for name in architectures):
+        own = AutoConfig.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+        check_labels(description, own.num_labels)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

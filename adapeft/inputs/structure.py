@@ -1,0 +1,125 @@
+"""What the parameters of a model are: one row a parameter, found in the module tree and not in a table of model names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from adapeft.errors import AdapeftError, did_you_mean
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One parameter of a model; a tied one appears once, under the first of its names.
+
+    Attributes:
+        name: qualified name, as in ``model.named_parameters()``.
+        shape: full shape, also under ZeRO-3.
+        role: the name without its place in the block list, shared by all layers (``attention.self.query.weight``).
+        layer: index in the outermost block list, -1 outside of any.
+        depth: relative depth in [0, 1]; 0 before the blocks and 1 after them.
+        output_dim: the dimension that counts output neurons of a matrix (0 for ``nn.Linear`` and embeddings, 1 for
+            ``Conv1D``), None for what is not a matrix and so has no rows.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+    layer: int
+    depth: float
+    output_dim: int | None
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return int(torch.Size(self.shape).numel())
+
+
+def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
+    """The parameters of ``model`` in the order of ``named_parameters()``, tied ones once."""
+    block_lists = _outermost_block_lists(model)
+    names = [name for name, _ in model.named_parameters()]
+    first_block = {
+        prefix: next((i for i, name in enumerate(names) if name.startswith(prefix + ".")), len(names))
+        for prefix in block_lists
+    }
+    described = []
+    for position, (name, parameter) in enumerate(model.named_parameters()):
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        role, layer, depth = _place(name, position, block_lists, first_block)
+        described.append(ParameterInfo(name, shape, role, layer, depth, _output_dim(model, name, len(shape))))
+    return tuple(described)
+
+
+def new_parameters(model: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that a checkpoint of the base model does not hold: the new head.
+
+    A checkpoint written by the very class of ``model`` (``config.architectures``) has them all. Any other was written
+    by the base model or under another head, so everything outside ``model.base_model`` is new.
+    """
+    architectures = getattr(getattr(model, "config", None), "architectures", None) or []
+    prefix = getattr(model, "base_model_prefix", "")
+    if type(model).__name__ in architectures or not prefix or not hasattr(model, prefix):
+        return ()
+    return tuple(name for name, _ in model.named_parameters() if not name.startswith(prefix + "."))
+
+
+def match_patterns(field: str, patterns: tuple[str, ...] | list[str], names: list[str]) -> set[str]:
+    """The names matched by any of the shell-style ``patterns``.
+
+    Raises:
+        AdapeftError: a pattern matches nothing; names ``field`` and the parameters closest to the pattern.
+    """
+    matched: set[str] = set()
+    for pattern in patterns:
+        hits = {name for name in names if fnmatchcase(name, pattern)}
+        if not hits:
+            raise AdapeftError(_matches_nothing(field, pattern, names))
+        matched |= hits
+    return matched
+
+
+def _matches_nothing(field: str, pattern: str, names: list[str]) -> str:
+    words = {part for name in names for part in name.split(".") if not part.isdigit()}
+    hint = did_you_mean(pattern.strip("*"), names) or did_you_mean(pattern.strip("*."), sorted(words))
+    example = names[len(names) // 2] if names else "nothing"
+    return (
+        f"{field}: the pattern {pattern!r} matches no parameter.{hint} Patterns match whole names such as {example!r};"
+        f" put '*' around a part of a name."
+    )
+
+
+def _outermost_block_lists(model: nn.Module) -> dict[str, int]:
+    """Prefix → length of every list of like blocks that is not inside another one."""
+    lists: dict[str, int] = {}
+    for prefix, module in model.named_modules():
+        is_list = isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0
+        alike = is_list and len({type(child) for child in module}) == 1
+        has_parameters = alike and next(module.parameters(), None) is not None
+        if has_parameters and not any(prefix.startswith(outer + ".") for outer in lists):
+            lists[prefix] = len(module)
+    return lists
+
+
+def _place(
+    name: str, position: int, block_lists: dict[str, int], first_block: dict[str, int]
+) -> tuple[str, int, float]:
+    """(role, layer, relative depth) of a parameter."""
+    for prefix, length in block_lists.items():
+        if name.startswith(prefix + "."):
+            index, _, role = name[len(prefix) + 1 :].partition(".")
+            layer = int(index)
+            return role, layer, layer / (length - 1) if length > 1 else 0.5
+    before = any(position < first for first in first_block.values())
+    return name, -1, 0.0 if before else 1.0
+
+
+def _output_dim(model: nn.Module, name: str, ndim: int) -> int | None:
+    if ndim != 2:
+        return None
+    owner, _, _ = name.rpartition(".")
+    return 1 if isinstance(model.get_submodule(owner), Conv1D) else 0

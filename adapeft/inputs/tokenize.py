@@ -1,0 +1,149 @@
+"""Texts as token ids, and batches of them: the one way in which examples reach a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from adapeft.errors import AdapeftError
+from adapeft.inputs.data import Batch, DataDescription, quiet
+from adapeft.inputs.objective import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adapeft.config import Data
+
+
+@dataclass(frozen=True)
+class TokenizedData:
+    """Every example of a split, tokenized.
+
+    ``rows`` hold the model's inputs, not padded; ``labels`` are classes int64 [N] or targets float32 [N] of the N
+    examples, None for a language model, whose labels are its inputs. ``tokenizer`` can pad.
+    """
+
+    rows: datasets.Dataset
+    labels: Tensor | None
+    tokenizer: PreTrainedTokenizerBase
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """The examples at ``indices`` (one at least), padded to the longest among them on the tokenizer's side."""
+        ids = torch.tensor([int(index) for index in indices])
+        assert len(ids), "a batch has at least one example"
+        columns = self.rows[ids.tolist()]
+        inputs = dict(self.tokenizer.pad(columns, return_attention_mask=True, return_tensors="pt"))
+        if self.labels is not None:
+            return Batch(inputs, self.labels[ids], ids)
+        return Batch(inputs, inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED), ids)
+
+
+def tokenize(
+    rows: datasets.Dataset,
+    data: Data,
+    task: str,
+    tokenizer: PreTrainedTokenizerBase,
+    description: DataDescription | None = None,
+) -> TokenizedData:
+    """Tokenizes what ``load_rows`` gave and ``describe`` checked.
+
+    An example of a classification or regression is one row: a text or a pair of them with the special tokens around,
+    cut to ``data.max_length``. An example of a language model is a block of exactly ``data.max_length`` tokens: texts
+    are tokenized without special tokens, joined, cut into blocks, and the rest is dropped. The end-of-text token
+    follows each text, except for the rows of a .txt file: they are lines of one text, so nothing comes between them.
+
+    Nothing is written to disk or shared, so any number of processes can do this at once, each with the same result.
+
+    Args:
+        rows: columns as ``data`` names them.
+        data: the config's section.
+        task: ``sequence-classification`` or ``causal-lm``.
+        tokenizer: left as it is; the data keeps a copy that can pad.
+        description: of the training data, which numbers the classes; not needed for causal-lm.
+
+    Raises:
+        AdapeftError: too few tokens for one block, or a row without any token.
+    """
+    tokenizer = with_padding(tokenizer)
+    if task == "causal-lm":
+        return TokenizedData(_blocks(rows, data, tokenizer), None, tokenizer)
+    assert description is not None, "classes are numbered by the description of the training data"
+    return TokenizedData(_examples(rows, data, tokenizer), _labels(rows, data.label, description), tokenizer)
+
+
+def with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that can pad: with the end-of-text token (or token 0) where it has none of its own, as GPT-2.
+
+    Which token it is changes nothing where the attention mask is heeded. Models that look for the last token that is
+    not padding (GPT-2 and its kin with a classification head) need the copy's ``pad_token_id`` in their config.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    # Tokenizing all at once and padding later is the point here, not the oversight that this warning is meant for.
+    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+    return tokenizer
+
+
+def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:
+    """``rows`` with ``function``'s columns in place of their own, kept in memory: a cache on disk would be shared."""
+    with quiet():
+        return rows.map(
+            function, batched=True, remove_columns=rows.column_names, keep_in_memory=True, load_from_cache_file=False
+        )
+
+
+def _examples(rows: datasets.Dataset, data: Data, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    def encode(batch: dict[str, list[str]]) -> dict[str, list]:
+        pairs = None if data.text_pair is None else batch[data.text_pair]
+        return dict(tokenizer(batch[data.text], pairs, truncation=True, max_length=data.max_length))
+
+    encoded = _map(rows, encode)
+    lengths = pc.list_value_length(encoded.data.column("input_ids")).to_numpy()
+    if not lengths.all():
+        # Only tokenizers without special tokens, as GPT-2's, make nothing out of an empty text.
+        raise AdapeftError(
+            f"data.text = {data.text!r}: row {int(lengths.argmin())} (counted from 0) has not one token "
+            f"({int((lengths == 0).sum())} of {len(lengths)}). Drop such rows."
+        )
+    return encoded
+
+
+def _labels(rows: datasets.Dataset, column: str, description: DataDescription) -> Tensor:
+    """Targets float32 [N] or classes int64 [N]."""
+    labels = rows[column][:]
+    if description.is_regression:
+        return torch.tensor(labels, dtype=torch.float32)
+    numbers = {name: number for number, name in enumerate(description.label_names or ())}
+    return torch.tensor([numbers[label] if isinstance(label, str) else int(label) for label in labels])
+
+
+def _blocks(rows: datasets.Dataset, data: Data, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    is_one_text = rows.builder_name == "text"
+    end = [] if is_one_text or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        # verbose: a text longer than the model's context is no mistake, it is cut into blocks below.
+        texts = tokenizer(batch[data.text], add_special_tokens=False, verbose=False)["input_ids"]
+        return {"input_ids": [tokens + end for tokens in texts if tokens]}
+
+    tokens = pc.list_flatten(_map(rows, encode).data.column("input_ids")).to_numpy()
+    num_blocks = len(tokens) // data.max_length
+    if num_blocks == 0:
+        raise AdapeftError(
+            f"data.max_length = {data.max_length}: the texts have only {len(tokens)} tokens, not one block of that "
+            "length. Lower data.max_length or give more text."
+        )
+    blocks = tokens[: num_blocks * data.max_length].reshape(num_blocks, data.max_length)
+    return datasets.Dataset.from_dict({"input_ids": blocks})

@@ -1,0 +1,1 @@
+"""Statistics of groups of parameters, measured through shards: gradient, curvature, influence."""

@@ -1,0 +1,77 @@
+"""Slope and curvature of every element along the direction. Everything stays in the shards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.projections import sum_over_groups
+from adapeft.measure.shards import Shards
+from adapeft.measure.statistics import ElementShard, Statistics
+
+
+def measure_elements(passes: Passes, groups: Groups, direction: list[Tensor], *, shrinkage: bool) -> Statistics:
+    r"""Per element :math:`b_i = \bar g_i d_i` over half B and :math:`A_i = \hat h_i d_i^2`, their sums by tensor beside.
+
+    :math:`\hat h_i = T\,\overline{\tilde g_i^2}` at sampled labels is the diagonal of the Fisher matrix.
+    """
+    shards = passes.shards
+    gradient = mean_gradient(passes, "slope", passes.calibration.half_b)
+    fisher = [torch.zeros(piece.length, device=shards.device) for piece in shards.slices]
+    num_batches = len(passes.calibration.half_b)
+    for gradients, num_predictions in passes.gradients("curvature", passes.calibration.half_b, sampled_labels=True):
+        for total, draw in zip(fisher, gradients, strict=True):
+            total.addcmul_(draw, draw, value=num_predictions / num_batches)
+    if shrinkage:
+        shrink_to_mean(shards, groups, fisher, num_batches)
+    for slope, curvature, along in zip(gradient, fisher, direction, strict=True):
+        slope.mul_(along)
+        curvature.mul_(along).mul_(along)
+    return Statistics(
+        groups,
+        {
+            "slope": sum_over_groups(shards, groups, gradient),
+            "curvature": sum_over_groups(shards, groups, fisher),
+        },
+        tuple(
+            ElementShard(piece, {"slope": slope, "curvature": curvature})
+            for piece, slope, curvature in zip(shards.slices, gradient, fisher, strict=True)
+        ),
+    )
+
+
+def mean_gradient(passes: Passes, name: str, batches: tuple) -> list[Tensor]:
+    """Gradient of the mean loss over all predictions of ``batches``, float32, aligned with the slices."""
+    mean = [torch.zeros(piece.length, device=passes.shards.device) for piece in passes.shards.slices]
+    weight = 0.0
+    for gradients, num_predictions in passes.gradients(name, batches):
+        weight += num_predictions
+        for total, gradient in zip(mean, gradients, strict=True):
+            total.add_(gradient, alpha=num_predictions)
+    return [total.div_(weight) for total in mean]
+
+
+def shrink_to_mean(shards: Shards, groups: Groups, fisher: list[Tensor], num_draws: int) -> None:
+    r"""Shrinks each tensor's curvatures towards their mean, in place: :math:`h \leftarrow (1 - s)\,h + s\,\bar h`.
+
+    An element's curvature is a mean of ``num_draws`` squared gradients, each about χ²₁, so its sampling variance is
+    :math:`2h^2/M`. The best linear shrinkage then is :math:`s = \frac{2}{M}\overline{h^2} / \mathrm{Var}(\hat h)`
+    (Efron and Morris, 1973), from each tensor's first two moments. Without it the quotient slope / curvature favours
+    elements whose few draws happened to be small: dead coordinates win.
+    """
+    counts = torch.tensor([info.count for info in groups.parameters], dtype=torch.float64)
+    first = torch.zeros(len(counts), dtype=torch.float64, device=shards.device)
+    second = torch.zeros_like(first)
+    for piece, values in zip(shards.slices, fisher, strict=True):
+        first[piece.parameter] += values.sum(dtype=torch.float64)
+        second[piece.parameter] += values.double().square().sum()
+    moments = shards.ranks.all_reduce(torch.stack([first, second])).cpu() / counts
+    mean, mean_square = moments[0], moments[1]
+    variance = (mean_square - mean.square()).clamp(min=0.0)
+    noise = 2.0 / (num_draws + 2.0) * mean_square  # E[ĥ²] = (1 + 2/M) E[h²]
+    weight = torch.where(variance > noise, noise / variance.clamp(min=torch.finfo(torch.float64).tiny), 1.0)
+    for piece, values in zip(shards.slices, fisher, strict=True):
+        s = float(weight[piece.parameter])
+        values.mul_(1.0 - s).add_(s * float(mean[piece.parameter]))

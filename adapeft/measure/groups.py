@@ -1,0 +1,157 @@
+"""The group table: which parameters are chosen together. A column a property, a row a group, never a list of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.inputs.structure import ParameterInfo, describe_parameters, match_patterns, new_parameters
+
+GRANULARITIES = ("tensor", "row", "element")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of the candidate parameters at one granularity, K in all.
+
+    At ``row`` granularity a matrix gives one group an output neuron and everything else one group a tensor; at
+    ``tensor`` and ``element`` granularity there is one row a tensor (the elements of a tensor share its row here, their
+    own statistics are kept in shards).
+
+    Attributes:
+        parameters: the candidates, P of them.
+        granularity: ``tensor``, ``row`` or ``element``.
+        num_total: elements of the base model, which a fractional budget refers to.
+        always_train: names of the parameters trained whatever is chosen.
+        new: those of them that no base checkpoint holds.
+        fingerprint: of the base model; empty when only its structure was there.
+    """
+
+    parameters: tuple[ParameterInfo, ...]
+    granularity: str
+    num_total: int
+    always_train: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """int64 [P]: groups of each parameter."""
+        return np.array([self._num_groups(info) for info in self.parameters], dtype=np.int64)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """int64 [P + 1]: first group of each parameter."""
+        return np.concatenate([[0], np.cumsum(self.sizes)])
+
+    @property
+    def num_groups(self) -> int:
+        """K."""
+        return int(self.offsets[-1])
+
+    @cached_property
+    def parameter_of(self) -> np.ndarray:
+        """int64 [K]: parameter of each group."""
+        return np.repeat(np.arange(len(self.parameters)), self.sizes)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """int64 [K]: elements of each group, its cost in a budget of parameters."""
+        per_parameter = np.array([info.count for info in self.parameters], dtype=np.int64) // np.maximum(self.sizes, 1)
+        return np.repeat(per_parameter, self.sizes)
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """int64 [K]: index along the output dimension for a row, -1 for a whole tensor."""
+        index = np.arange(self.num_groups) - self.offsets[self.parameter_of]
+        return np.where(self.is_row[self.parameter_of], index, -1)
+
+    @cached_property
+    def is_row(self) -> np.ndarray:
+        """bool [P]: whether a parameter is divided into rows."""
+        return np.array([self._has_rows(info) for info in self.parameters], dtype=bool)
+
+    def sums(self, parameter: int, start: int, values: Tensor) -> tuple[slice, Tensor]:
+        """Sums of ``values``, the elements from flat position ``start`` of a parameter, over each of its groups.
+
+        Returns:
+            The groups touched, as a slice of 0 … K, and their sums in float64.
+        """
+        info = self.parameters[parameter]
+        offset = int(self.offsets[parameter])
+        if not self.is_row[parameter]:
+            return slice(offset, offset + 1), values.sum(dtype=torch.float64).reshape(1)
+        width = info.shape[1]
+        first, last = start // width, -(-(start + len(values)) // width)
+        padded = torch.nn.functional.pad(values, (start - first * width, last * width - start - len(values)))
+        matrix = padded.view(last - first, width)
+        if info.output_dim == 0:
+            return slice(offset + first, offset + last), matrix.sum(1, dtype=torch.float64)
+        return slice(offset, offset + width), matrix.sum(0, dtype=torch.float64)
+
+    def to_table(self, columns: dict[str, np.ndarray], metadata: dict[str, str]) -> pa.Table:
+        """The table of ``groups.parquet``: the groups, then the given statistics of length K."""
+        names = np.array([info.name for info in self.parameters], dtype=object)
+        roles = np.array([info.role for info in self.parameters], dtype=object)
+        layers = np.array([info.layer for info in self.parameters], dtype=np.int32)
+        depths = np.array([info.depth for info in self.parameters], dtype=np.float32)
+        of = self.parameter_of
+        described = {
+            "parameter": pa.array(names[of], pa.string()).dictionary_encode(),
+            "role": pa.array(roles[of], pa.string()).dictionary_encode(),
+            "layer": layers[of],
+            "depth": depths[of],
+            "index": self.indices,
+            "count": self.counts,
+        }
+        return pa.table({**described, **columns}).replace_schema_metadata(metadata)
+
+    def _has_rows(self, info: ParameterInfo) -> bool:
+        return self.granularity == "row" and info.output_dim is not None
+
+    def _num_groups(self, info: ParameterInfo) -> int:
+        return info.shape[info.output_dim] if self._has_rows(info) and info.output_dim is not None else 1
+
+
+def build_groups(
+    model: torch.nn.Module,
+    granularity: str,
+    *,
+    always_train: Sequence[str] = ("auto",),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Groups:
+    """Divides the candidates among the model's parameters into groups.
+
+    Args:
+        model: the model, which may be on the meta device; only its structure is read.
+        granularity: one of ``GRANULARITIES``.
+        always_train: patterns; ``auto`` stands for a new head.
+        include: patterns of candidates, everything when empty.
+        exclude: patterns taken out again.
+
+    Raises:
+        AdapeftError: a pattern matches nothing.
+    """
+    parameters = describe_parameters(model)
+    names = [info.name for info in parameters]
+    new = new_parameters(model)
+    patterns = [pattern for pattern in always_train if pattern != "auto"]
+    always = match_patterns("select.always_train", patterns, names) | (set(new) if "auto" in always_train else set())
+    included = match_patterns("select.include", list(include), names) if include else set(names)
+    candidates = included - match_patterns("select.exclude", list(exclude), names) - always - set(new)
+    return Groups(
+        parameters=tuple(info for info in parameters if info.name in candidates),
+        granularity=granularity,
+        num_total=sum(info.count for info in parameters if info.name not in new),
+        always_train=tuple(name for name in names if name in always),
+        new=new,
+        fingerprint="" if next(model.parameters()).is_meta else fingerprint_model(model, new),
+    )

@@ -1,0 +1,26 @@
+"""Measuring, top to bottom: warm up the always-trained part, then the method's passes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+
+if TYPE_CHECKING:
+    from adapeft.config import Select
+    from adapeft.methods import Method
+
+WARMUP_LEARNING_RATE = 1e-3
+
+
+def measure(method: Method, passes: Passes, groups: Groups, settings: Select) -> Statistics | None:
+    """The method's statistics of ``groups``, or None when it measures nothing. Collective.
+
+    The warm-up moves the always-trained parameters; whoever owns the model puts them back or drops the model.
+    """
+    steps = method.default_warmup_steps if settings.warmup_steps == "auto" else settings.warmup_steps
+    if groups.always_train:
+        passes.warm_up(steps, WARMUP_LEARNING_RATE)
+    return method.measure(passes, groups, settings)

@@ -1,0 +1,58 @@
+"""Slope and curvature of every group along the direction, from projections of micro-batch gradients: one pass each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.shards import Shards
+
+
+def measure_slopes(passes: Passes, groups: Groups, direction: list[Tensor]) -> dict[str, np.ndarray]:
+    r"""Columns ``slope`` :math:`b_k = \bar g_k^\top d_k` over half B and its standard error ``slope_error``.
+
+    Half B is free of the noise that half A has put into d, so the estimate has no :math:`\|\bar g\|^2` bias.
+    """
+    projections, weights = _project(passes, groups, direction, sampled_labels=False)
+    mean = np.average(projections, axis=0, weights=weights)
+    spread = np.average((projections - mean) ** 2, axis=0, weights=weights)
+    degrees = len(weights) - 1
+    error = np.sqrt(spread / degrees) if degrees > 0 else np.full_like(mean, np.nan)
+    return {"slope": mean, "slope_error": error}
+
+
+def measure_curvatures(passes: Passes, groups: Groups, direction: list[Tensor]) -> dict[str, np.ndarray]:
+    r"""Column ``curvature`` :math:`A_k = T\,\overline{(\tilde g_k^\top d_k)^2}` over half B at sampled labels.
+
+    With T predictions averaged in a global batch this is an unbiased :math:`d_k^\top F d_k` (F the Fisher, or
+    Gauss-Newton, matrix): never negative, no double backward, and one all-reduce of K numbers a batch.
+    """
+    projections, num_predictions = _project(passes, groups, direction, sampled_labels=True)
+    return {"curvature": (num_predictions[:, None] * projections**2).mean(axis=0)}
+
+
+def sum_over_groups(shards: Shards, groups: Groups, values: Iterable[Tensor]) -> np.ndarray:
+    """float64 [K]: sums of sharded ``values`` (one tensor a slice) over each group, the same on every rank."""
+    sums = torch.zeros(groups.num_groups, dtype=torch.float64, device=shards.device)
+    for piece, value in zip(shards.slices, values, strict=True):
+        touched, partial = groups.sums(piece.parameter, piece.start, value)
+        sums[touched] += partial
+    return shards.ranks.all_reduce(sums).cpu().numpy()
+
+
+def _project(
+    passes: Passes, groups: Groups, direction: list[Tensor], *, sampled_labels: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Projections [M, K] of the M gradients of half B on the direction, and the predictions [M] behind each."""
+    name = "curvature" if sampled_labels else "slope"
+    rows, weights = [], []
+    for gradients, num_predictions in passes.gradients(name, passes.calibration.half_b, sampled_labels=sampled_labels):
+        products = (gradient * along for gradient, along in zip(gradients, direction, strict=True))
+        rows.append(sum_over_groups(passes.shards, groups, products))
+        weights.append(num_predictions)
+    return np.stack(rows), np.array(weights, dtype=np.float64)

@@ -1,0 +1,114 @@
+"""The small interface through which statistics see parameters: one rank's slice of each, and the ranks they are on.
+
+``WholeModel`` is the case of one process that holds everything; ``cluster.zero_shards.ZeroShards`` is any ZeRO stage.
+Nothing else in ``measure`` knows which of the two it runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adapeft.ranks import OneRank, Ranks
+
+Loss = Callable[[nn.Module], Tensor]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A contiguous range of a candidate's flattened elements: ``start`` to ``start + length`` of ``groups.parameters[parameter]``."""
+
+    parameter: int
+    start: int
+    length: int
+
+
+class Shards(Protocol):
+    """One rank's view of the model while it is measured."""
+
+    ranks: Ranks
+    device: torch.device
+    num_micro: int
+    """Micro-batches that every gradient is accumulated over, the same on all ranks."""
+    slices: tuple[Slice, ...]
+    """This rank's elements; over all ranks every element of every candidate occurs exactly once."""
+
+    def gradients(self, losses: Sequence[Loss]) -> AbstractContextManager[list[Tensor]]:
+        """float32 gradients, aligned with ``slices``, of the sum of ``losses`` over all ranks; valid within the context.
+
+        ``losses`` are this rank's ``num_micro`` micro-batches, each called with the model. Collective.
+        """
+        ...
+
+    def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
+        """One AdamW step of the always-trained parameters on the same sum of losses. Collective."""
+        ...
+
+
+class WholeModel:
+    """One process that holds the whole model: every slice is a whole parameter."""
+
+    def __init__(
+        self, model: nn.Module, candidates: Sequence[str], always_train: Sequence[str] = (), num_micro: int = 1
+    ) -> None:
+        parameters = dict(model.named_parameters())
+        self.model = model
+        self.ranks: Ranks = OneRank()
+        self.num_micro = num_micro
+        self._candidates = [parameters[name] for name in candidates]
+        self._always = [parameters[name] for name in always_train]
+        self._optimizer = torch.optim.AdamW(self._always, weight_decay=0.0) if self._always else None
+        self.device = next(model.parameters()).device
+        self.slices = tuple(Slice(index, 0, parameter.numel()) for index, parameter in enumerate(self._candidates))
+
+    @contextmanager
+    def gradients(self, losses: Sequence[Loss]) -> Iterator[list[Tensor]]:
+        """See ``Shards.gradients``."""
+        self._backward(losses, self._candidates)
+        yield [
+            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten().float()
+            for parameter in self._candidates
+        ]
+        self.model.zero_grad(set_to_none=True)
+
+    def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
+        """See ``Shards.train_step``."""
+        if self._optimizer is None:
+            return
+        self._backward(losses, self._always)
+        self._optimizer.param_groups[0]["lr"] = learning_rate
+        self._optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+
+    def _backward(self, losses: Sequence[Loss], trainable: Sequence[nn.Parameter]) -> None:
+        self.model.zero_grad(set_to_none=True)
+        self.model.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for loss in losses:
+            loss(self.model).backward()
+
+
+@contextmanager
+def measuring_mode(model: nn.Module, restore: Sequence[str]) -> Iterator[None]:
+    """Evaluation mode (no dropout), and on leaving everything back: mode, ``requires_grad`` and the named parameters."""
+    training = {name: module.training for name, module in model.named_modules()}
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    saved = {name: parameters[name].detach().clone() for name in restore}
+    model.eval()
+    try:
+        yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = training[name]
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        with torch.no_grad():
+            for name, value in saved.items():
+                parameters[name].copy_(value)

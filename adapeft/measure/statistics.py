@@ -1,0 +1,34 @@
+"""What measuring leaves behind: columns over groups and, for elements, this rank's shards of the same columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from adapeft.measure.groups import Groups
+from adapeft.measure.shards import Slice
+
+
+@dataclass(frozen=True)
+class ElementShard:
+    """Statistics of one rank's elements of one candidate: ``columns[name]`` is float32 [slice.length]."""
+
+    slice: Slice
+    columns: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Measured columns.
+
+    Attributes:
+        groups: the K groups.
+        columns: name → float64 [K], equal on every rank.
+        elements: this rank's shards when ``groups.granularity`` is ``element``, else empty.
+    """
+
+    groups: Groups
+    columns: dict[str, np.ndarray]
+    elements: tuple[ElementShard, ...] = field(default=())

@@ -1,0 +1,25 @@
+"""Methods: each a file of a few lines that composes the stages."""
+
+from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.methods.adapeft import AdaPEFT
+from adapeft.methods.method import Method, Plan, ValuedMethod
+from adapeft.methods.random import Random
+from adapeft.methods.sam import SAM
+
+METHODS: dict[str, Method] = {method.name: method for method in (Random(), SAM(), AdaPEFT())}
+
+
+def get_method(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        AdapeftError: there is none.
+    """
+    if name not in METHODS:
+        raise AdapeftError(
+            f"select.method = {name!r}: no such method.{did_you_mean(name, METHODS)} There are {', '.join(METHODS)}."
+        )
+    return METHODS[name]
+
+
+__all__ = ["METHODS", "Method", "Plan", "ValuedMethod", "get_method"]

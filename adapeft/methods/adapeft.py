@@ -1,0 +1,44 @@
+"""AdaPEFT: influence from gradient and curvature, chosen by a knapsack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from adapeft.measure.direction import measure_direction
+from adapeft.measure.elementwise import measure_elements
+from adapeft.measure.groups import Groups
+from adapeft.measure.influence import influence
+from adapeft.measure.passes import Passes
+from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.method import Plan, ValuedMethod
+
+if TYPE_CHECKING:
+    from adapeft.config import Select
+
+
+class AdaPEFT(ValuedMethod):
+    """The groups of largest predicted loss decrease within the reach of training.
+
+    Xu and Bu, "Adaptive parameter-efficient fine-tuning via Hessian-informed subset selection", 2025, with the reach
+    limited (``select.reach: inf`` is theirs) and the curvature from sampled labels instead of forward-only fits.
+    """
+
+    name = "adapeft"
+    family = "second-order"
+    summary = "groups of largest influence under the budget"
+    source = "Xu and Bu 2025"
+    default_warmup_steps = 32
+
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        direction = measure_direction(passes, settings.direction)
+        if groups.granularity == "element":
+            return measure_elements(passes, groups, direction, shrinkage=settings.shrinkage)
+        slopes = measure_slopes(passes, groups, direction)
+        curvatures = measure_curvatures(passes, groups, direction)
+        return Statistics(groups, {**slopes, **curvatures})
+
+    def value(self, columns: dict[str, Tensor], plan: Plan) -> Tensor:
+        return influence(columns["slope"], columns["curvature"], plan.reach)

@@ -1,0 +1,77 @@
+"""The interface of a method: how it measures, and how it values what it measured."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adapeft.choose.elements import choose_elements
+from adapeft.choose.groups import choose_groups
+from adapeft.choose.subset import Subset
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.ranks import Ranks
+
+if TYPE_CHECKING:
+    from adapeft.config import Select
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What choosing knows of the run: the budget in elements, the reach of the training to come, the seed."""
+
+    budget: int
+    reach: float
+    seed: int
+
+
+class Method(ABC):
+    """A way to find the subset. One file each in this folder; stateless.
+
+    Attributes:
+        name: as in ``select.method``.
+        family: random, rule, projection or second-order.
+        summary: what it trains, in a line.
+        source: where it comes from.
+        default_warmup_steps: warm-up of the always-trained part when ``select.warmup_steps`` is ``auto``.
+    """
+
+    name: str
+    family: str
+    summary: str
+    source: str
+    default_warmup_steps: int = 0
+
+    @abstractmethod
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics | None:
+        """Statistics of the groups, or None when the method measures nothing. Collective."""
+
+    @abstractmethod
+    def choose(self, groups: Groups, statistics: Statistics | None, plan: Plan, ranks: Ranks) -> Subset:
+        """The subset under the plan's budget, the same on every rank. Collective."""
+
+
+class ValuedMethod(Method):
+    """A method that gives every group or element a value and takes the most valuable under the budget."""
+
+    @abstractmethod
+    def value(self, columns: dict[str, Tensor], plan: Plan) -> Tensor:
+        """Value of each group or element from its statistics, elementwise for any shape."""
+
+    def choose(self, groups: Groups, statistics: Statistics | None, plan: Plan, ranks: Ranks) -> Subset:
+        assert statistics is not None
+        if groups.granularity == "element":
+            return choose_elements(
+                groups, statistics.elements, lambda columns: self.value(columns, plan), plan.budget, ranks
+            )
+        return choose_groups(groups, self.group_values(statistics, plan).numpy(), plan.budget)
+
+    def group_values(self, statistics: Statistics, plan: Plan) -> Tensor:
+        """float64 [K]: the values that the knapsack adds up."""
+        columns = {name: torch.from_numpy(column) for name, column in statistics.columns.items()}
+        return self.value(columns, plan)

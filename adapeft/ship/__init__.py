@@ -1,0 +1,1 @@
+"""What leaves a run: the delta, the merged checkpoint."""

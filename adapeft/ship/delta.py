@@ -1,0 +1,207 @@
+"""A delta: θ − θ⁰ on the subset, and the new parameters. Small, and bound to its base by fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapeft.artifact import load_tensors, save_tensors
+from adapeft.choose.subset import Part, check_part, compact_indices
+from adapeft.errors import AdapeftError
+from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.tune.attach import attachment_of
+from adapeft.tune.leaves import leaf_shape
+
+
+@dataclass(frozen=True)
+class Change:
+    """The difference on one parameter: ``values`` float32, shaped like the leaf of ``part``, or like a whole tensor."""
+
+    part: Part
+    values: Tensor
+
+    def add_to(self, parameter: Tensor) -> None:
+        """Adds the difference in place, in float32, rounded once to the parameter's dtype."""
+        indices, values = self.part.indices, self.values.to(parameter.device)
+        if indices is None:
+            parameter.copy_(parameter.float() + values)
+        else:
+            place = indices.to(parameter.device)
+            view, dim = (parameter.view(-1), 0) if self.part.kind == "elements" else (parameter, self.part.dim)
+            trained = view.index_select(dim, place).float() + values.movedim(0, dim)
+            view.index_copy_(dim, place, trained.to(view.dtype))
+
+    def touched(self, parameter: Tensor) -> Tensor:
+        """A copy of the entries of ``parameter`` that ``add_to`` changes."""
+        if self.part.indices is None:
+            return parameter.detach().clone()
+        place = self.part.indices.to(parameter.device)
+        if self.part.kind == "elements":
+            return parameter.detach().view(-1)[place]
+        return parameter.detach().index_select(self.part.dim, place)
+
+    def put_back(self, parameter: Tensor, entries: Tensor) -> None:
+        """Writes what ``touched`` returned, bit for bit."""
+        if self.part.indices is None:
+            parameter.copy_(entries)
+            return
+        view, dim = (parameter.view(-1), 0) if self.part.kind == "elements" else (parameter, self.part.dim)
+        view.index_copy_(dim, self.part.indices.to(parameter.device), entries)
+
+
+@dataclass
+class Applied:
+    """A delta that is in a model's weights; keeps the base entries it replaced."""
+
+    model: nn.Module
+    _changes: list[tuple[Change, str, Tensor]]
+    _new: list[tuple[str, Tensor]]
+
+    @torch.no_grad()
+    def revert(self) -> None:
+        """Takes the delta out again; the weights are bit-identical to before."""
+        parameters = dict(self.model.named_parameters())
+        for change, name, entries in self._changes:
+            change.put_back(parameters[name], entries)
+        for name, value in self._new:
+            parameters[name].copy_(value)
+        self._changes, self._new = [], []
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Changes by parameter name and whole new parameters.
+
+    Attributes:
+        changes: differences to the base.
+        new: values of parameters that the base does not have (a head).
+        fingerprint: of the base.
+        description: method, budget, scores, config; whatever the maker wanted to say.
+    """
+
+    changes: Mapping[str, Change]
+    new: Mapping[str, Tensor]
+    fingerprint: str
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Changed elements of the base."""
+        return sum(change.values.numel() for change in self.changes.values())
+
+    def save(self, path: str | Path) -> None:
+        """Writes ``delta.safetensors``: 8 bytes a trained element, 4 in rows and whole tensors, and a header."""
+        tensors, parts = {}, {}
+        for name, change in self.changes.items():
+            parts[name] = {"kind": change.part.kind, "shape": change.part.shape, "dim": change.part.dim}
+            tensors[f"{name}.values"] = change.values
+            if change.part.indices is not None:
+                tensors[f"{name}.indices"] = compact_indices(change.part.indices, change.part.shape)
+        for name, value in self.new.items():
+            tensors[f"{name}.new"] = value
+        content = {"parts": parts, "new": list(self.new), "fingerprint": self.fingerprint, **self.description}
+        save_tensors(Path(path), "delta", tensors, content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Delta:
+        """Reads ``delta.safetensors``.
+
+        Raises:
+            AdapeftError: not a delta, truncated, or tensors that do not fit their description.
+        """
+        tensors, content = load_tensors(Path(path), "delta")
+        try:
+            changes = {}
+            for name, entry in content.pop("parts").items():
+                indices = tensors.get(f"{name}.indices")
+                part = Part(
+                    entry["kind"], tuple(entry["shape"]), None if indices is None else indices.long(), entry["dim"]
+                )
+                check_part(path, name, part)
+                changes[name] = Change(part, tensors[f"{name}.values"])
+            new = {name: tensors[f"{name}.new"] for name in content.pop("new")}
+            delta = cls(changes, new, content.pop("fingerprint"), content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AdapeftError(f"{path}: damaged description of a delta ({error}).") from error
+        for name, change in delta.changes.items():
+            expected = change.part.shape if change.part.indices is None else leaf_shape(change.part)
+            if tuple(change.values.shape) != tuple(expected):
+                raise AdapeftError(
+                    f"{path}: {name!r} has values of shape {tuple(change.values.shape)}, not {expected}."
+                )
+        return delta
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Checks names, shapes and fingerprint against ``model``.
+
+        Raises:
+            AdapeftError: another architecture, other shapes or another base.
+        """
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        wanted = {name: tuple(change.part.shape) for name, change in self.changes.items()}
+        wanted |= {name: tuple(value.shape) for name, value in self.new.items()}
+        for name, shape in wanted.items():
+            if shapes.get(name) != shape:
+                found = shapes.get(name, "nothing")
+                raise AdapeftError(f"the delta changes {name!r} of shape {shape}; this model has {found} there.")
+        self.check_fingerprint(fingerprint_model(model, self.new))
+
+    def check_fingerprint(self, found: str) -> None:
+        """Checks the base's fingerprint.
+
+        Raises:
+            AdapeftError: the delta belongs to another base.
+        """
+        if found != self.fingerprint:
+            raise AdapeftError(
+                f"the delta belongs to a base model of fingerprint {self.fingerprint[:12]}, this one has {found[:12]}: "
+                f"apply it to the base it was trained on."
+            )
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module) -> Applied:
+        """Adds the delta to the model's weights in place; ``revert()`` of the result takes it out again.
+
+        Raises:
+            AdapeftError: the model is not the delta's base.
+        """
+        self.check_fits(model)
+        parameters = dict(model.named_parameters())
+        undo = [(change, name, change.touched(parameters[name])) for name, change in self.changes.items()]
+        new = [(name, parameters[name].detach().clone()) for name in self.new]
+        for name, change in self.changes.items():
+            change.add_to(parameters[name])
+        for name, value in self.new.items():
+            parameters[name].copy_(value)
+        return Applied(model, undo, new)
+
+
+def extract_delta(
+    model: nn.Module,
+    description: Mapping[str, Any] | None = None,
+    full_value: Callable[[nn.Parameter], Tensor] = lambda parameter: parameter.detach(),
+) -> Delta:
+    """The delta of a model that has a subset attached.
+
+    Args:
+        model: after ``attach`` and training.
+        description: goes into the file's header.
+        full_value: reads a trained parameter whole and in float32; under ZeRO a collective.
+    """
+    attachment = attachment_of(model)
+    changes, new = {}, {}
+    for name, parameter in attachment.trained.items():
+        # A copy: on one rank ZeRO hands out views of the live values, which training goes on to change.
+        value = full_value(parameter).to("cpu", torch.float32, copy=True)
+        if name in attachment.subset.new:
+            new[name] = value
+        elif name in attachment.base:
+            changes[name] = Change(Part("tensor", tuple(value.shape)), value - attachment.base[name])
+        else:
+            changes[name] = Change(attachment.subset.parts[name], value)
+    return Delta(changes, new, attachment.fingerprint, dict(description or {}))

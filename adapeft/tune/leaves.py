@@ -1,0 +1,176 @@
+"""Modules that own a leaf: the trained difference of some rows or elements of one of their own parameters.
+
+A module is turned into a subclass of its own class, so that it keeps its parameters, its name and its hooks: under
+ZeRO-3 the module's pre-forward hook gathers weight and leaf together, which a wrapper around another module's weight
+would not get. A leaf starts at zero and is all that the optimizer, the gradients and the checkpoints see; weight decay
+on it pulls towards the pretrained value.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from adapeft.choose.subset import Part
+
+
+def add_leaf(module: nn.Module, name: str, part: Part, leaf: nn.Parameter) -> None:
+    """Makes ``leaf`` part of ``module`` as the difference to its parameter ``name`` that ``part`` describes."""
+    assert part.indices is not None
+    if not isinstance(module, _WithLeaves):
+        module.__class__ = _class_with_leaves(type(module))  # type: ignore[arg-type]
+        module.__dict__["leaf_parts"] = {}
+    assert isinstance(module, _WithLeaves)
+    parameter = getattr(module, name)
+    module.register_parameter(_leaf_name(name), leaf)
+    module.register_buffer(_indices_name(name), part.indices.to(parameter.device), persistent=False)
+    module.leaf_parts[name] = (part.kind, part.dim)
+
+
+def remove_leaves(module: nn.Module) -> None:
+    """Gives ``module`` its own class back."""
+    if isinstance(module, _WithLeaves):
+        for name in module.leaf_parts:
+            del module._parameters[_leaf_name(name)]
+            del module._buffers[_indices_name(name)]
+        del module.__dict__["leaf_parts"]
+        module.__class__ = type(module).__bases__[1]
+
+
+def leaf_shape(part: Part) -> tuple[int, ...]:
+    """[k] for elements; for rows the parameter's shape with ``dim`` moved to the front and cut to the chosen rows."""
+    assert part.indices is not None
+    if part.kind == "elements":
+        return (len(part.indices),)
+    return (len(part.indices), *part.shape[: part.dim], *part.shape[part.dim + 1 :])
+
+
+def _leaf_name(name: str) -> str:
+    return f"{name}_leaf"
+
+
+def _indices_name(name: str) -> str:
+    return f"{name}_leaf_indices"
+
+
+class _WithLeaves(nn.Module):
+    """Any module: the parameters that have leaves are replaced for the length of one forward by their sums.
+
+    Correct for whatever the module does with its parameters; the sum is a dense transient.
+    """
+
+    leaf_parts: dict[str, tuple[str, int]]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward of the module's own class on the sums."""
+        sums = {name: self.summed(name) for name in self.leaf_parts}
+        # An instance attribute is found before nn.Module's own parameters, which ZeRO's hooks keep seeing.
+        self.__dict__.update(sums)
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            for name in sums:
+                del self.__dict__[name]
+
+    def leaf(self, name: str) -> tuple[Tensor, Tensor]:
+        """The leaf of parameter ``name`` and its indices."""
+        return self._parameters[_leaf_name(name)], self._buffers[_indices_name(name)]  # type: ignore[return-value]
+
+    def summed(self, name: str) -> Tensor:
+        """Parameter plus leaf, dense."""
+        parameter = self._parameters[name]
+        assert parameter is not None
+        if name not in self.leaf_parts:
+            return parameter
+        leaf, indices = self.leaf(name)
+        kind, dim = self.leaf_parts[name]
+        leaf = leaf.to(parameter.dtype)
+        if kind == "elements":
+            return parameter.flatten().index_add(0, indices, leaf).view(parameter.shape)
+        return parameter.index_add(dim, indices, leaf.movedim(0, dim))
+
+
+class _LinearWithLeaves(_WithLeaves):
+    """``nn.Linear`` and ``Conv1D`` without a dense gradient (rows) or a saved dense sum (elements) of the weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] → [..., out]."""
+        transposed = isinstance(self, Conv1D)
+        bias = self.summed("bias") if self._parameters.get("bias") is not None else None
+        weight = self._parameters["weight"]
+        assert weight is not None
+        kind, dim = self.leaf_parts.get("weight", ("", 0))
+        if kind == "elements":
+            return _ElementsLinear.apply(x, weight, bias, *self.leaf("weight"), transposed)
+        if kind == "rows" and dim != (1 if transposed else 0):
+            return F.linear(x, self.summed("weight").t() if transposed else self.summed("weight"), bias)
+        output = F.linear(x, weight.t() if transposed else weight, bias)
+        if kind == "rows":
+            leaf, rows = self.leaf("weight")
+            output = output.index_add(-1, rows, F.linear(x, leaf.to(x.dtype)).to(output.dtype))
+        return output
+
+
+class _EmbeddingWithLeaves(_WithLeaves):
+    """``nn.Embedding`` whose trained rows are looked up in the leaf, without a dense sum."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [...] → [..., embedding]."""
+        kind, dim = self.leaf_parts["weight"]
+        if kind != "rows" or dim != 0:
+            return super().forward(tokens)
+        leaf, rows = self.leaf("weight")
+        place = torch.searchsorted(rows, tokens.contiguous()).clamp(max=len(rows) - 1)
+        hit = (rows[place] == tokens).unsqueeze(-1)
+        output = nn.Embedding.forward(self, tokens)  # type: ignore[arg-type]
+        return output + torch.where(hit, F.embedding(place, leaf), 0.0).to(output.dtype)
+
+
+@cache
+def _class_with_leaves(cls: type[nn.Module]) -> type[nn.Module]:
+    fast = {nn.Linear: _LinearWithLeaves, Conv1D: _LinearWithLeaves, nn.Embedding: _EmbeddingWithLeaves}
+    # Only the classes themselves: a subclass may compute something else from the same weight.
+    return type(f"{cls.__name__}WithLeaves", (fast.get(cls, _WithLeaves), cls), {})
+
+
+class _ElementsLinear(torch.autograd.Function):
+    """x (W + S)ᵀ + b, S zero but for the leaf at flat ``indices`` of W.
+
+    Saves the parameter W and not the sum: under ZeRO-3 the backward hook has gathered W again, and elsewhere the sum
+    would be a second copy of every trained matrix for the length of a step. The leaf's gradient is gathered from the
+    transient dense product; no dense gradient outlives the call.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, leaf: Tensor, indices: Tensor, transposed: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, leaf, indices)
+        ctx.transposed = transposed
+        return F.linear(x, _sum_of(weight, leaf, indices, transposed), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, leaf, indices = ctx.saved_tensors
+        needs_x, _, needs_bias, needs_leaf, *_ = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        grad_x = grad_leaf = None
+        if needs_x:
+            grad_x = grad @ _sum_of(weight, leaf, indices, ctx.transposed).to(grad.dtype)
+        if needs_leaf:
+            inputs = x.flatten(0, -2).to(grad.dtype)
+            dense = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs
+            grad_leaf = dense.flatten()[indices].to(leaf.dtype)
+        return grad_x, None, rows.sum(0) if needs_bias else None, grad_leaf, None, None
+
+
+def _sum_of(weight: Tensor, leaf: Tensor, indices: Tensor, transposed: bool) -> Tensor:
+    dense = weight.detach().flatten().index_add(0, indices, leaf.to(weight.dtype)).view(weight.shape)
+    return dense.t() if transposed else dense

@@ -1,0 +1,128 @@
+"""DeepSpeed set-up: the process group, an engine to measure with, an engine to train with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+if not torch.cuda.is_available():
+    # DeepSpeed picks its accelerator while it is imported.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+
+from cluster.optimizer import AlwaysTrainedAdamW
+
+
+class DistributedRanks:
+    """The ranks of ``torch.distributed``; see ``adapeft.ranks.Ranks``."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        # NCCL moves tensors of the device only, gloo those of the CPU.
+        self.device = torch.device("cuda", torch.cuda.current_device()) if _uses_cuda() else torch.device("cpu")
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sums ``tensor`` over the ranks in place and returns it."""
+        moved = tensor.to(self.device)
+        dist.all_reduce(moved)
+        return tensor.copy_(moved)
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The 1-D tensors of all ranks, by rank; lengths may differ."""
+        lengths = torch.zeros(self.world_size, dtype=torch.int64)
+        lengths[self.rank] = len(tensor)
+        self.all_reduce(lengths)
+        longest = int(lengths.max())
+        padded = torch.zeros(longest, dtype=tensor.dtype, device=self.device)
+        padded[: len(tensor)] = tensor
+        gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(gathered, padded)
+        return [piece[:length].to(tensor.device) for piece, length in zip(gathered, lengths.tolist(), strict=True)]
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The picklable ``value`` of every rank, by rank."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+
+def join() -> DistributedRanks:
+    """Joins the process group that the launcher (Ray Train or torchrun) set up in the environment."""
+    if _uses_cuda():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    deepspeed.init_distributed(dist_backend="nccl" if _uses_cuda() else "gloo", verbose=False)
+    return DistributedRanks()
+
+
+def measuring_engine(
+    model: nn.Module, candidates: Sequence[str], always_train: Sequence[str], zero_stage: int, num_micro: int
+) -> deepspeed.DeepSpeedEngine:
+    """An engine whose candidates get gradients but never an optimizer state; see ``AlwaysTrainedAdamW``."""
+    parameters = dict(model.named_parameters())
+    model.requires_grad_(False)
+    groups = []
+    for names in (candidates, always_train):
+        members = [parameters[name].requires_grad_(True) for name in names]
+        if members:
+            groups.append({"params": members, "lr": 0.0})
+    return _engine(model, AlwaysTrainedAdamW(groups, weight_decay=0.0), zero_stage, num_micro)
+
+
+def training_engine(
+    model: nn.Module,
+    *,
+    zero_stage: int,
+    num_micro: int,
+    learning_rate: float,
+    weight_decay: float,
+    max_grad_norm: float | None,
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler],
+) -> deepspeed.DeepSpeedEngine:
+    """An engine over the parameters that require gradients. As in transformers, vectors are not decayed."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+    return _engine(model, optimizer, zero_stage, num_micro, max_grad_norm=max_grad_norm, schedule=schedule)
+
+
+def _engine(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    zero_stage: int,
+    num_micro: int,
+    *,
+    max_grad_norm: float | None = None,
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+) -> deepspeed.DeepSpeedEngine:
+    bf16 = next(model.parameters()).dtype == torch.bfloat16
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule(optimizer) if schedule else None,
+        config={
+            # The engine is fed losses, not batches: only the accumulation matters.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": num_micro,
+            "gradient_clipping": max_grad_norm or 0.0,
+            "bf16": {"enabled": bf16},
+            "zero_optimization": {"stage": zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        },
+    )
+    return engine
+
+
+def _uses_cuda() -> bool:
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"

@@ -1,0 +1,42 @@
+"""What every rank loads: model, data, objective. The same in every process, from the config alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from adapeft.config import Config
+from adapeft.inputs.data import DataDescription, describe, load_rows
+from adapeft.inputs.model import load_model, load_model_config, load_tokenizer
+from adapeft.inputs.objective import Objective, objective_for
+from adapeft.inputs.tokenize import TokenizedData, tokenize
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Loaded inputs of a run."""
+
+    config: Config
+    description: DataDescription
+    train: TokenizedData
+    evaluation: TokenizedData
+    objective: Objective
+
+    def model(self, always_train: tuple[str, ...]) -> PreTrainedModel:
+        """A fresh copy of the base model; names in ``always_train`` may be missing from its checkpoint."""
+        tokenizer = self.train.tokenizer
+        config = load_model_config(self.config.model, self.description, tokenizer)
+        return load_model(self.config.model, config, self.config.seed, set(always_train))
+
+
+def load_inputs(config: Config) -> Inputs:
+    """Reads and tokenizes both splits."""
+    description = describe(config.data, config.model.task)
+    tokenizer = load_tokenizer(config.model)
+    splits = [
+        tokenize(load_rows(source, field), config.data, config.model.task, tokenizer, description)
+        for source, field in ((config.data.train, "data.train"), (config.data.evaluation, "data.evaluation"))
+    ]
+    objective = objective_for(config.model.task, description.is_regression)
+    return Inputs(config, description, splits[0], splits[1], objective)

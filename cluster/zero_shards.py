@@ -1,0 +1,93 @@
+"""Shards under ZeRO: each stage divides parameters in its own way, and statistics follow that division."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.utils import safe_get_full_grad, safe_get_local_grad
+from torch import Tensor, nn
+
+from adapeft.measure.shards import Loss, Slice
+from cluster.engine import DistributedRanks
+
+
+class ZeroShards:
+    """The ``adapeft.measure.shards.Shards`` of a measuring engine, at ZeRO stage 0 to 3.
+
+    Stage 3: each parameter is divided evenly over the ranks, padded at the end. Stages 1 and 2: a rank holds a range of
+    the flattened group, which crosses parameters' borders, so some parameters are not on it at all. Stage 0: every rank
+    has all gradients; statistics are divided all the same.
+    """
+
+    def __init__(self, engine: DeepSpeedEngine, candidates: Sequence[str], ranks: DistributedRanks) -> None:
+        parameters = dict(engine.module.named_parameters())
+        self.engine = engine
+        self.ranks = ranks
+        self.device = torch.device(engine.device)
+        self.num_micro = engine.gradient_accumulation_steps()
+        self._stage = engine.zero_optimization_stage()
+        held = [(index, parameters[name], *self._range(parameters[name])) for index, name in enumerate(candidates)]
+        held = [entry for entry in held if entry[3] > 0]
+        self._held = [(parameter, start, length) for _, parameter, start, length in held]
+        self.slices = tuple(Slice(index, start, length) for index, _, start, length in held)
+        # safe_get_full_grad is a collective: every rank asks for every candidate, in one order.
+        self._candidates = [parameters[name] for name in candidates]
+
+    @contextmanager
+    def gradients(self, losses: Sequence[Loss]) -> Iterator[list[Tensor]]:
+        """See ``adapeft.measure.shards.Shards.gradients``."""
+        self._backward(losses)
+        yield self._local_gradients()
+        self.engine.step()
+
+    def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
+        """See ``adapeft.measure.shards.Shards.train_step``."""
+        if len(self.engine.optimizer.param_groups) < 2:
+            return
+        always_trained = self.engine.optimizer.param_groups[1]
+        always_trained["lr"] = learning_rate
+        self._backward(losses)
+        self.engine.step()
+        always_trained["lr"] = 0.0
+
+    def _backward(self, losses: Sequence[Loss]) -> None:
+        # DeepSpeed averages over ranks and micro-batches; the losses are parts of a sum.
+        parts = self.ranks.world_size * self.num_micro
+        for loss in losses:
+            self.engine.backward(loss(self.engine) * parts)
+            if loss is not losses[-1]:
+                self.engine.step()
+
+    def _local_gradients(self) -> list[Tensor]:
+        if self._stage == 3:
+            return [safe_get_local_grad(parameter)[:length].float() for parameter, _, length in self._held]
+        if self._stage > 0 and getattr(self._candidates[0], "_hp_grad", None) is None:
+            return [_fragment(parameter) for parameter, _, _ in self._held]
+        whole = {id(parameter): _full_gradient(parameter) for parameter in self._candidates}
+        return [whole[id(parameter)][start : start + length] for parameter, start, length in self._held]
+
+    def _range(self, parameter: nn.Parameter) -> tuple[int, int]:
+        """(start, length) of this rank's part of a flattened parameter; the length may be 0."""
+        if self._stage in (1, 2):
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            return (0, 0) if mapping is None else (mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel)
+        if self._stage == 3:
+            total, part = parameter.ds_numel, parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+        else:
+            total, part = parameter.numel(), -(-parameter.numel() // self.ranks.world_size)
+        start = min(self.ranks.rank * part, total)
+        return start, min(part, total - start)
+
+
+def _fragment(parameter: nn.Parameter) -> Tensor:
+    """This rank's part of a gradient at stages 1 and 2, without a collective."""
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    return mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten().float()  # type: ignore[attr-defined]
+
+
+def _full_gradient(parameter: nn.Parameter) -> Tensor:
+    gradient = safe_get_full_grad(parameter)
+    return torch.zeros_like(parameter).flatten().float() if gradient is None else gradient.flatten().float()
