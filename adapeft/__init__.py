@@ -1,4 +1,4 @@
-"""Measure which parameters of a pretrained transformer are worth training, choose them under a budget, train only those.
+"""Measure which parameters of a transformer are worth training, choose them under a budget, train only those.
 
 The library face: one process, any training script, no Ray and no DeepSpeed::
 

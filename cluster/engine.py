@@ -96,6 +96,20 @@ def training_engine(
     return _engine(model, optimizer, zero_stage, num_micro, max_grad_norm=max_grad_norm, schedule=schedule)
 
 
+def inference_engine(model: nn.Module, zero_stage: int) -> nn.Module:
+    """The model ready to be evaluated: divided over the ranks at stage 3, whole on each at the others."""
+    model.requires_grad_(False)
+    if zero_stage < 3:
+        return model.to(DistributedRanks().device)
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+        "bf16": {"enabled": _is_bf16(model)},
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    return engine
+
+
 def _engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -105,7 +119,6 @@ def _engine(
     max_grad_norm: float | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
 ) -> deepspeed.DeepSpeedEngine:
-    bf16 = next(model.parameters()).dtype == torch.bfloat16
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
@@ -115,13 +128,17 @@ def _engine(
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": num_micro,
             "gradient_clipping": max_grad_norm or 0.0,
-            "bf16": {"enabled": bf16},
+            "bf16": {"enabled": _is_bf16(model)},
             "zero_optimization": {"stage": zero_stage},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
         },
     )
     return engine
+
+
+def _is_bf16(model: nn.Module) -> bool:
+    return next(model.parameters()).dtype == torch.bfloat16
 
 
 def _uses_cuda() -> bool:

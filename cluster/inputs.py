@@ -23,11 +23,15 @@ class Inputs:
     evaluation: TokenizedData
     objective: Objective
 
-    def model(self, always_train: tuple[str, ...]) -> PreTrainedModel:
-        """A fresh copy of the base model; names in ``always_train`` may be missing from its checkpoint."""
-        tokenizer = self.train.tokenizer
-        config = load_model_config(self.config.model, self.description, tokenizer)
-        return load_model(self.config.model, config, self.config.seed, set(always_train))
+    def model(self) -> PreTrainedModel:
+        """A fresh copy of the base model."""
+        config = load_model_config(self.config.model, self.description, self.train.tokenizer)
+        return load_model(self.config.model, config, self.config.seed, self.config.select.always_train)
+
+
+def count_examples(config: Config, description: DataDescription) -> int:
+    """Training examples: rows, or for a language model the blocks they are packed into."""
+    return len(load_inputs(config).train) if config.model.task == "causal-lm" else description.num_train
 
 
 def load_inputs(config: Config) -> Inputs:

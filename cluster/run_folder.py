@@ -67,7 +67,9 @@ class RunFolder:
             return
         if self.path.exists() and not self.path.is_dir():
             raise AdapeftError(f"output = {self.path} is a file. Give a folder.")
-        foreign = sorted(entry.name for entry in self.path.iterdir() if entry.name != "data") if self.path.exists() else []
+        foreign = (
+            sorted(entry.name for entry in self.path.iterdir() if entry.name != "data") if self.path.exists() else []
+        )
         if foreign:
             raise AdapeftError(
                 f"output = {self.path} holds files that are no run ({foreign[0]} …). Give a new or empty folder."

@@ -10,8 +10,9 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.utils import safe_get_full_grad, safe_get_local_grad
 from torch import Tensor, nn
 
-from adapeft.measure.shards import Loss, Slice
-from cluster.engine import DistributedRanks
+from adapeft.inputs.losses import Loss
+from adapeft.measure.shards import Slice
+from adapeft.ranks import Ranks
 
 
 class ZeroShards:
@@ -22,10 +23,10 @@ class ZeroShards:
     has all gradients; statistics are divided all the same.
     """
 
-    def __init__(self, engine: DeepSpeedEngine, candidates: Sequence[str], ranks: DistributedRanks) -> None:
+    def __init__(self, engine: DeepSpeedEngine, candidates: Sequence[str], ranks: Ranks) -> None:
         parameters = dict(engine.module.named_parameters())
         self.engine = engine
-        self.ranks = ranks
+        self.ranks: Ranks = ranks
         self.device = torch.device(engine.device)
         self.num_micro = engine.gradient_accumulation_steps()
         self._stage = engine.zero_optimization_stage()

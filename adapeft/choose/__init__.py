@@ -1,0 +1,1 @@
+"""From statistics to a subset: the budget, the knapsack, the top-k."""

@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from adapeft.config import Select
 
 
-def choose(
-    settings: Select, groups: Groups, statistics: Statistics | None, *, reach: float, seed: int, ranks: Ranks
-) -> Subset:
+def choose(settings: Select, statistics: Statistics, *, reach: float, seed: int, ranks: Ranks) -> Subset:
     """The subset of ``settings.method`` under ``settings.budget``, the same on every rank. Collective.
 
     Raises:
         AdapeftError: the budget does not fit the groups.
     """
+    groups = statistics.groups
     plan = Plan(check_budget(groups, settings.budget), reach, seed)
     subset = get_method(settings.method).choose(groups, statistics, plan, ranks)
     return subset.of_model(groups.always_train, groups.new).described(

@@ -54,7 +54,7 @@ def parts_of(groups: Groups, chosen: np.ndarray) -> dict[str, Part]:
 
 
 def chosen_of(groups: Groups, subset: Subset) -> np.ndarray:
-    """int64 [K]: how many elements of each group ``subset`` trains; the inverse of ``parts_of``, and sums for elements."""
+    """int64 [K]: how many elements of each group ``subset`` trains, the inverse of ``parts_of``."""
     trained = np.zeros(groups.num_groups, dtype=np.int64)
     for index, info in enumerate(groups.parameters):
         part = subset.parts.get(info.name)

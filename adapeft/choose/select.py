@@ -72,7 +72,7 @@ def select(
         )
         statistics = measure(get_method(settings.method), passes, groups, settings)
     reach = planned_reach(learning_rate * num_steps, num_steps) if settings.reach == "auto" else float(settings.reach)
-    return choose(settings, groups, statistics, reach=reach, seed=seed, ranks=shards.ranks)
+    return choose(settings, statistics, reach=reach, seed=seed, ranks=shards.ranks)
 
 
 def _as_batches(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> list[Batch]:

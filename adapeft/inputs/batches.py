@@ -1,4 +1,4 @@
-"""Which examples form a global batch, and which of them a rank takes. Pure index arithmetic: no world size changes it."""
+"""Which examples form a global batch, and which of them a rank takes: index arithmetic, the same for any world size."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def draw_calibration(num_examples: int, calibration: int, batch_size: int, world
     if available < needed:
         raise AdapeftError(
             f"select.calibration = {calibration} with data.train of {num_examples} examples leaves {available} to "
-            f"measure with, fewer than the {needed} that {world_size} rank(s) need. Raise select.calibration, give more "
-            f"training data or lower cluster.workers."
+            f"measure with, fewer than the {needed} that {world_size} rank(s) need. Raise select.calibration, give "
+            f"more training data or lower cluster.workers."
         )
     order = np.random.default_rng([seed, 0]).permutation(num_examples)[:available]
     middle = available // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.utils import logging
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.data import DataDescription, check_labels
+from adapeft.inputs.structure import always_trained
 from adapeft.inputs.tokenize import with_padding
 
 if TYPE_CHECKING:
@@ -49,8 +51,8 @@ def load_model_config(
         return config
     except (OSError, ValueError) as error:
         raise AdapeftError(
-            f"model.name = {model.name!r}: cannot be loaded ({_first_line(error)}). Give a folder with a config.json and "
-            f"weights, or the name of a model on the hub."
+            f"model.name = {model.name!r}: cannot be loaded ({_first_line(error)}). Give a folder with a config.json "
+            f"and weights, or the name of a model on the hub."
         ) from error
 
 
@@ -72,14 +74,14 @@ def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: b
         return _AUTO_CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
 
 
-def load_model(model: Model, config: PretrainedConfig, seed: int, covered: set[str]) -> PreTrainedModel:
+def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: Sequence[str]) -> PreTrainedModel:
     """The pretrained weights; a new head is initialised from ``seed``, the same in every process.
 
     Args:
         model: the config's section.
         config: from ``load_model_config``.
         seed: of a new head.
-        covered: names that need not be in the checkpoint, because they are always trained.
+        always_train: patterns of ``select.always_train``; what they match need not be in the checkpoint.
 
     Raises:
         AdapeftError: the checkpoint lacks other parameters too, which would stay random.
@@ -94,7 +96,8 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, covered: set[s
         trust_remote_code=model.trust_remote_code,
         output_loading_info=True,
     )
-    random = sorted(set(info["missing_keys"]) & {name for name, _ in loaded.named_parameters()} - covered)
+    names = [name for name, _ in loaded.named_parameters()]
+    random = sorted(set(info["missing_keys"]) & set(names) - always_trained(loaded, names, always_train))
     if random:
         raise AdapeftError(
             f"model.name = {model.name!r}: the checkpoint has no {', '.join(random)}, so they start random and frozen. "
@@ -133,10 +136,10 @@ def check_inputs(model: Model, data: Data, config: PretrainedConfig, description
             f"data.max_length = {data.max_length}: the model has {positions} positions. Lower it to that or less."
         )
     architectures = getattr(config, "architectures", None) or []
-    if model.task == "sequence-classification" and any(name.endswith("ForSequenceClassification") for name in architectures):
-        own = AutoConfig.from_pretrained(
-            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+    if model.task == "sequence-classification" and any(
+        name.endswith("ForSequenceClassification") for name in architectures
+    ):
+        own = AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
         check_labels(description, own.num_labels)
 
 

@@ -1,7 +1,8 @@
-"""What the parameters of a model are: one row a parameter, found in the module tree and not in a table of model names."""
+"""What the parameters of a model are, found in its module tree and not in a table of model names."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -68,7 +69,18 @@ def new_parameters(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_parameters() if not name.startswith(prefix + "."))
 
 
-def match_patterns(field: str, patterns: tuple[str, ...] | list[str], names: list[str]) -> set[str]:
+def always_trained(model: nn.Module, names: list[str], patterns: Sequence[str]) -> set[str]:
+    """Names that ``select.always_train`` stands for; ``auto`` among the patterns is a new head.
+
+    Raises:
+        AdapeftError: a pattern matches nothing.
+    """
+    explicit = [pattern for pattern in patterns if pattern != "auto"]
+    matched = match_patterns("select.always_train", explicit, names)
+    return matched | (set(new_parameters(model)) if "auto" in patterns else set())
+
+
+def match_patterns(field: str, patterns: Sequence[str], names: list[str]) -> set[str]:
     """The names matched by any of the shell-style ``patterns``.
 
     Raises:

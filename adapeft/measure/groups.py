@@ -1,4 +1,4 @@
-"""The group table: which parameters are chosen together. A column a property, a row a group, never a list of objects."""
+"""The group table: which parameters are chosen together. Columns over groups, never a list of objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adapeft.inputs.fingerprint import fingerprint_model
-from adapeft.inputs.structure import ParameterInfo, describe_parameters, match_patterns, new_parameters
+from adapeft.inputs.structure import ParameterInfo, always_trained, describe_parameters, match_patterns, new_parameters
 
 GRANULARITIES = ("tensor", "row", "element")
 
@@ -143,8 +143,7 @@ def build_groups(
     parameters = describe_parameters(model)
     names = [info.name for info in parameters]
     new = new_parameters(model)
-    patterns = [pattern for pattern in always_train if pattern != "auto"]
-    always = match_patterns("select.always_train", patterns, names) | (set(new) if "auto" in always_train else set())
+    always = always_trained(model, names, always_train)
     included = match_patterns("select.include", list(include), names) if include else set(names)
     candidates = included - match_patterns("select.exclude", list(exclude), names) - always - set(new)
     return Groups(

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 WARMUP_LEARNING_RATE = 1e-3
 
 
-def measure(method: Method, passes: Passes, groups: Groups, settings: Select) -> Statistics | None:
-    """The method's statistics of ``groups``, or None when it measures nothing. Collective.
+def measure(method: Method, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    """The method's statistics of ``groups``. Collective.
 
     The warm-up moves the always-trained parameters; whoever owns the model puts them back or drops the model.
     """

@@ -6,7 +6,7 @@ Nothing else in ``measure`` knows which of the two it runs on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,14 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from adapeft.inputs.losses import Loss
 from adapeft.ranks import OneRank, Ranks
-
-Loss = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A contiguous range of a candidate's flattened elements: ``start`` to ``start + length`` of ``groups.parameters[parameter]``."""
+    """Elements ``start`` to ``start + length`` of the flattened candidate ``groups.parameters[parameter]``."""
 
     parameter: int
     start: int
@@ -39,7 +38,7 @@ class Shards(Protocol):
     """This rank's elements; over all ranks every element of every candidate occurs exactly once."""
 
     def gradients(self, losses: Sequence[Loss]) -> AbstractContextManager[list[Tensor]]:
-        """float32 gradients, aligned with ``slices``, of the sum of ``losses`` over all ranks; valid within the context.
+        """float32 gradients of the sum of ``losses`` over all ranks, aligned with ``slices``; valid within the context.
 
         ``losses`` are this rank's ``num_micro`` micro-batches, each called with the model. Collective.
         """
@@ -96,7 +95,7 @@ class WholeModel:
 
 @contextmanager
 def measuring_mode(model: nn.Module, restore: Sequence[str]) -> Iterator[None]:
-    """Evaluation mode (no dropout), and on leaving everything back: mode, ``requires_grad`` and the named parameters."""
+    """Evaluation mode (no dropout); afterwards mode, ``requires_grad`` and the parameters in ``restore`` are back."""
     training = {name: module.training for name, module in model.named_modules()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     parameters = dict(model.named_parameters())

@@ -13,7 +13,7 @@ from adapeft.measure.influence import influence
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.method import Plan, ValuedMethod
+from adapeft.methods.method import ValuedMethod
 
 if TYPE_CHECKING:
     from adapeft.config import Select
@@ -40,5 +40,5 @@ class AdaPEFT(ValuedMethod):
         curvatures = measure_curvatures(passes, groups, direction)
         return Statistics(groups, {**slopes, **curvatures})
 
-    def value(self, columns: dict[str, Tensor], plan: Plan) -> Tensor:
-        return influence(columns["slope"], columns["curvature"], plan.reach)
+    def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
+        return influence(columns["slope"], columns["curvature"], reach)

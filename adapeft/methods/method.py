@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,30 +49,32 @@ class Method(ABC):
     default_warmup_steps: int = 0
 
     @abstractmethod
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics | None:
-        """Statistics of the groups, or None when the method measures nothing. Collective."""
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        """Statistics of the groups, without columns when the method measures nothing. Collective."""
 
     @abstractmethod
-    def choose(self, groups: Groups, statistics: Statistics | None, plan: Plan, ranks: Ranks) -> Subset:
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
         """The subset under the plan's budget, the same on every rank. Collective."""
+
+    def group_values(self, statistics: Statistics, reach: float) -> np.ndarray | None:
+        """float64 [K]: the value that choosing gives each group, None where groups have none."""
+        return None
 
 
 class ValuedMethod(Method):
     """A method that gives every group or element a value and takes the most valuable under the budget."""
 
     @abstractmethod
-    def value(self, columns: dict[str, Tensor], plan: Plan) -> Tensor:
+    def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         """Value of each group or element from its statistics, elementwise for any shape."""
 
-    def choose(self, groups: Groups, statistics: Statistics | None, plan: Plan, ranks: Ranks) -> Subset:
-        assert statistics is not None
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
         if groups.granularity == "element":
             return choose_elements(
-                groups, statistics.elements, lambda columns: self.value(columns, plan), plan.budget, ranks
+                groups, statistics.elements, lambda columns: self.value(columns, plan.reach), plan.budget, ranks
             )
-        return choose_groups(groups, self.group_values(statistics, plan).numpy(), plan.budget)
+        return choose_groups(groups, self.group_values(statistics, plan.reach), plan.budget)
 
-    def group_values(self, statistics: Statistics, plan: Plan) -> Tensor:
-        """float64 [K]: the values that the knapsack adds up."""
-        columns = {name: torch.from_numpy(column) for name, column in statistics.columns.items()}
-        return self.value(columns, plan)
+    def group_values(self, statistics: Statistics, reach: float) -> np.ndarray:
+        columns = {name: torch.from_numpy(column.copy()) for name, column in statistics.columns.items()}
+        return self.value(columns, reach).numpy()

@@ -31,10 +31,10 @@ class Random(Method):
     summary = "a uniform draw of elements or groups"
     source = "Fu et al. 2023"
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> None:
-        return None
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        return Statistics(groups, {})
 
-    def choose(self, groups: Groups, statistics: Statistics | None, plan: Plan, ranks: Ranks) -> Subset:
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
         draw = np.random.default_rng([plan.seed, 2])
         subset = (
             _elements(groups, plan.budget, draw) if groups.granularity == "element" else _groups(groups, plan, draw)

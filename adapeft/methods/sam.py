@@ -11,7 +11,7 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import sum_over_groups
 from adapeft.measure.statistics import ElementShard, Statistics
-from adapeft.methods.method import Plan, ValuedMethod
+from adapeft.methods.method import ValuedMethod
 
 if TYPE_CHECKING:
     from adapeft.config import Select
@@ -43,5 +43,5 @@ class SAM(ValuedMethod):
         )
         return Statistics(groups, {"squared_gradient": sums}, elements)
 
-    def value(self, columns: dict[str, Tensor], plan: Plan) -> Tensor:
+    def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         return columns["squared_gradient"]

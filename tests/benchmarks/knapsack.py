@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.knapsack > tests/benchmarks/results/knapsack.md
 
-About ten minutes, nearly all of them in searches that run into their time limits.
+About five minutes, nearly all of them in searches that run into their time limits.
 """
 
 from __future__ import annotations

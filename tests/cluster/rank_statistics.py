@@ -63,8 +63,7 @@ def passes_for(model, shards: Shards) -> Passes:
 def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Statistics, dict]:
     settings = settings_for(case)
     statistics = measure(get_method(settings.method), passes_for(model, shards), groups, settings)
-    assert statistics is not None
-    subset = choose(settings, groups, statistics, reach=REACH, seed=3, ranks=shards.ranks)
+    subset = choose(settings, statistics, reach=REACH, seed=3, ranks=shards.ranks)
     return statistics, {name: part.indices for name, part in subset.parts.items()}
 
 

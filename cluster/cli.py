@@ -1,0 +1,147 @@
+"""The command: ``adapeft run | select | train | evaluate | merge | show | config``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from adapeft.errors import AdapeftError
+
+app = typer.Typer(
+    help="Find which parameters are worth training within a budget, train only those, ship a small delta.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML config; `adapeft config` prints one with every key")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as budget=1% or select.method=sam")]
+
+
+def main() -> None:
+    """Runs the command; a user's error ends it with its message and status 2."""
+    try:
+        app()
+    except AdapeftError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error[/] {_escaped(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except RuntimeError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]failed[/] {_escaped(str(error))}", soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command()
+def run(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Measure, choose, train, evaluate; takes up again what the same run has finished."""
+    from adapeft.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    from cluster import pipeline
+
+    pipeline.run(loaded, _terminal())
+
+
+@app.command()
+def select(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Measure and choose; with select.statistics=RUN choose again from what another run measured, in seconds."""
+    from cluster import pipeline
+
+    with _session(config, overrides) as session:
+        pipeline.select(session)
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train the subset that is in the run's folder, or the one that train.subset names."""
+    from cluster import pipeline
+
+    with _session(config, overrides) as session:
+        if not session.folder.subset.is_file() and session.config.train.subset is None:
+            raise AdapeftError(
+                f"output = {session.folder.path} has no subset.safetensors: run `adapeft select` first, or name one: "
+                f"train.subset=PATH."
+            )
+        pipeline.train(session, pipeline.select(session))
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    delta: Annotated[Path | None, typer.Option(help="delta to apply; the run's own when left out")] = None,
+    base: Annotated[bool, typer.Option("--base", help="evaluate the base model without any delta")] = False,
+) -> None:
+    """Score base and delta on the evaluation data."""
+    from cluster import pipeline
+
+    with _session(config, overrides) as session:
+        chosen = None if base else delta or session.folder.delta
+        if chosen is not None and not chosen.is_file():
+            raise AdapeftError(f"{chosen}: no such delta. Train first, or give --delta PATH or --base.")
+        pipeline.evaluate(session, None if chosen is None else chosen.resolve())
+
+
+@app.command()
+def merge(
+    delta: Annotated[Path, typer.Argument(help="delta.safetensors of a run")],
+    model: Annotated[str, typer.Option(help="base model: folder or hub name")],
+    out: Annotated[Path, typer.Option(help="folder to write, new or empty")],
+) -> None:
+    """Write base + delta as a plain Hugging Face checkpoint, a shard at a time."""
+    from adapeft.ship.delta import Delta
+    from adapeft.ship.merge import merge as merge_into
+
+    print(merge_into(Delta.load(delta), model, out))
+
+
+@app.command()
+def show(path: Annotated[Path, typer.Argument(help="a run's folder, a subset or a delta")]) -> None:
+    """Say what is in a run's folder, a subset or a delta."""
+    from cluster.show import show as show_path
+
+    show_path(path, _terminal())
+
+
+@app.command()
+def config(
+    path: Annotated[Path | None, typer.Argument(help="config to check; left out, the defaults are printed")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema")] = False,
+) -> None:
+    """Check a config and print it whole, or print every key with its default."""
+    import json
+
+    from adapeft.config import defaults_yaml, json_schema, load_config, to_yaml
+
+    if schema:
+        print(json.dumps(json_schema(), indent=2))
+    elif path is None:
+        print(defaults_yaml(), end="")
+    else:
+        print(to_yaml(load_config(path, overrides or [])), end="")
+
+
+def _session(config: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]
+    from adapeft.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    # A config is judged before the heavy libraries are loaded.
+    from cluster.pipeline import Session
+
+    return Session(loaded, _terminal())
+
+
+def _terminal():  # type: ignore[no-untyped-def]
+    from cluster.console import Terminal
+
+    return Terminal()
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,211 @@
+"""What a person sees: the plan, progress, the choice, the summary. Lines instead of bars where there is no terminal."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from adapeft.choose.subset import Subset
+from adapeft.config import Config
+from adapeft.ship.delta import Delta
+from cluster.events import Report
+from cluster.inspect import Inspection
+from cluster.run_folder import RunFolder
+
+_BLOCK_INDEX = re.compile(r"\.\d+\.")
+_ROLES_SHOWN = 8
+_LINE_INTERVAL = 10.0
+
+
+class Terminal:
+    """Everything that is printed."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+
+    def note(self, text: str) -> None:
+        """A line."""
+        self.console.print(text, style="dim", soft_wrap=True)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Says what is going on while the block runs."""
+        if self.console.is_terminal:
+            with self.console.status(f"{text} …"):
+                yield
+        else:
+            self.console.print(f"{text} …")
+            yield
+
+    def show_plan(self, config: Config, inspection: Inspection) -> None:
+        """What was matched, before anything runs."""
+        groups, description = inspection.groups, inspection.description
+        classes = f", {description.num_labels} classes" if description.num_labels > 1 else ""
+        always = f", and {inspection.num_always_trained:,} always trained" if inspection.num_always_trained else ""
+        rows = {
+            "model": f"{inspection.architecture}, {groups.num_total:,} parameters",
+            "data": f"{description.num_train:,} to train on, {description.num_evaluation:,} to evaluate{classes}",
+            "matched": f"{int(groups.counts.sum()):,} parameters in {len(groups.parameters):,} tensors, "
+            f"by {groups.granularity}",
+            "budget": f"{config.select.budget}: {inspection.budget:,} parameters"
+            f" ({inspection.budget / groups.num_total:.3%}){always}",
+            "workers": f"{config.cluster.workers} ({'GPU' if config.cluster.gpus_per_worker else 'CPU'}), "
+            f"ZeRO stage {config.cluster.zero_stage}",
+            "output": config.output,
+        }
+        self._pairs(rows)
+
+    @contextmanager
+    def watch(self, stage: str) -> Iterator[Report]:
+        """A function that shows the events of a stage."""
+        if self.console.is_terminal:
+            with _bars(self.console) as bars:
+                yield _Bars(bars, stage)
+        else:
+            yield _Lines(self.console, stage)
+
+    def show_choice(self, subset: Subset) -> None:
+        """What was chosen, by role, and how near optimal it is."""
+        trained: Counter[str] = Counter()
+        for name, part in subset.parts.items():
+            trained[_BLOCK_INDEX.sub(".*.", name)] += part.count
+        table = Table(box=None, header_style="bold", title_justify="left")
+        table.add_column("chosen")
+        table.add_column("parameters", justify="right")
+        table.add_column("share", justify="right")
+        for role, count in trained.most_common(_ROLES_SHOWN):
+            table.add_row(role, f"{count:,}", f"{count / subset.count:.1%}")
+        rest = len(trained) - _ROLES_SHOWN
+        if rest > 0:
+            count = subset.count - sum(count for _, count in trained.most_common(_ROLES_SHOWN))
+            table.add_row(f"{rest} other roles", f"{count:,}", f"{count / subset.count:.1%}")
+        self.console.print(table)
+        self._pairs({"influence": _influence(subset.description)})
+
+    def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
+        """The run in a few lines."""
+        before, after, metric = metrics["before"], metrics["after"], metrics["metric"]
+        total = metrics["total_parameters"]
+        bytes_per_value = 2 if config.model.dtype == "bfloat16" else 4
+        full = (total + metrics["always_trained_parameters"]) * bytes_per_value
+        trained = metrics["trainable_parameters"]
+        always = metrics["always_trained_parameters"]
+        head = f", and {always:,} always trained" if always else ""
+        rows = {
+            "trained": f"{trained:,} of {total:,} parameters ({trained / total:.3%}){head}",
+            "influence": _influence(metrics["choice"]),
+            metric: f"{before[metric]:.4f} → {after[metric]:.4f}   (loss {before['loss']:.4f} → {after['loss']:.4f})",
+            "delta": f"{_size(metrics['delta_bytes'])}, 1/{full / metrics['delta_bytes']:.0f} of the model's "
+            f"{_size(full)}",
+            "seconds": ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()),
+            "files": f"{folder.path}/ {{{', '.join(path.name for path in sorted(folder.path.glob('*.*')))}}}",
+            "merge": f"adapeft merge {folder.delta} --model {config.model.name} --out DIR",
+        }
+        self.console.rule("done", style="dim")
+        self._pairs(rows)
+
+    def show_delta(self, delta: Delta, path: Path) -> None:
+        """What a delta changes and where it comes from."""
+        said = delta.description
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in said.get("scores", {}).items())
+        self._pairs(
+            {
+                "base": f"{said.get('model', {}).get('name', 'not named')}, fingerprint {delta.fingerprint[:12]}",
+                "method": str(said.get("method", "not named")),
+                "changed": f"{delta.count:,} parameters of {len(delta.changes)} tensors, {len(delta.new)} new tensors",
+                "scores": scores or "none",
+                "size": _size(path.stat().st_size),
+            }
+        )
+
+    def show_scores(self, scores: dict[str, float]) -> None:
+        """Metrics by name."""
+        self._pairs({name: f"{value:.4f}" for name, value in scores.items()})
+
+    def _pairs(self, rows: dict[str, str]) -> None:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self.console.print(table)
+
+
+class _Bars:
+    """Events as bars that grow."""
+
+    def __init__(self, bars: Progress, stage: str) -> None:
+        self.bars = bars
+        self.task = bars.add_task(f"{stage}: starting workers", total=None)
+        self.stage = stage
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        text = f"{self.stage}: {_text(event)}"
+        if event["step"] == "evaluated":
+            self.bars.console.print(f"  {text}", highlight=False)
+        else:
+            self.bars.update(self.task, description=text, completed=event.get("done", 0), total=event.get("total"))
+
+
+class _Lines:
+    """Events as lines: each new step, then one every few seconds."""
+
+    def __init__(self, console: Console, stage: str) -> None:
+        self.console, self.stage = console, stage
+        self.last_step, self.last_time = "", 0.0
+        self.console.print(f"{stage}: starting workers")
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        is_new = event["step"] != self.last_step
+        if not is_new and time.monotonic() - self.last_time < _LINE_INTERVAL and event["step"] != "evaluated":
+            return
+        self.last_step, self.last_time = event["step"], time.monotonic()
+        count = f" {event['done']}/{event['total']}" if "done" in event else ""
+        self.console.print(f"{self.stage}: {_text(event)}{count}", soft_wrap=True)
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _text(event: dict[str, Any]) -> str:
+    if event["step"] == "evaluated":
+        return f"step {event['at']}: {event['metric']} {event[event['metric']]:.4f}, loss {event['loss']:.4f}"
+    if "loss" in event:
+        return f"{event['step']}, loss {event['loss']:.4f}"
+    return str(event["step"])
+
+
+def _influence(choice: Mapping[str, Any]) -> str:
+    if choice.get("value") is None:
+        return "not measured"
+    gap = f"gap {choice['gap']:.1e}" if choice["gap"] else "gap 0"
+    return (
+        f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({choice['status'].replace('_', ' ')}); "
+        f"{choice['num_chosen']:,} of {choice['num_groups']:,} groups"
+    )
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} GiB"

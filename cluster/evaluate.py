@@ -1,0 +1,49 @@
+"""Evaluation on the ranks: every example once, whatever their number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapeft.config import Config
+from adapeft.inputs.batches import evaluation_batches
+from adapeft.inputs.metrics import Scorer
+from adapeft.ship.delta import Delta
+from cluster.engine import DistributedRanks, inference_engine, join
+from cluster.events import Report
+from cluster.inputs import Inputs, load_inputs
+
+
+@torch.no_grad()
+def score(model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Report) -> dict[str, float]:
+    """All metrics of the evaluation set, equal on every rank. Collective; the model is left in training mode."""
+    config = inputs.config
+    scorer = Scorer(config.model.task, config.data.metric, inputs.description)
+    model.eval()
+    batches = evaluation_batches(len(inputs.evaluation), config.train.batch_size)
+    for done, batch in enumerate(batches):
+        share = batch[ranks.rank :: ranks.world_size]
+        # Under ZeRO-3 a forward is a collective: a rank whose share is empty runs along and counts nothing.
+        examples = inputs.evaluation.collate(share if len(share) else batch[:1]).to(ranks.device)
+        logits = inputs.objective.forward(model, examples)
+        if len(share):
+            loss_sum = inputs.objective.loss_sum(logits, examples.labels)
+            scorer.update(logits, examples.labels, loss_sum, inputs.objective.num_predictions(examples.labels))
+        report({"step": "evaluating", "done": done + 1, "total": len(batches)})
+    model.train()
+    gathered = ranks.all_gather_object(scorer)
+    gathered[0].merge(gathered[1:])
+    return gathered[0].compute()
+
+
+def evaluate(config: Config, report: Report, delta: str | None) -> dict[str, Any]:
+    """Scores the base model, with the delta in the file ``delta`` applied when one is given."""
+    ranks = join()
+    report({"step": "loading model and data"})
+    inputs = load_inputs(config)
+    model = inputs.model()
+    if delta is not None:
+        Delta.load(delta).apply(model)
+    return score(inference_engine(model, config.cluster.zero_stage), inputs, ranks, report)

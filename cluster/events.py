@@ -1,0 +1,13 @@
+"""What a rank tells whoever watches: plain dictionaries, so that any launcher can carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Report = Callable[[dict[str, Any]], None]
+"""Takes an event: ``{"stage": "measure", "step": "direction", "done": 3, "total": 16, …}``."""
+
+
+def silent(event: dict[str, Any]) -> None:
+    """Tells nobody."""

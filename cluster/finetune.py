@@ -1,0 +1,214 @@
+"""What a rank does to train a subset. Runs under any launcher: Ray Train or torchrun."""
+
+from __future__ import annotations
+
+import math
+import resource
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from adapeft.choose.subset import Subset
+from adapeft.config import Config, to_yaml
+from adapeft.inputs.batches import epoch_batches, num_micro_batches
+from adapeft.inputs.losses import micro_losses
+from adapeft.inputs.metrics import primary
+from adapeft.inputs.model import label_options
+from adapeft.ship.delta import extract_delta
+from adapeft.tune.attach import attach
+from cluster.engine import DistributedRanks, join, training_engine
+from cluster.evaluate import score
+from cluster.events import Report
+from cluster.inputs import Inputs, load_inputs
+from cluster.plan import TrainingPlan, plan_training
+from cluster.run_folder import RunFolder
+
+
+def finetune(config: Config, report: Report, subset_path: str) -> dict[str, Any]:
+    """Trains the subset, keeps the best evaluation's delta, and returns what ``metrics.json`` says of training."""
+    ranks = join()
+    report({"step": "loading model and data"})
+    inputs = load_inputs(config)
+    plan = plan_training(config.train, len(inputs.train))
+    model = attach(inputs.model(), Subset.load(subset_path))
+    engine = training_engine(
+        model,
+        zero_stage=config.cluster.zero_stage,
+        num_micro=num_micro_batches(config.train.batch_size, ranks.world_size, config.train.micro_batch_size),
+        learning_rate=config.train.learning_rate,
+        weight_decay=config.train.weight_decay,
+        max_grad_norm=config.train.max_grad_norm,
+        schedule=plan.schedule,
+    )
+    return _Training(config, inputs, plan, engine, model, ranks, report).run()
+
+
+@dataclass
+class _Progress:
+    """What a resumed run has to know."""
+
+    step: int = 0
+    before: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+
+
+class _Training:
+    """The loop: epochs, steps, evaluations, checkpoints."""
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        plan: TrainingPlan,
+        engine: DeepSpeedEngine,
+        model: nn.Module,
+        ranks: DistributedRanks,
+        report: Report,
+    ) -> None:
+        self.config, self.inputs, self.plan = config, inputs, plan
+        self.engine, self.model, self.ranks, self.report = engine, model, ranks, report
+        self.folder = RunFolder.of(config)
+        self.metric, self.higher_is_better = primary(
+            config.data.metric, config.model.task, inputs.description.is_regression
+        )
+        self.eval_steps = config.train.eval_steps or plan.steps_per_epoch
+        self.save_steps = config.train.save_steps or plan.steps_per_epoch
+        self.progress = self._resumed() or _Progress()
+        self.writer = SummaryWriter(str(self.folder.logs)) if ranks.rank == 0 else None
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the plan's end."""
+        progress = self.progress
+        if not progress.before:
+            progress.before = score(self.engine, self.inputs, self.ranks, self.report)
+            self._log(progress.before, "evaluation")
+        started, steps = time.perf_counter(), 0
+        loss = torch.zeros(1, device=self.ranks.device)
+        for epoch in range(math.ceil(self.plan.num_steps / self.plan.steps_per_epoch)):
+            batches = epoch_batches(len(self.inputs.train), self.config.train.batch_size, self.config.seed, epoch)
+            for index, batch in enumerate(batches):
+                step = epoch * self.plan.steps_per_epoch + index + 1
+                if step <= progress.step or step > self.plan.num_steps:
+                    continue
+                loss += self._step(batch)
+                steps += 1
+                progress.step = step
+                is_last = step == self.plan.num_steps
+                if step % self.config.train.logging_steps == 0 or is_last:
+                    self._log_loss(loss, steps)
+                    loss, steps = torch.zeros_like(loss), 0
+                if step % self.eval_steps == 0 or is_last:
+                    self._evaluate()
+                if step % self.save_steps == 0 or is_last:
+                    self._save()
+        if self.writer is not None:
+            self.writer.close()
+        return {
+            "before": progress.before,
+            "after": progress.best,
+            "best_step": progress.best_step,
+            "last": progress.last,
+            "metric": self.metric,
+            "num_steps": self.plan.num_steps,
+            "loop_seconds": time.perf_counter() - started,
+            "peak_memory_bytes": self._peak_memory(),
+        }
+
+    def _step(self, batch: Any) -> Tensor:
+        """One optimizer step; returns this rank's part of the batch's mean loss."""
+        num_micro = self.engine.gradient_accumulation_steps()
+        losses, _ = micro_losses(
+            batch, self.inputs.train.collate, self.inputs.objective, self.ranks, num_micro, self.ranks.device
+        )
+        mean = torch.zeros(1, device=self.ranks.device)
+        for loss in losses:
+            part = loss(self.engine)
+            mean += part.detach()
+            # DeepSpeed averages over ranks and micro-batches; the losses are parts of a sum.
+            self.engine.backward(part * (self.ranks.world_size * num_micro))
+            self.engine.step()
+        return mean
+
+    def _evaluate(self) -> None:
+        progress = self.progress
+        progress.last = score(self.engine, self.inputs, self.ranks, self.report)
+        self._log(progress.last, "evaluation")
+        sign = 1 if self.higher_is_better else -1
+        if not progress.best or sign * progress.last[self.metric] > sign * progress.best[self.metric]:
+            progress.best, progress.best_step = dict(progress.last), progress.step
+            delta = extract_delta(self.model, self._description(), _full_value)
+            if self.ranks.rank == 0:
+                delta.save(self.folder.delta)
+
+    def _description(self) -> dict[str, Any]:
+        config = self.config
+        labels = label_options(config.model.task, self.inputs.description)
+        return {
+            "model": {"name": config.model.name, "task": config.model.task, "labels": labels},
+            "method": config.select.method,
+            "step": self.progress.step,
+            "scores": self.progress.best,
+            "config": to_yaml(config),
+        }
+
+    def _save(self) -> None:
+        """Writes a resumable checkpoint of the trained parameters alone, then removes the older ones."""
+        tag = f"step-{self.progress.step}"
+        self.engine.save_checkpoint(
+            str(self.folder.checkpoints),
+            tag=tag,
+            client_state={"progress": vars(self.progress)},
+            exclude_frozen_parameters=True,
+        )
+        self.ranks.all_reduce(torch.zeros(1))  # every rank has written before anything is removed
+        if self.ranks.rank == 0:
+            for old in self.folder.checkpoints.glob("step-*"):
+                if old.name != tag:
+                    shutil.rmtree(old)
+
+    def _resumed(self) -> _Progress | None:
+        """State of the newest checkpoint, loaded into the engine; None when there is none."""
+        if not (self.folder.checkpoints / "latest").is_file():
+            return None
+        _, state = self.engine.load_checkpoint(str(self.folder.checkpoints), load_module_strict=False)
+        progress = _Progress(**state["progress"])
+        self.report({"step": "resuming", "done": progress.step, "total": self.plan.num_steps})
+        return progress
+
+    def _log_loss(self, loss: Tensor, steps: int) -> None:
+        mean = float(self.ranks.all_reduce(loss) / steps)
+        rate = self.engine.get_lr()[0]
+        self.report(
+            {"step": "training", "done": self.progress.step, "total": self.plan.num_steps, "loss": mean, "lr": rate}
+        )
+        self._log({"loss": mean, "learning_rate": rate}, "train")
+
+    def _log(self, values: dict[str, float], group: str) -> None:
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, self.progress.step)
+        if group == "evaluation":
+            self.report({"step": "evaluated", "at": self.progress.step, "metric": self.metric, **values})
+
+    def _peak_memory(self) -> int:
+        """Largest over the ranks: device memory, or the process's on a CPU."""
+        if self.ranks.device.type == "cuda":
+            mine = torch.cuda.max_memory_allocated()
+        else:
+            mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return max(self.ranks.all_gather_object(mine))
+
+
+def _full_value(parameter: nn.Parameter) -> Tensor:
+    """A trained parameter, whole and in float32, at any ZeRO stage. Collective."""
+    value = safe_get_full_fp32_param(parameter)
+    return parameter.detach() if value is None else value

@@ -1,0 +1,81 @@
+"""What a rank does to measure and choose. Runs under any launcher: Ray Train or torchrun."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapeft.choose.choose import choose
+from adapeft.choose.groups import chosen_of
+from adapeft.choose.subset import Subset
+from adapeft.config import Config, measurement_key, to_yaml
+from adapeft.inputs.batches import draw_calibration, num_micro_batches
+from adapeft.measure.groups import build_groups
+from adapeft.measure.measure import measure
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.measure.storage import save_elements, save_groups
+from adapeft.methods import get_method
+from adapeft.ranks import Ranks
+from cluster.engine import join, measuring_engine
+from cluster.events import Report
+from cluster.inputs import load_inputs
+from cluster.plan import reach_of
+from cluster.run_folder import RunFolder
+from cluster.zero_shards import ZeroShards
+
+
+def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
+    """Measures the config's groups on this rank's shards, chooses, and writes table, statistics and subset."""
+    ranks = join()
+    report({"step": "loading model and data"})
+    inputs = load_inputs(config)
+    settings = config.select
+    calibration = draw_calibration(
+        len(inputs.train), settings.calibration, settings.batch_size, ranks.world_size, config.seed
+    )
+    model = inputs.model().eval()
+    groups = build_groups(
+        model,
+        settings.granularity,
+        always_train=settings.always_train,
+        include=settings.include,
+        exclude=settings.exclude,
+    )
+    candidates = [info.name for info in groups.parameters]
+    num_micro = num_micro_batches(settings.batch_size, ranks.world_size, settings.micro_batch_size)
+    engine = measuring_engine(model, candidates, groups.always_train, config.cluster.zero_stage, num_micro)
+    passes = Passes(
+        ZeroShards(engine, candidates, ranks),
+        inputs.objective,
+        calibration,
+        inputs.train.collate,
+        config.seed,
+        lambda step, done, total: report({"step": step, "done": done, "total": total}),
+    )
+    statistics = measure(get_method(settings.method), passes, groups, settings)
+    engine.destroy()
+    folder = RunFolder.of(config)
+    save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)
+    report({"step": "choosing"})
+    choose_and_save(config, statistics, len(inputs.train), ranks)
+    return {}
+
+
+def choose_and_save(config: Config, statistics: Statistics, num_examples: int, ranks: Ranks) -> Subset:
+    """Chooses from ``statistics`` and writes ``groups.parquet`` and ``subset.safetensors``. Collective.
+
+    Also what the driver does, as one rank, when the statistics are there already.
+    """
+    groups = statistics.groups
+    reach = reach_of(config, num_examples)
+    subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks)
+    subset = subset.described(config=to_yaml(config))
+    if ranks.rank == 0:
+        derived = {"chosen": chosen_of(groups, subset)}
+        values = get_method(config.select.method).group_values(statistics, reach)
+        if values is not None:
+            derived["influence"] = values
+        folder = RunFolder.of(config)
+        save_groups(folder.path, groups, statistics.columns, measurement_key(config), **derived)
+        subset.save(folder.subset)
+    return subset

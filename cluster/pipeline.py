@@ -1,0 +1,157 @@
+"""The flow, top to bottom: config → inspect → measure and choose → train → delta."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from adapeft.artifact import provenance, save_json
+from adapeft.choose.subset import Subset
+from adapeft.config import Config, measurement_key
+from adapeft.errors import AdapeftError
+from adapeft.measure.storage import load_statistics
+from adapeft.ranks import OneRank
+from adapeft.ship.delta import Delta
+from cluster.console import Terminal
+from cluster.inputs import count_examples
+from cluster.inspect import Inspection, inspect
+from cluster.run_folder import RunFolder
+
+
+def run(config: Config, terminal: Terminal) -> dict[str, Any]:
+    """Measures, chooses, trains and evaluates; takes up again whatever an earlier call of the same run has finished."""
+    with Session(config, terminal) as session:
+        subset = select(session)
+        return train(session, subset)
+
+
+class Session:
+    """One command on one run: its folder, its inspected config, and Ray once a stage needs it."""
+
+    def __init__(self, config: Config, terminal: Terminal) -> None:
+        self.config, self.terminal = config, terminal
+        self.folder = RunFolder.of(config)
+        self.inspection: Inspection
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Session:
+        with self.terminal.busy("checking the config, the data and the model"):
+            self.inspection = inspect(self.config)
+        self.folder.claim(self.config)
+        self.terminal.show_plan(self.config, self.inspection)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
+        """Runs a rank function on the config's workers, with progress on the terminal."""
+        # Imported here: without a stage to run, nobody waits for Ray.
+        from cluster.launch import ray_session, run_on_workers
+
+        if not self._is_connected():
+            with self.terminal.busy("starting Ray"):
+                self._stack.enter_context(ray_session(self.config.cluster))
+        with self.terminal.watch(stage) as watch:
+            return run_on_workers(function, self.config, stage, watch, **arguments)
+
+    def record(self, **metrics: Any) -> dict[str, Any]:
+        """Adds to ``metrics.json``."""
+        content = json.loads(self.folder.metrics.read_text()) if self.folder.metrics.is_file() else {}
+        seconds = {**content.get("seconds", {}), **metrics.pop("seconds", {})}
+        content = {**content, **metrics, "seconds": seconds, "provenance": provenance()}
+        save_json(self.folder.metrics, content)
+        return content
+
+    @staticmethod
+    def _is_connected() -> bool:
+        import ray
+
+        return ray.is_initialized()
+
+
+def select(session: Session) -> Subset:
+    """The run's subset: a saved one, the one chosen before, or measured and chosen now."""
+    config, folder = session.config, session.folder
+    if folder.subset.is_file():
+        session.terminal.note(f"subset: already chosen, {folder.subset}")
+        return Subset.load(folder.subset)
+    started = time.perf_counter()
+    if config.train.subset is not None:
+        subset = Subset.load(config.train.subset)
+        subset.save(folder.subset)
+    elif config.select.statistics is not None:
+        subset = _choose_again(session, Path(config.select.statistics))
+    else:
+        from cluster.measure import measure_and_choose
+
+        session.on_workers(measure_and_choose, "measure")
+        subset = Subset.load(folder.subset)
+    session.record(**_choice_of(subset), seconds={"select": time.perf_counter() - started})
+    session.terminal.show_choice(subset)
+    return subset
+
+
+def train(session: Session, subset: Subset) -> dict[str, Any]:
+    """Trains the subset and ships the delta; nothing when that was done before."""
+    from cluster.finetune import finetune
+
+    folder = session.folder
+    metrics = session.record()
+    if "after" in metrics and folder.delta.is_file():
+        session.terminal.note(f"training: already done, {folder.delta}")
+    else:
+        started = time.perf_counter()
+        result = session.on_workers(finetune, "train", subset_path=str(folder.subset))
+        metrics = session.record(
+            **result,
+            **_sizes(session.inspection, Delta.load(folder.delta), folder),
+            seconds={"train": time.perf_counter() - started},
+        )
+    session.terminal.show_summary(session.config, metrics, folder)
+    return metrics
+
+
+def evaluate(session: Session, delta: Path | None) -> dict[str, float]:
+    """Scores of the base model, or of base and ``delta``."""
+    from cluster.evaluate import evaluate as evaluate_on_rank
+
+    scores = session.on_workers(evaluate_on_rank, "evaluate", delta=None if delta is None else str(delta))
+    session.terminal.show_scores(scores)
+    return scores
+
+
+def _choose_again(session: Session, source: Path) -> Subset:
+    """Chooses from another run's measurements, which must have been made under the same conditions."""
+    from cluster.measure import choose_and_save
+
+    statistics, measured = load_statistics(source)
+    wanted = measurement_key(session.config)
+    other = [
+        f"{key}: {wanted[key]} here, {measured.get(key)} there" for key in wanted if wanted[key] != measured.get(key)
+    ]
+    if other:
+        raise AdapeftError(
+            f"select.statistics = {source} was measured otherwise:\n  " + "\n  ".join(other) + "\nMeasure anew: leave "
+            "select.statistics out."
+        )
+    return choose_and_save(
+        session.config, statistics, count_examples(session.config, session.inspection.description), OneRank()
+    )
+
+
+def _choice_of(subset: Subset) -> dict[str, Any]:
+    keys = ("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen")
+    return {"choice": {key: subset.description.get(key) for key in keys}, "trainable_parameters": subset.count}
+
+
+def _sizes(inspection: Inspection, delta: Delta, folder: RunFolder) -> dict[str, Any]:
+    return {
+        "total_parameters": inspection.groups.num_total,
+        "always_trained_parameters": inspection.num_always_trained,
+        "changed_parameters": delta.count,
+        "delta_bytes": folder.delta.stat().st_size,
+    }
