@@ -84,7 +84,7 @@ def load_table(path: Path) -> pa.Table:
 
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Writes a safetensors file whose header says what ``kind`` of artifact it is and describes it."""
-    header = {_KEY: json.dumps({"kind": kind, **description, "provenance": provenance()}), "format": "pt"}
+    header = {_KEY: json.dumps({**description, "kind": kind, "provenance": provenance()}), "format": "pt"}
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
 
@@ -102,7 +102,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             if header is None:
                 raise AdapeftError(f"{path} is a safetensors file, but not one of adapeft's: expected a {kind}.")
             description = json.loads(header)
-            if description.pop("kind", None) != kind:
+            if not isinstance(description, dict) or description.pop("kind", None) != kind:
                 raise AdapeftError(f"{path} holds another kind of artifact: expected a {kind}.")
             return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
 

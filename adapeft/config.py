@@ -1,19 +1,13 @@
-"""What a run is asked to do: one YAML file, validated whole before anything heavy is imported."""
+"""What a run is asked to do: the config's sections and keys, and what two configs have in common."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import re
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -25,15 +19,11 @@ from pydantic import (
     PlainValidator,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     WithJsonSchema,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
-from yaml.scanner import ScannerError
 
 from adapeft.choose.budget import Budget
-from adapeft.errors import AdapeftError, did_you_mean
 
 Task = Literal["sequence-classification", "causal-lm"]
 Metric = Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss", "perplexity"]
@@ -290,216 +280,6 @@ _MEASURED = (
 )
 
 
-def _last_word(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads the YAML file at ``path``, applies ``key=value`` overrides, checks all of it and makes its paths absolute.
-
-    A key is dotted (``select.budget=1%``), or its last word alone where that is unambiguous (``budget=1%``).
-    Raises one ``AdapeftError`` that lists every problem.
-    """
-    tree = _read(Path(path))
-    problems = _override(tree, overrides)
-    try:
-        given = OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise AdapeftError(f"{path}: {error.full_key}: {reason}; set the variable or mend the reference") from error
-    assert isinstance(given, dict)
-    return parse_config(given, source=str(path), problems=problems).resolved()
-
-
-def parse_config(tree: Mapping[Any, Any], source: str = "config", problems: Sequence[str] = ()) -> Config:
-    """The config that nested dictionaries spell; ``problems`` are those already found on the way here."""
-    tree = {key: value for key, value in tree.items() if not _is_missing(value)}
-    # A section that is left out or left empty counts as empty, so that the error names the keys that it lacks.
-    tree |= {name: {} for name in SECTIONS if tree.get(name) is None}
-    for name, section in tree.items():
-        if isinstance(section, Mapping):
-            tree[name] = {key: value for key, value in section.items() if not _is_missing(value)}
-    problems = list(problems)
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        problems += _phrase(error.errors(), tree)
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise AdapeftError(f"{source} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
-    return config
-
-
-def parse_select(options: Mapping[str, Any]) -> Select:
-    """The ``select`` section alone, for the library, which has no config."""
-    try:
-        return Select.model_validate(options)
-    except ValidationError as error:
-        details = [{**detail, "loc": ("select", *detail["loc"])} for detail in error.errors()]
-        raise AdapeftError("\n".join(_phrase(details, {"select": options}))) from None  # type: ignore[arg-type]
-
-
-def _is_missing(value: object) -> bool:
-    """OmegaConf's mark for what the reader of a config has to fill in; ``defaults_yaml`` writes it."""
-    return isinstance(value, str) and value == "???"
-
-
-def _read(path: Path) -> DictConfig:
-    if not path.is_file():
-        here = [sibling.name for sibling in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise AdapeftError(
-            f"config = {path}: no such file.{did_you_mean(path.name, here)} `adapeft config` prints one to start from."
-        )
-    try:
-        # Not yaml.safe_load: it reads 1e-3 as text and lets a key that is given twice pass.
-        tree = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        hint = "\nText that begins with * or % has to be in quotes." if isinstance(error, ScannerError) else ""
-        raise AdapeftError(f"{path}: cannot be read: {error}{hint}") from error
-    if not isinstance(tree, DictConfig):
-        raise AdapeftError(f"{path}: should be sections and keys such as `seed: 0`, not a list.")
-    return tree
-
-
-def _override(tree: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Writes the overrides into ``tree``; returns the problems of those that make no sense."""
-    problems = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        try:
-            if not equals:
-                raise AdapeftError(f"{override}: an override is written key=value")
-            OmegaConf.update(tree, _full_key(key.strip(), text), _value(text), force_add=True)
-        except AdapeftError as error:
-            problems.append(str(error))
-    return problems
-
-
-def _full_key(key: str, text: str) -> str:
-    """The dotted path of ``key``, which may be a last word alone."""
-    if "." in key or key in KEYS:
-        return key
-    candidates = [known for known in KEYS if _last_word(known) == key]
-    if len(candidates) == 1 and key not in SECTIONS:
-        return candidates[0]
-    if candidates:
-        spellings = " or ".join(f"{candidate}={text}" for candidate in candidates)
-        raise AdapeftError(f"{key}={text}: {key!r} has more than one meaning; write {spellings}")
-    if key in SECTIONS:
-        raise AdapeftError(f"{key}={text}: {key!r} is a section; write {key}.KEY=VALUE")
-    raise AdapeftError(f"{key}: unknown key.{_suggestion(key)}")
-
-
-def _value(text: str) -> object:
-    """What YAML makes of ``text``, and the text itself where YAML refuses it, as it does ``*embeddings*``."""
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
-    except yaml.YAMLError:
-        return text
-
-
-# --- problems --------------------------------------------------------------------------------------------------------
-
-# What pydantic says in the words of Python, in the words of YAML.
-_WANTED = {
-    "string_type": "text, in quotes if YAML takes it for something else",
-    "string_too_short": "not empty",
-    "tuple_type": "a list",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "finite_number": "finite",
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-}
-
-
-def _phrase(details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) -> list[str]:
-    """A line for each key that is wrong, such as ``train.epochs = -1: should be greater than 0 (passes over …)``."""
-    found: dict[str, list[ErrorDetails]] = {}
-    for detail in details:
-        # pydantic reports each alternative of a union by itself, under a path that is longer than the key's.
-        found.setdefault(".".join(map(str, detail["loc"][:2])), []).append(detail)
-    return [_line(key, complaints, tree) for key, complaints in found.items()]
-
-
-def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) -> str:
-    kind = details[0]["type"]
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key.{_suggestion(key)}"
-    if key not in KEYS and key not in SECTIONS:
-        return f"{key}: {details[0]['msg']}"
-    if kind == "missing":
-        return f"{key}: required ({KEYS[key].description})"
-    section, _, name = key.partition(".")
-    value = _as_yaml(tree[section][name] if name else tree[section])
-    if key in SECTIONS:
-        return f"{key} = {value}: is a section; write its keys below it, indented"
-    if kind == "value_error":
-        # An AdapeftError has named field and value already, but not the section.
-        return f"{key} = {value}: {str(details[0]['ctx']['error']).partition(': ')[2]}"
-    alternatives = dict.fromkeys(_complaint(detail) for detail in details)
-    guess = did_you_mean(value, re.findall(r"'([^']+)'", " ".join(alternatives)))
-    return f"{key} = {value}: should be {' or '.join(alternatives)} ({KEYS[key].description}).{guess}"
-
-
-def _complaint(detail: ErrorDetails) -> str:
-    """What the value should be, in the words of someone who writes YAML."""
-    if detail["type"] in _WANTED:
-        return _WANTED[detail["type"]]
-    return detail["msg"].removeprefix("Input should be ")
-
-
-def _suggestion(key: str) -> str:
-    """Keys of the same last word in other sections, else those with a similar one."""
-    word = _last_word(key)
-    names = [*KEYS, *SECTIONS]
-    words = {_last_word(name) for name in names}
-    close = [word] if word in words else difflib.get_close_matches(word, sorted(words), n=2)
-    matches = [repr(name) for name in names if _last_word(name) in close]
-    return f" Did you mean {' or '.join(matches)}?" if matches else " `adapeft config` lists all keys."
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def to_yaml(config: Config) -> str:
-    """The whole config, defaults included, as ``load_config`` reads it."""
-    # OmegaConf quotes the text that it would read as a number, such as the revision 12e45; yaml.safe_dump does not.
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
-
-
-def defaults_yaml() -> str:
-    """A config to start from: each key under a line that explains it, with its default or ``???`` where it has none."""
-    blocks = []
-    for name, field in Config.model_fields.items():
-        if name in SECTIONS:
-            keys = "\n".join(_documented(key, inner) for key, inner in SECTIONS[name].model_fields.items())
-            blocks.append(f"# {SECTIONS[name].__doc__}\n{name}:\n{textwrap.indent(keys, '  ')}")
-        else:
-            blocks.append(_documented(name, field))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _documented(key: str, field: FieldInfo) -> str:
-    choices = f" ({' | '.join(get_args(field.annotation))})" if get_origin(field.annotation) is Literal else ""
-    comment = textwrap.fill(f"{field.description}{choices}", 116, initial_indent="# ", subsequent_indent="# ")
-    return f"{comment}\n{key}: {'???' if field.is_required() else _as_yaml(_plain(field.default))}"
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON schema of the config, for editors that complete and check YAML."""
-    schema = Config.model_json_schema()
-    # pydantic would spell out the fields of the default budget.
-    schema["$defs"]["Select"]["properties"]["budget"]["default"] = _plain(KEYS["select.budget"].default)
-    return schema
-
-
 # --- comparing -------------------------------------------------------------------------------------------------------
 
 
@@ -514,9 +294,7 @@ def measurement_key(config: Config) -> dict[str, Any]:
 def differences(a: Config, b: Config) -> list[str]:
     """Lines such as ``select.budget: 0.5% here, 1% there``, for ``a`` here and ``b`` there."""
     here, there = _flatten(a), _flatten(b)
-    return [
-        f"{key}: {_as_yaml(here[key])} here, {_as_yaml(there[key])} there" for key in KEYS if here[key] != there[key]
-    ]
+    return [f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there" for key in KEYS if here[key] != there[key]]
 
 
 def _flatten(config: Config) -> dict[str, Any]:
@@ -525,11 +303,11 @@ def _flatten(config: Config) -> dict[str, Any]:
     return {key: tree[key.split(".")[0]][key.split(".")[1]] if "." in key else tree[key] for key in KEYS}
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """``value`` as YAML can hold it."""
     return str(value) if isinstance(value, Budget) else list(value) if isinstance(value, tuple) else value
 
 
-def _as_yaml(value: object) -> str:
+def as_yaml(value: object) -> str:
     """``value`` on one line, as a person would write it in a config."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()

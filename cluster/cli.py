@@ -37,7 +37,7 @@ def main() -> None:
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Measure, choose, train, evaluate; takes up again what the same run has finished."""
-    from adapeft.config import load_config
+    from adapeft.config_file import load_config
 
     loaded = load_config(config, overrides or [])
     from cluster import pipeline
@@ -115,7 +115,7 @@ def config(
     """Check a config and print it whole, or print every key with its default."""
     import json
 
-    from adapeft.config import defaults_yaml, json_schema, load_config, to_yaml
+    from adapeft.config_file import defaults_yaml, json_schema, load_config, to_yaml
 
     if schema:
         print(json.dumps(json_schema(), indent=2))
@@ -126,7 +126,7 @@ def config(
 
 
 def _session(config: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]
-    from adapeft.config import load_config
+    from adapeft.config_file import load_config
 
     loaded = load_config(config, overrides or [])
     # A config is judged before the heavy libraries are loaded.

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from adapeft.choose.subset import Subset
-from adapeft.config import Config, to_yaml
+from adapeft.config import Config
+from adapeft.config_file import to_yaml
 from adapeft.inputs.batches import epoch_batches, num_micro_batches
 from adapeft.inputs.losses import micro_losses
 from adapeft.inputs.metrics import primary
@@ -145,7 +146,7 @@ class _Training:
         sign = 1 if self.higher_is_better else -1
         if not progress.best or sign * progress.last[self.metric] > sign * progress.best[self.metric]:
             progress.best, progress.best_step = dict(progress.last), progress.step
-            delta = extract_delta(self.model, self._description(), _full_value)
+            delta = extract_delta(self.model, self._description(), full_value)
             if self.ranks.rank == 0:
                 delta.save(self.folder.delta)
 
@@ -208,7 +209,7 @@ class _Training:
         return max(self.ranks.all_gather_object(mine))
 
 
-def _full_value(parameter: nn.Parameter) -> Tensor:
+def full_value(parameter: nn.Parameter) -> Tensor:
     """A trained parameter, whole and in float32, at any ZeRO stage. Collective."""
     value = safe_get_full_fp32_param(parameter)
     return parameter.detach() if value is None else value

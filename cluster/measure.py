@@ -7,7 +7,8 @@ from typing import Any
 from adapeft.choose.choose import choose
 from adapeft.choose.groups import chosen_of
 from adapeft.choose.subset import Subset
-from adapeft.config import Config, measurement_key, to_yaml
+from adapeft.config import Config, measurement_key
+from adapeft.config_file import to_yaml
 from adapeft.inputs.batches import draw_calibration, num_micro_batches
 from adapeft.measure.groups import build_groups
 from adapeft.measure.measure import measure

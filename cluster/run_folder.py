@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapeft.artifact import replacing
-from adapeft.config import Config, differences, load_config, to_yaml
+from adapeft.config import Config, differences
+from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from adapeft.choose.subset import Subset
-from adapeft.config import load_config
+from adapeft.config_file import load_config
 from adapeft.errors import AdapeftError
 from adapeft.ship.delta import Delta
 from cluster.console import Terminal

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adapeft.choose.choose import check_budget, choose
 from adapeft.choose.subset import Subset
-from adapeft.config import parse_select
+from adapeft.config_file import parse_select
 from adapeft.errors import AdapeftError
 from adapeft.inputs.batches import Calibration
 from adapeft.inputs.data import Batch

@@ -141,6 +141,11 @@ def check_inputs(model: Model, data: Data, config: PretrainedConfig, description
     ):
         own = AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
         check_labels(description, own.num_labels)
+        if description.num_labels < own.num_labels:
+            raise AdapeftError(
+                f"data.label: {description.num_labels} classes, but the head of model.name has {own.num_labels} "
+                f"outputs, and a trained head is not cut. Name a model without a head of its own."
+            )
 
 
 def _first_line(error: Exception) -> str:

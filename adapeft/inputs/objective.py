@@ -16,9 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adapeft.errors import AdapeftError
 from adapeft.inputs.data import Batch
 
 IGNORED = -100
+
+_KNOWN = "classes [n], one target [n] or the tokens of a causal language model [n, T]"
 
 
 class Objective(ABC):
@@ -101,10 +104,21 @@ def objective_for(task: str, is_regression: bool) -> Objective:
 
 
 def infer_objective(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> Objective:
-    """The objective that transformers would use for ``labels`` of this shape and dtype."""
+    """The objective that transformers would use for ``labels`` of this shape and dtype.
+
+    Raises:
+        AdapeftError: it would use another than these three.
+    """
+    loss = getattr(model, "loss_type", None)
+    if loss in ("ForMaskedLM", "ForTokenClassification"):
+        raise AdapeftError(f"a model with the loss {loss!r} cannot be measured: only {_KNOWN} can.")
     if labels.ndim == 2 and labels.shape == inputs["input_ids"].shape:
         return NextToken()
-    return Regression() if labels.is_floating_point() else Classification()
+    if labels.ndim != 1:
+        raise AdapeftError(f"labels of shape {list(labels.shape)}: only those of {_KNOWN} can be measured.")
+    # As transformers: one output means regression, whatever the dtype of its targets.
+    one_output = getattr(getattr(model, "config", None), "num_labels", None) == 1
+    return Regression() if labels.is_floating_point() or one_output else Classification()
 
 
 def _uniforms(ids: Tensor, length: int, seed: int) -> Tensor:

@@ -6,9 +6,16 @@ import torch
 from torch import Tensor
 
 from adapeft.measure.passes import Passes
+from adapeft.measure.shards import Shards
 
 DIRECTIONS = ("adam", "gradient")
-_EPSILON = 1e-8  # AdamW's default: coordinates whose gradient is rounding noise get a direction near 0
+
+_NOISE = 1e-5
+"""Part of the model's root-mean-square gradient below which a coordinate's gradient may be rounding.
+
+Some gradients are zero but for rounding (the bias of attention keys, to which softmax is blind). Adam would step along
+that noise at full length, and measuring would depend on the order of sums.
+"""
 
 
 def measure_direction(passes: Passes, kind: str) -> list[Tensor]:
@@ -29,13 +36,20 @@ def measure_direction(passes: Passes, kind: str) -> list[Tensor]:
             mean[index].add_(gradient, alpha=num_predictions)
             if square:
                 square[index].addcmul_(gradient, gradient, value=num_predictions)
-    if kind == "adam":
-        for first, second in zip(mean, square, strict=True):
-            first.div_(weight).div_(second.div_(weight).sqrt_().add_(_EPSILON))
-        return mean
-    moments = torch.zeros(2, dtype=torch.float64, device=shards.device)
     for total in mean:
-        moments += torch.stack([total.double().square().sum(), moments.new_tensor(float(len(total)))])
+        total.div_(weight)
+    scale = _root_mean_square(shards, mean)
+    if kind == "gradient":
+        return [total.div_(scale) for total in mean]
+    for total, squares in zip(mean, square, strict=True):
+        total.div_(squares.div_(weight).sqrt_().add_(_NOISE * scale))
+    return mean
+
+
+def _root_mean_square(shards: Shards, pieces: list[Tensor]) -> float:
+    """Over all elements of all ranks; 1 where everything is zero."""
+    moments = torch.zeros(2, dtype=torch.float64, device=shards.device)
+    for piece in pieces:
+        moments += torch.stack([piece.double().square().sum(), moments.new_tensor(float(len(piece)))])
     squared, count = shards.ranks.all_reduce(moments).tolist()
-    scale = (squared / max(count, 1.0)) ** -0.5 if squared > 0 else 0.0
-    return [total.mul_(scale) for total in mean]
+    return (squared / count) ** 0.5 if squared > 0 else 1.0

@@ -13,7 +13,7 @@ from adapeft.measure.statistics import ElementShard, Statistics
 
 
 def measure_elements(passes: Passes, groups: Groups, direction: list[Tensor], *, shrinkage: bool) -> Statistics:
-    r"""Per element :math:`b_i = \bar g_i d_i` and :math:`A_i = \hat h_i d_i^2` over half B; their sums by tensor beside.
+    r"""Per element :math:`b_i = \bar g_i d_i` and :math:`A_i = \hat h_i d_i^2` over half B, and their sums by tensor.
 
     :math:`\hat h_i = T\,\overline{\tilde g_i^2}` at sampled labels is the diagonal of the Fisher matrix.
     """

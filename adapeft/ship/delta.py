@@ -104,7 +104,7 @@ class Delta:
                 tensors[f"{name}.indices"] = compact_indices(change.part.indices, change.part.shape)
         for name, value in self.new.items():
             tensors[f"{name}.new"] = value
-        content = {"parts": parts, "new": list(self.new), "fingerprint": self.fingerprint, **self.description}
+        content = {**self.description, "parts": parts, "new": list(self.new), "fingerprint": self.fingerprint}
         save_tensors(Path(path), "delta", tensors, content)
 
     @classmethod
@@ -126,7 +126,7 @@ class Delta:
                 changes[name] = Change(part, tensors[f"{name}.values"])
             new = {name: tensors[f"{name}.new"] for name in content.pop("new")}
             delta = cls(changes, new, content.pop("fingerprint"), content)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise AdapeftError(f"{path}: damaged description of a delta ({error}).") from error
         for name, change in delta.changes.items():
             expected = change.part.shape if change.part.indices is None else leaf_shape(change.part)

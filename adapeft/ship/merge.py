@@ -12,11 +12,12 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import base_name, fingerprint, sample
 from adapeft.inputs.model import build_structure
+from adapeft.inputs.tokenize import with_padding
 from adapeft.ship.delta import Delta
 
 _INDEX = "model.safetensors.index.json"
@@ -38,8 +39,8 @@ def merge(delta: Delta, base: str, out: str | Path) -> Path:
         AdapeftError: another base, a base without safetensors, or ``out`` is not empty.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise AdapeftError(f"--out {out}: the folder is not empty. Give a new one.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AdapeftError(f"--out {out}: not an empty folder. Give a new one.")
     folder = _local_folder(base)
     checkpoint = _Checkpoint(folder, base, delta)
     checkpoint.check()
@@ -50,7 +51,8 @@ def merge(delta: Delta, base: str, out: str | Path) -> Path:
         checkpoint.write(temporary)
         for pattern in _COMPANIONS:
             for companion in folder.glob(pattern):
-                shutil.copy(companion, temporary)
+                if companion.is_file():
+                    shutil.copy(companion, temporary)
         out.mkdir(parents=True, exist_ok=True)
         temporary.replace(out)
     finally:
@@ -66,7 +68,9 @@ class _Checkpoint:
         if not isinstance(described, dict):
             raise AdapeftError("the delta does not say which task it was trained for: apply it in Python instead.")
         self.delta = delta
-        self.config = AutoConfig.from_pretrained(folder, **described["labels"])
+        self.config = AutoConfig.from_pretrained(folder, **described.get("labels", {}))
+        if getattr(self.config, "pad_token_id", None) is None:
+            self.config.pad_token_id = _pad_token_id(folder)
         structure = build_structure(self.config, described["task"])
         self.config.architectures = [type(structure).__name__]
         self.prefix = structure.base_model_prefix
@@ -120,6 +124,14 @@ class _Checkpoint:
         self.config.save_pretrained(folder)
 
 
+def _pad_token_id(folder: Path) -> int | None:
+    """What the run padded with where the base's config names nothing: classifiers in the manner of GPT-2 need it."""
+    try:
+        return with_padding(AutoTokenizer.from_pretrained(folder)).pad_token_id
+    except (OSError, ValueError):  # a base without a tokenizer
+        return None
+
+
 def _local_folder(base: str) -> Path:
     if Path(base).is_dir():
         return Path(base)
@@ -136,6 +148,9 @@ def _shards(folder: Path, base: str) -> list[Path]:
         # A file name from an index must not lead out of the checkpoint.
         if any(Path(name).name != name for name in names):
             raise AdapeftError(f"{index}: a shard's name is not a plain file name.")
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise AdapeftError(f"{index}: names {missing[0]!r}, which is not there. Fetch the base again.")
         return [folder / name for name in names]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]

@@ -37,8 +37,8 @@ def remove_leaves(module: nn.Module) -> None:
     """Gives ``module`` its own class back."""
     if isinstance(module, _WithLeaves):
         for name in module.leaf_parts:
-            del module._parameters[_leaf_name(name)]
-            del module._buffers[_indices_name(name)]
+            delattr(module, _leaf_name(name))
+            delattr(module, _indices_name(name))
         del module.__dict__["leaf_parts"]
         module.__class__ = type(module).__bases__[1]
 
@@ -128,8 +128,12 @@ class _EmbeddingWithLeaves(_WithLeaves):
         leaf, rows = self.leaf("weight")
         place = torch.searchsorted(rows, tokens.contiguous()).clamp(max=len(rows) - 1)
         hit = (rows[place] == tokens).unsqueeze(-1)
+        looked_up = F.embedding(place, leaf)
+        if self.padding_idx is not None:
+            # The row of the padding gets no gradient from nn.Embedding, nor does its leaf.
+            looked_up = torch.where((tokens == self.padding_idx).unsqueeze(-1), looked_up.detach(), looked_up)
         output = nn.Embedding.forward(self, tokens)  # type: ignore[arg-type]
-        return output + torch.where(hit, F.embedding(place, leaf), 0.0).to(output.dtype)
+        return output + torch.where(hit, looked_up, 0.0).to(output.dtype)
 
 
 @cache
@@ -160,12 +164,12 @@ class _ElementsLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, leaf, indices = ctx.saved_tensors
         needs_x, _, needs_bias, needs_leaf, *_ = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_leaf = None
         if needs_x:
             grad_x = grad @ _sum_of(weight, leaf, indices, ctx.transposed).to(grad.dtype)
         if needs_leaf:
-            inputs = x.flatten(0, -2).to(grad.dtype)
+            inputs = x.reshape(-1, x.shape[-1]).to(grad.dtype)
             dense = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs
             grad_leaf = dense.flatten()[indices].to(leaf.dtype)
         return grad_x, None, rows.sum(0) if needs_bias else None, grad_leaf, None, None

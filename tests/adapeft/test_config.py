@@ -13,22 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from adapeft.choose.budget import Budget
-from adapeft.config import (
-    KEYS,
-    SECTIONS,
-    Config,
-    HubData,
-    Select,
-    defaults_yaml,
-    differences,
-    hub_data,
-    is_local,
-    json_schema,
-    load_config,
-    measurement_key,
-    parse_config,
-    to_yaml,
-)
+from adapeft.config import KEYS, SECTIONS, Config, HubData, Select, differences, hub_data, is_local, measurement_key
+from adapeft.config_file import defaults_yaml, json_schema, load_config, parse_config, to_yaml
 from adapeft.errors import AdapeftError
 
 MINIMAL = """

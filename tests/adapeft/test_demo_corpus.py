@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adapeft.config import load_config
+from adapeft.config_file import load_config
 from adapeft.errors import AdapeftError
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"

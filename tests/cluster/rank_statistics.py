@@ -1,6 +1,7 @@
 """Run under torchrun: statistics and subsets of tiny models at every ZeRO stage, as this world size sees them.
 
-``torchrun --nproc-per-node 2 -m tests.cluster.rank_statistics OUT`` writes OUT/{model}-{granularity}-{stage}-{micro}.pt.
+``torchrun --nproc-per-node 2 -m tests.cluster.rank_statistics OUT`` writes a file for each
+model, case, stage and micro-batch size.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import numpy as np
 import torch
 
 from adapeft.choose.choose import choose
-from adapeft.config import parse_select
+from adapeft.config_file import parse_select
 from adapeft.inputs.batches import Calibration, num_micro_batches
 from adapeft.inputs.data import Batch
 from adapeft.inputs.objective import infer_objective
 from adapeft.measure.groups import Groups, build_groups
 from adapeft.measure.measure import measure
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import Shards, WholeModel
+from adapeft.measure.shards import Shards
 from adapeft.measure.statistics import Statistics
 from adapeft.methods import get_method
 from adapeft.ranks import Ranks
@@ -28,6 +29,9 @@ from tests.tiny import make_batches, make_bert, make_gpt2
 MODELS = {"bert": make_bert, "gpt2": make_gpt2}
 METHODS = {"tensor": "adapeft", "row": "adapeft", "element": "adapeft", "sam": "sam"}
 REACH = 0.01
+BATCH_SIZE = 5
+# ZeRO stage and micro-batch size: None is a rank's whole share, 2 makes it accumulate.
+STAGES = [(0, None), (1, None), (2, None), (3, None), (0, 2), (3, 2)]
 
 
 def settings_for(case: str):
@@ -48,16 +52,18 @@ def examples_of(model) -> tuple[list[np.ndarray], list[Batch]]:
     return order, examples
 
 
+def joined(examples: list[Batch], indices: np.ndarray) -> Batch:
+    """The examples at ``indices`` side by side."""
+    chosen = [examples[int(index)] for index in indices]
+    inputs = {name: torch.cat([one.inputs[name] for one in chosen]) for name in chosen[0].inputs}
+    return Batch(inputs, torch.cat([one.labels for one in chosen]), torch.cat([one.ids for one in chosen]))
+
+
 def passes_for(model, shards: Shards) -> Passes:
     order, examples = examples_of(model)
-
-    def collate(indices: np.ndarray) -> Batch:
-        chosen = [examples[int(index)] for index in indices]
-        inputs = {name: torch.cat([one.inputs[name] for one in chosen]) for name in chosen[0].inputs}
-        return Batch(inputs, torch.cat([one.labels for one in chosen]), torch.cat([one.ids for one in chosen]))
-
     objective = infer_objective(model, examples[0].inputs, examples[0].labels)
-    return Passes(shards, objective, Calibration(tuple(order[:3]), tuple(order[3:])), collate, seed=3)
+    calibration = Calibration(tuple(order[:3]), tuple(order[3:]))
+    return Passes(shards, objective, calibration, lambda ids: joined(examples, ids), seed=3)
 
 
 def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Statistics, dict]:
@@ -83,6 +89,18 @@ def whole_elements(statistics: Statistics, ranks: Ranks) -> dict[str, torch.Tens
     return {name: ranks.all_reduce(column) for name, column in whole.items()}
 
 
+def optimizer_state_elements(engine) -> int:
+    """Elements of optimizer state on this rank, step counters aside."""
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(tensor.numel() for tensor in tensors if tensor.numel() > 1)
+
+
+def always_trained_elements(model, groups: Groups) -> int:
+    parameters = dict(model.named_parameters())
+    return sum(int(getattr(parameters[name], "ds_numel", parameters[name].numel())) for name in groups.always_train)
+
+
 def main(out: Path) -> None:
     from cluster.engine import join, measuring_engine
     from cluster.zero_shards import ZeroShards
@@ -90,22 +108,29 @@ def main(out: Path) -> None:
     ranks = join()
     for name, make in MODELS.items():
         for case in METHODS:
-            for stage in range(4):
-                for micro_batch_size in (None, 2):
-                    model = make().eval()
-                    settings = settings_for(case)
-                    groups = build_groups(model, settings.granularity)
-                    candidates = [info.name for info in groups.parameters]
-                    num_micro = num_micro_batches(5, ranks.world_size, micro_batch_size)
-                    engine = measuring_engine(model, candidates, groups.always_train, stage, num_micro)
-                    statistics, chosen = measure_case(model, ZeroShards(engine, candidates, ranks), groups, case)
-                    elements = whole_elements(statistics, ranks)
-                    states = sum(len(state) for state in engine.optimizer.optimizer.state.values()) if stage else 0
-                    engine.destroy()
-                    if ranks.rank == 0:
-                        content = {"columns": statistics.columns, "elements": elements, "chosen": chosen}
-                        content["states"] = states
-                        torch.save(content, out / f"{name}-{case}-{stage}-{micro_batch_size}.pt")
+            for stage, micro_batch_size in STAGES:
+                model = make().eval()
+                groups = build_groups(model, settings_for(case).granularity)
+                candidates = [info.name for info in groups.parameters]
+                num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
+                # At the usual threshold stage 3 would keep all of a tiny model on every rank.
+                engine = measuring_engine(
+                    model, candidates, groups.always_train, stage, num_micro, persistence_threshold=0
+                )
+                shards = ZeroShards(engine, candidates, ranks)
+                statistics, chosen = measure_case(model, shards, groups, case)
+                content = {
+                    "columns": statistics.columns,
+                    "elements": whole_elements(statistics, ranks),
+                    "chosen": chosen,
+                    "held": [sum(piece.length for piece in shards.slices)],
+                    "state_elements": optimizer_state_elements(engine),
+                    "always_trained": always_trained_elements(model, groups),
+                }
+                content["held"] = ranks.all_gather_object(content["held"][0])
+                engine.destroy()
+                if ranks.rank == 0:
+                    torch.save(content, out / f"{name}-{case}-{stage}-{micro_batch_size}.pt")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""Artifacts: whole or not there, and they say what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from adapeft import AdapeftError
+from adapeft.artifact import load_table, load_tensors, provenance, replacing, save_json, save_table, save_tensors
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path):
+    path = tmp_path / "deep" / "file.json"
+    save_json(path, {"a": 1})
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            assert temporary.parent == path.parent, "a rename does not cross file systems"
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(path.parent) == ["file.json"]
+    with pytest.raises(TypeError):
+        save_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_files_are_as_readable_as_any_other(tmp_path):
+    old = os.umask(0o027)
+    try:
+        save_json(tmp_path / "file.json", {})
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "file.json").stat().st_mode) == 0o640
+
+
+def test_tensors_carry_kind_description_and_provenance(tmp_path):
+    path = tmp_path / "t"
+    tensor = torch.arange(6).view(2, 3)
+    save_tensors(path, "subset", {"a": tensor, "b": tensor.t()}, {"seed": 3, "kind": "mine", "provenance": "mine"})
+    tensors, description = load_tensors(path, "subset")
+    assert torch.equal(tensors["a"], tensor)
+    assert torch.equal(tensors["b"], tensor.t())
+    assert description == {"seed": 3, "provenance": provenance()}
+    assert provenance()["versions"]["torch"] == torch.__version__
+
+
+def test_tensors_of_another_kind_or_none_are_refused(tmp_path):
+    path = tmp_path / "t"
+    save_tensors(path, "subset", {"a": torch.zeros(2)}, {})
+    with pytest.raises(AdapeftError, match="holds another kind of artifact: expected a delta"):
+        load_tensors(path, "delta")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(AdapeftError, match="is not a subset, or it is truncated"):
+        load_tensors(path, "subset")
+    save_file({"a": torch.zeros(2)}, path, metadata={"format": "pt"})
+    with pytest.raises(AdapeftError, match="not one of adapeft's"):
+        load_tensors(path, "subset")
+    for header, message in (("{", "is not a subset, or it is truncated"), ("[]", "another kind")):
+        save_file({"a": torch.zeros(2)}, path, metadata={"adapeft": header})
+        with pytest.raises(AdapeftError, match=message):
+            load_tensors(path, "subset")
+    with pytest.raises(AdapeftError, match="no such file; expected a subset"):
+        load_tensors(tmp_path, "subset")
+
+
+def test_tables(tmp_path):
+    path = tmp_path / "groups.parquet"
+    table = pa.table({"count": [1, 2, 3]}).replace_schema_metadata({"granularity": "row"})
+    save_table(path, table)
+    assert load_table(path).equals(table, check_metadata=True)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(AdapeftError, match="is not a Parquet table, or it is truncated"):
+        load_table(path)
+    with pytest.raises(AdapeftError, match="no such file; expected a Parquet table"):
+        load_table(tmp_path / "missing")

@@ -1,0 +1,60 @@
+"""Directions against plain float64 autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adapeft.measure.direction import measure_direction
+from adapeft.measure.groups import build_groups
+from adapeft.measure.shards import WholeModel
+from tests.cluster.rank_statistics import passes_for
+from tests.oracles import gradients, mean_gradients, num_predictions
+from tests.tiny import make_batches, make_bert, make_gpt2
+
+
+def measured(model, kind, num_micro=1):
+    groups = build_groups(model.eval(), "tensor")
+    passes = passes_for(model, WholeModel(model, [info.name for info in groups.parameters], num_micro=num_micro))
+    half_a = make_batches(model, num_batches=7)[: len(passes.calibration.half_a)]
+    return torch.cat(measure_direction(passes, kind)).double(), half_a, groups
+
+
+@pytest.mark.parametrize("make", [make_bert, make_gpt2])
+def test_adam(make):
+    model = make()
+    actual, half_a, groups = measured(model, "adam")
+    weights = torch.tensor([num_predictions(batch) for batch in half_a], dtype=torch.float64)
+    each = torch.stack([torch.cat(gradients(model, batch, groups)) for batch in half_a])
+    mean = (weights[:, None] * each).sum(0) / weights.sum()
+    square = (weights[:, None] * each**2).sum(0) / weights.sum()
+    clear = square.sqrt() > 1e-5  # elsewhere, as in a key's bias, the gradient is rounding noise
+    assert clear.double().mean() > 0.9
+    torch.testing.assert_close(actual[clear], (mean / (square.sqrt() + 1e-8))[clear], rtol=1e-3, atol=1e-3)
+    assert float(actual.abs().max()) <= 1 + 1e-6, "a coordinate moves by at most one a unit of reach"
+
+
+@pytest.mark.parametrize("make", [make_bert, make_gpt2])
+def test_gradient_has_unit_root_mean_square_over_the_model(make):
+    model = make()
+    actual, half_a, groups = measured(model, "gradient")
+    mean = torch.cat(mean_gradients(model, half_a, groups))
+    torch.testing.assert_close(actual, mean / mean.square().mean().sqrt(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [make_bert, make_gpt2])
+@pytest.mark.parametrize("num_micro", [2, 3])
+def test_micro_batches_only_round_differently(make, num_micro):
+    model = make()
+    whole, half_a, groups = measured(model, "adam")
+    split, _, _ = measured(model, "adam", num_micro)
+    clear = torch.stack([torch.cat(gradients(model, batch, groups)) for batch in half_a]).abs().amax(0) > 1e-5
+    torch.testing.assert_close(split[clear], whole[clear], rtol=1e-3, atol=1e-3)
+
+
+def test_no_gradient_gives_no_direction(bert):
+    with torch.no_grad():
+        bert.classifier.weight.zero_()
+    for kind in ("adam", "gradient"):
+        direction, _, _ = measured(bert, kind)
+        assert torch.equal(direction, torch.zeros_like(direction))

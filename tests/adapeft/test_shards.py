@@ -1,0 +1,83 @@
+"""``WholeModel`` and ``measuring_mode``: what is trained while measuring, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from adapeft.measure.groups import build_groups
+from adapeft.measure.shards import WholeModel, measuring_mode
+from tests.cluster.rank_statistics import passes_for
+
+
+def state_of(model):
+    """Everything that measuring could change."""
+    return (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        {name: module.training for name, module in model.named_modules()},
+        {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+    )
+
+
+def assert_same(before, after):
+    assert before[1:] == after[1:]
+    for name, value in before[0].items():
+        assert torch.equal(value, after[0][name]), name
+
+
+def warmed_up(model, num_steps, num_micro=1):
+    groups = build_groups(model.eval(), "tensor")
+    shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train, num_micro)
+    passes_for(model, shards).warm_up(num_steps, 1e-2)
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_warm_up_is_adamw_on_the_always_trained_alone(bert):
+    reference = copy.deepcopy(bert).eval()
+    before = {name: parameter.detach().clone() for name, parameter in bert.named_parameters()}
+    after = warmed_up(bert, 5)
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {"classifier.weight", "classifier.bias"}
+
+    groups = build_groups(reference, "tensor")
+    passes = passes_for(reference, WholeModel(reference, [], groups.always_train))
+    head = list(reference.classifier.parameters())
+    optimizer = torch.optim.AdamW(head, lr=1e-2, weight_decay=0.0)
+    for step in range(5):
+        batch = passes.collate(passes.calibration.batches[step])
+        optimizer.zero_grad()
+        reference(**batch.inputs, labels=batch.labels).loss.backward(inputs=head)
+        optimizer.step()
+    torch.testing.assert_close(after["classifier.weight"], reference.classifier.weight.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_warm_up_in_micro_batches(bert):
+    whole = warmed_up(copy.deepcopy(bert), 4)
+    split = warmed_up(copy.deepcopy(bert), 4, num_micro=3)
+    torch.testing.assert_close(split["classifier.weight"], whole["classifier.weight"], rtol=1e-3, atol=1e-4)
+
+
+def test_no_gradient_reaches_what_is_no_candidate(bert):
+    names = ["bert.pooler.dense.weight", "bert.embeddings.LayerNorm.bias"]
+    shards = WholeModel(bert.eval(), names)
+    passes = passes_for(bert, shards)
+    with shards.gradients(passes._losses(passes.calibration.half_a[0], sampled_labels=False)[0]) as gradients:
+        assert [len(gradient) for gradient in gradients] == [144, 12]
+        assert {name for name, p in bert.named_parameters() if p.grad is not None} == set(names)
+    assert all(parameter.grad is None for parameter in bert.parameters()), "one batch's gradient is not the next one's"
+
+
+def test_measuring_mode_puts_everything_back(bert):
+    bert.train()
+    bert.bert.encoder.layer[0].eval()
+    bert.bert.embeddings.requires_grad_(False)
+    before = state_of(bert)
+    with pytest.raises(RuntimeError, match="stop"), measuring_mode(bert, restore=["classifier.weight"]):
+        assert not any(module.training for module in bert.modules())
+        bert.requires_grad_(True)
+        with torch.no_grad():
+            bert.classifier.weight.add_(1)
+        raise RuntimeError("stop")
+    assert_same(before, state_of(bert))

@@ -1,0 +1,147 @@
+"""Run under torchrun: trains tiny models' subsets at every ZeRO stage, and counts what that keeps.
+
+``torchrun --nproc-per-node 2 -m tests.cluster.rank_training OUT`` writes a file a model, subset and stage.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from adapeft.choose.subset import Part, Subset
+from adapeft.inputs.batches import num_micro_batches
+from adapeft.inputs.losses import micro_losses
+from adapeft.inputs.objective import infer_objective
+from adapeft.ranks import OneRank, Ranks
+from adapeft.ship.delta import extract_delta
+from adapeft.tune.attach import attach
+from tests.cluster.rank_statistics import BATCH_SIZE, MODELS, examples_of, joined
+
+LEARNING_RATE = 0.05
+NUM_STEPS = 5
+# Softmax is blind to a bias of the keys: its gradient is rounding, which Adam would follow at full length.
+BLIND = ("key.bias", "c_attn.bias")
+# stage, micro-batch size, gradient checkpointing
+RUNS = [(0, None, False), (1, None, False), (2, 2, False), (3, None, False), (3, 2, True)]
+
+
+def subset_of(model: nn.Module, kind: str) -> Subset:
+    """About a tenth of the matrices' elements, and a whole LayerNorm; the new head is always trained."""
+    parameters = dict(model.named_parameters())
+    draw = torch.Generator().manual_seed(7)
+    parts: dict[str, Part] = {}
+    for name, parameter in parameters.items():
+        shape = tuple(parameter.shape)
+        if parameter.ndim == 2 and ("layer" in name or ".h." in name or "word_emb" in name or "wte" in name):
+            dim = 1 if ".c_" in name else 0
+            if kind == "rows":
+                rows = torch.randperm(shape[dim], generator=draw)[: max(1, shape[dim] // 6)].sort().values
+                parts[name] = Part("rows", shape, rows, dim)
+            elif kind == "elements":
+                picks = torch.randperm(parameter.numel(), generator=draw)[: parameter.numel() // 10].sort().values
+                parts[name] = Part("elements", shape, picks)
+            elif "output" in name or "mlp" in name:
+                parts[name] = Part("tensor", shape)
+        elif name.endswith(BLIND):
+            continue
+        elif kind == "elements" and parameter.ndim == 1 and "classifier" not in name:
+            parts[name] = Part("elements", shape, torch.arange(0, shape[0], 3))
+        elif "LayerNorm" in name or "ln_" in name:
+            parts[name] = Part("tensor", shape)
+    new = tuple(name for name in parameters if name.startswith("classifier"))
+    return Subset(parts, new, new)
+
+
+def losses_of(model: nn.Module, step: int, ranks: Ranks, num_micro: int) -> list:
+    order, examples = examples_of(model)
+    objective = infer_objective(model, examples[0].inputs, examples[0].labels)
+    return micro_losses(
+        order[step], lambda ids: joined(examples, ids), objective, ranks, num_micro, torch.device("cpu")
+    )[0]
+
+
+def train_plainly(name: str, kind: str) -> dict[str, torch.Tensor]:
+    """The oracle: plain torch, one process, AdamW with decay on matrices, a falling learning rate and clipping."""
+    model = MODELS[name]().eval()
+    attach(model, subset_of(model, kind))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": 0.1},
+            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=LEARNING_RATE,
+    )
+    schedule = LambdaLR(optimizer, falling)
+    for step in range(NUM_STEPS):
+        for loss in losses_of(model, step, OneRank(), 1):
+            loss(model).backward()
+        nn.utils.clip_grad_norm_(trained, 0.5)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    delta = extract_delta(model)
+    return {**{name: change.values for name, change in delta.changes.items()}, **delta.new}
+
+
+def falling(step: int) -> float:
+    return 1 - step / NUM_STEPS
+
+
+def main(out: Path) -> None:
+    from cluster.engine import join, training_engine
+    from cluster.finetune import full_value
+    from tests.cluster.rank_statistics import optimizer_state_elements
+
+    ranks = join()
+    for name, make in MODELS.items():
+        for kind in ("tensor", "rows", "elements"):
+            for stage, micro_batch_size, checkpointing in RUNS:
+                model = make()
+                if checkpointing:
+                    # transformers recomputes in training mode only; without dropout that changes no number.
+                    for module in model.modules():
+                        if isinstance(module, nn.Dropout):
+                            module.p = 0.0
+                    model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.train(checkpointing)
+                attach(model, subset_of(model, kind))
+                num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
+                engine = training_engine(
+                    model,
+                    zero_stage=stage,
+                    num_micro=num_micro,
+                    learning_rate=LEARNING_RATE,
+                    weight_decay=0.1,
+                    max_grad_norm=0.5,
+                    schedule=lambda optimizer: LambdaLR(optimizer, falling),
+                    persistence_threshold=0,
+                )
+                for step in range(NUM_STEPS):
+                    for loss in losses_of(model, step, ranks, num_micro):
+                        engine.backward(loss(engine) * (ranks.world_size * num_micro))
+                        engine.step()
+                delta = extract_delta(model, full_value=full_value)
+                tag = f"{name}-{kind}-{stage}-{micro_batch_size}"
+                folder = out / "checkpoints" / tag
+                engine.save_checkpoint(str(folder), tag="step", exclude_frozen_parameters=True)
+                states = sum(ranks.all_gather_object(optimizer_state_elements(engine)))
+                held = [p for p in model.parameters() if not p.requires_grad and p.grad is not None]
+                engine.destroy()
+                if ranks.rank == 0:
+                    content = {
+                        "values": {**{n: change.values for n, change in delta.changes.items()}, **delta.new},
+                        "count": delta.count + sum(value.numel() for value in delta.new.values()),
+                        "state_elements": states,
+                        "frozen_with_gradient": len(held),
+                        "checkpoint_bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+                    }
+                    torch.save(content, out / f"{tag}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,70 @@
+"""Any ZeRO stage, world size, uneven shards and accumulation give plain torch's statistics and the same subset."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from adapeft.measure.groups import build_groups
+from adapeft.measure.shards import WholeModel, measuring_mode
+from tests.cluster.rank_statistics import (
+    METHODS,
+    MODELS,
+    STAGES,
+    measure_case,
+    settings_for,
+    whole_elements,
+)
+from tests.cluster.ranks import torchrun
+
+CASES = [(name, case) for name in MODELS for case in METHODS]
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def measured(request, tmp_path_factory):
+    """Folder of what this many ranks measured, and their number."""
+    folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
+    torchrun(request.param, "tests.cluster.rank_statistics", folder)
+    return folder, request.param
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The same cases in one process of plain torch."""
+    results = {}
+    for name, case in CASES:
+        model = MODELS[name]()
+        groups = build_groups(model, settings_for(case).granularity)
+        with measuring_mode(model, restore=groups.always_train):
+            shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
+            statistics, chosen = measure_case(model, shards, groups, case)
+        results[name, case] = statistics, whole_elements(statistics, shards.ranks), chosen
+    return results
+
+
+@pytest.mark.parametrize(("stage", "micro_batch_size"), STAGES)
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_sharding_changes_rounding_only(measured, plain, name, case, stage, micro_batch_size):
+    folder, world_size = measured
+    found = torch.load(folder / f"{name}-{case}-{stage}-{micro_batch_size}.pt", weights_only=False)
+    statistics, elements, chosen = plain[name, case]
+
+    assert found["columns"].keys() == statistics.columns.keys()
+    for column, expected in statistics.columns.items():
+        np.testing.assert_allclose(found["columns"][column], expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
+    assert found["elements"].keys() == elements.keys()
+    for column, expected in elements.items():
+        torch.testing.assert_close(
+            found["elements"][column], expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
+        )
+
+    assert found["chosen"].keys() == chosen.keys()
+    for parameter, indices in chosen.items():
+        assert indices is None or torch.equal(found["chosen"][parameter], indices)
+
+    # No rank holds another's statistics, and none a state for what it measures.
+    total = int(statistics.groups.counts.sum())
+    assert sum(found["held"]) == total
+    assert max(found["held"]) < 1.5 * total / world_size
+    assert found["state_elements"] <= 2 * found["always_trained"] + 16
