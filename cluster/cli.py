@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from adapeft.errors import AdapeftError
+from cluster.failure import WorkerError
+
+# What a command needs beyond this is imported in it: torch takes seconds, and the config is judged before.
+if TYPE_CHECKING:
+    from cluster.pipeline import Session
 
 app = typer.Typer(
     help="Find which parameters are worth training within a budget, train only those, ship a small delta.",
@@ -23,43 +33,39 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as 
 
 
 def main() -> None:
-    """Runs the command; a user's error ends it with its message and status 2."""
+    """Runs the command; a user's error ends it with its message and status 2, a worker's failure with status 1."""
     try:
         app()
     except AdapeftError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error[/] {_escaped(str(error))}", soft_wrap=True)
-        sys.exit(2)
-    except RuntimeError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]failed[/] {_escaped(str(error))}", soft_wrap=True)
-        sys.exit(1)
+        _end("error", str(error), 2)
+    except WorkerError as error:
+        _end("failed", str(error), 1)
 
 
 @app.command()
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Measure, choose, train, evaluate; takes up again what the same run has finished."""
-    from adapeft.config_file import load_config
+    with _session(config, overrides) as session:
+        from cluster import pipeline
 
-    loaded = load_config(config, overrides or [])
-    from cluster import pipeline
-
-    pipeline.run(loaded, _terminal())
+        pipeline.run(session)
 
 
 @app.command()
 def select(config: ConfigPath, overrides: Overrides = None) -> None:
     """Measure and choose; with select.statistics=RUN choose again from what another run measured, in seconds."""
-    from cluster import pipeline
-
     with _session(config, overrides) as session:
+        from cluster import pipeline
+
         pipeline.select(session)
 
 
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train the subset that is in the run's folder, or the one that train.subset names."""
-    from cluster import pipeline
-
     with _session(config, overrides) as session:
+        from cluster import pipeline
+
         if not session.folder.subset.is_file() and session.config.train.subset is None:
             raise AdapeftError(
                 f"output = {session.folder.path} has no subset.safetensors: run `adapeft select` first, or name one: "
@@ -76,9 +82,9 @@ def evaluate(
     base: Annotated[bool, typer.Option("--base", help="evaluate the base model without any delta")] = False,
 ) -> None:
     """Score base and delta on the evaluation data."""
-    from cluster import pipeline
+    with _session(config, overrides, claims=False) as session:
+        from cluster import pipeline
 
-    with _session(config, overrides) as session:
         chosen = None if base else delta or session.folder.delta
         if chosen is not None and not chosen.is_file():
             raise AdapeftError(f"{chosen}: no such delta. Train first, or give --delta PATH or --base.")
@@ -95,15 +101,17 @@ def merge(
     from adapeft.ship.delta import Delta
     from adapeft.ship.merge import merge as merge_into
 
+    _silence_libraries()
     print(merge_into(Delta.load(delta), model, out))
 
 
 @app.command()
 def show(path: Annotated[Path, typer.Argument(help="a run's folder, a subset or a delta")]) -> None:
     """Say what is in a run's folder, a subset or a delta."""
+    from cluster.console import Terminal
     from cluster.show import show as show_path
 
-    show_path(path, _terminal())
+    show_path(path, Terminal())
 
 
 @app.command()
@@ -113,8 +121,6 @@ def config(
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema")] = False,
 ) -> None:
     """Check a config and print it whole, or print every key with its default."""
-    import json
-
     from adapeft.config_file import defaults_yaml, json_schema, load_config, to_yaml
 
     if schema:
@@ -125,23 +131,37 @@ def config(
         print(to_yaml(load_config(path, overrides or [])), end="")
 
 
-def _session(config: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]
+@contextmanager
+def _session(config: Path, overrides: list[str] | None, *, claims: bool = True) -> Iterator[Session]:
     from adapeft.config_file import load_config
+    from cluster.console import Terminal, short
 
-    loaded = load_config(config, overrides or [])
-    # A config is judged before the heavy libraries are loaded.
-    from cluster.pipeline import Session
+    loaded, terminal = load_config(config, overrides or []), Terminal()
+    with terminal.busy("loading libraries"):
+        from cluster.pipeline import Session
 
-    return Session(loaded, _terminal())
+        _silence_libraries()
+    with Session(loaded, terminal, claims=claims) as session:
+        try:
+            yield session
+        except KeyboardInterrupt:
+            if claims:
+                terminal.note(f"stopped; the same command goes on with what is in {short(session.folder.path)}")
+            # A thread is waiting inside Ray: any tidier end crashes in it. A local Ray ends with this process.
+            sys.stdout.flush()
+            os._exit(130)
 
 
-def _terminal():  # type: ignore[no-untyped-def]
-    from cluster.console import Terminal
+def _silence_libraries() -> None:
+    """What libraries have to say goes to the ranks' logs: this terminal is for progress."""
+    import warnings
 
-    return Terminal()
+    from transformers.utils import logging
+
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _end(kind: str, message: str, status: int) -> None:
+    Console(stderr=True).print(Text.assemble((kind, "bold red"), f" {message}"), soft_wrap=True)
+    sys.exit(status)

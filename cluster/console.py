@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import re
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from adapeft.choose.subset import Subset
 from adapeft.config import Config
-from adapeft.ship.delta import Delta
 from cluster.events import Report
-from cluster.inspect import Inspection
-from cluster.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    # The terminal is there before torch is: it shows that torch is being imported.
+    from adapeft.choose.subset import Subset
+    from adapeft.ship.delta import Delta
+    from cluster.inspect import Inspection
+    from cluster.run_folder import RunFolder
 
 _BLOCK_INDEX = re.compile(r"\.\d+\.")
 _ROLES_SHOWN = 8
+_NAME_WIDTH = 11
 _LINE_INTERVAL = 10.0
 
 
@@ -46,23 +53,25 @@ class Terminal:
             self.console.print(f"{text} …")
             yield
 
+    def show_inputs(self, config: Config, inspection: Inspection) -> None:
+        """What is evaluated on what."""
+        self._pairs({"model": _model(inspection), **_inputs(config, inspection)})
+
     def show_plan(self, config: Config, inspection: Inspection) -> None:
-        """What was matched, before anything runs."""
-        groups, description = inspection.groups, inspection.description
-        classes = f", {description.num_labels} classes" if description.num_labels > 1 else ""
+        """What was matched and how much of it may be trained, before anything runs."""
+        groups = inspection.groups
         always = f", and {inspection.num_always_trained:,} always trained" if inspection.num_always_trained else ""
-        rows = {
-            "model": f"{inspection.architecture}, {groups.num_total:,} parameters",
-            "data": f"{description.num_train:,} to train on, {description.num_evaluation:,} to evaluate{classes}",
-            "matched": f"{int(groups.counts.sum()):,} parameters in {len(groups.parameters):,} tensors, "
-            f"by {groups.granularity}",
-            "budget": f"{config.select.budget}: {inspection.budget:,} parameters"
-            f" ({inspection.budget / groups.num_total:.3%}){always}",
-            "workers": f"{config.cluster.workers} ({'GPU' if config.cluster.gpus_per_worker else 'CPU'}), "
-            f"ZeRO stage {config.cluster.zero_stage}",
-            "output": config.output,
-        }
-        self._pairs(rows)
+        self._pairs(
+            {
+                "model": _model(inspection),
+                "matched": f"{int(groups.counts.sum()):,} parameters in {len(groups.parameters):,} tensors, "
+                f"by {groups.granularity}",
+                "trainable": f"at most {inspection.budget:,} ({inspection.budget / groups.num_total:.3%} of the model)"
+                f"{always}",
+                **_inputs(config, inspection),
+                "output": short(config.output),
+            }
+        )
 
     @contextmanager
     def watch(self, stage: str) -> Iterator[Report]:
@@ -78,7 +87,7 @@ class Terminal:
         trained: Counter[str] = Counter()
         for name, part in subset.parts.items():
             trained[_BLOCK_INDEX.sub(".*.", name)] += part.count
-        table = Table(box=None, header_style="bold", title_justify="left")
+        table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("chosen")
         table.add_column("parameters", justify="right")
         table.add_column("share", justify="right")
@@ -100,15 +109,19 @@ class Terminal:
         trained = metrics["trainable_parameters"]
         always = metrics["always_trained_parameters"]
         head = f", and {always:,} always trained" if always else ""
-        rows = {
+        rows: dict[str, str | tuple[str, ...]] = {
             "trained": f"{trained:,} of {total:,} parameters ({trained / total:.3%}){head}",
             "influence": _influence(metrics["choice"]),
             metric: f"{before[metric]:.4f} → {after[metric]:.4f}   (loss {before['loss']:.4f} → {after['loss']:.4f})",
             "delta": f"{_size(metrics['delta_bytes'])}, 1/{full / metrics['delta_bytes']:.0f} of the model's "
             f"{_size(full)}",
             "seconds": ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()),
-            "files": f"{folder.path}/ {{{', '.join(path.name for path in sorted(folder.path.glob('*.*')))}}}",
-            "merge": f"adapeft merge {folder.delta} --model {config.model.name} --out DIR",
+            "files": f"{short(folder.path)}/ with {', '.join(sorted(path.name for path in folder.path.glob('[!.]*')))}",
+            "merge": (
+                f"adapeft merge {short(folder.delta)} \\",
+                f"  --model {_short_name(config.model.name)} \\",
+                "  --out DIR",
+            ),
         }
         self.console.rule("done", style="dim")
         self._pairs(rows)
@@ -131,13 +144,18 @@ class Terminal:
         """Metrics by name."""
         self._pairs({name: f"{value:.4f}" for name, value in scores.items()})
 
-    def _pairs(self, rows: dict[str, str]) -> None:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
+    def _pairs(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
+        """Names and values, wrapped between words only: a path stays whole, to be copied."""
+        width = max(self.console.width - _NAME_WIDTH, 40)
         for name, value in rows.items():
-            table.add_row(name, value)
-        self.console.print(table)
+            lines = (
+                value  # a command's own lines
+                if isinstance(value, tuple)
+                else textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False)
+            )
+            for index, line in enumerate(lines):
+                head = Text(f"{'' if index else name:<{_NAME_WIDTH}}", style="bold")
+                self.console.print(head + Text(line), soft_wrap=True)
 
 
 class _Bars:
@@ -151,7 +169,7 @@ class _Bars:
     def __call__(self, event: dict[str, Any]) -> None:
         text = f"{self.stage}: {_text(event)}"
         if event["step"] == "evaluated":
-            self.bars.console.print(f"  {text}", highlight=False)
+            self.bars.console.print(Text(text), soft_wrap=True)
         else:
             self.bars.update(self.task, description=text, completed=event.get("done", 0), total=event.get("total"))
 
@@ -173,16 +191,43 @@ class _Lines:
         self.console.print(f"{self.stage}: {_text(event)}{count}", soft_wrap=True)
 
 
+class _Count(TextColumn):
+    """``3/16``; nothing while the total is not known."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
+
+
 def _bars(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        _Count(),
         TimeElapsedColumn(),
         console=console,
         transient=True,
     )
+
+
+def _model(inspection: Inspection) -> str:
+    return f"{inspection.architecture}, {inspection.groups.num_total:,} parameters"
+
+
+def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
+    data = inspection.description
+    if config.model.task == "causal-lm":
+        unit, more = " texts", f", in blocks of {config.data.max_length} tokens"
+    else:
+        unit, more = "", f", {data.num_labels} classes" if data.num_labels > 1 else ""
+    device = "GPU" if config.cluster.gpus_per_worker else "CPU"
+    return {
+        "data": f"{data.num_train:,}{unit} to train on, {data.num_evaluation:,} to evaluate{more}",
+        "workers": f"{config.cluster.workers} ({device}), ZeRO stage {config.cluster.zero_stage}",
+    }
 
 
 def _text(event: dict[str, Any]) -> str:
@@ -201,6 +246,15 @@ def _influence(choice: Mapping[str, Any]) -> str:
         f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({choice['status'].replace('_', ' ')}); "
         f"{choice['num_chosen']:,} of {choice['num_groups']:,} groups"
     )
+
+
+def short(path: str | Path) -> str:
+    """The path from the working directory, where that is shorter."""
+    return min(os.path.relpath(path), str(path), key=len)
+
+
+def _short_name(model: str) -> str:
+    return short(model) if os.path.exists(model) else model
 
 
 def _size(num_bytes: float) -> str:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from adapeft.choose.choose import check_budget
+from adapeft.choose.subset import Subset
 from adapeft.config import Config
+from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.inputs.batches import draw_calibration
-from adapeft.inputs.data import DataDescription, describe
+from adapeft.inputs.data import DataDescription, describe, load_rows
 from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import build_structure, check_inputs, load_model_config, load_tokenizer
+from adapeft.inputs.tokenize import tokenize
 from adapeft.measure.groups import Groups, build_groups
 
 
@@ -38,12 +45,12 @@ def inspect(config: Config) -> Inspection:
     Raises:
         AdapeftError: whatever would fail later, said now.
     """
+    _check_model_folder(config.model.name)
     description = describe(config.data, config.model.task)
     primary(config.data.metric, config.model.task, description.is_regression)
-    if config.model.task != "causal-lm":  # there the number of blocks is known only after tokenizing
-        calibration = config.select.calibration
-        draw_calibration(description.num_train, calibration, config.select.batch_size, config.cluster.workers, 0)
-    model_config = load_model_config(config.model, description, load_tokenizer(config.model))
+    tokenizer = load_tokenizer(config.model)
+    _check_calibration(config, description, tokenizer)
+    model_config = load_model_config(config.model, description, tokenizer)
     check_inputs(config.model, config.data, model_config, description)
     structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
     select = config.select
@@ -54,6 +61,8 @@ def inspect(config: Config) -> Inspection:
         include=select.include,
         exclude=select.exclude,
     )
+    if config.train.subset is not None:
+        Subset.load(config.train.subset).check_fits(structure)
     counts = {name: parameter.numel() for name, parameter in structure.named_parameters()}
     return Inspection(
         type(structure).__name__,
@@ -62,3 +71,40 @@ def inspect(config: Config) -> Inspection:
         check_budget(groups, select.budget),
         sum(counts[name] for name in groups.always_train),
     )
+
+
+def _check_model_folder(name: str) -> None:
+    """Checks what can only be a folder: for everything else the hub is asked, which takes long without a network."""
+    if name.startswith(("/", "./", "../", "~")) and not os.path.exists(os.path.expanduser(name)):
+        parent = Path(name).expanduser().parent
+        hint = did_you_mean(Path(name).name, [entry.name for entry in parent.glob("*/")])
+        raise AdapeftError(f"model.name = {name}: no such folder.{hint} Give a folder or the name of a hub model.")
+
+
+def _check_calibration(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Checks that there are enough examples for all ranks.
+
+    A language model's examples are blocks, which are there only after tokenizing: just as much is tokenized here as
+    shows that there are enough of them.
+    """
+    workers = config.cluster.workers
+    num_examples = description.num_train
+    if config.model.task == "causal-lm":
+        num_examples = _count_blocks(config, "data.train", tokenizer, at_least=max(2, workers))
+        _count_blocks(config, "data.evaluation", tokenizer, at_least=1)
+    draw_calibration(num_examples, config.select.calibration, config.select.batch_size, workers, config.seed)
+
+
+def _count_blocks(config: Config, field: str, tokenizer: PreTrainedTokenizerBase, at_least: int) -> int:
+    """Blocks in a growing part of the texts, until there are enough or no more texts."""
+    rows = load_rows(config.data.train if field == "data.train" else config.data.evaluation, field)
+    size = 64
+    while True:
+        try:
+            blocks = tokenize(rows.select(range(min(size, len(rows)))), config.data, config.model.task, tokenizer)
+            if len(blocks) >= at_least or size >= len(rows):
+                return len(blocks)
+        except AdapeftError as error:  # not one block yet
+            if size >= len(rows):
+                raise AdapeftError(f"{field}: {error}") from error
+        size *= 4

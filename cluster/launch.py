@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import socket
 import sys
+import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from ray.util.queue import Empty, Queue
 from adapeft.config import Cluster, Config
 from adapeft.errors import AdapeftError
 from cluster.events import Report
+from cluster.failure import WorkerError
 from cluster.run_folder import RunFolder
 
 RankFunction = Callable[..., dict[str, Any]]
@@ -35,19 +40,12 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     """A connection to the cluster of ``RAY_ADDRESS``, or a local one for the length of the block.
 
     Raises:
-        AdapeftError: the cluster lacks what the config asks for, also after ``cluster.resource_timeout`` seconds.
+        AdapeftError: nothing answers at ``RAY_ADDRESS``, or the cluster lacks what the config asks for.
     """
-    # Worker output goes to files in the run's folder: the terminal is for progress.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-        runtime_env={"env_vars": _worker_environment(cluster)},
-    )
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    is_local = _connect(cluster)
     try:
-        _wait_for_resources(cluster)
+        # To a cluster machines may still be on their way; nothing will join this process's own.
+        _wait_for_resources(cluster, 0.0 if is_local else cluster.resource_timeout)
         yield
     finally:
         ray.shutdown()
@@ -67,10 +65,12 @@ def run_on_workers(
 
     Raises:
         AdapeftError: a rank raised one.
-        RuntimeError: a rank failed otherwise; the message has the first cause and where the logs are.
+        WorkerError: a rank failed otherwise.
     """
     folder = RunFolder.of(config)
     events = Queue(actor_options={"num_cpus": 0})
+    # A name used again would resume the old run: resuming is the rank function's own business.
+    run = RunConfig(name=f"{stage}-{uuid.uuid4().hex[:8]}", storage_path=_storage(config))
     trainer = TorchTrainer(
         _on_rank,
         train_loop_config={
@@ -82,12 +82,13 @@ def run_on_workers(
         },
         scaling_config=_scaling(config.cluster),
         torch_config=TorchConfig(backend="nccl" if config.cluster.gpus_per_worker else "gloo"),
-        # A name used again would resume the old run: resuming is the rank function's own business.
-        run_config=RunConfig(name=f"{stage}-{uuid.uuid4().hex[:8]}", storage_path=_storage(config)),
+        run_config=run,
     )
     result: dict[str, Any] = {}
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        fit = pool.submit(trainer.fit)
+    if _missing(config.cluster, ray.available_resources()):
+        watch({"stage": stage, "step": "waiting for workers that others use"})
+    fit = _in_background(trainer.fit)
+    try:
         while not fit.done() or not events.empty():
             try:
                 event = events.get(timeout=0.5)
@@ -97,13 +98,67 @@ def run_on_workers(
                 result = event["result"]
             else:
                 watch({"stage": stage, **event})
-        try:
-            fit.result()
-        except TrainingFailedError as error:
-            raise _cause(error, folder.logs) from error
-        finally:
-            events.shutdown()
+        fit.result()
+    except TrainingFailedError as error:
+        raise _cause(error, folder.logs) from error
+    finally:
+        _tidy(run)
+    events.shutdown()
     return result
+
+
+def _connect(cluster: Cluster) -> bool:
+    """Joins the cluster of ``RAY_ADDRESS`` or starts a local one; whether it is a local one."""
+    # Ray would set CUDA_VISIBLE_DEVICES="" for workers without a GPU, and warns that it soon will not.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray Train's advice on its own version goes to the terminal otherwise.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        # Worker output goes to files in the run's folder: the terminal is for progress.
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": _worker_environment(cluster)},
+    }
+    # Not "auto": that would join the local cluster of whatever else runs on this machine, and wait for its workers.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    _check_answers(address, cluster.resource_timeout)
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise AdapeftError(
+            f"RAY_ADDRESS = {address}: the cluster there does not let this process in. Give it the cluster's token "
+            f"(RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH), or unset RAY_ADDRESS to use this "
+            f"machine alone."
+        ) from error
+    return address == "local"
+
+
+def _check_answers(address: str, timeout: float) -> None:
+    """Knocks at ``host:port``: Ray itself would try for minutes and fill the terminal with it."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto" or "local"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
+    except OSError as error:
+        raise AdapeftError(
+            f"RAY_ADDRESS = {address}: no cluster answers there ({error}). Start one with `ray start --head`, or unset "
+            f"RAY_ADDRESS to use this machine alone."
+        ) from error
+
+
+def _in_background(call: Callable[[], Any]) -> Future[Any]:
+    """Calls in a daemon thread, which whoever presses Ctrl-C need not wait for."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 def _on_rank(loop: dict[str, Any]) -> None:
@@ -133,7 +188,7 @@ def _reporter(events: Queue) -> Report:
 
 @contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Sends this process's standard output and error to a file, those of C libraries too."""
+    """Sends this process's standard output and error to a file, those of C libraries and the last traceback too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         saved = [os.dup(1), os.dup(2)]
@@ -143,6 +198,9 @@ def _output_to(path: Path) -> Iterator[None]:
         os.dup2(file.fileno(), 2)
         try:
             yield
+        except BaseException:
+            traceback.print_exc(file=file)
+            raise
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -164,6 +222,14 @@ def _storage(config: Config) -> str:
     return config.cluster.storage_path or str(RunFolder.of(config).logs / "ray")
 
 
+def _tidy(run: RunConfig) -> None:
+    """Removes what Ray Train kept of a run: nothing resumes from it."""
+    root = Path(str(run.storage_path))
+    shutil.rmtree(root / str(run.name), ignore_errors=True)
+    if root.name == "ray" and root.is_dir() and not any(root.iterdir()):
+        root.rmdir()
+
+
 def _worker_environment(cluster: Cluster) -> dict[str, str]:
     environment = {"OMP_NUM_THREADS": str(cluster.cpus_per_worker), "TOKENIZERS_PARALLELISM": "false"}
     if not cluster.gpus_per_worker:
@@ -171,36 +237,47 @@ def _worker_environment(cluster: Cluster) -> dict[str, str]:
     return environment
 
 
-def _wait_for_resources(cluster: Cluster) -> None:
+def _wait_for_resources(cluster: Cluster, timeout: float) -> None:
     """Waits for workers that may still be joining, then says what is missing."""
-    wanted = {"CPU": cluster.workers * cluster.cpus_per_worker, "GPU": cluster.workers * cluster.gpus_per_worker}
-    deadline = time.monotonic() + cluster.resource_timeout
+    deadline = time.monotonic() + timeout
     while True:
         there = ray.cluster_resources()
-        missing = {name: amount for name, amount in wanted.items() if there.get(name, 0) < amount}
+        missing = _missing(cluster, there)
         if not missing:
             return
-        if time.monotonic() > deadline:
+        if time.monotonic() >= deadline:
             break
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic()) + 0.01))
     lacks = " and ".join(f"{amount:g} {name}s ({there.get(name, 0):g} there)" for name, amount in missing.items())
+    waited = f" after {timeout:g} s" if timeout else ""
+    longer = ", or raise cluster.resource_timeout" if timeout else ""
     raise AdapeftError(
-        f"cluster.workers = {cluster.workers}: the cluster lacks {lacks} after {cluster.resource_timeout:g} s. Lower "
-        f"cluster.workers, cpus_per_worker or gpus_per_worker, add machines, or raise cluster.resource_timeout."
+        f"cluster.workers = {cluster.workers}: the cluster has too little{waited}; wanted are {lacks}. Lower "
+        f"cluster.workers, cluster.cpus_per_worker or cluster.gpus_per_worker, or add machines{longer}."
     )
 
 
+def _missing(cluster: Cluster, there: dict[str, float]) -> dict[str, int]:
+    """What the workers want of each resource of which there is less."""
+    wanted = {"CPU": cluster.workers * cluster.cpus_per_worker, "GPU": cluster.workers * cluster.gpus_per_worker}
+    return {name: amount for name, amount in wanted.items() if there.get(name, 0) < amount}
+
+
 def _cause(error: TrainingFailedError, logs: Path) -> Exception:
-    """The user's error that a rank raised, else the first failure and where to read on."""
+    """The user's error that a rank raised, else the first rank's failure and where to read on."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    for _, failure in sorted(failures.items()):
-        seen: BaseException | None = failure
-        while seen is not None:
-            inner = getattr(seen, "_base_exc", None) or getattr(seen, "cause", None)
-            if isinstance(seen, AdapeftError):
-                return AdapeftError(str(seen))
-            if isinstance(inner, AdapeftError):
-                return AdapeftError(str(inner))
-            seen = seen.__cause__
-    lines = str(error).strip().splitlines()
-    return RuntimeError(f"a worker failed: {lines[-1] if lines else error}\nIts output is in {logs}.")
+    causes = [_innermost(failure) for _, failure in sorted(failures.items())] or [error]
+    for cause in causes:
+        if isinstance(cause, AdapeftError):
+            return AdapeftError(str(cause))
+    lines = str(causes[0]).strip().splitlines()
+    return WorkerError(f"a worker failed: {type(causes[0]).__name__}: {lines[0] if lines else ''}\nMore in {logs}.")
+
+
+def _innermost(failure: BaseException) -> BaseException:
+    """What a rank function raised, out of the wrappers that Ray puts around it."""
+    while True:
+        inner = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None)
+        if not isinstance(inner, BaseException):
+            return failure
+        failure = inner

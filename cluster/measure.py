@@ -14,7 +14,7 @@ from adapeft.measure.groups import build_groups
 from adapeft.measure.measure import measure
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
-from adapeft.measure.storage import save_elements, save_groups
+from adapeft.measure.storage import clear_elements, save_elements, save_groups
 from adapeft.methods import get_method
 from adapeft.ranks import Ranks
 from cluster.engine import join, measuring_engine
@@ -53,10 +53,13 @@ def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
         config.seed,
         lambda step, done, total: report({"step": step, "done": done, "total": total}),
     )
+    folder = RunFolder.of(config)
+    if ranks.rank == 0:
+        clear_elements(folder.path)
     statistics = measure(get_method(settings.method), passes, groups, settings)
     engine.destroy()
-    folder = RunFolder.of(config)
-    save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)
+    if statistics.elements:
+        save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)
     report({"step": "choosing"})
     choose_and_save(config, statistics, len(inputs.train), ranks)
     return {}

@@ -15,33 +15,41 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.storage import load_statistics
 from adapeft.ranks import OneRank
 from adapeft.ship.delta import Delta
-from cluster.console import Terminal
+from cluster.console import Terminal, short
 from cluster.inputs import count_examples
 from cluster.inspect import Inspection, inspect
 from cluster.run_folder import RunFolder
 
 
-def run(config: Config, terminal: Terminal) -> dict[str, Any]:
+def run(session: Session) -> dict[str, Any]:
     """Measures, chooses, trains and evaluates; takes up again whatever an earlier call of the same run has finished."""
-    with Session(config, terminal) as session:
-        subset = select(session)
-        return train(session, subset)
+    return train(session, select(session))
 
 
 class Session:
-    """One command on one run: its folder, its inspected config, and Ray once a stage needs it."""
+    """One command on one run: its folder, its inspected config, and Ray once a stage needs it.
 
-    def __init__(self, config: Config, terminal: Terminal) -> None:
-        self.config, self.terminal = config, terminal
+    Args:
+        config: of the run.
+        terminal: where progress goes.
+        claims: whether the command writes the run's artifacts, so that the folder has to be this config's.
+    """
+
+    def __init__(self, config: Config, terminal: Terminal, *, claims: bool = True) -> None:
+        self.config, self.terminal, self.claims = config, terminal, claims
         self.folder = RunFolder.of(config)
         self.inspection: Inspection
+        self._has_ray = False
         self._stack = ExitStack()
 
     def __enter__(self) -> Session:
-        with self.terminal.busy("checking the config, the data and the model"):
+        with self.terminal.busy("checking config, data and model"):
             self.inspection = inspect(self.config)
-        self.folder.claim(self.config)
-        self.terminal.show_plan(self.config, self.inspection)
+        if self.claims:
+            self.folder.claim(self.config)
+            self.terminal.show_plan(self.config, self.inspection)
+        else:
+            self.terminal.show_inputs(self.config, self.inspection)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -52,32 +60,31 @@ class Session:
         # Imported here: without a stage to run, nobody waits for Ray.
         from cluster.launch import ray_session, run_on_workers
 
-        if not self._is_connected():
+        if not self._has_ray:
             with self.terminal.busy("starting Ray"):
                 self._stack.enter_context(ray_session(self.config.cluster))
+            self._has_ray = True
         with self.terminal.watch(stage) as watch:
             return run_on_workers(function, self.config, stage, watch, **arguments)
 
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds so far."""
+        return json.loads(self.folder.metrics.read_text()) if self.folder.metrics.is_file() else {}
+
     def record(self, **metrics: Any) -> dict[str, Any]:
         """Adds to ``metrics.json``."""
-        content = json.loads(self.folder.metrics.read_text()) if self.folder.metrics.is_file() else {}
+        content = self.metrics()
         seconds = {**content.get("seconds", {}), **metrics.pop("seconds", {})}
         content = {**content, **metrics, "seconds": seconds, "provenance": provenance()}
         save_json(self.folder.metrics, content)
         return content
-
-    @staticmethod
-    def _is_connected() -> bool:
-        import ray
-
-        return ray.is_initialized()
 
 
 def select(session: Session) -> Subset:
     """The run's subset: a saved one, the one chosen before, or measured and chosen now."""
     config, folder = session.config, session.folder
     if folder.subset.is_file():
-        session.terminal.note(f"subset: already chosen, {folder.subset}")
+        session.terminal.note(f"subset: already chosen, {short(folder.subset)}")
         return Subset.load(folder.subset)
     started = time.perf_counter()
     if config.train.subset is not None:
@@ -97,16 +104,17 @@ def select(session: Session) -> Subset:
 
 def train(session: Session, subset: Subset) -> dict[str, Any]:
     """Trains the subset and ships the delta; nothing when that was done before."""
-    from cluster.finetune import finetune
-
     folder = session.folder
-    metrics = session.record()
+    metrics = session.metrics()
     if "after" in metrics and folder.delta.is_file():
-        session.terminal.note(f"training: already done, {folder.delta}")
+        session.terminal.note(f"training: already done, {short(folder.delta)}")
     else:
+        from cluster.finetune import finetune
+
         started = time.perf_counter()
         result = session.on_workers(finetune, "train", subset_path=str(folder.subset))
         metrics = session.record(
+            **_choice_of(subset),
             **result,
             **_sizes(session.inspection, Delta.load(folder.delta), folder),
             seconds={"train": time.perf_counter() - started},

@@ -9,6 +9,10 @@ from adapeft.artifact import replacing
 from adapeft.config import Config, differences
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
+from adapeft.measure.storage import ELEMENTS, TABLE
+
+# What may be in a folder before its run: the demo's data, and what a run leaves that fails before it has measured.
+_WELCOME = ("data", "logs", ELEMENTS)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def table(self) -> Path:
+        """What was measured of each group."""
+        return self.path / TABLE
+
+    @property
     def subset(self) -> Path:
         """What is trained."""
         return self.path / "subset.safetensors"
@@ -44,7 +53,7 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """Output of the workers, TensorBoard events."""
+        """Output of the workers, TensorBoard events; made when the folder is claimed."""
         return self.path / "logs"
 
     @property
@@ -58,7 +67,7 @@ class RunFolder:
         Raises:
             AdapeftError: it holds another run, or files that are no run at all.
         """
-        if self.config.is_file():
+        if self.config.is_file() and self._has_results():
             other = differences(config, load_config(self.config))
             if other:
                 raise AdapeftError(
@@ -68,12 +77,17 @@ class RunFolder:
             return
         if self.path.exists() and not self.path.is_dir():
             raise AdapeftError(f"output = {self.path} is a file. Give a folder.")
-        foreign = (
-            sorted(entry.name for entry in self.path.iterdir() if entry.name != "data") if self.path.exists() else []
-        )
+        # A config without logs beside it is somebody's own, which must not be overwritten.
+        welcome = (*_WELCOME, self.config.name) if self.logs.is_dir() else _WELCOME
+        foreign = sorted(entry.name for entry in self.path.glob("*") if entry.name not in welcome)
         if foreign:
             raise AdapeftError(
                 f"output = {self.path} holds files that are no run ({foreign[0]} …). Give a new or empty folder."
             )
+        self.logs.mkdir(parents=True, exist_ok=True)
         with replacing(self.config) as temporary:
             temporary.write_text(to_yaml(config))
+
+    def _has_results(self) -> bool:
+        """Whether there is anything that another config would spoil; a run that failed early has only its logs."""
+        return any(path.exists() for path in (self.table, self.subset, self.delta, self.checkpoints))

@@ -83,7 +83,9 @@ def group_of_elements(groups: Groups) -> list[Tensor]:
 def group_sums(groups: Groups, values: Sequence[Tensor]) -> np.ndarray:
     """float64 [K]: values of all elements (a flat tensor a candidate) summed over each group."""
     of = torch.cat(group_of_elements(groups))
-    return torch.zeros(int(of.max()) + 1, dtype=torch.float64).index_add(0, of, torch.cat(list(values)).double()).numpy()
+    return (
+        torch.zeros(int(of.max()) + 1, dtype=torch.float64).index_add(0, of, torch.cat(list(values)).double()).numpy()
+    )
 
 
 def top_k_by_sort(scores: Tensor, k: int) -> list[int]:

@@ -23,6 +23,8 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.methods import get_method
 
+_OF_THE_COMMAND = {"calibration", "batch_size", "micro_batch_size", "statistics"}
+
 
 def select(
     model: nn.Module,
@@ -44,11 +46,16 @@ def select(
         learning_rate: of the training to come, whose reach limits the influence.
         num_steps: of the training to come.
         seed: of sampled labels and random draws.
-        options: any key of the config's ``select`` section (``method``, ``groups``, ``include``, ``reach`` …).
+        options: keys of the config's ``select`` section (``method``, ``groups``, ``include``, ``reach`` …), but for
+            those that say how a command batches its calibration: here ``batches`` do.
 
     Raises:
         AdapeftError: fewer than two batches, a batch without labels, an option or a budget that does not do.
     """
+    for option in sorted(_OF_THE_COMMAND & options.keys()):
+        raise AdapeftError(
+            f"select.{option} = {options[option]!r} is the command's: here the batches you give decide it."
+        )
     settings = parse_select({"budget": budget, **options})
     examples = _as_batches(batches, next(model.parameters()).device)
     middle = len(examples) // 2

@@ -108,12 +108,11 @@ class Subset:
                 name: Part(entry["kind"], tuple(entry["shape"]), _widen(indices.get(name)), entry["dim"])
                 for name, entry in content.pop("parts").items()
             }
-            subset = cls(parts, tuple(content.pop("always_train")), tuple(content.pop("new")), content)
-        except (KeyError, TypeError, AttributeError) as error:
+            for name, part in parts.items():
+                check_part(path, name, part)
+            return cls(parts, tuple(content.pop("always_train")), tuple(content.pop("new")), content)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise AdapeftError(f"{path}: damaged description of a subset ({error}). Choose again.") from error
-        for name, part in subset.parts.items():
-            check_part(path, name, part)
-        return subset
 
 
 def check_part(path: str | Path, name: str, part: Part) -> None:

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.data import DataDescription, check_labels
-from adapeft.inputs.structure import always_trained
+from adapeft.inputs.structure import MISSING, always_trained
 from adapeft.inputs.tokenize import with_padding
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
             f"model.name = {model.name!r}: the checkpoint has no {', '.join(random)}, so they start random and frozen. "
             f"Train them too: select.always_train: [auto, {', '.join(random)}]."
         )
+    setattr(loaded, MISSING, tuple(name for name in names if name in info["missing_keys"]))
     loaded.config.use_cache = False
     if model.gradient_checkpointing:
         loaded.gradient_checkpointing_enable({"use_reentrant": False})

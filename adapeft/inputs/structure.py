@@ -12,6 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from adapeft.errors import AdapeftError, did_you_mean
 
+MISSING = "adapeft_missing"
+"""Attribute of a loaded model: names of the parameters that were not in its checkpoint."""
+
 
 @dataclass(frozen=True)
 class ParameterInfo:
@@ -59,9 +62,13 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
 def new_parameters(model: nn.Module) -> tuple[str, ...]:
     """Names of the parameters that a checkpoint of the base model does not hold: the new head.
 
-    A checkpoint written by the very class of ``model`` (``config.architectures``) has them all. Any other was written
-    by the base model or under another head, so everything outside ``model.base_model`` is new.
+    What ``load_model`` found missing from the checkpoint, where it has loaded the model. Else a checkpoint written by
+    the very class of ``model`` (``config.architectures``) has them all, and any other was written by the base model or
+    under another head, so that everything outside ``model.base_model`` is new.
     """
+    missing = getattr(model, MISSING, None)
+    if missing is not None:
+        return missing
     architectures = getattr(getattr(model, "config", None), "architectures", None) or []
     prefix = getattr(model, "base_model_prefix", "")
     if type(model).__name__ in architectures or not prefix or not hasattr(model, prefix):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -39,11 +40,16 @@ def save_groups(
     save_table(folder / TABLE, groups.to_table({**columns, **derived}, {"adapeft": json.dumps(header)}))
 
 
+def clear_elements(folder: Path) -> None:
+    """Removes shards that an interrupted measurement, perhaps on another number of ranks, has left."""
+    shutil.rmtree(folder / ELEMENTS, ignore_errors=True)
+
+
 def save_elements(folder: Path, elements: tuple[ElementShard, ...], rank: int, world_size: int) -> None:
     """Writes this rank's shard of element statistics."""
     tensors = {f"{i}.{name}": column for i, shard in enumerate(elements) for name, column in shard.columns.items()}
     path = folder / ELEMENTS / f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
-    save_tensors(path, "element statistics", tensors, {"slices": [asdict(shard.slice) for shard in elements]})
+    save_tensors(path, "shard of statistics", tensors, {"slices": [asdict(shard.slice) for shard in elements]})
 
 
 def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, Any]]:
@@ -82,7 +88,7 @@ def load_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:
         if len(paths) != expected:
             raise AdapeftError(f"{folder / ELEMENTS}: {len(paths)} of {expected} shards are there. Measure again.")
         for path in paths:
-            tensors, content = load_tensors(path, "element statistics")
+            tensors, content = load_tensors(path, "shard of statistics")
             names = sorted({name.partition(".")[2] for name in tensors})
             elements += [
                 ElementShard(Slice(**entry), {name: tensors[f"{index}.{name}"] for name in names})

@@ -120,6 +120,8 @@ class _LinearWithLeaves(_WithLeaves):
 class _EmbeddingWithLeaves(_WithLeaves):
     """``nn.Embedding`` whose trained rows are looked up in the leaf, without a dense sum."""
 
+    padding_idx: int | None
+
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens int64 [...] → [..., embedding]."""
         kind, dim = self.leaf_parts["weight"]
@@ -131,7 +133,8 @@ class _EmbeddingWithLeaves(_WithLeaves):
         looked_up = F.embedding(place, leaf)
         if self.padding_idx is not None:
             # The row of the padding gets no gradient from nn.Embedding, nor does its leaf.
-            looked_up = torch.where((tokens == self.padding_idx).unsqueeze(-1), looked_up.detach(), looked_up)
+            padding = tokens.eq(self.padding_idx).unsqueeze(-1)
+            looked_up = torch.where(padding, looked_up.detach(), looked_up)
         output = nn.Embedding.forward(self, tokens)  # type: ignore[arg-type]
         return output + torch.where(hit, looked_up, 0.0).to(output.dtype)
 

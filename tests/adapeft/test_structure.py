@@ -87,7 +87,11 @@ def test_patterns_match_whole_names():
 
 @pytest.mark.parametrize(
     ("pattern", "suggestion"),
-    [("*qurey*", "Did you mean 'query'"), ("query", r"put '\*' around a part"), ("a.0.query.wieght", "a.0.query.weight")],
+    [
+        ("*qurey*", "Did you mean 'query'"),
+        ("query", r"put '\*' around a part"),
+        ("a.0.query.wieght", "a.0.query.weight"),
+    ],
 )
 def test_a_pattern_that_matches_nothing_is_an_error(pattern, suggestion):
     names = ["a.0.query.weight", "a.0.query.bias", "a.1.key.weight"]

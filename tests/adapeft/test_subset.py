@@ -124,7 +124,7 @@ def test_kinds_that_do_not_go_with_the_indices(path, name, kind):
         lambda description: description["parts"]["rows"].pop("shape"),
         lambda description: description["parts"]["rows"].update(shape=7),
         lambda description: description["parts"]["rows"].update(dim=2),
-        lambda description: description["parts"]["rows"].update(shape=["x", 6]),
+        lambda description: description["parts"]["elements"].update(shape=["x", 6]),
         lambda description: description.update(parts=[1]),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_damaged_description(path, change):
 def test_fits(bert):
     name = "bert.encoder.layer.0.attention.self.query.weight"
     Subset({name: Part("tensor", (12, 12))}, always_train=("classifier.bias",)).check_fits(bert)
-    with pytest.raises(AdapeftError, match="query.weight' has shape .*: it was chosen for another model"):
+    with pytest.raises(AdapeftError, match=r"query.weight' has shape .*: it was chosen for another model"):
         Subset({name: Part("tensor", (12, 13))}).check_fits(bert)
-    with pytest.raises(AdapeftError, match="'classifier.bais', which this model does not have. Did you mean"):
+    with pytest.raises(AdapeftError, match=r"'classifier.bais', which this model does not have. Did you mean"):
         Subset({}, always_train=("classifier.bais",)).check_fits(bert)

@@ -1,6 +1,6 @@
 """Methods on one config, seed by seed, each through ``adapeft run``; a table of mean and standard deviation.
 
-``python tests/benchmarks/methods.py deploy/configs/cola.yaml --out runs/benchmarks/cola model.name=DIR`` runs what is
+``python -m tests.benchmarks.methods deploy/configs/cola.yaml --out runs/benchmarks/cola model.name=DIR`` runs what is
 not there yet and writes ``tests/benchmarks/results/cola.md``. A run that was interrupted is taken up again.
 """
 
@@ -34,13 +34,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=1, help="runs at once")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     jobs = [(name, seed) for seed in range(arguments.seeds) for name in VARIANTS]
     with ThreadPoolExecutor(arguments.parallel) as pool:
         metrics = dict(zip(jobs, pool.map(lambda job: run_once(arguments, *job), jobs), strict=True))
     table = as_table({name: [metrics[name, seed] for seed in range(arguments.seeds)] for name in VARIANTS})
-    command = f"python tests/benchmarks/methods.py {' '.join(sys.argv[1:])}"
+    command = f"python -m tests.benchmarks.methods {' '.join(sys.argv[1:])}"
     report = RESULTS / f"{arguments.config.stem}.md"
     report.write_text(f"# {arguments.config.stem}\n\n`{command}`\n\n{machine()}\n\n{table}\n")
     print(report.read_text())

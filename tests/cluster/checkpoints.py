@@ -1,0 +1,147 @@
+"""Tiny pretrained checkpoints and data on disk, as a user has them, and the command that works on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+COMMAND = Path(sys.executable).with_name("adapeft")
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+COLOURS = {"red": ["rose", "blood", "ruby"], "green": ["leaf", "moss", "lime"], "blue": ["sky", "sea", "ink"]}
+TELLING = [word for words in COLOURS.values() for word in words]
+FILLING = ["a", "the", "is", "was", "of", "on", "and", "it", "new", "old", "big", "low"]
+WORDS = TELLING + FILLING
+
+
+def write_bert(folder: Path) -> Path:
+    """A base model without a head, and its tokenizer."""
+    return _save(BertModel(_bert_config()), folder)
+
+
+def write_classifier(folder: Path, num_labels: int) -> Path:
+    """A model with a trained head of so many classes."""
+    return _save(BertForSequenceClassification(_bert_config(num_labels=num_labels)), folder)
+
+
+def write_gpt2(folder: Path) -> Path:
+    """A causal language model of 32 positions."""
+    config = GPT2Config(
+        vocab_size=len(_vocabulary()), n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3
+    )
+    return _save(GPT2LMHeadModel(config), folder)
+
+
+def write_colours(folder: Path, num_train: int = 160, num_evaluation: int = 41) -> tuple[Path, Path]:
+    """Sentences and the colour that a word of theirs has, as JSON lines."""
+    rng = random.Random(0)
+
+    def example() -> dict[str, str]:
+        label = rng.choice(list(COLOURS))
+        words = [*rng.choices(FILLING, k=rng.randint(3, 8)), rng.choice(COLOURS[label])]
+        rng.shuffle(words)
+        return {"text": " ".join(words), "label": label}
+
+    return (
+        write_lines(folder / "train.jsonl", [example() for _ in range(num_train)]),
+        write_lines(folder / "validation.jsonl", [example() for _ in range(num_evaluation)]),
+    )
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_text(path: Path, num_words: int) -> Path:
+    """Plain text in lines of ten words."""
+    rng = random.Random(1)
+    words = rng.choices(WORDS, k=num_words)
+    path.write_text("".join(" ".join(words[start : start + 10]) + "\n" for start in range(0, num_words, 10)))
+    return path
+
+
+def write_config(path: Path, model: Path, train: Path, evaluation: Path, task: str = "sequence-classification") -> Path:
+    """A config of two workers under ZeRO-3, whose output is ``run`` beside it."""
+    content = {
+        "model": {"name": str(model), "task": task},
+        "data": {"train": str(train), "evaluation": str(evaluation), "max_length": 16},
+        "output": str(path.parent / "run"),
+        "select": {"budget": "20%", "calibration": 160, "batch_size": 16},
+        "train": {"epochs": 6, "learning_rate": 5e-2, "batch_size": 16},
+        "cluster": {"workers": 2, "zero_stage": 3},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def adapeft(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command as a user does."""
+    return subprocess.run(
+        [str(COMMAND), *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def _bert_config(**options: Any) -> BertConfig:
+    return BertConfig(
+        vocab_size=len(_vocabulary()),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        **options,
+    )
+
+
+def _vocabulary() -> dict[str, int]:
+    return {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
+
+
+def _save(model: PreTrainedModel, folder: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        # Weights of working size: at transformers' initial 0.02 a tiny model's output hardly depends on them.
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = _vocabulary()
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )

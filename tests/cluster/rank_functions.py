@@ -1,0 +1,20 @@
+"""What the tests of the launcher run on ranks."""
+
+from __future__ import annotations
+
+from adapeft.errors import AdapeftError
+
+
+def count_to_three(config, report, start):
+    print("printed on a rank")
+    for done in range(1, 4):
+        report({"step": "counting", "done": done, "total": 3})
+    return {"sum": start + 3, "output": config.output}
+
+
+def refuse(config, report):
+    raise AdapeftError("data.text = 'x': found only by a rank. Mend it.")
+
+
+def break_down(config, report):
+    raise ZeroDivisionError("no value to divide by\nand a second line")

@@ -1,0 +1,59 @@
+"""The command itself: what needs no run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import yaml
+
+
+def test_without_arguments_it_lists_the_commands(command):
+    _, output, errors = command()
+    for name in ("run", "select", "train", "evaluate", "merge", "show", "config"):
+        assert name in output + errors
+
+
+def test_config_prints_every_key(command):
+    status, output, _ = command("config")
+    assert status == 0
+    tree = yaml.safe_load(output)
+    assert tree["model"]["name"] == "???"
+    assert tree["select"]["budget"] == "0.5%"
+
+
+def test_config_prints_a_schema(command):
+    status, output, _ = command("config", "--schema")
+    assert status == 0
+    assert json.loads(output)["$defs"]["Cluster"]["properties"]["zero_stage"]["maximum"] == 3
+
+
+def test_config_checks_a_file(command, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("{model: {name: x, task: causal-lm}, data: {train: a.txt, evaluation: b.txt}, output: out}")
+    status, output, _ = command("config", path, "budget=2%")
+    assert status == 0
+    assert yaml.safe_load(output)["select"]["budget"] == "2%"
+    status, _, errors = command("config", path, "bugdet=2%")
+    assert status == 2
+    assert "bugdet: unknown key. Did you mean 'select.budget'?" in errors
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, cluster.cli; print(sorted({'torch', 'ray', 'deepspeed', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    code = code.replace("cluster.cli", "cluster.console")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", "the terminal has to be there while these are imported"
+
+
+def test_show_of_something_else(command, tmp_path):
+    status, _, errors = command("show", tmp_path)
+    assert status == 2
+    assert "no run (there is no config.yaml)" in errors
+    (tmp_path / "foreign.safetensors").write_bytes(b"not a file of ours")
+    status, _, errors = command("show", tmp_path / "foreign.safetensors")
+    assert status == 2
+    assert "neither a run's folder, nor a subset, nor a delta" in errors

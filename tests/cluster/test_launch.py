@@ -1,0 +1,120 @@
+"""Launching on a real local Ray: results, events and errors come back; nothing floods the terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from adapeft.config import Cluster
+from adapeft.config_file import parse_config
+from adapeft.errors import AdapeftError
+from cluster import launch
+from cluster.failure import WorkerError
+from tests.cluster import rank_functions
+from tests.cluster.checkpoints import COMMAND, write_bert, write_colours, write_config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return parse_config(
+        {
+            "model": {"name": "base", "task": "causal-lm"},
+            "data": {"train": "a.txt", "evaluation": "b.txt"},
+            "output": str(tmp_path_factory.mktemp("launch") / "run"),
+            "cluster": {"workers": 2},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def local_ray(config):
+    with launch.ray_session(config.cluster):
+        yield
+
+
+def logs_of(config) -> Path:
+    return Path(config.output) / "logs"
+
+
+def test_results_and_events_come_back(local_ray, config, capfd):
+    events = []
+    result = launch.run_on_workers(rank_functions.count_to_three, config, "count", events.append, start=4)
+    assert result == {"sum": 7, "output": config.output}
+    assert events[0] == {"stage": "count", "step": "counting", "done": 1, "total": 3}
+    assert events[-1] == {"stage": "count", "step": "counting", "done": 3, "total": 3}
+    assert sorted(path.name for path in logs_of(config).iterdir()) == ["count-rank-0.log", "count-rank-1.log"]
+    for path in logs_of(config).iterdir():
+        assert "printed on a rank" in path.read_text()
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
+
+
+def test_a_users_error_comes_back_as_such(local_ray, config):
+    with pytest.raises(AdapeftError, match=r"^data\.text = 'x': found only by a rank\. Mend it\.$"):
+        launch.run_on_workers(rank_functions.refuse, config, "refuse", print)
+
+
+def test_a_failure_is_short_and_says_where_to_read_on(local_ray, config, capfd):
+    with pytest.raises(WorkerError) as failure:
+        launch.run_on_workers(rank_functions.break_down, config, "break", print)
+    message = str(failure.value)
+    assert message.startswith("a worker failed: ZeroDivisionError: no value to divide by\n")
+    assert str(logs_of(config)) in message
+    assert len(message.splitlines()) == 2
+    log = (logs_of(config) / "break-rank-0.log").read_text()
+    assert "Traceback" in log
+    assert "in break_down" in log
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
+
+
+def test_too_many_workers(local_ray):
+    cluster = Cluster(workers=999, gpus_per_worker=1)
+    started = time.monotonic()
+    with pytest.raises(AdapeftError) as error:
+        launch._wait_for_resources(cluster, timeout=2)
+    assert 2 <= time.monotonic() - started < 5
+    message = str(error.value)
+    assert re.match(r"cluster.workers = 999: the cluster has too little after 2 s; wanted are 999 CPUs \(", message)
+    assert "999 GPUs (0 there)" in message
+    assert "Lower cluster.workers" in message
+    with pytest.raises(AdapeftError, match="the cluster has too little; wanted are 999 CPUs"):
+        launch._wait_for_resources(cluster, timeout=0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_does_not_answer(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(AdapeftError, match=rf"RAY_ADDRESS = {address}: no cluster answers there .*`ray start --head`"),
+        launch.ray_session(Cluster()),
+    ):
+        pass
+
+
+def test_an_interrupt_ends_a_run_quickly(tmp_path):
+    config = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
+    process = subprocess.Popen(
+        [str(COMMAND), "run", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("measure: starting workers"):
+            break
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=20)
+    assert process.returncode == 130, "".join(lines) + rest
+    assert re.fullmatch(r"stopped; the same command goes on with what is in .*run\n", rest), rest

@@ -1,0 +1,68 @@
+"""Whose folder it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapeft.config_file import load_config, parse_config
+from adapeft.errors import AdapeftError
+from cluster.run_folder import RunFolder
+
+
+def config_for(folder, **select):
+    return parse_config(
+        {
+            "model": {"name": "base", "task": "causal-lm"},
+            "data": {"train": "a.txt", "evaluation": "b.txt"},
+            "output": str(folder),
+            "select": select,
+        }
+    ).resolved()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_new_folder_gets_the_whole_config(folder):
+    config = config_for(folder.path)
+    folder.claim(config)
+    assert load_config(folder.config).select == config.select
+    folder.claim(config)
+
+
+def test_a_run_that_measured_nothing_gives_way(folder):
+    folder.claim(config_for(folder.path, budget="90%"))
+    (folder.logs / "measure-rank-0.log").write_text("it failed")
+    folder.claim(config_for(folder.path, budget="1%"))
+    assert str(load_config(folder.config).select.budget) == "1%"
+
+
+def test_results_are_kept(folder):
+    folder.claim(config_for(folder.path, budget="2%"))
+    folder.table.write_text("measured")
+    folder.claim(config_for(folder.path, budget="2%"))
+    with pytest.raises(AdapeftError, match=r"(?s)holds another run:\n  select.budget: 1% here, 2% there.*output=…"):
+        folder.claim(config_for(folder.path, budget="1%"))
+    assert str(load_config(folder.config).select.budget) == "2%"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.yaml", "model.safetensors"])
+def test_what_is_somebody_elses_is_not_touched(folder, name):
+    folder.path.mkdir()
+    (folder.path / name).write_text("mine")
+    with pytest.raises(AdapeftError, match=rf"holds files that are no run \({name} …\). Give a new or empty folder"):
+        folder.claim(config_for(folder.path))
+    assert [path.name for path in folder.path.iterdir()] == [name]
+
+
+def test_data_may_be_there(folder):
+    (folder.path / "data").mkdir(parents=True)
+    folder.claim(config_for(folder.path))
+
+
+def test_a_file_is_no_folder(folder):
+    folder.path.write_text("")
+    with pytest.raises(AdapeftError, match=r"output = .*run is a file\. Give a folder\."):
+        folder.claim(config_for(folder.path))
