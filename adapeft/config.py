@@ -166,9 +166,6 @@ class Cluster(Section):
     resource_timeout: PositiveFloat = Field(
         default=30.0, description="seconds to wait for missing workers", allow_inf_nan=False
     )
-    storage_path: str | None = Field(
-        default=None, description="folder or URI that all machines reach, for checkpoints; null: the output folder"
-    )
 
 
 class Config(Section):
@@ -236,7 +233,6 @@ _PLACES: dict[str, Callable[[str], bool]] = {
     "output": _is_path,
     "select.statistics": _is_path,
     "train.subset": _is_path,
-    "cluster.storage_path": _is_path,
 }
 
 

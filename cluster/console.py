@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adapeft.ship.delta import Delta
     from cluster.inspect import Inspection
     from cluster.run_folder import RunFolder
+from solver import Frontier
 
 _BLOCK_INDEX = re.compile(r"\.\d+\.")
 _ROLES_SHOWN = 8
@@ -125,6 +126,19 @@ class Terminal:
         }
         self.console.rule("done", style="dim")
         self._pairs(rows)
+        if after["loss"] >= before["loss"]:
+            self.console.print("The loss did not fall: try another train.learning_rate or more epochs.", style="yellow")
+
+    def show_frontier(self, front: Frontier, num_total: int, chosen: int) -> None:
+        """Predicted influence under other budgets."""
+        table = Table(box=None, header_style="bold")
+        table.add_column("budget", justify="right")
+        for name in ("parameters", "influence", "gap"):
+            table.add_column(name, justify="right")
+        for budget, value, gap in zip(front.budgets, front.values, front.gaps, strict=True):
+            style = "bold" if budget == chosen else None
+            table.add_row(f"{budget / num_total:.3%}", f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", style=style)
+        self.console.print(table)
 
     def show_delta(self, delta: Delta, path: Path) -> None:
         """What a delta changes and where it comes from."""

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.utils import safe_get_full_fp32_param
@@ -127,6 +128,8 @@ class _Training:
     def _step(self, batch: Any) -> Tensor:
         """One optimizer step; returns this rank's part of the batch's mean loss."""
         num_micro = self.engine.gradient_accumulation_steps()
+        # Dropout by step and rank: a resumed run draws what an undisturbed one would have drawn.
+        torch.manual_seed(_mixed(self.config.seed, self.progress.step, self.ranks.rank))
         losses, _ = micro_losses(
             batch, self.inputs.train.collate, self.inputs.objective, self.ranks, num_micro, self.ranks.device
         )
@@ -207,6 +210,10 @@ class _Training:
         else:
             mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return max(self.ranks.all_gather_object(mine))
+
+
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def full_value(parameter: nn.Parameter) -> Tensor:

@@ -70,7 +70,7 @@ def run_on_workers(
     folder = RunFolder.of(config)
     events = Queue(actor_options={"num_cpus": 0})
     # A name used again would resume the old run: resuming is the rank function's own business.
-    run = RunConfig(name=f"{stage}-{uuid.uuid4().hex[:8]}", storage_path=_storage(config))
+    run = RunConfig(name=f"{stage}-{uuid.uuid4().hex[:8]}", storage_path=str(folder.logs / "ray"))
     trainer = TorchTrainer(
         _on_rank,
         train_loop_config={
@@ -218,15 +218,11 @@ def _scaling(cluster: Cluster) -> ScalingConfig:
     )
 
 
-def _storage(config: Config) -> str:
-    return config.cluster.storage_path or str(RunFolder.of(config).logs / "ray")
-
-
 def _tidy(run: RunConfig) -> None:
     """Removes what Ray Train kept of a run: nothing resumes from it."""
     root = Path(str(run.storage_path))
     shutil.rmtree(root / str(run.name), ignore_errors=True)
-    if root.name == "ray" and root.is_dir() and not any(root.iterdir()):
+    if root.is_dir() and not any(root.iterdir()):
         root.rmdir()
 
 

@@ -58,7 +58,7 @@ def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
         clear_elements(folder.path)
     statistics = measure(get_method(settings.method), passes, groups, settings)
     engine.destroy()
-    if statistics.elements:
+    if groups.granularity == "element" and statistics.columns:  # also on a rank that happens to hold none
         save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)
     report({"step": "choosing"})
     choose_and_save(config, statistics, len(inputs.train), ranks)

@@ -8,9 +8,15 @@ from pathlib import Path
 from adapeft.choose.subset import Subset
 from adapeft.config_file import load_config
 from adapeft.errors import AdapeftError
+from adapeft.measure.statistics import Statistics
+from adapeft.measure.storage import TABLE, load_groups
+from adapeft.methods import get_method
 from adapeft.ship.delta import Delta
 from cluster.console import Terminal
 from cluster.run_folder import RunFolder
+from solver import frontier
+
+_BUDGETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 def show(path: Path, terminal: Terminal) -> None:
@@ -31,11 +37,29 @@ def show(path: Path, terminal: Terminal) -> None:
             raise AdapeftError(f"{path}: neither a run's folder, nor a subset, nor a delta.") from no_subset
 
 
+def _show_frontier(folder: RunFolder, subset: Subset, terminal: Terminal) -> None:
+    """What other budgets would buy, where groups were measured and are not single elements."""
+    if not (folder.path / TABLE).is_file():
+        return
+    groups, columns, _ = load_groups(folder.path)
+    if not columns or groups.granularity == "element":
+        return
+    said = subset.description
+    values = get_method(said["method"]).group_values(Statistics(groups, columns), said["reach"])
+    assert values is not None
+    available = int(groups.counts.sum())
+    shares = sorted({said["budget"], *(round(share * groups.num_total) for share in _BUDGETS)})
+    budgets = [budget for budget in shares if groups.counts.min() <= budget <= available]
+    terminal.show_frontier(frontier(values, groups.counts, budgets), groups.num_total, said["budget"])
+
+
 def _show_run(folder: RunFolder, terminal: Terminal) -> None:
     if not folder.config.is_file():
         raise AdapeftError(f"{folder.path}: no run (there is no config.yaml).")
     if folder.subset.is_file():
-        terminal.show_choice(Subset.load(folder.subset))
+        subset = Subset.load(folder.subset)
+        terminal.show_choice(subset)
+        _show_frontier(folder, subset, terminal)
     metrics = json.loads(folder.metrics.read_text()) if folder.metrics.is_file() else {}
     if "after" in metrics:
         terminal.show_summary(load_config(folder.config), metrics, folder)

@@ -50,7 +50,12 @@ class ZeroShards:
             return
         always_trained = self.engine.optimizer.param_groups[1]
         always_trained["lr"] = learning_rate
+        # The gradients of the candidates would be computed, reduced and dropped.
+        for parameter in self._candidates:
+            parameter.requires_grad_(False)
         self._backward(losses)
+        for parameter in self._candidates:
+            parameter.requires_grad_(True)
         self.engine.step()
         always_trained["lr"] = 0.0
 

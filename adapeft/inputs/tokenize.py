@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,13 @@ def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:
     """``rows`` with ``function``'s columns in place of their own, kept in memory: a cache on disk would be shared."""
     with quiet():
         return rows.map(
-            function, batched=True, remove_columns=rows.column_names, keep_in_memory=True, load_from_cache_file=False
+            function,
+            batched=True,
+            remove_columns=rows.column_names,
+            keep_in_memory=True,
+            load_from_cache_file=False,
+            # A name of its own for the result: else ``datasets`` hashes the function, and complains at length.
+            new_fingerprint=uuid.uuid4().hex[:16],
         )
 
 

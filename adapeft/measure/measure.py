@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from adapeft.config import Select
     from adapeft.methods import Method
 
-WARMUP_LEARNING_RATE = 1e-3
+WARMUP_LEARNING_RATE = 3e-3
+"""Peak of AdamW's learning rate for the always-trained part.
+
+A head that has not yet learned how frequent the classes are puts that into every layer's gradient. Measured on CoLA
+(MiniLM, 512 examples): after 32 steps at a constant 1e-3 the pooler took 72 % of the budget for a promised decrease of
+0.15; after 96 falling from 3e-3 it took nothing, and the promise was 0.0045.
+"""
 
 
 def measure(method: Method, passes: Passes, groups: Groups, settings: Select) -> Statistics:

@@ -48,7 +48,8 @@ class Passes:
         batches = self.calibration.batches
         for step in range(num_steps):
             losses, _ = self._losses(batches[step % len(batches)], sampled_labels=False)
-            self.shards.train_step(losses, learning_rate)
+            # Falling to zero: a head still swinging about its optimum asks every layer to shift all logits alike.
+            self.shards.train_step(losses, learning_rate * (1 - step / num_steps))
             self.progress("warm-up", step + 1, num_steps)
 
     def _losses(self, batch: np.ndarray, *, sampled_labels: bool) -> tuple[list[Loss], int]:

@@ -30,7 +30,7 @@ class AdaPEFT(ValuedMethod):
     family = "second-order"
     summary = "groups of largest influence under the budget"
     source = "Xu and Bu 2025"
-    default_warmup_steps = 32
+    default_warmup_steps = 96
 
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
         direction = measure_direction(passes, settings.direction)

@@ -22,7 +22,6 @@ VARIANTS = {
     "adapeft, elements": ["select.method=adapeft", "select.groups=element"],
     "sam, elements": ["select.method=sam", "select.groups=element"],
     "random, elements": ["select.method=random", "select.groups=element"],
-    "random, rows": ["select.method=random", "select.groups=row"],
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -143,6 +143,7 @@ def test_the_folder_of_another_run_is_refused(classifier):
     assert "Give another folder: output=" in done.stderr
 
 
+@pytest.mark.slow
 def test_evaluating_the_delta_gives_the_runs_score(classifier):
     config, folder, _ = classifier
     output = text_of(adapeft("evaluate", config, "cluster.workers=1", "zero_stage=0"))

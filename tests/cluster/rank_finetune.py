@@ -1,0 +1,44 @@
+"""Run under torchrun: ``finetune`` on a config, as Ray would call it, perhaps to be stopped at a step.
+
+``torchrun --nproc-per-node 2 -m tests.cluster.rank_finetune STOP CONFIG key=value …`` raises after the
+step STOP, unless that is 0.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch.distributed as dist
+
+from adapeft.config_file import load_config
+from cluster.finetune import finetune
+from cluster.measure import measure_and_choose
+from cluster.run_folder import RunFolder
+
+
+class StoppedError(Exception):
+    """As if the process had been killed."""
+
+
+def main(stop: int, path: str, *overrides: str) -> None:
+    def report(event: dict[str, Any]) -> None:
+        if stop and event["step"] == "training" and event["done"] > stop:
+            raise StoppedError
+
+    config = load_config(path, overrides)
+    folder = RunFolder.of(config)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if not folder.subset.is_file():
+        measure_and_choose(config, lambda event: None)
+    try:
+        result = finetune(config, report, str(folder.subset))
+    except StoppedError:
+        return
+    if dist.get_rank() == 0:
+        (folder.path / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
