@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 if not torch.cuda.is_available():
     # DeepSpeed picks its accelerator while it is imported.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+# DeepSpeed compiles a small operation with ninja, which is beside the interpreter when no environment is activated.
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
 
 import deepspeed
 

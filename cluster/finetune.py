@@ -93,6 +93,7 @@ class _Training:
         if not progress.before:
             progress.before = score(self.engine, self.inputs, self.ranks, self.report)
             self._log(progress.before, "evaluation")
+        self.engine.train()  # transformers loads models in evaluation mode
         started, steps = time.perf_counter(), 0
         loss = torch.zeros(1, device=self.ranks.device)
         for epoch in range(math.ceil(self.plan.num_steps / self.plan.steps_per_epoch)):
@@ -184,6 +185,10 @@ class _Training:
         if not (self.folder.checkpoints / "latest").is_file():
             return None
         _, state = self.engine.load_checkpoint(str(self.folder.checkpoints), load_module_strict=False)
+        # DeepSpeed restores the schedule but not the learning rate it had set: a step at the schedule's start follows.
+        schedule, optimizer = self.engine.lr_scheduler, self.engine.optimizer
+        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
         progress = _Progress(**state["progress"])
         self.report({"step": "resuming", "done": progress.step, "total": self.plan.num_steps})
         return progress

@@ -21,6 +21,8 @@ from adapeft.inputs.model import (
     load_model_config,
     load_tokenizer,
 )
+from adapeft.inputs.structure import new_parameters
+from adapeft.measure.groups import build_groups
 from tests.oracles_tune import weights
 from tests.tiny import VOCABULARY, make_bert, make_gpt2
 
@@ -88,6 +90,19 @@ def test_parameters_that_would_stay_random_are_refused_unless_trained(bert_folde
     assert torch.equal(first["bert.pooler.dense.weight"], second["bert.pooler.dense.weight"])
     with pytest.raises(AdapeftError, match=r"has no classifier.bias"):
         load(bert_folder, always_train=("*pooler*",))
+
+
+def test_what_the_checkpoint_lacks_is_new_and_no_part_of_the_base(bert_folder):
+    file = bert_folder / "model.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if "pooler" not in key}, file, {"format": "pt"})
+    patterns = ("auto", "*pooler*")
+    first, second = (load(bert_folder, always_train=patterns, seed=seed) for seed in (0, 1))
+    assert not torch.equal(first.bert.pooler.dense.weight, second.bert.pooler.dense.weight)
+    pooler = {"bert.pooler.dense.bias", "bert.pooler.dense.weight"}
+    assert pooler | {"classifier.bias", "classifier.weight"} == set(new_parameters(first))
+    groups = [build_groups(model, "row", always_train=patterns) for model in (first, second)]
+    assert groups[0].fingerprint == groups[1].fingerprint
+    assert not pooler & {info.name for info in groups[0].parameters}
 
 
 def test_a_classifier_of_gpt2_knows_its_padding(gpt2_folder):

@@ -54,6 +54,7 @@ def test_bf16_with_gradient_checkpointing_measures_and_trains(config, tmp_path, 
         f"zero_stage={zero_stage}",
         "learning_rate=3e-2",
         "max_steps=40",
+        "metric=loss",
     ]
     torchrun(2, "tests.cluster.rank_finetune", 0, config, *OVERRIDES, *precision, f"output={tmp_path / 'bf16'}")
     result = json.loads((tmp_path / "bf16" / "result.json").read_text())
