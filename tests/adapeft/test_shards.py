@@ -47,6 +47,7 @@ def test_warm_up_is_adamw_on_the_always_trained_alone(bert):
     optimizer = torch.optim.AdamW(head, lr=1e-2, weight_decay=0.0)
     for step in range(5):
         batch = passes.collate(passes.calibration.batches[step])
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 5)
         optimizer.zero_grad()
         reference(**batch.inputs, labels=batch.labels).loss.backward(inputs=head)
         optimizer.step()
