@@ -46,6 +46,7 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     assert [path.name for path in (stopped / "checkpoints").glob("step-*")] == ["step-12"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_bf16_with_gradient_checkpointing_measures_and_trains(config, tmp_path, zero_stage):
     precision = [
