@@ -42,3 +42,4 @@ def main(stop: int, path: str, *overrides: str) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), *sys.argv[2:])
+    dist.destroy_process_group()  # gloo's threads left running abort the interpreter's exit now and then
