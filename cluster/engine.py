@@ -141,6 +141,12 @@ def inference_engine(model: nn.Module, zero_stage: int) -> nn.Module:
     return engine
 
 
+def backward_of_sum(engine: deepspeed.DeepSpeedEngine, part: Tensor) -> None:
+    """Backward through one of the parts whose sum over ranks and micro-batches is the loss."""
+    # DeepSpeed averages over both.
+    engine.backward(part * (dist.get_world_size() * engine.gradient_accumulation_steps()))
+
+
 def _engine(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -18,9 +18,10 @@ from cluster.inputs import Inputs, load_inputs
 
 @torch.no_grad()
 def score(model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Report) -> dict[str, float]:
-    """All metrics of the evaluation set, equal on every rank. Collective; the model is left in training mode."""
+    """All metrics of the evaluation set, equal on every rank. Collective."""
     config = inputs.config
     scorer = Scorer(config.model.task, config.data.metric, inputs.description)
+    was_training = model.training
     model.eval()
     batches = evaluation_batches(len(inputs.evaluation), config.train.batch_size)
     for done, batch in enumerate(batches):
@@ -32,7 +33,7 @@ def score(model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Rep
             loss_sum = inputs.objective.loss_sum(logits, examples.labels)
             scorer.update(logits, examples.labels, loss_sum, inputs.objective.num_predictions(examples.labels))
         report({"step": "evaluating", "done": done + 1, "total": len(batches)})
-    model.train()
+    model.train(was_training)
     gathered = ranks.all_gather_object(scorer)
     gathered[0].merge(gathered[1:])
     return gathered[0].compute()

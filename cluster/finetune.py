@@ -25,7 +25,7 @@ from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import label_options
 from adapeft.ship.delta import extract_delta
 from adapeft.tune.attach import attach
-from cluster.engine import DistributedRanks, join, training_engine
+from cluster.engine import DistributedRanks, backward_of_sum, join, training_engine
 from cluster.evaluate import score
 from cluster.events import Report
 from cluster.inputs import Inputs, load_inputs
@@ -138,8 +138,7 @@ class _Training:
         for loss in losses:
             part = loss(self.engine)
             mean += part.detach()
-            # DeepSpeed averages over ranks and micro-batches; the losses are parts of a sum.
-            self.engine.backward(part * (self.ranks.world_size * num_micro))
+            backward_of_sum(self.engine, part)
             self.engine.step()
         return mean
 

@@ -17,7 +17,7 @@ from adapeft.inputs.data import DataDescription, describe, load_rows
 from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import build_structure, check_inputs, load_model_config, load_tokenizer
 from adapeft.inputs.tokenize import tokenize
-from adapeft.measure.groups import Groups, build_groups
+from adapeft.measure.groups import Groups, groups_of
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,7 @@ def inspect(config: Config) -> Inspection:
     check_inputs(config.model, config.data, model_config, description)
     structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
     select = config.select
-    groups = build_groups(
-        structure,
-        select.granularity,
-        always_train=select.always_train,
-        include=select.include,
-        exclude=select.exclude,
-    )
+    groups = groups_of(structure, select)
     if config.train.subset is not None:
         Subset.load(config.train.subset).check_fits(structure)
     counts = {name: parameter.numel() for name, parameter in structure.named_parameters()}

@@ -10,7 +10,7 @@ from adapeft.choose.subset import Subset
 from adapeft.config import Config, measurement_key
 from adapeft.config_file import to_yaml
 from adapeft.inputs.batches import draw_calibration, num_micro_batches
-from adapeft.measure.groups import build_groups
+from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import measure
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
@@ -35,13 +35,7 @@ def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
         len(inputs.train), settings.calibration, settings.batch_size, ranks.world_size, config.seed
     )
     model = inputs.model().eval()
-    groups = build_groups(
-        model,
-        settings.granularity,
-        always_train=settings.always_train,
-        include=settings.include,
-        exclude=settings.exclude,
-    )
+    groups = groups_of(model, settings)
     candidates = [info.name for info in groups.parameters]
     num_micro = num_micro_batches(settings.batch_size, ranks.world_size, settings.micro_batch_size)
     engine = measuring_engine(model, candidates, groups.always_train, config.cluster.zero_stage, num_micro)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adapeft.inputs.losses import Loss
 from adapeft.measure.shards import Slice
 from adapeft.ranks import Ranks
+from cluster.engine import backward_of_sum
 
 
 class ZeroShards:
@@ -60,10 +61,8 @@ class ZeroShards:
         always_trained["lr"] = 0.0
 
     def _backward(self, losses: Sequence[Loss]) -> None:
-        # DeepSpeed averages over ranks and micro-batches; the losses are parts of a sum.
-        parts = self.ranks.world_size * self.num_micro
         for loss in losses:
-            self.engine.backward(loss(self.engine) * parts)
+            backward_of_sum(self.engine, loss(self.engine))
             if loss is not losses[-1]:
                 self.engine.step()
 

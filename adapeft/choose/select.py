@@ -16,7 +16,7 @@ from adapeft.errors import AdapeftError
 from adapeft.inputs.batches import Calibration
 from adapeft.inputs.data import Batch
 from adapeft.inputs.objective import infer_objective
-from adapeft.measure.groups import build_groups
+from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import planned_reach
 from adapeft.measure.measure import measure
 from adapeft.measure.passes import Passes
@@ -60,13 +60,7 @@ def select(
     examples = _as_batches(batches, next(model.parameters()).device)
     middle = len(examples) // 2
     order = tuple(np.array([index]) for index in range(len(examples)))
-    groups = build_groups(
-        model,
-        settings.granularity,
-        always_train=settings.always_train,
-        include=settings.include,
-        exclude=settings.exclude,
-    )
+    groups = groups_of(model, settings)
     check_budget(groups, settings.budget)
     with measuring_mode(model, restore=groups.always_train):
         shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)

@@ -8,8 +8,6 @@ from torch import Tensor
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Shards
 
-DIRECTIONS = ("adam", "gradient")
-
 _NOISE = 1e-5
 """Part of the model's root-mean-square gradient below which a coordinate's gradient may be rounding.
 

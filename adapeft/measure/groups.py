@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,8 @@ from torch import Tensor
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.inputs.structure import ParameterInfo, always_trained, describe_parameters, match_patterns, new_parameters
 
-GRANULARITIES = ("tensor", "row", "element")
+if TYPE_CHECKING:
+    from adapeft.config import Select
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def build_groups(
 
     Args:
         model: the model, which may be on the meta device; only its structure is read.
-        granularity: one of ``GRANULARITIES``.
+        granularity: ``tensor``, ``row`` or ``element``.
         always_train: patterns; ``auto`` stands for a new head.
         include: patterns of candidates, everything when empty.
         exclude: patterns taken out again.
@@ -153,4 +155,15 @@ def build_groups(
         always_train=tuple(name for name in names if name in always),
         new=new,
         fingerprint="" if next(model.parameters()).is_meta else fingerprint_model(model, new),
+    )
+
+
+def groups_of(model: torch.nn.Module, settings: Select) -> Groups:
+    """The groups that a config's ``select`` section asks for."""
+    return build_groups(
+        model,
+        settings.granularity,
+        always_train=settings.always_train,
+        include=settings.include,
+        exclude=settings.exclude,
     )

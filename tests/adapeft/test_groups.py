@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapeft.config import Granularity
 from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import ParameterInfo
-from adapeft.measure.groups import GRANULARITIES, Groups, build_groups
+from adapeft.measure.groups import Groups, build_groups
 from tests.oracles import group_of_elements, group_sums
 
 SHAPES = (
@@ -35,7 +37,7 @@ def add_up(groups, values, cuts):
     return total.numpy()
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", get_args(Granularity))
 @settings(deadline=None, max_examples=50)
 @given(cuts=st.lists(st.integers(0, 28), max_size=6))
 def test_any_pieces_add_up_to_the_dense_sums(granularity, cuts):
@@ -45,7 +47,7 @@ def test_any_pieces_add_up_to_the_dense_sums(granularity, cuts):
     np.testing.assert_allclose(add_up(groups, values, cuts), group_sums(groups, values), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", get_args(Granularity))
 def test_a_slice_touches_only_its_own_groups(granularity):
     groups = Groups(SHAPES, granularity, num_total=59)
     of = group_of_elements(groups)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 import adapeft
 from adapeft.choose.subset import Subset
+from adapeft.config import Granularity
 from adapeft.errors import AdapeftError
-from adapeft.measure.groups import GRANULARITIES, build_groups
+from adapeft.measure.groups import build_groups
 from adapeft.methods import METHODS, get_method
 from tests.tiny import make_batches, make_bert, make_gpt2
 
@@ -16,7 +19,7 @@ CASES = [
     pytest.param(make, method, granularity, id=f"{make.__name__}-{method}-{granularity}")
     for make in (make_bert, make_gpt2)
     for method in METHODS
-    for granularity in GRANULARITIES
+    for granularity in get_args(Granularity)
 ]
 BUDGET = 313
 KINDS = {"tensor": {"tensor"}, "row": {"tensor", "rows"}, "element": {"elements"}}
