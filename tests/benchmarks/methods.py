@@ -63,8 +63,8 @@ def as_table(runs: dict[str, list[dict]]) -> str:
     """A row a variant: scores of every seed, their mean and standard deviation."""
     metric = next(iter(runs.values()))[0]["metric"]
     lines = [
-        f"| method | {metric}, mean ± std | seeds | last step's | parameters | delta KiB | choose s | train s |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| method | {metric}, mean ± std | seeds | last step's | parameters | delta KiB |",
+        "|---|---|---|---|---|---|",
     ]
     for name, results in runs.items():
         scores = [100 * result["after"][metric] for result in results]
@@ -72,9 +72,7 @@ def as_table(runs: dict[str, list[dict]]) -> str:
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
         lines.append(
             f"| {name} | {statistics.mean(scores):.2f} ± {spread:.2f} | {', '.join(f'{s:.1f}' for s in scores)} "
-            f"| {last:.2f} | {results[0]['trainable_parameters']:,} | {results[0]['delta_bytes'] / 1024:.0f} "
-            f"| {statistics.mean(result['seconds']['select'] for result in results):.0f} "
-            f"| {statistics.mean(result['seconds']['train'] for result in results):.0f} |"
+            f"| {last:.2f} | {results[0]['trainable_parameters']:,} | {results[0]['delta_bytes'] / 1024:.0f} |"
         )
     return "\n".join(lines)
 

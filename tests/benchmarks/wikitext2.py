@@ -38,7 +38,7 @@ def main() -> None:
     base = arguments.out / "base"
     if not (base / "config.json").is_file():
         train_base(base, arguments.steps)
-    lines = ["| method | perplexity before | after | trained | of | influence | gap | seconds |", "|" + "---|" * 8]
+    lines = ["| method | perplexity before | after | trained | of | influence | gap |", "|" + "---|" * 7]
     for name, overrides in METHODS.items():
         output = arguments.out / name.replace(", ", "-")
         command = ["adapeft", "run", CONFIG, f"model.name={base}", f"output={output}", *overrides]
@@ -93,8 +93,7 @@ def as_row(name: str, metrics: dict) -> str:
     gap = "–" if choice["gap"] is None else f"{choice['gap']:.1e}"
     return (
         f"| {name} | {metrics['before']['perplexity']:.1f} | {metrics['after']['perplexity']:.1f} "
-        f"| {metrics['trainable_parameters']:,} | {metrics['total_parameters']:,} | {influence} | {gap} "
-        f"| {sum(metrics['seconds'].values()):.0f} |"
+        f"| {metrics['trainable_parameters']:,} | {metrics['total_parameters']:,} | {influence} | {gap} |"
     )
 
 
