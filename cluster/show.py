@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 
 from adapeft.choose.subset import Subset
@@ -16,7 +18,7 @@ from cluster.console import Terminal
 from cluster.run_folder import RunFolder
 from solver import frontier
 
-_BUDGETS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1)
+_SHARES = tuple(Fraction(1, n) for n in (10_000, 2_000, 1_000, 200, 100, 50, 20, 10))
 
 
 def show(path: Path, terminal: Terminal) -> None:
@@ -48,8 +50,9 @@ def _show_frontier(folder: RunFolder, subset: Subset, terminal: Terminal) -> Non
     values = get_method(said["method"]).group_values(Statistics(groups, columns), said["reach"])
     assert values is not None
     available = int(groups.counts.sum())
-    shares = sorted({said["budget"], *(round(share * groups.num_total) for share in _BUDGETS)})
-    budgets = [budget for budget in shares if groups.counts.min() <= budget <= available]
+    # Rounded down as a budget of the config is, so that the run's own does not come twice.
+    counts = {said["budget"], *(math.floor(share * groups.num_total) for share in _SHARES)}
+    budgets = sorted(count for count in counts if groups.counts.min() <= count <= available)
     terminal.show_frontier(frontier(values, groups.counts, budgets), groups.num_total, said["budget"])
 
 
