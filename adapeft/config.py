@@ -20,6 +20,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     WithJsonSchema,
+    field_validator,
 )
 from pydantic.fields import FieldInfo
 
@@ -166,6 +167,30 @@ class Cluster(Section):
     resource_timeout: PositiveFloat = Field(
         default=30.0, description="seconds to wait for missing workers", allow_inf_nan=False
     )
+
+
+class Trials(Section):
+    """Random subsets that ``adapeft validate`` trains briefly to see whether predictions hold."""
+
+    subsets: PositiveInt = Field(default=20, description="random subsets of each size")
+    sizes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.01, 0.1, 0.5),
+        description="their sizes, as fractions of what may be chosen",
+        min_length=1,
+    )
+    singles: NonNegativeInt = Field(default=20, description="single tensors that are trained alone besides")
+    learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        default=(3e-4, 1e-3), description="constant learning rates of Adam", min_length=1
+    )
+    steps: tuple[PositiveInt, ...] = Field(
+        default=(20, 60), description="optimizer steps after which the held-out loss is measured", min_length=1
+    )
+    held_out: PositiveInt = Field(default=512, description="examples of data.evaluation that measure the loss")
+
+    @field_validator("steps")
+    @classmethod
+    def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(steps)))
 
 
 class Config(Section):

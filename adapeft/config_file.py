@@ -7,7 +7,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -17,8 +17,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from yaml.scanner import ScannerError
 
-from adapeft.config import KEYS, SECTIONS, Config, Select, as_yaml, plain
+from adapeft.config import KEYS, SECTIONS, Config, Section, Select, as_yaml, plain
 from adapeft.errors import AdapeftError, did_you_mean
+
+S = TypeVar("S", bound=Section)
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
@@ -66,6 +68,27 @@ def parse_select(options: Mapping[str, Any]) -> Select:
     except ValidationError as error:
         details = [{**detail, "loc": ("select", *detail["loc"])} for detail in error.errors()]
         raise AdapeftError("\n".join(_phrase(details, {"select": options}))) from None  # type: ignore[arg-type]
+
+
+def parse_section(section: type[S], overrides: Sequence[str]) -> tuple[S, list[str]]:
+    """A section that a command takes beside the config, from those overrides that name its fields; and the others."""
+    given: dict[str, object] = {}
+    others = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if equals and key.strip() in section.model_fields:
+            given[key.strip()] = _value(text)
+        else:
+            others.append(override)
+    try:
+        return section.model_validate(given), others
+    except ValidationError as error:
+        lines = {}
+        for detail in error.errors():
+            name = str(detail["loc"][0])
+            about = section.model_fields[name].description
+            lines[name] = f"{name} = {as_yaml(given[name])}: should be {_complaint(detail)} ({about})."
+        raise AdapeftError("\n".join(lines.values())) from None
 
 
 def _is_missing(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The command: ``adapeft run | select | train | evaluate | merge | show | config``."""
+"""The command: ``adapeft run | select | train | evaluate | validate | merge | show | config``."""
 
 from __future__ import annotations
 
@@ -89,6 +89,19 @@ def evaluate(
         if chosen is not None and not chosen.is_file():
             raise AdapeftError(f"{chosen}: no such delta. Train first, or give --delta PATH or --base.")
         pipeline.evaluate(session, None if chosen is None else chosen.resolve())
+
+
+@app.command()
+def validate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train random subsets briefly and say how well each estimator foretold their gain (subsets=, steps= …)."""
+    from adapeft.config import Trials
+    from adapeft.config_file import parse_section
+
+    trials, others = parse_section(Trials, overrides or [])
+    with _session(config, others) as session:
+        from cluster import pipeline
+
+        pipeline.validate(session, trials)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import textwrap
@@ -100,6 +101,26 @@ class Terminal:
             table.add_row(f"{rest} other roles", f"{count:,}", f"{count / subset.count:.1%}")
         self.console.print(table)
         self._pairs({"influence": _influence(subset.description)})
+
+    def show_validation(self, result: Mapping[str, Any]) -> None:
+        """Rank correlations of predicted with measured loss decreases, a table a learning rate and horizon."""
+        for setting in result["settings"]:
+            table = Table(box=None, header_style="bold", pad_edge=False)
+            title = f"learning rate {setting['learning_rate']:g}, {setting['steps']} steps"
+            table.add_column(title, min_width=36)
+            found = setting["correlations"]
+            for size in next(iter(found.values())):
+                table.add_column(size, justify="right")
+            for name, values in found.items():
+                table.add_row(name, *(_correlation(value) for value in values.values()))
+            self.console.print(table)
+            self._pairs(
+                {
+                    "reach": f"τ = {setting['planned_constant']:.3g} · Σ learning rates; outcomes fit "
+                    f"{setting['fitted_constant']:.3g}",
+                    "overshot": f"{setting['overshooting']:.0%} of the subsets lost instead of gaining",
+                }
+            )
 
     def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
         """The run in a few lines."""
@@ -250,6 +271,10 @@ def _text(event: dict[str, Any]) -> str:
     if "loss" in event:
         return f"{event['step']}, loss {event['loss']:.4f}"
     return str(event["step"])
+
+
+def _correlation(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
 
 
 def _influence(choice: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from adapeft.artifact import provenance, save_json
 from adapeft.choose.subset import Subset
-from adapeft.config import Config, measurement_key
+from adapeft.config import Config, Trials, measurement_key
 from adapeft.errors import AdapeftError
 from adapeft.measure.storage import load_statistics
 from adapeft.ranks import OneRank
@@ -130,6 +130,17 @@ def evaluate(session: Session, delta: Path | None) -> dict[str, float]:
     scores = session.on_workers(evaluate_on_rank, "evaluate", delta=None if delta is None else str(delta))
     session.terminal.show_scores(scores)
     return scores
+
+
+def validate(session: Session, trials: Trials) -> dict[str, Any]:
+    """Whether predictions hold for this model and task; writes ``validation.json``."""
+    from cluster.validate import save_validation, validate_on_rank
+
+    result = session.on_workers(validate_on_rank, "validate", trials=trials)
+    path = save_validation(session.folder.path, result, trials)
+    session.terminal.show_validation(result)
+    session.terminal.note(f"all figures: {short(path)}")
+    return result
 
 
 def _choose_again(session: Session, source: Path) -> Subset:

@@ -26,7 +26,12 @@ def measure(method: Method, passes: Passes, groups: Groups, settings: Select) ->
 
     The warm-up moves the always-trained parameters; whoever owns the model puts them back or drops the model.
     """
+    warm_up(method, passes, groups, settings)
+    return method.measure(passes, groups, settings)
+
+
+def warm_up(method: Method, passes: Passes, groups: Groups, settings: Select) -> None:
+    """Trains the always-trained part for as long as the settings say, or the method asks for. Collective."""
     steps = method.default_warmup_steps if settings.warmup_steps == "auto" else settings.warmup_steps
     if groups.always_train:
         passes.warm_up(steps, WARMUP_LEARNING_RATE)
-    return method.measure(passes, groups, settings)

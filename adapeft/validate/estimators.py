@@ -1,0 +1,164 @@
+"""Every score that has been said to tell which parameters matter, on one measurement, a value a group or element."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapeft.measure.direction import measure_direction
+from adapeft.measure.elementwise import mean_gradient, measure_elements
+from adapeft.measure.groups import Groups
+from adapeft.measure.influence import influence
+from adapeft.measure.passes import Passes
+from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.shards import WholeModel
+from adapeft.validate.draw import Draw
+
+Score = list[Tensor]
+"""float64 values of a score, a tensor a candidate: [groups of it], or [elements] at ``element`` granularity."""
+
+_FINITE_STEP = 1e-3
+"""Of the finite difference, relative to the length of the weights: float32 gradients carry 1e-7 of rounding."""
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Along one direction: ``slope`` b and ``curvature`` A of every group, and the joint curvature of every draw."""
+
+    slope: Score
+    curvature: Score
+    joint_curvature: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What predictions are made of.
+
+    Attributes:
+        along: direction's name → its slopes and curvatures.
+        fixed: name → a score that knows of no reach.
+    """
+
+    along: dict[str, Slopes]
+    fixed: dict[str, Score]
+
+    def predictions(self, draws: Sequence[Draw], reach: float) -> dict[str, np.ndarray]:
+        r"""What each estimator foretells of each draw, float64 [draws], at a reach τ.
+
+        ``joint`` is :math:`v(S) = τ\,b_S - \tfrac12 τ^2 \mathbf 1^\top A_{SS} \mathbf 1`, cross terms included; all
+        others are sums over the draw's groups.
+        """
+        found: dict[str, np.ndarray] = {}
+        for name, along in self.along.items():
+            of_reach = {
+                f"influence ({name})": reach,
+                f"influence at τ = ∞ ({name})": float("inf"),
+            }
+            for title, tau in of_reach.items():
+                score = [influence(b, a, tau) for b, a in zip(along.slope, along.curvature, strict=True)]
+                found[title] = sums(score, draws)
+            slope = sums(along.slope, draws)
+            found[f"first order ({name})"] = slope
+            joint = influence(torch.from_numpy(slope), torch.from_numpy(along.joint_curvature), reach)
+            found[f"joint influence ({name})"] = joint.numpy()
+        return found | {name: sums(score, draws) for name, score in self.fixed.items()}
+
+
+def sums(score: Score, draws: Sequence[Draw]) -> np.ndarray:
+    """float64 [draws]: a score's sum over each draw."""
+    return np.array([sum(float(score[index][units].sum()) for index, units in draw.units.items()) for draw in draws])
+
+
+def measure_estimators(
+    model: nn.Module, passes: Passes, groups: Groups, draws: Sequence[Draw], example_passes: Passes
+) -> Measured:
+    """Measures all estimators on a whole model.
+
+    Args:
+        model: where ``passes.shards`` (a ``WholeModel``) looks.
+        passes: over the calibration; the warm-up of the always-trained part is over.
+        draws: whose joint curvature is wanted.
+        example_passes: over single examples, for the per-example Fisher.
+    """
+    assert isinstance(passes.shards, WholeModel)
+    parameters = dict(model.named_parameters())
+    weights = [parameters[info.name].detach().flatten().double() for info in groups.parameters]
+    along = {}
+    for name in ("adam", "gradient"):
+        direction = measure_direction(passes, name)
+        along[name] = _along(passes, groups, direction, draws)
+    gradient = [piece.double() for piece in mean_gradient(passes, "gradient", passes.calibration.batches)]
+    fisher = [torch.zeros_like(piece) for piece in gradient]
+    for gradients, _ in example_passes.gradients("fisher", example_passes.calibration.batches):
+        for total, piece in zip(fisher, gradients, strict=True):
+            total.add_(piece.double().square())
+    curved = _hessian_product(model, passes, groups, gradient)
+    elementwise = {
+        "squared gradient norm": [piece.square() for piece in gradient],
+        "per-example Fisher": fisher,
+        "SNIP": [(g * w).abs() for g, w in zip(gradient, weights, strict=True)],
+        "GraSP": [-w * hg for w, hg in zip(weights, curved, strict=True)],
+        "weight magnitude": [w.abs() for w in weights],
+        "count": [torch.ones_like(w) for w in weights],
+    }
+    return Measured(along, {name: by_unit(groups, score) for name, score in elementwise.items()})
+
+
+def by_unit(groups: Groups, elements: Score) -> Score:
+    """Sums of a score of elements over the groups; itself at ``element`` granularity."""
+    if groups.granularity == "element":
+        return elements
+    return [groups.sums(index, 0, values)[1] for index, values in enumerate(elements)]
+
+
+def _along(passes: Passes, groups: Groups, direction: list[Tensor], draws: Sequence[Draw]) -> Slopes:
+    joint = _joint_curvatures(passes, groups, direction, draws)
+    if groups.granularity == "element":
+        # Measuring turns gradients into products in place: the direction is only read.
+        shards = measure_elements(passes, groups, direction, shrinkage=True).elements
+        columns = [{name: column.double() for name, column in shard.columns.items()} for shard in shards]
+        return Slopes([column["slope"] for column in columns], [column["curvature"] for column in columns], joint)
+    slopes = measure_slopes(passes, groups, direction)["slope"]
+    curvatures = measure_curvatures(passes, groups, direction)["curvature"]
+    cuts = groups.offsets[1:-1].tolist()
+    return Slopes(
+        [torch.from_numpy(piece) for piece in np.split(slopes, cuts)],
+        [torch.from_numpy(piece) for piece in np.split(curvatures, cuts)],
+        joint,
+    )
+
+
+def _joint_curvatures(passes: Passes, groups: Groups, direction: list[Tensor], draws: Sequence[Draw]) -> np.ndarray:
+    r"""float64 [draws]: :math:`\mathbf 1^\top A_{SS} \mathbf 1 = T\,\overline{(\sum_S \tilde g_k^\top d_k)^2}`."""
+    total = np.zeros(len(draws))
+    batches = passes.calibration.half_b
+    for gradients, num_predictions in passes.gradients("joint curvature", batches, sampled_labels=True):
+        products = by_unit(groups, [(g * d).double() for g, d in zip(gradients, direction, strict=True)])
+        total += num_predictions * sums(products, draws) ** 2
+    return total / len(batches)
+
+
+def _hessian_product(model: nn.Module, passes: Passes, groups: Groups, vector: Score) -> Score:
+    """H·vector over the calibration by a central difference of gradients (Pearlmutter 1994, equation 2)."""
+    parameters = dict(model.named_parameters())
+    candidates = [parameters[info.name] for info in groups.parameters]
+    base = [parameter.detach().clone() for parameter in candidates]
+    weight = float(torch.stack([value.double().norm() for value in base]).norm())
+    length = float(torch.stack([piece.norm() for piece in vector]).norm())
+    step = _FINITE_STEP * weight / length if length > 0 else 0.0
+    sides = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for parameter, value, piece in zip(candidates, base, vector, strict=True):
+                parameter.copy_(value + (sign * step * piece).view_as(value).to(value.dtype))
+        sides.append(mean_gradient(passes, "GraSP", passes.calibration.batches))
+    with torch.no_grad():
+        for parameter, value in zip(candidates, base, strict=True):
+            parameter.copy_(value)
+    if step == 0.0:
+        return [torch.zeros_like(piece) for piece in vector]
+    return [(up.double() - down.double()) / (2 * step) for up, down in zip(*sides, strict=True)]

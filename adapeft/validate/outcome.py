@@ -1,0 +1,79 @@
+"""What training a subset for a few steps really gains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from adapeft.choose.subset import Subset
+from adapeft.inputs.losses import Collate, micro_losses
+from adapeft.inputs.objective import Objective
+from adapeft.ranks import OneRank
+from adapeft.tune.attach import attach, attachment_of, detach
+
+
+class Trial:
+    """Trains subsets of one model, each from the same weights over the same batches, and measures held-out losses.
+
+    Args:
+        model: in evaluation mode: dropout would cover small differences with noise.
+        objective: the task's.
+        collate: example indices of the training set → a micro-batch.
+        batches: example indices, a global batch a step, in order.
+        held_out: (collate, batches) of the held-out examples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        collate: Collate,
+        batches: Sequence[np.ndarray],
+        held_out: tuple[Collate, Sequence[np.ndarray]],
+    ) -> None:
+        self.model, self.objective, self.collate, self.batches, self.held_out = (
+            model,
+            objective,
+            collate,
+            batches,
+            held_out,
+        )
+        self.device = next(model.parameters()).device
+        self.base_loss = self.held_out_loss()
+
+    def decreases(self, subset: Subset, learning_rate: float, horizons: Sequence[int]) -> list[float]:
+        """Decrease of the held-out loss after each of ``horizons`` steps of Adam at a constant learning rate.
+
+        The model is as before when this returns.
+        """
+        attach(self.model, subset)
+        try:
+            trained = list(attachment_of(self.model).trained.values())
+            optimizer = torch.optim.Adam(trained, lr=learning_rate)
+            found = []
+            for step in range(max(horizons)):
+                batch = self.batches[step % len(self.batches)]
+                losses, _ = micro_losses(batch, self.collate, self.objective, OneRank(), 1, self.device)
+                losses[0](self.model).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if step + 1 in horizons:
+                    found.append(self.base_loss - self.held_out_loss())
+            return found
+        finally:
+            detach(self.model)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Mean loss over the held-out predictions."""
+        collate, batches = self.held_out
+        total, count = 0.0, 0
+        for batch in batches:
+            examples = collate(batch).to(self.device)
+            logits = self.objective.forward(self.model, examples)
+            total += float(self.objective.loss_sum(logits, examples.labels))
+            count += self.objective.num_predictions(examples.labels)
+        return total / count
