@@ -21,6 +21,7 @@ from pydantic import (
     PositiveInt,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 
@@ -117,7 +118,19 @@ class Select(Section):
         description="steps of training always_train alone before measuring; auto: what the method asks for",
     )
     shrinkage: bool = Field(default=True, description="shrink the noisy curvature of single elements towards its mean")
+    joint: bool = Field(
+        default=False, description="let adapeft value groups together, with the cross terms of their curvature"
+    )
     statistics: str | None = Field(default=None, description="folder of another run whose measurements are used again")
+
+    @model_validator(mode="after")
+    def _joint_needs_groups(self) -> Select:
+        if self.joint and (self.method != "adapeft" or self.granularity == "element"):
+            raise ValueError(
+                f"joint = true: {self.method} by {self.granularity} has no cross terms; choose method: adapeft with "
+                "groups: row or tensor, or leave joint out"
+            )
+        return self
 
     @property
     def granularity(self) -> Granularity:
@@ -290,6 +303,7 @@ _MEASURED = (
     *(
         "select.method",
         "select.shrinkage",
+        "select.joint",
         "select.groups",
         "select.calibration",
         "select.batch_size",

@@ -185,6 +185,8 @@ def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) ->
         return f"{key}: {details[0]['msg']}"
     if kind == "missing":
         return f"{key}: required ({KEYS[key].description})"
+    if key in SECTIONS and kind == "value_error":  # of keys that do not go together
+        return f"{key}.{details[0]['ctx']['error']}"
     section, _, name = key.partition(".")
     value = as_yaml(tree[section][name] if name else tree[section])
     if key in SECTIONS:

@@ -280,6 +280,8 @@ def _correlation(value: float) -> str:
 def _influence(choice: Mapping[str, Any]) -> str:
     if choice.get("value") is None:
         return "not measured"
+    if choice["bound"] is None:
+        return f"{choice['value']:.4g} predicted jointly; {choice['num_chosen']:,} of {choice['num_groups']:,} groups"
     gap = f"gap {choice['gap']:.1e}" if choice["gap"] else "gap 0"
     return (
         f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({choice['status'].replace('_', ' ')}); "

@@ -7,7 +7,7 @@ import torch
 
 from adapeft.choose.subset import Part, Subset
 from adapeft.measure.groups import Groups
-from solver import CoreKnapsack, KnapsackProblem, Solver
+from solver import CoreKnapsack, KnapsackProblem, Solution
 
 STABLE_GAP = 1e-4
 """Within this gap of the bound the density order decides, not the branch and bound.
@@ -18,15 +18,9 @@ densities stays, and what it costs is reported as the gap.
 """
 
 
-def choose_groups(groups: Groups, values: np.ndarray, budget: int, solver: Solver | None = None) -> Subset:
-    """The groups of largest total value within ``budget`` elements.
-
-    Args:
-        values: float64 [K].
-        solver: ``CoreKnapsack(relative_gap=STABLE_GAP)`` when None.
-    """
-    solver = solver or CoreKnapsack(relative_gap=STABLE_GAP)
-    solution = solver.solve(KnapsackProblem(values, groups.counts, budget))
+def choose_groups(groups: Groups, values: np.ndarray, budget: int) -> Subset:
+    """The groups of largest total value [K] within ``budget`` elements."""
+    solution = knapsack(values, groups.counts, budget)
     return Subset(parts_of(groups, solution.chosen)).described(
         value=solution.value,
         bound=solution.bound,
@@ -37,6 +31,11 @@ def choose_groups(groups: Groups, values: np.ndarray, budget: int, solver: Solve
         num_groups=groups.num_groups,
         num_chosen=int(solution.chosen.sum()),
     )
+
+
+def knapsack(values: np.ndarray, costs: np.ndarray, budget: int) -> Solution:
+    """The best set of groups of these values and costs, both [K]."""
+    return CoreKnapsack(relative_gap=STABLE_GAP).solve(KnapsackProblem(values, costs, budget))
 
 
 def parts_of(groups: Groups, chosen: np.ndarray) -> dict[str, Part]:

@@ -99,7 +99,7 @@ class Groups:
         return slice(offset, offset + width), matrix.sum(0, dtype=torch.float64)
 
     def to_table(self, columns: dict[str, np.ndarray], metadata: dict[str, str]) -> pa.Table:
-        """The table of ``groups.parquet``: the groups, then the given statistics of length K."""
+        """The table of ``groups.parquet``: the groups, then the given statistics, [K] or [K, M]."""
         names = np.array([info.name for info in self.parameters], dtype=object)
         roles = np.array([info.role for info in self.parameters], dtype=object)
         layers = np.array([info.layer for info in self.parameters], dtype=np.int32)
@@ -113,13 +113,22 @@ class Groups:
             "index": self.indices,
             "count": self.counts,
         }
-        return pa.table({**described, **columns}).replace_schema_metadata(metadata)
+        return pa.table(
+            {**described, **{name: _as_arrow(column) for name, column in columns.items()}}
+        ).replace_schema_metadata(metadata)
 
     def _has_rows(self, info: ParameterInfo) -> bool:
         return self.granularity == "row" and info.output_dim is not None
 
     def _num_groups(self, info: ParameterInfo) -> int:
         return info.shape[info.output_dim] if self._has_rows(info) and info.output_dim is not None else 1
+
+
+def _as_arrow(column: np.ndarray) -> pa.Array:
+    """A column of numbers [K], or of lists of one length [K, M]."""
+    if column.ndim == 1:
+        return pa.array(column)
+    return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), column.shape[1])
 
 
 def build_groups(

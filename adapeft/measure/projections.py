@@ -31,9 +31,13 @@ def measure_curvatures(passes: Passes, groups: Groups, direction: list[Tensor]) 
 
     With T predictions averaged in a global batch this is an unbiased :math:`d_k^\top F d_k` (F the Fisher, or
     Gauss-Newton, matrix): never negative, no double backward, and one all-reduce of K numbers a batch.
+
+    Column ``projections`` is :math:`Z_{km} = \sqrt{T_m/M}\,\tilde g_{mk}^\top d_k`, float32 [K, M] for M batches: the
+    cross terms are :math:`A_{jk} \approx \sum_m Z_{jm} Z_{km}`, and the curvature is their diagonal.
     """
     projections, num_predictions = _project(passes, groups, direction, sampled_labels=True)
-    return {"curvature": (num_predictions[:, None] * projections**2).mean(axis=0)}
+    scaled = (projections * np.sqrt(num_predictions / len(num_predictions))[:, None]).T
+    return {"curvature": (scaled**2).sum(axis=1), "projections": scaled.astype(np.float32)}
 
 
 def sum_over_groups(shards: Shards, groups: Groups, values: Iterable[Tensor]) -> np.ndarray:

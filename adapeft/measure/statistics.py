@@ -25,7 +25,7 @@ class Statistics:
 
     Attributes:
         groups: the K groups.
-        columns: name → float64 [K], equal on every rank.
+        columns: name → float64 [K] (``projections``: float32 [K, M]), equal on every rank.
         elements: this rank's shards when ``groups.granularity`` is ``element``, else empty.
     """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from adapeft.artifact import load_table, load_tensors, provenance, save_table, save_tensors
 from adapeft.errors import AdapeftError
@@ -71,7 +72,15 @@ def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, 
     if groups.num_groups != table.num_rows:
         raise AdapeftError(f"{folder / TABLE}: {table.num_rows} rows for {groups.num_groups} groups. Measure again.")
     names = [name for name in table.column_names if name not in (*_DESCRIBED, *_DERIVED)]
-    return groups, {name: table[name].to_numpy() for name in names}, key
+    return groups, {name: _as_numpy(table[name]) for name in names}, key
+
+
+def _as_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """[K] numbers, or [K, M] from lists of one length."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy()
+    lists = column.combine_chunks()
+    return lists.flatten().to_numpy().reshape(len(lists), column.type.list_size)
 
 
 def load_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from adapeft.choose.joint import choose_groups_jointly
+from adapeft.choose.subset import Subset
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import measure_elements
 from adapeft.measure.groups import Groups
@@ -13,7 +15,8 @@ from adapeft.measure.influence import influence
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.method import ValuedMethod
+from adapeft.methods.method import Plan, ValuedMethod
+from adapeft.ranks import Ranks
 
 if TYPE_CHECKING:
     from adapeft.config import Select
@@ -38,7 +41,14 @@ class AdaPEFT(ValuedMethod):
             return measure_elements(passes, groups, direction, shrinkage=settings.shrinkage)
         slopes = measure_slopes(passes, groups, direction)
         curvatures = measure_curvatures(passes, groups, direction)
+        if not settings.joint:
+            del curvatures["projections"]  # M numbers a group, which nothing else reads
         return Statistics(groups, {**slopes, **curvatures})
+
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+        if plan.joint:
+            return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach)
+        return super().choose(groups, statistics, plan, ranks)
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         return influence(columns["slope"], columns["curvature"], reach)

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What choosing knows of the run: the budget in elements, the reach of the training to come, the seed."""
+    """What choosing knows of the run: the budget in elements, the reach of the training to come, the seed.
+
+    ``joint``: whether groups are valued together.
+    """
 
     budget: int
     reach: float
     seed: int
+    joint: bool = False
 
 
 class Method(ABC):

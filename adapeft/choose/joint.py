@@ -1,0 +1,96 @@
+r"""Groups under a budget by their joint influence: groups that push the same way are worth less than their sum.
+
+The projections :math:`Z_{km} = \sqrt{T/M}\,\tilde g_{mk}^\top d_k` that measuring curvature leaves give every cross
+term, :math:`A_{jk} \approx \sum_m Z_{jm} Z_{km}`, so that the joint value of a set S of groups is as cheap as its sum:
+
+.. math:: v(S) = \max_{0 \le t \le τ} \; t\, b_S - \tfrac12 t^2 A_{SS}, \quad b_S = \sum_{k \in S} b_k,
+          \quad A_{SS} = \sum_m \Big(\sum_{k \in S} Z_{km}\Big)^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from adapeft.choose.groups import knapsack, parts_of
+from adapeft.choose.subset import Subset
+from adapeft.measure.groups import Groups
+from adapeft.measure.influence import influence
+
+_ROUNDS = 200
+"""At most a two-hundredth of the budget is chosen on one evaluation of all gains: cost K·M·200, whatever the budget."""
+
+
+def choose_groups_jointly(groups: Groups, columns: Mapping[str, np.ndarray], budget: int, reach: float) -> Subset:
+    """The better, by joint value, of the joint greedy and of the knapsack on single values.
+
+    The description's ``value`` is the joint one, ``additive_value`` the sum for the same set; how near the best it is
+    nobody certifies (``bound`` is None): cross terms of both signs leave no bound worth its name.
+    """
+    slopes, projections = columns["slope"], columns["projections"]
+    single = _value(slopes, columns["curvature"], reach)
+    sets = {
+        "joint greedy": choose_jointly(slopes, projections, groups.counts, budget, reach),
+        "knapsack": knapsack(single, groups.counts, budget).chosen,
+    }
+    values = {name: joint_value(slopes, projections, chosen, reach) for name, chosen in sets.items()}
+    best = max(values, key=lambda name: values[name])
+    return Subset(parts_of(groups, sets[best])).described(
+        value=values[best],
+        additive_value=float(single[sets[best]].sum()),
+        joint_values=values,
+        bound=None,
+        gap=None,
+        status=best.replace(" ", "_"),
+        num_groups=groups.num_groups,
+        num_chosen=int(sets[best].sum()),
+    )
+
+
+def joint_value(slopes: np.ndarray, projections: np.ndarray, chosen: np.ndarray, reach: float) -> float:
+    """Loss decrease predicted for a set of groups trained together.
+
+    Args:
+        slopes: b, float64 [K].
+        projections: Z, float [K, M].
+        chosen: bool [K].
+        reach: τ.
+    """
+    together = projections[chosen].sum(axis=0, dtype=np.float64)
+    return float(_value(slopes[chosen].sum(keepdims=True), (together**2).sum(keepdims=True), reach)[0])
+
+
+def choose_jointly(
+    slopes: np.ndarray, projections: np.ndarray, costs: np.ndarray, budget: int, reach: float
+) -> np.ndarray:
+    """Greedily by joint gain per cost; bool [K].
+
+    Args:
+        costs: int64 [K].
+        budget: largest total cost.
+    """
+    chosen = np.zeros(len(slopes), dtype=bool)
+    own = (projections.astype(np.float64) ** 2).sum(axis=1)
+    together, slope, left = np.zeros(projections.shape[1]), 0.0, budget
+    while True:
+        curvature = float(together @ together)
+        now = float(_value(np.array([slope]), np.array([curvature]), reach)[0])
+        gain = _value(slope + slopes, curvature + 2 * (projections @ together) + own, reach) - now
+        gain[chosen | (costs > left)] = 0.0
+        if not (gain > 0).any():
+            return chosen
+        # The best first; of the next best as many as a round may take: their cross terms are counted in the next round.
+        order = np.argsort(-gain / costs, kind="stable")
+        order = order[gain[order] > 0]
+        spent = np.cumsum(costs[order])
+        taken = order[: max(1, int(np.searchsorted(spent, min(left, budget // _ROUNDS), side="right")))]
+        chosen[taken] = True
+        together += projections[taken].sum(axis=0, dtype=np.float64)
+        slope += float(slopes[taken].sum())
+        left -= int(costs[taken].sum())
+
+
+def _value(slope: np.ndarray, curvature: np.ndarray, reach: float) -> np.ndarray:
+    return influence(torch.from_numpy(slope), torch.from_numpy(curvature), reach).numpy()
