@@ -113,9 +113,8 @@ class Groups:
             "index": self.indices,
             "count": self.counts,
         }
-        return pa.table(
-            {**described, **{name: _as_arrow(column) for name, column in columns.items()}}
-        ).replace_schema_metadata(metadata)
+        measured = {name: _as_arrow(column) for name, column in columns.items()}
+        return pa.table({**described, **measured}).replace_schema_metadata(metadata)
 
     def _has_rows(self, info: ParameterInfo) -> bool:
         return self.granularity == "row" and info.output_dim is not None

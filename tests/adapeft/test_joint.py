@@ -68,7 +68,7 @@ def test_select_jointly_beats_the_sum(tmp_path):
     assert joint.description["value"] == max(values.values())
     assert joint.count <= joint.description["budget"]
     assert single.description["gap"] is not None
-    with pytest.raises(AdapeftError, match="select.joint = true"):
+    with pytest.raises(AdapeftError, match=r"select\.joint = true"):
         adapeft.select(model, batches, joint=True, groups="element")
 
 
