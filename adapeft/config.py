@@ -29,8 +29,17 @@ from adapeft.choose.budget import Budget
 
 Task = Literal["sequence-classification", "causal-lm"]
 Metric = Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss", "perplexity"]
-Method = Literal["adapeft", "sam", "random"]
+Method = Literal["full", "random", "bitfit", "magnitude", "child-tuning-d", "fish", "sam", "adapeft"]
 Granularity = Literal["tensor", "row", "element"]
+
+# What a method can choose together, its own habit first.
+_ANY_GRANULARITY: tuple[Granularity, ...] = ("element", "row", "tensor")
+GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
+    "full": ("tensor",),
+    "bitfit": ("tensor",),
+    "adapeft": ("row", "element", "tensor"),
+}
+_WITHOUT_VALUES = ("full", "random", "bitfit")
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
@@ -90,7 +99,8 @@ class Select(Section):
 
     method: Method = Field(default="adapeft", description="how parameters are ranked")
     groups: Literal["auto", Granularity] = Field(
-        default="auto", description="what is chosen together; auto: row for adapeft, element for sam and random"
+        default="auto",
+        description="what is chosen together; auto: row for adapeft, tensor for full and bitfit, else element",
     )
     budget: Limit = Field(
         default=Budget.parse("0.5%"),
@@ -118,26 +128,44 @@ class Select(Section):
         description="steps of training always_train alone before measuring; auto: what the method asks for",
     )
     shrinkage: bool = Field(default=True, description="shrink the noisy curvature of single elements towards its mean")
+    scope: Literal["global", "tensor"] = Field(
+        default="global", description="elements compete in the whole model, or in each tensor for its share"
+    )
+    solver: Literal["knapsack", "greedy"] = Field(
+        default="knapsack", description="how groups are chosen; greedy: by value per parameter, as in the paper"
+    )
     joint: bool = Field(
         default=False, description="let adapeft value groups together, with the cross terms of their curvature"
     )
     statistics: str | None = Field(default=None, description="folder of another run whose measurements are used again")
 
     @model_validator(mode="after")
-    def _joint_needs_groups(self) -> Select:
+    def _keys_go_together(self) -> Select:
+        possible = GRANULARITIES.get(self.method, _ANY_GRANULARITY)
+        if self.granularity not in possible:
+            raise ValueError(f"groups = {self.groups}: {self.method} chooses by {' or '.join(possible)}")
         if self.joint and (self.method != "adapeft" or self.granularity == "element"):
             raise ValueError(
                 f"joint = true: {self.method} by {self.granularity} has no cross terms; choose method: adapeft with "
                 "groups: row or tensor, or leave joint out"
+            )
+        if self.joint and self.solver != "knapsack":
+            raise ValueError("solver = greedy: joint is a greedy choice of its own; leave one of them out")
+        if self.scope != "global" and (self.method in _WITHOUT_VALUES or self.granularity != "element"):
+            raise ValueError(
+                f"scope = {self.scope}: only single elements compete, and {self.method} by {self.granularity} chooses "
+                "none by value; leave scope out"
+            )
+        if self.solver != "knapsack" and (self.method in _WITHOUT_VALUES or self.granularity == "element"):
+            raise ValueError(
+                f"solver = {self.solver}: {self.method} by {self.granularity} solves no knapsack; leave solver out"
             )
         return self
 
     @property
     def granularity(self) -> Granularity:
         """``groups`` with auto decided by the method."""
-        if self.groups != "auto":
-            return self.groups
-        return "row" if self.method == "adapeft" else "element"
+        return GRANULARITIES.get(self.method, _ANY_GRANULARITY)[0] if self.groups == "auto" else self.groups
 
 
 class Train(Section):
@@ -180,6 +208,46 @@ class Cluster(Section):
     resource_timeout: PositiveFloat = Field(
         default=30.0, description="seconds to wait for missing workers", allow_inf_nan=False
     )
+
+
+class Contender(NamedTuple):
+    """A method to compare, spelled ``method`` or ``method:groups``."""
+
+    method: str
+    groups: str
+
+    def __str__(self) -> str:
+        return self.method if self.groups == "auto" else f"{self.method}:{self.groups}"
+
+    @classmethod
+    def parse(cls, text: object) -> Contender:
+        """The contender that a person wrote."""
+        method, _, groups = str(text).partition(":")
+        contender = cls(method, groups or "auto")
+        Select.model_validate({"method": contender.method, "groups": contender.groups})
+        return contender
+
+
+Rival = Annotated[Contender, PlainValidator(Contender.parse), PlainSerializer(str, return_type=str)]
+
+
+class Comparison(Section):
+    """What ``adapeft compare`` runs: every method at every budget under every seed."""
+
+    methods: tuple[Rival, ...] = Field(
+        default=(Contender("adapeft", "auto"), Contender("random", "auto")),
+        description="methods, or method:groups such as adapeft:element",
+        min_length=1,
+    )
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), description="a run each", min_length=1)
+    budgets: tuple[Limit, ...] = Field(default=(Budget.parse("0.5%"),), description="a run each", min_length=1)
+    learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        default=(),
+        description="tried for every method on a held-out part of the training data; none: the config's for all",
+    )
+    tune_fraction: float = Field(default=0.1, gt=0, lt=1, description="part of the training data held out for that")
+    perturb: float = Field(default=0.0, ge=0, lt=1, description="part of the training data that each seed leaves out")
+    parallel: PositiveInt = Field(default=1, description="runs at once")
 
 
 class Trials(Section):

@@ -1,4 +1,4 @@
-"""The command: ``adapeft run | select | train | evaluate | validate | merge | show | config``."""
+"""The command: ``adapeft run | select | train | evaluate | compare | validate | merge | show | methods | config``."""
 
 from __future__ import annotations
 
@@ -92,6 +92,31 @@ def evaluate(
 
 
 @app.command()
+def compare(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Run methods=[…] at budgets=[…] under seeds=[…] and write a table and plots; goes on where it stopped."""
+    from adapeft.config import Comparison
+    from adapeft.config_file import load_config, parse_section
+    from cluster.console import Terminal
+
+    comparison, others = parse_section(Comparison, overrides or [])
+    loaded, terminal = load_config(config, others), Terminal()
+    with terminal.busy("loading libraries"):
+        from cluster.compare import check, compare, finished
+        from cluster.comparison import write_report
+        from cluster.inspect import inspect
+
+        _silence_libraries()
+    with terminal.busy("checking config, data and model"):
+        check(loaded, comparison, inspect)
+    runs = compare(loaded, comparison, terminal.note)
+    report = write_report(Path(loaded.output), loaded, comparison, runs)
+    terminal.show_markdown(report.read_text())
+    terminal.note(f"table and plots: {report.parent}/")
+    if not finished(runs):
+        sys.exit(1)
+
+
+@app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train random subsets briefly and say how well each estimator foretold their gain (subsets=, steps= …)."""
     from adapeft.config import Trials
@@ -125,6 +150,15 @@ def show(path: Annotated[Path, typer.Argument(help="a run's folder, a subset or 
     from cluster.show import show as show_path
 
     show_path(path, Terminal())
+
+
+@app.command()
+def methods() -> None:
+    """List the methods: what each trains, what choosing costs, where it comes from."""
+    from adapeft.methods import METHODS
+    from cluster.console import Terminal
+
+    Terminal().show_methods(METHODS)
 
 
 @app.command()
@@ -178,3 +212,7 @@ def _silence_libraries() -> None:
 def _end(kind: str, message: str, status: int) -> None:
     Console(stderr=True).print(Text.assemble((kind, "bold red"), f" {message}"), soft_wrap=True)
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,7 @@ from cluster.events import Report
 if TYPE_CHECKING:
     # The terminal is there before torch is: it shows that torch is being imported.
     from adapeft.choose.subset import Subset
+    from adapeft.methods import Method
     from adapeft.ship.delta import Delta
     from cluster.inspect import Inspection
     from cluster.run_folder import RunFolder
@@ -101,6 +103,19 @@ class Terminal:
             table.add_row(f"{rest} other roles", f"{count:,}", f"{count / subset.count:.1%}")
         self.console.print(table)
         self._pairs({"influence": _influence(subset.description)})
+
+    def show_markdown(self, text: str) -> None:
+        """A report."""
+        self.console.print(Markdown(text))
+
+    def show_methods(self, methods: Mapping[str, Method]) -> None:
+        """A line a method."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in ("method", "family", "trains", "choosing costs", "from"):
+            table.add_column(title)
+        for name, method in methods.items():
+            table.add_row(name, method.family, method.summary, method.cost, method.source)
+        self.console.print(table)
 
     def show_validation(self, result: Mapping[str, Any]) -> None:
         """Rank correlations of predicted with measured loss decreases, a table a learning rate and horizon."""

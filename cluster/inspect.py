@@ -62,7 +62,7 @@ def inspect(config: Config) -> Inspection:
         type(structure).__name__,
         description,
         groups,
-        check_budget(groups, select.budget),
+        check_budget(groups, select),
         sum(counts[name] for name in groups.always_train),
     )
 

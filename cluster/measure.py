@@ -31,13 +31,13 @@ def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
     settings = config.select
-    calibration = draw_calibration(
-        len(inputs.train), settings.calibration, settings.batch_size, ranks.world_size, config.seed
-    )
+    method = get_method(settings.method)
+    batch_size = 1 if method.measures_examples else settings.batch_size
+    calibration = draw_calibration(len(inputs.train), settings.calibration, batch_size, ranks.world_size, config.seed)
     model = inputs.model().eval()
     groups = groups_of(model, settings)
     candidates = [info.name for info in groups.parameters]
-    num_micro = num_micro_batches(settings.batch_size, ranks.world_size, settings.micro_batch_size)
+    num_micro = num_micro_batches(batch_size, ranks.world_size, settings.micro_batch_size)
     engine = measuring_engine(model, candidates, groups.always_train, config.cluster.zero_stage, num_micro)
     passes = Passes(
         ZeroShards(engine, candidates, ranks),
@@ -50,7 +50,7 @@ def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
     folder = RunFolder.of(config)
     if ranks.rank == 0:
         clear_elements(folder.path)
-    statistics = measure(get_method(settings.method), passes, groups, settings)
+    statistics = measure(method, passes, groups, settings)
     engine.destroy()
     if groups.granularity == "element" and statistics.columns:  # also on a rank that happens to hold none
         save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)

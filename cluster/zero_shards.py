@@ -45,6 +45,15 @@ class ZeroShards:
         yield self._local_gradients()
         self.engine.step()
 
+    def weights(self) -> list[Tensor]:
+        """See ``adapeft.measure.shards.Shards.weights``."""
+        if self._stage == 3:
+            return [parameter.ds_tensor[:length].float().clone() for parameter, _, length in self._held]
+        return [
+            parameter.detach().flatten()[start : start + length].float().clone()
+            for parameter, start, length in self._held
+        ]
+
     def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
         """See ``adapeft.measure.shards.Shards.train_step``."""
         if len(self.engine.optimizer.param_groups) < 2:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapeft.choose.budget import Budget
 from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
@@ -23,7 +22,7 @@ def choose(settings: Select, statistics: Statistics, *, reach: float, seed: int,
         AdapeftError: the budget does not fit the groups.
     """
     groups = statistics.groups
-    plan = Plan(check_budget(groups, settings.budget), reach, seed, settings.joint)
+    plan = Plan(check_budget(groups, settings), reach, seed, settings)
     subset = get_method(settings.method).choose(groups, statistics, plan, ranks)
     return subset.of_model(groups.always_train, groups.new).described(
         method=settings.method,
@@ -36,17 +35,21 @@ def choose(settings: Select, statistics: Statistics, *, reach: float, seed: int,
     )
 
 
-def check_budget(groups: Groups, budget: Budget) -> int:
-    """The budget in elements.
+def check_budget(groups: Groups, settings: Select) -> int:
+    """The budget in elements: everything, where the method knows no budget.
 
     Raises:
-        AdapeftError: nothing to choose from, above the candidates, or below the cheapest group.
+        AdapeftError: nothing to choose from, above the candidates, below the cheapest group, or not to be kept by the
+            method.
     """
+    method, budget = get_method(settings.method), settings.budget
     available = int(groups.counts.sum())
     if not available:
         raise AdapeftError(
             "select.include, select.exclude and select.always_train leave no parameter to choose. Narrow them."
         )
+    if not method.is_budgeted:
+        return available
     limit = budget.number or budget.count(groups.num_total)
     if limit > available:
         raise AdapeftError(
@@ -59,4 +62,5 @@ def check_budget(groups: Groups, budget: Budget) -> int:
             f"select.budget = {budget} is {limit:,} parameters, less than the cheapest {groups.granularity} group "
             f"({cheapest:,}). Raise it, or choose a finer select.groups: row or element."
         )
+    method.check(groups, limit)
     return limit

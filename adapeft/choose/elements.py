@@ -19,16 +19,27 @@ Value = Callable[[dict[str, Tensor]], Tensor]
 
 
 def choose_elements(
-    groups: Groups, elements: Sequence[ElementShard], value: Value, budget: int, ranks: Ranks
+    groups: Groups,
+    elements: Sequence[ElementShard],
+    value: Value,
+    budget: int,
+    ranks: Ranks,
+    *,
+    by_tensor: bool = False,
 ) -> Subset:
     """The ``budget`` elements of largest value over all ranks; optimal, since their costs are equal. Collective.
+
+    With ``by_tensor`` every tensor gets its share of the budget, in proportion to its size, and its own top-k.
 
     Every rank returns the same subset; only chosen indices travel, never values.
     """
     starts = np.concatenate([[0], np.cumsum([info.count for info in groups.parameters])])
     values = [value(shard.columns) for shard in elements]
     positions = [int(starts[shard.slice.parameter]) + shard.slice.start for shard in elements]
-    local = top_k(values, positions, budget, ranks.all_reduce)
+    if by_tensor:
+        local = _top_k_by_tensor(groups, elements, values, budget, ranks)
+    else:
+        local = top_k(values, positions, budget, ranks.all_reduce)
     total = torch.zeros(1, dtype=torch.float64)
     mine = [torch.empty(0, dtype=torch.int64)]
     for scores, picks, position in zip(values, local, positions, strict=True):
@@ -49,3 +60,27 @@ def choose_elements(
         num_groups=int(starts[-1]),
         num_chosen=len(chosen),
     )
+
+
+def shares(sizes: np.ndarray, budget: int) -> np.ndarray:
+    """int64 [P]: ``budget`` divided in proportion to ``sizes`` [P], exactly, by largest remainders."""
+    total = int(sizes.sum())
+    whole, remainders = zip(*(divmod(budget * size, total) for size in sizes.tolist()), strict=True)
+    largest_first = np.argsort([-remainder for remainder in remainders], kind="stable")
+    share = np.array(whole, dtype=np.int64)
+    share[largest_first[: budget - int(share.sum())]] += 1
+    return share
+
+
+def _top_k_by_tensor(
+    groups: Groups, elements: Sequence[ElementShard], values: Sequence[Tensor], budget: int, ranks: Ranks
+) -> list[Tensor]:
+    """Top-k of each tensor's share of the budget; the tensors one after the other, on every rank in the same order."""
+    sizes = np.array([info.count for info in groups.parameters], dtype=np.int64)
+    local: dict[int, Tensor] = {}
+    for parameter, share in enumerate(shares(sizes, budget).tolist()):
+        mine = [index for index, shard in enumerate(elements) if shard.slice.parameter == parameter]
+        starts = [elements[index].slice.start for index in mine]
+        picks = top_k([values[index] for index in mine], starts, share, ranks.all_reduce)
+        local |= dict(zip(mine, picks, strict=True))
+    return [local[index] for index in range(len(elements))]

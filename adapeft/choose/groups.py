@@ -7,7 +7,7 @@ import torch
 
 from adapeft.choose.subset import Part, Subset
 from adapeft.measure.groups import Groups
-from solver import CoreKnapsack, KnapsackProblem, Solution
+from solver import CoreKnapsack, KnapsackProblem, Solution, Solver
 
 STABLE_GAP = 1e-4
 """Within this gap of the bound the density order decides, not the branch and bound.
@@ -18,9 +18,9 @@ densities stays, and what it costs is reported as the gap.
 """
 
 
-def choose_groups(groups: Groups, values: np.ndarray, budget: int) -> Subset:
+def choose_groups(groups: Groups, values: np.ndarray, budget: int, solver: Solver | None = None) -> Subset:
     """The groups of largest total value [K] within ``budget`` elements."""
-    solution = knapsack(values, groups.counts, budget)
+    solution = knapsack(values, groups.counts, budget, solver)
     return Subset(parts_of(groups, solution.chosen)).described(
         value=solution.value,
         bound=solution.bound,
@@ -33,9 +33,10 @@ def choose_groups(groups: Groups, values: np.ndarray, budget: int) -> Subset:
     )
 
 
-def knapsack(values: np.ndarray, costs: np.ndarray, budget: int) -> Solution:
-    """The best set of groups of these values and costs, both [K]."""
-    return CoreKnapsack(relative_gap=STABLE_GAP).solve(KnapsackProblem(values, costs, budget))
+def knapsack(values: np.ndarray, costs: np.ndarray, budget: int, solver: Solver | None = None) -> Solution:
+    """The best set of groups of these values and costs, both [K], by the core method where no solver is given."""
+    solver = solver or CoreKnapsack(relative_gap=STABLE_GAP)
+    return solver.solve(KnapsackProblem(values, costs, budget))
 
 
 def parts_of(groups: Groups, chosen: np.ndarray) -> dict[str, Part]:

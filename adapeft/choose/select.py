@@ -58,10 +58,12 @@ def select(
         )
     settings = parse_select({"budget": budget, **options})
     examples = _as_batches(batches, next(model.parameters()).device)
+    if get_method(settings.method).measures_examples:
+        examples = [batch.example(index) for batch in examples for index in range(len(batch.labels))]
     middle = len(examples) // 2
     order = tuple(np.array([index]) for index in range(len(examples)))
     groups = groups_of(model, settings)
-    check_budget(groups, settings.budget)
+    check_budget(groups, settings)
     with measuring_mode(model, restore=groups.always_train):
         shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
         passes = Passes(

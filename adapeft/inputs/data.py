@@ -67,6 +67,11 @@ class Batch:
     labels: Tensor
     ids: Tensor
 
+    def example(self, index: int) -> Batch:
+        """One of the examples, with the batch's padding."""
+        one = slice(index, index + 1)
+        return Batch({name: tensor[one] for name, tensor in self.inputs.items()}, self.labels[one], self.ids[one])
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}

@@ -29,17 +29,33 @@ def measure_elements(passes: Passes, groups: Groups, direction: list[Tensor], *,
     for slope, curvature, along in zip(gradient, fisher, direction, strict=True):
         slope.mul_(along)
         curvature.mul_(along).mul_(along)
-    return Statistics(
-        groups,
-        {
-            "slope": sum_over_groups(shards, groups, gradient),
-            "curvature": sum_over_groups(shards, groups, fisher),
-        },
-        tuple(
-            ElementShard(piece, {"slope": slope, "curvature": curvature})
-            for piece, slope, curvature in zip(shards.slices, gradient, fisher, strict=True)
-        ),
-    )
+    return element_statistics(shards, groups, {"slope": gradient, "curvature": fisher})
+
+
+def element_statistics(shards: Shards, groups: Groups, scores: dict[str, list[Tensor]]) -> Statistics:
+    """Statistics of scores that add up: per element where elements are the groups, and their sums over the groups.
+
+    Args:
+        scores: column → float32 pieces, aligned with the slices.
+    """
+    sums = {name: sum_over_groups(shards, groups, pieces) for name, pieces in scores.items()}
+    if groups.granularity != "element":
+        return Statistics(groups, sums)
+    shards_of = [
+        ElementShard(piece, {name: pieces[index] for name, pieces in scores.items()})
+        for index, piece in enumerate(shards.slices)
+    ]
+    return Statistics(groups, sums, tuple(shards_of))
+
+
+def mean_square_gradient(passes: Passes, name: str) -> list[Tensor]:
+    """Mean over the batches of the calibration of their squared gradients, float32, aligned with the slices."""
+    batches = passes.calibration.batches
+    mean = [torch.zeros(piece.length, device=passes.shards.device) for piece in passes.shards.slices]
+    for gradients, _ in passes.gradients(name, batches):
+        for total, gradient in zip(mean, gradients, strict=True):
+            total.addcmul_(gradient, gradient, value=1 / len(batches))
+    return mean
 
 
 def mean_gradient(passes: Passes, name: str, batches: tuple) -> list[Tensor]:

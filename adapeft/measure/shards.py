@@ -44,6 +44,10 @@ class Shards(Protocol):
         """
         ...
 
+    def weights(self) -> list[Tensor]:
+        """Values of this rank's elements, float32, aligned with ``slices``; copies."""
+        ...
+
     def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
         """One AdamW step of the always-trained parameters on the same sum of losses. Collective."""
         ...
@@ -74,6 +78,10 @@ class WholeModel:
             for parameter in self._candidates
         ]
         self.model.zero_grad(set_to_none=True)
+
+    def weights(self) -> list[Tensor]:
+        """See ``Shards.weights``."""
+        return [parameter.detach().flatten().float().clone() for parameter in self._candidates]
 
     def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
         """See ``Shards.train_step``."""

@@ -2,11 +2,19 @@
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.methods.adapeft import AdaPEFT
+from adapeft.methods.bitfit import BitFit
+from adapeft.methods.child_tuning_d import ChildTuningD
+from adapeft.methods.fish import Fish
+from adapeft.methods.full import Full
+from adapeft.methods.magnitude import Magnitude
 from adapeft.methods.method import Method, Plan, ValuedMethod
 from adapeft.methods.random import Random
 from adapeft.methods.sam import SAM
 
-METHODS: dict[str, Method] = {method.name: method for method in (Random(), SAM(), AdaPEFT())}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (Full(), Random(), BitFit(), Magnitude(), ChildTuningD(), Fish(), SAM(), AdaPEFT())
+}
 
 
 def get_method(name: str) -> Method:

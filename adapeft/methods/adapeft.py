@@ -32,6 +32,7 @@ class AdaPEFT(ValuedMethod):
     name = "adapeft"
     family = "second-order"
     summary = "groups of largest influence under the budget"
+    cost = "three backward passes"
     source = "Xu and Bu 2025"
     default_warmup_steps = 96
 
@@ -46,7 +47,7 @@ class AdaPEFT(ValuedMethod):
         return Statistics(groups, {**slopes, **curvatures})
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
-        if plan.joint:
+        if plan.settings.joint:
             return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach)
         return super().choose(groups, statistics, plan, ranks)
 

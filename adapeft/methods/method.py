@@ -17,6 +17,7 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.ranks import Ranks
+from solver import Greedy
 
 if TYPE_CHECKING:
     from adapeft.config import Select
@@ -24,15 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What choosing knows of the run: the budget in elements, the reach of the training to come, the seed.
-
-    ``joint``: whether groups are valued together.
-    """
+    """What choosing knows of the run: the budget in elements, the reach of the training to come, the settings."""
 
     budget: int
     reach: float
     seed: int
-    joint: bool = False
+    settings: Select
 
 
 class Method(ABC):
@@ -40,17 +38,26 @@ class Method(ABC):
 
     Attributes:
         name: as in ``select.method``.
-        family: random, rule, projection or second-order.
+        family: none, random, rule, projection or second-order.
         summary: what it trains, in a line.
+        cost: what choosing costs, in passes over the calibration.
         source: where it comes from.
         default_warmup_steps: warm-up of the always-trained part when ``select.warmup_steps`` is ``auto``.
+        is_budgeted: whether the budget limits what it trains.
+        measures_examples: whether it wants the gradient of every single example, not of batches.
     """
 
     name: str
     family: str
     summary: str
+    cost: str
     source: str
     default_warmup_steps: int = 0
+    is_budgeted: bool = True
+    measures_examples: bool = False
+
+    def check(self, groups: Groups, budget: int) -> None:  # noqa: B027 - most can serve any
+        """Raises ``AdapeftError`` when the method cannot serve these groups within ``budget`` elements."""
 
     @abstractmethod
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
@@ -75,9 +82,15 @@ class ValuedMethod(Method):
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
         if groups.granularity == "element":
             return choose_elements(
-                groups, statistics.elements, lambda columns: self.value(columns, plan.reach), plan.budget, ranks
+                groups,
+                statistics.elements,
+                lambda columns: self.value(columns, plan.reach),
+                plan.budget,
+                ranks,
+                by_tensor=plan.settings.scope == "tensor",
             )
-        return choose_groups(groups, self.group_values(statistics, plan.reach), plan.budget)
+        solver = Greedy() if plan.settings.solver == "greedy" else None
+        return choose_groups(groups, self.group_values(statistics, plan.reach), plan.budget, solver)
 
     def group_values(self, statistics: Statistics, reach: float) -> np.ndarray:
         columns = {name: torch.from_numpy(column.copy()) for name, column in statistics.columns.items()}

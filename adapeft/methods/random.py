@@ -29,6 +29,7 @@ class Random(Method):
     name = "random"
     family = "random"
     summary = "a uniform draw of elements or groups"
+    cost = "nothing"
     source = "Fu et al. 2023"
 
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:

@@ -62,12 +62,12 @@ def test_budgets_that_do_not_do(granularity, budget, message):
 def test_nothing_to_choose():
     groups = Groups((), "row", num_total=100)
     with pytest.raises(AdapeftError, match="leave no parameter to choose"):
-        check_budget(groups, parse_select({}).budget)
+        check_budget(groups, parse_select({}))
 
 
 def test_a_fraction_is_of_the_whole_base_model():
-    assert check_budget(make_groups("row"), parse_select({"budget": "50%"}).budget) == 50
-    assert check_budget(make_groups("element"), parse_select({"budget": 1}).budget) == 1
+    assert check_budget(make_groups("row"), parse_select({"budget": "50%"})) == 50
+    assert check_budget(make_groups("element"), parse_select({"budget": 1})) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import adapeft
 from adapeft.choose.subset import Subset
-from adapeft.config import Granularity
+from adapeft.config import GRANULARITIES, Granularity, Method
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import build_groups
 from adapeft.methods import METHODS, get_method
@@ -20,8 +21,9 @@ CASES = [
     for make in (make_bert, make_gpt2)
     for method in METHODS
     for granularity in get_args(Granularity)
+    if granularity in GRANULARITIES.get(method, get_args(Granularity))
 ]
-BUDGET = 313
+BUDGET = 700
 KINDS = {"tensor": {"tensor"}, "row": {"tensor", "rows"}, "element": {"elements"}}
 
 
@@ -34,12 +36,21 @@ def test_conforms(make, method, granularity, tmp_path):
         return adapeft.select(model, batches, method=method, groups=granularity, budget=BUDGET, seed=4)
 
     subset = select()
-    # Within the budget, and using what of it the cheapest group or every positive element can use.
-    assert 0.9 * BUDGET < subset.count <= BUDGET
+    found = get_method(method)
+    if method == "bitfit":  # exactly the biases
+        biases = [name for name, _ in model.named_parameters() if name.endswith("bias") and name not in subset.new]
+        assert sorted(subset.parts) == sorted(biases)
+        assert subset.count <= BUDGET
+    elif found.is_budgeted:
+        # Within the budget, and using what of it the cheapest group or every positive element can use.
+        assert 0.6 * BUDGET < subset.count <= BUDGET
+    else:
+        assert subset.count == int(build_groups(model, granularity).counts.sum())
     assert {part.kind for part in subset.parts.values()} <= KINDS[granularity]
     candidates = {info.name: info.shape for info in build_groups(model, granularity).parameters}
     assert all(candidates[name] == part.shape for name, part in subset.parts.items())
-    said = {"method": method, "granularity": granularity, "budget": BUDGET, "seed": 4}
+    said = {"method": method, "granularity": granularity, "seed": 4}
+    assert subset.description["budget"] == (BUDGET if found.is_budgeted else subset.count)
     assert said.items() <= subset.description.items()
 
     again = select()
@@ -63,9 +74,36 @@ def test_conforms(make, method, granularity, tmp_path):
 def test_says_what_it_is(method):
     found = get_method(method)
     assert found.name == method
-    assert all((found.family, found.summary, found.source))
+    assert all((found.family, found.summary, found.cost, found.source))
+    assert method in get_args(Method), "the config knows it"
 
 
 def test_an_unknown_method():
     with pytest.raises(AdapeftError, match=r"select.method = 'adapefd': no such method. Did you mean 'adapeft'"):
         get_method("adapefd")
+
+
+def test_bitfit_refuses_what_is_less_than_the_biases():
+    model = make_bert()
+    biases = sum(
+        p.numel() for n, p in model.named_parameters() if n.endswith("bias") and not n.startswith("classifier")
+    )
+    with pytest.raises(AdapeftError, match=f"trains all {biases:,} bias terms. Raise the budget to {biases}"):
+        adapeft.select(model, make_batches(model), method="bitfit", budget=biases - 1)
+    with pytest.raises(AdapeftError, match="no bias is among what may be chosen"):
+        adapeft.select(model, make_batches(model), method="bitfit", budget=500, exclude="*bias")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "bitfit", "groups": "row"}, "select.groups = row: bitfit chooses by tensor"),
+        ({"method": "random", "scope": "tensor"}, "select.scope = tensor: only single elements compete"),
+        ({"method": "sam", "groups": "row", "scope": "tensor"}, "select.scope = tensor"),
+        ({"method": "sam", "solver": "greedy"}, "select.solver = greedy: sam by element solves no knapsack"),
+        ({"method": "sam", "groups": "row", "joint": True}, "select.joint = true: sam by row has no cross terms"),
+    ],
+)
+def test_keys_that_do_not_go_together(options, said):
+    with pytest.raises(AdapeftError, match=re.escape(said)):
+        adapeft.select(make_bert(), [], **options)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from adapeft.choose.groups import chosen_of
+from adapeft.config import Select
 from adapeft.inputs.structure import ParameterInfo
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
@@ -23,7 +24,9 @@ TOO_EVEN, TOO_UNEVEN = 16.3, 72.1
 
 def draw(granularity, budget, seed):
     groups = Groups(PARAMETERS, granularity, num_total=40)
-    subset = get_method("random").choose(groups, Statistics(groups, {}), Plan(budget, 1.0, seed), OneRank())
+    subset = get_method("random").choose(
+        groups, Statistics(groups, {}), Plan(budget, 1.0, seed, Select(method="random")), OneRank()
+    )
     return groups, subset
 
 

@@ -27,16 +27,29 @@ from adapeft.ranks import Ranks
 from tests.tiny import make_batches, make_bert, make_gpt2
 
 MODELS = {"bert": make_bert, "gpt2": make_gpt2}
-METHODS = {"tensor": "adapeft", "row": "adapeft", "element": "adapeft", "sam": "sam"}
+CASES = {
+    "tensor": {"groups": "tensor"},
+    "row": {"groups": "row"},
+    "element": {"groups": "element"},
+    "sam": {"method": "sam"},
+    "joint": {"groups": "row", "joint": True},
+    "sam-by-tensor": {"method": "sam", "scope": "tensor"},
+    "magnitude": {"method": "magnitude"},
+    "fish": {"method": "fish"},
+}
 REACH = 0.01
 BATCH_SIZE = 5
 # ZeRO stage and micro-batch size: None is a rank's whole share, 2 makes it accumulate.
 STAGES = [(0, None), (1, None), (2, None), (3, None), (0, 2), (3, 2)]
+# What a case adds to the first four does not depend on every stage.
+FEWER_STAGES = [(1, None), (3, None)]
+RUNS = [
+    (case, stage, micro) for index, case in enumerate(CASES) for stage, micro in (STAGES if index < 4 else FEWER_STAGES)
+]
 
 
 def settings_for(case: str):
-    granularity = "element" if case == "sam" else case
-    return parse_select({"method": METHODS[case], "groups": granularity, "budget": "10%", "warmup_steps": 3})
+    return parse_select({"budget": "10%", "warmup_steps": 3, **CASES[case]})
 
 
 def examples_of(model) -> tuple[list[np.ndarray], list[Batch]]:
@@ -59,8 +72,10 @@ def joined(examples: list[Batch], indices: np.ndarray) -> Batch:
     return Batch(inputs, torch.cat([one.labels for one in chosen]), torch.cat([one.ids for one in chosen]))
 
 
-def passes_for(model, shards: Shards) -> Passes:
+def passes_for(model, shards: Shards, *, by_example: bool) -> Passes:
     order, examples = examples_of(model)
+    if by_example:
+        order = [index[None] for batch in order for index in batch]
     objective = infer_objective(model, examples[0].inputs, examples[0].labels)
     calibration = Calibration(tuple(order[:3]), tuple(order[3:]))
     return Passes(shards, objective, calibration, lambda ids: joined(examples, ids), seed=3)
@@ -68,7 +83,9 @@ def passes_for(model, shards: Shards) -> Passes:
 
 def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Statistics, dict]:
     settings = settings_for(case)
-    statistics = measure(get_method(settings.method), passes_for(model, shards), groups, settings)
+    method = get_method(settings.method)
+    passes = passes_for(model, shards, by_example=method.measures_examples)
+    statistics = measure(method, passes, groups, settings)
     subset = choose(settings, statistics, reach=REACH, seed=3, ranks=shards.ranks)
     return statistics, {name: part.indices for name, part in subset.parts.items()}
 
@@ -107,30 +124,27 @@ def main(out: Path) -> None:
 
     ranks = join()
     for name, make in MODELS.items():
-        for case in METHODS:
-            for stage, micro_batch_size in STAGES:
-                model = make().eval()
-                groups = build_groups(model, settings_for(case).granularity)
-                candidates = [info.name for info in groups.parameters]
-                num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
-                # At the usual threshold stage 3 would keep all of a tiny model on every rank.
-                engine = measuring_engine(
-                    model, candidates, groups.always_train, stage, num_micro, persistence_threshold=0
-                )
-                shards = ZeroShards(engine, candidates, ranks)
-                statistics, chosen = measure_case(model, shards, groups, case)
-                content = {
-                    "columns": statistics.columns,
-                    "elements": whole_elements(statistics, ranks),
-                    "chosen": chosen,
-                    "held": [sum(piece.length for piece in shards.slices)],
-                    "state_elements": optimizer_state_elements(engine),
-                    "always_trained": always_trained_elements(model, groups),
-                }
-                content["held"] = ranks.all_gather_object(content["held"][0])
-                engine.destroy()
-                if ranks.rank == 0:
-                    torch.save(content, out / f"{name}-{case}-{stage}-{micro_batch_size}.pt")
+        for case, stage, micro_batch_size in RUNS:
+            model = make().eval()
+            groups = build_groups(model, settings_for(case).granularity)
+            candidates = [info.name for info in groups.parameters]
+            num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
+            # At the usual threshold stage 3 would keep all of a tiny model on every rank.
+            engine = measuring_engine(model, candidates, groups.always_train, stage, num_micro, persistence_threshold=0)
+            shards = ZeroShards(engine, candidates, ranks)
+            statistics, chosen = measure_case(model, shards, groups, case)
+            content = {
+                "columns": statistics.columns,
+                "elements": whole_elements(statistics, ranks),
+                "chosen": chosen,
+                "held": [sum(piece.length for piece in shards.slices)],
+                "state_elements": optimizer_state_elements(engine),
+                "always_trained": always_trained_elements(model, groups),
+            }
+            content["held"] = ranks.all_gather_object(content["held"][0])
+            engine.destroy()
+            if ranks.rank == 0:
+                torch.save(content, out / f"{name}-{case}-{stage}-{micro_batch_size}.pt")
 
 
 if __name__ == "__main__":

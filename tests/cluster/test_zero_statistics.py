@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -9,16 +11,14 @@ import torch
 from adapeft.measure.groups import build_groups
 from adapeft.measure.shards import WholeModel, measuring_mode
 from tests.cluster.rank_statistics import (
-    METHODS,
+    CASES,
     MODELS,
-    STAGES,
+    RUNS,
     measure_case,
     settings_for,
     whole_elements,
 )
 from tests.cluster.ranks import torchrun
-
-CASES = [(name, case) for name in MODELS for case in METHODS]
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
@@ -33,7 +33,7 @@ def measured(request, tmp_path_factory):
 def plain():
     """The same cases in one process of plain torch."""
     results = {}
-    for name, case in CASES:
+    for name, case in product(MODELS, CASES):
         model = MODELS[name]()
         groups = build_groups(model, settings_for(case).granularity)
         with measuring_mode(model, restore=groups.always_train):
@@ -43,8 +43,8 @@ def plain():
     return results
 
 
-@pytest.mark.parametrize(("stage", "micro_batch_size"), STAGES)
-@pytest.mark.parametrize(("name", "case"), CASES)
+@pytest.mark.parametrize(("case", "stage", "micro_batch_size"), RUNS)
+@pytest.mark.parametrize("name", MODELS)
 def test_sharding_changes_rounding_only(measured, plain, name, case, stage, micro_batch_size):
     folder, world_size = measured
     found = torch.load(folder / f"{name}-{case}-{stage}-{micro_batch_size}.pt", weights_only=False)

@@ -1,0 +1,60 @@
+"""BitFit: the bias terms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adapeft.choose.groups import parts_of
+from adapeft.choose.subset import Subset
+from adapeft.errors import AdapeftError
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.method import Method, Plan
+from adapeft.ranks import Ranks
+
+if TYPE_CHECKING:
+    from adapeft.config import Select
+
+
+class BitFit(Method):
+    """All bias terms, those of LayerNorms too, and the head; as many as there are, so a smaller budget is refused.
+
+    Ben Zaken, Goldberg and Ravfogel, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
+    Language-models", ACL 2022.
+    """
+
+    name = "bitfit"
+    family = "rule"
+    summary = "the bias terms"
+    cost = "nothing"
+    source = "Ben Zaken et al. 2022"
+
+    def check(self, groups: Groups, budget: int) -> None:
+        biases = int(groups.counts[_is_bias(groups)].sum())
+        if not biases:
+            raise AdapeftError(
+                "select.method = bitfit: no bias is among what may be chosen. This model has none, or select.include "
+                "and select.exclude leave none; choose another method."
+            )
+        if biases > budget:
+            raise AdapeftError(
+                f"select.budget is {budget:,} parameters, and bitfit trains all {biases:,} bias terms. Raise the "
+                f"budget to {biases}, or narrow select.include."
+            )
+
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        return Statistics(groups, {})
+
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+        chosen = _is_bias(groups)
+        return Subset(parts_of(groups, chosen)).described(
+            status="rule", num_groups=groups.num_groups, num_chosen=int(chosen.sum())
+        )
+
+
+def _is_bias(groups: Groups) -> np.ndarray:
+    """bool [K], at ``tensor`` granularity."""
+    return np.array([info.name.rpartition(".")[2] == "bias" for info in groups.parameters], dtype=bool)

@@ -1,0 +1,38 @@
+"""FISH: the largest empirical Fisher information, example by example."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from adapeft.measure.elementwise import element_statistics, mean_square_gradient
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.method import ValuedMethod
+
+if TYPE_CHECKING:
+    from adapeft.config import Select
+
+
+class Fish(ValuedMethod):
+    r"""The elements of largest :math:`\frac1N \sum_n (\nabla_i L_n)^2` over single examples at their true labels.
+
+    Sung, Nair and Raffel, "Training Neural Networks with Fixed Sparse Masks", NeurIPS 2021, equation 5 (the empirical
+    Fisher, 1024 examples); their budget counts the head too, here ``select.always_train`` stays outside it.
+    """
+
+    name = "fish"
+    family = "second-order"
+    summary = "elements of largest per-example Fisher information"
+    cost = "one backward pass an example"
+    source = "Sung et al. 2021"
+    measures_examples = True
+
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        fisher = mean_square_gradient(passes, "fisher")
+        return element_statistics(passes.shards, groups, {"fisher": fisher})
+
+    def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
+        return columns["fisher"]

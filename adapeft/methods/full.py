@@ -1,0 +1,38 @@
+"""Full fine-tuning: what every budget is compared with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adapeft.choose.groups import parts_of
+from adapeft.choose.subset import Subset
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.method import Method, Plan
+from adapeft.ranks import Ranks
+
+if TYPE_CHECKING:
+    from adapeft.config import Select
+
+
+class Full(Method):
+    """Every candidate as a whole tensor; the budget does not apply."""
+
+    name = "full"
+    family = "none"
+    summary = "all parameters, whatever the budget"
+    cost = "nothing"
+    source = "the reference"
+    is_budgeted = False
+
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        return Statistics(groups, {})
+
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+        everything = np.ones(groups.num_groups, dtype=bool)
+        return Subset(parts_of(groups, everything)).described(
+            status="all", num_groups=groups.num_groups, num_chosen=groups.num_groups
+        )

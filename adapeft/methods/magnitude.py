@@ -1,0 +1,36 @@
+"""MagPruning: the largest weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from adapeft.measure.elementwise import element_statistics
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.method import ValuedMethod
+
+if TYPE_CHECKING:
+    from adapeft.config import Select
+
+
+class Magnitude(ValuedMethod):
+    """The elements of largest pretrained magnitude; groups by the sum of theirs.
+
+    "MagPruning" in Fu et al. 2023, after Han et al. 2015 and Lee et al. 2021: what pruning would keep is trained.
+    """
+
+    name = "magnitude"
+    family = "rule"
+    summary = "elements of largest pretrained weight"
+    cost = "nothing"
+    source = "Fu et al. 2023"
+
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        magnitudes = [piece.abs() for piece in passes.shards.weights()]
+        return element_statistics(passes.shards, groups, {"magnitude": magnitudes})
+
+    def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
+        return columns["magnitude"]

@@ -1,0 +1,228 @@
+"""``adapeft compare``: every method at every budget under every seed, each run an ``adapeft run`` of its own.
+
+A run that is finished is not run again, and one that fails is reported and loses nothing of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from adapeft.artifact import replacing
+from adapeft.choose.budget import Budget
+from adapeft.config import Comparison, Config, Contender
+from adapeft.config_file import to_yaml
+from adapeft.errors import AdapeftError
+from adapeft.inputs.data import load_rows
+from adapeft.inputs.metrics import primary
+from adapeft.methods import get_method
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a comparison.
+
+    Attributes:
+        contender: its method.
+        budget: its budget.
+        seed: its seed.
+        folder: where it goes.
+        metrics: of the finished run; None when it failed.
+        learning_rate: of its training.
+        failure: why it failed.
+    """
+
+    contender: Contender
+    budget: Budget
+    seed: int
+    folder: Path
+    learning_rate: float
+    metrics: dict[str, Any] | None = None
+    failure: str | None = None
+
+
+def compare(config: Config, comparison: Comparison, note: Note) -> list[Run]:
+    """Sweeps the learning rates, then runs everything.
+
+    Args:
+        config: of every run, but for what is compared.
+        note: is told of every run that ends.
+    """
+    folder = Path(config.output)
+    rates = _swept_rates(config, comparison, note) if comparison.learning_rates else {}
+    done = _Counter(len(comparison.seeds) * sum(len(_budgets_of(one, comparison)) for one in comparison.methods), note)
+
+    def run_budgets(seed: int, contender: Contender) -> list[Run]:
+        """One after the other: all choose from the first one's statistics."""
+        found: list[Run] = []
+        on = _perturbed(config, comparison.perturb, seed, folder / "data")
+        for budget in _budgets_of(contender, comparison):
+            place = _place(folder, contender, budget, seed)
+            settings = _overridden(on, contender, budget, seed, rates.get(contender), place)
+            measured = next((run.folder for run in found if run.failure is None), None)
+            if measured is not None:
+                settings = _with(settings, "select", statistics=str(measured))
+            metrics, failure = _run(settings)
+            found.append(Run(contender, budget, seed, place, settings.train.learning_rate, metrics, failure))
+            done(found[-1])
+        return found
+
+    lines = [(seed, contender) for seed in comparison.seeds for contender in comparison.methods]
+    with ThreadPoolExecutor(comparison.parallel) as pool:
+        return [run for line in pool.map(lambda line: run_budgets(*line), lines) for run in line]
+
+
+def _budgets_of(contender: Contender, comparison: Comparison) -> Sequence[Budget]:
+    """All budgets, or the first alone for a method that knows none."""
+    return comparison.budgets if get_method(contender.method).is_budgeted else comparison.budgets[:1]
+
+
+def _swept_rates(config: Config, comparison: Comparison, note: Note) -> dict[Contender, float]:
+    """For each method the learning rate that is best on a held-out part of the training data.
+
+    At the first seed and the largest budget; the evaluation data takes no part in it.
+    """
+    folder = Path(config.output)
+    seed, budget = comparison.seeds[0], max(comparison.budgets, key=lambda budget: budget.count(10**12))
+    rows = load_rows(config.data.train, "data.train")
+    parts = rows.train_test_split(test_size=comparison.tune_fraction, seed=config.seed)
+    train, held_out = (_written(parts[name], folder / "data" / f"sweep-{name}.jsonl") for name in ("train", "test"))
+    tuning = _with(config, "data", train=str(train), evaluation=str(held_out))
+    metric, higher_is_better = _primary(config)
+    jobs = [(contender, rate) for contender in comparison.methods for rate in comparison.learning_rates]
+    done = _Counter(len(jobs), note, "sweep")
+
+    def score(job: tuple[Contender, float]) -> float:
+        contender, rate = job
+        place = folder / "sweep" / _slug(contender) / f"{rate:g}"
+        metrics, failure = _run(_overridden(tuning, contender, budget, seed, rate, place))
+        done(Run(contender, budget, seed, place, rate, metrics, failure))
+        return -np.inf if metrics is None else metrics["after"][metric] * (1 if higher_is_better else -1)
+
+    with ThreadPoolExecutor(comparison.parallel) as pool:
+        scores = dict(zip(jobs, pool.map(score, jobs), strict=True))
+    return {
+        contender: max(comparison.learning_rates, key=lambda rate: scores[contender, rate])
+        for contender in comparison.methods
+    }
+
+
+def _primary(config: Config) -> tuple[str, bool]:
+    from adapeft.inputs.data import describe
+
+    return primary(config.data.metric, config.model.task, describe(config.data, config.model.task).is_regression)
+
+
+def _perturbed(config: Config, fraction: float, seed: int, folder: Path) -> Config:
+    """The config with a random part of the training data left out, as Table 2 of Fu et al. 2023 does."""
+    if not fraction:
+        return config
+    rows = load_rows(config.data.train, "data.train")
+    kept = np.random.default_rng([seed, 5]).permutation(len(rows))[round(fraction * len(rows)) :]
+    path = _written(rows.select(np.sort(kept)), folder / f"seed-{seed}-without-{fraction:g}.jsonl")
+    return _with(config, "data", train=str(path))
+
+
+def _written(rows: Dataset, path: Path) -> Path:
+    """JSON lines of ``rows``; the same rows give the same file, so one that is there stays."""
+    if not path.is_file():
+        with replacing(path) as temporary:
+            rows.to_json(str(temporary), force_ascii=False)
+    return path
+
+
+def _overridden(
+    config: Config, contender: Contender, budget: Budget, seed: int, rate: float | None, place: Path
+) -> Config:
+    config = _with(config, "select", method=contender.method, groups=contender.groups, budget=budget)
+    if rate is not None:
+        config = _with(config, "train", learning_rate=rate)
+    return Config.model_validate({**config.model_dump(), "seed": seed, "output": str(place)})
+
+
+def _with(config: Config, section: str, **values: Any) -> Config:
+    tree = config.model_dump()
+    return Config.model_validate({**tree, section: {**tree[section], **values}})
+
+
+def _place(folder: Path, contender: Contender, budget: Budget, seed: int) -> Path:
+    limit = str(budget) if get_method(contender.method).is_budgeted else "no-budget"
+    return folder / _slug(contender) / limit.replace("%", "-percent") / f"seed-{seed}"
+
+
+def _slug(contender: Contender) -> str:
+    return str(contender).replace(":", "-")
+
+
+def _run(config: Config) -> tuple[dict[str, Any] | None, str | None]:
+    """``adapeft run`` in a process of its own: metrics, or the reason of its failure."""
+    place = Path(config.output)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    metrics = place / "metrics.json"
+    if metrics.is_file() and "after" in (content := json.loads(metrics.read_text())):
+        return content, None
+    settings, log = place.with_suffix(".yaml"), place.with_suffix(".log")
+    with replacing(settings) as temporary:
+        temporary.write_text(to_yaml(config))
+    with log.open("w") as output:
+        ended = subprocess.run(
+            [sys.executable, "-m", "cluster.cli", "run", str(settings)], stdout=output, stderr=output, check=False
+        )
+    if ended.returncode == 0:
+        return json.loads(metrics.read_text()), None
+    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith(("error ", "failed "))]
+    return None, f"{(reasons or lines or ['no output'])[-1]} (all of it: {log})"
+
+
+class _Counter:
+    """Tells of runs as they end, from any thread."""
+
+    def __init__(self, total: int, note: Note, what: str = "run") -> None:
+        self.total, self.note, self.what = total, note, what
+        self.done = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, run: Run) -> None:
+        with self.lock:
+            self.done += 1
+            head = f"{self.what} {self.done}/{self.total}: {run.contender}, {run.budget}, seed {run.seed}"
+            if run.metrics is None:
+                self.note(f"{head}: {run.failure}")
+            else:
+                metric = run.metrics["metric"]
+                self.note(f"{head}, learning rate {run.learning_rate:g}: {metric} {run.metrics['after'][metric]:.4f}")
+
+
+def check(config: Config, comparison: Comparison, inspect: Callable[[Config], Any]) -> None:
+    """Inspects what every method asks for, before anything runs.
+
+    Raises:
+        AdapeftError: two runs would be one, or a method cannot serve the config at all; too small a budget is left to
+            the run, for a comparison goes on without it.
+    """
+    for name in ("methods", "seeds", "budgets", "learning_rates"):
+        values = [str(value) for value in getattr(comparison, name)]
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise AdapeftError(f"{name}: {twice[0]} is given twice. Name each once.")
+    largest = max(comparison.budgets, key=lambda budget: budget.count(10**12))
+    for contender in comparison.methods:
+        inspect(_overridden(config, contender, largest, 0, None, Path(config.output)))
+
+
+def finished(runs: Sequence[Run]) -> bool:
+    """Whether none has failed."""
+    return all(run.failure is None for run in runs)

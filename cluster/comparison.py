@@ -1,0 +1,265 @@
+"""The report of a comparison: a table, plots, and in plain words what is within noise."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from scipy import stats
+
+from adapeft.artifact import provenance, replacing, save_json
+from adapeft.config import Comparison, Config
+from adapeft.methods import get_method
+from cluster.compare import Run
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BASELINE = "random"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the runs of one method at one budget came to.
+
+    Attributes:
+        method: as the contender is spelled.
+        budget: as it is spelled; empty for a method that knows none.
+        scores: by seed, in the metric's own units.
+        trained: parameters trained within the budget, means over seeds from here on.
+        delta_bytes: size of the delta.
+        peak_bytes: largest memory of a rank while training.
+        select_seconds: of measuring and choosing; 0 where another budget's statistics served.
+        train_seconds: of training.
+        learning_rate: of training.
+        failures: reasons of the runs that failed.
+    """
+
+    method: str
+    budget: str
+    scores: dict[int, float]
+    trained: float
+    delta_bytes: float
+    peak_bytes: float
+    select_seconds: float
+    train_seconds: float
+    learning_rate: float
+    failures: tuple[str, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(list(self.scores.values()))) if self.scores else float("nan")
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over the seeds; NaN for a single one."""
+        return float(np.std(list(self.scores.values()), ddof=1)) if len(self.scores) > 1 else float("nan")
+
+
+def rows_of(runs: Sequence[Run]) -> list[Row]:
+    """A row a method and budget, in the order of the runs."""
+    keys = dict.fromkeys((run.contender, run.budget) for run in runs)
+    rows = []
+    for contender, budget in keys:
+        group = [run for run in runs if (run.contender, run.budget) == (contender, budget)]
+        done = [run for run in group if run.metrics is not None]
+
+        def mean(*path: str, done: list[Run] = done) -> float:
+            return float(np.mean([_at(run.metrics, path) for run in done])) if done else float("nan")
+
+        rows.append(
+            Row(
+                method=str(contender),
+                budget=str(budget) if get_method(contender.method).is_budgeted else "",
+                scores={run.seed: _at(run.metrics, ("after", run.metrics["metric"])) for run in done if run.metrics},
+                trained=mean("trainable_parameters"),
+                delta_bytes=mean("delta_bytes"),
+                peak_bytes=mean("peak_memory_bytes"),
+                select_seconds=mean("seconds", "select"),
+                train_seconds=mean("seconds", "train"),
+                learning_rate=group[0].learning_rate,
+                failures=tuple(run.failure for run in group if run.failure is not None),
+            )
+        )
+    return rows
+
+
+def against(row: Row, baseline: Row, higher_is_better: bool) -> str:
+    """In words, how ``row`` does against the baseline on the seeds they share (exact sign-flip test of the pairs).
+
+    With n seeds the smallest two-sided p of that test is 2 / 2ⁿ, so fewer than six cannot reach 0.05 by it whatever the
+    scores; the paired t-test, which assumes normal differences, is given beside it.
+    """
+    seeds = sorted(row.scores.keys() & baseline.scores.keys())
+    differences = np.array([row.scores[seed] - baseline.scores[seed] for seed in seeds])
+    if len(seeds) < 2:
+        return "one pair of runs: nothing can be said"
+    mean = differences.mean()
+    word = "better" if (mean > 0) == higher_is_better else "worse"
+    if np.ptp(differences) == 0:
+        return f"{abs(mean):.4g} {word} on every seed" if mean else "equal on every seed"
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    exact = float(
+        stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    )
+    verdict = "" if p < 0.05 else "; within noise"
+    tests = f"paired t-test p = {p:.2g}, exact sign-flip p = {exact:.2g}, {len(seeds)} seeds"
+    return f"{abs(mean):.4g} {word} ({tests}){verdict}"
+
+
+def write_report(folder: Path, config: Config, comparison: Comparison, runs: Sequence[Run]) -> Path:
+    """Writes ``comparison.md``, ``comparison.json`` and the plots; returns the first."""
+    from adapeft.inputs.data import describe
+    from adapeft.inputs.metrics import primary
+
+    metric, higher_is_better = primary(
+        config.data.metric, config.model.task, describe(config.data, config.model.task).is_regression
+    )
+    rows = rows_of(runs)
+    save_json(
+        folder / "comparison.json",
+        {
+            "metric": metric,
+            "comparison": comparison.model_dump(mode="json"),
+            "runs": [
+                {
+                    "method": str(run.contender),
+                    "budget": str(run.budget),
+                    "seed": run.seed,
+                    "folder": str(run.folder),
+                    "learning_rate": run.learning_rate,
+                    "metrics": run.metrics,
+                    "failure": run.failure,
+                }
+                for run in runs
+            ],
+            "provenance": provenance(),
+        },
+    )
+    plots = [plot_scores(folder / "scores.png", rows, metric)]
+    if len(comparison.seeds) > 1:
+        plots.append(plot_spread(folder / "spread.png", rows, metric))
+    failures = [(row, reason) for row in rows for reason in row.failures]
+    lines = [
+        f"# {Path(config.model.name).name} on {config.data.train}",
+        "",
+        _conditions(comparison),
+        "",
+        table(rows, metric),
+        "",
+        *_comparisons(rows, higher_is_better),
+        *(f"- {row.method} at {row.budget or 'no budget'} failed: {reason}" for row, reason in failures),
+        "",
+        *(f"![{path.stem}]({path.name})" for path in plots),
+        "",
+    ]
+    with replacing(folder / "comparison.md") as temporary:
+        temporary.write_text("\n".join(lines))
+    return folder / "comparison.md"
+
+
+def table(rows: Sequence[Row], metric: str) -> str:
+    """GitHub's Markdown."""
+    score = f"{metric}, mean ± std"
+    heads = ("method", "budget", score, "learning rate", "trained", "delta KiB", "peak MiB", "choose s", "train s")
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in rows:
+        if row.scores:
+            spread = "" if np.isnan(row.std) else f" ± {row.std:.4f}"
+            cells = [
+                f"{row.mean:.4f}{spread}",
+                f"{row.learning_rate:g}",
+                f"{row.trained:,.0f}",
+                f"{row.delta_bytes / 2**10:,.0f}",
+                f"{row.peak_bytes / 2**20:,.0f}",
+                f"{row.select_seconds:.0f}",
+                f"{row.train_seconds:.0f}",
+            ]
+        else:
+            cells = ["failed", *["–"] * 6]
+        lines.append(f"| {row.method} | {row.budget or '–'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot_scores(path: Path, rows: Sequence[Row], metric: str) -> Path:
+    """Score with its standard deviation against the trained parameters; Figure 5 of Fu et al. 2023, upper half."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for index, line in enumerate(_lines(rows).values()):
+        error = [0.0 if np.isnan(row.std) else row.std for row in line]
+        x, y = [row.trained for row in line], [row.mean for row in line]
+        axes.errorbar(x, y, yerr=error, color=f"C{index}", marker="o", markersize=4, capsize=3)
+        _label(axes, line[-1].method, x[-1], y[-1], f"C{index}")
+    axes.set(xscale="log", xlabel="trained parameters", ylabel=metric)
+    return _save(figure, axes, path)
+
+
+def plot_spread(path: Path, rows: Sequence[Row], metric: str) -> Path:
+    """Standard deviation over the seeds against the trained parameters; Figure 5, lower half."""
+    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
+    for index, line in enumerate(_lines(rows).values()):
+        x, y = [row.trained for row in line], [row.std for row in line]
+        axes.plot(x, y, color=f"C{index}", marker="o", markersize=4)
+        _label(axes, line[-1].method, x[-1], y[-1], f"C{index}")
+    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"standard deviation of {metric}")
+    return _save(figure, axes, path)
+
+
+def _label(axes: Any, text: str, x: float, y: float, color: str) -> None:
+    axes.annotate(text, (x, y), xytext=(6, 0), textcoords="offset points", color=color, va="center")
+
+
+def _save(figure: Any, axes: Any, path: Path) -> Path:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.15)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
+    return path
+
+
+def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows with scores by method, by size."""
+    names = dict.fromkeys(row.method for row in rows if row.scores)
+    return {
+        name: sorted((row for row in rows if row.method == name and row.scores), key=lambda row: row.trained)
+        for name in names
+    }
+
+
+def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
+    """A line for each row that has a random one at its budget, of its own granularity where there is one."""
+    said = []
+    for row in rows:
+        groups = row.method.partition(":")[2]
+        baselines = [one for one in rows if one.budget == row.budget and one.method.partition(":")[0] == BASELINE]
+        same = [one for one in baselines if one.method.partition(":")[2] == groups]
+        if not row.scores or not baselines or row in baselines:
+            continue
+        baseline = (same or baselines)[0]
+        verdict = against(row, baseline, higher_is_better)
+        said.append(f"- {row.method} against {baseline.method} at {row.budget}: {verdict}")
+    return said
+
+
+def _conditions(comparison: Comparison) -> str:
+    said = f"{len(comparison.seeds)} seeds"
+    if comparison.learning_rates:
+        rates = ", ".join(f"{rate:g}" for rate in comparison.learning_rates)
+        said += f", each method at the best of the learning rates {rates} on {comparison.tune_fraction:.0%} of the "
+        said += "training data held out"
+    if comparison.perturb:
+        said += f", each seed without a random {comparison.perturb:.0%} of the training data"
+    versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())
+    return f"{said}. {platform.machine()}, Python {platform.python_version()}, {versions}."
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
