@@ -19,15 +19,21 @@ from pydantic import (
     PlainValidator,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
 )
 from pydantic.fields import FieldInfo
 
 from adapeft.choose.budget import Budget
+from adapeft.errors import AdapeftError
+from adapeft.tune.rules.options import OPTIONS, parse_options
 
 Task = Literal["sequence-classification", "causal-lm"]
 Metric = Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss", "perplexity"]
-Method = Literal["adapeft", "sam", "random"]
+Method = Literal[
+    "adapeft", "sam", "random", "mixout", "mixout-reset", "diff-pruning", "child-tuning-f", "child-pruning"
+]
 Granularity = Literal["tensor", "row", "element"]
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -49,6 +55,13 @@ Limit = Annotated[
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "exclusiveMinimum": 0}]}),
 ]
+
+
+class Numbers(dict[str, Any]):
+    """Keys that depend on another key's value; hashable like the rest of a config, which nobody changes."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
 
 class Section(BaseModel):
@@ -88,7 +101,7 @@ class Select(Section):
 
     method: Method = Field(default="adapeft", description="how parameters are ranked")
     groups: Literal["auto", Granularity] = Field(
-        default="auto", description="what is chosen together; auto: row for adapeft, element for sam and random"
+        default="auto", description="what is chosen together; auto: row for adapeft, element for the others"
     )
     budget: Limit = Field(
         default=Budget.parse("0.5%"),
@@ -117,6 +130,30 @@ class Select(Section):
     )
     shrinkage: bool = Field(default=True, description="shrink the noisy curvature of single elements towards its mean")
     statistics: str | None = Field(default=None, description="folder of another run whose measurements are used again")
+
+    rule: dict[str, Any] = Field(
+        default={},
+        validate_default=True,
+        description="numbers of a method that moves its mask while training: "
+        + "; ".join(f"{method}: {', '.join(options.model_fields)}" for method, options in OPTIONS.items()),
+    )
+
+    @field_validator("groups")
+    @classmethod
+    def _rules_have_elements(cls, groups: str, info: ValidationInfo) -> str:
+        method = info.data.get("method")
+        if method in OPTIONS and groups not in ("auto", "element"):
+            raise AdapeftError(
+                f"select.groups = {groups}: {method} decides element by element. Leave select.groups out."
+            )
+        return groups
+
+    @field_validator("rule")
+    @classmethod
+    def _rule_is_the_methods(cls, rule: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if rule and "method" in info.data:
+            parse_options(info.data["method"], rule)
+        return Numbers(rule)
 
     @property
     def granularity(self) -> Granularity:

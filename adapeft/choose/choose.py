@@ -23,7 +23,7 @@ def choose(settings: Select, statistics: Statistics, *, reach: float, seed: int,
         AdapeftError: the budget does not fit the groups.
     """
     groups = statistics.groups
-    plan = Plan(check_budget(groups, settings.budget), reach, seed)
+    plan = Plan(check_budget(groups, settings.budget), reach, seed, settings.rule)
     subset = get_method(settings.method).choose(groups, statistics, plan, ranks)
     return subset.of_model(groups.always_train, groups.new).described(
         method=settings.method,

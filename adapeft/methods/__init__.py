@@ -2,11 +2,22 @@
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.methods.adapeft import AdaPEFT
+from adapeft.methods.child_pruning import ChildPruning
+from adapeft.methods.child_tuning_f import ChildTuningF
+from adapeft.methods.diff_pruning import DiffPruning
 from adapeft.methods.method import Method, Plan, ValuedMethod
+from adapeft.methods.mixout import Mixout, MixoutReset
 from adapeft.methods.random import Random
+from adapeft.methods.rule_method import RuleMethod
 from adapeft.methods.sam import SAM
 
-METHODS: dict[str, Method] = {method.name: method for method in (Random(), SAM(), AdaPEFT())}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        *(Random(), SAM(), AdaPEFT()),
+        *(Mixout(), MixoutReset(), DiffPruning(), ChildTuningF(), ChildPruning()),
+    )
+}
 
 
 def get_method(name: str) -> Method:
@@ -22,4 +33,4 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "Method", "Plan", "ValuedMethod", "get_method"]
+__all__ = ["METHODS", "Method", "Plan", "RuleMethod", "ValuedMethod", "get_method"]

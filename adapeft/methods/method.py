@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,11 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What choosing knows of the run: the budget in elements, the reach of the training to come, the seed."""
+    """What choosing knows of the run: the budget in elements, the reach of the training to come, the seed.
+
+    ``rule`` holds the keys of ``select.rule`` that were given.
+    """
 
     budget: int
     reach: float
     seed: int
+    rule: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -40,6 +45,7 @@ class Method(ABC):
         summary: what it trains, in a line.
         source: where it comes from.
         default_warmup_steps: warm-up of the always-trained part when ``select.warmup_steps`` is ``auto``.
+        is_budgeted: whether what is shipped stays within ``select.budget``.
     """
 
     name: str
@@ -47,6 +53,7 @@ class Method(ABC):
     summary: str
     source: str
     default_warmup_steps: int = 0
+    is_budgeted: bool = True
 
     @abstractmethod
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
