@@ -67,7 +67,7 @@ def train_with_adapeft(make: Callable[[], nn.Module], case: str) -> tuple[adapef
     optimizer = torch.optim.AdamW(adapeft.parameter_groups(model, LEARNING_RATE, DECAY))
     adapeft.follow_rule(model, optimizer, num_steps=NUM_STEPS)
     schedule, losses = LambdaLR(optimizer, falling), []
-    for batch in make_batches(model)[:NUM_STEPS]:
+    for batch in make_batches(model, num_batches=NUM_STEPS + 1)[:NUM_STEPS]:
         loss = model(**batch).loss
         loss.backward()
         nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], CLIP)
@@ -123,7 +123,7 @@ def train_densely(make: Callable[[], nn.Module], case: str) -> tuple[dict[str, T
             for name in trained:
                 difference[name].mul_(kept[name])
 
-    for step, batch in enumerate(make_batches(model)[:NUM_STEPS]):
+    for step, batch in enumerate(make_batches(model, num_batches=NUM_STEPS + 1)[:NUM_STEPS]):
         parameters = {**base, **{name: base[name] + added(name, step, True) for name in trained}, **head}
         loss = functional_call(model, parameters, kwargs=batch).loss
         loss.backward()
