@@ -44,7 +44,9 @@ def test_training_on_shards_is_plain_training(trained, plain, run):
 
     found["delta"].apply(base)
     with torch.no_grad():
-        assert found["evaluated"] == pytest.approx(float(base(**make_batches(base, num_batches=NUM_STEPS + 1)[0]).loss), rel=1e-4)
+        assert found["evaluated"] == pytest.approx(
+            float(base(**make_batches(base, num_batches=NUM_STEPS + 1)[0]).loss), rel=1e-4
+        )
 
     if stage == 3 and not persistence:
         # Base, leaves and gates are divided, up to a padding element a tensor.
