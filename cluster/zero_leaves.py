@@ -56,8 +56,10 @@ class _Zero:
         if mapping is None:
             return None
         place = mapping.hp_fragment_address
-        flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-        return Range(flat, place.start, mapping.lp_fragment_address.start, place.numel)
+        # At stage 1 in bf16 another of DeepSpeed's optimizers is at work, where the same thing has another name.
+        is_bf16 = hasattr(optimizer, "fp32_groups_flat_partition")
+        flats = optimizer.fp32_groups_flat_partition if is_bf16 else optimizer.single_partition_of_fp32_groups
+        return Range(flats[mapping.param_group_index], place.start, mapping.lp_fragment_address.start, place.numel)
 
     def publish(self) -> None:
         """Copies changed float32 values to the weights of all ranks, as the optimizer's step does. Collective."""

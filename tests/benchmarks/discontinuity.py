@@ -24,12 +24,11 @@ from adapeft.tune.attach import attachment_of
 from cluster.inputs import Inputs, load_inputs
 from tests.benchmarks.methods import machine
 
-NUM_STEPS = 100
-PROBED = 128
+PROBED = 64
 # method, learning rate, keys of select.rule
 CURVES = {
     "sam, fixed mask": ("sam", 3e-3, {}),
-    "child-pruning": ("child-pruning", 3e-4, {"projection_interval": 20}),
+    "child-pruning": ("child-pruning", 3e-4, {"projection_interval": 12}),
     "diff-pruning": ("diff-pruning", 3e-4, {}),
 }
 RESULTS = Path(__file__).parent / "results"
@@ -39,22 +38,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=96)
+    arguments = parser.parse_intermixed_args()
     inputs = load_inputs(load_config(arguments.config, arguments.overrides))
-    curves = {name: train(inputs, *curve) for name, curve in CURVES.items()}
+    curves = {name: train(inputs, arguments.steps, *curve) for name, curve in CURVES.items()}
     draw(curves)
     command = f"python -m tests.benchmarks.discontinuity {' '.join(sys.argv[1:])}"
     report = RESULTS / "discontinuity.md"
     report.write_text(
         f"# Projection discontinuity\n\n`{command}`\n\n{machine()}\n\nBudget {inputs.config.select.budget}, "
-        f"{NUM_STEPS} steps of {inputs.config.train.batch_size}, one seed. Loss on {PROBED} fixed training examples after every "
-        f"step, without dropout; a jump is its change over one step.\n\n{as_table(curves)}\n\n"
+        f"{arguments.steps} steps of {inputs.config.train.batch_size}, one seed. Loss on {PROBED} fixed training "
+        f"examples after every step, without dropout; a jump is its change over one step.\n\n{as_table(curves)}\n\n"
         f"![loss by step](discontinuity.png)\n"
     )
     print(report.read_text())
 
 
-def train(inputs: Inputs, method: str, learning_rate: float, rule: dict) -> tuple[list[float], list[int], float]:
+def train(
+    inputs: Inputs, num_steps: int, method: str, learning_rate: float, rule: dict
+) -> tuple[list[float], list[int], float]:
     """(probed loss before training and after every step, steps followed by a projection, seconds)."""
     config = inputs.config
     batches = list(epoch_batches(len(inputs.train), config.train.batch_size, config.seed, 0))
@@ -73,12 +75,12 @@ def train(inputs: Inputs, method: str, learning_rate: float, rule: dict) -> tupl
     adapeft.attach(model, subset)
     optimizer = torch.optim.AdamW(adapeft.parameter_groups(model, learning_rate, config.train.weight_decay))
     kept_rule = attachment_of(model).rule
-    adapeft.follow_rule(model, optimizer, num_steps=NUM_STEPS)
-    schedule = get_linear_schedule_with_warmup(optimizer, NUM_STEPS // 10, NUM_STEPS)
+    adapeft.follow_rule(model, optimizer, num_steps=num_steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, num_steps // 10, num_steps)
     torch.manual_seed(config.seed)
     probe = [np.arange(start, start + 32) for start in range(0, PROBED, 32)]
     losses, started = [probed(model, inputs, probe)], time.perf_counter()
-    for step in range(NUM_STEPS):
+    for step in range(num_steps):
         model.train()
         model(**as_mapping(inputs, batches[step % len(batches)])).loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
@@ -87,7 +89,7 @@ def train(inputs: Inputs, method: str, learning_rate: float, rule: dict) -> tupl
         optimizer.zero_grad()
         losses.append(probed(model, inputs, probe))
         print(f"{method}: step {step + 1}, loss {losses[-1]:.4f}", flush=True)
-    projections = [step for step in range(1, NUM_STEPS + 1) if kept_rule.projects_after(step, NUM_STEPS)]
+    projections = [step for step in range(1, num_steps + 1) if kept_rule.projects_after(step, num_steps)]
     return losses, projections, time.perf_counter() - started
 
 

@@ -21,12 +21,15 @@ from tests.cluster.rank_training import losses_of
 from tests.oracles_rules import CASES, CLIP, DECAY, LEARNING_RATE, NUM_STEPS, dense_subset, falling, make_model
 
 # model, case, ZeRO stage, micro-batch size, gradient checkpointing, step of a stop (0: none), persistence threshold
+PROJECTING = ("child-pruning", "diff-pruning, structured")
 RUNS = [
-    *(("bert", case, stage, None, False, 0, 0) for case in CASES for stage in (0, 1, 3)),
+    *(("bert", case, 0, None, False, 0, 0) for case in (*PROJECTING, "child-tuning-f")),
+    *(("bert", case, 1, None, False, 0, 0) for case in CASES),
+    *(("gpt2", case, 2, 2, False, 0, 0) for case in PROJECTING),
     *(("gpt2", case, 3, 2, True, 0, 0) for case in CASES),
-    *(("gpt2", case, 2, 2, False, 0, 0) for case in ("child-pruning", "diff-pruning, structured")),
-    *(("bert", case, 3, None, False, 0, 200) for case in ("child-pruning", "diff-pruning, structured")),
-    *(("bert", case, stage, None, False, 5, 0) for case in CASES for stage in (2, 3)),
+    *(("bert", case, 3, None, False, 0, 200) for case in PROJECTING),
+    *(("bert", case, 2, None, False, 5, 0) for case in PROJECTING),
+    *(("bert", case, 3, None, False, 5, 0) for case in CASES),
 ]
 
 

@@ -48,3 +48,14 @@ def test_a_stopped_rule_resumes_to_the_same_result(config, tmp_path):
     for name, change in deltas[0].changes.items():
         assert torch.equal(deltas[1].changes[name].part.indices, change.part.indices)
         torch.testing.assert_close(deltas[1].changes[name].values, change.values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_bf16_keeps_the_rule_on_its_float32_weights(config, tmp_path, zero_stage):
+    child = ["method=child-pruning", "select.rule={projection_interval: 3}", "dtype=bfloat16", "max_steps=6"]
+    overrides = [*OVERRIDES, *child, f"zero_stage={zero_stage}", f"output={tmp_path}"]
+    torchrun(2, "tests.cluster.rank_finetune", 0, config, *overrides)
+    assert adapeft.Delta.load(tmp_path / "delta.safetensors").count == BUDGET
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["last"]["loss"] != result["before"]["loss"]
