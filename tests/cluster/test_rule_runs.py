@@ -54,7 +54,7 @@ def test_a_stopped_rule_resumes_to_the_same_result(config, tmp_path):
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_bf16_keeps_the_rule_on_its_float32_weights(config, tmp_path, zero_stage):
     child = ["method=child-pruning", "select.rule={projection_interval: 3}", "dtype=bfloat16", "max_steps=6"]
-    overrides = [*OVERRIDES, *child, f"zero_stage={zero_stage}", f"output={tmp_path}"]
+    overrides = [*OVERRIDES[2:], *child, f"zero_stage={zero_stage}", f"output={tmp_path}"]
     torchrun(2, "tests.cluster.rank_finetune", 0, config, *overrides)
     assert adapeft.Delta.load(tmp_path / "delta.safetensors").count == BUDGET
     result = json.loads((tmp_path / "result.json").read_text())
