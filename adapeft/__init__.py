@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from adapeft.ship.delta import extract_delta as delta
     from adapeft.ship.merge import merge
     from adapeft.tune.attach import attach, detach
+    from adapeft.tune.follow import follow_rule
+    from adapeft.tune.parameter_groups import parameter_groups
 
 __version__ = "0.1.0"
 
@@ -31,10 +33,23 @@ _EXPORTS = {
     "attach": ("adapeft.tune.attach", "attach"),
     "delta": ("adapeft.ship.delta", "extract_delta"),
     "detach": ("adapeft.tune.attach", "detach"),
+    "follow_rule": ("adapeft.tune.follow", "follow_rule"),
     "merge": ("adapeft.ship.merge", "merge"),
+    "parameter_groups": ("adapeft.tune.parameter_groups", "parameter_groups"),
     "select": ("adapeft.choose.select", "select"),
 }
-__all__ = ["AdapeftError", "Delta", "Subset", "attach", "delta", "detach", "merge", "select"]
+__all__ = [
+    "AdapeftError",
+    "Delta",
+    "Subset",
+    "attach",
+    "delta",
+    "detach",
+    "follow_rule",
+    "merge",
+    "parameter_groups",
+    "select",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from pydantic import (
     PlainValidator,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -26,10 +27,25 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from adapeft.choose.budget import Budget
+from adapeft.tune.rules.options import OPTIONS, parse_options
 
 Task = Literal["sequence-classification", "causal-lm"]
 Metric = Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss", "perplexity"]
-Method = Literal["full", "random", "bitfit", "magnitude", "child-tuning-d", "fish", "sam", "adapeft"]
+Method = Literal[
+    "full",
+    "random",
+    "mixout",
+    "mixout-reset",
+    "bitfit",
+    "magnitude",
+    "diff-pruning",
+    "child-tuning-f",
+    "child-tuning-d",
+    "child-pruning",
+    "fish",
+    "sam",
+    "adapeft",
+]
 Granularity = Literal["tensor", "row", "element"]
 
 # What a method can choose together, its own habit first.
@@ -38,8 +54,9 @@ GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "full": ("tensor",),
     "bitfit": ("tensor",),
     "adapeft": ("row", "element", "tensor"),
+    **dict.fromkeys(OPTIONS, ("element",)),
 }
-_WITHOUT_VALUES = ("full", "random", "bitfit")
+_WITHOUT_VALUES = ("full", "random", "bitfit", *OPTIONS)
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
@@ -60,6 +77,13 @@ Limit = Annotated[
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "exclusiveMinimum": 0}]}),
 ]
+
+
+class Numbers(dict[str, Any]):
+    """Keys that depend on another key's value; hashable like the rest of a config, which nobody changes."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
 
 
 class Section(BaseModel):
@@ -138,6 +162,20 @@ class Select(Section):
         default=False, description="let adapeft value groups together, with the cross terms of their curvature"
     )
     statistics: str | None = Field(default=None, description="folder of another run whose measurements are used again")
+
+    rule: dict[str, Any] = Field(
+        default={},
+        validate_default=True,
+        description="numbers of a method that moves its mask while training: "
+        + "; ".join(f"{method}: {', '.join(options.model_fields)}" for method, options in OPTIONS.items()),
+    )
+
+    @field_validator("rule")
+    @classmethod
+    def _rule_is_the_methods(cls, rule: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if rule and "method" in info.data:
+            parse_options(info.data["method"], rule)
+        return Numbers(rule)
 
     @model_validator(mode="after")
     def _keys_go_together(self) -> Select:

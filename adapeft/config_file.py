@@ -157,6 +157,7 @@ _WANTED = {
     "string_type": "text, in quotes if YAML takes it for something else",
     "string_too_short": "not empty",
     "tuple_type": "a list",
+    "dict_type": "keys and values",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",

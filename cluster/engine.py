@@ -21,6 +21,7 @@ os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.enviro
 
 import deepspeed
 
+from adapeft.tune.parameter_groups import parameter_groups
 from cluster.optimizer import AlwaysTrainedAdamW
 
 PERSISTENCE_THRESHOLD = 1_000_000
@@ -109,16 +110,10 @@ def training_engine(
     schedule: Callable[[torch.optim.Optimizer], LRScheduler],
     persistence_threshold: int = PERSISTENCE_THRESHOLD,
 ) -> deepspeed.DeepSpeedEngine:
-    """An engine over the parameters that require gradients. As in transformers, vectors are not decayed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+    """An engine over what is attached to ``model``; see ``parameter_groups``."""
     return _engine(
         model,
-        optimizer,
+        torch.optim.AdamW(parameter_groups(model, learning_rate, weight_decay)),
         zero_stage,
         num_micro,
         persistence_threshold=persistence_threshold,

@@ -31,6 +31,7 @@ from cluster.events import Report
 from cluster.inputs import Inputs, load_inputs
 from cluster.plan import TrainingPlan, plan_training
 from cluster.run_folder import RunFolder
+from cluster.zero_leaves import follow_in_engine
 
 
 def finetune(config: Config, report: Report, subset_path: str) -> dict[str, Any]:
@@ -85,6 +86,7 @@ class _Training:
         self.eval_steps = config.train.eval_steps or plan.steps_per_epoch
         self.save_steps = config.train.save_steps or plan.steps_per_epoch
         self.progress = self._resumed() or _Progress()
+        self.follower = follow_in_engine(engine, model, ranks, plan.num_steps, self.progress.step)
         self.writer = SummaryWriter(str(self.folder.logs)) if ranks.rank == 0 else None
 
     def run(self) -> dict[str, Any]:
@@ -140,12 +142,16 @@ class _Training:
             mean += part.detach()
             backward_of_sum(self.engine, part)
             self.engine.step()
+        self.follower.after_step()
         return mean
 
     def _evaluate(self) -> None:
         progress = self.progress
+        self.follower.before_evaluation()
         progress.last = score(self.engine, self.inputs, self.ranks, self.report)
         self._log(progress.last, "evaluation")
+        if not self.follower.is_ready:  # what is not within the budget yet is no candidate for the delta
+            return
         sign = 1 if self.higher_is_better else -1
         if not progress.best or sign * progress.last[self.metric] > sign * progress.best[self.metric]:
             progress.best, progress.best_step = dict(progress.last), progress.step

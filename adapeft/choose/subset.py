@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapeft.artifact import load_tensors, save_tensors
 from adapeft.errors import AdapeftError, did_you_mean
 
-Kind = Literal["tensor", "rows", "elements"]
+Kind = Literal["tensor", "rows", "elements", "dense"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,11 @@ class Part:
     """What is trained of one parameter.
 
     Attributes:
-        kind: the whole ``tensor``, ``rows`` of a matrix or single ``elements``.
+        kind: the whole ``tensor``, ``rows`` of a matrix, single ``elements``, or ``dense``: every element's difference
+            to the base, under the rule that ``Subset.description`` names.
         shape: of the parameter.
-        indices: int64, ascending; rows along ``dim``, or positions in the flattened parameter; None for a tensor.
+        indices: int64, ascending; rows along ``dim``, or positions in the flattened parameter; None for the
+            whole parameter.
         dim: the dimension that rows are counted along.
     """
 
@@ -121,7 +123,7 @@ def check_part(path: str | Path, name: str, part: Part) -> None:
     Raises:
         AdapeftError: they do not.
     """
-    if part.kind not in ("tensor", "rows", "elements") or (part.kind == "tensor") != (part.indices is None):
+    if part.kind not in get_args(Kind) or (part.kind in ("tensor", "dense")) != (part.indices is None):
         raise AdapeftError(f"{path}: {name!r} is of kind {part.kind!r}, which does not go with its indices.")
     if part.indices is None:
         return

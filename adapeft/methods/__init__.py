@@ -3,17 +3,26 @@
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.methods.adapeft import AdaPEFT
 from adapeft.methods.bitfit import BitFit
+from adapeft.methods.child_pruning import ChildPruning
 from adapeft.methods.child_tuning_d import ChildTuningD
+from adapeft.methods.child_tuning_f import ChildTuningF
+from adapeft.methods.diff_pruning import DiffPruning
 from adapeft.methods.fish import Fish
 from adapeft.methods.full import Full
 from adapeft.methods.magnitude import Magnitude
 from adapeft.methods.method import Method, Plan, ValuedMethod
+from adapeft.methods.mixout import Mixout, MixoutReset
 from adapeft.methods.random import Random
+from adapeft.methods.rule_method import RuleMethod
 from adapeft.methods.sam import SAM
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (Full(), Random(), BitFit(), Magnitude(), ChildTuningD(), Fish(), SAM(), AdaPEFT())
+    for method in (
+        *(Full(), Random(), Mixout(), MixoutReset(), BitFit(), Magnitude()),
+        *(DiffPruning(), ChildTuningF(), ChildTuningD(), ChildPruning()),
+        *(Fish(), SAM(), AdaPEFT()),
+    )
 }
 
 
@@ -30,4 +39,4 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "Method", "Plan", "ValuedMethod", "get_method"]
+__all__ = ["METHODS", "Method", "Plan", "RuleMethod", "ValuedMethod", "get_method"]

@@ -43,7 +43,7 @@ class Method(ABC):
         cost: what choosing costs, in passes over the calibration.
         source: where it comes from.
         default_warmup_steps: warm-up of the always-trained part when ``select.warmup_steps`` is ``auto``.
-        is_budgeted: whether the budget limits what it trains.
+        is_budgeted: whether what is shipped stays within ``select.budget``.
         measures_examples: whether it wants the gradient of every single example, not of batches.
     """
 

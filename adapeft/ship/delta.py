@@ -14,8 +14,8 @@ from adapeft.artifact import load_tensors, save_tensors
 from adapeft.choose.subset import Part, check_part, compact_indices
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
-from adapeft.tune.attach import attachment_of
-from adapeft.tune.leaves import leaf_shape
+from adapeft.tune.attach import Attachment, attachment_of
+from adapeft.tune.leaves import DensePart, leaf_shape
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,14 @@ def extract_delta(
         full_value: reads a trained parameter whole and in float32; under ZeRO a collective.
     """
     attachment = attachment_of(model)
+    _keep_the_rule(attachment)
     changes, new = {}, {}
     for name, parameter in attachment.trained.items():
+        if name in attachment.dense:
+            change = _change_of(attachment.dense[name], full_value)
+            if change is not None:
+                changes[name] = change
+            continue
         # A copy: on one rank ZeRO hands out views of the live values, which training goes on to change.
         value = full_value(parameter).to("cpu", torch.float32, copy=True)
         if name in attachment.subset.new:
@@ -205,3 +211,36 @@ def extract_delta(
         else:
             changes[name] = Change(attachment.subset.parts[name], value)
     return Delta(changes, new, attachment.fingerprint, dict(description or {}))
+
+
+def _keep_the_rule(attachment: Attachment) -> None:
+    """Projects where the rule ships what is projected.
+
+    Raises:
+        AdapeftError: nobody followed the rule in training, or it is too early to ship.
+    """
+    if not attachment.dense:
+        return
+    method, follower = attachment.subset.description.get("method"), attachment.follower
+    if follower is None:
+        raise AdapeftError(
+            f"the rule of {method} was not kept in training, nor its budget: call adapeft.follow_rule(model, "
+            f"optimizer, num_steps=…) before the first step."
+        )
+    if not follower.is_ready:
+        raise AdapeftError(
+            f"{method} has not projected yet: {follower.rule.step} of {follower.num_steps} steps are done. Train on."
+        )
+    follower.before_evaluation()
+
+
+@torch.no_grad()
+def _change_of(part: DensePart, full_value: Callable[[nn.Parameter], Tensor]) -> Change | None:
+    """The change that a dense part has made: the elements that moved under a budget, else the whole tensor."""
+    leaves = [full_value(leaf).to("cpu", torch.float32, copy=True) for leaf in part.leaves.values()]
+    difference = part.effective(leaves, training=False)
+    shape = tuple(difference.shape)
+    if part.rule.budget is None:
+        return Change(Part("tensor", shape), difference)
+    moved = difference.flatten().nonzero().squeeze(1)
+    return Change(Part("elements", shape, moved), difference.flatten()[moved]) if len(moved) else None

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
-from adapeft.tune.leaves import add_leaf, leaf_shape, remove_leaves
+from adapeft.tune.leaves import DensePart, add_dense_leaves, add_leaf, leaf_shape, remove_leaves
+from adapeft.tune.rules.make import rule_of
+from adapeft.tune.rules.rule import DIFFERENCE, Place, Rule
+
+if TYPE_CHECKING:
+    from adapeft.tune.follow import Follower
 
 _ATTRIBUTE = "adapeft_attachment"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attachment:
     """What ``attach`` did to a model.
 
@@ -25,6 +33,10 @@ class Attachment:
         trained: name → the trainable parameter: a leaf, or the parameter itself where it is trained whole.
         base: name → its value before training, float32 on the CPU, where it is trained whole and not new.
         required_grad: ``requires_grad`` of every parameter before.
+        rule: of the dense parts; that of a fixed mask where there are none.
+        dense: name → the leaves of a dense part.
+        dropout: module → its probability before, where the rule turned dropout off.
+        follower: what keeps the rule, once an optimizer is there.
     """
 
     subset: Subset
@@ -32,6 +44,10 @@ class Attachment:
     trained: dict[str, nn.Parameter]
     base: dict[str, Tensor]
     required_grad: dict[str, bool] = field(repr=False)
+    rule: Rule
+    dense: dict[str, DensePart] = field(repr=False)
+    dropout: dict[nn.Dropout, float] = field(repr=False)
+    follower: Follower | None = None
 
 
 def attach(model: nn.Module, subset: Subset) -> nn.Module:
@@ -39,7 +55,8 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
 
     Whole tensors train themselves; rows and elements get a leaf, a small parameter that starts at zero. All else is
     frozen, so optimizer state, gradients and checkpoints are as large as the subset with any trainer. A tied weight has
-    one leaf in every module that uses it.
+    one leaf in every module that uses it. Dense parts get a leaf of the parameter's own shape, and their method's rule
+    needs ``adapeft.follow_rule`` besides.
 
     Raises:
         AdapeftError: the model already has a subset, or the subset was chosen for another model.
@@ -54,18 +71,24 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
             f"the subset was chosen for a base model of fingerprint {chosen_for[:12]}, this one has "
             f"{fingerprint[:12]}: load the base model it was chosen on."
         )
+    rule = rule_of(subset)
     parameters = dict(model.named_parameters())
     required_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
     owners = _owners(model)
     model.requires_grad_(False)
     trained: dict[str, nn.Parameter] = {}
+    dense: dict[str, DensePart] = {}
     base: dict[str, Tensor] = {}
     for name in subset.always_train:
         trained[name] = parameters[name]
     for name, part in subset.parts.items():
         parameter = parameters[name]
-        if part.indices is None:
+        if part.kind == "tensor":
             trained[name] = parameter
+            continue
+        if part.kind == "dense":
+            dense[name] = _attach_dense(name, parameter, owners[parameter], rule)
+            trained[name] = dense[name].leaves[DIFFERENCE]
             continue
         leaf = nn.Parameter(torch.zeros(leaf_shape(part), dtype=torch.float32, device=parameter.device))
         for module, local_name in owners[parameter]:
@@ -75,7 +98,8 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
         parameter.requires_grad_(True)
         if parameter is parameters[name] and name not in subset.new:
             base[name] = parameter.detach().to("cpu", torch.float32, copy=True)
-    setattr(model, _ATTRIBUTE, Attachment(subset, fingerprint, trained, base, required_grad))
+    dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
+    setattr(model, _ATTRIBUTE, Attachment(subset, fingerprint, trained, base, required_grad, rule, dense, dropout))
     return model
 
 
@@ -93,6 +117,8 @@ def detach(model: nn.Module) -> nn.Module:
             parameters[name].copy_(value)
     for name, required in attachment.required_grad.items():
         parameters[name].requires_grad_(required)
+    for module, probability in attachment.dropout.items():
+        module.p = probability
     delattr(model, _ATTRIBUTE)
     return model
 
@@ -107,6 +133,26 @@ def attachment_of(model: nn.Module) -> Attachment:
     if attachment is None:
         raise AdapeftError("no subset is attached to this model: call adapeft.attach(model, subset) first.")
     return attachment
+
+
+def _attach_dense(name: str, parameter: nn.Parameter, owners: Sequence[tuple[nn.Module, str]], rule: Rule) -> DensePart:
+    linear = all(type(module) in (nn.Linear, Conv1D) and local == "weight" for module, local in owners)
+    input_dim = (0 if isinstance(owners[0][0], Conv1D) else 1) if linear else None
+    shape = tuple(parameter.shape)
+    values = {DIFFERENCE: torch.zeros(shape), **{leaf: rule.start(leaf, shape) for leaf in rule.extra_leaves}}
+    leaves = {leaf: nn.Parameter(value.to(parameter.device)) for leaf, value in values.items()}
+    part = DensePart(Place(name, input_dim), rule, leaves)
+    for module, local_name in owners:
+        add_dense_leaves(module, local_name, part)
+    return part
+
+
+def _turn_dropout_off(model: nn.Module) -> dict[nn.Dropout, float]:
+    """Returns the probabilities before."""
+    before = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
+    for module in before:
+        module.p = 0.0
+    return before
 
 
 def _owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:

@@ -1,4 +1,4 @@
-"""Modules that own a leaf: the trained difference of some rows or elements of one of their own parameters.
+"""Modules that own a leaf: the trained difference of one of their own parameters, or of some rows or elements of it.
 
 A module is turned into a subclass of its own class, so that it keeps its parameters, its name and its hooks: under
 ZeRO-3 the module's pre-forward hook gathers weight and leaf together, which a wrapper around another module's weight
@@ -8,6 +8,8 @@ on it pulls towards the pretrained value.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,28 +20,52 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
+from adapeft.tune.rules.rule import DIFFERENCE, Place, Rule
+
+
+@dataclass(frozen=True)
+class DensePart:
+    """A parameter that trains under a rule: where it is, and its leaves by name, the difference first."""
+
+    place: Place
+    rule: Rule
+    leaves: dict[str, nn.Parameter]
+
+    def effective(self, leaves: Sequence[Tensor], training: bool) -> Tensor:
+        """What the forward pass adds to the parameter."""
+        return self.rule.effective(self.place, leaves, training)
 
 
 def add_leaf(module: nn.Module, name: str, part: Part, leaf: nn.Parameter) -> None:
     """Makes ``leaf`` part of ``module`` as the difference to its parameter ``name`` that ``part`` describes."""
     assert part.indices is not None
-    if not isinstance(module, _WithLeaves):
-        module.__class__ = _class_with_leaves(type(module))  # type: ignore[arg-type]
-        module.__dict__["leaf_parts"] = {}
-    assert isinstance(module, _WithLeaves)
+    with_leaves = _with_leaves(module)
     parameter = getattr(module, name)
     module.register_parameter(_leaf_name(name), leaf)
     module.register_buffer(_indices_name(name), part.indices.to(parameter.device), persistent=False)
-    module.leaf_parts[name] = (part.kind, part.dim)
+    with_leaves.leaf_parts[name] = (part.kind, part.dim)
+
+
+def add_dense_leaves(module: nn.Module, name: str, part: DensePart) -> None:
+    """Makes the leaves of ``part`` those of ``module``'s parameter ``name``."""
+    with_leaves = _with_leaves(module)
+    for leaf, parameter in part.leaves.items():
+        module.register_parameter(_leaf_name(name, leaf), parameter)
+    with_leaves.leaf_parts[name] = ("dense", 0)
+    with_leaves.dense_parts[name] = part
 
 
 def remove_leaves(module: nn.Module) -> None:
     """Gives ``module`` its own class back."""
     if isinstance(module, _WithLeaves):
         for name in module.leaf_parts:
+            if name in module.dense_parts:
+                for leaf in module.dense_parts[name].leaves:
+                    delattr(module, _leaf_name(name, leaf))
+                continue
             delattr(module, _leaf_name(name))
             delattr(module, _indices_name(name))
-        del module.__dict__["leaf_parts"]
+        del module.__dict__["leaf_parts"], module.__dict__["dense_parts"]
         module.__class__ = type(module).__bases__[1]
 
 
@@ -51,8 +77,16 @@ def leaf_shape(part: Part) -> tuple[int, ...]:
     return (len(part.indices), *part.shape[: part.dim], *part.shape[part.dim + 1 :])
 
 
-def _leaf_name(name: str) -> str:
-    return f"{name}_leaf"
+def _with_leaves(module: nn.Module) -> _WithLeaves:
+    if not isinstance(module, _WithLeaves):
+        module.__class__ = _class_with_leaves(type(module))  # type: ignore[arg-type]
+        module.__dict__.update(leaf_parts={}, dense_parts={})
+    assert isinstance(module, _WithLeaves)
+    return module
+
+
+def _leaf_name(name: str, leaf: str = DIFFERENCE) -> str:
+    return f"{name}_leaf" if leaf == DIFFERENCE else f"{name}_leaf_{leaf}"
 
 
 def _indices_name(name: str) -> str:
@@ -66,6 +100,7 @@ class _WithLeaves(nn.Module):
     """
 
     leaf_parts: dict[str, tuple[str, int]]
+    dense_parts: dict[str, DensePart]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of the module's own class on the sums."""
@@ -82,14 +117,22 @@ class _WithLeaves(nn.Module):
         """The leaf of parameter ``name`` and its indices."""
         return self._parameters[_leaf_name(name)], self._buffers[_indices_name(name)]  # type: ignore[return-value]
 
+    def dense_leaves(self, name: str) -> list[Tensor]:
+        """The leaves of the dense part ``name``, in its order."""
+        leaves = [self._parameters[_leaf_name(name, leaf)] for leaf in self.dense_parts[name].leaves]
+        return leaves  # type: ignore[return-value]
+
     def summed(self, name: str) -> Tensor:
         """Parameter plus leaf, dense."""
         parameter = self._parameters[name]
         assert parameter is not None
         if name not in self.leaf_parts:
             return parameter
-        leaf, indices = self.leaf(name)
         kind, dim = self.leaf_parts[name]
+        if kind == "dense":
+            effective = _Effective.apply(self.dense_parts[name], self.training, *self.dense_leaves(name))
+            return parameter + effective.to(parameter.dtype)
+        leaf, indices = self.leaf(name)
         leaf = leaf.to(parameter.dtype)
         if kind == "elements":
             return parameter.flatten().index_add(0, indices, leaf).view(parameter.shape)
@@ -108,6 +151,9 @@ class _LinearWithLeaves(_WithLeaves):
         kind, dim = self.leaf_parts.get("weight", ("", 0))
         if kind == "elements":
             return _ElementsLinear.apply(x, weight, bias, *self.leaf("weight"), transposed)
+        if kind == "dense":
+            part, leaves = self.dense_parts["weight"], self.dense_leaves("weight")
+            return _DenseLinear.apply(x, weight, bias, part, self.training, transposed, *leaves)
         if kind == "rows" and dim != (1 if transposed else 0):
             return F.linear(x, self.summed("weight").t() if transposed else self.summed("weight"), bias)
         output = F.linear(x, weight.t() if transposed else weight, bias)
@@ -181,3 +227,61 @@ class _ElementsLinear(torch.autograd.Function):
 def _sum_of(weight: Tensor, leaf: Tensor, indices: Tensor, transposed: bool) -> Tensor:
     dense = weight.detach().flatten().index_add(0, indices, leaf.to(weight.dtype)).view(weight.shape)
     return dense.t() if transposed else dense
+
+
+class _Effective(torch.autograd.Function):
+    """What a dense part adds to its parameter; saves the leaves alone, for the same reason as ``_ElementsLinear``."""
+
+    @staticmethod
+    def forward(ctx: Any, part: DensePart, training: bool, *leaves: Tensor) -> Tensor:
+        ctx.save_for_backward(*leaves)
+        ctx.part, ctx.training = part, training
+        return part.effective(leaves, training).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *_gradients_of_leaves(ctx.part, ctx.saved_tensors, ctx.training, grad)
+
+
+class _DenseLinear(torch.autograd.Function):
+    """x (W + E)ᵀ + b, E what the rule makes of the leaves; saves the parameters and neither E nor the sum."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        part: DensePart,
+        training: bool,
+        transposed: bool,
+        *leaves: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, *leaves)
+        ctx.part, ctx.training, ctx.transposed = part, training, transposed
+        total = weight + part.effective(leaves, training).to(weight.dtype)
+        return F.linear(x, total.t() if transposed else total, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *leaves = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            total = (weight + ctx.part.effective(leaves, ctx.training).to(weight.dtype)).to(grad.dtype)
+            grad_x = grad @ (total.t() if ctx.transposed else total)
+        inputs = x.reshape(-1, x.shape[-1]).to(grad.dtype)
+        dense = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs
+        grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
+        gradients = _gradients_of_leaves(ctx.part, leaves, ctx.training, dense)
+        return grad_x, None, grad_bias, None, None, None, *gradients
+
+
+def _gradients_of_leaves(part: DensePart, leaves: Sequence[Tensor], training: bool, grad: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of the leaves from that of what they add. Draws are the forward's again, the step being the same."""
+    with torch.enable_grad():
+        again = [leaf.detach().requires_grad_() for leaf in leaves]
+        effective = part.effective(again, training)
+        return torch.autograd.grad(effective, again, grad.to(effective.dtype))

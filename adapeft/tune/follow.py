@@ -1,0 +1,92 @@
+"""Keep a rule while an optimizer trains: gradients before its step, projections after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from adapeft.errors import AdapeftError
+from adapeft.tune.attach import Attachment, attachment_of
+from adapeft.tune.leaf_shards import whole_leaves
+from adapeft.tune.rules.rule import LeafShards
+
+
+class Follower:
+    """A rule at work on the leaves that an optimizer steps.
+
+    Args:
+        attachment: whose rule it is.
+        leaves: this process's shards of the leaves.
+        optimizer: the one that steps them; it may step them in several calls.
+        num_steps: of the whole training.
+        step: steps done before, for a resumed training.
+    """
+
+    def __init__(
+        self, attachment: Attachment, leaves: LeafShards, optimizer: Optimizer, num_steps: int, step: int = 0
+    ) -> None:
+        self.rule, self.leaves, self.num_steps = attachment.rule, leaves, num_steps
+        self.rule.step = step
+        self._is_projected = False
+        attachment.follower = self
+        optimizer.register_step_pre_hook(self._edit_gradients)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether what is trained so far may be shipped."""
+        return self.rule.is_ready(self.num_steps)
+
+    def after_step(self) -> None:
+        """Counts an optimizer step and projects where the rule says so. Collective."""
+        self.rule.step += 1
+        self._is_projected = False
+        if self.rule.projects_after(self.rule.step, self.num_steps):
+            self._project()
+
+    def before_evaluation(self) -> None:
+        """Brings the model within the budget where the rule scores and ships it so. Collective."""
+        if self.rule.projects_to_evaluate and not self._is_projected:
+            self._project()
+
+    def _project(self) -> None:
+        self.rule.project(self.leaves)
+        self.leaves.publish()
+        self._is_projected = True
+
+    def _edit_gradients(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            for flat in group["params"]:
+                if flat.grad is not None:
+                    gradient = flat.grad.view(-1)
+                    for offset, shard in self.leaves.flats.get(id(flat), ()):
+                        self.rule.edit_gradient(shard, gradient.narrow(0, offset, len(shard.values)))
+
+
+def follow_rule(model: nn.Module, optimizer: Optimizer, *, num_steps: int, step: int = 0) -> None:
+    """Keeps the rule of the subset attached to ``model`` while ``optimizer`` trains it, in any loop of one process.
+
+    Subsets of methods such as mixout or child-pruning need this after ``attach``; for all others it does nothing.
+    ``adapeft.delta`` projects last.
+
+    Args:
+        model: after ``attach``.
+        optimizer: over the trainable parameters; ``adapeft.parameter_groups`` gives those of DiffPruning's gates their
+            own learning rate.
+        num_steps: optimizer steps of the whole training.
+        step: steps done already, where a checkpoint is resumed.
+
+    Raises:
+        AdapeftError: nothing is attached, or the optimizer does not train all leaves.
+    """
+    attachment = attachment_of(model)
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, part in attachment.dense.items():
+        if not {id(leaf) for leaf in part.leaves.values()} <= stepped:
+            raise AdapeftError(
+                f"the optimizer does not train all leaves of {name!r}. Make it over the parameters of the attached "
+                f"model that require gradients."
+            )
+    follower = Follower(attachment, whole_leaves(attachment), optimizer, num_steps, step)
+    optimizer.register_step_post_hook(lambda *_: follower.after_step())

@@ -1,0 +1,37 @@
+"""An optimizer's parameter groups for whatever is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from adapeft.tune.attach import attachment_of
+from adapeft.tune.rules.rule import DIFFERENCE
+
+
+def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups over the trainable parameters of a model that has a subset attached, for any optimizer of torch.
+
+    As in transformers, vectors are not decayed. A rule's extra leaves have its own learning rate and no decay; they are
+    grouped as the differences are, because ZeRO cuts equal groups at equal places and a rule needs the leaves of an
+    element on one rank.
+    """
+    attachment = attachment_of(model)
+    dense = [part.leaves for part in attachment.dense.values()]
+    own = {id(leaf) for leaves in dense for leaf in leaves.values()}
+    others = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]
+    groups = _groups([leaves[DIFFERENCE] for leaves in dense], learning_rate, weight_decay)
+    groups += _groups(others, learning_rate, weight_decay)
+    rule = attachment.rule
+    for name in rule.extra_leaves:
+        groups += _groups([leaves[name] for leaves in dense], rule.extra_learning_rate, 0.0)
+    return groups
+
+
+def _groups(parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    decays = ((matrices, weight_decay), (vectors, 0.0))
+    return [{"params": some, "lr": learning_rate, "weight_decay": decay} for some, decay in decays if some]

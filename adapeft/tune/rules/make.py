@@ -1,0 +1,43 @@
+"""The rule that a subset was chosen for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adapeft.choose.subset import Subset
+from adapeft.errors import AdapeftError
+from adapeft.tune.rules.child_pruning import ChildPruning
+from adapeft.tune.rules.child_tuning import ChildTuningF
+from adapeft.tune.rules.diff_pruning import DiffPruning
+from adapeft.tune.rules.mixout import Mixout, MixoutReset
+from adapeft.tune.rules.options import RuleOptions, parse_options
+from adapeft.tune.rules.rule import FixedMask, Rule
+
+RULES: dict[str, type[Rule]] = {
+    "mixout": Mixout,
+    "mixout-reset": MixoutReset,
+    "child-tuning-f": ChildTuningF,
+    "child-pruning": ChildPruning,
+    "diff-pruning": DiffPruning,
+}
+
+
+def describe_rule(method: str, options: RuleOptions, seed: int, budget: int | None) -> dict[str, Any]:
+    """What a subset has to say so that ``rule_of`` makes the same rule again."""
+    return {"method": method, "seed": seed, "budget": budget, "options": options.model_dump()}
+
+
+def rule_of(subset: Subset) -> Rule:
+    """A fresh rule for ``subset``, at step 0; that of a fixed mask where it has no dense parts.
+
+    Raises:
+        AdapeftError: the subset's dense parts have no rule, or one that this version does not know.
+    """
+    if not any(part.kind == "dense" for part in subset.parts.values()):
+        return FixedMask()
+    said = subset.description.get("rule")
+    if not isinstance(said, Mapping) or said.get("method") not in RULES:
+        raise AdapeftError(f"the subset's dense parts go with no known rule ({said}). Choose again.")
+    options = parse_options(said["method"], said["options"])
+    return RULES[said["method"]](options, said["seed"], said["budget"])
