@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import (
@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from adapeft.choose.budget import Budget
+from adapeft.errors import did_you_mean
 from adapeft.tune.rules.options import OPTIONS, parse_options
 
 Task = Literal["sequence-classification", "causal-lm"]
@@ -261,9 +262,13 @@ class Contender(NamedTuple):
     def parse(cls, text: object) -> Contender:
         """The contender that a person wrote."""
         method, _, groups = str(text).partition(":")
-        contender = cls(method, groups or "auto")
-        Select.model_validate({"method": contender.method, "groups": contender.groups})
-        return contender
+        methods = get_args(Method)
+        if method not in methods:
+            raise ValueError(f"{method!r} is no method.{did_you_mean(method, methods)} `adapeft methods` lists them.")
+        possible = GRANULARITIES.get(method, _ANY_GRANULARITY)
+        if groups and groups not in possible:
+            raise ValueError(f"{method} chooses by {' or '.join(possible)}, not by {groups!r}.")
+        return cls(method, groups or "auto")
 
 
 Rival = Annotated[Contender, PlainValidator(Contender.parse), PlainSerializer(str, return_type=str)]

@@ -83,11 +83,17 @@ def parse_section(section: type[S], overrides: Sequence[str]) -> tuple[S, list[s
     try:
         return section.model_validate(given), others
     except ValidationError as error:
-        lines = {}
-        for detail in error.errors():
+        lines: dict[str, str] = {}
+        # What is wrong with an item says more than that the list lacks it.
+        for detail in sorted(error.errors(), key=lambda detail: -len(detail["loc"])):
             name = str(detail["loc"][0])
-            about = section.model_fields[name].description
-            lines[name] = f"{name} = {as_yaml(given[name])}: should be {_complaint(detail)} ({about})."
+            about = f"({section.model_fields[name].description})"
+            said = (
+                str(detail["ctx"]["error"])
+                if detail["type"] == "value_error"
+                else f"should be {_complaint(detail)} {about}"
+            )
+            lines.setdefault(name, f"{name} = {as_yaml(given[name])}: {said}")
         raise AdapeftError("\n".join(lines.values())) from None
 
 
@@ -157,6 +163,7 @@ _WANTED = {
     "string_type": "text, in quotes if YAML takes it for something else",
     "string_too_short": "not empty",
     "tuple_type": "a list",
+    "too_short": "a list of one or more",
     "dict_type": "keys and values",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",

@@ -28,6 +28,8 @@ from adapeft.inputs.metrics import primary
 from adapeft.methods import get_method
 
 Note = Callable[[str], None]
+Runner = Callable[[Config], tuple[dict[str, Any] | None, str | None]]
+"""Runs a config; its metrics, or the reason why there are none."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,17 @@ class Run:
     failure: str | None = None
 
 
-def compare(config: Config, comparison: Comparison, note: Note) -> list[Run]:
+def compare(config: Config, comparison: Comparison, note: Note, run: Runner | None = None) -> list[Run]:
     """Sweeps the learning rates, then runs everything.
 
     Args:
         config: of every run, but for what is compared.
         note: is told of every run that ends.
+        run: what runs one; ``run_command`` when None.
     """
+    run = run or run_command
     folder = Path(config.output)
-    rates = _swept_rates(config, comparison, note) if comparison.learning_rates else {}
+    rates = _swept_rates(config, comparison, note, run) if comparison.learning_rates else {}
     done = _Counter(len(comparison.seeds) * sum(len(_budgets_of(one, comparison)) for one in comparison.methods), note)
 
     def run_budgets(seed: int, contender: Contender) -> list[Run]:
@@ -71,10 +75,10 @@ def compare(config: Config, comparison: Comparison, note: Note) -> list[Run]:
         for budget in _budgets_of(contender, comparison):
             place = _place(folder, contender, budget, seed)
             settings = _overridden(on, contender, budget, seed, rates.get(contender), place)
-            measured = next((run.folder for run in found if run.failure is None), None)
+            measured = next((earlier.folder for earlier in found if earlier.failure is None), None)
             if measured is not None:
                 settings = _with(settings, "select", statistics=str(measured))
-            metrics, failure = _run(settings)
+            metrics, failure = run(settings)
             found.append(Run(contender, budget, seed, place, settings.train.learning_rate, metrics, failure))
             done(found[-1])
         return found
@@ -89,7 +93,7 @@ def _budgets_of(contender: Contender, comparison: Comparison) -> Sequence[Budget
     return comparison.budgets if get_method(contender.method).is_budgeted else comparison.budgets[:1]
 
 
-def _swept_rates(config: Config, comparison: Comparison, note: Note) -> dict[Contender, float]:
+def _swept_rates(config: Config, comparison: Comparison, note: Note, run: Runner) -> dict[Contender, float]:
     """For each method the learning rate that is best on a held-out part of the training data.
 
     At the first seed and the largest budget; the evaluation data takes no part in it.
@@ -107,7 +111,7 @@ def _swept_rates(config: Config, comparison: Comparison, note: Note) -> dict[Con
     def score(job: tuple[Contender, float]) -> float:
         contender, rate = job
         place = folder / "sweep" / _slug(contender) / f"{rate:g}"
-        metrics, failure = _run(_overridden(tuning, contender, budget, seed, rate, place))
+        metrics, failure = run(_overridden(tuning, contender, budget, seed, rate, place))
         done(Run(contender, budget, seed, place, rate, metrics, failure))
         return -np.inf if metrics is None else metrics["after"][metric] * (1 if higher_is_better else -1)
 
@@ -166,7 +170,7 @@ def _slug(contender: Contender) -> str:
     return str(contender).replace(":", "-")
 
 
-def _run(config: Config) -> tuple[dict[str, Any] | None, str | None]:
+def run_command(config: Config) -> tuple[dict[str, Any] | None, str | None]:
     """``adapeft run`` in a process of its own: metrics, or the reason of its failure."""
     place = Path(config.output)
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,7 @@ def joined(examples: list[Batch], indices: np.ndarray) -> Batch:
     return Batch(inputs, torch.cat([one.labels for one in chosen]), torch.cat([one.ids for one in chosen]))
 
 
-def passes_for(model, shards: Shards, *, by_example: bool) -> Passes:
+def passes_for(model, shards: Shards, *, by_example: bool = False) -> Passes:
     order, examples = examples_of(model)
     if by_example:
         order = [index[None] for batch in order for index in batch]

@@ -1,0 +1,169 @@
+"""Comparing methods: what is run, what is kept, what is said of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from adapeft.config import Comparison
+from adapeft.config_file import load_config, parse_section
+from adapeft.errors import AdapeftError
+from cluster.compare import check, compare, finished, run_command
+from cluster.comparison import against, rows_of, write_report
+from cluster.inspect import inspect
+from tests.cluster.checkpoints import adapeft, write_bert, write_colours, write_config
+
+
+@pytest.fixture
+def config(tmp_path):
+    return load_config(
+        write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path)),
+        [f"output={tmp_path / 'out'}"],
+    )
+
+
+class Runner:
+    """Stands for the runs: scores by method and learning rate; every third seed of sam fails."""
+
+    def __init__(self) -> None:
+        self.configs = []
+
+    def __call__(self, config):
+        self.configs.append(config)
+        select, rate = config.select, config.train.learning_rate
+        if select.method == "sam" and config.seed == 1:
+            return None, "out of memory"
+        score = {"adapeft": 0.7, "sam": 0.6, "random": 0.5, "full": 0.8}[select.method] - abs(
+            np.log10(rate / 1e-2)
+        ) / 10
+        score += 0.01 * config.seed + (0.02 if str(select.budget) == "40%" else 0)
+        return {
+            "metric": "accuracy",
+            "after": {"accuracy": score},
+            "trainable_parameters": 100 if str(select.budget) == "20%" else 200,
+            "delta_bytes": 800,
+            "peak_memory_bytes": 2**30,
+            "seconds": {"select": 1.0, "train": 2.0},
+        }, None
+
+
+def settings(*overrides):
+    return parse_section(Comparison, overrides)[0]
+
+
+def test_every_method_budget_and_seed_is_run(config):
+    runner, said = Runner(), []
+    comparison = settings("methods=[adapeft:row,full,random]", "seeds=[0,1]", "budgets=[20%,40%]", "parallel=2")
+    runs = compare(config, comparison, said.append, runner)
+    assert finished(runs)
+    found = {(str(run.contender), str(run.budget), run.seed) for run in runs}
+    budgets = ("20%", "40%")
+    assert found == {
+        *((method, budget, seed) for method in ("adapeft:row", "random") for budget in budgets for seed in (0, 1)),
+        *(("full", "20%", seed) for seed in (0, 1)),
+    }, "a method without a budget is run once a seed"
+    assert len({config.output for config in runner.configs}) == len(runs) == len(said) == 10
+    for settings_of in runner.configs:
+        first = str(settings_of.select.budget) == "20%"
+        assert (settings_of.select.statistics is None) == first, "the second budget chooses from the first's statistics"
+        if not first:
+            assert settings_of.select.statistics == settings_of.output.replace("40-percent", "20-percent")
+
+
+def test_the_learning_rate_is_swept_on_a_part_of_the_training_data(config):
+    runner = Runner()
+    comparison = settings("methods=[random]", "seeds=[3,4]", "learning_rates=[1e-3,1e-2,1e-1]", "tune_fraction=0.25")
+    runs = compare(config, comparison, lambda text: None, runner)
+    sweep, final = runner.configs[:3], runner.configs[3:]
+    assert [one.train.learning_rate for one in final] == [1e-2, 1e-2] == [run.learning_rate for run in runs]
+    assert {one.seed for one in sweep} == {3}
+    original = Path(config.data.train).read_text().splitlines()
+    held_out, rest = (Path(getattr(sweep[0].data, key)).read_text().splitlines() for key in ("evaluation", "train"))
+    assert len(held_out) == round(len(original) * 0.25)
+    assert sorted(map(json.loads, held_out + rest), key=str) == sorted(map(json.loads, original), key=str)
+    assert {one.data.evaluation for one in final} == {config.data.evaluation}
+    assert {one.data.train for one in final} == {config.data.train}
+
+
+def test_perturbing_leaves_out_other_examples_for_each_seed(config):
+    runner = Runner()
+    compare(config, settings("methods=[random,full]", "seeds=[0,1]", "perturb=0.1"), lambda text: None, runner)
+    by_seed = {one.seed: Path(one.data.train).read_text() for one in runner.configs}
+    assert by_seed[0] != by_seed[1]
+    original = Path(config.data.train).read_text().splitlines()
+    for text in by_seed.values():
+        assert len(text.splitlines()) == len(original) - round(0.1 * len(original))
+
+
+def test_one_failure_loses_nothing_of_the_rest(config):
+    runs = compare(config, settings("methods=[adapeft,sam,random]"), lambda text: None, Runner())
+    assert not finished(runs)
+    report = write_report(Path(config.output), config, settings(), runs)
+    text = report.read_text()
+    assert "| adapeft | 0.5% | 0.6401 ± 0.0100 |" in text
+    assert "sam at 0.5% failed: out of memory" in text
+    assert "sam against random at 0.5%: 0.1 better on every seed" in text
+    assert (report.parent / "scores.png").stat().st_size > 5000
+    assert len(json.loads((report.parent / "comparison.json").read_text())["runs"]) == 9
+
+
+def test_the_paired_tests_are_those_of_scipy(config):
+    rows = {row.method: row for row in rows_of(compare(config, settings("methods=[adapeft,random]"), print, Runner()))}
+    row, baseline = rows["adapeft"], rows["random"]
+    row.scores.update({0: 0.7, 1: 0.71, 2: 0.66})
+    said = against(row, baseline, higher_is_better=True)
+    differences = [row.scores[seed] - baseline.scores[seed] for seed in range(3)]
+    assert f"paired t-test p = {stats.ttest_1samp(differences, 0).pvalue:.2g}" in said
+    assert "exact sign-flip p = 0.25, 3 seeds" in said
+    assert "worse" in against(baseline, row, higher_is_better=True)
+    assert "better" in against(baseline, row, higher_is_better=False)
+    row.scores.update({0: 0.5, 1: 0.3, 2: 0.6})
+    assert against(row, baseline, higher_is_better=True).endswith("within noise")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("methods=[adapfet]", "'adapfet' is no method. Did you mean 'adapeft'?"),
+        ("methods=[bitfit:row]", "bitfit chooses by tensor"),
+        ("budgets=[0]", "must be above 0"),
+        ("seeds=[]", "seeds = []"),
+        ("parallel=0", "parallel = 0: should be greater than 0"),
+    ],
+)
+def test_bad_input(override, said):
+    with pytest.raises(AdapeftError) as error:
+        settings(override)
+    assert said in str(error.value)
+
+
+def test_the_same_twice(config):
+    with pytest.raises(AdapeftError, match="seeds: 0 is given twice"):
+        check(config, settings("seeds=[0,0]"), inspect)
+
+
+def test_a_failing_command_says_why(config, tmp_path):
+    missing = config.model_copy(update={"data": config.data.model_copy(update={"train": str(tmp_path / "gone.jsonl")})})
+    metrics, failure = run_command(missing)
+    assert metrics is None
+    assert "gone.jsonl" in failure
+
+
+@pytest.mark.slow
+def test_the_real_thing(tmp_path):
+    config = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
+    options = ["methods=[adapeft:row,random:row]", "seeds=[0,1]", "budgets=[20%,40%]", "max_steps=12", "parallel=2"]
+    more = ["workers=1", f"output={tmp_path / 'out'}"]
+    done = adapeft("compare", config, *options, *more, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "run 8/8" in done.stdout
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| adapeft:row | 40.0% |" in table or "| adapeft:row | 40% |" in table
+    before = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*/*/delta.safetensors"))
+    again = adapeft("compare", config, *options, *more, timeout=600)
+    assert again.returncode == 0
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*/*/delta.safetensors")) == before
