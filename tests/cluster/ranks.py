@@ -23,4 +23,4 @@ def torchrun(world_size: int, module: str, *arguments: object) -> None:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-20000:]
