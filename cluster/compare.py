@@ -6,6 +6,7 @@ A run that is finished is not run again, and one that fails is reported and lose
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -54,6 +55,30 @@ class Run:
     metrics: dict[str, Any] | None = None
     failure: str | None = None
 
+    @property
+    def scores(self) -> dict[str, float] | None:
+        """After the last step; the best evaluation would be chosen on the data that the scores are for."""
+        return None if self.metrics is None else self.metrics["last"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to make; ``learning_rate`` None leaves the config's."""
+
+    contender: Contender
+    budget: Budget
+    seed: int
+    learning_rate: float | None
+    folder: Path
+
+    def applied_to(self, config: Config) -> Config:
+        """The config of this run."""
+        method, groups = self.contender
+        config = _with(config, "select", method=method, groups=groups, budget=self.budget)
+        if self.learning_rate is not None:
+            config = _with(config, "train", learning_rate=self.learning_rate)
+        return Config.model_validate({**config.model_dump(), "seed": self.seed, "output": str(self.folder)})
+
 
 def compare(config: Config, comparison: Comparison, note: Note, run: Runner | None = None) -> list[Run]:
     """Sweeps the learning rates, then runs everything.
@@ -66,26 +91,44 @@ def compare(config: Config, comparison: Comparison, note: Note, run: Runner | No
     run = run or run_command
     folder = Path(config.output)
     rates = _swept_rates(config, comparison, note, run) if comparison.learning_rates else {}
-    done = _Counter(len(comparison.seeds) * sum(len(_budgets_of(one, comparison)) for one in comparison.methods), note)
 
-    def run_budgets(seed: int, contender: Contender) -> list[Run]:
-        """One after the other: all choose from the first one's statistics."""
+    def jobs_of(contender: Contender, seed: int) -> list[Job]:
+        return [
+            Job(contender, budget, seed, rates.get((contender, budget)), _place(folder, contender, budget, seed))
+            for budget in _budgets_of(contender, comparison)
+        ]
+
+    lines = [
+        (_perturbed(config, comparison.perturb, seed, folder / "data"), jobs_of(contender, seed))
+        for seed in comparison.seeds
+        for contender in comparison.methods
+    ]
+    return _run_lines(lines, comparison.parallel, note, run, "run")
+
+
+def _run_lines(
+    lines: Sequence[tuple[Config, Sequence[Job]]], parallel: int, note: Note, run: Runner, what: str
+) -> list[Run]:
+    """Runs every line's jobs one after the other, all choosing from the first one's statistics; ``parallel`` lines at
+    once."""
+    done = _Counter(sum(len(jobs) for _, jobs in lines), note, what)
+
+    def run_line(config: Config, jobs: Sequence[Job]) -> list[Run]:
         found: list[Run] = []
-        on = _perturbed(config, comparison.perturb, seed, folder / "data")
-        for budget in _budgets_of(contender, comparison):
-            place = _place(folder, contender, budget, seed)
-            settings = _overridden(on, contender, budget, seed, rates.get(contender), place)
+        for job in jobs:
+            settings = job.applied_to(config)
             measured = next((earlier.folder for earlier in found if earlier.failure is None), None)
             if measured is not None:
                 settings = _with(settings, "select", statistics=str(measured))
             metrics, failure = run(settings)
-            found.append(Run(contender, budget, seed, place, settings.train.learning_rate, metrics, failure))
+            found.append(
+                Run(job.contender, job.budget, job.seed, job.folder, settings.train.learning_rate, metrics, failure)
+            )
             done(found[-1])
         return found
 
-    lines = [(seed, contender) for seed in comparison.seeds for contender in comparison.methods]
-    with ThreadPoolExecutor(comparison.parallel) as pool:
-        return [run for line in pool.map(lambda line: run_budgets(*line), lines) for run in line]
+    with ThreadPoolExecutor(parallel) as pool:
+        return [run for line in pool.map(lambda line: run_line(*line), lines) for run in line]
 
 
 def _budgets_of(contender: Contender, comparison: Comparison) -> Sequence[Budget]:
@@ -93,34 +136,40 @@ def _budgets_of(contender: Contender, comparison: Comparison) -> Sequence[Budget
     return comparison.budgets if get_method(contender.method).is_budgeted else comparison.budgets[:1]
 
 
-def _swept_rates(config: Config, comparison: Comparison, note: Note, run: Runner) -> dict[Contender, float]:
-    """For each method the learning rate that is best on a held-out part of the training data.
+def _swept_rates(
+    config: Config, comparison: Comparison, note: Note, run: Runner
+) -> dict[tuple[Contender, Budget], float]:
+    """For each method and budget the learning rate that is best on a held-out part of the training data.
 
-    At the first seed and the largest budget; the evaluation data takes no part in it.
+    At the first seed; the evaluation data takes no part in it. Where scores are equal, as of models that all predict
+    the majority, the lower loss wins.
     """
     folder = Path(config.output)
-    seed, budget = comparison.seeds[0], max(comparison.budgets, key=lambda budget: budget.count(10**12))
     rows = load_rows(config.data.train, "data.train")
     parts = rows.train_test_split(test_size=comparison.tune_fraction, seed=config.seed)
     train, held_out = (_written(parts[name], folder / "data" / f"sweep-{name}.jsonl") for name in ("train", "test"))
     tuning = _with(config, "data", train=str(train), evaluation=str(held_out))
     metric, higher_is_better = _primary(config)
-    jobs = [(contender, rate) for contender in comparison.methods for rate in comparison.learning_rates]
-    done = _Counter(len(jobs), note, "sweep")
 
-    def score(job: tuple[Contender, float]) -> float:
-        contender, rate = job
-        place = folder / "sweep" / _slug(contender) / f"{rate:g}"
-        metrics, failure = run(_overridden(tuning, contender, budget, seed, rate, place))
-        done(Run(contender, budget, seed, place, rate, metrics, failure))
-        return -np.inf if metrics is None else metrics["after"][metric] * (1 if higher_is_better else -1)
+    def jobs_of(contender: Contender) -> list[Job]:
+        return [
+            Job(contender, budget, comparison.seeds[0], rate, place.with_name(f"{rate:g}"))
+            for budget in _budgets_of(contender, comparison)
+            for place in [_place(folder / "sweep", contender, budget, 0)]
+            for rate in comparison.learning_rates
+        ]
 
-    with ThreadPoolExecutor(comparison.parallel) as pool:
-        scores = dict(zip(jobs, pool.map(score, jobs), strict=True))
-    return {
-        contender: max(comparison.learning_rates, key=lambda rate: scores[contender, rate])
-        for contender in comparison.methods
-    }
+    def rank(swept: Run) -> tuple[float, float]:
+        if swept.scores is None:
+            return -math.inf, -math.inf
+        return swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]
+
+    lines = [(tuning, jobs_of(contender)) for contender in comparison.methods]
+    best: dict[tuple[Contender, Budget], Run] = {}
+    for swept in _run_lines(lines, comparison.parallel, note, run, "sweep"):
+        key = (swept.contender, swept.budget)
+        best[key] = max(best.get(key, swept), swept, key=rank)
+    return {key: swept.learning_rate for key, swept in best.items()}
 
 
 def _primary(config: Config) -> tuple[str, bool]:
@@ -145,15 +194,6 @@ def _written(rows: Dataset, path: Path) -> Path:
         with replacing(path) as temporary:
             rows.to_json(str(temporary), force_ascii=False)
     return path
-
-
-def _overridden(
-    config: Config, contender: Contender, budget: Budget, seed: int, rate: float | None, place: Path
-) -> Config:
-    config = _with(config, "select", method=contender.method, groups=contender.groups, budget=budget)
-    if rate is not None:
-        config = _with(config, "train", learning_rate=rate)
-    return Config.model_validate({**config.model_dump(), "seed": seed, "output": str(place)})
 
 
 def _with(config: Config, section: str, **values: Any) -> Config:
@@ -203,11 +243,11 @@ class _Counter:
         with self.lock:
             self.done += 1
             head = f"{self.what} {self.done}/{self.total}: {run.contender}, {run.budget}, seed {run.seed}"
-            if run.metrics is None:
+            if run.metrics is None or run.scores is None:
                 self.note(f"{head}: {run.failure}")
             else:
                 metric = run.metrics["metric"]
-                self.note(f"{head}, learning rate {run.learning_rate:g}: {metric} {run.metrics['after'][metric]:.4f}")
+                self.note(f"{head}, learning rate {run.learning_rate:g}: {metric} {run.scores[metric]:.4f}")
 
 
 def check(config: Config, comparison: Comparison, inspect: Callable[[Config], Any]) -> None:
@@ -224,7 +264,7 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
             raise AdapeftError(f"{name}: {twice[0]} is given twice. Name each once.")
     largest = max(comparison.budgets, key=lambda budget: budget.count(10**12))
     for contender in comparison.methods:
-        inspect(_overridden(config, contender, largest, 0, None, Path(config.output)))
+        inspect(Job(contender, largest, 0, None, Path(config.output)).applied_to(config))
 
 
 def finished(runs: Sequence[Run]) -> bool:

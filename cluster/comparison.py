@@ -30,7 +30,8 @@ class Row:
     Attributes:
         method: as the contender is spelled.
         budget: as it is spelled; empty for a method that knows none.
-        scores: by seed, in the metric's own units.
+        scores: by seed after the last step, in the metric's own units.
+        curves: by seed, step → score at every evaluation.
         trained: parameters trained within the budget, means over seeds from here on.
         delta_bytes: size of the delta.
         peak_bytes: largest memory of a rank while training.
@@ -43,6 +44,7 @@ class Row:
     method: str
     budget: str
     scores: dict[int, float]
+    curves: dict[int, dict[int, float]]
     trained: float
     delta_bytes: float
     peak_bytes: float
@@ -77,7 +79,8 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
             Row(
                 method=str(contender),
                 budget=str(budget) if get_method(contender.method).is_budgeted else "",
-                scores={run.seed: _at(run.metrics, ("after", run.metrics["metric"])) for run in done if run.metrics},
+                scores={run.seed: run.scores[run.metrics["metric"]] for run in done if run.metrics and run.scores},
+                curves={run.seed: _curve(run.metrics) for run in done if run.metrics},
                 trained=mean("trainable_parameters"),
                 delta_bytes=mean("delta_bytes"),
                 peak_bytes=mean("peak_memory_bytes"),
@@ -111,6 +114,16 @@ def against(row: Row, baseline: Row, higher_is_better: bool) -> str:
     verdict = "" if p < 0.05 else "; within noise"
     tests = f"paired t-test p = {p:.2g}, exact sign-flip p = {exact:.2g}, {len(seeds)} seeds"
     return f"{abs(mean):.4g} {word} ({tests}){verdict}"
+
+
+def steps_to(row: Row, score: float, higher_is_better: bool) -> float:
+    """Mean over the seeds of the steps until an evaluation reached ``score``; NaN when a seed never did."""
+    sign = 1 if higher_is_better else -1
+    reached = [
+        min((step for step, value in curve.items() if sign * value >= sign * score), default=np.nan)
+        for curve in row.curves.values()
+    ]
+    return float(np.mean(reached)) if reached else float("nan")
 
 
 def write_report(folder: Path, config: Config, comparison: Comparison, runs: Sequence[Run]) -> Path:
@@ -243,7 +256,12 @@ def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
             continue
         baseline = (same or baselines)[0]
         verdict = against(row, baseline, higher_is_better)
-        said.append(f"- {row.method} against {baseline.method} at {row.budget}: {verdict}")
+        steps = [steps_to(one, baseline.mean, higher_is_better) for one in (row, baseline)]
+        mine, theirs = ("never" if np.isnan(count) else f"{count:,.0f} steps" for count in steps)
+        said.append(
+            f"- {row.method} against {baseline.method} at {row.budget}: {verdict}. "
+            f"To {baseline.method}'s mean score on every seed: {mine}, {baseline.method} {theirs}."
+        )
     return said
 
 
@@ -256,7 +274,11 @@ def _conditions(comparison: Comparison) -> str:
     if comparison.perturb:
         said += f", each seed without a random {comparison.perturb:.0%} of the training data"
     versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())
-    return f"{said}. {platform.machine()}, Python {platform.python_version()}, {versions}."
+    return f"{said}; scores after the last step. {platform.machine()}, Python {platform.python_version()}, {versions}."
+
+
+def _curve(metrics: dict[str, Any]) -> dict[int, float]:
+    return {point["step"]: point[metrics["metric"]] for point in metrics["history"]}
 
 
 def _at(tree: Any, path: Sequence[str]) -> Any:

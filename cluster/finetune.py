@@ -62,6 +62,7 @@ class _Progress:
     best: dict[str, float] = field(default_factory=dict)
     best_step: int = 0
     last: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
 
 
 class _Training:
@@ -122,6 +123,7 @@ class _Training:
             "after": progress.best,
             "best_step": progress.best_step,
             "last": progress.last,
+            "history": progress.history,
             "metric": self.metric,
             "num_steps": self.plan.num_steps,
             "loop_seconds": time.perf_counter() - started,
@@ -150,6 +152,7 @@ class _Training:
         self.follower.before_evaluation()
         progress.last = score(self.engine, self.inputs, self.ranks, self.report)
         self._log(progress.last, "evaluation")
+        progress.history.append({"step": progress.step, **progress.last})
         if not self.follower.is_ready:  # what is not within the budget yet is no candidate for the delta
             return
         sign = 1 if self.higher_is_better else -1

@@ -13,7 +13,7 @@ from adapeft.config import Comparison
 from adapeft.config_file import load_config, parse_section
 from adapeft.errors import AdapeftError
 from cluster.compare import check, compare, finished, run_command
-from cluster.comparison import against, rows_of, write_report
+from cluster.comparison import against, rows_of, steps_to, write_report
 from cluster.inspect import inspect
 from tests.cluster.checkpoints import adapeft, write_bert, write_colours, write_config
 
@@ -41,9 +41,13 @@ class Runner:
             np.log10(rate / 1e-2)
         ) / 10
         score += 0.01 * config.seed + (0.02 if str(select.budget) == "40%" else 0)
+        last = {"accuracy": score, "loss": rate}
+        early = {"accuracy": score - (0.05 if select.method == "adapeft" else 0.15), "loss": 9.0}
         return {
             "metric": "accuracy",
-            "after": {"accuracy": score},
+            "after": {"accuracy": 1.0, "loss": 0.0},
+            "last": last,
+            "history": [{"step": 10, **early}, {"step": 20, **last}],
             "trainable_parameters": 100 if str(select.budget) == "20%" else 200,
             "delta_bytes": 800,
             "peak_memory_bytes": 2**30,
@@ -89,6 +93,23 @@ def test_the_learning_rate_is_swept_on_a_part_of_the_training_data(config):
     assert {one.data.train for one in final} == {config.data.train}
 
 
+def test_every_budget_has_a_learning_rate_of_its_own(config):
+    def run(settings):
+        """Small budgets want large steps; the lower loss decides between equal scores."""
+        best = {"20%": 1e-1, "40%": 1e-3}[str(settings.select.budget)]
+        distance = abs(np.log10(settings.train.learning_rate / best))
+        configs.append(settings)
+        last = {"accuracy": 0.5, "loss": float(distance)}
+        return {"metric": "accuracy", "last": last, "history": []}, None
+
+    configs = []
+    comparison = settings("methods=[adapeft]", "seeds=[0]", "budgets=[20%,40%]", "learning_rates=[1e-3,1e-2,1e-1]")
+    runs = compare(config, comparison, lambda text: None, run)
+    assert {str(one.budget): one.learning_rate for one in runs} == {"20%": 1e-1, "40%": 1e-3}
+    measured = [one.select.statistics is None for one in configs]
+    assert measured == [True, *[False] * 5, True, False], "a sweep measures once, and so does a seed"
+
+
 def test_perturbing_leaves_out_other_examples_for_each_seed(config):
     runner = Runner()
     compare(config, settings("methods=[random,full]", "seeds=[0,1]", "perturb=0.1"), lambda text: None, runner)
@@ -109,6 +130,15 @@ def test_one_failure_loses_nothing_of_the_rest(config):
     assert "sam against random at 0.5%: 0.1 better on every seed" in text
     assert (report.parent / "scores.png").stat().st_size > 5000
     assert len(json.loads((report.parent / "comparison.json").read_text())["runs"]) == 9
+
+
+def test_the_report_says_how_many_steps_the_baselines_score_took(config):
+    runs = compare(config, settings("methods=[adapeft,random,sam]", "seeds=[0,2]"), print, Runner())
+    text = write_report(Path(config.output), config, settings(), runs).read_text()
+    assert "To random's mean score on every seed: 10 steps, random never." in text
+    rows = {row.method: row for row in rows_of(runs)}
+    assert steps_to(rows["random"], rows["random"].scores[0], higher_is_better=True) == 20
+    assert np.isnan(steps_to(rows["random"], rows["adapeft"].mean, higher_is_better=True))
 
 
 def test_the_paired_tests_are_those_of_scipy(config):
