@@ -43,6 +43,19 @@ def plain():
     return results
 
 
+def rounding_alone(groups, elements):
+    """Parameters whose statistics are zero but for rounding, such as a key's bias, which softmax leaves without a
+    gradient: which of their elements is the largest is chance, and a choice tensor by tensor has to take one."""
+    if not elements:
+        return set()
+    sizes = [info.count for info in groups.parameters]
+    largest = torch.stack(
+        [torch.stack([piece.abs().max() for piece in column.split(sizes)]) for column in elements.values()]
+    )
+    small = (largest < 1e-5 * largest.max(dim=1, keepdim=True).values).all(dim=0)
+    return {info.name for info, is_small in zip(groups.parameters, small, strict=True) if is_small}
+
+
 @pytest.mark.parametrize(("case", "stage", "micro_batch_size"), RUNS)
 @pytest.mark.parametrize("name", MODELS)
 def test_sharding_changes_rounding_only(measured, plain, name, case, stage, micro_batch_size):
@@ -61,7 +74,8 @@ def test_sharding_changes_rounding_only(measured, plain, name, case, stage, micr
 
     assert found["chosen"].keys() == chosen.keys()
     for parameter, indices in chosen.items():
-        assert indices is None or torch.equal(found["chosen"][parameter], indices)
+        if parameter not in rounding_alone(statistics.groups, elements):
+            assert indices is None or torch.equal(found["chosen"][parameter], indices)
 
     # No rank holds another's statistics, and none a state for what it measures.
     total = int(statistics.groups.counts.sum())
