@@ -39,6 +39,8 @@ Method = Literal[
     "mixout-reset",
     "bitfit",
     "magnitude",
+    "adapter",
+    "lora",
     "diff-pruning",
     "child-tuning-f",
     "child-tuning-d",
@@ -53,11 +55,11 @@ Granularity = Literal["tensor", "row", "element"]
 _ANY_GRANULARITY: tuple[Granularity, ...] = ("element", "row", "tensor")
 GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "full": ("tensor",),
-    "bitfit": ("tensor",),
+    **dict.fromkeys(("bitfit", "adapter", "lora"), ("tensor",)),
     "adapeft": ("row", "element", "tensor"),
     **dict.fromkeys(OPTIONS, ("element",)),
 }
-_WITHOUT_VALUES = ("full", "random", "bitfit", *OPTIONS)
+_WITHOUT_VALUES = ("full", "random", "bitfit", "adapter", "lora", *OPTIONS)
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
@@ -125,7 +127,8 @@ class Select(Section):
     method: Method = Field(default="adapeft", description="how parameters are ranked")
     groups: Literal["auto", Granularity] = Field(
         default="auto",
-        description="what is chosen together; auto: row for adapeft, tensor for full and bitfit, else element",
+        description="what is chosen together; auto: row for adapeft, tensor for full, bitfit, adapter and lora, else "
+        "element",
     )
     budget: Limit = Field(
         default=Budget.parse("0.5%"),
@@ -161,6 +164,9 @@ class Select(Section):
     )
     joint: bool = Field(
         default=False, description="let adapeft value groups together, with the cross terms of their curvature"
+    )
+    placement: Literal["pfeiffer", "houlsby"] = Field(
+        default="pfeiffer", description="adapters after every feed-forward; houlsby: after attention too"
     )
     statistics: str | None = Field(default=None, description="folder of another run whose measurements are used again")
 
@@ -199,6 +205,8 @@ class Select(Section):
             raise ValueError(
                 f"solver = {self.solver}: {self.method} by {self.granularity} solves no knapsack; leave solver out"
             )
+        if self.placement != "pfeiffer" and self.method != "adapter":
+            raise ValueError(f"placement = {self.placement}: {self.method} places no adapters; leave placement out")
         return self
 
     @property

@@ -62,5 +62,5 @@ def check_budget(groups: Groups, settings: Select) -> int:
             f"select.budget = {budget} is {limit:,} parameters, less than the cheapest {groups.granularity} group "
             f"({cheapest:,}). Raise it, or choose a finer select.groups: row or element."
         )
-    method.check(groups, limit)
+    method.check(groups, limit, settings)
     return limit

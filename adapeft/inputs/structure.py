@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -28,6 +29,7 @@ class ParameterInfo:
         depth: relative depth in [0, 1]; 0 before the blocks and 1 after them.
         output_dim: the dimension that counts output neurons of a matrix (0 for ``nn.Linear`` and embeddings, 1 for
             ``Conv1D``), None for what is not a matrix and so has no rows.
+        is_linear: whether it is the weight of a linear layer, which no other module shares.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ParameterInfo:
     layer: int
     depth: float
     output_dim: int | None
+    is_linear: bool = False
 
     @property
     def count(self) -> int:
@@ -51,11 +54,16 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
         prefix: next((i for i, name in enumerate(names) if name.startswith(prefix + ".")), len(names))
         for prefix in block_lists
     }
+    sharers = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     described = []
     for position, (name, parameter) in enumerate(model.named_parameters()):
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         role, layer, depth = _place(name, position, block_lists, first_block)
-        described.append(ParameterInfo(name, shape, role, layer, depth, _output_dim(model, name, len(shape))))
+        described.append(
+            ParameterInfo(
+                name, shape, role, layer, depth, _output_dim(model, name, len(shape)), _is_linear(model, name, sharers)
+            )
+        )
     return tuple(described)
 
 
@@ -135,6 +143,12 @@ def _place(
             return role, layer, layer / (length - 1) if length > 1 else 0.5
     before = any(position < first for first in first_block.values())
     return name, -1, 0.0 if before else 1.0
+
+
+def _is_linear(model: nn.Module, name: str, sharers: Mapping[int, int]) -> bool:
+    module, _, local_name = name.rpartition(".")
+    owner = model.get_submodule(module)
+    return type(owner) in (nn.Linear, Conv1D) and local_name == "weight" and sharers[id(owner.weight)] == 1
 
 
 def _output_dim(model: nn.Module, name: str, ndim: int) -> int | None:

@@ -56,7 +56,7 @@ class Method(ABC):
     is_budgeted: bool = True
     measures_examples: bool = False
 
-    def check(self, groups: Groups, budget: int) -> None:  # noqa: B027 - most can serve any
+    def check(self, groups: Groups, budget: int, settings: Select) -> None:  # noqa: B027 - most can serve any
         """Raises ``AdapeftError`` when the method cannot serve these groups within ``budget`` elements."""
 
     @abstractmethod

@@ -11,47 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.artifact import load_tensors, save_tensors
-from adapeft.choose.subset import Part, check_part, compact_indices
+from adapeft.choose.subset import BESIDE, Part
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.ship.change import Bottleneck, Change, Difference, LowRank
 from adapeft.tune.attach import Attachment, attachment_of
-from adapeft.tune.leaves import DensePart, leaf_shape
-
-
-@dataclass(frozen=True)
-class Change:
-    """The difference on one parameter: ``values`` float32, shaped like the leaf of ``part``, or like a whole tensor."""
-
-    part: Part
-    values: Tensor
-
-    def add_to(self, parameter: Tensor) -> None:
-        """Adds the difference in place, in float32, rounded once to the parameter's dtype."""
-        indices, values = self.part.indices, self.values.to(parameter.device)
-        if indices is None:
-            parameter.copy_(parameter.float() + values)
-        else:
-            place = indices.to(parameter.device)
-            view, dim = (parameter.view(-1), 0) if self.part.kind == "elements" else (parameter, self.part.dim)
-            trained = view.index_select(dim, place).float() + values.movedim(0, dim)
-            view.index_copy_(dim, place, trained.to(view.dtype))
-
-    def touched(self, parameter: Tensor) -> Tensor:
-        """A copy of the entries of ``parameter`` that ``add_to`` changes."""
-        if self.part.indices is None:
-            return parameter.detach().clone()
-        place = self.part.indices.to(parameter.device)
-        if self.part.kind == "elements":
-            return parameter.detach().view(-1)[place]
-        return parameter.detach().index_select(self.part.dim, place)
-
-    def put_back(self, parameter: Tensor, entries: Tensor) -> None:
-        """Writes what ``touched`` returned, bit for bit."""
-        if self.part.indices is None:
-            parameter.copy_(entries)
-            return
-        view, dim = (parameter.view(-1), 0) if self.part.kind == "elements" else (parameter, self.part.dim)
-        view.index_copy_(dim, self.part.indices.to(parameter.device), entries)
+from adapeft.tune.leaves import DensePart
 
 
 @dataclass
@@ -59,17 +24,16 @@ class Applied:
     """A delta that is in a model's weights; keeps the base entries it replaced."""
 
     model: nn.Module
-    _changes: list[tuple[Change, str, Tensor]]
+    _changes: list[tuple[Change, str, Any]]
     _new: list[tuple[str, Tensor]]
 
     @torch.no_grad()
     def revert(self) -> None:
         """Takes the delta out again; the weights are bit-identical to before."""
-        parameters = dict(self.model.named_parameters())
-        for change, name, entries in self._changes:
-            change.put_back(parameters[name], entries)
+        for change, name, before in self._changes:
+            change.undo(self.model, name, before)
         for name, value in self._new:
-            parameters[name].copy_(value)
+            self.model.get_parameter(name).copy_(value)
         self._changes, self._new = [], []
 
 
@@ -91,17 +55,17 @@ class Delta:
 
     @property
     def count(self) -> int:
-        """Changed elements of the base."""
-        return sum(change.values.numel() for change in self.changes.values())
+        """Trained elements: of the base, and of LoRA and adapters beside it."""
+        return sum(change.count for change in self.changes.values())
 
     def save(self, path: str | Path) -> None:
-        """Writes ``delta.safetensors``: 8 bytes a trained element, 4 in rows and whole tensors, and a header."""
-        tensors, parts = {}, {}
-        for name, change in self.changes.items():
-            parts[name] = {"kind": change.part.kind, "shape": change.part.shape, "dim": change.part.dim}
-            tensors[f"{name}.values"] = change.values
-            if change.part.indices is not None:
-                tensors[f"{name}.indices"] = compact_indices(change.part.indices, change.part.shape)
+        """Writes ``delta.safetensors``: 8 bytes a single element, 4 of any other kind, and a header."""
+        parts = {name: change.part.described() for name, change in self.changes.items()}
+        tensors = {
+            f"{name}.{suffix}": tensor
+            for name, change in self.changes.items()
+            for suffix, tensor in change.tensors().items()
+        }
         for name, value in self.new.items():
             tensors[f"{name}.new"] = value
         content = {**self.description, "parts": parts, "new": list(self.new), "fingerprint": self.fingerprint}
@@ -116,25 +80,14 @@ class Delta:
         """
         tensors, content = load_tensors(Path(path), "delta")
         try:
-            changes = {}
-            for name, entry in content.pop("parts").items():
-                indices = tensors.get(f"{name}.indices")
-                part = Part(
-                    entry["kind"], tuple(entry["shape"]), None if indices is None else indices.long(), entry["dim"]
-                )
-                check_part(path, name, part)
-                changes[name] = Change(part, tensors[f"{name}.values"])
+            changes = {
+                name: Change.from_tensors(Path(path), name, header, _of_parameter(name, tensors))
+                for name, header in content.pop("parts").items()
+            }
             new = {name: tensors[f"{name}.new"] for name in content.pop("new")}
-            delta = cls(changes, new, content.pop("fingerprint"), content)
+            return cls(changes, new, content.pop("fingerprint"), content)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise AdapeftError(f"{path}: damaged description of a delta ({error}).") from error
-        for name, change in delta.changes.items():
-            expected = change.part.shape if change.part.indices is None else leaf_shape(change.part)
-            if tuple(change.values.shape) != tuple(expected):
-                raise AdapeftError(
-                    f"{path}: {name!r} has values of shape {tuple(change.values.shape)}, not {expected}."
-                )
-        return delta
 
     def check_fits(self, model: nn.Module) -> None:
         """Checks names, shapes and fingerprint against ``model``.
@@ -171,14 +124,11 @@ class Delta:
             AdapeftError: the model is not the delta's base.
         """
         self.check_fits(model)
-        parameters = dict(model.named_parameters())
-        undo = [(change, name, change.touched(parameters[name])) for name, change in self.changes.items()]
-        new = [(name, parameters[name].detach().clone()) for name in self.new]
-        for name, change in self.changes.items():
-            change.add_to(parameters[name])
+        new = [(name, model.get_parameter(name).detach().clone()) for name in self.new]
+        changes = [(change, name, change.make(model, name)) for name, change in self.changes.items()]
         for name, value in self.new.items():
-            parameters[name].copy_(value)
-        return Applied(model, undo, new)
+            model.get_parameter(name).copy_(value)
+        return Applied(model, changes, new)
 
 
 def extract_delta(
@@ -195,22 +145,33 @@ def extract_delta(
     """
     attachment = attachment_of(model)
     _keep_the_rule(attachment)
-    changes, new = {}, {}
-    for name, parameter in attachment.trained.items():
-        if name in attachment.dense:
-            change = _change_of(attachment.dense[name], full_value)
-            if change is not None:
-                changes[name] = change
-            continue
-        # A copy: on one rank ZeRO hands out views of the live values, which training goes on to change.
-        value = full_value(parameter).to("cpu", torch.float32, copy=True)
-        if name in attachment.subset.new:
-            new[name] = value
-        elif name in attachment.base:
-            changes[name] = Change(Part("tensor", tuple(value.shape)), value - attachment.base[name])
+    # Copies: on one rank ZeRO hands out views of the live values, which training goes on to change.
+    values = {
+        name: full_value(parameter).to("cpu", torch.float32, copy=True)
+        for name, parameter in attachment.trained.items()
+        if name not in attachment.dense
+    }
+    changes: dict[str, Change] = {}
+    for name, part in attachment.subset.parts.items():
+        if part.kind == "dense":
+            moved = _change_of(attachment.dense[name], full_value)
+            if moved is not None:
+                changes[name] = moved
+        elif part.kind in BESIDE:
+            leaves = {leaf: values[f"{name}.{leaf}"] for leaf in part.factor_shapes}
+            changes[name] = LowRank(part, leaves) if part.kind == "lora" else Bottleneck(part, leaves)
         else:
-            changes[name] = Change(attachment.subset.parts[name], value)
+            changes[name] = Difference(part, values[name] - attachment.base.get(name, 0.0))
+    for name in attachment.subset.always_train:
+        if name in attachment.base:
+            changes[name] = Difference(Part("tensor", tuple(values[name].shape)), values[name] - attachment.base[name])
+    new = {name: values[name] for name in attachment.subset.always_train if name in attachment.subset.new}
     return Delta(changes, new, attachment.fingerprint, dict(description or {}))
+
+
+def _of_parameter(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of parameter ``name`` by suffix."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _keep_the_rule(attachment: Attachment) -> None:
@@ -241,6 +202,6 @@ def _change_of(part: DensePart, full_value: Callable[[nn.Parameter], Tensor]) ->
     difference = part.effective(leaves, training=False)
     shape = tuple(difference.shape)
     if part.rule.budget is None:
-        return Change(Part("tensor", shape), difference)
+        return Difference(Part("tensor", shape), difference)
     moved = difference.flatten().nonzero().squeeze(1)
-    return Change(Part("elements", shape, moved), difference.flatten()[moved]) if len(moved) else None
+    return Difference(Part("elements", shape, moved), difference.flatten()[moved]) if len(moved) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from adapeft.choose.subset import Subset
+from adapeft.choose.subset import BESIDE, Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.tune.adapter import add_adapter, remove_adapter
 from adapeft.tune.leaves import DensePart, add_dense_leaves, add_leaf, leaf_shape, remove_leaves
+from adapeft.tune.lora import inject_lora, remove_lora
 from adapeft.tune.rules.make import rule_of
 from adapeft.tune.rules.rule import DIFFERENCE, Place, Rule
 
@@ -30,11 +32,13 @@ class Attachment:
     Attributes:
         subset: the subset attached.
         fingerprint: of the base model.
-        trained: name → the trainable parameter: a leaf, or the parameter itself where it is trained whole.
+        trained: name → the trainable parameter: a leaf, or the parameter itself where it is trained whole. Leaves
+            beside a weight are named ``weight's name.leaf's name``.
         base: name → its value before training, float32 on the CPU, where it is trained whole and not new.
         required_grad: ``requires_grad`` of every parameter before.
         rule: of the dense parts; that of a fixed mask where there are none.
         dense: name → the leaves of a dense part.
+        beside: name → the leaves of LoRA or an adapter beside that weight, by their names.
         dropout: module → its probability before, where the rule turned dropout off.
         follower: what keeps the rule, once an optimizer is there.
     """
@@ -46,6 +50,7 @@ class Attachment:
     required_grad: dict[str, bool] = field(repr=False)
     rule: Rule
     dense: dict[str, DensePart] = field(repr=False)
+    beside: dict[str, dict[str, nn.Parameter]] = field(repr=False)
     dropout: dict[nn.Dropout, float] = field(repr=False)
     follower: Follower | None = None
 
@@ -55,11 +60,13 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
 
     Whole tensors train themselves; rows and elements get a leaf, a small parameter that starts at zero. All else is
     frozen, so optimizer state, gradients and checkpoints are as large as the subset with any trainer. A tied weight has
-    one leaf in every module that uses it. Dense parts get a leaf of the parameter's own shape, and their method's rule
+    one leaf in every module that uses it. LoRA comes from peft, whose layers go around the model's own; its parameters
+    are renamed until ``detach``. Dense parts get a leaf of the parameter's own shape, and their method's rule
     needs ``adapeft.follow_rule`` besides.
 
     Raises:
-        AdapeftError: the model already has a subset, or the subset was chosen for another model.
+        AdapeftError: the model already has a subset, the subset was chosen for another model, or it has LoRA or an
+            adapter where no linear layer is.
     """
     if hasattr(model, _ATTRIBUTE):
         raise AdapeftError("this model already has a subset attached: call adapeft.detach(model) first.")
@@ -72,9 +79,10 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
             f"{fingerprint[:12]}: load the base model it was chosen on."
         )
     rule = rule_of(subset)
+    owners = _owners(model)
+    _check_linear(model, subset, owners)
     parameters = dict(model.named_parameters())
     required_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
-    owners = _owners(model)
     model.requires_grad_(False)
     trained: dict[str, nn.Parameter] = {}
     dense: dict[str, DensePart] = {}
@@ -90,16 +98,21 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
             dense[name] = _attach_dense(name, parameter, owners[parameter], rule)
             trained[name] = dense[name].leaves[DIFFERENCE]
             continue
+        if part.kind in BESIDE:
+            continue
         leaf = nn.Parameter(torch.zeros(leaf_shape(part), dtype=torch.float32, device=parameter.device))
         for module, local_name in owners[parameter]:
             add_leaf(module, local_name, part, leaf)
         trained[name] = leaf
+    beside = _attach_beside(model, subset)  # last: it wraps or replaces modules that may own leaves by now
+    trained |= {f"{name}.{leaf}": value for name, leaves in beside.items() for leaf, value in leaves.items()}
     for name, parameter in trained.items():
         parameter.requires_grad_(True)
-        if parameter is parameters[name] and name not in subset.new:
+        if parameter is parameters.get(name) and name not in subset.new:
             base[name] = parameter.detach().to("cpu", torch.float32, copy=True)
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
-    setattr(model, _ATTRIBUTE, Attachment(subset, fingerprint, trained, base, required_grad, rule, dense, dropout))
+    attachment = Attachment(subset, fingerprint, trained, base, required_grad, rule, dense, beside, dropout)
+    setattr(model, _ATTRIBUTE, attachment)
     return model
 
 
@@ -109,7 +122,10 @@ def detach(model: nn.Module) -> nn.Module:
     New parameters (a head) keep their trained values, for there is no base to go back to.
     """
     attachment = attachment_of(model)
+    if any(part.kind == "lora" for part in attachment.subset.parts.values()):
+        remove_lora(model)
     for module in model.modules():
+        remove_adapter(module)
         remove_leaves(module)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -145,6 +161,36 @@ def _attach_dense(name: str, parameter: nn.Parameter, owners: Sequence[tuple[nn.
     for module, local_name in owners:
         add_dense_leaves(module, local_name, part)
     return part
+
+
+def _check_linear(model: nn.Module, subset: Subset, owners: Mapping[nn.Parameter, list[tuple[nn.Module, str]]]) -> None:
+    """Checks that every weight with something beside it is one linear layer's own."""
+    for name, part in subset.parts.items():
+        if part.kind not in BESIDE:
+            continue
+        holders = owners[model.get_parameter(name)]
+        if len(holders) > 1:
+            raise AdapeftError(
+                f"the subset has {part.kind} beside {name!r}, which {len(holders)} modules share. Leave it out by "
+                f"select.exclude."
+            )
+        module, local_name = holders[0]
+        if type(module) not in (nn.Linear, Conv1D) or local_name != "weight":
+            raise AdapeftError(
+                f"the subset has {part.kind} beside {name!r} of a {type(module).__name__}, which is no linear layer. "
+                f"Leave it out by select.exclude."
+            )
+
+
+def _attach_beside(model: nn.Module, subset: Subset) -> dict[str, dict[str, nn.Parameter]]:
+    seed = int(subset.description.get("seed", 0))
+    adapters = {name: part for name, part in subset.parts.items() if part.kind == "adapter"}
+    beside = {
+        name: add_adapter(model.get_submodule(name.removesuffix(".weight")), name, part, seed)
+        for name, part in adapters.items()
+    }
+    lora = {name: part for name, part in subset.parts.items() if part.kind == "lora"}
+    return beside | (inject_lora(model, lora, seed) if lora else {})
 
 
 def _turn_dropout_off(model: nn.Module) -> dict[nn.Dropout, float]:
