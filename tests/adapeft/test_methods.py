@@ -24,6 +24,7 @@ CASES = [
     if not isinstance(found, RuleMethod) and granularity in GRANULARITIES.get(method, get_args(Granularity))
 ]
 BUDGET = 700
+BESIDE = {"lora": {"lora"}, "adapter": {"adapter"}}
 KINDS = {"tensor": {"tensor"}, "row": {"tensor", "rows"}, "element": {"elements"}}
 
 
@@ -43,10 +44,10 @@ def test_conforms(make, method, granularity, tmp_path):
         assert subset.count <= BUDGET
     elif found.is_budgeted:
         # Within the budget, and using what of it the cheapest group or every positive element can use.
-        assert 0.6 * BUDGET < subset.count <= BUDGET
+        assert 0.5 * BUDGET < subset.count <= BUDGET
     else:
         assert subset.count == int(build_groups(model, granularity).counts.sum())
-    assert {part.kind for part in subset.parts.values()} <= KINDS[granularity]
+    assert {part.kind for part in subset.parts.values()} <= BESIDE.get(method, KINDS[granularity])
     candidates = {info.name: info.shape for info in build_groups(model, granularity).parameters}
     assert all(candidates[name] == part.shape for name, part in subset.parts.items())
     said = {"method": method, "granularity": granularity, "seed": 4}
@@ -63,7 +64,7 @@ def test_conforms(make, method, granularity, tmp_path):
     with torch.no_grad():
         before = model.eval()(**batches[0]).logits
         adapeft.attach(model, loaded)
-        torch.testing.assert_close(model(**batches[0]).logits, before)
+        torch.testing.assert_close(model(**batches[0]).logits, before, rtol=0, atol=0)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert sum(parameter.numel() for parameter in trainable) == subset.count + new
     model(**batches[0]).loss.backward()
