@@ -67,8 +67,40 @@ def test_conforms(make, method, granularity, tmp_path):
         torch.testing.assert_close(model(**batches[0]).logits, before, rtol=0, atol=0)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert sum(parameter.numel() for parameter in trainable) == subset.count + new
-    model(**batches[0]).loss.backward()
-    assert all(parameter.grad is not None for parameter in trainable)
+    optimizer = torch.optim.AdamW(trainable, lr=1e-2)
+    for batch in batches[:2]:  # LoRA's A and an adapter's projection down move from the second step on
+        model(**batch).loss.backward()
+        assert all(parameter.grad is not None for parameter in trainable)
+        optimizer.step()
+        optimizer.zero_grad()
+    check_what_is_shipped(make, model.eval(), batches[0], subset)
+
+
+def check_what_is_shipped(make, trained, batch, subset):
+    """The delta makes the base the trained model, and that is p-sparse: counted entry by entry against the base."""
+    delta = adapeft.delta(trained)
+    assert delta.count == subset.count
+    base, merged = make().eval(), make().eval()
+    delta.apply(merged)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**batch).logits, trained(**batch).logits, rtol=1e-4, atol=1e-5)
+    differing = {
+        name: int((parameter != dict(merged.named_parameters())[name]).sum())
+        for name, parameter in base.named_parameters()
+        if name not in subset.new
+    }
+    beside = {name: part for name, part in subset.parts.items() if part.kind in ("lora", "adapter")}
+    for name, part in subset.parts.items():
+        if part.kind == "adapter":
+            assert differing[name] == 0, "an adapter leaves the weights alone"
+        elif part.kind == "lora":  # p-sparse with respect to the model that has the product beside the weight
+            difference = merged.get_parameter(name) - base.get_parameter(name)
+            assert torch.linalg.matrix_rank(difference, rtol=1e-4) <= part.rank
+        else:
+            assert differing[name] <= part.count
+    others = {name: count for name, count in differing.items() if name not in subset.parts}
+    assert not any(others.values())
+    assert sum(count for name, count in differing.items() if name not in beside) <= subset.count
 
 
 @pytest.mark.parametrize("method", METHODS)
