@@ -165,6 +165,14 @@ class Select(Section):
     joint: bool = Field(
         default=False, description="let adapeft value groups together, with the cross terms of their curvature"
     )
+    options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
+        default=(),
+        description="let adapeft choose for every matrix among rows of it, the whole and LoRA, as [row, tensor, lora]; "
+        "none: groups says what is chosen",
+    )
+    lora_ranks: tuple[PositiveInt, ...] = Field(
+        default=(1, 2, 4, 8, 16), description="ranks of LoRA among the options", min_length=1
+    )
     placement: Literal["pfeiffer", "houlsby"] = Field(
         default="pfeiffer", description="adapters after every feed-forward; houlsby: after attention too"
     )
@@ -205,6 +213,15 @@ class Select(Section):
             raise ValueError(
                 f"solver = {self.solver}: {self.method} by {self.granularity} solves no knapsack; leave solver out"
             )
+        if self.options and (self.method != "adapeft" or self.granularity != "row"):
+            raise ValueError(
+                f"options = {list(self.options)}: only adapeft chooses among kinds, and among rows with groups: row; "
+                f"here it is {self.method} by {self.granularity}"
+            )
+        if self.options and self.joint:
+            raise ValueError("options: joint = true values groups of one kind; leave one of them out")
+        if self.lora_ranks != type(self).model_fields["lora_ranks"].default and "lora" not in self.options:
+            raise ValueError(f"lora_ranks = {list(self.lora_ranks)}: lora is not among the options")
         if self.placement != "pfeiffer" and self.method != "adapter":
             raise ValueError(f"placement = {self.placement}: {self.method} places no adapters; leave placement out")
         return self
@@ -423,6 +440,8 @@ _MEASURED = (
         "select.method",
         "select.shrinkage",
         "select.joint",
+        "select.options",
+        "select.lora_ranks",
         "select.groups",
         "select.calibration",
         "select.batch_size",

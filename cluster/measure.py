@@ -6,6 +6,7 @@ from typing import Any
 
 from adapeft.choose.choose import choose
 from adapeft.choose.groups import chosen_of
+from adapeft.choose.options import options_of
 from adapeft.choose.subset import Subset
 from adapeft.config import Config, measurement_key
 from adapeft.config_file import to_yaml
@@ -14,7 +15,7 @@ from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import measure
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
-from adapeft.measure.storage import clear_elements, save_elements, save_groups
+from adapeft.measure.storage import clear_elements, save_elements, save_groups, save_options
 from adapeft.methods import get_method
 from adapeft.ranks import Ranks
 from cluster.engine import join, measuring_engine
@@ -75,5 +76,11 @@ def choose_and_save(config: Config, statistics: Statistics, num_examples: int, r
             derived["influence"] = values
         folder = RunFolder.of(config)
         save_groups(folder.path, groups, statistics.columns, measurement_key(config), **derived)
+        options = statistics.options
+        if options is not None:
+            influence = get_method(config.select.method).option_values(statistics, reach)
+            assert influence is not None
+            chosen = options_of(groups, options, subset)
+            save_options(folder.path, groups, options, influence=influence, chosen=chosen)
         subset.save(folder.subset)
     return subset

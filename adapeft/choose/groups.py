@@ -63,6 +63,8 @@ def chosen_of(groups: Groups, subset: Subset) -> np.ndarray:
         members = slice(groups.offsets[index], groups.offsets[index + 1])
         if part.kind == "rows" and part.indices is not None:
             trained[members][part.indices.numpy()] = groups.counts[members][part.indices.numpy()]
-        else:
+        elif part.kind == "tensor":
+            trained[members] = groups.counts[members]
+        elif not groups.is_row[index]:  # beside a matrix there are no rows to tell of
             trained[members] = part.count
     return trained

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -12,13 +12,19 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Shards
 
+Projector = Callable[[list[Tensor]], np.ndarray]
+"""More projections of a gradient, float64 [n], the same on every rank. Collective."""
 
-def measure_slopes(passes: Passes, groups: Groups, direction: list[Tensor]) -> dict[str, np.ndarray]:
+
+def measure_slopes(
+    passes: Passes, groups: Groups, direction: list[Tensor], more: Projector | None = None
+) -> dict[str, np.ndarray]:
     r"""Columns ``slope`` :math:`b_k = \bar g_k^\top d_k` over half B and its standard error ``slope_error``.
 
-    Half B is free of the noise that half A has put into d, so the estimate has no :math:`\|\bar g\|^2` bias.
+    Half B is free of the noise that half A has put into d, so the estimate has no :math:`\|\bar g\|^2` bias. What
+    ``more`` projects on follows the groups.
     """
-    projections, weights = _project(passes, groups, direction, sampled_labels=False)
+    projections, weights = _project(passes, groups, direction, more, sampled_labels=False)
     mean = np.average(projections, axis=0, weights=weights)
     spread = np.average((projections - mean) ** 2, axis=0, weights=weights)
     degrees = len(weights) - 1
@@ -26,7 +32,9 @@ def measure_slopes(passes: Passes, groups: Groups, direction: list[Tensor]) -> d
     return {"slope": mean, "slope_error": error}
 
 
-def measure_curvatures(passes: Passes, groups: Groups, direction: list[Tensor]) -> dict[str, np.ndarray]:
+def measure_curvatures(
+    passes: Passes, groups: Groups, direction: list[Tensor], more: Projector | None = None
+) -> dict[str, np.ndarray]:
     r"""Column ``curvature`` :math:`A_k = T\,\overline{(\tilde g_k^\top d_k)^2}` over half B at sampled labels.
 
     With T predictions averaged in a global batch this is an unbiased :math:`d_k^\top F d_k` (F the Fisher, or
@@ -35,7 +43,7 @@ def measure_curvatures(passes: Passes, groups: Groups, direction: list[Tensor]) 
     Column ``projections`` is :math:`Z_{km} = \sqrt{T_m/M}\,\tilde g_{mk}^\top d_k`, float32 [K, M] for M batches: the
     cross terms are :math:`A_{jk} \approx \sum_m Z_{jm} Z_{km}`, and the curvature is their diagonal.
     """
-    projections, num_predictions = _project(passes, groups, direction, sampled_labels=True)
+    projections, num_predictions = _project(passes, groups, direction, more, sampled_labels=True)
     scaled = (projections * np.sqrt(num_predictions / len(num_predictions))[:, None]).T
     return {"curvature": (scaled**2).sum(axis=1), "projections": scaled.astype(np.float32)}
 
@@ -50,13 +58,14 @@ def sum_over_groups(shards: Shards, groups: Groups, values: Iterable[Tensor]) ->
 
 
 def _project(
-    passes: Passes, groups: Groups, direction: list[Tensor], *, sampled_labels: bool
+    passes: Passes, groups: Groups, direction: list[Tensor], more: Projector | None, *, sampled_labels: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Projections [M, K] of the M gradients of half B on the direction, and the predictions [M] behind each."""
     name = "curvature" if sampled_labels else "slope"
     rows, weights = [], []
     for gradients, num_predictions in passes.gradients(name, passes.calibration.half_b, sampled_labels=sampled_labels):
         products = (gradient * along for gradient, along in zip(gradients, direction, strict=True))
-        rows.append(sum_over_groups(passes.shards, groups, products))
+        row = sum_over_groups(passes.shards, groups, products)
+        rows.append(row if more is None else np.concatenate([row, more(gradients)]))
         weights.append(num_predictions)
     return np.stack(rows), np.array(weights, dtype=np.float64)

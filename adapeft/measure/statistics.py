@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from adapeft.measure.groups import Groups
+from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 
 
@@ -27,8 +28,10 @@ class Statistics:
         groups: the K groups.
         columns: name → float64 [K] (``projections``: float32 [K, M]), equal on every rank.
         elements: this rank's shards when ``groups.granularity`` is ``element``, else empty.
+        options: of the matrices besides their rows, where ``select.options`` asks for any.
     """
 
     groups: Groups
     columns: dict[str, np.ndarray]
     elements: tuple[ElementShard, ...] = field(default=())
+    options: Options | None = None

@@ -16,10 +16,12 @@ from adapeft.artifact import load_table, load_tensors, provenance, save_table, s
 from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import ParameterInfo
 from adapeft.measure.groups import Groups
+from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 
 TABLE = "groups.parquet"
+OPTIONS = "options.parquet"
 ELEMENTS = "statistics"
 _DERIVED = ("influence", "chosen")
 _DESCRIBED = ("parameter", "role", "layer", "depth", "index", "count")
@@ -39,6 +41,40 @@ def save_groups(
     assert set(derived) <= set(_DERIVED)
     header = {**asdict(groups), "key": dict(key), "provenance": provenance()}
     save_table(folder / TABLE, groups.to_table({**columns, **derived}, {"adapeft": json.dumps(header)}))
+
+
+def save_options(folder: Path, groups: Groups, options: Options, **derived: np.ndarray) -> None:
+    """Writes ``options.parquet``: a row an option of a matrix, and what was ``derived`` (influence, chosen)."""
+    assert set(derived) <= set(_DERIVED)
+    names = np.array([info.name for info in groups.parameters], dtype=object)
+    columns = {
+        "parameter": pa.array(names[options.parameters], pa.string()),
+        "rank": options.ranks,
+        "count": options.counts,
+        "slope": options.slopes,
+        "curvature": options.curvatures,
+        **derived,
+    }
+    save_table(folder / OPTIONS, pa.table(columns))
+
+
+def load_options(folder: Path, groups: Groups) -> Options | None:
+    """What ``save_options`` wrote; None where nothing was.
+
+    Raises:
+        AdapeftError: the file is damaged, or of other groups.
+    """
+    path = folder / OPTIONS
+    if not path.is_file():
+        return None
+    table = load_table(path)
+    places = {info.name: index for index, info in enumerate(groups.parameters)}
+    try:
+        parameters = np.array([places[name] for name in table["parameter"].to_pylist()], dtype=np.int64)
+        numbers = {name: table[name].to_numpy() for name in ("rank", "count", "slope", "curvature")}
+    except KeyError as error:
+        raise AdapeftError(f"{path}: options of other groups, or damaged ({error}). Measure again.") from error
+    return Options(parameters, numbers["rank"], numbers["count"], numbers["slope"], numbers["curvature"])
 
 
 def clear_elements(folder: Path) -> None:
@@ -103,4 +139,4 @@ def load_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:
                 ElementShard(Slice(**entry), {name: tensors[f"{index}.{name}"] for name in names})
                 for index, entry in enumerate(content["slices"])
             ]
-    return Statistics(groups, columns, tuple(elements)), key
+    return Statistics(groups, columns, tuple(elements), load_options(folder, groups)), key

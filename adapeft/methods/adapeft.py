@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from adapeft.choose.joint import choose_groups_jointly
+from adapeft.choose.options import choose_options
 from adapeft.choose.subset import Subset
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import measure_elements
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
+from adapeft.measure.options import measure_with_options
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.statistics import Statistics
@@ -40,6 +44,9 @@ class AdaPEFT(ValuedMethod):
         direction = measure_direction(passes, settings.direction)
         if groups.granularity == "element":
             return measure_elements(passes, groups, direction, shrinkage=settings.shrinkage)
+        if settings.options:
+            columns, options = measure_with_options(passes, groups, direction, settings.options, settings.lora_ranks)
+            return Statistics(groups, columns, options=options)
         slopes = measure_slopes(passes, groups, direction)
         curvatures = measure_curvatures(passes, groups, direction)
         if not settings.joint:
@@ -49,7 +56,22 @@ class AdaPEFT(ValuedMethod):
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
         if plan.settings.joint:
             return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach)
+        if statistics.options is not None:
+            return choose_options(
+                groups,
+                self.group_values(statistics, plan.reach),
+                statistics.options,
+                self.option_values(statistics, plan.reach),
+                plan.budget,
+                with_rows="row" in plan.settings.options,
+                greedy=plan.settings.solver == "greedy",
+            )
         return super().choose(groups, statistics, plan, ranks)
+
+    def option_values(self, statistics: Statistics, reach: float) -> np.ndarray:
+        assert statistics.options is not None
+        columns = {"slope": statistics.options.slopes, "curvature": statistics.options.curvatures}
+        return self.value({name: torch.from_numpy(column) for name, column in columns.items()}, reach).numpy()
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         return influence(columns["slope"], columns["curvature"], reach)

@@ -71,6 +71,10 @@ class Method(ABC):
         """float64 [K]: the value that choosing gives each group, None where groups have none."""
         return None
 
+    def option_values(self, statistics: Statistics, reach: float) -> np.ndarray | None:
+        """float64 [N]: the value that choosing gives each of ``statistics.options``, None where they have none."""
+        return None
+
 
 class ValuedMethod(Method):
     """A method that gives every group or element a value and takes the most valuable under the budget."""

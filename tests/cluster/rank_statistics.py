@@ -36,6 +36,7 @@ CASES = {
     "sam-by-tensor": {"method": "sam", "scope": "tensor"},
     "magnitude": {"method": "magnitude"},
     "fish": {"method": "fish"},
+    "options": {"groups": "row", "options": ["row", "tensor", "lora"], "lora_ranks": [1, 2, 3]},
 }
 REACH = 0.01
 BATCH_SIZE = 5
@@ -87,7 +88,7 @@ def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Stat
     passes = passes_for(model, shards, by_example=method.measures_examples)
     statistics = measure(method, passes, groups, settings)
     subset = choose(settings, statistics, reach=REACH, seed=3, ranks=shards.ranks)
-    return statistics, {name: part.indices for name, part in subset.parts.items()}
+    return statistics, dict(subset.parts)
 
 
 def whole_elements(statistics: Statistics, ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -137,6 +138,7 @@ def main(out: Path) -> None:
                 "columns": statistics.columns,
                 "elements": whole_elements(statistics, ranks),
                 "chosen": chosen,
+                "options": statistics.options,
                 "held": [sum(piece.length for piece in shards.slices)],
                 "state_elements": optimizer_state_elements(engine),
                 "always_trained": always_trained_elements(model, groups),

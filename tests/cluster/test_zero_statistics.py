@@ -73,9 +73,15 @@ def test_sharding_changes_rounding_only(measured, plain, name, case, stage, micr
         )
 
     assert found["chosen"].keys() == chosen.keys()
-    for parameter, indices in chosen.items():
-        if parameter not in rounding_alone(statistics.groups, elements):
-            assert indices is None or torch.equal(found["chosen"][parameter], indices)
+    for parameter, part in chosen.items():
+        other = found["chosen"][parameter]
+        assert (other.kind, other.rank, other.count) == (part.kind, part.rank, part.count)
+        if part.indices is not None and parameter not in rounding_alone(statistics.groups, elements):
+            assert torch.equal(other.indices, part.indices)
+    if statistics.options is not None:
+        for name, expected in vars(statistics.options).items():
+            atol = 1e-4 * np.abs(expected).max()
+            np.testing.assert_allclose(getattr(found["options"], name), expected, rtol=1e-3, atol=atol)
 
     # No rank holds another's statistics, and none a state for what it measures.
     total = int(statistics.groups.counts.sum())

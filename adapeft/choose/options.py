@@ -1,0 +1,77 @@
+"""Rows, whole tensors and LoRA of several ranks in one subset: a multiple-choice knapsack over the matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from adapeft.choose.groups import STABLE_GAP, parts_of
+from adapeft.choose.subset import Part, Subset
+from adapeft.measure.groups import Groups
+from adapeft.measure.options import Options
+from solver import MultipleChoiceCore, MultipleChoiceGreedy, MultipleChoiceProblem
+
+
+def choose_options(
+    groups: Groups,
+    values: np.ndarray,
+    options: Options,
+    option_values: np.ndarray,
+    budget: int,
+    *,
+    with_rows: bool = True,
+    greedy: bool = False,
+) -> Subset:
+    """The best of rows [K] and options [N] within ``budget`` elements; a matrix has some rows, or one option, or none.
+
+    Args:
+        values: of the groups, float64 [K].
+        option_values: float64 [N].
+        with_rows: whether rows of matrices may be chosen; vectors always may.
+        greedy: by value per element alone.
+    """
+    is_row = groups.is_row[groups.parameter_of]
+    if not with_rows:
+        values = np.where(is_row, 0.0, values)
+    problem = MultipleChoiceProblem(
+        values=np.concatenate([values, option_values]),
+        costs=np.concatenate([groups.counts, options.counts]),
+        budget=budget,
+        classes=np.concatenate([np.where(is_row, groups.parameter_of, -1), options.parameters]),
+        exclusive=np.concatenate([np.zeros(groups.num_groups, dtype=bool), np.ones(len(options.counts), dtype=bool)]),
+    )
+    solver = MultipleChoiceGreedy() if greedy else MultipleChoiceCore(relative_gap=STABLE_GAP)
+    solution = solver.solve(problem)
+    taken = np.flatnonzero(solution.chosen[groups.num_groups :])
+    beside = {
+        groups.parameters[options.parameters[option]].name: _part(groups, options, option) for option in taken.tolist()
+    }
+    parts = {**parts_of(groups, solution.chosen[: groups.num_groups]), **beside}
+    in_order = {info.name: parts[info.name] for info in groups.parameters if info.name in parts}
+    return Subset(in_order).described(
+        value=solution.value,
+        bound=solution.bound,
+        gap=solution.gap,
+        status=solution.status.name.lower(),
+        advice=solution.status.advice,
+        solve_seconds=solution.seconds,
+        num_groups=problem.num_items,
+        num_chosen=int(solution.chosen.sum()),
+    )
+
+
+def options_of(groups: Groups, options: Options, subset: Subset) -> np.ndarray:
+    """int64 [N]: how many elements of each option ``subset`` trains."""
+    trained = np.zeros(len(options.counts), dtype=np.int64)
+    for option, (index, rank) in enumerate(zip(options.parameters, options.ranks, strict=True)):
+        part = subset.parts.get(groups.parameters[index].name)
+        if part is not None and part.kind == ("lora" if rank else "tensor") and part.rank == rank:
+            trained[option] = part.count
+    return trained
+
+
+def _part(groups: Groups, options: Options, option: int) -> Part:
+    info = groups.parameters[options.parameters[option]]
+    rank = int(options.ranks[option])
+    if not rank:
+        return Part("tensor", info.shape)
+    return Part("lora", info.shape, dim=info.output_dim or 0, rank=rank, alpha=float(rank))

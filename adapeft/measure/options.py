@@ -1,0 +1,183 @@
+r"""Options of a weight matrix: to train it whole, or LoRA of some rank beside it, measured with the rows in one go.
+
+All are valued on one scale: the slope b and the curvature A of the step that the option can take. Whole, that is the
+direction D of the matrix itself; LoRA of rank r can take the nearest step of that rank, :math:`D_r = \sum_{i \le r}
+s_i u_i v_i^\top` by the singular values of D, so that
+
+.. math:: b_r = \sum_{i \le r} s_i\, u_i^\top \bar G v_i, \qquad
+          A_r = \frac{T}{M} \sum_m \Big(\sum_{i \le r} s_i\, u_i^\top \tilde G_m v_i\Big)^2
+
+for the gradients that rows are measured with anyway: one projection a singular value, whatever the number of ranks.
+What LoRA does in its first step says nothing of it, for its A has no gradient while B = 0 (Xu and Bu 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapeft.inputs.structure import ParameterInfo
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.shards import Shards
+from adapeft.ranks import Ranks
+
+_OVERSAMPLING = 8
+_POWER_ITERATIONS = 4
+"""Of the randomized singular values, Halko, Martinsson and Tropp 2011; Adam's directions have a flat spectrum."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Alternatives to training rows of a matrix, of which at most one is taken. Columns, N in all.
+
+    Attributes:
+        parameters: int64 [N], the matrix among the candidates.
+        ranks: int64 [N], of LoRA; 0 is the whole tensor.
+        counts: int64 [N], trained elements.
+        slopes: float64 [N].
+        curvatures: float64 [N].
+    """
+
+    parameters: np.ndarray
+    ranks: np.ndarray
+    counts: np.ndarray
+    slopes: np.ndarray
+    curvatures: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """Of one matrix [d0, d1] of the candidates: ``left`` [d0, R] scaled by the singular values, ``right`` [d1, R]."""
+
+    left: Tensor
+    right: Tensor
+
+
+def measure_with_options(
+    passes: Passes, groups: Groups, direction: list[Tensor], kinds: Sequence[str], ranks: Sequence[int]
+) -> tuple[dict[str, np.ndarray], Options]:
+    """The columns of ``groups`` (by row), without projections, and the options of its matrices. Collective.
+
+    Args:
+        kinds: ``tensor``, ``lora``; what else is among them is not measured here.
+        ranks: of LoRA; a matrix has those that cost less than training it whole.
+    """
+    shards = passes.shards
+    matrices = [i for i, info in enumerate(groups.parameters) if info.is_linear and "lora" in kinds]
+    factors = _factors(shards, groups, direction, {i: _most(groups.parameters[i], ranks) for i in matrices})
+    slopes = measure_slopes(passes, groups, direction, lambda gradients: _project(shards, groups, factors, gradients))
+    curvatures = measure_curvatures(
+        passes, groups, direction, lambda gradients: _project(shards, groups, factors, gradients)
+    )
+    projections = curvatures["projections"].astype(np.float64)
+    found = []
+    place = groups.num_groups
+    for index, info in enumerate(groups.parameters):
+        if "tensor" in kinds and groups.is_row[index]:
+            rows = slice(groups.offsets[index], groups.offsets[index + 1])
+            found.append((index, 0, info.count, slopes["slope"][rows].sum(), _squared(projections[rows])))
+        if index in factors:
+            width = factors[index].left.shape[1]
+            own = slice(place, place + width)
+            place += width
+            found += [
+                (
+                    index,
+                    rank,
+                    _lora_count(info, rank),
+                    slopes["slope"][own][:rank].sum(),
+                    _squared(projections[own][:rank]),
+                )
+                for rank in ranks
+                if rank <= width
+            ]
+    columns = {name: column[: groups.num_groups] for name, column in {**slopes, **curvatures}.items()}
+    del columns["projections"]
+    return columns, _as_options(found)
+
+
+def _as_options(found: Sequence[tuple]) -> Options:
+    columns = list(zip(*found, strict=True)) or [()] * 5
+    integers = [np.array(column, dtype=np.int64) for column in columns[:3]]
+    return Options(*integers, *(np.array(column, dtype=np.float64) for column in columns[3:]))
+
+
+def _squared(projections: np.ndarray) -> float:
+    """The curvature of a step from the projections [n, M] of its parts."""
+    return float((projections.sum(axis=0) ** 2).sum())
+
+
+def _lora_count(info: ParameterInfo, rank: int) -> int:
+    return rank * sum(info.shape)
+
+
+def _most(info: ParameterInfo, ranks: Sequence[int]) -> int:
+    """The largest of ``ranks`` that is cheaper than the whole matrix, 0 when none is."""
+    return max((rank for rank in ranks if rank < min(info.shape) and _lora_count(info, rank) < info.count), default=0)
+
+
+def _factors(shards: Shards, groups: Groups, direction: list[Tensor], widths: dict[int, int]) -> dict[int, _Factors]:
+    """Leading singular vectors of the direction in each matrix, the same on every rank. Collective.
+
+    One matrix at a time is whole on a rank. Ranks take turns in factorizing, and share what they found.
+    """
+    factors = {}
+    for turn, (index, width) in enumerate(widths.items()):
+        if not width:
+            continue
+        info = groups.parameters[index]
+        whole = torch.zeros(info.count, device=shards.device)
+        for piece, values in zip(shards.slices, direction, strict=True):
+            if piece.parameter == index:
+                whole[piece.start : piece.start + piece.length] = values
+        shards.ranks.all_reduce(whole)
+        left = torch.zeros(info.shape[0], width, device=shards.device)
+        right = torch.zeros(info.shape[1], width, device=shards.device)
+        if turn % shards.ranks.world_size == shards.ranks.rank:
+            u, s, v = _leading(whole.view(info.shape), width)
+            left, right = u * s, v
+        factors[index] = _Factors(_shared(left, shards.ranks), _shared(right, shards.ranks))
+    return factors
+
+
+def _shared(values: Tensor, ranks: Ranks) -> Tensor:
+    """What one rank has and the others hold zeros for."""
+    return ranks.all_reduce(values.contiguous())
+
+
+def _leading(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``width`` leading singular triplets: u [d0, width], s [width], v [d1, width]."""
+    if width + _OVERSAMPLING >= min(matrix.shape):
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return u[:, :width], s[:width], vt[:width].t()
+    with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(matrix, width + _OVERSAMPLING, niter=_POWER_ITERATIONS)
+    return u[:, :width], s[:width], v[:, :width]
+
+
+def _project(shards: Shards, groups: Groups, factors: dict[int, _Factors], gradients: list[Tensor]) -> np.ndarray:
+    r"""float64: :math:`s_i\, u_i^\top G v_i` of every triplet, matrix after matrix. Collective."""
+    starts = dict(zip(factors, np.cumsum([0, *(one.left.shape[1] for one in factors.values())]).tolist(), strict=False))
+    total = sum(one.left.shape[1] for one in factors.values())
+    sums = torch.zeros(total, dtype=torch.float64, device=shards.device)
+    for piece, gradient in zip(shards.slices, gradients, strict=True):
+        if piece.parameter in factors:
+            one, start = factors[piece.parameter], starts[piece.parameter]
+            sums[start : start + one.left.shape[1]] += _triplets(one, piece.start, gradient)
+    return shards.ranks.all_reduce(sums).cpu().numpy()
+
+
+def _triplets(factors: _Factors, start: int, gradient: Tensor) -> Tensor:
+    """The part of the triplets' projections that the elements from flat position ``start`` of the matrix make."""
+    width = len(factors.right)
+    first, last = start // width, -(-(start + len(gradient)) // width)
+    padded = torch.nn.functional.pad(gradient, (start - first * width, last * width - start - len(gradient)))
+    rows = padded.view(last - first, width) @ factors.right
+    return (rows * factors.left[first:last]).sum(0, dtype=torch.float64)
