@@ -38,6 +38,7 @@ Method = Literal[
     "mixout",
     "mixout-reset",
     "bitfit",
+    "lora",
     "magnitude",
     "diff-pruning",
     "child-tuning-f",
@@ -54,10 +55,11 @@ _ANY_GRANULARITY: tuple[Granularity, ...] = ("element", "row", "tensor")
 GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "full": ("tensor",),
     "bitfit": ("tensor",),
+    "lora": ("tensor",),
     "adapeft": ("row", "element", "tensor"),
     **dict.fromkeys(OPTIONS, ("element",)),
 }
-_WITHOUT_VALUES = ("full", "random", "bitfit", *OPTIONS)
+_WITHOUT_VALUES = ("full", "random", "bitfit", "lora", *OPTIONS)
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
@@ -125,7 +127,7 @@ class Select(Section):
     method: Method = Field(default="adapeft", description="how parameters are ranked")
     groups: Literal["auto", Granularity] = Field(
         default="auto",
-        description="what is chosen together; auto: row for adapeft, tensor for full and bitfit, else element",
+        description="what is chosen together; auto: row for adapeft, tensor for full, bitfit and lora, else element",
     )
     budget: Limit = Field(
         default=Budget.parse("0.5%"),

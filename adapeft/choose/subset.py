@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapeft.artifact import load_tensors, save_tensors
 from adapeft.errors import AdapeftError, did_you_mean
 
-Kind = Literal["tensor", "rows", "elements", "dense"]
+Kind = Literal["tensor", "rows", "elements", "dense", "lora"]
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,56 @@ class Part:
 
     Attributes:
         kind: the whole ``tensor``, ``rows`` of a matrix, single ``elements``, or ``dense``: every element's difference
-            to the base, under the rule that ``Subset.description`` names.
+            to the base, under the rule that ``Subset.description`` names; or ``lora``: the matrix plus
+            (alpha / rank) · B A.
         shape: of the parameter.
         indices: int64, ascending; rows along ``dim``, or positions in the flattened parameter; None for the
             whole parameter.
-        dim: the dimension that rows are counted along.
+        dim: the dimension that rows are counted along; for ``lora`` that of the output neurons.
+        rank: of ``lora``.
+        alpha: of ``lora``.
     """
 
     kind: Kind
     shape: tuple[int, ...]
     indices: Tensor | None = None
     dim: int = 0
+    rank: int = 0
+    alpha: float = 0.0
+
+    @property
+    def pieces(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters that the part adds to the model, by name; none where it trains what is there."""
+        if self.kind == "lora":
+            return {"lora_A": (self.rank, self.shape[1 - self.dim]), "lora_B": (self.shape[self.dim], self.rank)}
+        return {}
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """The pieces that ``values`` [count] holds one after another."""
+        sizes = [torch.Size(shape).numel() for shape in self.pieces.values()]
+        cuts = zip(self.pieces.items(), values.split(sizes), strict=True)
+        return {name: piece.view(shape) for (name, shape), piece in cuts}
 
     @property
     def count(self) -> int:
         """Number of trained elements."""
+        if self.pieces:
+            return sum(torch.Size(shape).numel() for shape in self.pieces.values())
         total = int(torch.Size(self.shape).numel())
         if self.indices is None:
             return total
         return len(self.indices) * (total // self.shape[self.dim] if self.kind == "rows" else 1)
+
+    def describe(self) -> dict[str, Any]:
+        """All but the indices, for the header of a file."""
+        numbers = {"rank": self.rank, "alpha": self.alpha} if self.kind == "lora" else {}
+        return {"kind": self.kind, "shape": self.shape, "dim": self.dim, **numbers}
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], indices: Tensor | None) -> Part:
+        """The inverse of ``describe``; its numbers are not checked yet."""
+        numbers = {key: entry[key] for key in ("rank", "alpha") if key in entry}
+        return cls(entry["kind"], tuple(entry["shape"]), _widen(indices), entry["dim"], **numbers)
 
 
 @dataclass(frozen=True)
@@ -92,7 +123,7 @@ class Subset:
 
     def save(self, path: str | Path) -> None:
         """Writes ``subset.safetensors``."""
-        parts = {name: {"kind": p.kind, "shape": p.shape, "dim": p.dim} for name, p in self.parts.items()}
+        parts = {name: part.describe() for name, part in self.parts.items()}
         indices = {name: compact_indices(p.indices, p.shape) for name, p in self.parts.items() if p.indices is not None}
         content = {"parts": parts, "always_train": self.always_train, "new": self.new, **self.description}
         save_tensors(Path(path), "subset", indices, content)
@@ -106,10 +137,7 @@ class Subset:
         """
         indices, content = load_tensors(Path(path), "subset")
         try:
-            parts = {
-                name: Part(entry["kind"], tuple(entry["shape"]), _widen(indices.get(name)), entry["dim"])
-                for name, entry in content.pop("parts").items()
-            }
+            parts = {name: Part.of(entry, indices.get(name)) for name, entry in content.pop("parts").items()}
             for name, part in parts.items():
                 check_part(path, name, part)
             return cls(parts, tuple(content.pop("always_train")), tuple(content.pop("new")), content)
@@ -118,13 +146,20 @@ class Subset:
 
 
 def check_part(path: str | Path, name: str, part: Part) -> None:
-    """Checks that a loaded part's indices lie in its shape, strictly ascending.
+    """Checks that a loaded part's indices lie in its shape, strictly ascending, and that a rank fits it.
 
     Raises:
         AdapeftError: they do not.
     """
-    if part.kind not in get_args(Kind) or (part.kind in ("tensor", "dense")) != (part.indices is None):
+    if part.kind not in get_args(Kind) or (part.kind in ("rows", "elements")) != (part.indices is not None):
         raise AdapeftError(f"{path}: {name!r} is of kind {part.kind!r}, which does not go with its indices.")
+    if part.kind == "lora" and (
+        len(part.shape) != 2 or part.dim not in (0, 1) or not 1 <= part.rank <= min(part.shape)
+    ):
+        raise AdapeftError(
+            f"{path}: {name!r} of shape {part.shape} has a LoRA of rank {part.rank!r} along dimension {part.dim!r}: a "
+            f"matrix takes ranks from 1 to its smaller side."
+        )
     if part.indices is None:
         return
     limit = part.shape[part.dim] if part.kind == "rows" else int(torch.Size(part.shape).numel())

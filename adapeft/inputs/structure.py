@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,6 +29,7 @@ class ParameterInfo:
         depth: relative depth in [0, 1]; 0 before the blocks and 1 after them.
         output_dim: the dimension that counts output neurons of a matrix (0 for ``nn.Linear`` and embeddings, 1 for
             ``Conv1D``), None for what is not a matrix and so has no rows.
+        is_linear: whether it is the weight of one linear layer, tied to nothing.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ParameterInfo:
     layer: int
     depth: float
     output_dim: int | None
+    is_linear: bool = False
 
     @property
     def count(self) -> int:
@@ -51,11 +54,16 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
         prefix: next((i for i, name in enumerate(names) if name.startswith(prefix + ".")), len(names))
         for prefix in block_lists
     }
+    num_uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     described = []
     for position, (name, parameter) in enumerate(model.named_parameters()):
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         role, layer, depth = _place(name, position, block_lists, first_block)
-        described.append(ParameterInfo(name, shape, role, layer, depth, _output_dim(model, name, len(shape))))
+        owner, _, local_name = name.rpartition(".")
+        is_layer = local_name == "weight" and isinstance(model.get_submodule(owner), nn.Linear | Conv1D)
+        output_dim = _output_dim(model, name, len(shape))
+        is_linear = is_layer and num_uses[id(parameter)] == 1
+        described.append(ParameterInfo(name, shape, role, layer, depth, output_dim, is_linear))
     return tuple(described)
 
 

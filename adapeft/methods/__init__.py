@@ -9,6 +9,7 @@ from adapeft.methods.child_tuning_f import ChildTuningF
 from adapeft.methods.diff_pruning import DiffPruning
 from adapeft.methods.fish import Fish
 from adapeft.methods.full import Full
+from adapeft.methods.lora import LoRA
 from adapeft.methods.magnitude import Magnitude
 from adapeft.methods.method import Method, Plan, ValuedMethod
 from adapeft.methods.mixout import Mixout, MixoutReset
@@ -19,7 +20,7 @@ from adapeft.methods.sam import SAM
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        *(Full(), Random(), Mixout(), MixoutReset(), BitFit(), Magnitude()),
+        *(Full(), Random(), Mixout(), MixoutReset(), BitFit(), LoRA(), Magnitude()),
         *(DiffPruning(), ChildTuningF(), ChildTuningD(), ChildPruning()),
         *(Fish(), SAM(), AdaPEFT()),
     )

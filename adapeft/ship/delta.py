@@ -16,11 +16,15 @@ from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.tune.attach import Attachment, attachment_of
 from adapeft.tune.leaves import DensePart, leaf_shape
+from adapeft.tune.lora import low_rank_sum
 
 
 @dataclass(frozen=True)
 class Change:
-    """The difference on one parameter: ``values`` float32, shaped like the leaf of ``part``, or like a whole tensor."""
+    """The difference on one parameter: ``values`` float32, shaped like the leaf of ``part``, or like a whole tensor.
+
+    Of a part that adds to the model they are its pieces, one after another: [count].
+    """
 
     part: Part
     values: Tensor
@@ -28,6 +32,8 @@ class Change:
     def add_to(self, parameter: Tensor) -> None:
         """Adds the difference in place, in float32, rounded once to the parameter's dtype."""
         indices, values = self.part.indices, self.values.to(parameter.device)
+        if self.part.kind == "lora":
+            values = low_rank_sum(self.part, values)
         if indices is None:
             parameter.copy_(parameter.float() + values)
         else:
@@ -98,8 +104,9 @@ class Delta:
         """Writes ``delta.safetensors``: 8 bytes a trained element, 4 in rows and whole tensors, and a header."""
         tensors, parts = {}, {}
         for name, change in self.changes.items():
-            parts[name] = {"kind": change.part.kind, "shape": change.part.shape, "dim": change.part.dim}
-            tensors[f"{name}.values"] = change.values
+            parts[name] = change.part.describe()
+            pieces = change.part.split(change.values) if change.part.pieces else {"values": change.values}
+            tensors.update({f"{name}.{piece}": value.contiguous() for piece, value in pieces.items()})
             if change.part.indices is not None:
                 tensors[f"{name}.indices"] = compact_indices(change.part.indices, change.part.shape)
         for name, value in self.new.items():
@@ -118,22 +125,13 @@ class Delta:
         try:
             changes = {}
             for name, entry in content.pop("parts").items():
-                indices = tensors.get(f"{name}.indices")
-                part = Part(
-                    entry["kind"], tuple(entry["shape"]), None if indices is None else indices.long(), entry["dim"]
-                )
+                part = Part.of(entry, tensors.get(f"{name}.indices"))
                 check_part(path, name, part)
-                changes[name] = Change(part, tensors[f"{name}.values"])
+                changes[name] = Change(part, _values(path, name, part, tensors))
             new = {name: tensors[f"{name}.new"] for name in content.pop("new")}
             delta = cls(changes, new, content.pop("fingerprint"), content)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise AdapeftError(f"{path}: damaged description of a delta ({error}).") from error
-        for name, change in delta.changes.items():
-            expected = change.part.shape if change.part.indices is None else leaf_shape(change.part)
-            if tuple(change.values.shape) != tuple(expected):
-                raise AdapeftError(
-                    f"{path}: {name!r} has values of shape {tuple(change.values.shape)}, not {expected}."
-                )
         return delta
 
     def check_fits(self, model: nn.Module) -> None:
@@ -181,6 +179,22 @@ class Delta:
         return Applied(model, undo, new)
 
 
+def _values(path: str | Path, name: str, part: Part, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What the file holds of a part's values.
+
+    Raises:
+        AdapeftError: they have other shapes than the part.
+    """
+    whole = part.shape if part.indices is None else leaf_shape(part)
+    found = []
+    for piece, shape in (part.pieces or {"values": whole}).items():
+        value = tensors[f"{name}.{piece}"]
+        if tuple(value.shape) != tuple(shape):
+            raise AdapeftError(f"{path}: {name!r} has {piece} of shape {tuple(value.shape)}, not {tuple(shape)}.")
+        found.append(value)
+    return torch.cat([value.flatten() for value in found]) if part.pieces else found[0]
+
+
 def extract_delta(
     model: nn.Module,
     description: Mapping[str, Any] | None = None,
@@ -196,7 +210,13 @@ def extract_delta(
     attachment = attachment_of(model)
     _keep_the_rule(attachment)
     changes, new = {}, {}
+    pieces = {f"{name}.{piece}" for name, added in attachment.added.items() for piece in added}
+    for name, added in attachment.added.items():
+        values = [full_value(parameter).to("cpu", torch.float32).flatten() for parameter in added.values()]
+        changes[name] = Change(attachment.subset.parts[name], torch.cat(values))
     for name, parameter in attachment.trained.items():
+        if name in pieces:
+            continue
         if name in attachment.dense:
             change = _change_of(attachment.dense[name], full_value)
             if change is not None:

@@ -14,6 +14,7 @@ from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.tune.leaves import DensePart, add_dense_leaves, add_leaf, leaf_shape, remove_leaves
+from adapeft.tune.lora import add_lora, check_lora, remove_lora
 from adapeft.tune.rules.make import rule_of
 from adapeft.tune.rules.rule import DIFFERENCE, Place, Rule
 
@@ -30,7 +31,9 @@ class Attachment:
     Attributes:
         subset: the subset attached.
         fingerprint: of the base model.
-        trained: name → the trainable parameter: a leaf, or the parameter itself where it is trained whole.
+        trained: name → the trainable parameter: a leaf, or the parameter itself where it is trained whole; what a
+            part adds has the part's name and its own, ``….weight.lora_A``.
+        added: name → the parameters that the part adds, by their own names.
         base: name → its value before training, float32 on the CPU, where it is trained whole and not new.
         required_grad: ``requires_grad`` of every parameter before.
         rule: of the dense parts; that of a fixed mask where there are none.
@@ -42,6 +45,7 @@ class Attachment:
     subset: Subset
     fingerprint: str
     trained: dict[str, nn.Parameter]
+    added: dict[str, dict[str, nn.Parameter]] = field(repr=False)
     base: dict[str, Tensor]
     required_grad: dict[str, bool] = field(repr=False)
     rule: Rule
@@ -56,10 +60,12 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     Whole tensors train themselves; rows and elements get a leaf, a small parameter that starts at zero. All else is
     frozen, so optimizer state, gradients and checkpoints are as large as the subset with any trainer. A tied weight has
     one leaf in every module that uses it. Dense parts get a leaf of the parameter's own shape, and their method's rule
-    needs ``adapeft.follow_rule`` besides.
+    needs ``adapeft.follow_rule`` besides. A layer with LoRA is wrapped in PEFT's, until ``detach``: its own parameters
+    are named ``….base_layer.…`` in the model meanwhile, and as ever in the subset and the delta.
 
     Raises:
-        AdapeftError: the model already has a subset, or the subset was chosen for another model.
+        AdapeftError: the model already has a subset, or the subset was chosen for another model, or a part does not go
+            with its layer.
     """
     if hasattr(model, _ATTRIBUTE):
         raise AdapeftError("this model already has a subset attached: call adapeft.detach(model) first.")
@@ -75,6 +81,9 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     parameters = dict(model.named_parameters())
     required_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
     owners = _owners(model)
+    lora = {name: part for name, part in subset.parts.items() if part.kind == "lora"}
+    check_lora(model, lora, {name: owners[parameters[name]] for name in lora})
+    added = add_lora(model, lora, subset.description.get("seed", 0)) if lora else {}
     model.requires_grad_(False)
     trained: dict[str, nn.Parameter] = {}
     dense: dict[str, DensePart] = {}
@@ -82,6 +91,9 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     for name in subset.always_train:
         trained[name] = parameters[name]
     for name, part in subset.parts.items():
+        if name in added:
+            trained.update({f"{name}.{piece}": parameter for piece, parameter in added[name].items()})
+            continue
         parameter = parameters[name]
         if part.kind == "tensor":
             trained[name] = parameter
@@ -96,10 +108,11 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
         trained[name] = leaf
     for name, parameter in trained.items():
         parameter.requires_grad_(True)
-        if parameter is parameters[name] and name not in subset.new:
+        if parameter is parameters.get(name) and name not in subset.new:
             base[name] = parameter.detach().to("cpu", torch.float32, copy=True)
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
-    setattr(model, _ATTRIBUTE, Attachment(subset, fingerprint, trained, base, required_grad, rule, dense, dropout))
+    attachment = Attachment(subset, fingerprint, trained, added, base, required_grad, rule, dense, dropout)
+    setattr(model, _ATTRIBUTE, attachment)
     return model
 
 
@@ -109,6 +122,7 @@ def detach(model: nn.Module) -> nn.Module:
     New parameters (a head) keep their trained values, for there is no base to go back to.
     """
     attachment = attachment_of(model)
+    remove_lora(model, list(attachment.added))
     for module in model.modules():
         remove_leaves(module)
     parameters = dict(model.named_parameters())
