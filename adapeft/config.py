@@ -32,6 +32,7 @@ from adapeft.tune.rules.options import OPTIONS, parse_options
 
 Task = Literal["sequence-classification", "causal-lm"]
 Metric = Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss", "perplexity"]
+Placement = Literal["pfeiffer", "houlsby"]
 Method = Literal[
     "full",
     "random",
@@ -39,6 +40,7 @@ Method = Literal[
     "mixout-reset",
     "bitfit",
     "lora",
+    "adapter",
     "magnitude",
     "diff-pruning",
     "child-tuning-f",
@@ -56,10 +58,11 @@ GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "full": ("tensor",),
     "bitfit": ("tensor",),
     "lora": ("tensor",),
+    "adapter": ("tensor",),
     "adapeft": ("row", "element", "tensor"),
     **dict.fromkeys(OPTIONS, ("element",)),
 }
-_WITHOUT_VALUES = ("full", "random", "bitfit", "lora", *OPTIONS)
+_WITHOUT_VALUES = ("full", "random", "bitfit", "lora", "adapter", *OPTIONS)
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
@@ -127,7 +130,7 @@ class Select(Section):
     method: Method = Field(default="adapeft", description="how parameters are ranked")
     groups: Literal["auto", Granularity] = Field(
         default="auto",
-        description="what is chosen together; auto: row for adapeft, tensor for full, bitfit and lora, else element",
+        description="what is chosen together; auto: row for adapeft, else tensor or element as the method does",
     )
     budget: Limit = Field(
         default=Budget.parse("0.5%"),
@@ -164,6 +167,9 @@ class Select(Section):
     joint: bool = Field(
         default=False, description="let adapeft value groups together, with the cross terms of their curvature"
     )
+    placement: Placement = Field(
+        default="pfeiffer", description="where adapters stand: behind each feed-forward; houlsby: each attention too"
+    )
     statistics: str | None = Field(default=None, description="folder of another run whose measurements are used again")
 
     rule: dict[str, Any] = Field(
@@ -197,6 +203,8 @@ class Select(Section):
                 f"scope = {self.scope}: only single elements compete, and {self.method} by {self.granularity} chooses "
                 "none by value; leave scope out"
             )
+        if self.placement != "pfeiffer" and self.method != "adapter":
+            raise ValueError(f"placement = {self.placement}: {self.method} places no adapters; leave placement out")
         if self.solver != "knapsack" and (self.method in _WITHOUT_VALUES or self.granularity == "element"):
             raise ValueError(
                 f"solver = {self.solver}: {self.method} by {self.granularity} solves no knapsack; leave solver out"

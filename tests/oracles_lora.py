@@ -34,13 +34,18 @@ def make_llama() -> LlamaForCausalLM:
 MODELS = {"bert": make_bert, "gpt2": make_gpt2, "llama": make_llama}
 
 
-def mixed_subset(model: torch.nn.Module) -> Subset:
-    """LoRA of several ranks, rows and elements of other matrices, every LayerNorm whole, and a new head."""
+def mixed_subset(model: torch.nn.Module, adapters: bool = True) -> Subset:
+    """LoRA of several ranks, rows and elements of other matrices, every LayerNorm whole, a new head, and adapters.
+
+    They stand behind the outputs of the last block, of which some have LoRA too.
+    """
     parts: dict[str, Part] = {}
     always = new_parameters(model)
     for position, info in enumerate(describe_parameters(model)):
         if info.name in always:
             continue
+        if adapters and info.output_of and info.layer == 1:
+            parts[info.name.removesuffix(".weight")] = Part("adapter", (info.shape[info.output_dim],), rank=2)
         if len(info.shape) == 1:
             if "norm" in info.name.lower() or "ln_" in info.name:
                 parts[info.name] = Part("tensor", info.shape)

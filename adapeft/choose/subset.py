@@ -13,22 +13,22 @@ from torch import Tensor, nn
 from adapeft.artifact import load_tensors, save_tensors
 from adapeft.errors import AdapeftError, did_you_mean
 
-Kind = Literal["tensor", "rows", "elements", "dense", "lora"]
+Kind = Literal["tensor", "rows", "elements", "dense", "lora", "adapter"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is trained of one parameter.
+    """What is trained of one parameter, or behind one layer.
 
     Attributes:
         kind: the whole ``tensor``, ``rows`` of a matrix, single ``elements``, or ``dense``: every element's difference
             to the base, under the rule that ``Subset.description`` names; or ``lora``: the matrix plus
-            (alpha / rank) · B A.
-        shape: of the parameter.
+            (alpha / rank) · B A. An ``adapter`` belongs to a layer, whose name it has, and works on its output.
+        shape: of the parameter; the width of an adapter's layer.
         indices: int64, ascending; rows along ``dim``, or positions in the flattened parameter; None for the
             whole parameter.
         dim: the dimension that rows are counted along; for ``lora`` that of the output neurons.
-        rank: of ``lora``.
+        rank: of ``lora``, or the width of an adapter's bottleneck.
         alpha: of ``lora``.
     """
 
@@ -44,6 +44,10 @@ class Part:
         """Shapes of the parameters that the part adds to the model, by name; none where it trains what is there."""
         if self.kind == "lora":
             return {"lora_A": (self.rank, self.shape[1 - self.dim]), "lora_B": (self.shape[self.dim], self.rank)}
+        if self.kind == "adapter":
+            (width,) = self.shape
+            down, up = {"down.weight": (self.rank, width), "down.bias": (self.rank,)}, {"up.weight": (width, self.rank)}
+            return {**down, **up, "up.bias": (width,)}
         return {}
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
@@ -64,7 +68,7 @@ class Part:
 
     def describe(self) -> dict[str, Any]:
         """All but the indices, for the header of a file."""
-        numbers = {"rank": self.rank, "alpha": self.alpha} if self.kind == "lora" else {}
+        numbers = {"rank": self.rank, "alpha": self.alpha} if self.pieces else {}
         return {"kind": self.kind, "shape": self.shape, "dim": self.dim, **numbers}
 
     @classmethod
@@ -76,7 +80,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Subset:
-    """Parts by parameter name, and the parameters trained whatever was chosen.
+    """Parts by the name of a parameter, adapters by that of a layer, and the parameters trained whatever was chosen.
 
     Attributes:
         parts: chosen within the budget.
@@ -104,17 +108,18 @@ class Subset:
         return replace(self, description={**self.description, **more})
 
     def check_fits(self, model: nn.Module) -> None:
-        """Checks names and shapes against ``model``.
+        """Checks names and shapes of parameters against ``model``; ``attach`` checks the layers of adapters.
 
         Raises:
             AdapeftError: a parameter is missing or has another shape.
         """
         shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
-        for name in (*self.parts, *self.always_train):
+        matched = {name: part for name, part in self.parts.items() if part.kind != "adapter"}
+        for name in (*matched, *self.always_train):
             if name not in shapes:
                 hint = did_you_mean(name, shapes)
                 raise AdapeftError(f"the subset trains {name!r}, which this model does not have.{hint}")
-        for name, part in self.parts.items():
+        for name, part in matched.items():
             if part.shape != shapes[name]:
                 raise AdapeftError(
                     f"the subset's {name!r} has shape {part.shape}, this model's {shapes[name]}: it was chosen for "
@@ -160,6 +165,8 @@ def check_part(path: str | Path, name: str, part: Part) -> None:
             f"{path}: {name!r} of shape {part.shape} has a LoRA of rank {part.rank!r} along dimension {part.dim!r}: a "
             f"matrix takes ranks from 1 to its smaller side."
         )
+    if part.kind == "adapter" and (len(part.shape) != 1 or part.rank < 1):
+        raise AdapeftError(f"{path}: the adapter of {name!r} has a bottleneck of {part.rank!r} at shape {part.shape}.")
     if part.indices is None:
         return
     limit = part.shape[part.dim] if part.kind == "rows" else int(torch.Size(part.shape).numel())

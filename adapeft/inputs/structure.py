@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import nn
@@ -30,6 +32,7 @@ class ParameterInfo:
         output_dim: the dimension that counts output neurons of a matrix (0 for ``nn.Linear`` and embeddings, 1 for
             ``Conv1D``), None for what is not a matrix and so has no rows.
         is_linear: whether it is the weight of one linear layer, tied to nothing.
+        output_of: the sublayer whose output projection it is.
     """
 
     name: str
@@ -39,6 +42,7 @@ class ParameterInfo:
     depth: float
     output_dim: int | None
     is_linear: bool = False
+    output_of: Literal["attention", "feed-forward"] | None = None
 
     @property
     def count(self) -> int:
@@ -64,7 +68,8 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
         output_dim = _output_dim(model, name, len(shape))
         is_linear = is_layer and num_uses[id(parameter)] == 1
         described.append(ParameterInfo(name, shape, role, layer, depth, output_dim, is_linear))
-    return tuple(described)
+    outputs = _output_projections(described)
+    return tuple(replace(info, output_of=outputs.get(info.name)) for info in described)
 
 
 def new_parameters(model: nn.Module) -> tuple[str, ...]:
@@ -118,6 +123,30 @@ def _matches_nothing(field: str, pattern: str, names: list[str]) -> str:
         f"{field}: the pattern {pattern!r} matches no parameter.{hint} Patterns match whole names such as {example!r};"
         f" put '*' around a part of a name."
     )
+
+
+def _output_projections(parameters: Sequence[ParameterInfo]) -> dict[str, Literal["attention", "feed-forward"]]:
+    """Name → sublayer: of each block's attention and of the rest of it the last linear layer back to its width.
+
+    What transformers names attention has ``attn`` or ``attention`` in its path. A mixture's feed-forward networks have
+    no one output: theirs are left out.
+    """
+    blocks: dict[str, list[ParameterInfo]] = {}
+    for info in parameters:
+        if info.is_linear and info.layer >= 0:
+            blocks.setdefault(info.name.removesuffix(info.role), []).append(info)
+    found: dict[str, Literal["attention", "feed-forward"]] = {}
+    for layers in blocks.values():
+        width = layers[0].shape[1 - (layers[0].output_dim or 0)]
+        back = [info for info in layers if info.shape[info.output_dim or 0] == width]
+        attention = [info for info in back if re.search("attn|attention", info.role.lower())]
+        rest = [info for info in back if info not in attention]
+        if attention:
+            found[attention[-1].name] = "attention"
+        places = Counter(re.sub(r"\d+", "*", info.role) for info in rest)
+        if rest and places[re.sub(r"\d+", "*", rest[-1].role)] == 1:
+            found[rest[-1].name] = "feed-forward"
+    return found
 
 
 def _outermost_block_lists(model: nn.Module) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.methods.adapeft import AdaPEFT
+from adapeft.methods.adapter import Adapters
 from adapeft.methods.bitfit import BitFit
 from adapeft.methods.child_pruning import ChildPruning
 from adapeft.methods.child_tuning_d import ChildTuningD
@@ -20,7 +21,7 @@ from adapeft.methods.sam import SAM
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        *(Full(), Random(), Mixout(), MixoutReset(), BitFit(), LoRA(), Magnitude()),
+        *(Full(), Random(), Mixout(), MixoutReset(), BitFit(), LoRA(), Adapters(), Magnitude()),
         *(DiffPruning(), ChildTuningF(), ChildTuningD(), ChildPruning()),
         *(Fish(), SAM(), AdaPEFT()),
     )

@@ -32,7 +32,7 @@ class BitFit(Method):
     cost = "nothing"
     source = "Ben Zaken et al. 2022"
 
-    def check(self, groups: Groups, budget: int) -> None:
+    def check(self, groups: Groups, budget: int, settings: Select) -> None:
         biases = int(groups.counts[_is_bias(groups)].sum())
         if not biases:
             raise AdapeftError(

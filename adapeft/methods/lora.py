@@ -29,9 +29,10 @@ class LoRA(Method):
     family = "rule"
     summary = "low-rank updates of the blocks' linear layers"
     cost = "nothing"
+    adds_parameters = True
     source = "Hu et al. 2022"
 
-    def check(self, groups: Groups, budget: int) -> None:
+    def check(self, groups: Groups, budget: int, settings: Select) -> None:
         matrices = _matrices(groups)
         if not matrices:
             raise AdapeftError(

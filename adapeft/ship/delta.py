@@ -14,6 +14,7 @@ from adapeft.artifact import load_tensors, save_tensors
 from adapeft.choose.subset import Part, check_part, compact_indices
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.tune.attach import Attachment, attachment_of
 from adapeft.tune.leaves import DensePart, leaf_shape
 from adapeft.tune.lora import low_rank_sum
@@ -67,6 +68,7 @@ class Applied:
     model: nn.Module
     _changes: list[tuple[Change, str, Tensor]]
     _new: list[tuple[str, Tensor]]
+    _adapters: list[str]
 
     @torch.no_grad()
     def revert(self) -> None:
@@ -76,12 +78,14 @@ class Applied:
             change.put_back(parameters[name], entries)
         for name, value in self._new:
             parameters[name].copy_(value)
-        self._changes, self._new = [], []
+        for name in self._adapters:
+            remove_adapter(self.model, name)
+        self._changes, self._new, self._adapters = [], [], []
 
 
 @dataclass(frozen=True)
 class Delta:
-    """Changes by parameter name and whole new parameters.
+    """Changes by parameter name, adapters by that of their layer, and whole new parameters.
 
     Attributes:
         changes: differences to the base.
@@ -97,7 +101,7 @@ class Delta:
 
     @property
     def count(self) -> int:
-        """Changed elements of the base."""
+        """Changed elements of the base; of LoRA and adapters the elements they add."""
         return sum(change.values.numel() for change in self.changes.values())
 
     def save(self, path: str | Path) -> None:
@@ -141,12 +145,14 @@ class Delta:
             AdapeftError: another architecture, other shapes or another base.
         """
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        wanted = {name: tuple(change.part.shape) for name, change in self.changes.items()}
+        adapters = {name: change.part for name, change in self.changes.items() if change.part.kind == "adapter"}
+        wanted = {name: tuple(change.part.shape) for name, change in self.changes.items() if name not in adapters}
         wanted |= {name: tuple(value.shape) for name, value in self.new.items()}
         for name, shape in wanted.items():
             if shapes.get(name) != shape:
                 found = shapes.get(name, "nothing")
                 raise AdapeftError(f"the delta changes {name!r} of shape {shape}; this model has {found} there.")
+        check_adapters(model, adapters)
         self.check_fingerprint(fingerprint_model(model, self.new))
 
     def check_fingerprint(self, found: str) -> None:
@@ -165,18 +171,26 @@ class Delta:
     def apply(self, model: nn.Module) -> Applied:
         """Adds the delta to the model's weights in place; ``revert()`` of the result takes it out again.
 
+        Adapters become modules of the model, in float32.
+
         Raises:
             AdapeftError: the model is not the delta's base.
         """
         self.check_fits(model)
         parameters = dict(model.named_parameters())
-        undo = [(change, name, change.touched(parameters[name])) for name, change in self.changes.items()]
+        in_place = {name: change for name, change in self.changes.items() if change.part.kind != "adapter"}
+        undo = [(change, name, change.touched(parameters[name])) for name, change in in_place.items()]
         new = [(name, parameters[name].detach().clone()) for name in self.new]
-        for name, change in self.changes.items():
+        adapters = [name for name in self.changes if name not in in_place]
+        for name, change in in_place.items():
             change.add_to(parameters[name])
+        for name in adapters:
+            pieces = add_adapter(model, name, self.changes[name].part.split(self.changes[name].values))
+            for parameter in pieces.values():
+                parameter.requires_grad_(False)
         for name, value in self.new.items():
             parameters[name].copy_(value)
-        return Applied(model, undo, new)
+        return Applied(model, undo, new, adapters)
 
 
 def _values(path: str | Path, name: str, part: Part, tensors: Mapping[str, Tensor]) -> Tensor:

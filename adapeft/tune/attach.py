@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
 from adapeft.tune.leaves import DensePart, add_dense_leaves, add_leaf, leaf_shape, remove_leaves
 from adapeft.tune.lora import add_lora, check_lora, remove_lora
 from adapeft.tune.rules.make import rule_of
@@ -81,9 +82,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     parameters = dict(model.named_parameters())
     required_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
     owners = _owners(model)
-    lora = {name: part for name, part in subset.parts.items() if part.kind == "lora"}
-    check_lora(model, lora, {name: owners[parameters[name]] for name in lora})
-    added = add_lora(model, lora, subset.description.get("seed", 0)) if lora else {}
+    added = _add(model, subset, {name: owners[parameters[name]] for name in subset.parts if name in parameters})
     model.requires_grad_(False)
     trained: dict[str, nn.Parameter] = {}
     dense: dict[str, DensePart] = {}
@@ -122,7 +121,10 @@ def detach(model: nn.Module) -> nn.Module:
     New parameters (a head) keep their trained values, for there is no base to go back to.
     """
     attachment = attachment_of(model)
-    remove_lora(model, list(attachment.added))
+    for name in attachment.added:
+        if attachment.subset.parts[name].kind == "adapter":
+            remove_adapter(model, name)
+    remove_lora(model, [name for name in attachment.added if attachment.subset.parts[name].kind == "lora"])
     for module in model.modules():
         remove_leaves(module)
     parameters = dict(model.named_parameters())
@@ -147,6 +149,21 @@ def attachment_of(model: nn.Module) -> Attachment:
     if attachment is None:
         raise AdapeftError("no subset is attached to this model: call adapeft.attach(model, subset) first.")
     return attachment
+
+
+def _add(
+    model: nn.Module, subset: Subset, owners: Mapping[str, Sequence[tuple[nn.Module, str]]]
+) -> dict[str, dict[str, nn.Parameter]]:
+    """Adds LoRA, then adapters behind it, once all are known to go with their layers."""
+    lora = {name: part for name, part in subset.parts.items() if part.kind == "lora"}
+    adapters = {name: part for name, part in subset.parts.items() if part.kind == "adapter"}
+    check_lora(model, lora, owners)
+    check_adapters(model, adapters)
+    seed = subset.description.get("seed", 0)
+    added = add_lora(model, lora, seed) if lora else {}
+    for name, part in adapters.items():
+        added[name] = add_adapter(model, name, starting_pieces(name, part, seed))
+    return added
 
 
 def _attach_dense(name: str, parameter: nn.Parameter, owners: Sequence[tuple[nn.Module, str]], rule: Rule) -> DensePart:

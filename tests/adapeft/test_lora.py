@@ -20,9 +20,9 @@ from tests.tiny import make_batches, make_bert, make_gpt2
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 
 
-def trained(name: str, **description: object) -> tuple[Delta, nn.Module]:
+def trained(name: str, adapters: bool = True, **description: object) -> tuple[Delta, nn.Module]:
     model = MODELS[name]()
-    attach(model, mixed_subset(model))
+    attach(model, mixed_subset(model, adapters))
     train(model)
     return delta(model, description), model
 
@@ -31,7 +31,7 @@ def trained(name: str, **description: object) -> tuple[Delta, nn.Module]:
 def test_a_mixed_subset_from_start_to_delta(name, tmp_path):
     model, base = MODELS[name](), MODELS[name]()
     subset, before = mixed_subset(model), logits(model)
-    assert {part.kind for part in subset.parts.values()} == {"tensor", "rows", "elements", "lora"}
+    assert {part.kind for part in subset.parts.values()} == {"tensor", "rows", "elements", "lora", "adapter"}
     subset.save(tmp_path / "subset.safetensors")
     attach(model, Subset.load(tmp_path / "subset.safetensors"))
     assert torch.equal(logits(model), before), "B = 0"
@@ -58,6 +58,7 @@ def test_a_mixed_subset_from_start_to_delta(name, tmp_path):
     assert not any(mask.any() for n, mask in changed(expected, weights(base)).items()
                    if n not in (*subset.parts, *subset.new))  # fmt: skip
     applied.revert()
+    assert weights(base).keys() == expected.keys()
     assert not any(mask.any() for mask in changed(expected, weights(base)).values())
 
 
@@ -89,7 +90,7 @@ def test_the_start_depends_on_seed_and_name_alone():
 
 
 def test_gradients_are_those_of_the_dense_sum():
-    model = attach(make_gpt2(), mixed_subset(make_gpt2()))
+    model = attach(make_gpt2(), mixed_subset(make_gpt2(), adapters=False))
     train(model)
     model.zero_grad()
     batch = make_batches(model)[0]
@@ -133,7 +134,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 @pytest.mark.parametrize(("name", "task"), [("bert", CLASSIFIER), ("gpt2", LANGUAGE), ("llama", LANGUAGE)])
 def test_merging_into_a_checkpoint_is_applying(name, task, tmp_path):
-    found, _ = trained(name, model=task)
+    found, _ = trained(name, adapters=False, model=task)
     base = MODELS[name]()
     folder = save(base.bert if name == "bert" else base, tmp_path / "base", "one file" if name == "llama" else "shards")
     found.apply(base)
@@ -196,11 +197,13 @@ def test_the_method_takes_the_largest_rank(name):
         choose(12, include=["*norm*" if name == "llama" else "*bias"])
 
 
-def test_the_rank_stops_at_the_smaller_side():
+def test_the_rank_is_free_of_what_the_matrices_hold():
     model = make_bert()
-    subset = adapeft.select(model, make_batches(model), method="lora", budget=400, include=["*.0.output.*", "*word*"])
-    (part,) = subset.parts.values()
-    assert (part.shape, part.rank, part.count) == ((12, 19), 12, 12 * 31)
+    for budget, rank in ((31, 1), (311, 10), (10_000, 12)):  # 228 elements of 12 × 19, whose rank is 12 at most
+        (part,) = adapeft.select(
+            model, make_batches(model), method="lora", budget=budget, include="*.0.output.dense.weight"
+        ).parts.values()
+        assert (part.shape, part.rank, part.count) == ((12, 19), rank, rank * 31)
 
 
 def test_keys_of_other_methods_are_refused():
