@@ -32,12 +32,15 @@ from adapeft.tune.rules.options import OPTIONS, parse_options
 
 Task = Literal["sequence-classification", "causal-lm"]
 Metric = Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss", "perplexity"]
+Placement = Literal["pfeiffer", "houlsby"]
 Method = Literal[
     "full",
     "random",
     "mixout",
     "mixout-reset",
     "bitfit",
+    "lora",
+    "adapter",
     "magnitude",
     "adapter",
     "lora",
@@ -55,11 +58,13 @@ Granularity = Literal["tensor", "row", "element"]
 _ANY_GRANULARITY: tuple[Granularity, ...] = ("element", "row", "tensor")
 GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "full": ("tensor",),
-    **dict.fromkeys(("bitfit", "adapter", "lora"), ("tensor",)),
+    "bitfit": ("tensor",),
+    "lora": ("tensor",),
+    "adapter": ("tensor",),
     "adapeft": ("row", "element", "tensor"),
     **dict.fromkeys(OPTIONS, ("element",)),
 }
-_WITHOUT_VALUES = ("full", "random", "bitfit", "adapter", "lora", *OPTIONS)
+_WITHOUT_VALUES = ("full", "random", "bitfit", "lora", "adapter", *OPTIONS)
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
@@ -127,8 +132,7 @@ class Select(Section):
     method: Method = Field(default="adapeft", description="how parameters are ranked")
     groups: Literal["auto", Granularity] = Field(
         default="auto",
-        description="what is chosen together; auto: row for adapeft, tensor for full, bitfit, adapter and lora, else "
-        "element",
+        description="what is chosen together; auto: row for adapeft, else tensor or element as the method does",
     )
     budget: Limit = Field(
         default=Budget.parse("0.5%"),
@@ -165,16 +169,8 @@ class Select(Section):
     joint: bool = Field(
         default=False, description="let adapeft value groups together, with the cross terms of their curvature"
     )
-    options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
-        default=(),
-        description="let adapeft choose for every matrix among rows of it, the whole and LoRA, as [row, tensor, lora]; "
-        "none: groups says what is chosen",
-    )
-    lora_ranks: tuple[PositiveInt, ...] = Field(
-        default=(1, 2, 4, 8, 16), description="ranks of LoRA among the options", min_length=1
-    )
-    placement: Literal["pfeiffer", "houlsby"] = Field(
-        default="pfeiffer", description="adapters after every feed-forward; houlsby: after attention too"
+    placement: Placement = Field(
+        default="pfeiffer", description="where adapters stand: behind each feed-forward; houlsby: each attention too"
     )
     statistics: str | None = Field(default=None, description="folder of another run whose measurements are used again")
 
@@ -209,6 +205,8 @@ class Select(Section):
                 f"scope = {self.scope}: only single elements compete, and {self.method} by {self.granularity} chooses "
                 "none by value; leave scope out"
             )
+        if self.placement != "pfeiffer" and self.method != "adapter":
+            raise ValueError(f"placement = {self.placement}: {self.method} places no adapters; leave placement out")
         if self.solver != "knapsack" and (self.method in _WITHOUT_VALUES or self.granularity == "element"):
             raise ValueError(
                 f"solver = {self.solver}: {self.method} by {self.granularity} solves no knapsack; leave solver out"

@@ -52,7 +52,7 @@ def make_batches(model: PreTrainedModel, num_batches: int = 6, size: int = 5) ->
         lengths = torch.randint(4, 10, (rows, 1), generator=generator)
         mask = (torch.arange(9) < lengths).long()
         batch = {"input_ids": ids * mask, "attention_mask": mask}
-        if isinstance(model, GPT2LMHeadModel):
+        if hasattr(model, "lm_head"):
             batch["labels"] = torch.where(mask.bool(), ids, -100)
         else:
             batch["labels"] = torch.randint(0, 3, (rows,), generator=generator)

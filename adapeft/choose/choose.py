@@ -51,6 +51,9 @@ def check_budget(groups: Groups, settings: Select) -> int:
     if not method.is_budgeted:
         return available
     limit = budget.number or budget.count(groups.num_total)
+    if method.adds_parameters:  # the candidates' own sizes do not matter
+        method.check(groups, limit, settings)
+        return limit
     if limit > available:
         raise AdapeftError(
             f"select.budget = {budget} is {limit:,} parameters, more than the {available:,} there are to choose from. "

@@ -15,24 +15,22 @@ from adapeft.artifact import load_tensors, save_tensors
 from adapeft.errors import AdapeftError, did_you_mean
 
 Kind = Literal["tensor", "rows", "elements", "dense", "lora", "adapter"]
-BESIDE: tuple[Kind, ...] = ("lora", "adapter")
-"""Kinds that train weights beside a frozen matrix, and are p-sparse with respect to the model that has them."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is trained of one parameter.
+    """What is trained of one parameter, or behind one layer.
 
     Attributes:
         kind: the whole ``tensor``, ``rows`` of a matrix, single ``elements``, or ``dense``: every element's difference
-            to the base, under the rule that ``Subset.description`` names. Beside the weight of a linear layer:
-            ``lora``, a product of two matrices added to it, or ``adapter``, a bottleneck after it.
-        shape: of the parameter.
+            to the base, under the rule that ``Subset.description`` names; or ``lora``: the matrix plus
+            (alpha / rank) · B A. An ``adapter`` belongs to a layer, whose name it has, and works on its output.
+        shape: of the parameter; the width of an adapter's layer.
         indices: int64, ascending; rows along ``dim``, or positions in the flattened parameter; None for the
             whole parameter.
-        dim: the dimension that rows, or output neurons, are counted along.
-        rank: of LoRA's product, or the size of an adapter's bottleneck.
-        alpha: LoRA's product is scaled by alpha / rank.
+        dim: the dimension that rows are counted along; for ``lora`` that of the output neurons.
+        rank: of ``lora``, or the width of an adapter's bottleneck.
+        alpha: of ``lora``.
     """
 
     kind: Kind
@@ -43,46 +41,47 @@ class Part:
     alpha: float = 0.0
 
     @property
+    def pieces(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters that the part adds to the model, by name; none where it trains what is there."""
+        if self.kind == "lora":
+            return {"lora_A": (self.rank, self.shape[1 - self.dim]), "lora_B": (self.shape[self.dim], self.rank)}
+        if self.kind == "adapter":
+            (width,) = self.shape
+            down, up = {"down.weight": (self.rank, width), "down.bias": (self.rank,)}, {"up.weight": (width, self.rank)}
+            return {**down, **up, "up.bias": (width,)}
+        return {}
+
+    def split(self, values: Tensor) -> dict[str, Tensor]:
+        """The pieces that ``values`` [count] holds one after another."""
+        sizes = [torch.Size(shape).numel() for shape in self.pieces.values()]
+        cuts = zip(self.pieces.items(), values.split(sizes), strict=True)
+        return {name: piece.view(shape) for (name, shape), piece in cuts}
+
+    @property
     def count(self) -> int:
         """Number of trained elements."""
-        if self.kind in BESIDE:
-            return sum(math.prod(shape) for shape in self.factor_shapes.values())
+        if self.pieces:
+            return sum(torch.Size(shape).numel() for shape in self.pieces.values())
         total = int(torch.Size(self.shape).numel())
         if self.indices is None:
             return total
         return len(self.indices) * (total // self.shape[self.dim] if self.kind == "rows" else 1)
 
-    @property
-    def factor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the leaves of a part beside a matrix, by name; LoRA's names are peft's."""
-        outputs, inputs = self.shape[self.dim], self.shape[1 - self.dim]
-        if self.kind == "lora":
-            return {"lora_A": (self.rank, inputs), "lora_B": (outputs, self.rank)}
-        return {
-            "adapter_down": (self.rank, outputs),
-            "adapter_down_bias": (self.rank,),
-            "adapter_up": (outputs, self.rank),
-            "adapter_up_bias": (outputs,),
-        }
-
-    def described(self) -> dict[str, Any]:
-        """What a file's header says of the part; its indices are a tensor of the file."""
-        header = {"kind": self.kind, "shape": self.shape, "dim": self.dim}
-        if self.kind in BESIDE:
-            header |= {"rank": self.rank}
-        return header | {"alpha": self.alpha} if self.kind == "lora" else header
+    def describe(self) -> dict[str, Any]:
+        """All but the indices, for the header of a file."""
+        numbers = {"rank": self.rank, "alpha": self.alpha} if self.pieces else {}
+        return {"kind": self.kind, "shape": self.shape, "dim": self.dim, **numbers}
 
     @classmethod
-    def from_header(cls, header: Mapping[str, Any], indices: Tensor | None) -> Part:
-        """The part that ``described`` told of, for ``check_part`` to judge."""
-        indices = None if indices is None else indices.long()
-        numbers = {name: header[name] for name in ("rank", "alpha") if name in header}
-        return cls(header["kind"], tuple(header["shape"]), indices, header["dim"], **numbers)
+    def of(cls, entry: Mapping[str, Any], indices: Tensor | None) -> Part:
+        """The inverse of ``describe``; its numbers are not checked yet."""
+        numbers = {key: entry[key] for key in ("rank", "alpha") if key in entry}
+        return cls(entry["kind"], tuple(entry["shape"]), _widen(indices), entry["dim"], **numbers)
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Parts by parameter name, and the parameters trained whatever was chosen.
+    """Parts by the name of a parameter, adapters by that of a layer, and the parameters trained whatever was chosen.
 
     Attributes:
         parts: chosen within the budget.
@@ -110,17 +109,18 @@ class Subset:
         return replace(self, description={**self.description, **more})
 
     def check_fits(self, model: nn.Module) -> None:
-        """Checks names and shapes against ``model``.
+        """Checks names and shapes of parameters against ``model``; ``attach`` checks the layers of adapters.
 
         Raises:
             AdapeftError: a parameter is missing or has another shape.
         """
         shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
-        for name in (*self.parts, *self.always_train):
+        matched = {name: part for name, part in self.parts.items() if part.kind != "adapter"}
+        for name in (*matched, *self.always_train):
             if name not in shapes:
                 hint = did_you_mean(name, shapes)
                 raise AdapeftError(f"the subset trains {name!r}, which this model does not have.{hint}")
-        for name, part in self.parts.items():
+        for name, part in matched.items():
             if part.shape != shapes[name]:
                 raise AdapeftError(
                     f"the subset's {name!r} has shape {part.shape}, this model's {shapes[name]}: it was chosen for "
@@ -129,7 +129,7 @@ class Subset:
 
     def save(self, path: str | Path) -> None:
         """Writes ``subset.safetensors``."""
-        parts = {name: part.described() for name, part in self.parts.items()}
+        parts = {name: part.describe() for name, part in self.parts.items()}
         indices = {name: compact_indices(p.indices, p.shape) for name, p in self.parts.items() if p.indices is not None}
         content = {"parts": parts, "always_train": self.always_train, "new": self.new, **self.description}
         save_tensors(Path(path), "subset", indices, content)
@@ -143,7 +143,7 @@ class Subset:
         """
         indices, content = load_tensors(Path(path), "subset")
         try:
-            parts = {name: Part.from_header(header, indices.get(name)) for name, header in content.pop("parts").items()}
+            parts = {name: Part.of(entry, indices.get(name)) for name, entry in content.pop("parts").items()}
             for name, part in parts.items():
                 check_part(path, name, part)
             return cls(parts, tuple(content.pop("always_train")), tuple(content.pop("new")), content)
@@ -152,15 +152,22 @@ class Subset:
 
 
 def check_part(path: str | Path, name: str, part: Part) -> None:
-    """Checks that a loaded part's indices lie in its shape, strictly ascending, and that its rank is possible.
+    """Checks that a loaded part's indices lie in its shape, strictly ascending, and that a rank fits it.
 
     Raises:
         AdapeftError: they do not.
     """
-    if part.kind not in get_args(Kind) or (part.kind in ("rows", "elements")) == (part.indices is None):
+    if part.kind not in get_args(Kind) or (part.kind in ("rows", "elements")) != (part.indices is not None):
         raise AdapeftError(f"{path}: {name!r} is of kind {part.kind!r}, which does not go with its indices.")
-    if part.kind in BESIDE:
-        _check_rank(path, name, part)
+    if part.kind == "lora" and (
+        len(part.shape) != 2 or part.dim not in (0, 1) or not 1 <= part.rank <= min(part.shape)
+    ):
+        raise AdapeftError(
+            f"{path}: {name!r} of shape {part.shape} has a LoRA of rank {part.rank!r} along dimension {part.dim!r}: a "
+            f"matrix takes ranks from 1 to its smaller side."
+        )
+    if part.kind == "adapter" and (len(part.shape) != 1 or part.rank < 1):
+        raise AdapeftError(f"{path}: the adapter of {name!r} has a bottleneck of {part.rank!r} at shape {part.shape}.")
     if part.indices is None:
         return
     limit = part.shape[part.dim] if part.kind == "rows" else int(torch.Size(part.shape).numel())

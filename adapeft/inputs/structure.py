@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import nn
@@ -29,7 +31,8 @@ class ParameterInfo:
         depth: relative depth in [0, 1]; 0 before the blocks and 1 after them.
         output_dim: the dimension that counts output neurons of a matrix (0 for ``nn.Linear`` and embeddings, 1 for
             ``Conv1D``), None for what is not a matrix and so has no rows.
-        is_linear: whether it is the weight of a linear layer, which no other module shares.
+        is_linear: whether it is the weight of one linear layer, tied to nothing.
+        output_of: the sublayer whose output projection it is.
     """
 
     name: str
@@ -39,6 +42,7 @@ class ParameterInfo:
     depth: float
     output_dim: int | None
     is_linear: bool = False
+    output_of: Literal["attention", "feed-forward"] | None = None
 
     @property
     def count(self) -> int:
@@ -54,17 +58,18 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
         prefix: next((i for i, name in enumerate(names) if name.startswith(prefix + ".")), len(names))
         for prefix in block_lists
     }
-    sharers = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    num_uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     described = []
     for position, (name, parameter) in enumerate(model.named_parameters()):
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         role, layer, depth = _place(name, position, block_lists, first_block)
-        described.append(
-            ParameterInfo(
-                name, shape, role, layer, depth, _output_dim(model, name, len(shape)), _is_linear(model, name, sharers)
-            )
-        )
-    return tuple(described)
+        owner, _, local_name = name.rpartition(".")
+        is_layer = local_name == "weight" and isinstance(model.get_submodule(owner), nn.Linear | Conv1D)
+        output_dim = _output_dim(model, name, len(shape))
+        is_linear = is_layer and num_uses[id(parameter)] == 1
+        described.append(ParameterInfo(name, shape, role, layer, depth, output_dim, is_linear))
+    outputs = _output_projections(described)
+    return tuple(replace(info, output_of=outputs.get(info.name)) for info in described)
 
 
 def new_parameters(model: nn.Module) -> tuple[str, ...]:
@@ -118,6 +123,30 @@ def _matches_nothing(field: str, pattern: str, names: list[str]) -> str:
         f"{field}: the pattern {pattern!r} matches no parameter.{hint} Patterns match whole names such as {example!r};"
         f" put '*' around a part of a name."
     )
+
+
+def _output_projections(parameters: Sequence[ParameterInfo]) -> dict[str, Literal["attention", "feed-forward"]]:
+    """Name → sublayer: of each block's attention and of the rest of it the last linear layer back to its width.
+
+    What transformers names attention has ``attn`` or ``attention`` in its path. A mixture's feed-forward networks have
+    no one output: theirs are left out.
+    """
+    blocks: dict[str, list[ParameterInfo]] = {}
+    for info in parameters:
+        if info.is_linear and info.layer >= 0:
+            blocks.setdefault(info.name.removesuffix(info.role), []).append(info)
+    found: dict[str, Literal["attention", "feed-forward"]] = {}
+    for layers in blocks.values():
+        width = layers[0].shape[1 - (layers[0].output_dim or 0)]
+        back = [info for info in layers if info.shape[info.output_dim or 0] == width]
+        attention = [info for info in back if re.search("attn|attention", info.role.lower())]
+        rest = [info for info in back if info not in attention]
+        if attention:
+            found[attention[-1].name] = "attention"
+        places = Counter(re.sub(r"\d+", "*", info.role) for info in rest)
+        if rest and places[re.sub(r"\d+", "*", rest[-1].role)] == 1:
+            found[rest[-1].name] = "feed-forward"
+    return found
 
 
 def _outermost_block_lists(model: nn.Module) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.methods.adapeft import AdaPEFT
-from adapeft.methods.adapter import Adapter
+from adapeft.methods.adapter import Adapters
 from adapeft.methods.bitfit import BitFit
 from adapeft.methods.child_pruning import ChildPruning
 from adapeft.methods.child_tuning_d import ChildTuningD
@@ -21,7 +21,7 @@ from adapeft.methods.sam import SAM
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        *(Full(), Random(), Mixout(), MixoutReset(), BitFit(), Magnitude(), Adapter(), LoRA()),
+        *(Full(), Random(), Mixout(), MixoutReset(), BitFit(), LoRA(), Adapters(), Magnitude()),
         *(DiffPruning(), ChildTuningF(), ChildTuningD(), ChildPruning()),
         *(Fish(), SAM(), AdaPEFT()),
     )

@@ -1,40 +1,75 @@
-"""Adapter: bottlenecks after the sublayers."""
+"""Adapter: bottlenecks behind the sublayers of the blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from adapeft.choose.subset import Part
+from adapeft.choose.subset import Part, Subset
+from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import ParameterInfo
-from adapeft.inputs.sublayers import sublayer_outputs
 from adapeft.measure.groups import Groups
-from adapeft.methods.rank_method import RankMethod
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.method import Method, Plan
+from adapeft.ranks import Ranks
 
 if TYPE_CHECKING:
     from adapeft.config import Select
 
+_SUBLAYERS = {"pfeiffer": ("feed-forward",), "houlsby": ("feed-forward", "attention")}
 
-class Adapter(RankMethod):
-    """A bottleneck with a residual after every feed-forward; ``select.placement: houlsby`` adds those after attention.
 
-    Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019; Pfeiffer et al., "AdapterFusion:
-    Non-Destructive Task Composition for Transfer Learning", EACL 2021, have it after the feed-forward alone.
+class Adapters(Method):
+    """A bottleneck behind each feed-forward network, of the largest size that the budget allows for all.
+
+    Pfeiffer et al., "AdapterFusion", EACL 2021; with ``select.placement: houlsby`` behind each attention too, as in
+    Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019. ``select.include`` and
+    ``select.exclude`` are read on the weights of the output projections that the adapters stand behind.
     """
 
     name = "adapter"
     family = "rule"
-    summary = "bottlenecks after every feed-forward, or after attention too"
-    source = "Houlsby et al. 2019, Pfeiffer et al. 2021"
-    what = "bottleneck size"
+    summary = "bottlenecks behind the blocks' feed-forward networks"
+    cost = "nothing"
+    adds_parameters = True
+    source = "Houlsby et al. 2019"
 
-    def places(self, groups: Groups, settings: Select) -> Sequence[ParameterInfo]:
-        return [
-            weight
-            for attention, feed_forward in sublayer_outputs(groups.parameters)
-            for weight in ((attention, feed_forward) if settings.placement == "houlsby" else (feed_forward,))
-        ]
+    def check(self, groups: Groups, budget: int, settings: Select) -> None:
+        places = _places(groups, settings)
+        if not places:
+            sublayers = " or ".join(_SUBLAYERS[settings.placement])
+            raise AdapeftError(
+                f"select.method = adapter: no output of {sublayers} is among what may be chosen. Widen select.include "
+                f"and select.exclude; mixtures of experts have none."
+            )
+        least = _count(places, 1)
+        if least > budget:
+            raise AdapeftError(
+                f"select.budget is {budget:,} parameters, and {len(places)} adapters with a bottleneck of 1 have "
+                f"{least:,}. Raise the budget to {least}, or narrow select.include to some layers."
+            )
 
-    def part(self, weight: ParameterInfo, rank: int) -> Part:
-        assert weight.output_dim is not None
-        return Part("adapter", weight.shape, dim=weight.output_dim, rank=rank)
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        return Statistics(groups, {})
+
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+        places = _places(groups, plan.settings)
+        constant, per_unit = _count(places, 0), _count(places, 1) - _count(places, 0)
+        bottleneck = (plan.budget - constant) // per_unit
+        parts = {
+            info.name.removesuffix(".weight"): Part("adapter", (_width(info),), rank=bottleneck) for info in places
+        }
+        return Subset(parts).described(status="rule", rank=bottleneck, num_groups=len(places), num_chosen=len(places))
+
+
+def _places(groups: Groups, settings: Select) -> list[ParameterInfo]:
+    return [info for info in groups.parameters if info.output_of in _SUBLAYERS[settings.placement]]
+
+
+def _width(info: ParameterInfo) -> int:
+    return info.shape[info.output_dim or 0]
+
+
+def _count(places: list[ParameterInfo], bottleneck: int) -> int:
+    """Elements of adapters at all of them: two matrices and two biases."""
+    return sum(bottleneck * (2 * _width(info) + 1) + _width(info) for info in places)

@@ -1,35 +1,70 @@
-"""LoRA: low-rank products beside the linear layers."""
+"""LoRA: low-rank updates of every linear layer of the blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from adapeft.choose.subset import Part
+from adapeft.choose.subset import Part, Subset
+from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import ParameterInfo
 from adapeft.measure.groups import Groups
-from adapeft.methods.rank_method import RankMethod
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.method import Method, Plan
+from adapeft.ranks import Ranks
 
 if TYPE_CHECKING:
     from adapeft.config import Select
 
 
-class LoRA(RankMethod):
-    """LoRA of one rank on every linear layer of the blocks, by peft; ``select.include`` narrows it.
+class LoRA(Method):
+    """W + (alpha / r) · B A on the linear layers of the blocks, with the largest rank r that the budget allows for all.
 
-    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. alpha is the rank, the ratio of PEFT's
-    defaults, so that the product is not scaled; the learning rate is there for that.
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, on all linear layers as in PEFT's
+    "all-linear"; alpha = r, the ratio of PEFT's defaults. ``select.include`` and ``select.exclude`` say which layers.
+    A matrix whose smaller side is below r takes that.
     """
 
     name = "lora"
     family = "rule"
-    summary = "low-rank products beside every linear layer of the blocks"
+    summary = "low-rank updates of the blocks' linear layers"
+    cost = "nothing"
+    adds_parameters = True
     source = "Hu et al. 2022"
-    what = "rank"
 
-    def places(self, groups: Groups, settings: Select) -> Sequence[ParameterInfo]:
-        return [info for info in groups.parameters if info.is_linear and info.layer >= 0]
+    def check(self, groups: Groups, budget: int, settings: Select) -> None:
+        matrices = _matrices(groups)
+        if not matrices:
+            raise AdapeftError(
+                "select.method = lora: no linear layer of a block is among what may be chosen. Widen select.include "
+                "and select.exclude."
+            )
+        least = _count(matrices, 1)
+        if least > budget:
+            raise AdapeftError(
+                f"select.budget is {budget:,} parameters, and LoRA of rank 1 on {len(matrices)} layers trains "
+                f"{least:,}. Raise the budget to {least}, or narrow select.include to some layers."
+            )
 
-    def part(self, weight: ParameterInfo, rank: int) -> Part:
-        assert weight.output_dim is not None
-        return Part("lora", weight.shape, dim=weight.output_dim, rank=rank, alpha=float(rank))
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        return Statistics(groups, {})
+
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+        matrices = _matrices(groups)
+        rank = 1
+        while rank < max(min(info.shape) for info in matrices) and _count(matrices, rank + 1) <= plan.budget:
+            rank += 1
+        parts = {}
+        for info in matrices:
+            own = min(rank, *info.shape)
+            parts[info.name] = Part("lora", info.shape, dim=info.output_dim or 0, rank=own, alpha=float(own))
+        return Subset(parts).described(status="rule", rank=rank, num_groups=len(matrices), num_chosen=len(matrices))
+
+
+def _matrices(groups: Groups) -> list[ParameterInfo]:
+    return [info for info in groups.parameters if info.is_linear and info.layer >= 0]
+
+
+def _count(matrices: list[ParameterInfo], rank: int) -> int:
+    """Elements of LoRA of ``rank`` on all of them."""
+    return sum(min(rank, *info.shape) * sum(info.shape) for info in matrices)

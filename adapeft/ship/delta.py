@@ -14,9 +14,51 @@ from adapeft.artifact import load_tensors, save_tensors
 from adapeft.choose.subset import BESIDE, Part
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
-from adapeft.ship.change import Bottleneck, Change, Difference, LowRank
+from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.tune.attach import Attachment, attachment_of
-from adapeft.tune.leaves import DensePart
+from adapeft.tune.leaves import DensePart, leaf_shape
+from adapeft.tune.lora import low_rank_sum
+
+
+@dataclass(frozen=True)
+class Change:
+    """The difference on one parameter: ``values`` float32, shaped like the leaf of ``part``, or like a whole tensor.
+
+    Of a part that adds to the model they are its pieces, one after another: [count].
+    """
+
+    part: Part
+    values: Tensor
+
+    def add_to(self, parameter: Tensor) -> None:
+        """Adds the difference in place, in float32, rounded once to the parameter's dtype."""
+        indices, values = self.part.indices, self.values.to(parameter.device)
+        if self.part.kind == "lora":
+            values = low_rank_sum(self.part, values)
+        if indices is None:
+            parameter.copy_(parameter.float() + values)
+        else:
+            place = indices.to(parameter.device)
+            view, dim = (parameter.view(-1), 0) if self.part.kind == "elements" else (parameter, self.part.dim)
+            trained = view.index_select(dim, place).float() + values.movedim(0, dim)
+            view.index_copy_(dim, place, trained.to(view.dtype))
+
+    def touched(self, parameter: Tensor) -> Tensor:
+        """A copy of the entries of ``parameter`` that ``add_to`` changes."""
+        if self.part.indices is None:
+            return parameter.detach().clone()
+        place = self.part.indices.to(parameter.device)
+        if self.part.kind == "elements":
+            return parameter.detach().view(-1)[place]
+        return parameter.detach().index_select(self.part.dim, place)
+
+    def put_back(self, parameter: Tensor, entries: Tensor) -> None:
+        """Writes what ``touched`` returned, bit for bit."""
+        if self.part.indices is None:
+            parameter.copy_(entries)
+            return
+        view, dim = (parameter.view(-1), 0) if self.part.kind == "elements" else (parameter, self.part.dim)
+        view.index_copy_(dim, self.part.indices.to(parameter.device), entries)
 
 
 @dataclass
@@ -26,6 +68,7 @@ class Applied:
     model: nn.Module
     _changes: list[tuple[Change, str, Any]]
     _new: list[tuple[str, Tensor]]
+    _adapters: list[str]
 
     @torch.no_grad()
     def revert(self) -> None:
@@ -33,13 +76,15 @@ class Applied:
         for change, name, before in self._changes:
             change.undo(self.model, name, before)
         for name, value in self._new:
-            self.model.get_parameter(name).copy_(value)
-        self._changes, self._new = [], []
+            parameters[name].copy_(value)
+        for name in self._adapters:
+            remove_adapter(self.model, name)
+        self._changes, self._new, self._adapters = [], [], []
 
 
 @dataclass(frozen=True)
 class Delta:
-    """Changes by parameter name and whole new parameters.
+    """Changes by parameter name, adapters by that of their layer, and whole new parameters.
 
     Attributes:
         changes: differences to the base.
@@ -55,17 +100,18 @@ class Delta:
 
     @property
     def count(self) -> int:
-        """Trained elements: of the base, and of LoRA and adapters beside it."""
-        return sum(change.count for change in self.changes.values())
+        """Changed elements of the base; of LoRA and adapters the elements they add."""
+        return sum(change.values.numel() for change in self.changes.values())
 
     def save(self, path: str | Path) -> None:
-        """Writes ``delta.safetensors``: 8 bytes a single element, 4 of any other kind, and a header."""
-        parts = {name: change.part.described() for name, change in self.changes.items()}
-        tensors = {
-            f"{name}.{suffix}": tensor
-            for name, change in self.changes.items()
-            for suffix, tensor in change.tensors().items()
-        }
+        """Writes ``delta.safetensors``: 8 bytes a trained element, 4 in rows and whole tensors, and a header."""
+        tensors, parts = {}, {}
+        for name, change in self.changes.items():
+            parts[name] = change.part.describe()
+            pieces = change.part.split(change.values) if change.part.pieces else {"values": change.values}
+            tensors.update({f"{name}.{piece}": value.contiguous() for piece, value in pieces.items()})
+            if change.part.indices is not None:
+                tensors[f"{name}.indices"] = compact_indices(change.part.indices, change.part.shape)
         for name, value in self.new.items():
             tensors[f"{name}.new"] = value
         content = {**self.description, "parts": parts, "new": list(self.new), "fingerprint": self.fingerprint}
@@ -80,14 +126,16 @@ class Delta:
         """
         tensors, content = load_tensors(Path(path), "delta")
         try:
-            changes = {
-                name: Change.from_tensors(Path(path), name, header, _of_parameter(name, tensors))
-                for name, header in content.pop("parts").items()
-            }
+            changes = {}
+            for name, entry in content.pop("parts").items():
+                part = Part.of(entry, tensors.get(f"{name}.indices"))
+                check_part(path, name, part)
+                changes[name] = Change(part, _values(path, name, part, tensors))
             new = {name: tensors[f"{name}.new"] for name in content.pop("new")}
             return cls(changes, new, content.pop("fingerprint"), content)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise AdapeftError(f"{path}: damaged description of a delta ({error}).") from error
+        return delta
 
     def check_fits(self, model: nn.Module) -> None:
         """Checks names, shapes and fingerprint against ``model``.
@@ -96,12 +144,14 @@ class Delta:
             AdapeftError: another architecture, other shapes or another base.
         """
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        wanted = {name: tuple(change.part.shape) for name, change in self.changes.items()}
+        adapters = {name: change.part for name, change in self.changes.items() if change.part.kind == "adapter"}
+        wanted = {name: tuple(change.part.shape) for name, change in self.changes.items() if name not in adapters}
         wanted |= {name: tuple(value.shape) for name, value in self.new.items()}
         for name, shape in wanted.items():
             if shapes.get(name) != shape:
                 found = shapes.get(name, "nothing")
                 raise AdapeftError(f"the delta changes {name!r} of shape {shape}; this model has {found} there.")
+        check_adapters(model, adapters)
         self.check_fingerprint(fingerprint_model(model, self.new))
 
     def check_fingerprint(self, found: str) -> None:
@@ -120,15 +170,42 @@ class Delta:
     def apply(self, model: nn.Module) -> Applied:
         """Adds the delta to the model's weights in place; ``revert()`` of the result takes it out again.
 
+        Adapters become modules of the model, in float32.
+
         Raises:
             AdapeftError: the model is not the delta's base.
         """
         self.check_fits(model)
-        new = [(name, model.get_parameter(name).detach().clone()) for name in self.new]
-        changes = [(change, name, change.make(model, name)) for name, change in self.changes.items()]
+        parameters = dict(model.named_parameters())
+        in_place = {name: change for name, change in self.changes.items() if change.part.kind != "adapter"}
+        undo = [(change, name, change.touched(parameters[name])) for name, change in in_place.items()]
+        new = [(name, parameters[name].detach().clone()) for name in self.new]
+        adapters = [name for name in self.changes if name not in in_place]
+        for name, change in in_place.items():
+            change.add_to(parameters[name])
+        for name in adapters:
+            pieces = add_adapter(model, name, self.changes[name].part.split(self.changes[name].values))
+            for parameter in pieces.values():
+                parameter.requires_grad_(False)
         for name, value in self.new.items():
-            model.get_parameter(name).copy_(value)
-        return Applied(model, changes, new)
+            parameters[name].copy_(value)
+        return Applied(model, undo, new, adapters)
+
+
+def _values(path: str | Path, name: str, part: Part, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What the file holds of a part's values.
+
+    Raises:
+        AdapeftError: they have other shapes than the part.
+    """
+    whole = part.shape if part.indices is None else leaf_shape(part)
+    found = []
+    for piece, shape in (part.pieces or {"values": whole}).items():
+        value = tensors[f"{name}.{piece}"]
+        if tuple(value.shape) != tuple(shape):
+            raise AdapeftError(f"{path}: {name!r} has {piece} of shape {tuple(value.shape)}, not {tuple(shape)}.")
+        found.append(value)
+    return torch.cat([value.flatten() for value in found]) if part.pieces else found[0]
 
 
 def extract_delta(
@@ -145,21 +222,25 @@ def extract_delta(
     """
     attachment = attachment_of(model)
     _keep_the_rule(attachment)
-    # Copies: on one rank ZeRO hands out views of the live values, which training goes on to change.
-    values = {
-        name: full_value(parameter).to("cpu", torch.float32, copy=True)
-        for name, parameter in attachment.trained.items()
-        if name not in attachment.dense
-    }
-    changes: dict[str, Change] = {}
-    for name, part in attachment.subset.parts.items():
-        if part.kind == "dense":
-            moved = _change_of(attachment.dense[name], full_value)
-            if moved is not None:
-                changes[name] = moved
-        elif part.kind in BESIDE:
-            leaves = {leaf: values[f"{name}.{leaf}"] for leaf in part.factor_shapes}
-            changes[name] = LowRank(part, leaves) if part.kind == "lora" else Bottleneck(part, leaves)
+    changes, new = {}, {}
+    pieces = {f"{name}.{piece}" for name, added in attachment.added.items() for piece in added}
+    for name, added in attachment.added.items():
+        values = [full_value(parameter).to("cpu", torch.float32).flatten() for parameter in added.values()]
+        changes[name] = Change(attachment.subset.parts[name], torch.cat(values))
+    for name, parameter in attachment.trained.items():
+        if name in pieces:
+            continue
+        if name in attachment.dense:
+            change = _change_of(attachment.dense[name], full_value)
+            if change is not None:
+                changes[name] = change
+            continue
+        # A copy: on one rank ZeRO hands out views of the live values, which training goes on to change.
+        value = full_value(parameter).to("cpu", torch.float32, copy=True)
+        if name in attachment.subset.new:
+            new[name] = value
+        elif name in attachment.base:
+            changes[name] = Change(Part("tensor", tuple(value.shape)), value - attachment.base[name])
         else:
             changes[name] = Difference(part, values[name] - attachment.base.get(name, 0.0))
     for name in attachment.subset.always_train:

@@ -36,9 +36,15 @@ def merge(delta: Delta, base: str, out: str | Path) -> Path:
         out: folder to write, which must not hold anything yet.
 
     Raises:
-        AdapeftError: another base, a base without safetensors, or ``out`` is not empty.
+        AdapeftError: another base, a base without safetensors, adapters, or ``out`` is not empty.
     """
     out = Path(out)
+    adapters = [name for name, change in delta.changes.items() if change.part.kind == "adapter"]
+    if adapters:
+        raise AdapeftError(
+            f"the delta has {len(adapters)} adapters, such as the one behind {adapters[0]!r}: a plain checkpoint has "
+            f"no place for them. Load the base in Python and call Delta.apply, which installs them."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AdapeftError(f"--out {out}: not an empty folder. Give a new one.")
     folder = _local_folder(base)

@@ -1,73 +1,94 @@
-"""Adapter leaves: a bottleneck after a linear layer, owned by that layer."""
+"""Adapters: a small bottleneck after the output projection of a feed-forward network or of an attention."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from functools import cache
-from zlib import crc32
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
+from adapeft.errors import AdapeftError
+from adapeft.tune.rules.draw import uniform
 
-_LEAVES = ("down", "down_bias", "up", "up_bias")
-_INITIAL_STD = 0.02
-"""Of the projection down; BERT's own, and near to Houlsby's 0.01. The projection up starts at zero."""
+_NAME = "adapeft_adapter"
 
 
-def add_adapter(module: nn.Module, name: str, part: Part, seed: int) -> dict[str, nn.Parameter]:
-    """Makes ``module``, a linear layer with the weight ``name``, end in a bottleneck with a residual.
+class Adapter(nn.Module):
+    """x + U gelu(D x + b) + c, in float32 over any base; D [bottleneck, width], U [width, bottleneck].
 
-    y + W_up·gelu(W_down·y + b_down) + b_up for the layer's own output y. Projection up and its bias start at zero, so
-    that the output is the base's, bit for bit. Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML
-    2019, section 2.1: after the projection back to the model's width and before the skip connection.
-
-    As leaves do, the module becomes a subclass of its own class, so that its names stay and ZeRO-3 gathers all of it.
-
-    Returns:
-        The leaves by name, float32.
+    Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019, whose published code has the gelu. It
+    stands where theirs does: behind the projection back to the block's width, before dropout and the block's residual.
     """
-    device = module.get_parameter("weight").device
-    generator = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
-    leaves = {}
-    for leaf, shape in part.factor_shapes.items():
-        value = torch.zeros(shape)
-        if leaf == "adapter_down":
-            value = _INITIAL_STD * torch.randn(shape, generator=generator)
-        leaves[leaf] = nn.Parameter(value.to(device))
-    install_adapter(module, leaves)
-    return leaves
 
-
-def install_adapter(module: nn.Module, leaves: Mapping[str, nn.Parameter]) -> None:
-    """Makes ``leaves`` those of ``module``."""
-    module.__class__ = _class_with_adapter(type(module))  # type: ignore[arg-type]
-    for leaf, parameter in leaves.items():
-        module.register_parameter(leaf, parameter)
-
-
-def remove_adapter(module: nn.Module) -> None:
-    """Gives ``module`` its own class back, where it has an adapter."""
-    if isinstance(module, _WithAdapter):
-        for name in [name for name in module._parameters if name.startswith("adapter_")]:
-            delattr(module, name)
-        module.__class__ = type(module).__bases__[1]
-
-
-class _WithAdapter(nn.Module):
-    """A linear layer with a bottleneck behind it."""
+    def __init__(self, pieces: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        bottleneck, width = pieces["down.weight"].shape
+        self.down = nn.Linear(width, bottleneck, device="meta")
+        self.up = nn.Linear(bottleneck, width, device="meta")
+        self.load_state_dict({name: nn.Parameter(piece) for name, piece in pieces.items()}, assign=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] → [..., out]."""
-        output = super().forward(x)
-        down, down_bias, up, up_bias = (self.get_parameter(f"adapter_{leaf}") for leaf in _LEAVES)
-        # In the leaves' own type, like peft's layers: float32 beside frozen bfloat16 weights.
-        hidden = F.gelu(F.linear(output.to(down.dtype), down, down_bias))
-        return output + F.linear(hidden, up, up_bias).to(output.dtype)
+        """x [..., width] → the same."""
+        inner = F.gelu(self.down(x.to(self.down.weight.dtype)))
+        return x + self.up(inner).to(x.dtype)
 
 
-@cache
-def _class_with_adapter(plain: type[nn.Module]) -> type[nn.Module]:
-    return type(f"{plain.__name__}WithAdapter", (_WithAdapter, plain), {})
+def check_adapters(model: nn.Module, parts: Mapping[str, Part]) -> None:
+    """Checks that every adapter part is for a linear layer of its width, and that there is none yet.
+
+    Raises:
+        AdapeftError: no such layer, another width, or an adapter.
+    """
+    modules = dict(model.named_modules())
+    for name, part in parts.items():
+        module = modules.get(name)
+        weight = getattr(module, "weight", None)
+        if not isinstance(module, nn.Linear | Conv1D) or weight is None:
+            raise AdapeftError(f"the subset has an adapter behind {name!r}, which is no linear layer of this model.")
+        if hasattr(module, _NAME):
+            raise AdapeftError(f"{name!r} has an adapter already: revert the delta that brought it first.")
+        shape = tuple(getattr(weight, "ds_shape", weight.shape))
+        width = shape[1 if isinstance(module, Conv1D) else 0]
+        if part.shape != (width,):
+            raise AdapeftError(
+                f"the subset's adapter behind {name!r} is for a width of {part.shape[0]}, this model's is {width}: it "
+                f"was chosen for another model."
+            )
+
+
+def starting_pieces(name: str, part: Part, seed: int) -> dict[str, Tensor]:
+    """An adapter that changes nothing yet: U, b and c zero, D uniform within 1/√width from seed and name alone."""
+    pieces = {piece: torch.zeros(shape) for piece, shape in part.pieces.items()}
+    drawn = uniform(seed, 0, name, part.pieces["down.weight"], "cpu")
+    return {**pieces, "down.weight": (2 * drawn - 1) / math.sqrt(part.shape[0])}
+
+
+def add_adapter(model: nn.Module, name: str, pieces: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Puts an adapter behind the layer ``name``, whatever wraps that by now; returns its parameters.
+
+    The layer owns it and calls it in a hook. So it is a module like any other for those who gather and recompute.
+    """
+    layer = model.get_submodule(name)
+    device = next(layer.parameters()).device
+    adapter = Adapter({piece: value.to(device, torch.float32, copy=True) for piece, value in pieces.items()})
+    layer.add_module(_NAME, adapter)
+    adapter.__dict__["handle"] = layer.register_forward_hook(_adapted)
+    return dict(adapter.named_parameters())
+
+
+def remove_adapter(model: nn.Module, name: str) -> None:
+    """Takes the adapter behind the layer ``name`` away."""
+    layer = model.get_submodule(name)
+    handle: RemovableHandle = layer.get_submodule(_NAME).__dict__["handle"]
+    handle.remove()
+    delattr(layer, _NAME)
+
+
+def _adapted(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    adapted: Tensor = layer.get_submodule(_NAME)(output)
+    return adapted

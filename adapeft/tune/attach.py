@@ -13,9 +13,9 @@ from transformers.pytorch_utils import Conv1D
 from adapeft.choose.subset import BESIDE, Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
-from adapeft.tune.adapter import add_adapter, remove_adapter
+from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
 from adapeft.tune.leaves import DensePart, add_dense_leaves, add_leaf, leaf_shape, remove_leaves
-from adapeft.tune.lora import inject_lora, remove_lora
+from adapeft.tune.lora import add_lora, check_lora, remove_lora
 from adapeft.tune.rules.make import rule_of
 from adapeft.tune.rules.rule import DIFFERENCE, Place, Rule
 
@@ -32,8 +32,9 @@ class Attachment:
     Attributes:
         subset: the subset attached.
         fingerprint: of the base model.
-        trained: name → the trainable parameter: a leaf, or the parameter itself where it is trained whole. Leaves
-            beside a weight are named ``weight's name.leaf's name``.
+        trained: name → the trainable parameter: a leaf, or the parameter itself where it is trained whole; what a
+            part adds has the part's name and its own, ``….weight.lora_A``.
+        added: name → the parameters that the part adds, by their own names.
         base: name → its value before training, float32 on the CPU, where it is trained whole and not new.
         required_grad: ``requires_grad`` of every parameter before.
         rule: of the dense parts; that of a fixed mask where there are none.
@@ -46,6 +47,7 @@ class Attachment:
     subset: Subset
     fingerprint: str
     trained: dict[str, nn.Parameter]
+    added: dict[str, dict[str, nn.Parameter]] = field(repr=False)
     base: dict[str, Tensor]
     required_grad: dict[str, bool] = field(repr=False)
     rule: Rule
@@ -60,13 +62,13 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
 
     Whole tensors train themselves; rows and elements get a leaf, a small parameter that starts at zero. All else is
     frozen, so optimizer state, gradients and checkpoints are as large as the subset with any trainer. A tied weight has
-    one leaf in every module that uses it. LoRA comes from peft, whose layers go around the model's own; its parameters
-    are renamed until ``detach``. Dense parts get a leaf of the parameter's own shape, and their method's rule
-    needs ``adapeft.follow_rule`` besides.
+    one leaf in every module that uses it. Dense parts get a leaf of the parameter's own shape, and their method's rule
+    needs ``adapeft.follow_rule`` besides. A layer with LoRA is wrapped in PEFT's, until ``detach``: its own parameters
+    are named ``….base_layer.…`` in the model meanwhile, and as ever in the subset and the delta.
 
     Raises:
-        AdapeftError: the model already has a subset, the subset was chosen for another model, or it has LoRA or an
-            adapter where no linear layer is.
+        AdapeftError: the model already has a subset, or the subset was chosen for another model, or a part does not go
+            with its layer.
     """
     if hasattr(model, _ATTRIBUTE):
         raise AdapeftError("this model already has a subset attached: call adapeft.detach(model) first.")
@@ -83,6 +85,8 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     _check_linear(model, subset, owners)
     parameters = dict(model.named_parameters())
     required_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    owners = _owners(model)
+    added = _add(model, subset, {name: owners[parameters[name]] for name in subset.parts if name in parameters})
     model.requires_grad_(False)
     trained: dict[str, nn.Parameter] = {}
     dense: dict[str, DensePart] = {}
@@ -90,6 +94,9 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     for name in subset.always_train:
         trained[name] = parameters[name]
     for name, part in subset.parts.items():
+        if name in added:
+            trained.update({f"{name}.{piece}": parameter for piece, parameter in added[name].items()})
+            continue
         parameter = parameters[name]
         if part.kind == "tensor":
             trained[name] = parameter
@@ -111,7 +118,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
         if parameter is parameters.get(name) and name not in subset.new:
             base[name] = parameter.detach().to("cpu", torch.float32, copy=True)
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
-    attachment = Attachment(subset, fingerprint, trained, base, required_grad, rule, dense, beside, dropout)
+    attachment = Attachment(subset, fingerprint, trained, added, base, required_grad, rule, dense, dropout)
     setattr(model, _ATTRIBUTE, attachment)
     return model
 
@@ -122,8 +129,10 @@ def detach(model: nn.Module) -> nn.Module:
     New parameters (a head) keep their trained values, for there is no base to go back to.
     """
     attachment = attachment_of(model)
-    if any(part.kind == "lora" for part in attachment.subset.parts.values()):
-        remove_lora(model)
+    for name in attachment.added:
+        if attachment.subset.parts[name].kind == "adapter":
+            remove_adapter(model, name)
+    remove_lora(model, [name for name in attachment.added if attachment.subset.parts[name].kind == "lora"])
     for module in model.modules():
         remove_adapter(module)
         remove_leaves(module)
@@ -149,6 +158,21 @@ def attachment_of(model: nn.Module) -> Attachment:
     if attachment is None:
         raise AdapeftError("no subset is attached to this model: call adapeft.attach(model, subset) first.")
     return attachment
+
+
+def _add(
+    model: nn.Module, subset: Subset, owners: Mapping[str, Sequence[tuple[nn.Module, str]]]
+) -> dict[str, dict[str, nn.Parameter]]:
+    """Adds LoRA, then adapters behind it, once all are known to go with their layers."""
+    lora = {name: part for name, part in subset.parts.items() if part.kind == "lora"}
+    adapters = {name: part for name, part in subset.parts.items() if part.kind == "adapter"}
+    check_lora(model, lora, owners)
+    check_adapters(model, adapters)
+    seed = subset.description.get("seed", 0)
+    added = add_lora(model, lora, seed) if lora else {}
+    for name, part in adapters.items():
+        added[name] = add_adapter(model, name, starting_pieces(name, part, seed))
+    return added
 
 
 def _attach_dense(name: str, parameter: nn.Parameter, owners: Sequence[tuple[nn.Module, str]], rule: Rule) -> DensePart:

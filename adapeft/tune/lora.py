@@ -1,64 +1,110 @@
-"""LoRA leaves: peft's layers around linear layers, with a start that every rank and every run draws alike."""
+"""LoRA on single matrices, through PEFT: which layers get it, how it starts, and the way back."""
 
 from __future__ import annotations
 
 import math
 import re
 import warnings
-from collections.abc import Mapping
-from typing import Any
-from zlib import crc32
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
+from adapeft.errors import AdapeftError
+from adapeft.tune.rules.draw import uniform
 
-_ADAPTER = "adapeft"
+ADAPTER_NAME = "default"
+"""PEFT's own name for an adapter that nobody named: its saved files are loaded under it."""
 
 
-def inject_lora(model: nn.Module, parts: Mapping[str, Part], seed: int) -> dict[str, dict[str, nn.Parameter]]:
-    """Puts peft's LoRA layers around the linear layers whose weights ``parts`` names, in place.
+def check_lora(
+    model: nn.Module, parts: Mapping[str, Part], owners: Mapping[str, Sequence[tuple[nn.Module, str]]]
+) -> None:
+    """Checks that every LoRA part is on the weight of one linear layer.
 
-    B starts at zero, so the model's output is the base's, bit for bit; A is drawn as in peft, but by name and seed.
-    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
+    Args:
+        model: to attach to.
+        parts: the LoRA parts by parameter name.
+        owners: every module that holds a parameter, with its name there.
+
+    Raises:
+        AdapeftError: another kind of layer, or a weight that several places use.
+    """
+    paths: dict[nn.Module, int] = {}
+    for _, module in model.named_modules(remove_duplicate=False):
+        paths[module] = paths.get(module, 0) + 1
+    for name, part in parts.items():
+        module, local_name = owners[name][0]
+        if local_name != "weight" or not isinstance(module, nn.Linear | Conv1D):
+            raise AdapeftError(
+                f"the subset has LoRA on {name!r}, a parameter of {type(module).__name__}: it is for the weights of "
+                f"linear layers. Train rows or elements of this one."
+            )
+        if len(owners[name]) > 1 or paths[module] > 1:
+            raise AdapeftError(
+                f"the subset has LoRA on {name!r}, which is tied and used in several places: they would part. Train "
+                f"rows or elements of it, which stay tied."
+            )
+        if part.dim != (1 if isinstance(module, Conv1D) else 0):
+            raise AdapeftError(
+                f"the subset's LoRA on {name!r} takes dimension {part.dim} for the output neurons, which in "
+                f"{type(module).__name__} is the other one."
+            )
+
+
+def add_lora(model: nn.Module, parts: Mapping[str, Part], seed: int) -> dict[str, dict[str, nn.Parameter]]:
+    """Wraps the layers of ``parts`` in PEFT's, in place. Their weights are then named ``….base_layer.weight``.
+
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. A is drawn as PEFT does, uniformly
+    within 1/√in, but from ``seed`` and the parameter's name alone; B = 0, so that the output starts as the base's.
+    Both are float32 over any base.
 
     Returns:
-        Weight's name → its leaves ``lora_A`` [rank, in] and ``lora_B`` [out, rank], float32."""
-    from peft import LoraConfig, inject_adapter_in_model  # a second of importing, which most subsets need not wait for
-
-    modules = {name: name.removesuffix(".weight") for name in parts}
+        name → A and B.
+    """
+    layers = {name: name.removesuffix(".weight") for name in parts}
+    patterns = {name: f"^{re.escape(layer)}" for name, layer in layers.items()}
     config = LoraConfig(
-        target_modules="|".join(f"(?:{re.escape(module)})" for module in modules.values()),
-        rank_pattern={f"^{re.escape(modules[name])}": part.rank for name, part in parts.items()},
-        alpha_pattern={f"^{re.escape(modules[name])}": part.alpha for name, part in parts.items()},
+        target_modules="|".join(re.escape(layer) for layer in layers.values()),
+        rank_pattern={patterns[name]: part.rank for name, part in parts.items()},
+        alpha_pattern={patterns[name]: part.alpha for name, part in parts.items()},
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that Conv1D stores its weight transposed, which peft then sees to itself
-        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-    leaves = {}
-    for name, part in parts.items():
-        layer: Any = model.get_submodule(modules[name])
-        down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-        down.data = _start(name, part, seed).to(down.device)
-        up.data = torch.zeros(up.shape, dtype=torch.float32, device=up.device)
-        leaves[name] = {"lora_A": down, "lora_B": up}
-    return leaves
+        # PEFT finds out by itself which layers are Conv1D, and tells.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
+        inject_adapter_in_model(config, model, ADAPTER_NAME)
+    return {name: _start(model.get_submodule(layers[name]), name, part, seed) for name, part in parts.items()}
 
 
-def remove_lora(model: nn.Module) -> None:
-    """Gives every linear layer its place back."""
-    from peft.tuners.lora import LoraLayer
+def remove_lora(model: nn.Module, names: Sequence[str]) -> None:
+    """Puts the base's own layers back: modules, names and classes are as before ``add_lora``."""
+    for name in names:
+        path, _, layer = name.removesuffix(".weight").rpartition(".")
+        parent = model.get_submodule(path)
+        setattr(parent, layer, getattr(parent, layer).base_layer)
+    if names:
+        del model.peft_config
 
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, LoraLayer) and _ADAPTER in layer.lora_A:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.base_layer)
-    del model.peft_config
+
+@torch.no_grad()
+def low_rank_sum(part: Part, values: Tensor) -> Tensor:
+    """float32, the shape of the parameter: (alpha / rank) · B A, transposed where output neurons are columns."""
+    pieces = part.split(values.float())
+    product = pieces["lora_B"] @ pieces["lora_A"] * (part.alpha / part.rank)
+    return product if part.dim == 0 else product.t()
 
 
-def _start(name: str, part: Part, seed: int) -> torch.Tensor:
-    """Uniform within ±1/√in, which is peft's ``kaiming_uniform_(a=√5)``."""
-    rows, inputs = part.factor_shapes["lora_A"]
-    generator = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
-    return (2 * torch.rand(rows, inputs, generator=generator) - 1) / math.sqrt(inputs)
+def _start(layer: nn.Module, name: str, part: Part, seed: int) -> dict[str, nn.Parameter]:
+    assert isinstance(layer, LoraLayer)
+    device = next(layer.get_base_layer().parameters()).device
+    width = part.shape[1 - part.dim]
+    drawn = (2 * uniform(seed, 0, name, part.pieces["lora_A"], "cpu") - 1) / math.sqrt(width)
+    pieces = {"lora_A": nn.Parameter(drawn.to(device))}
+    pieces["lora_B"] = nn.Parameter(torch.zeros(part.pieces["lora_B"], device=device))
+    for piece, parameter in pieces.items():
+        getattr(layer, piece)[ADAPTER_NAME].weight = parameter
+    return pieces

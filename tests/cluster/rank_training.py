@@ -17,20 +17,29 @@ from adapeft.inputs.batches import num_micro_batches
 from adapeft.inputs.losses import micro_losses
 from adapeft.inputs.objective import infer_objective
 from adapeft.ranks import OneRank, Ranks
-from adapeft.ship.delta import extract_delta
+from adapeft.ship.delta import Delta, extract_delta
 from adapeft.tune.attach import attach
-from tests.cluster.rank_statistics import BATCH_SIZE, MODELS, examples_of, joined
+from tests.cluster.rank_statistics import BATCH_SIZE, examples_of, joined
+from tests.oracles_lora import MODELS, mixed_subset
+from tests.tiny import make_batches
 
 LEARNING_RATE = 0.05
 NUM_STEPS = 5
 # Softmax is blind to a bias of the keys: its gradient is rounding, which Adam would follow at full length.
 BLIND = ("key.bias", "c_attn.bias")
+CASES = [(name, kind) for name in ("bert", "gpt2") for kind in ("tensor", "rows", "elements")]
+CASES += [(name, "mixed") for name in MODELS]
 # stage, micro-batch size, gradient checkpointing
 RUNS = [(0, None, False), (1, None, False), (2, 2, False), (3, None, False), (3, 2, True)]
 
 
 def subset_of(model: nn.Module, kind: str) -> Subset:
-    """About a tenth of the matrices' elements, and a whole LayerNorm; the new head is always trained."""
+    """About a tenth of the matrices' elements, and a whole LayerNorm; the new head is always trained.
+
+    Mixed subsets have LoRA besides.
+    """
+    if kind == "mixed":
+        return mixed_subset(model)
     parameters = dict(model.named_parameters())
     draw = torch.Generator().manual_seed(7)
     parts: dict[str, Part] = {}
@@ -84,8 +93,17 @@ def train_plainly(name: str, kind: str) -> dict[str, torch.Tensor]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    delta = extract_delta(model)
+    return values_of(extract_delta(model))
+
+
+def values_of(delta: Delta) -> dict[str, torch.Tensor]:
     return {**{name: change.values for name, change in delta.changes.items()}, **delta.new}
+
+
+@torch.no_grad()
+def first_logits(model: nn.Module) -> torch.Tensor:
+    torch.manual_seed(0)
+    return model(**make_batches(model)[0]).logits
 
 
 def falling(step: int) -> float:
@@ -98,49 +116,61 @@ def main(out: Path) -> None:
     from tests.cluster.rank_statistics import optimizer_state_elements
 
     ranks = join()
-    for name, make in MODELS.items():
-        for kind in ("tensor", "rows", "elements"):
-            for stage, micro_batch_size, checkpointing in RUNS:
-                model = make()
-                if checkpointing:
-                    # transformers recomputes in training mode only; without dropout that changes no number.
-                    for module in model.modules():
-                        if isinstance(module, nn.Dropout):
-                            module.p = 0.0
-                    model.gradient_checkpointing_enable({"use_reentrant": False})
-                model.train(checkpointing)
-                attach(model, subset_of(model, kind))
-                num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
-                engine = training_engine(
-                    model,
-                    zero_stage=stage,
-                    num_micro=num_micro,
-                    learning_rate=LEARNING_RATE,
-                    weight_decay=0.1,
-                    max_grad_norm=0.5,
-                    schedule=lambda optimizer: LambdaLR(optimizer, falling),
-                    persistence_threshold=0,
-                )
-                for step in range(NUM_STEPS):
-                    for loss in losses_of(model, step, ranks, num_micro):
-                        engine.backward(loss(engine) * (ranks.world_size * num_micro))
-                        engine.step()
-                delta = extract_delta(model, full_value=full_value)
-                tag = f"{name}-{kind}-{stage}-{micro_batch_size}"
-                folder = out / "checkpoints" / tag
-                engine.save_checkpoint(str(folder), tag="step", exclude_frozen_parameters=True)
-                states = sum(ranks.all_gather_object(optimizer_state_elements(engine)))
-                held = [p for p in model.parameters() if not p.requires_grad and p.grad is not None]
-                engine.destroy()
-                if ranks.rank == 0:
-                    content = {
-                        "values": {**{n: change.values for n, change in delta.changes.items()}, **delta.new},
-                        "count": delta.count + sum(value.numel() for value in delta.new.values()),
-                        "state_elements": states,
-                        "frozen_with_gradient": len(held),
-                        "checkpoint_bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-                    }
-                    torch.save(content, out / f"{tag}.pt")
+    for name, kind in CASES:
+        for stage, micro_batch_size, checkpointing in RUNS:
+            model = MODELS[name]()
+            if checkpointing:
+                # transformers recomputes in training mode only; without dropout that changes no number.
+                for module in model.modules():
+                    if isinstance(module, nn.Dropout):
+                        module.p = 0.0
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train(checkpointing)
+            before = first_logits(model)
+            attach(model, subset_of(model, kind))
+            start_equal = torch.equal(first_logits(model), before)
+            num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
+            engine = training_engine(
+                model,
+                zero_stage=stage,
+                num_micro=num_micro,
+                learning_rate=LEARNING_RATE,
+                weight_decay=0.1,
+                max_grad_norm=0.5,
+                schedule=lambda optimizer: LambdaLR(optimizer, falling),
+                persistence_threshold=0,
+            )
+
+            def step(number: int, engine=engine, model=model, num_micro=num_micro) -> None:
+                for loss in losses_of(model, number, ranks, num_micro):
+                    engine.backward(loss(engine) * (ranks.world_size * num_micro))
+                    engine.step()
+
+            for number in range(NUM_STEPS):
+                step(number)
+            values = values_of(extract_delta(model, full_value=full_value))
+            tag = f"{name}-{kind}-{stage}-{micro_batch_size}"
+            folder = out / "checkpoints" / tag
+            engine.save_checkpoint(str(folder), tag="step", exclude_frozen_parameters=True)
+            states = sum(ranks.all_gather_object(optimizer_state_elements(engine)))
+            held = [p for p in model.parameters() if not p.requires_grad and p.grad is not None]
+            resumed = {}
+            if kind == "mixed":
+                step(0)
+                engine.load_checkpoint(str(folder), load_module_strict=False)
+                resumed = values_of(extract_delta(model, full_value=full_value))
+            engine.destroy()
+            if ranks.rank == 0:
+                content = {
+                    "values": values,
+                    "resumed": resumed,
+                    "count": sum(value.numel() for value in values.values()),
+                    "start_equal": start_equal,
+                    "state_elements": states,
+                    "frozen_with_gradient": len(held),
+                    "checkpoint_bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+                }
+                torch.save(content, out / f"{tag}.pt")
 
 
 if __name__ == "__main__":

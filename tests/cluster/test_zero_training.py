@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.cluster.rank_statistics import MODELS
-from tests.cluster.rank_training import RUNS, train_plainly
+from tests.cluster.rank_training import CASES, RUNS, train_plainly
 from tests.cluster.ranks import torchrun
-
-CASES = [(name, kind) for name in MODELS for kind in ("tensor", "rows", "elements")]
 
 
 @pytest.fixture(scope="module", params=[1, 2])
@@ -36,6 +33,11 @@ def test_training_is_plain_adamw_on_the_subset(trained, plain, name, kind, stage
     moved = max(float(value.abs().max()) for value in expected.values())
     for parameter, value in expected.items():
         torch.testing.assert_close(found["values"][parameter], value, rtol=1e-2, atol=2e-3 * moved)
+
+    assert found["start_equal"], "what is attached changes no output before it is trained"
+    for parameter, value in found["resumed"].items():
+        assert torch.equal(value, found["values"][parameter]), "a step past the checkpoint and back"
+    assert bool(found["resumed"]) == (kind == "mixed")
 
     # Two moments a trained element over all ranks (each rank its own copy at stage 0), and padding.
     copies = world_size if stage == 0 else 1

@@ -1,0 +1,211 @@
+"""LoRA beside other parts: exact at the start, the base's names throughout, small on disk, and the base's bits back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import adapeft
+from adapeft import AdapeftError, Delta, attach, delta, detach, merge
+from adapeft.choose.subset import Part, Subset
+from adapeft.config_file import parse_select
+from adapeft.inputs.structure import describe_parameters
+from adapeft.tune.attach import attachment_of
+from tests.adapeft.test_merge import CLASSIFIER, LANGUAGE, save
+from tests.oracles_lora import MODELS, low_rank_product, make_llama, mixed_subset
+from tests.oracles_tune import changed, logits, train, weights
+from tests.tiny import make_batches, make_bert, make_gpt2
+
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+
+
+def trained(name: str, adapters: bool = True, **description: object) -> tuple[Delta, nn.Module]:
+    model = MODELS[name]()
+    attach(model, mixed_subset(model, adapters))
+    train(model)
+    return delta(model, description), model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mixed_subset_from_start_to_delta(name, tmp_path):
+    model, base = MODELS[name](), MODELS[name]()
+    subset, before = mixed_subset(model), logits(model)
+    assert {part.kind for part in subset.parts.values()} == {"tensor", "rows", "elements", "lora", "adapter"}
+    subset.save(tmp_path / "subset.safetensors")
+    attach(model, Subset.load(tmp_path / "subset.safetensors"))
+    assert torch.equal(logits(model), before), "B = 0"
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    new = sum(dict(base.named_parameters())[name].numel() for name in subset.new)
+    assert sum(parameter.numel() for parameter in trainable) == subset.count + new
+    assert {id(parameter) for parameter in trainable} == {id(p) for p in attachment_of(model).trained.values()}
+    train(model)
+
+    found = delta(model)
+    found.save(tmp_path / "delta.safetensors")
+    assert (tmp_path / "delta.safetensors").stat().st_size <= 8 * (subset.count + new) + 12_000
+    loaded = Delta.load(tmp_path / "delta.safetensors")
+    assert loaded.count == found.count == subset.count
+    expected = weights(base)
+    applied = loaded.apply(base)
+    torch.testing.assert_close(logits(base), logits(model), rtol=1e-4, atol=1e-5)
+    for parameter, part in subset.parts.items():
+        if part.kind == "lora":
+            product = low_rank_product(part, found.changes[parameter].values)
+            assert product.abs().max() > 1e-3
+            summed = (expected[parameter].double() + product).float()
+            torch.testing.assert_close(base.get_parameter(parameter), summed, rtol=1e-6, atol=1e-6)
+    assert not any(mask.any() for n, mask in changed(expected, weights(base)).items()
+                   if n not in (*subset.parts, *subset.new))  # fmt: skip
+    applied.revert()
+    assert weights(base).keys() == expected.keys()
+    assert not any(mask.any() for mask in changed(expected, weights(base)).values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_detach_gives_the_base_back(name):
+    _, model = trained(name)
+    untouched = MODELS[name]()
+    detach(model)
+    assert [type(module) for module in model.modules()] == [type(module) for module in untouched.modules()]
+    assert model.state_dict().keys() == untouched.state_dict().keys()
+    assert vars(model).keys() == vars(untouched).keys()
+    moved = {n for n, mask in changed(weights(untouched), weights(model)).items() if mask.any()}
+    assert moved == set(mixed_subset(untouched).new)
+    attach(model, mixed_subset(model))
+
+
+def test_the_start_depends_on_seed_and_name_alone():
+    part = Part("lora", (12, 12), rank=3, alpha=3.0)
+    other = QUERY.replace(".0.", ".1.")
+    starts = []
+    for seed, parts in ((1, {QUERY: part}), (1, {other: part, QUERY: part}), (2, {QUERY: part})):
+        torch.manual_seed(len(starts))
+        model = attach(make_bert(), Subset(parts, description={"seed": seed}))
+        starts.append(attachment_of(model).added[QUERY]["lora_A"].detach())
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+    assert not torch.equal(attachment_of(attach(make_bert(), Subset({other: part}))).added[other]["lora_A"], starts[0])
+    assert 0.5 / 12**0.5 < starts[0].abs().max() <= 1 / 12**0.5
+
+
+def test_gradients_are_those_of_the_dense_sum():
+    model = attach(make_gpt2(), mixed_subset(make_gpt2(), adapters=False))
+    train(model)
+    model.zero_grad()
+    batch = make_batches(model)[0]
+    model.eval()(**batch).loss.backward()
+    oracle = make_gpt2().eval()
+    delta(model).apply(oracle)
+    oracle(**batch).loss.backward()
+    for name, pieces in attachment_of(model).added.items():
+        part = attachment_of(model).subset.parts[name]
+        dense = oracle.get_parameter(name).grad
+        dense = (dense if part.dim == 0 else dense.T) * part.alpha / part.rank
+        torch.testing.assert_close(pieces["lora_A"].grad, pieces["lora_B"].T @ dense, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(pieces["lora_B"].grad, dense @ pieces["lora_A"].T, rtol=1e-3, atol=1e-5)
+
+
+def test_float32_over_a_bfloat16_base():
+    model, base = make_bert().bfloat16(), make_bert().bfloat16()
+    subset, before = mixed_subset(model), logits(model)
+    attach(model, subset)
+    assert all(p.dtype == torch.float32 for pieces in attachment_of(model).added.values() for p in pieces.values())
+    assert torch.equal(logits(model), before)
+    train(model)
+    expected = weights(base)
+    applied = delta(model).apply(base)
+    torch.testing.assert_close(logits(base), logits(model), rtol=3e-2, atol=5e-2)
+    applied.revert()
+    assert not any(mask.any() for mask in changed(expected, weights(base)).values())
+
+
+def test_gradient_checkpointing_changes_nothing():
+    grads = []
+    for checkpointing in (False, True):
+        model = attach(make_bert(), mixed_subset(make_bert()))
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(5)
+        model.train()(**make_batches(model)[0]).loss.backward()
+        grads.append([leaf.grad for leaf in attachment_of(model).trained.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize(("name", "task"), [("bert", CLASSIFIER), ("gpt2", LANGUAGE), ("llama", LANGUAGE)])
+def test_merging_into_a_checkpoint_is_applying(name, task, tmp_path):
+    found, _ = trained(name, adapters=False, model=task)
+    base = MODELS[name]()
+    folder = save(base.bert if name == "bert" else base, tmp_path / "base", "one file" if name == "llama" else "shards")
+    found.apply(base)
+    merge(found, str(folder), tmp_path / "out")
+    loaded = type(base).from_pretrained(tmp_path / "out")
+    assert not any(mask.any() for mask in changed(weights(base), weights(loaded)).values())
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "part", "message"),
+    [
+        (make_gpt2, "transformer.wte.weight", Part("lora", (29, 12), rank=1), "a parameter of Embedding"),
+        (make_bert, "bert.encoder.layer.0.output.LayerNorm.weight", Part("lora", (12,), rank=1), "of LayerNorm"),
+        (make_bert, QUERY, Part("lora", (12, 12), dim=1, rank=1), "in Linear is the other one"),
+    ],
+)
+def test_where_lora_cannot_be(make, name, part, message):
+    model = make()
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(AdapeftError, match=message):
+        attach(model, Subset({name: part}))
+    assert [type(module) for module in model.modules()] == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_tied_linear_layer_is_refused():
+    model = make_llama()
+    model.model.layers[0].self_attn.q_proj.weight = model.model.layers[1].self_attn.q_proj.weight
+    with pytest.raises(AdapeftError, match="tied and used in several places"):
+        attach(model, Subset({"model.layers.0.self_attn.q_proj.weight": Part("lora", (12, 12), rank=1, alpha=1.0)}))
+
+
+@pytest.mark.parametrize("rank", [0, 13, -1])
+def test_a_rank_that_does_not_fit_is_refused_when_loading(rank, tmp_path):
+    Subset({QUERY: Part("lora", (12, 12), rank=rank)}).save(tmp_path / "s")
+    with pytest.raises(AdapeftError, match=f"has a LoRA of rank {rank} .* from 1 to its smaller side"):
+        Subset.load(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_method_takes_the_largest_rank(name):
+    model = MODELS[name]()
+    layers = {i.name: i.shape for i in describe_parameters(model) if len(i.shape) == 2 and i.layer >= 0}
+    per_rank = sum(map(sum, layers.values()))
+
+    def choose(budget, **options):
+        return adapeft.select(model, make_batches(model), method="lora", budget=budget, seed=3, **options)
+
+    for budget, rank in ((per_rank, 1), (3 * per_rank - 1, 2), (3 * per_rank, 3)):
+        subset = choose(budget)
+        assert subset.parts.keys() == layers.keys()
+        assert {(part.kind, part.rank, part.alpha) for part in subset.parts.values()} == {("lora", rank, float(rank))}
+        assert subset.count == rank * per_rank
+    with pytest.raises(AdapeftError, match=f"rank 1 on {len(layers)} layers trains {per_rank:,}. Raise .* {per_rank},"):
+        choose(per_rank - 1)
+    some = choose(per_rank - 1, include=["*.0.*"])
+    assert all(".0." in parameter for parameter in some.parts)
+    assert len(some.parts) == len(layers) / 2
+    with pytest.raises(AdapeftError, match="no linear layer of a block"):
+        choose(12, include=["*norm*" if name == "llama" else "*bias"])
+
+
+def test_the_rank_is_free_of_what_the_matrices_hold():
+    model = make_bert()
+    for budget, rank in ((31, 1), (311, 10), (10_000, 12)):  # 228 elements of 12 × 19, whose rank is 12 at most
+        (part,) = adapeft.select(
+            model, make_batches(model), method="lora", budget=budget, include="*.0.output.dense.weight"
+        ).parts.values()
+        assert (part.shape, part.rank, part.count) == ((12, 19), rank, rank * 31)
+
+
+def test_keys_of_other_methods_are_refused():
+    with pytest.raises(AdapeftError, match=r"select\.groups = row: lora chooses by tensor"):
+        parse_select({"method": "lora", "groups": "row"})
