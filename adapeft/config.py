@@ -42,8 +42,6 @@ Method = Literal[
     "lora",
     "adapter",
     "magnitude",
-    "adapter",
-    "lora",
     "diff-pruning",
     "child-tuning-f",
     "child-tuning-d",
@@ -169,6 +167,14 @@ class Select(Section):
     joint: bool = Field(
         default=False, description="let adapeft value groups together, with the cross terms of their curvature"
     )
+    options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
+        default=(),
+        description="let adapeft choose for every matrix among rows of it, the whole and LoRA, as [row, tensor, lora]; "
+        "none: groups says what is chosen",
+    )
+    lora_ranks: tuple[PositiveInt, ...] = Field(
+        default=(1, 2, 4, 8, 16), description="ranks of LoRA among the options", min_length=1
+    )
     placement: Placement = Field(
         default="pfeiffer", description="where adapters stand: behind each feed-forward; houlsby: each attention too"
     )
@@ -220,8 +226,6 @@ class Select(Section):
             raise ValueError("options: joint = true values groups of one kind; leave one of them out")
         if self.lora_ranks != type(self).model_fields["lora_ranks"].default and "lora" not in self.options:
             raise ValueError(f"lora_ranks = {list(self.lora_ranks)}: lora is not among the options")
-        if self.placement != "pfeiffer" and self.method != "adapter":
-            raise ValueError(f"placement = {self.placement}: {self.method} places no adapters; leave placement out")
         return self
 
     @property

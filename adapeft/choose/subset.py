@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,15 +175,10 @@ def check_part(path: str | Path, name: str, part: Part) -> None:
         raise AdapeftError(f"{path}: the indices of {name!r} are not ascending within 0 … {limit - 1}.")
 
 
-def _check_rank(path: str | Path, name: str, part: Part) -> None:
-    is_matrix = len(part.shape) == 2 and part.dim in (0, 1)
-    is_possible = type(part.rank) is int and is_matrix and 1 <= part.rank <= min(part.shape)
-    if not is_possible or (part.kind == "lora" and not (math.isfinite(part.alpha) and part.alpha > 0)):
-        raise AdapeftError(
-            f"{path}: {name!r} is {part.kind} of rank {part.rank} and alpha {part.alpha} on a shape of {part.shape}."
-        )
-
-
 def compact_indices(indices: Tensor, shape: tuple[int, ...]) -> Tensor:
     """int32 where the parameter allows it: with a float32 value 8 bytes a trained element."""
     return indices.to(torch.int32 if torch.Size(shape).numel() < 2**31 else torch.int64).cpu()
+
+
+def _widen(indices: Tensor | None) -> Tensor | None:
+    return None if indices is None else indices.long()

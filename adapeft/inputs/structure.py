@@ -174,12 +174,6 @@ def _place(
     return name, -1, 0.0 if before else 1.0
 
 
-def _is_linear(model: nn.Module, name: str, sharers: Mapping[int, int]) -> bool:
-    module, _, local_name = name.rpartition(".")
-    owner = model.get_submodule(module)
-    return type(owner) in (nn.Linear, Conv1D) and local_name == "weight" and sharers[id(owner.weight)] == 1
-
-
 def _output_dim(model: nn.Module, name: str, ndim: int) -> int | None:
     if ndim != 2:
         return None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.artifact import load_tensors, save_tensors
-from adapeft.choose.subset import BESIDE, Part
+from adapeft.choose.subset import Part, check_part, compact_indices
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
@@ -66,15 +66,16 @@ class Applied:
     """A delta that is in a model's weights; keeps the base entries it replaced."""
 
     model: nn.Module
-    _changes: list[tuple[Change, str, Any]]
+    _changes: list[tuple[Change, str, Tensor]]
     _new: list[tuple[str, Tensor]]
     _adapters: list[str]
 
     @torch.no_grad()
     def revert(self) -> None:
         """Takes the delta out again; the weights are bit-identical to before."""
-        for change, name, before in self._changes:
-            change.undo(self.model, name, before)
+        parameters = dict(self.model.named_parameters())
+        for change, name, entries in self._changes:
+            change.put_back(parameters[name], entries)
         for name, value in self._new:
             parameters[name].copy_(value)
         for name in self._adapters:
@@ -132,7 +133,7 @@ class Delta:
                 check_part(path, name, part)
                 changes[name] = Change(part, _values(path, name, part, tensors))
             new = {name: tensors[f"{name}.new"] for name in content.pop("new")}
-            return cls(changes, new, content.pop("fingerprint"), content)
+            delta = cls(changes, new, content.pop("fingerprint"), content)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise AdapeftError(f"{path}: damaged description of a delta ({error}).") from error
         return delta
@@ -242,17 +243,8 @@ def extract_delta(
         elif name in attachment.base:
             changes[name] = Change(Part("tensor", tuple(value.shape)), value - attachment.base[name])
         else:
-            changes[name] = Difference(part, values[name] - attachment.base.get(name, 0.0))
-    for name in attachment.subset.always_train:
-        if name in attachment.base:
-            changes[name] = Difference(Part("tensor", tuple(values[name].shape)), values[name] - attachment.base[name])
-    new = {name: values[name] for name in attachment.subset.always_train if name in attachment.subset.new}
+            changes[name] = Change(attachment.subset.parts[name], value)
     return Delta(changes, new, attachment.fingerprint, dict(description or {}))
-
-
-def _of_parameter(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of parameter ``name`` by suffix."""
-    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _keep_the_rule(attachment: Attachment) -> None:
@@ -283,6 +275,6 @@ def _change_of(part: DensePart, full_value: Callable[[nn.Parameter], Tensor]) ->
     difference = part.effective(leaves, training=False)
     shape = tuple(difference.shape)
     if part.rule.budget is None:
-        return Difference(Part("tensor", shape), difference)
+        return Change(Part("tensor", shape), difference)
     moved = difference.flatten().nonzero().squeeze(1)
-    return Difference(Part("elements", shape, moved), difference.flatten()[moved]) if len(moved) else None
+    return Change(Part("elements", shape, moved), difference.flatten()[moved]) if len(moved) else None

@@ -117,7 +117,7 @@ class _Checkpoint:
             for name, tensor in self.tensors(shard):
                 change = self.delta.changes.get(name)
                 if change is not None:
-                    change.fold_into(name, tensor)
+                    change.add_to(tensor)
                 merged[name] = tensor
             if number == len(self.shards) - 1:
                 merged.update({name: value.contiguous() for name, value in self.delta.new.items()})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from adapeft.choose.subset import BESIDE, Subset
+from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
@@ -39,7 +39,6 @@ class Attachment:
         required_grad: ``requires_grad`` of every parameter before.
         rule: of the dense parts; that of a fixed mask where there are none.
         dense: name → the leaves of a dense part.
-        beside: name → the leaves of LoRA or an adapter beside that weight, by their names.
         dropout: module → its probability before, where the rule turned dropout off.
         follower: what keeps the rule, once an optimizer is there.
     """
@@ -52,7 +51,6 @@ class Attachment:
     required_grad: dict[str, bool] = field(repr=False)
     rule: Rule
     dense: dict[str, DensePart] = field(repr=False)
-    beside: dict[str, dict[str, nn.Parameter]] = field(repr=False)
     dropout: dict[nn.Dropout, float] = field(repr=False)
     follower: Follower | None = None
 
@@ -81,8 +79,6 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
             f"{fingerprint[:12]}: load the base model it was chosen on."
         )
     rule = rule_of(subset)
-    owners = _owners(model)
-    _check_linear(model, subset, owners)
     parameters = dict(model.named_parameters())
     required_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
     owners = _owners(model)
@@ -105,14 +101,10 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
             dense[name] = _attach_dense(name, parameter, owners[parameter], rule)
             trained[name] = dense[name].leaves[DIFFERENCE]
             continue
-        if part.kind in BESIDE:
-            continue
         leaf = nn.Parameter(torch.zeros(leaf_shape(part), dtype=torch.float32, device=parameter.device))
         for module, local_name in owners[parameter]:
             add_leaf(module, local_name, part, leaf)
         trained[name] = leaf
-    beside = _attach_beside(model, subset)  # last: it wraps or replaces modules that may own leaves by now
-    trained |= {f"{name}.{leaf}": value for name, leaves in beside.items() for leaf, value in leaves.items()}
     for name, parameter in trained.items():
         parameter.requires_grad_(True)
         if parameter is parameters.get(name) and name not in subset.new:
@@ -134,7 +126,6 @@ def detach(model: nn.Module) -> nn.Module:
             remove_adapter(model, name)
     remove_lora(model, [name for name in attachment.added if attachment.subset.parts[name].kind == "lora"])
     for module in model.modules():
-        remove_adapter(module)
         remove_leaves(module)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -185,36 +176,6 @@ def _attach_dense(name: str, parameter: nn.Parameter, owners: Sequence[tuple[nn.
     for module, local_name in owners:
         add_dense_leaves(module, local_name, part)
     return part
-
-
-def _check_linear(model: nn.Module, subset: Subset, owners: Mapping[nn.Parameter, list[tuple[nn.Module, str]]]) -> None:
-    """Checks that every weight with something beside it is one linear layer's own."""
-    for name, part in subset.parts.items():
-        if part.kind not in BESIDE:
-            continue
-        holders = owners[model.get_parameter(name)]
-        if len(holders) > 1:
-            raise AdapeftError(
-                f"the subset has {part.kind} beside {name!r}, which {len(holders)} modules share. Leave it out by "
-                f"select.exclude."
-            )
-        module, local_name = holders[0]
-        if type(module) not in (nn.Linear, Conv1D) or local_name != "weight":
-            raise AdapeftError(
-                f"the subset has {part.kind} beside {name!r} of a {type(module).__name__}, which is no linear layer. "
-                f"Leave it out by select.exclude."
-            )
-
-
-def _attach_beside(model: nn.Module, subset: Subset) -> dict[str, dict[str, nn.Parameter]]:
-    seed = int(subset.description.get("seed", 0))
-    adapters = {name: part for name, part in subset.parts.items() if part.kind == "adapter"}
-    beside = {
-        name: add_adapter(model.get_submodule(name.removesuffix(".weight")), name, part, seed)
-        for name, part in adapters.items()
-    }
-    lora = {name: part for name, part in subset.parts.items() if part.kind == "lora"}
-    return beside | (inject_lora(model, lora, seed) if lora else {})
 
 
 def _turn_dropout_off(model: nn.Module) -> dict[nn.Dropout, float]:
