@@ -1,4 +1,4 @@
-"""0-1 knapsacks of up to ten million items: a subset, its value, and a certified bound on any subset's.
+"""Knapsacks of up to ten million items, 0-1 and multiple-choice: a subset, its value, and a certified bound on any's.
 
 Numbers alone: numpy in, numpy out. What the items are is the caller's business.
 """
@@ -6,10 +6,14 @@ Numbers alone: numpy in, numpy out. What the items are is the caller's business.
 from __future__ import annotations
 
 from solver.branch_and_bound import BranchAndBound
+from solver.choice_core import MultipleChoiceCore
+from solver.choice_cp_sat import MultipleChoiceCpSat
+from solver.choice_greedy import MultipleChoiceGreedy
 from solver.core import CoreKnapsack
 from solver.cp_sat import CpSat
-from solver.frontier import Frontier, frontier
+from solver.frontier import Frontier, choice_frontier, frontier
 from solver.greedy import Greedy
+from solver.multiple_choice import MultipleChoiceProblem, MultipleChoiceSolver
 from solver.problem import KnapsackProblem
 from solver.solution import Solution, Solver, Status
 
@@ -20,8 +24,14 @@ __all__ = [
     "Frontier",
     "Greedy",
     "KnapsackProblem",
+    "MultipleChoiceCore",
+    "MultipleChoiceCpSat",
+    "MultipleChoiceGreedy",
+    "MultipleChoiceProblem",
+    "MultipleChoiceSolver",
     "Solution",
     "Solver",
     "Status",
+    "choice_frontier",
     "frontier",
 ]

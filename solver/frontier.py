@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from solver.choice_core import MultipleChoiceCore
 from solver.core import CoreKnapsack
+from solver.multiple_choice import MultipleChoiceProblem, MultipleChoiceSolver
 from solver.problem import KnapsackProblem
-from solver.solution import Solver
+from solver.solution import Solution, Solver
 
 # A curve is read by eye: a gap of 1e-4 is not seen, and greedy mostly meets it without a search.
 CURVE_SOLVER = CoreKnapsack(relative_gap=1e-4)
+CHOICE_CURVE_SOLVER = MultipleChoiceCore(relative_gap=1e-4)
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,32 @@ def frontier(values: np.ndarray, costs: np.ndarray, budgets: Sequence[int], solv
     Raises:
         ValueError: If a value, cost or budget cannot be part of a `KnapsackProblem`.
     """
+    return _trace(budgets, lambda budget: solver.solve(KnapsackProblem(values, costs, budget)))
+
+
+def choice_frontier(
+    problem: MultipleChoiceProblem, budgets: Sequence[int], solver: MultipleChoiceSolver = CHOICE_CURVE_SOLVER
+) -> Frontier:
+    """Solve for each budget in place of the problem's own.
+
+    Args:
+        problem: The items and their classes.
+        budgets: The budgets, in any order; repeated ones are dropped.
+        solver: What solves each problem.
+
+    Raises:
+        ValueError: If a budget cannot be part of a `MultipleChoiceProblem`.
+    """
+    return _trace(budgets, lambda budget: solver.solve(replace(problem, budget=budget)))
+
+
+def _trace(budgets: Sequence[int], solve: Callable[[int], Solution]) -> Frontier:
+    """The curve of what ``solve`` finds for each budget."""
     ascending = sorted(set(budgets))
     points: list[tuple[float, int, int]] = []
     bounds = []
     for budget in ascending:
-        solution = solver.solve(KnapsackProblem(values, costs, budget))
+        solution = solve(budget)
         bounds.append(solution.bound)
         # A subset that fits a budget fits any larger one, where a solver that stops early may do worse.
         if points and points[-1][0] >= solution.value:

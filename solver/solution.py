@@ -36,7 +36,7 @@ _ADVICE = {
     ),
     Status.FEASIBLE: (
         "The subset is within the budget, but better ones are not ruled out: `gap` says how much better at most. "
-        "Raise `time_limit` or `core_size`, or use `CoreKnapsack` in place of another solver; "
+        "Raise `time_limit` (or `work_limit`) or `core_size`, or use a core method in place of another solver; "
         "a gap that is small enough for you can be accepted as it is."
     ),
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from solver import CoreKnapsack, Frontier, Greedy, KnapsackProblem, Solution, Solver, frontier
+from solver import CoreKnapsack, Frontier, Greedy, KnapsackProblem, Solution, Solver, choice_frontier, frontier
 from solver.solution import certify
+from tests.solver import choice_oracle
 from tests.solver.knapsack_oracle import KINDS, TOLERANCE, brute_force, random_problem
 
 
@@ -24,6 +27,22 @@ def test_points_are_feasible_bounded_and_never_descend(solver: Solver, kind: str
     for budget, value, bound in zip(curve.budgets, curve.values, curve.bounds, strict=True):
         optimum = brute_force(KnapsackProblem(problem.values, problem.costs, int(budget)))
         assert value <= optimum * (1 + TOLERANCE)
+        assert optimum <= bound * (1 + TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", choice_oracle.KINDS)
+def test_points_of_choices_are_bounded_and_never_descend(kind: str):
+    problem = choice_oracle.random_choice(2, kind, num_classes=2, num_options=3, num_members=2)
+    budgets = np.linspace(0, problem.costs.sum(), 25).astype(int).tolist()
+    curve = choice_frontier(problem, budgets)
+
+    assert curve.budgets.tolist() == sorted(set(budgets))
+    assert (curve.costs <= curve.budgets).all()
+    assert (np.diff(curve.values) >= 0).all()
+    assert (np.diff(curve.bounds) >= 0).all()
+    for budget, value, bound in zip(curve.budgets, curve.values, curve.bounds, strict=True):
+        optimum = choice_oracle.brute_force(replace(problem, budget=int(budget)))
+        assert optimum * (1 - 1e-4) <= value <= optimum * (1 + TOLERANCE)
         assert optimum <= bound * (1 + TOLERANCE)
 
 
