@@ -277,12 +277,15 @@ class Cluster(Section):
 
 
 class Contender(NamedTuple):
-    """A method to compare, spelled ``method`` or ``method:groups``."""
+    """A method to compare, spelled ``method``, ``method:groups``, or ``adapeft:row+lora`` for a choice of options."""
 
     method: str
     groups: str
+    options: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.options:
+            return f"{self.method}:{'+'.join(self.options)}"
         return self.method if self.groups == "auto" else f"{self.method}:{self.groups}"
 
     @classmethod
@@ -293,6 +296,10 @@ class Contender(NamedTuple):
         if method not in methods:
             raise ValueError(f"{method!r} is no method.{did_you_mean(method, methods)} `adapeft methods` lists them.")
         possible = GRANULARITIES.get(method, _ANY_GRANULARITY)
+        options = tuple(groups.split("+")) if "+" in groups or groups == "lora" else ()
+        if options:
+            Select(method=method, options=options)  # type: ignore[arg-type]
+            return cls(method, "row", options)
         if groups and groups not in possible:
             raise ValueError(f"{method} chooses by {' or '.join(possible)}, not by {groups!r}.")
         return cls(method, groups or "auto")
@@ -306,7 +313,7 @@ class Comparison(Section):
 
     methods: tuple[Rival, ...] = Field(
         default=(Contender("adapeft", "auto"), Contender("random", "auto")),
-        description="methods, or method:groups such as adapeft:element",
+        description="methods, or method:groups such as adapeft:element or adapeft:row+tensor+lora",
         min_length=1,
     )
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), description="a run each", min_length=1)

@@ -12,21 +12,25 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from pydantic import ValidationError
 
 from adapeft.artifact import replacing
 from adapeft.choose.budget import Budget
-from adapeft.config import Comparison, Config, Contender
+from adapeft.config import Comparison, Config, Contender, Select
 from adapeft.config_file import to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.inputs.data import load_rows
 from adapeft.inputs.metrics import primary
 from adapeft.methods import get_method
+
+_OF_SOME_METHODS = ("rule", "scope", "solver", "joint", "lora_ranks", "placement")
 
 Note = Callable[[str], None]
 Runner = Callable[[Config], tuple[dict[str, Any] | None, str | None]]
@@ -73,11 +77,20 @@ class Job:
 
     def applied_to(self, config: Config) -> Config:
         """The config of this run."""
-        method, groups = self.contender
-        config = _with(config, "select", method=method, groups=groups, budget=self.budget)
+        config = Config.model_validate({**config.model_dump(), "select": self._select(config.select).model_dump()})
         if self.learning_rate is not None:
             config = _with(config, "train", learning_rate=self.learning_rate)
         return Config.model_validate({**config.model_dump(), "seed": self.seed, "output": str(self.folder)})
+
+    def _select(self, settings: Select) -> Select:
+        """The settings for this method; a key that is some other method's alone keeps its default here."""
+        method, groups, options = self.contender
+        given = settings.model_dump(exclude=set(_OF_SOME_METHODS))
+        mine = {**given, "method": method, "groups": groups, "options": options, "budget": self.budget}
+        for key in _OF_SOME_METHODS:
+            with suppress(ValidationError):
+                mine = Select.model_validate({**mine, key: getattr(settings, key)}).model_dump(include={*mine, key})
+        return Select.model_validate(mine)
 
 
 def compare(config: Config, comparison: Comparison, note: Note, run: Runner | None = None) -> list[Run]:
@@ -207,7 +220,7 @@ def _place(folder: Path, contender: Contender, budget: Budget, seed: int) -> Pat
 
 
 def _slug(contender: Contender) -> str:
-    return str(contender).replace(":", "-")
+    return str(contender).replace(":", "-").replace("+", "-")
 
 
 def run_command(config: Config) -> tuple[dict[str, Any] | None, str | None]:

@@ -69,7 +69,7 @@ class Terminal:
             {
                 "model": _model(inspection),
                 "matched": f"{int(groups.counts.sum()):,} parameters in {len(groups.parameters):,} tensors, "
-                f"by {groups.granularity}",
+                f"by {', '.join(config.select.options) or groups.granularity}",
                 "trainable": f"at most {inspection.budget:,} ({inspection.budget / groups.num_total:.3%} of the model)"
                 f"{always}",
                 **_inputs(config, inspection),
@@ -88,19 +88,20 @@ class Terminal:
 
     def show_choice(self, subset: Subset) -> None:
         """What was chosen, by role, and how near optimal it is."""
-        trained: Counter[str] = Counter()
+        trained: Counter[tuple[str, str]] = Counter()
         for name, part in subset.parts.items():
-            trained[_BLOCK_INDEX.sub(".*.", name)] += part.count
+            trained[_BLOCK_INDEX.sub(".*.", name), part.kind] += part.count
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("chosen")
+        table.add_column("as")
         table.add_column("parameters", justify="right")
         table.add_column("share", justify="right")
-        for role, count in trained.most_common(_ROLES_SHOWN):
-            table.add_row(role, f"{count:,}", f"{count / subset.count:.1%}")
+        for (role, kind), count in trained.most_common(_ROLES_SHOWN):
+            table.add_row(role, kind, f"{count:,}", f"{count / subset.count:.1%}")
         rest = len(trained) - _ROLES_SHOWN
         if rest > 0:
             count = subset.count - sum(count for _, count in trained.most_common(_ROLES_SHOWN))
-            table.add_row(f"{rest} other roles", f"{count:,}", f"{count / subset.count:.1%}")
+            table.add_row(f"{rest} other roles", "", f"{count:,}", f"{count / subset.count:.1%}")
         self.console.print(table)
         self._pairs({"influence": _influence(subset.description)})
 

@@ -7,16 +7,17 @@ import math
 from fractions import Fraction
 from pathlib import Path
 
+from adapeft.choose.options import choice_problem
 from adapeft.choose.subset import Subset
 from adapeft.config_file import load_config
 from adapeft.errors import AdapeftError
 from adapeft.measure.statistics import Statistics
-from adapeft.measure.storage import TABLE, load_groups
+from adapeft.measure.storage import TABLE, load_groups, load_options
 from adapeft.methods import get_method
 from adapeft.ship.delta import Delta
 from cluster.console import Terminal
 from cluster.run_folder import RunFolder
-from solver import frontier
+from solver import choice_frontier, frontier
 
 _SHARES = tuple(Fraction(1, n) for n in (10_000, 2_000, 1_000, 200, 100, 50, 20, 10))
 
@@ -43,17 +44,26 @@ def _show_frontier(folder: RunFolder, subset: Subset, terminal: Terminal) -> Non
     """What other budgets would buy, where groups were measured and are not single elements."""
     if not (folder.path / TABLE).is_file():
         return
-    groups, columns, _ = load_groups(folder.path)
+    groups, columns, key = load_groups(folder.path)
     if not columns or groups.granularity == "element":
         return
-    said = subset.description
-    values = get_method(said["method"]).group_values(Statistics(groups, columns), said["reach"])
+    said, method = subset.description, get_method(subset.description["method"])
+    statistics = Statistics(groups, columns, options=load_options(folder.path, groups))
+    values = method.group_values(statistics, said["reach"])
     assert values is not None
     available = int(groups.counts.sum())
     # Rounded down as a budget of the config is, so that the run's own does not come twice.
     counts = {said["budget"], *(math.floor(share * groups.num_total) for share in _SHARES)}
     budgets = sorted(count for count in counts if groups.counts.min() <= count <= available)
-    terminal.show_frontier(frontier(values, groups.counts, budgets), groups.num_total, said["budget"])
+    if statistics.options is None:
+        curve = frontier(values, groups.counts, budgets)
+    else:
+        worth = method.option_values(statistics, said["reach"])
+        assert worth is not None
+        with_rows = "row" in key["select.options"]
+        problem = choice_problem(groups, values, statistics.options, worth, said["budget"], with_rows=with_rows)
+        curve = choice_frontier(problem, budgets)
+    terminal.show_frontier(curve, groups.num_total, said["budget"])
 
 
 def _show_run(folder: RunFolder, terminal: Terminal) -> None:

@@ -21,24 +21,12 @@ def choose_options(
     with_rows: bool = True,
     greedy: bool = False,
 ) -> Subset:
-    """The best of rows [K] and options [N] within ``budget`` elements; a matrix has some rows, or one option, or none.
+    """The best of rows and options within ``budget`` elements; see ``choice_problem``.
 
     Args:
-        values: of the groups, float64 [K].
-        option_values: float64 [N].
-        with_rows: whether rows of matrices may be chosen; vectors always may.
         greedy: by value per element alone.
     """
-    is_row = groups.is_row[groups.parameter_of]
-    if not with_rows:
-        values = np.where(is_row, 0.0, values)
-    problem = MultipleChoiceProblem(
-        values=np.concatenate([values, option_values]),
-        costs=np.concatenate([groups.counts, options.counts]),
-        budget=budget,
-        classes=np.concatenate([np.where(is_row, groups.parameter_of, -1), options.parameters]),
-        exclusive=np.concatenate([np.zeros(groups.num_groups, dtype=bool), np.ones(len(options.counts), dtype=bool)]),
-    )
+    problem = choice_problem(groups, values, options, option_values, budget, with_rows=with_rows)
     solver = MultipleChoiceGreedy() if greedy else MultipleChoiceCore(relative_gap=STABLE_GAP)
     solution = solver.solve(problem)
     taken = np.flatnonzero(solution.chosen[groups.num_groups :])
@@ -56,6 +44,32 @@ def choose_options(
         solve_seconds=solution.seconds,
         num_groups=problem.num_items,
         num_chosen=int(solution.chosen.sum()),
+    )
+
+
+def choice_problem(
+    groups: Groups,
+    values: np.ndarray,
+    options: Options,
+    option_values: np.ndarray,
+    budget: int,
+    *,
+    with_rows: bool = True,
+) -> MultipleChoiceProblem:
+    """The groups [K] and then the options [N] as items: a matrix has some of its rows, or one option, or nothing.
+
+    Args:
+        values: of the groups, float64 [K].
+        option_values: float64 [N].
+        with_rows: whether rows of matrices may be chosen; vectors always may.
+    """
+    is_row = groups.is_row[groups.parameter_of]
+    return MultipleChoiceProblem(
+        values=np.concatenate([values if with_rows else np.where(is_row, 0.0, values), option_values]),
+        costs=np.concatenate([groups.counts, options.counts]),
+        budget=budget,
+        classes=np.concatenate([np.where(is_row, groups.parameter_of, -1), options.parameters]),
+        exclusive=np.concatenate([np.zeros(groups.num_groups, dtype=bool), np.ones(len(options.counts), dtype=bool)]),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from adapeft.choose.joint import choose_groups_jointly
@@ -71,7 +70,7 @@ class AdaPEFT(ValuedMethod):
     def option_values(self, statistics: Statistics, reach: float) -> np.ndarray:
         assert statistics.options is not None
         columns = {"slope": statistics.options.slopes, "curvature": statistics.options.curvatures}
-        return self.value({name: torch.from_numpy(column) for name, column in columns.items()}, reach).numpy()
+        return self.values(columns, reach)
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         return influence(columns["slope"], columns["curvature"], reach)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,5 +100,8 @@ class ValuedMethod(Method):
         return choose_groups(groups, self.group_values(statistics, plan.reach), plan.budget, solver)
 
     def group_values(self, statistics: Statistics, reach: float) -> np.ndarray:
-        columns = {name: torch.from_numpy(column.copy()) for name, column in statistics.columns.items()}
-        return self.value(columns, reach).numpy()
+        return self.values(statistics.columns, reach)
+
+    def values(self, columns: Mapping[str, np.ndarray], reach: float) -> np.ndarray:
+        """``value`` of columns in numpy."""
+        return self.value({name: torch.from_numpy(column.copy()) for name, column in columns.items()}, reach).numpy()

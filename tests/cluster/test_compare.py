@@ -37,7 +37,7 @@ class Runner:
         select, rate = config.select, config.train.learning_rate
         if select.method == "sam" and config.seed == 1:
             return None, "out of memory"
-        score = {"adapeft": 0.7, "sam": 0.6, "random": 0.5, "full": 0.8}[select.method] - abs(
+        score = {"adapeft": 0.7, "sam": 0.6, "random": 0.5, "full": 0.8, "adapter": 0.6}[select.method] - abs(
             np.log10(rate / 1e-2)
         ) / 10
         score += 0.01 * config.seed + (0.02 if str(select.budget) == "40%" else 0)
@@ -120,6 +120,23 @@ def test_perturbing_leaves_out_other_examples_for_each_seed(config):
         assert len(text.splitlines()) == len(original) - round(0.1 * len(original))
 
 
+def test_a_key_of_one_method_is_no_other_ones(config):
+    select = {**config.select.model_dump(), "placement": "houlsby", "method": "adapter"}
+    config = type(config).model_validate({**config.model_dump(), "select": select})
+    runner = Runner()
+    comparison = settings("methods=[adapter,random:row,adapeft:row+lora]", "seeds=[0]")
+    compare(config, comparison, lambda text: None, runner)
+    found = {one.select.method: one.select for one in runner.configs}
+    assert {name: one.placement for name, one in found.items()} == {
+        "adapter": "houlsby",
+        "random": "pfeiffer",
+        "adapeft": "pfeiffer",
+    }
+    assert found["adapeft"].options == ("row", "lora")
+    assert found["random"].granularity == "row"
+    assert len({one.output for one in runner.configs}) == 3
+
+
 def test_one_failure_loses_nothing_of_the_rest(config):
     runs = compare(config, settings("methods=[adapeft,sam,random]"), lambda text: None, Runner())
     assert not finished(runs)
@@ -158,7 +175,7 @@ def test_the_paired_tests_are_those_of_scipy(config):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("methods=[adapfet]", "'adapfet' is no method. Did you mean 'adapeft'?"),
+        ("methods=[adapfet]", "'adapfet' is no method. Did you mean 'adapeft'"),
         ("methods=[bitfit:row]", "bitfit chooses by tensor"),
         ("budgets=[0]", "must be above 0"),
         ("seeds=[]", "seeds = []"),
