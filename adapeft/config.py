@@ -47,14 +47,14 @@ Method = Literal[
     "sam",
     "adapeft",
 ]
-Granularity = Literal["tensor", "row", "element"]
+Granularity = Literal["tensor", "row", "element", "role"]
 
 # What a method can choose together, its own habit first.
-_ANY_GRANULARITY: tuple[Granularity, ...] = ("element", "row", "tensor")
+_ANY_GRANULARITY: tuple[Granularity, ...] = ("element", "row", "tensor", "role")
 GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "full": ("tensor",),
     "bitfit": ("tensor",),
-    "adapeft": ("row", "element", "tensor"),
+    "adapeft": ("row", "element", "tensor", "role"),
     **dict.fromkeys(OPTIONS, ("element",)),
 }
 _WITHOUT_VALUES = ("full", "random", "bitfit", *OPTIONS)
@@ -125,7 +125,8 @@ class Select(Section):
     method: Method = Field(default="adapeft", description="how parameters are ranked")
     groups: Literal["auto", Granularity] = Field(
         default="auto",
-        description="what is chosen together; auto: row for adapeft, tensor for full and bitfit, else element",
+        description="what is chosen together; auto: row for adapeft, tensor for full and bitfit, else element; role: "
+        "the tensors of one name in all layers",
     )
     budget: Limit = Field(
         default=Budget.parse("0.5%"),
@@ -186,7 +187,7 @@ class Select(Section):
         if self.joint and (self.method != "adapeft" or self.granularity == "element"):
             raise ValueError(
                 f"joint = true: {self.method} by {self.granularity} has no cross terms; choose method: adapeft with "
-                "groups: row or tensor, or leave joint out"
+                "groups: row, tensor or role, or leave joint out"
             )
         if self.joint and self.solver != "knapsack":
             raise ValueError("solver = greedy: joint is a greedy choice of its own; leave one of them out")

@@ -36,6 +36,8 @@ CASES = {
     "sam-by-tensor": {"method": "sam", "scope": "tensor"},
     "magnitude": {"method": "magnitude"},
     "fish": {"method": "fish"},
+    "role": {"groups": "role", "solver": "greedy"},
+    "joint-role": {"groups": "role", "joint": True},
 }
 REACH = 0.01
 BATCH_SIZE = 5
