@@ -12,6 +12,7 @@ from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import measure_elements
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
+from adapeft.measure.parabola import measure_parabolas
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.statistics import Statistics
@@ -26,7 +27,8 @@ class AdaPEFT(ValuedMethod):
     """The groups of largest predicted loss decrease within the reach of training.
 
     Xu and Bu, "Adaptive parameter-efficient fine-tuning via Hessian-informed subset selection", 2025, with the reach
-    limited (``select.reach: inf`` is theirs) and the curvature from sampled labels instead of forward-only fits.
+    limited, rows, and the curvature from sampled labels. Theirs is ``reach: inf``, ``groups: role``, ``curvature:
+    parabola``, ``solver: greedy``, and ``probe_steps`` of a tenth of the training.
     """
 
     name = "adapeft"
@@ -40,6 +42,8 @@ class AdaPEFT(ValuedMethod):
         direction = measure_direction(passes, settings.direction)
         if groups.granularity == "element":
             return measure_elements(passes, groups, direction, shrinkage=settings.shrinkage)
+        if settings.curvature == "parabola":
+            return Statistics(groups, measure_parabolas(passes, groups, direction))
         slopes = measure_slopes(passes, groups, direction)
         curvatures = measure_curvatures(passes, groups, direction)
         if not settings.joint:
@@ -52,4 +56,6 @@ class AdaPEFT(ValuedMethod):
         return super().choose(groups, statistics, plan, ranks)
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
-        return influence(columns["slope"], columns["curvature"], reach)
+        values = influence(columns["slope"], columns["curvature"], reach)
+        # The mean over a probe's points […, P] ranks as their sum does, and is still a loss decrease.
+        return values.mean(dim=1) if values.ndim == 2 else values
