@@ -50,16 +50,16 @@ Method = Literal[
     "sam",
     "adapeft",
 ]
-Granularity = Literal["tensor", "row", "element"]
+Granularity = Literal["tensor", "row", "element", "role"]
 
 # What a method can choose together, its own habit first.
-_ANY_GRANULARITY: tuple[Granularity, ...] = ("element", "row", "tensor")
+_ANY_GRANULARITY: tuple[Granularity, ...] = ("element", "row", "tensor", "role")
 GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "full": ("tensor",),
     "bitfit": ("tensor",),
     "lora": ("tensor",),
     "adapter": ("tensor",),
-    "adapeft": ("row", "element", "tensor"),
+    "adapeft": ("row", "element", "tensor", "role"),
     **dict.fromkeys(OPTIONS, ("element",)),
 }
 _WITHOUT_VALUES = ("full", "random", "bitfit", "lora", "adapter", *OPTIONS)
@@ -130,7 +130,8 @@ class Select(Section):
     method: Method = Field(default="adapeft", description="how parameters are ranked")
     groups: Literal["auto", Granularity] = Field(
         default="auto",
-        description="what is chosen together; auto: row for adapeft, else tensor or element as the method does",
+        description="what is chosen together; auto: row for adapeft, else tensor or element as the method does; role: "
+        "the tensors of one name in all layers",
     )
     budget: Limit = Field(
         default=Budget.parse("0.5%"),
@@ -144,6 +145,10 @@ class Select(Section):
         default=None, description="examples a worker holds at once; null: its share"
     )
     direction: Literal["adam", "gradient"] = Field(default="adam", description="where training would step")
+    curvature: Literal["sampled-labels", "parabola"] = Field(
+        default="sampled-labels",
+        description="what bends adapeft's loss; parabola: fitted to 4 displaced losses a group, as in the paper",
+    )
     reach: Reach = Field(
         default="auto", description="how far training moves along the direction; inf: as far as is best"
     )
@@ -156,6 +161,15 @@ class Select(Section):
     warmup_steps: Literal["auto"] | NonNegativeInt = Field(
         default="auto",
         description="steps of training always_train alone before measuring; auto: what the method asks for",
+    )
+    probe_steps: NonNegativeInt = Field(
+        default=0, description="steps of full training along which adapeft measures, and which it then takes back"
+    )
+    probe_points: int = Field(
+        default=4, ge=2, description="points of them, first to last, whose influences are averaged"
+    )
+    probe_learning_rate: PositiveFloat = Field(
+        default=5e-5, description="of that training, by Adam", allow_inf_nan=False
     )
     shrinkage: bool = Field(default=True, description="shrink the noisy curvature of single elements towards its mean")
     scope: Literal["global", "tensor"] = Field(
@@ -202,10 +216,13 @@ class Select(Section):
         if self.joint and (self.method != "adapeft" or self.granularity == "element"):
             raise ValueError(
                 f"joint = true: {self.method} by {self.granularity} has no cross terms; choose method: adapeft with "
-                "groups: row or tensor, or leave joint out"
+                "groups: row, tensor or role, or leave joint out"
             )
         if self.joint and self.solver != "knapsack":
             raise ValueError("solver = greedy: joint is a greedy choice of its own; leave one of them out")
+        if self.curvature != "sampled-labels":
+            self._check_parabola()
+        self._check_probe()
         if self.scope != "global" and (self.method in _WITHOUT_VALUES or self.granularity != "element"):
             raise ValueError(
                 f"scope = {self.scope}: only single elements compete, and {self.method} by {self.granularity} chooses "
@@ -224,9 +241,49 @@ class Select(Section):
             )
         if self.options and self.joint:
             raise ValueError("options: joint = true values groups of one kind; leave one of them out")
+        if self.options and self.probe_steps:
+            raise ValueError(
+                f"options: probe_steps = {self.probe_steps} accumulates groups of one kind; leave one of them out"
+            )
         if self.lora_ranks != type(self).model_fields["lora_ranks"].default and "lora" not in self.options:
             raise ValueError(f"lora_ranks = {list(self.lora_ranks)}: lora is not among the options")
         return self
+
+    def _check_parabola(self) -> None:
+        if self.method != "adapeft":
+            raise ValueError(f"curvature = parabola: {self.method} measures none; leave curvature out")
+        if self.granularity not in ("tensor", "role"):
+            raise ValueError(
+                f"curvature = parabola: 4K + 1 forward passes over half the calibration for K groups are too many by "
+                f"{self.granularity}; choose groups: tensor or role"
+            )
+        if self.joint:
+            raise ValueError("curvature = parabola: losses tell no cross terms; leave joint or curvature out")
+
+    def _check_probe(self) -> None:
+        if not self.probe_steps:
+            for key in ("probe_points", "probe_learning_rate"):
+                if (given := getattr(self, key)) != Select.model_fields[key].default:
+                    raise ValueError(f"{key} = {given}: there is no probe; give probe_steps too, or leave {key} out")
+            return
+        if self.method != "adapeft":
+            raise ValueError(
+                f"probe_steps = {self.probe_steps}: {self.method} measures no influence along a probe; leave it out"
+            )
+        if self.joint:
+            raise ValueError(
+                f"probe_steps = {self.probe_steps}: cross terms do not add up over points; leave it or joint out"
+            )
+        if self.probe_points > self.probe_steps + 1:
+            raise ValueError(
+                f"probe_points = {self.probe_points}: {self.probe_steps} steps have {self.probe_steps + 1} points; "
+                "lower probe_points or raise probe_steps"
+            )
+
+    @property
+    def displaces_weights(self) -> bool:
+        """Whether measuring moves the candidates' weights, and back."""
+        return self.curvature == "parabola" or self.probe_steps > 0
 
     @property
     def granularity(self) -> Granularity:
@@ -455,6 +512,10 @@ _MEASURED = (
         "select.calibration",
         "select.batch_size",
         "select.direction",
+        "select.curvature",
+        "select.probe_steps",
+        "select.probe_points",
+        "select.probe_learning_rate",
         "select.warmup_steps",
     ),
     *("select.always_train", "select.include", "select.exclude"),

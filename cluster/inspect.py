@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from adapeft.choose.choose import check_budget
@@ -18,6 +19,7 @@ from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import build_structure, check_inputs, load_model_config, load_tokenizer
 from adapeft.inputs.tokenize import tokenize
 from adapeft.measure.groups import Groups, groups_of
+from adapeft.measure.measure import check_precision
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ def inspect(config: Config) -> Inspection:
         AdapeftError: whatever would fail later, said now.
     """
     _check_model_folder(config.model.name)
+    check_precision(config.select, getattr(torch, config.model.dtype))
     description = describe(config.data, config.model.task)
     primary(config.data.metric, config.model.task, description.is_regression)
     tokenizer = load_tokenizer(config.model)

@@ -1,4 +1,4 @@
-"""Leaves under ZeRO: what each rank's optimizer steps of them, and how a change reaches the weights."""
+"""Rules under ZeRO: each rank follows them on what its optimizer steps of the leaves."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from adapeft.errors import AdapeftError
 from adapeft.ranks import OneRank, Ranks
 from adapeft.tune.attach import attachment_of
 from adapeft.tune.follow import Follower
-from adapeft.tune.leaf_shards import Range, leaf_shards, whole
+from adapeft.tune.leaf_shards import leaf_shards, whole
 from cluster.engine import DistributedRanks
+from cluster.master_weights import MasterWeights
 
 
 def follow_in_engine(
@@ -31,46 +32,8 @@ def follow_in_engine(
             f"cluster.zero_stage = 0 with model.dtype = bfloat16 does not go with the method "
             f"{attachment.subset.description.get('method')}. Take a zero_stage of 1, 2 or 3."
         )
-    zero = _Zero(engine, ranks, stage)
+    masters = MasterWeights(engine, ranks)
     # At stage 0 every rank holds everything, and all do the same to it.
     owners: Ranks = ranks if stage else OneRank()
-    leaves = leaf_shards(attachment, zero.range_of if stage else whole, owners, zero.publish)
+    leaves = leaf_shards(attachment, masters.range_of if stage else whole, owners, masters.publish)
     return Follower(attachment, leaves, engine.basic_optimizer, num_steps, step)
-
-
-class _Zero:
-    """Where DeepSpeed keeps a parameter's float32 values, read as ``cluster.zero_shards`` reads gradients."""
-
-    def __init__(self, engine: DeepSpeedEngine, ranks: Ranks, stage: int) -> None:
-        self._optimizer, self._ranks, self._stage = engine.optimizer, ranks, stage
-
-    def range_of(self, leaf: nn.Parameter) -> Range | None:
-        """This rank's range of ``leaf``. Stage 3 divides each evenly and pads; stages 1 and 2 cut a flattened group."""
-        optimizer = self._optimizer
-        if self._stage == 3:
-            group, offset, part = optimizer.grad_position[optimizer.get_param_id(leaf)]
-            total: int = leaf.ds_numel  # type: ignore[attr-defined]
-            start = min(self._ranks.rank * part, total)
-            return Range(optimizer.fp32_partitioned_groups_flat[group], offset, start, min(part, total - start))
-        mapping = leaf._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
-            return None
-        place = mapping.hp_fragment_address
-        # At stage 1 in bf16 another of DeepSpeed's optimizers is at work, where the same thing has another name.
-        is_bf16 = hasattr(optimizer, "fp32_groups_flat_partition")
-        flats = optimizer.fp32_groups_flat_partition if is_bf16 else optimizer.single_partition_of_fp32_groups
-        return Range(flats[mapping.param_group_index], place.start, mapping.lp_fragment_address.start, place.numel)
-
-    def publish(self) -> None:
-        """Copies changed float32 values to the weights of all ranks, as the optimizer's step does. Collective."""
-        optimizer = self._optimizer
-        if self._stage in (1, 2):
-            optimizer.update_lp_params()
-        if self._stage == 3:
-            optimizer._partition_all_parameters()
-            for weights, values in zip(
-                optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
-            ):
-                weights.data.copy_(values.data)
-            if optimizer.persistent_parameters:  # kept whole on every rank
-                optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,7 @@ from adapeft.inputs.losses import Loss
 from adapeft.measure.shards import Slice
 from adapeft.ranks import Ranks
 from cluster.engine import backward_of_sum
+from cluster.master_weights import MasterWeights
 
 
 class ZeroShards:
@@ -31,6 +32,7 @@ class ZeroShards:
         self.device = torch.device(engine.device)
         self.num_micro = engine.gradient_accumulation_steps()
         self._stage = engine.zero_optimization_stage()
+        self._masters = MasterWeights(engine, ranks)
         held = [(index, parameters[name], *self._range(parameters[name])) for index, name in enumerate(candidates)]
         held = [entry for entry in held if entry[3] > 0]
         self._held = [(parameter, start, length) for _, parameter, start, length in held]
@@ -45,6 +47,14 @@ class ZeroShards:
         yield self._local_gradients()
         self.engine.step()
 
+    @torch.no_grad()
+    def loss(self, losses: Sequence[Loss]) -> float:
+        """See ``adapeft.measure.shards.Shards.loss``."""
+        local = torch.zeros(1, dtype=torch.float64)
+        for loss in losses:
+            local += float(loss(self.engine))
+        return float(self.ranks.all_reduce(local))
+
     def weights(self) -> list[Tensor]:
         """See ``adapeft.measure.shards.Shards.weights``."""
         if self._stage == 3:
@@ -53,6 +63,20 @@ class ZeroShards:
             parameter.detach().flatten()[start : start + length].float().clone()
             for parameter, start, length in self._held
         ]
+
+    @torch.no_grad()
+    def write(self, candidates: Sequence[int], values: Mapping[int, Tensor]) -> None:
+        """See ``adapeft.measure.shards.Shards.write``."""
+        nothing = torch.empty(0, device=self.device)
+        for candidate in candidates:
+            parameter = self._candidates[candidate]
+            if self._stage == 0:  # every rank has all of it: the pieces of all ranks in their order
+                pieces = self.ranks.all_gather(values.get(candidate, nothing))
+                parameter.copy_(torch.cat(pieces).view_as(parameter))
+            elif candidate in values:
+                flat, offset, _, length = self._masters.range_of(parameter)  # type: ignore[misc]
+                flat[offset : offset + length] = values[candidate]
+        self._masters.publish()
 
     def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
         """See ``adapeft.measure.shards.Shards.train_step``."""

@@ -68,8 +68,12 @@ def class_scores(model: nn.Module, batch: Mapping[str, Tensor], groups: Groups) 
 def group_of_elements(groups: Groups) -> list[Tensor]:
     """For each candidate the group of every element, int64, flat."""
     found, offset = [], 0
+    roles = sorted({info.role for info in groups.parameters}, key=[info.role for info in groups.parameters].index)
     for info in groups.parameters:
         position = torch.arange(info.count)
+        if groups.granularity == "role":
+            found.append(torch.full_like(position, roles.index(info.role)))
+            continue
         if groups.granularity != "row" or len(info.shape) != 2:
             found.append(torch.full_like(position, offset))
             offset += 1

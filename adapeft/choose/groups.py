@@ -43,7 +43,7 @@ def parts_of(groups: Groups, chosen: np.ndarray) -> dict[str, Part]:
     """The parts that a mask [K] over groups (not elements) stands for."""
     parts = {}
     for index, info in enumerate(groups.parameters):
-        mask = chosen[groups.offsets[index] : groups.offsets[index + 1]]
+        mask = chosen[groups.span(index)]
         if not mask.any():
             continue
         if groups.is_row[index]:
@@ -60,11 +60,11 @@ def chosen_of(groups: Groups, subset: Subset) -> np.ndarray:
         part = subset.parts.get(info.name)
         if part is None:
             continue
-        members = slice(groups.offsets[index], groups.offsets[index + 1])
+        members = groups.span(index)
         if part.kind == "rows" and part.indices is not None:
             trained[members][part.indices.numpy()] = groups.counts[members][part.indices.numpy()]
-        elif part.kind == "tensor":
+        elif not groups.is_row[index]:
+            trained[members] += part.count
+        elif part.kind == "tensor":  # what stands beside a matrix trains none of its rows
             trained[members] = groups.counts[members]
-        elif not groups.is_row[index]:  # beside a matrix there are no rows to tell of
-            trained[members] = part.count
     return trained

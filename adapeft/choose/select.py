@@ -18,7 +18,7 @@ from adapeft.inputs.data import Batch
 from adapeft.inputs.objective import infer_objective
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import planned_reach
-from adapeft.measure.measure import measure
+from adapeft.measure.measure import check_precision, measure
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.methods import get_method
@@ -64,8 +64,11 @@ def select(
     order = tuple(np.array([index]) for index in range(len(examples)))
     groups = groups_of(model, settings)
     check_budget(groups, settings)
-    with measuring_mode(model, restore=groups.always_train):
-        shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
+    candidates = [info.name for info in groups.parameters]
+    check_precision(settings, next(model.parameters()).dtype)
+    displaced = candidates if settings.displaces_weights else []
+    with measuring_mode(model, restore=[*groups.always_train, *displaced]):
+        shards = WholeModel(model, candidates, groups.always_train)
         passes = Passes(
             shards,
             infer_objective(model, examples[0].inputs, examples[0].labels),

@@ -37,7 +37,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Summed (not averaged) loss in float32."""
+        """Summed (not averaged) loss in float32, or in float64 where the logits are."""
 
     @abstractmethod
     def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
@@ -51,7 +51,7 @@ class Classification(Objective):
         return len(labels)
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), labels, reduction="sum")
+        return F.cross_entropy(_wide(logits), labels, reduction="sum")
 
     @torch.no_grad()
     def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
@@ -65,7 +65,8 @@ class Regression(Objective):
         return len(labels)
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.mse_loss(logits.float().squeeze(-1), labels.float(), reduction="sum")
+        predictions = _wide(logits).squeeze(-1)
+        return F.mse_loss(predictions, labels.to(predictions.dtype), reduction="sum")
 
     @torch.no_grad()
     def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
@@ -82,7 +83,7 @@ class NextToken(Objective):
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+            _wide(logits)[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
         )
 
     @torch.no_grad()
@@ -119,6 +120,10 @@ def infer_objective(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor)
     # As transformers: one output means regression, whatever the dtype of its targets.
     one_output = getattr(getattr(model, "config", None), "num_labels", None) == 1
     return Regression() if labels.is_floating_point() or one_output else Classification()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _uniforms(ids: Tensor, length: int, seed: int) -> Tensor:

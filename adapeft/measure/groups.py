@@ -25,11 +25,12 @@ class Groups:
 
     At ``row`` granularity a matrix gives one group an output neuron and everything else one group a tensor; at
     ``tensor`` and ``element`` granularity there is one row a tensor (the elements of a tensor share its row here, their
-    own statistics are kept in shards).
+    own statistics are kept in shards). At ``role`` granularity the tensors of one role in all layers are one group, in
+    the order of their first tensors: the semantic groups of Xu and Bu 2025.
 
     Attributes:
         parameters: the candidates, P of them.
-        granularity: ``tensor``, ``row`` or ``element``.
+        granularity: ``tensor``, ``row``, ``element`` or ``role``.
         num_total: elements of the base model, which a fractional budget refers to.
         always_train: names of the parameters trained whatever is chosen.
         new: those of them that no base checkpoint holds.
@@ -49,30 +50,44 @@ class Groups:
         return np.array([self._num_groups(info) for info in self.parameters], dtype=np.int64)
 
     @cached_property
-    def offsets(self) -> np.ndarray:
-        """int64 [P + 1]: first group of each parameter."""
-        return np.concatenate([[0], np.cumsum(self.sizes)])
+    def firsts(self) -> np.ndarray:
+        """int64 [P]: first group of each parameter; tensors of one role share theirs."""
+        if self.granularity == "role":
+            roles = {role: group for group, role in enumerate(dict.fromkeys(info.role for info in self.parameters))}
+            return np.array([roles[info.role] for info in self.parameters], dtype=np.int64)
+        return np.cumsum(self.sizes) - self.sizes
 
-    @property
+    @cached_property
     def num_groups(self) -> int:
         """K."""
-        return int(self.offsets[-1])
+        return int((self.firsts + self.sizes).max(initial=0))
+
+    def span(self, parameter: int) -> slice:
+        """The groups that a parameter's elements are in, of 0 … K."""
+        first = int(self.firsts[parameter])
+        return slice(first, first + int(self.sizes[parameter]))
 
     @cached_property
     def parameter_of(self) -> np.ndarray:
-        """int64 [K]: parameter of each group."""
+        """int64 [K]: parameter of each group, the first one where it has several."""
+        if self.granularity == "role":
+            return np.unique(self.firsts, return_index=True)[1]
         return np.repeat(np.arange(len(self.parameters)), self.sizes)
 
     @cached_property
     def counts(self) -> np.ndarray:
         """int64 [K]: elements of each group, its cost in a budget of parameters."""
-        per_parameter = np.array([info.count for info in self.parameters], dtype=np.int64) // np.maximum(self.sizes, 1)
-        return np.repeat(per_parameter, self.sizes)
+        per_parameter = np.array([info.count for info in self.parameters], dtype=np.int64)
+        if self.granularity == "role":
+            counts = np.zeros(self.num_groups, dtype=np.int64)
+            np.add.at(counts, self.firsts, per_parameter)
+            return counts
+        return np.repeat(per_parameter // np.maximum(self.sizes, 1), self.sizes)
 
     @cached_property
     def indices(self) -> np.ndarray:
-        """int64 [K]: index along the output dimension for a row, -1 for a whole tensor."""
-        index = np.arange(self.num_groups) - self.offsets[self.parameter_of]
+        """int64 [K]: index along the output dimension for a row, -1 for whole tensors."""
+        index = np.arange(self.num_groups) - self.firsts[self.parameter_of]
         return np.where(self.is_row[self.parameter_of], index, -1)
 
     @cached_property
@@ -87,7 +102,7 @@ class Groups:
             The groups touched, as a slice of 0 … K, and their sums in float64.
         """
         info = self.parameters[parameter]
-        offset = int(self.offsets[parameter])
+        offset = int(self.firsts[parameter])
         if not self.is_row[parameter]:
             return slice(offset, offset + 1), values.sum(dtype=torch.float64).reshape(1)
         width = info.shape[1]
@@ -99,17 +114,21 @@ class Groups:
         return slice(offset, offset + width), matrix.sum(0, dtype=torch.float64)
 
     def to_table(self, columns: dict[str, np.ndarray], metadata: dict[str, str]) -> pa.Table:
-        """The table of ``groups.parquet``: the groups, then the given statistics, [K] or [K, M]."""
+        """The table of ``groups.parquet``: the groups, then the given statistics, [K] or [K, M].
+
+        Parameter, layer and depth are null where a group has several tensors.
+        """
         names = np.array([info.name for info in self.parameters], dtype=object)
         roles = np.array([info.role for info in self.parameters], dtype=object)
         layers = np.array([info.layer for info in self.parameters], dtype=np.int32)
         depths = np.array([info.depth for info in self.parameters], dtype=np.float32)
         of = self.parameter_of
+        several = np.bincount(self.firsts, minlength=self.num_groups) > 1
         described = {
-            "parameter": pa.array(names[of], pa.string()).dictionary_encode(),
+            "parameter": pa.array(names[of], pa.string(), mask=several).dictionary_encode(),
             "role": pa.array(roles[of], pa.string()).dictionary_encode(),
-            "layer": layers[of],
-            "depth": depths[of],
+            "layer": pa.array(layers[of], mask=several),
+            "depth": pa.array(depths[of], mask=several),
             "index": self.indices,
             "count": self.counts,
         }
@@ -142,7 +161,7 @@ def build_groups(
 
     Args:
         model: the model, which may be on the meta device; only its structure is read.
-        granularity: ``tensor``, ``row`` or ``element``.
+        granularity: ``tensor``, ``row``, ``element`` or ``role``.
         always_train: patterns; ``auto`` stands for a new head.
         include: patterns of candidates, everything when empty.
         exclude: patterns taken out again.

@@ -80,7 +80,7 @@ def measure_with_options(
     place = groups.num_groups
     for index, info in enumerate(groups.parameters):
         if "tensor" in kinds and groups.is_row[index]:
-            rows = slice(groups.offsets[index], groups.offsets[index + 1])
+            rows = groups.span(index)
             found.append((index, 0, info.count, slopes["slope"][rows].sum(), _squared(projections[rows])))
         if index in factors:
             width = factors[index].left.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,23 @@ class Passes:
             with self.shards.gradients(losses) as gradients:
                 yield gradients, num_predictions
             self.progress(name, done + 1, len(batches))
+
+    def loss(self, batches: Sequence[np.ndarray]) -> float:
+        """Mean loss over all predictions of ``batches``, without gradients. Collective."""
+        total, weight = 0.0, 0
+        for batch in batches:
+            losses, num_predictions = self._losses(batch, sampled_labels=False)
+            total += self.shards.loss(losses) * num_predictions
+            weight += num_predictions
+        return total / weight
+
+    @contextmanager
+    def training_gradients(self, batch: np.ndarray, learning_rate: float) -> Iterator[list[Tensor]]:
+        """The candidates' gradients for a global batch; on leaving, the always-trained part steps on the same batch."""
+        losses, _ = self._losses(batch, sampled_labels=False)
+        with self.shards.gradients(losses) as gradients:
+            yield gradients
+        self.shards.train_step(losses, learning_rate)
 
     def warm_up(self, num_steps: int, learning_rate: float) -> None:
         """Trains the always-trained part over the calibration: behind a random head gradients mean nothing."""

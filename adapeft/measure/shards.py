@@ -6,7 +6,7 @@ Nothing else in ``measure`` knows which of the two it runs on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,7 +35,7 @@ class Shards(Protocol):
     num_micro: int
     """Micro-batches that every gradient is accumulated over, the same on all ranks."""
     slices: tuple[Slice, ...]
-    """This rank's elements; over all ranks every element of every candidate occurs exactly once."""
+    """This rank's elements, at most one slice of a candidate; over all ranks every element occurs exactly once."""
 
     def gradients(self, losses: Sequence[Loss]) -> AbstractContextManager[list[Tensor]]:
         """float32 gradients of the sum of ``losses`` over all ranks, aligned with ``slices``; valid within the context.
@@ -44,8 +44,21 @@ class Shards(Protocol):
         """
         ...
 
+    def loss(self, losses: Sequence[Loss]) -> float:
+        """Sum of ``losses`` over all ranks and micro-batches, without gradients. Collective."""
+        ...
+
     def weights(self) -> list[Tensor]:
-        """Values of this rank's elements, float32, aligned with ``slices``; copies."""
+        """Values of this rank's elements, float32 (float64 where the model is), aligned with ``slices``; copies."""
+        ...
+
+    def write(self, candidates: Sequence[int], values: Mapping[int, Tensor]) -> None:
+        """Sets candidates on all ranks; what ``weights`` gave puts them back bit for bit. Collective.
+
+        Args:
+            candidates: which, the same on all ranks.
+            values: candidate → this rank's elements of it, [length of its slice], for those it has a slice of.
+        """
         ...
 
     def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
@@ -79,9 +92,24 @@ class WholeModel:
         ]
         self.model.zero_grad(set_to_none=True)
 
+    @torch.no_grad()
+    def loss(self, losses: Sequence[Loss]) -> float:
+        """See ``Shards.loss``."""
+        return sum(float(loss(self.model)) for loss in losses)
+
     def weights(self) -> list[Tensor]:
         """See ``Shards.weights``."""
-        return [parameter.detach().flatten().float().clone() for parameter in self._candidates]
+        return [
+            parameter.detach().flatten().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+            for parameter in self._candidates
+        ]
+
+    @torch.no_grad()
+    def write(self, candidates: Sequence[int], values: Mapping[int, Tensor]) -> None:
+        """See ``Shards.write``."""
+        for candidate in candidates:
+            parameter = self._candidates[candidate]
+            parameter.copy_(values[candidate].view_as(parameter))
 
     def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
         """See ``Shards.train_step``."""

@@ -26,7 +26,8 @@ class Statistics:
 
     Attributes:
         groups: the K groups.
-        columns: name → float64 [K] (``projections``: float32 [K, M]), equal on every rank.
+        columns: name → float64 [K] (``projections``: float32 [K, M]), equal on every rank; [K, P] over the P points of
+            a probe, and elements' columns [slice.length, P].
         elements: this rank's shards when ``groups.granularity`` is ``element``, else empty.
         options: of the matrices besides their rows, where ``select.options`` asks for any.
     """

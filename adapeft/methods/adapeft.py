@@ -15,6 +15,7 @@ from adapeft.measure.elementwise import measure_elements
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
 from adapeft.measure.options import measure_with_options
+from adapeft.measure.parabola import measure_parabolas
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.statistics import Statistics
@@ -29,7 +30,8 @@ class AdaPEFT(ValuedMethod):
     """The groups of largest predicted loss decrease within the reach of training.
 
     Xu and Bu, "Adaptive parameter-efficient fine-tuning via Hessian-informed subset selection", 2025, with the reach
-    limited (``select.reach: inf`` is theirs) and the curvature from sampled labels instead of forward-only fits.
+    limited, rows, and the curvature from sampled labels. Theirs is ``reach: inf``, ``groups: role``, ``curvature:
+    parabola``, ``solver: greedy``, and ``probe_steps`` of a tenth of the training.
     """
 
     name = "adapeft"
@@ -46,6 +48,8 @@ class AdaPEFT(ValuedMethod):
         if settings.options:
             columns, options = measure_with_options(passes, groups, direction, settings.options, settings.lora_ranks)
             return Statistics(groups, columns, options=options)
+        if settings.curvature == "parabola":
+            return Statistics(groups, measure_parabolas(passes, groups, direction))
         slopes = measure_slopes(passes, groups, direction)
         curvatures = measure_curvatures(passes, groups, direction)
         if not settings.joint:
@@ -73,4 +77,6 @@ class AdaPEFT(ValuedMethod):
         return self.values(columns, reach)
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
-        return influence(columns["slope"], columns["curvature"], reach)
+        values = influence(columns["slope"], columns["curvature"], reach)
+        # The mean over a probe's points […, P] ranks as their sum does, and is still a loss decrease.
+        return values.mean(dim=1) if values.ndim == 2 else values

@@ -124,7 +124,7 @@ def _along(passes: Passes, groups: Groups, direction: list[Tensor], draws: Seque
         return Slopes([column["slope"] for column in columns], [column["curvature"] for column in columns], joint)
     slopes = measure_slopes(passes, groups, direction)["slope"]
     curvatures = measure_curvatures(passes, groups, direction)["curvature"]
-    cuts = groups.offsets[1:-1].tolist()
+    cuts = groups.firsts[1:].tolist()
     return Slopes(
         [torch.from_numpy(piece) for piece in np.split(slopes, cuts)],
         [torch.from_numpy(piece) for piece in np.split(curvatures, cuts)],

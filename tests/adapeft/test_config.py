@@ -170,7 +170,7 @@ def test_override_refused(load, override, message):
         ("select.reach=-1", r"select\.reach = -1: should be 'auto' or greater than 0 \(how far"),
         ("select.reach=far", r"select\.reach = far: should be 'auto' or a number"),
         ("select.reach=.nan", r"select\.reach = \.nan: should be 'auto' or greater than 0"),
-        ("select.groups=rwo", r"select\.groups = rwo: should be 'auto', 'tensor', 'row' or 'element' .* mean 'row'\?"),
+        ("select.groups=rwo", r"select\.groups = rwo: should be 'auto', 'tensor', 'row', .* mean 'row'\?"),
         ("select.calibration=1", r"select\.calibration = 1: should be greater than or equal to 2"),
         ("select.warmup_steps=-1", r"select\.warmup_steps = -1: should be 'auto' or greater than or equal to 0"),
         ("select.include=3", r"select\.include = 3: should be a list"),

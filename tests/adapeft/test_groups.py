@@ -22,6 +22,7 @@ SHAPES = (
     ParameterInfo("bias", (4,), "bias", 0, 0.0, None),
     ParameterInfo("conv1d", (5, 3), "conv1d", 1, 1.0, 1),
     ParameterInfo("experts", (2, 3, 2), "experts", 1, 1.0, None),
+    ParameterInfo("other bias", (3,), "bias", 1, 1.0, None),
 )
 
 
@@ -41,7 +42,7 @@ def add_up(groups, values, cuts):
 @settings(deadline=None, max_examples=50)
 @given(cuts=st.lists(st.integers(0, 28), max_size=6))
 def test_any_pieces_add_up_to_the_dense_sums(granularity, cuts):
-    groups = Groups(SHAPES, granularity, num_total=59)
+    groups = Groups(SHAPES, granularity, num_total=62)
     generator = torch.Generator().manual_seed(0)
     values = [torch.randn(info.count, generator=generator) for info in SHAPES]
     np.testing.assert_allclose(add_up(groups, values, cuts), group_sums(groups, values), rtol=1e-12, atol=1e-12)
@@ -49,7 +50,7 @@ def test_any_pieces_add_up_to_the_dense_sums(granularity, cuts):
 
 @pytest.mark.parametrize("granularity", get_args(Granularity))
 def test_a_slice_touches_only_its_own_groups(granularity):
-    groups = Groups(SHAPES, granularity, num_total=59)
+    groups = Groups(SHAPES, granularity, num_total=62)
     of = group_of_elements(groups)
     for index, info in enumerate(SHAPES):
         for start in range(info.count):
@@ -67,24 +68,35 @@ def test_sums_keep_what_float32_would_lose():
 
 
 def test_rows_are_output_neurons():
-    groups = Groups(SHAPES, "row", num_total=59)
-    assert groups.sizes.tolist() == [4, 1, 3, 1]
-    assert groups.num_groups == 9
-    assert groups.counts.tolist() == [7, 7, 7, 7, 4, 5, 5, 5, 12]
-    assert groups.indices.tolist() == [0, 1, 2, 3, -1, 0, 1, 2, -1]
-    assert groups.parameter_of.tolist() == [0, 0, 0, 0, 1, 2, 2, 2, 3]
+    groups = Groups(SHAPES, "row", num_total=62)
+    assert groups.sizes.tolist() == [4, 1, 3, 1, 1]
+    assert groups.num_groups == 10
+    assert groups.counts.tolist() == [7, 7, 7, 7, 4, 5, 5, 5, 12, 3]
+    assert groups.indices.tolist() == [0, 1, 2, 3, -1, 0, 1, 2, -1, -1]
+    assert groups.parameter_of.tolist() == [0, 0, 0, 0, 1, 2, 2, 2, 3, 4]
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "element"])
 def test_tensors_are_one_row_each(granularity):
-    groups = Groups(SHAPES, granularity, num_total=59)
-    assert groups.counts.tolist() == [28, 4, 15, 12]
+    groups = Groups(SHAPES, granularity, num_total=62)
+    assert groups.counts.tolist() == [28, 4, 15, 12, 3]
+    assert groups.indices.tolist() == [-1] * 5
+
+
+def test_a_role_is_one_group_in_all_layers():
+    groups = Groups(SHAPES, "role", num_total=62)
+    assert groups.num_groups == 4
+    assert groups.counts.tolist() == [28, 7, 15, 12]
     assert groups.indices.tolist() == [-1] * 4
+    rows = groups.to_table({"slope": np.arange(4.0)}, {}).to_pylist()
+    assert [row["role"] for row in rows] == ["linear", "bias", "conv1d", "experts"]
+    assert [row["parameter"] for row in rows] == ["linear", None, "conv1d", "experts"]
+    assert [row["layer"] for row in rows] == [0, None, 1, 1]
 
 
 def test_table():
-    groups = Groups(SHAPES, "row", num_total=59)
-    table = groups.to_table({"slope": np.arange(9.0)}, {"note": "x"})
+    groups = Groups(SHAPES, "row", num_total=62)
+    table = groups.to_table({"slope": np.arange(10.0)}, {"note": "x"})
     assert table.column_names == ["parameter", "role", "layer", "depth", "index", "count", "slope"]
     assert table.to_pylist()[6] == {
         "parameter": "conv1d",

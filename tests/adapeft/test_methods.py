@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import adapeft
+from adapeft.choose.groups import chosen_of
 from adapeft.choose.subset import Subset
 from adapeft.config import GRANULARITIES, Granularity, Method
 from adapeft.errors import AdapeftError
@@ -24,7 +25,7 @@ CASES = [
     if not isinstance(found, RuleMethod) and granularity in GRANULARITIES.get(method, get_args(Granularity))
 ]
 BUDGET = 700
-KINDS = {"tensor": {"tensor"}, "row": {"tensor", "rows"}, "element": {"elements"}}
+KINDS = {"tensor": {"tensor"}, "row": {"tensor", "rows"}, "element": {"elements"}, "role": {"tensor"}}
 ADDED_KINDS = {"lora": {"lora"}, "adapter": {"adapter"}}
 
 
@@ -44,11 +45,16 @@ def test_conforms(make, method, granularity, tmp_path):
         assert subset.count <= BUDGET
     elif found.is_budgeted:
         # Within the budget, and using what of it the cheapest group, every positive element or another rank can use.
-        assert 0.5 * BUDGET < subset.count <= BUDGET
+        assert (0.3 if granularity == "role" else 0.5) * BUDGET < subset.count <= BUDGET
     else:
         assert subset.count == int(build_groups(model, granularity).counts.sum())
     assert {part.kind for part in subset.parts.values()} <= ADDED_KINDS.get(method, KINDS[granularity])
-    candidates = {info.name: info.shape for info in build_groups(model, granularity).parameters}
+    groups = build_groups(model, granularity)
+    candidates = {info.name: info.shape for info in groups.parameters}
+    if granularity == "role":  # of all layers or of none
+        roles = {info.role for info in groups.parameters if info.name in subset.parts}
+        assert subset.parts.keys() == {info.name for info in groups.parameters if info.role in roles}
+        assert len(subset.parts) > len(roles) == (chosen_of(groups, subset) == groups.counts).sum()
     assert all(candidates[name] == part.shape for name, part in subset.parts.items() if part.kind != "adapter")
     said = {"method": method, "granularity": granularity, "seed": 4}
     assert subset.description["budget"] == (BUDGET if found.is_budgeted else subset.count)

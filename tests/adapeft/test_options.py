@@ -132,7 +132,7 @@ def everything(groups, values, options, option_values, with_rows):
     """(value, cost) of all choices: per matrix any rows, or one option."""
     per_matrix = []
     for index in (0, 1):
-        rows = range(int(groups.offsets[index]), int(groups.offsets[index + 1])) if with_rows else ()
+        rows = range(groups.span(index).start, groups.span(index).stop) if with_rows else ()
         members = itertools.chain.from_iterable(itertools.combinations(rows, size) for size in range(len(rows) + 1))
         some = [(sum(values[list(chosen)]), sum(groups.counts[list(chosen)])) for chosen in members]
         own = np.flatnonzero(options.parameters == index)
@@ -206,6 +206,7 @@ def test_more_kinds_never_promise_less():
         ({**MIXED, "method": "sam"}, "only adapeft chooses among kinds"),
         ({**MIXED, "groups": "tensor"}, "here it is adapeft by tensor"),
         ({**MIXED, "joint": True}, "joint = true values groups of one kind"),
+        ({**MIXED, "probe_steps": 3}, "probe_steps = 3 accumulates groups of one kind"),
         ({"lora_ranks": [3]}, "select.lora_ranks = [3]: lora is not among the options"),
         ({"options": ["column"]}, "select.options = [column]: should be 'row', 'tensor' or 'lora'"),
     ],

@@ -17,7 +17,7 @@ from adapeft.config_file import parse_select
 from adapeft.inputs.batches import Calibration, num_micro_batches
 from adapeft.inputs.data import Batch
 from adapeft.inputs.objective import infer_objective
-from adapeft.measure.groups import Groups, build_groups
+from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import measure
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Shards
@@ -37,16 +37,20 @@ CASES = {
     "magnitude": {"method": "magnitude"},
     "fish": {"method": "fish"},
     "options": {"groups": "row", "options": ["row", "tensor", "lora"], "lora_ranks": [1, 2, 3]},
+    "role": {"groups": "role", "solver": "greedy"},
+    "joint-role": {"groups": "role", "joint": True},
+    "parabola": {"groups": "role", "curvature": "parabola", "include": ["*bias"], "budget": 100},
+    "probe": {"groups": "row", "probe_steps": 3, "probe_points": 2, "probe_learning_rate": 1e-2},
+    "probe-element": {"groups": "element", "probe_steps": 3, "probe_points": 3},
 }
 REACH = 0.01
 BATCH_SIZE = 5
 # ZeRO stage and micro-batch size: None is a rank's whole share, 2 makes it accumulate.
 STAGES = [(0, None), (1, None), (2, None), (3, None), (0, 2), (3, 2)]
-# What a case adds to the first four does not depend on every stage.
-FEWER_STAGES = [(1, None), (3, None)]
-RUNS = [
-    (case, stage, micro) for index, case in enumerate(CASES) for stage, micro in (STAGES if index < 4 else FEWER_STAGES)
-]
+# What a case adds to the first four does not depend on every stage, unless it moves the weights.
+FEWER_STAGES = {case: [(1, None), (3, None)] for case in list(CASES)[4:]}
+FEWER_STAGES |= {"parabola": STAGES[:4], "probe": [*STAGES[:4], (3, 2)]}
+RUNS = [(case, stage, micro) for case in CASES for stage, micro in FEWER_STAGES.get(case, STAGES)]
 
 
 def settings_for(case: str):
@@ -95,7 +99,10 @@ def whole_elements(statistics: Statistics, ranks: Ranks) -> dict[str, torch.Tens
     """Element statistics of all ranks put together, float64, by column; every element must come from one rank."""
     starts = np.concatenate([[0], np.cumsum([info.count for info in statistics.groups.parameters])])
     names = statistics.elements[0].columns if statistics.elements else []
-    whole = {name: torch.zeros(int(starts[-1]), dtype=torch.float64) for name in names}
+    whole = {
+        name: torch.zeros(int(starts[-1]), *statistics.elements[0].columns[name].shape[1:], dtype=torch.float64)
+        for name in names
+    }
     held = torch.zeros(int(starts[-1]), dtype=torch.int64)
     for shard in statistics.elements:
         place = slice(int(starts[shard.slice.parameter]) + shard.slice.start, None)
@@ -105,6 +112,11 @@ def whole_elements(statistics: Statistics, ranks: Ranks) -> dict[str, torch.Tens
     if statistics.elements:
         assert bool((ranks.all_reduce(held) == 1).all()), "an element is on no rank or on two"
     return {name: ranks.all_reduce(column) for name, column in whole.items()}
+
+
+def weights_on_rank(shards) -> list[torch.Tensor]:
+    """All that this rank has of the candidates: its shard, and what else of the module's weights is here."""
+    return shards.weights() + [parameter.detach().clone() for parameter in shards._candidates]
 
 
 def optimizer_state_elements(engine) -> int:
@@ -127,13 +139,15 @@ def main(out: Path) -> None:
     for name, make in MODELS.items():
         for case, stage, micro_batch_size in RUNS:
             model = make().eval()
-            groups = build_groups(model, settings_for(case).granularity)
+            groups = groups_of(model, settings_for(case))
             candidates = [info.name for info in groups.parameters]
             num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
             # At the usual threshold stage 3 would keep all of a tiny model on every rank.
             engine = measuring_engine(model, candidates, groups.always_train, stage, num_micro, persistence_threshold=0)
             shards = ZeroShards(engine, candidates, ranks)
+            before = weights_on_rank(shards)
             statistics, chosen = measure_case(model, shards, groups, case)
+            restored = all(map(torch.equal, before, weights_on_rank(shards)))
             content = {
                 "columns": statistics.columns,
                 "elements": whole_elements(statistics, ranks),
@@ -143,6 +157,7 @@ def main(out: Path) -> None:
                 "state_elements": optimizer_state_elements(engine),
                 "always_trained": always_trained_elements(model, groups),
             }
+            content["restored"] = ranks.all_gather_object(restored)
             content["held"] = ranks.all_gather_object(content["held"][0])
             engine.destroy()
             if ranks.rank == 0:

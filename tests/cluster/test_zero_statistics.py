@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapeft.measure.groups import build_groups
+from adapeft.measure.groups import groups_of
 from adapeft.measure.shards import WholeModel, measuring_mode
 from tests.cluster.rank_statistics import (
     CASES,
@@ -35,7 +35,7 @@ def plain():
     results = {}
     for name, case in product(MODELS, CASES):
         model = MODELS[name]()
-        groups = build_groups(model, settings_for(case).granularity)
+        groups = groups_of(model, settings_for(case))
         with measuring_mode(model, restore=groups.always_train):
             shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
             statistics, chosen = measure_case(model, shards, groups, case)
@@ -63,9 +63,11 @@ def test_sharding_changes_rounding_only(measured, plain, name, case, stage, micr
     found = torch.load(folder / f"{name}-{case}-{stage}-{micro_batch_size}.pt", weights_only=False)
     statistics, elements, chosen = plain[name, case]
 
+    # Differences of float32 losses keep fewer digits than gradients do.
+    rtol, atol = (2e-2, 2e-2) if case == "parabola" else (1e-4, 2e-5)
     assert found["columns"].keys() == statistics.columns.keys()
     for column, expected in statistics.columns.items():
-        np.testing.assert_allclose(found["columns"][column], expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(found["columns"][column], expected, rtol=rtol, atol=atol * np.abs(expected).max())
     assert found["elements"].keys() == elements.keys()
     for column, expected in elements.items():
         torch.testing.assert_close(
@@ -82,6 +84,8 @@ def test_sharding_changes_rounding_only(measured, plain, name, case, stage, micr
         for name, expected in vars(statistics.options).items():
             atol = 1e-4 * np.abs(expected).max()
             np.testing.assert_allclose(getattr(found["options"], name), expected, rtol=1e-3, atol=atol)
+
+    assert all(found["restored"])
 
     # No rank holds another's statistics, and none a state for what it measures.
     total = int(statistics.groups.counts.sum())
