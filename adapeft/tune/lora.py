@@ -66,24 +66,29 @@ def add_lora(model: nn.Module, parts: Mapping[str, Part], seed: int) -> dict[str
     Returns:
         name → A and B.
     """
-    layers = {name: name.removesuffix(".weight") for name in parts}
-    patterns = {name: f"^{re.escape(layer)}" for name, layer in layers.items()}
-    config = LoraConfig(
-        target_modules="|".join(re.escape(layer) for layer in layers.values()),
-        rank_pattern={patterns[name]: part.rank for name, part in parts.items()},
-        alpha_pattern={patterns[name]: part.alpha for name, part in parts.items()},
-    )
+    config = lora_config(parts)
     with warnings.catch_warnings():
         # PEFT finds out by itself which layers are Conv1D, and tells.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
         inject_adapter_in_model(config, model, ADAPTER_NAME)
-    return {name: _start(model.get_submodule(layers[name]), name, part, seed) for name, part in parts.items()}
+    return {name: _start(model.get_submodule(_layer(name)), name, part, seed) for name, part in parts.items()}
+
+
+def lora_config(parts: Mapping[str, Part]) -> LoraConfig:
+    """PEFT's description of LoRA on exactly these weights, each with its own rank and alpha."""
+    layers = {re.escape(_layer(name)): part for name, part in parts.items()}
+    return LoraConfig(
+        target_modules="|".join(layers),
+        rank_pattern={f"^{layer}": part.rank for layer, part in layers.items()},
+        alpha_pattern={f"^{layer}": part.alpha for layer, part in layers.items()},
+        fan_in_fan_out=any(part.dim == 1 for part in parts.values()),
+    )
 
 
 def remove_lora(model: nn.Module, names: Sequence[str]) -> None:
     """Puts the base's own layers back: modules, names and classes are as before ``add_lora``."""
     for name in names:
-        path, _, layer = name.removesuffix(".weight").rpartition(".")
+        path, _, layer = _layer(name).rpartition(".")
         parent = model.get_submodule(path)
         setattr(parent, layer, getattr(parent, layer).base_layer)
     if names:
@@ -96,6 +101,10 @@ def low_rank_sum(part: Part, values: Tensor) -> Tensor:
     pieces = part.split(values.float())
     product = pieces["lora_B"] @ pieces["lora_A"] * (part.alpha / part.rank)
     return product if part.dim == 0 else product.t()
+
+
+def _layer(name: str) -> str:
+    return name.removesuffix(".weight")
 
 
 def _start(layer: nn.Module, name: str, part: Part, seed: int) -> dict[str, nn.Parameter]:

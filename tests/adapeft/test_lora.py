@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 import adapeft
@@ -11,6 +13,7 @@ from adapeft import AdapeftError, Delta, attach, delta, detach, merge
 from adapeft.choose.subset import Part, Subset
 from adapeft.config_file import parse_select
 from adapeft.inputs.structure import describe_parameters
+from adapeft.ship.peft_folder import save_for_peft
 from adapeft.tune.attach import attachment_of
 from tests.adapeft.test_merge import CLASSIFIER, LANGUAGE, save
 from tests.oracles_lora import MODELS, low_rank_product, make_llama, mixed_subset
@@ -141,6 +144,37 @@ def test_merging_into_a_checkpoint_is_applying(name, task, tmp_path):
     merge(found, str(folder), tmp_path / "out")
     loaded = type(base).from_pretrained(tmp_path / "out")
     assert not any(mask.any() for mask in changed(weights(base), weights(loaded)).values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_peft_loads_what_is_exported(name, tmp_path):
+    model = MODELS[name]()
+    whole = mixed_subset(model)
+    parts = {key: part for key, part in whole.parts.items() if part.kind == "lora"}
+    attach(model, Subset(parts, whole.always_train, whole.new))
+    train(model)
+    found = delta(model, {"model": {"name": "base", "task": "causal-lm", "labels": {}}})
+    save_for_peft(found, tmp_path / "peft")
+    assert sorted(path.name for path in (tmp_path / "peft").glob("adapter_*")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    loaded = PeftModel.from_pretrained(MODELS[name](), tmp_path / "peft")
+    torch.testing.assert_close(logits(loaded.base_model.model), logits(model))
+    assert not torch.allclose(logits(model), logits(MODELS[name]()))
+    ranks = {module.r["default"] for module in loaded.modules() if isinstance(module, LoraLayer)}
+    assert ranks == {part.rank for part in parts.values()}
+    with pytest.raises(AdapeftError, match="not an empty folder"):
+        save_for_peft(found, tmp_path / "peft")
+
+
+def test_peft_cannot_hold_other_parts(tmp_path):
+    found, _ = trained("bert")
+    with pytest.raises(
+        AdapeftError, match=r"holds LoRA alone, and of this delta .* is changed as .*, or call Delta.apply"
+    ):
+        save_for_peft(found, tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
 
 
 @pytest.mark.parametrize(
