@@ -408,6 +408,21 @@ class Trials(Section):
         return tuple(sorted(set(steps)))
 
 
+class Transfer(Section):
+    """How ``adapeft transfer`` chooses for another model from a run's statistics."""
+
+    budget: Limit | None = Field(default=None, description="of the target; null: as the run's config spells it")
+    groups: Literal["auto", "tensor"] = Field(
+        default="auto", description="auto: as the run measured; tensor: whole tensors, which needs no weights"
+    )
+    inside: Literal["auto", "weight-norm", "gradient"] = Field(
+        default="auto",
+        description="which rows or elements of a tensor: of largest weight norm, or of largest gradient, by one pass "
+        "over the calibration; auto: weight-norm",
+    )
+    verify: bool = Field(default=False, description="measure the target too, and say how good the transfer was")
+
+
 class Config(Section):
     """Everything that a run depends on."""
 

@@ -1,4 +1,4 @@
-"""The command: ``adapeft run | select | train | evaluate | compare | validate | merge | show | methods | config``."""
+"""The command ``adapeft``: run, select, train, evaluate; compare, validate, transfer; merge, show, methods, config."""
 
 from __future__ import annotations
 
@@ -127,6 +127,26 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         from cluster import pipeline
 
         pipeline.validate(session, trials)
+
+
+@app.command()
+def transfer(
+    source: Annotated[Path, typer.Option("--from", help="folder of the run that measured")],
+    model: Annotated[str, typer.Option("--to", help="model to choose for: folder (its config will do) or hub name")],
+    overrides: Overrides = None,
+) -> None:
+    """Choose for another size of the model from a run's statistics (budget=, groups=tensor, inside=, verify=true)."""
+    from adapeft.config import Transfer
+    from adapeft.config_file import parse_section
+    from cluster.console import Terminal
+
+    settings, others = parse_section(Transfer, overrides or [])
+    terminal = Terminal()
+    with terminal.busy("loading libraries"):
+        from cluster import transfer as transferring
+
+        _silence_libraries()
+    transferring.run(source, model, settings, others, terminal)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from cluster.events import Report
 if TYPE_CHECKING:
     # The terminal is there before torch is: it shows that torch is being imported.
     from adapeft.choose.subset import Subset
+    from adapeft.choose.transfer import Allotment
     from adapeft.methods import Method
     from adapeft.ship.delta import Delta
     from cluster.inspect import Inspection
@@ -137,6 +138,22 @@ class Terminal:
                     "overshot": f"{setting['overshooting']:.0%} of the subsets lost instead of gaining",
                 }
             )
+
+    def show_transfer(self, allotment: Allotment, verified: Mapping[str, Any] | None) -> None:
+        """How much of the target had a counterpart, and how near its own best the subset is."""
+        unmapped = ", ".join(allotment.unmapped)
+        self._pairs({"mapped": f"{allotment.mapped:.1%} of the parameters" + (f"; not {unmapped}" if unmapped else "")})
+        if verified is None:
+            return
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("subset")
+        table.add_column("influence captured", justify="right")
+        table.add_column("overlap", justify="right")
+        for name in ("transferred", "uniform", "random"):
+            if name in verified:
+                table.add_row(name, f"{verified[name]['captured']:.1%}", f"{verified[name]['overlap']:.1%}")
+        self.console.print(table)
+        self._pairs({"densities": f"rank correlation {verified['density_correlation']:.2f} over the tensors"})
 
     def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
         """The run in a few lines."""

@@ -20,6 +20,7 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
+import adapeft.inputs.checkpoint as checkpoint
 import adapeft.ship.merge as merging
 from adapeft import AdapeftError, Delta, attach, delta, merge
 from adapeft.choose.subset import Part, Subset
@@ -215,7 +216,7 @@ class _Recorder:
 def test_no_more_than_a_shard_is_in_memory(tmp_path, monkeypatch):
     base = save(make_bert().bert, tmp_path / "base", "shards")
     recorder = _Recorder()
-    monkeypatch.setattr(merging, "safe_open", recorder)
+    monkeypatch.setattr(checkpoint, "safe_open", recorder)
     merge(bert_delta(), str(base), tmp_path / "out")
     tensors = [load_file(file) for file in base.glob("*.safetensors")]
     sizes = [sum(t.numel() * t.element_size() for t in shard.values()) for shard in tensors]
@@ -226,8 +227,8 @@ def test_no_more_than_a_shard_is_in_memory(tmp_path, monkeypatch):
 def test_checking_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
     base = save(make_bert().bert, tmp_path / "base")
     recorder = _Recorder()
-    monkeypatch.setattr(merging, "safe_open", recorder)
-    monkeypatch.setattr(merging._Checkpoint, "write", lambda *_: None)
+    monkeypatch.setattr(checkpoint, "safe_open", recorder)
+    monkeypatch.setattr(merging._Merging, "write", lambda *_: None)
     merge(bert_delta(), str(base), tmp_path / "out")
     largest = max(t.numel() * t.element_size() for t in load_file(base / "model.safetensors").values())
     assert 0 < recorder.largest <= 2 * largest
@@ -249,7 +250,7 @@ def test_another_base_is_refused_before_anything_is_written(tmp_path, monkeypatc
     with torch.no_grad():
         other.bert.pooler.dense.weight.add_(1)
     base = save(other.bert, tmp_path / "base")
-    monkeypatch.setattr(merging._Checkpoint, "write", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(merging._Merging, "write", lambda *_: pytest.fail("written"))
     refused("belongs to a base model of fingerprint", bert_delta(), base, tmp_path / "out")
 
 

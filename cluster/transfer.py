@@ -1,0 +1,225 @@
+"""``adapeft transfer``: a subset for another model from a run's statistics, verified where that can be measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import AutoConfig
+
+from adapeft.artifact import provenance, save_json
+from adapeft.choose.choose import check_budget
+from adapeft.choose.subset import Subset
+from adapeft.choose.transfer import Allotment, Profiles, Scores, allot, fill
+from adapeft.choose.verify import agreement, tensor_densities, uniform
+from adapeft.config import Config, Transfer
+from adapeft.config_file import load_config
+from adapeft.errors import AdapeftError
+from adapeft.inputs.batches import draw_calibration
+from adapeft.inputs.checkpoint import Checkpoint
+from adapeft.inputs.model import build_structure
+from adapeft.measure.elementwise import mean_gradient
+from adapeft.measure.groups import Groups, groups_of
+from adapeft.measure.passes import Passes
+from adapeft.measure.shards import WholeModel, measuring_mode
+from adapeft.measure.statistics import Statistics
+from adapeft.measure.storage import load_statistics
+from adapeft.methods import Plan, ValuedMethod, get_method
+from adapeft.ranks import OneRank
+from cluster.console import Terminal, short
+from cluster.inputs import load_inputs
+from cluster.pipeline import Session, select
+from cluster.run_folder import RunFolder
+
+_RANDOM_DRAWS = 10
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """A subset for the target, and all that it came from."""
+
+    config: Config
+    subset: Subset
+    allotment: Allotment
+    groups: Groups
+    profiles: Profiles
+    method: ValuedMethod
+    reach: float
+    scores: Scores | None
+
+
+def run(source: Path, model: str, settings: Transfer, overrides: list[str], terminal: Terminal) -> None:
+    """The command: chooses, measures the target if it is to be verified, writes and shows.
+
+    Raises:
+        AdapeftError: see ``target_config`` and ``transfer``; or the output folder is taken.
+    """
+    config = target_config(source, model, settings, overrides)
+    output = Path(config.output)
+    if output.resolve() == source.resolve() or (output / "subset.safetensors").exists():
+        raise AdapeftError(f"output = {output} holds a subset already. Give another folder: output=….")
+    found = transfer(source, config, settings)
+    verified = None
+    if settings.verify:
+        own = config.model_copy(update={"output": str(output / "measured")}).resolved()
+        with Session(own, terminal) as session:
+            best = select(session)
+        verified = verify(found, load_statistics(Path(own.output))[0], best)
+    save_transfer(output, source, found, verified)
+    terminal.show_choice(found.subset)
+    terminal.show_transfer(found.allotment, verified)
+    terminal.note(f"to train it: train.subset={short(output / 'subset.safetensors')} model.name={model}")
+
+
+def target_config(source: Path, model: str, settings: Transfer, overrides: list[str]) -> Config:
+    """The source run's config for the target: its model, and the budget if one is given.
+
+    Raises:
+        AdapeftError: ``source`` is no run, or an override is wrong.
+    """
+    folder = RunFolder(source)
+    if not folder.config.is_file() or not folder.table.is_file():
+        raise AdapeftError(f"--from {source}: no run with statistics (config.yaml, groups.parquet). Run select first.")
+    said = [f"model.name={model}", "train.subset=null", "select.statistics=null"]
+    if settings.budget is not None:
+        said.append(f"select.budget={settings.budget}")
+    if settings.groups != "auto":
+        said.append(f"select.groups={settings.groups}")
+    return load_config(folder.config, [*said, *overrides])
+
+
+def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
+    """Chooses for ``config.model`` from the statistics in ``source``; the target needs no weights for whole tensors.
+
+    Raises:
+        AdapeftError: nothing was measured there, no such target, or too little of it has a counterpart.
+    """
+    statistics, _ = load_statistics(source)
+    method = get_method(config.select.method)
+    if not statistics.columns or not isinstance(method, ValuedMethod):
+        raise AdapeftError(f"--from {source}: {config.select.method} measures nothing that could be transferred.")
+    reach = float(Subset.load(RunFolder(source).subset).description["reach"])
+    profiles = Profiles.of(statistics, method, reach)
+    structure = _structure(config)
+    groups = groups_of(structure, config.select)
+    allotment = allot(profiles, groups, check_budget(groups, config.select))
+    checkpoint = _checkpoint(config, structure, groups)
+    scores = _scores(config, settings, groups, checkpoint)
+    subset = fill(groups, allotment, scores).described(
+        method=config.select.method,
+        budget=check_budget(groups, config.select),
+        reach=reach,
+        seed=config.seed,
+        transferred={"from": str(source), "inside": settings.inside},
+    )
+    if checkpoint is not None:
+        subset = subset.described(fingerprint=checkpoint.fingerprint())
+    return Transferred(config, subset, allotment, groups, profiles, method, reach, scores)
+
+
+def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, Any]:
+    """Holds a transferred subset, random ones and a uniform one against the target's own best.
+
+    Args:
+        found: what was transferred.
+        measured: the target's own statistics.
+        best: what they choose under the same budget.
+    """
+
+    def held(subset: Subset) -> dict[str, float]:
+        return asdict(agreement(measured, found.method, found.reach, subset, best))
+
+    budget = int(found.subset.description["budget"])
+    draws = []
+    for seed in range(_RANDOM_DRAWS):
+        plan = Plan(budget, found.reach, seed, found.config.select)
+        draws.append(held(get_method("random").choose(found.groups, Statistics(found.groups, {}), plan, OneRank())))
+    result = {
+        "transferred": held(found.subset),
+        "random": {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]},
+        "density_correlation": _density_correlation(found, measured),
+    }
+    if found.scores is not None:
+        result["uniform"] = held(uniform(found.groups, budget, found.scores))
+    return result
+
+
+def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict[str, Any] | None) -> None:
+    """Writes ``subset.safetensors`` and ``transfer.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found.subset.save(folder / "subset.safetensors")
+    said = {key: value for key, value in asdict(found.allotment).items() if key != "numbers"}
+    content = {"from": str(source), "to": found.config.model.name, **said, "trained": found.subset.count}
+    save_json(folder / "transfer.json", {**content, "verified": verified, "provenance": provenance()})
+
+
+def _density_correlation(found: Transferred, measured: Statistics) -> float:
+    """Spearman's correlation over tensors of the densities foretold with those measured."""
+    foretold = [found.profiles.at(info) for info in found.groups.parameters]
+    own = tensor_densities(measured, found.method, found.reach)
+    known = [index for index, curve in enumerate(foretold) if curve is not None]
+    return float(spearmanr([foretold[index][-1] for index in known], own[known]).statistic)  # type: ignore[index]
+
+
+def _structure(config: Config) -> torch.nn.Module:
+    model = config.model
+    try:
+        target = AutoConfig.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise AdapeftError(f"--to {model.name!r}: no model's config ({str(error).splitlines()[0]}).") from error
+    return build_structure(target, model.task, trust_remote_code=model.trust_remote_code)
+
+
+def _checkpoint(config: Config, structure: torch.nn.Module, groups: Groups) -> Checkpoint | None:
+    """The target's weights on disk; None for a config alone."""
+    folder = Path(config.model.name)
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        return None
+    return Checkpoint(config.model.name, structure, groups.new)
+
+
+def _scores(config: Config, settings: Transfer, groups: Groups, checkpoint: Checkpoint | None) -> Scores | None:
+    if groups.granularity not in ("row", "element"):
+        if settings.inside != "auto":
+            raise AdapeftError(
+                f"inside = {settings.inside}: {groups.granularity} groups are trained whole; leave it out."
+            )
+        return None
+    if settings.inside == "gradient":
+        return _by_gradient(config, groups)
+    return None if checkpoint is None else _by_weight_norm(groups, checkpoint)
+
+
+def _by_weight_norm(groups: Groups, checkpoint: Checkpoint) -> Scores:
+    """Squared norms of rows, magnitudes of elements, read a shard at a time."""
+    places = {info.name: index for index, info in enumerate(groups.parameters)}
+    scores: dict[int, Tensor] = {}
+    for shard in checkpoint.shards:
+        for name, tensor in checkpoint.tensors(shard):
+            if name in places:
+                scores[places[name]] = _of_groups(groups, places[name], tensor.float().square().flatten())
+    return scores.__getitem__
+
+
+def _by_gradient(config: Config, groups: Groups) -> Scores:
+    """Squared mean gradients over the calibration, in this process."""
+    inputs = load_inputs(config)
+    model = inputs.model()
+    select = config.select
+    calibration = draw_calibration(len(inputs.train), select.calibration, select.batch_size, 1, config.seed)
+    with measuring_mode(model, restore=groups.always_train):
+        shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
+        passes = Passes(shards, inputs.objective, calibration, inputs.train.collate, config.seed)
+        mean = mean_gradient(passes, "gradient", calibration.batches)
+    return lambda index: _of_groups(groups, index, mean[index].square())
+
+
+def _of_groups(groups: Groups, index: int, squares: Tensor) -> Tensor:
+    return squares if groups.granularity == "element" else groups.sums(index, 0, squares)[1]
