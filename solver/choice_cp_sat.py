@@ -85,7 +85,7 @@ class MultipleChoiceCpSat:
         return certify_choice(problem, chosen, bound, time.perf_counter() - started)
 
 
-def choose(choices: Choices, budget: int, work_limit: float, slack: float, hint: np.ndarray | None = None) -> Search:
+def choose(choices: Choices, budget: int, work_limit: float, slack: float) -> Search:
     """Search all choices within the budget.
 
     Args:
@@ -93,7 +93,6 @@ def choose(choices: Choices, budget: int, work_limit: float, slack: float, hint:
         budget: The most that the choice may cost.
         work_limit: The deterministic time after which the search stops.
         slack: The difference of bound and value at which the search stops.
-        hint: A choice within the budget to start from. bool ``[M]``.
     """
     if (choices.classes == NONE).all() and choices.costs.sum() <= budget:
         return Search(np.ones(choices.values.size, dtype=bool), float(choices.values.sum()), 0.0)
@@ -109,13 +108,14 @@ def choose(choices: Choices, budget: int, work_limit: float, slack: float, hint:
     for item in np.flatnonzero(choices.needs != NONE).tolist():
         model.add_implication(take[item], take[choices.needs[item]])
     model.maximize(cp_model.LinearExpr.weighted_sum(take, scaled.integers.tolist()))
-    if hint is not None:
-        for variable, hinted in zip(take, hint.tolist(), strict=True):
-            model.add_hint(variable, hinted)
 
     search = cp_model.CpSolver()
     search.parameters.max_deterministic_time = work_limit
     search.parameters.absolute_gap_limit = float(np.ldexp(slack, scaled.exponent))
+    # Otherwise no linear relaxation knows that items exclude each other, and thirty of them may take minutes.
+    search.parameters.linearization_level = 2
+    # The relaxation has settled what can be, and looking for more takes longer than the search.
+    search.parameters.cp_model_presolve = False
     search.parameters.num_workers = 1
     search.parameters.random_seed = 0
     status = search.solve(model)
