@@ -28,8 +28,8 @@ class MultipleChoiceCore:
 
     .. math:: \text{optimum} \le \max(z, \; z_\text{core}, \; U - \min_{i \notin \text{core}} p_i).
 
-    Cores grow up to ``core_size`` while the gap stays open. Nothing depends on the clock: the answer is the same on
-    every machine.
+    Cores grow up to ``core_size`` while the gap stays open. Nothing depends on the clock: a slow or busy machine
+    answers the same.
 
     Attributes:
         core_size: The most decisions to search.

@@ -31,7 +31,7 @@ LARGEST_FOR_WHOLE_SEARCH = 1_000
 NUM_OPTIONS, NUM_MEMBERS = 6, 20
 # Of what it costs to give each class its dearest option.
 BUDGET = 0.1
-WORK = 5.0
+WORK = 2.0
 
 COLUMNS: dict[str, MultipleChoiceSolver] = {
     "Greedy": MultipleChoiceGreedy(),
