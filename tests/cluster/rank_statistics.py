@@ -37,7 +37,6 @@ CASES = {
     "magnitude": {"method": "magnitude"},
     "fish": {"method": "fish"},
     "role": {"groups": "role", "solver": "greedy"},
-    "joint-role": {"groups": "role", "joint": True},
     "parabola": {"groups": "role", "curvature": "parabola", "include": ["*bias"], "budget": 100},
     "probe": {"groups": "row", "probe_steps": 3, "probe_points": 2, "probe_learning_rate": 1e-2},
     "probe-element": {"groups": "element", "probe_steps": 3, "probe_points": 3},
@@ -48,7 +47,8 @@ BATCH_SIZE = 5
 STAGES = [(0, None), (1, None), (2, None), (3, None), (0, 2), (3, 2)]
 # What a case adds to the first four does not depend on every stage, unless it moves the weights.
 FEWER_STAGES = {case: [(1, None), (3, None)] for case in list(CASES)[4:]}
-FEWER_STAGES |= {"parabola": STAGES[:4], "probe": [*STAGES[:4], (3, 2)]}
+FEWER_STAGES |= {"parabola": [(0, None), (2, None), (3, None)], "probe": [(0, None), (2, None), (3, 2)]}
+FEWER_STAGES |= {"probe-element": [(3, None)]}
 RUNS = [(case, stage, micro) for case in CASES for stage, micro in FEWER_STAGES.get(case, STAGES)]
 
 
