@@ -41,18 +41,18 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path, method):
     torchrun(2, "tests.cluster.rank_finetune", 0, config, *overrides, f"output={stopped}")
 
     results = [json.loads((folder / "result.json").read_text()) for folder in (undisturbed, stopped)]
-    assert results[0]["after"]["loss"] < results[0]["before"]["loss"]
     for key in ("before", "after", "last"):
         assert results[1][key] == pytest.approx(results[0][key], rel=1e-4, abs=1e-5)
     deltas = [adapeft.Delta.load(folder / "delta.safetensors") for folder in (undisturbed, stopped)]
     assert {change.part.kind for change in deltas[0].changes.values()} == {method}
     for name, change in deltas[0].changes.items():
+        pieces = change.part.split(change.values)
+        assert pieces["lora_B" if method == "lora" else "up.weight"].abs().max() > 1e-3, "it started at zero"
         torch.testing.assert_close(deltas[1].changes[name].values, change.values, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "zero_stage"), [("lora", 1), ("lora", 3), ("adapter", 2), ("adapter", 3)])
 def test_bf16_with_gradient_checkpointing(config, tmp_path, method, zero_stage):
     precision = ["dtype=bfloat16", "gradient_checkpointing=true", f"zero_stage={zero_stage}", "metric=loss"]
     overrides = [*OVERRIDES, *METHODS[method], *precision, "learning_rate=3e-2", "max_steps=40"]
