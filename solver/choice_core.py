@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +28,8 @@ class MultipleChoiceCore:
 
     .. math:: \text{optimum} \le \max(z, \; z_\text{core}, \; U - \min_{i \notin \text{core}} p_i).
 
-    Cores grow up to ``core_size`` while the gap stays open. Nothing depends on the clock: the answer is the same on
-    every machine.
+    Cores grow up to ``core_size`` while the gap stays open. Nothing depends on the clock: a slow or busy machine
+    answers the same.
 
     Attributes:
         core_size: The most decisions to search.
@@ -43,13 +42,13 @@ class MultipleChoiceCore:
         ValueError: If a setting is out of its range.
     """
 
-    core_size: int = 4096
+    core_size: int = 16384
     relative_gap: float = 0.0
     work_limit: float = 10.0
 
     def __post_init__(self) -> None:
         if self.core_size < 1:
-            raise ValueError(f"core_size: {self.core_size}; give at least 1 (a few thousand is usual)")
+            raise ValueError(f"core_size: {self.core_size}; give at least 1 (ten thousand or so is usual)")
         if not 0 <= self.relative_gap < 1:
             raise ValueError(f"relative_gap: {self.relative_gap}; give a fraction from 0 up to 1, such as 1e-4")
         if not self.work_limit > 0:
@@ -67,58 +66,55 @@ class MultipleChoiceCore:
         candidates, bound = relaxation.candidates, relaxation.bound
         best = candidates.mask(*fill(candidates, relaxation.modes, relaxation.taken), problem.num_items)
         value = float(problem.values[best].sum())
-        decisions = _Decisions.of(relaxation)
+        decisions = _Decisions.of(relaxation, relaxation.bound - value)
 
         # Half, as the gap that is left has to be told from none.
         slack = max(self.relative_gap, ROUNDING) / 2 * relaxation.bound
-        work_left = self.work_limit
-        sizes = list(self._sizes(decisions.num_below(relaxation.bound - value)))
-        for round_, size in enumerate(sizes):
-            if work_left <= 0 or relative_gap_between(value, bound) <= self.relative_gap:
-                break
-            # What has been found since may have settled some.
-            size = min(size, decisions.num_below(relaxation.bound - value))
+        size, work_left = SMALLEST_CORE, self.work_limit
+        while work_left > 0 and relative_gap_between(value, bound) > self.relative_gap:
+            # What the last core found may have settled some.
+            largest = min(self.core_size, decisions.num_below(relaxation.bound - value))
+            size = min(size, largest)
             core = _Core.of(relaxation, decisions.order[:size])
-            limit = work_left * size / sum(sizes[round_:])
-            search = choose(core.choices, core.budget, limit, slack, core.hint)
+            share = work_left if size == largest else work_left * size / largest
+            search = choose(core.choices, core.budget, share, slack)
             work_left -= search.work
             chosen = candidates.mask(*fill(candidates, *core.inverted(search.taken)), problem.num_items)
             if (worth := float(problem.values[chosen].sum())) > value:
                 best, value = chosen, worth
             bound = min(bound, max(value, core.value + search.bound, relaxation.bound - decisions.penalty_after(size)))
-        return best, bound
-
-    def _sizes(self, num_unsettled: int) -> Iterator[int]:
-        size = SMALLEST_CORE
-        largest = min(self.core_size, max(1, num_unsettled))
-        while size < largest:
-            yield size
+            if size == largest:
+                break
             size *= GROWTH
-        yield largest
+        return best, bound
 
 
 @dataclass(frozen=True)
 class _Decisions:
-    """All decisions against the relaxation, numbered: C to leave a class to its members, O for an option, M to turn a
-    member. That a class already takes what is decided for it is no decision, and its penalty infinite.
+    """The decisions against the relaxation that are not settled, D of them, by penalty, least first.
+
+    They are numbered: C to leave a class to its members, O for an option, M to turn a member.
 
     Attributes:
-        order: By penalty, least first. int64 ``[C + O + M]``.
-        penalties: In that order. float64 ``[C + O + M]``.
+        order: Their numbers. int64 ``[D]``.
+        penalties: Their penalties. float64 ``[D]``.
     """
 
     order: np.ndarray
     penalties: np.ndarray
 
     @classmethod
-    def of(cls, relaxation: ChoiceRelaxation) -> _Decisions:
+    def of(cls, relaxation: ChoiceRelaxation, settling: float) -> _Decisions:
+        """Those that cost less than a penalty of ``settling``."""
         modes = relaxation.modes
+        # That a class takes what it takes already is no decision.
         of_modes = np.where(modes == MEMBERS, np.inf, relaxation.mode_penalties)
         of_options = relaxation.option_penalties.copy()
         of_options[modes[modes != MEMBERS]] = np.inf
         penalties = np.concatenate((of_modes, of_options, relaxation.member_penalties))
         # Stable: a class comes before its members, none of which costs less to turn.
-        order = np.argsort(penalties, kind="stable")
+        unsettled = np.flatnonzero(penalties < settling)
+        order = unsettled[np.argsort(penalties[unsettled], kind="stable")]
         return cls(order, penalties[order])
 
     def num_below(self, penalty: float) -> int:
@@ -126,7 +122,7 @@ class _Decisions:
         return int(np.searchsorted(self.penalties, penalty))
 
     def penalty_after(self, num_decisions: int) -> float:
-        """The least penalty of all but the first."""
+        """The least penalty of all but the first; infinite where the others are settled."""
         return float(self.penalties[num_decisions]) if num_decisions < self.penalties.size else np.inf
 
 
@@ -142,7 +138,6 @@ class _Core:
         choices: What is left to choose.
         budget: What the rest leaves for it.
         value: What the rest is worth.
-        hint: The relaxation's choice of these.
         members: The core's members. int64.
         options: The core's options. int64.
         classes: The classes that may go to their members or to an option. int64.
@@ -152,7 +147,6 @@ class _Core:
     choices: Choices
     budget: int
     value: float
-    hint: np.ndarray
     members: np.ndarray
     options: np.ndarray
     classes: np.ndarray
@@ -200,13 +194,6 @@ class _Core:
             - int(kept_costs[closed_members].sum())
             - int(candidates.option_costs[closed_options].sum()),
             value=float(kept_values[closed_members].sum() + candidates.option_values[closed_options].sum()),
-            hint=np.concatenate(
-                (
-                    relaxation.taken[members] & (modes[candidates.member_classes[members]] == MEMBERS),
-                    modes[candidates.option_classes[options]] == options,
-                    modes[classes] == MEMBERS,
-                )
-            ),
             members=members,
             options=options,
             classes=classes,

@@ -165,6 +165,8 @@ def check_part(path: str | Path, name: str, part: Part) -> None:
             f"{path}: {name!r} of shape {part.shape} has a LoRA of rank {part.rank!r} along dimension {part.dim!r}: a "
             f"matrix takes ranks from 1 to its smaller side."
         )
+    if part.kind == "lora" and not part.alpha > 0:
+        raise AdapeftError(f"{path}: the LoRA of {name!r} has alpha {part.alpha!r}, not above 0.")
     if part.kind == "adapter" and (len(part.shape) != 1 or part.rank < 1):
         raise AdapeftError(f"{path}: the adapter of {name!r} has a bottleneck of {part.rank!r} at shape {part.shape}.")
     if part.indices is None:

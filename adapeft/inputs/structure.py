@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.errors import AdapeftError, did_you_mean
@@ -64,12 +65,21 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         role, layer, depth = _place(name, position, block_lists, first_block)
         owner, _, local_name = name.rpartition(".")
-        is_layer = local_name == "weight" and isinstance(model.get_submodule(owner), nn.Linear | Conv1D)
+        is_layer = local_name == "weight" and is_linear_layer(model.get_submodule(owner))
         output_dim = _output_dim(model, name, len(shape))
         is_linear = is_layer and num_uses[id(parameter)] == 1
         described.append(ParameterInfo(name, shape, role, layer, depth, output_dim, is_linear))
     outputs = _output_projections(described)
     return tuple(replace(info, output_of=outputs.get(info.name)) for info in described)
+
+
+def is_linear_layer(module: nn.Module | None) -> TypeGuard[nn.Linear | Conv1D]:
+    """Whether a module is a linear layer that the model calls.
+
+    ``nn.MultiheadAttention`` reads its output projection's weight and never calls it: what works on a layer's output
+    would be passed over.
+    """
+    return isinstance(module, nn.Linear | Conv1D) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def new_parameters(model: nn.Module) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError
+from adapeft.inputs.structure import is_linear_layer
 from adapeft.tune.rules.draw import uniform
 
 _NAME = "adapeft_adapter"
@@ -47,13 +48,16 @@ def check_adapters(model: nn.Module, parts: Mapping[str, Part]) -> None:
     modules = dict(model.named_modules())
     for name, part in parts.items():
         module = modules.get(name)
-        weight = getattr(module, "weight", None)
-        if not isinstance(module, nn.Linear | Conv1D) or weight is None:
-            raise AdapeftError(f"the subset has an adapter behind {name!r}, which is no linear layer of this model.")
+        if not is_linear_layer(module):
+            raise AdapeftError(
+                f"the subset has an adapter behind {name!r}, which is no linear layer that this model calls."
+            )
         if hasattr(module, _NAME):
             raise AdapeftError(f"{name!r} has an adapter already: revert the delta that brought it first.")
-        shape = tuple(getattr(weight, "ds_shape", weight.shape))
+        shape = tuple(getattr(module.weight, "ds_shape", module.weight.shape))
         width = shape[1 if isinstance(module, Conv1D) else 0]
+        if part.rank < 1:
+            raise AdapeftError(f"the subset's adapter behind {name!r} has a bottleneck of {part.rank}: at least 1.")
         if part.shape != (width,):
             raise AdapeftError(
                 f"the subset's adapter behind {name!r} is for a width of {part.shape[0]}, this model's is {width}: it "

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError
+from adapeft.inputs.structure import is_linear_layer
 from adapeft.tune.rules.draw import uniform
 
 ADAPTER_NAME = "default"
@@ -32,14 +33,14 @@ def check_lora(
         owners: every module that holds a parameter, with its name there.
 
     Raises:
-        AdapeftError: another kind of layer, or a weight that several places use.
+        AdapeftError: another kind of layer, a weight that several places use, or a rank or alpha that does nothing.
     """
     paths: dict[nn.Module, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
         paths[module] = paths.get(module, 0) + 1
     for name, part in parts.items():
         module, local_name = owners[name][0]
-        if local_name != "weight" or not isinstance(module, nn.Linear | Conv1D):
+        if local_name != "weight" or not is_linear_layer(module):
             raise AdapeftError(
                 f"the subset has LoRA on {name!r}, a parameter of {type(module).__name__}: it is for the weights of "
                 f"linear layers. Train rows or elements of this one."
@@ -53,6 +54,11 @@ def check_lora(
             raise AdapeftError(
                 f"the subset's LoRA on {name!r} takes dimension {part.dim} for the output neurons, which in "
                 f"{type(module).__name__} is the other one."
+            )
+        if not (1 <= part.rank <= min(part.shape) and part.alpha > 0):
+            raise AdapeftError(
+                f"the subset's LoRA on {name!r} of shape {part.shape} has rank {part.rank} and alpha {part.alpha}: the "
+                f"rank is from 1 to the smaller side, and alpha above 0."
             )
 
 

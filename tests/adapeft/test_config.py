@@ -329,10 +329,20 @@ def test_statistics_serve_other_budgets_machines_and_training(load, override):
 
 
 @pytest.mark.parametrize(
-    "override", ["name=x", "data.train=x.csv", "groups=tensor", "calibration=64", "direction=gradient", "seed=1"]
+    "override",
+    [
+        *("name=x", "data.train=x.csv", "groups=tensor", "calibration=64", "direction=gradient", "seed=1"),
+        *("probe_steps=9", "warmup_steps=9"),
+    ],
 )
 def test_statistics_of_another_question_differ(load, override):
     assert measurement_key(load(MINIMAL, override)) != measurement_key(load())
+
+
+def test_statistics_of_another_curvature_differ(load):
+    assert measurement_key(load(MINIMAL, "groups=role", "curvature=parabola")) != measurement_key(
+        load(MINIMAL, "groups=role")
+    )
 
 
 def test_what_auto_measures_depends_on_the_method(load):

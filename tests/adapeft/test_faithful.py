@@ -81,11 +81,13 @@ def test_parabolas_are_gradient_and_hessian_to_second_order(make, granularity, m
 def test_bad_fits_count_nothing():
     x = np.array([0.0, -2, -1, 1, 2])
     fine, concave, noise, flat = 3 - 2 * x + x**2, 3 - 2 * x - x**2, np.array([0.0, 1, -1, 1, -1]), np.ones(5)
-    slope, curvature, r2 = fit_parabolas(np.stack([fine, concave, noise, flat]), x)
+    slope, curvature, r2 = fit_parabolas(np.stack([fine, concave, noise, flat]), np.tile(x, (4, 1)))
     np.testing.assert_allclose(slope[:2], 2)
     np.testing.assert_allclose(curvature[:2], [2, -2])
     np.testing.assert_allclose(r2[[0, 1, 3]], [1, 1, 0])
     assert r2[2] < parabola.LEAST_R2
+    still = fit_parabolas(np.ones((1, 5)), np.zeros((1, 5)))
+    assert np.array(still).tolist() == [[0.0]] * 3
 
 
 def test_the_table_says_which_fits_were_discarded():
@@ -114,6 +116,7 @@ FAITHFUL = {
         FAITHFUL,
         {"curvature": "parabola", "groups": "tensor", "warmup_steps": 2},
         {"probe_steps": 2, "probe_points": 3, "groups": "element"},
+        {"groups": "role", "joint": True},
     ],
 )
 def test_select_leaves_the_model_alone(bert, options):

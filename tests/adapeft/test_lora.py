@@ -6,6 +6,8 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import adapeft
@@ -183,6 +185,8 @@ def test_peft_cannot_hold_other_parts(tmp_path):
         (make_gpt2, "transformer.wte.weight", Part("lora", (29, 12), rank=1), "a parameter of Embedding"),
         (make_bert, "bert.encoder.layer.0.output.LayerNorm.weight", Part("lora", (12,), rank=1), "of LayerNorm"),
         (make_bert, QUERY, Part("lora", (12, 12), dim=1, rank=1), "in Linear is the other one"),
+        (make_bert, QUERY, Part("lora", (12, 12), rank=1), "rank 1 and alpha 0.0"),
+        (make_bert, QUERY, Part("lora", (12, 12), rank=13, alpha=1.0), "from 1 to the smaller side"),
     ],
 )
 def test_where_lora_cannot_be(make, name, part, message):
@@ -199,6 +203,40 @@ def test_a_tied_linear_layer_is_refused():
     model.model.layers[0].self_attn.q_proj.weight = model.model.layers[1].self_attn.q_proj.weight
     with pytest.raises(AdapeftError, match="tied and used in several places"):
         attach(model, Subset({"model.layers.0.self_attn.q_proj.weight": Part("lora", (12, 12), rank=1, alpha=1.0)}))
+
+
+def test_a_layer_that_is_never_called_is_refused():
+    model = nn.Module()
+    model.blocks = nn.ModuleList([nn.MultiheadAttention(4, 2)])
+    name = "blocks.0.out_proj.weight"
+    assert not any(info.is_linear or info.output_of for info in describe_parameters(model))
+    with pytest.raises(AdapeftError, match="it is for the weights of linear layers"):
+        attach(model, Subset({name: Part("lora", (4, 4), rank=1, alpha=1.0)}))
+    with pytest.raises(AdapeftError, match="no linear layer that this model calls"):
+        attach(model, Subset({name.removesuffix(".weight"): Part("adapter", (4,), rank=1)}))
+
+
+def test_an_alpha_of_nothing_is_refused_when_loading(tmp_path):
+    Subset({QUERY: Part("lora", (12, 12), rank=1)}).save(tmp_path / "s")
+    with pytest.raises(AdapeftError, match=r"has alpha 0\.0, not above 0"):
+        Subset.load(tmp_path / "s")
+
+
+@pytest.mark.parametrize("piece", ["lora_A", "lora_B"])
+def test_a_damaged_delta_is_refused(piece, tmp_path):
+    model = attach(make_bert(), Subset({QUERY: Part("lora", (12, 12), rank=2, alpha=2.0)}))
+    delta(model).save(tmp_path / "d")
+    with safe_open(tmp_path / "d", framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    assert set(tensors) == {f"{QUERY}.lora_A", f"{QUERY}.lora_B"}
+    cut = {key: value[:1].contiguous() if key.endswith(piece) else value for key, value in tensors.items()}
+    save_file(cut, tmp_path / "d", metadata)
+    with pytest.raises(AdapeftError, match=f"has {piece} of shape"):
+        Delta.load(tmp_path / "d")
+    save_file({key: value for key, value in tensors.items() if not key.endswith(piece)}, tmp_path / "d", metadata)
+    with pytest.raises(AdapeftError, match="damaged description of a delta"):
+        Delta.load(tmp_path / "d")
 
 
 @pytest.mark.parametrize("rank", [0, 13, -1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from adapeft.config_file import parse_select
 from adapeft.inputs.batches import Calibration, num_micro_batches
 from adapeft.inputs.data import Batch
 from adapeft.inputs.objective import infer_objective
+from adapeft.measure import parabola
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import measure
 from adapeft.measure.passes import Passes
@@ -38,7 +40,6 @@ CASES = {
     "fish": {"method": "fish"},
     "options": {"groups": "row", "options": ["row", "tensor", "lora"], "lora_ranks": [1, 2, 3]},
     "role": {"groups": "role", "solver": "greedy"},
-    "joint-role": {"groups": "role", "joint": True},
     "parabola": {"groups": "role", "curvature": "parabola", "include": ["*bias"], "budget": 100},
     "probe": {"groups": "row", "probe_steps": 3, "probe_points": 2, "probe_learning_rate": 1e-2},
     "probe-element": {"groups": "element", "probe_steps": 3, "probe_points": 3},
@@ -49,7 +50,8 @@ BATCH_SIZE = 5
 STAGES = [(0, None), (1, None), (2, None), (3, None), (0, 2), (3, 2)]
 # What a case adds to the first four does not depend on every stage, unless it moves the weights.
 FEWER_STAGES = {case: [(1, None), (3, None)] for case in list(CASES)[4:]}
-FEWER_STAGES |= {"parabola": STAGES[:4], "probe": [*STAGES[:4], (3, 2)]}
+FEWER_STAGES |= {"parabola": [(0, None), (2, None), (3, None)], "probe": [(0, None), (2, None), (3, 2)]}
+FEWER_STAGES |= {"probe-element": [(3, None)]}
 RUNS = [(case, stage, micro) for case in CASES for stage, micro in FEWER_STAGES.get(case, STAGES)]
 
 
@@ -90,7 +92,9 @@ def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Stat
     settings = settings_for(case)
     method = get_method(settings.method)
     passes = passes_for(model, shards, by_example=method.measures_examples)
-    statistics = measure(method, passes, groups, settings)
+    # A tiny model's loss bends too little over the usual displacement: its rounding would decide about a fit.
+    with patch.object(parabola, "STEP", 0.05):
+        statistics = measure(method, passes, groups, settings)
     subset = choose(settings, statistics, reach=REACH, seed=3, ranks=shards.ranks)
     return statistics, dict(subset.parts)
 

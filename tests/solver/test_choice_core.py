@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from solver import MultipleChoiceCore, MultipleChoiceCpSat, MultipleChoiceGreedy, MultipleChoiceProblem, Status
-from solver.choice_relaxation import ChoiceRelaxation
+from solver.choice_greedy import fill
+from solver.choice_relaxation import MEMBERS, Candidates, ChoiceRelaxation
 from tests.solver.choice_oracle import KINDS, brute_force, check_choice, programmed, random_choice
 from tests.solver.knapsack_oracle import TOLERANCE
 
@@ -75,6 +76,26 @@ def test_the_bound_holds_whatever_the_core_leaves_out(core_size: int, kind: str)
     assert solution.value <= optimum * (1 + PROGRAM_TOLERANCE)
     assert optimum <= solution.bound * (1 + PROGRAM_TOLERANCE)
     assert solution.value >= MultipleChoiceGreedy().solve(problem).value
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "shape"), [("layers", 27, (3, 2, 3)), ("mixed", 26, (2, 3, 12)), ("mixed", 75, (8, 1, 4))]
+)
+def test_a_class_may_go_to_nothing_where_the_relaxation_has_members(kind: str, seed: int, shape: tuple[int, int, int]):
+    # In each the core gives up members outside it, whose budget the rest has spent.
+    problem = random_choice(seed, kind, *shape)
+    solution = MultipleChoiceCore(core_size=4).solve(problem)
+    check_choice(problem, solution)
+    assert solution.value <= programmed(problem, whole=True) * (1 + PROGRAM_TOLERANCE)
+
+
+def test_filling_puts_an_option_in_the_place_of_its_class_and_spends_nothing_on_its_members():
+    problem = MultipleChoiceProblem(
+        np.array([0.5, 10.0, 0.6]), np.array([1, 10, 2]), 12, np.array([0, 0, -1]), np.array([False, True, False])
+    )
+    candidates = Candidates.of(problem)
+    modes, taken = fill(candidates, np.full(2, MEMBERS), np.zeros(2, dtype=bool))
+    assert candidates.mask(modes, taken, 3).tolist() == [False, True, True]
 
 
 def test_a_gap_that_greedy_misses_is_searched_for():
