@@ -1,0 +1,114 @@
+"""``adapeft transfer`` through the command: a run's statistics, another size of its model, no data needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from transformers import BertConfig, BertModel
+
+from adapeft.choose.subset import Subset
+from adapeft.config_file import load_config
+from adapeft.tune.attach import attach
+from cluster.inputs import load_inputs
+from tests.cluster.checkpoints import adapeft, write_bert, write_colours, write_config
+from tests.cluster.test_pipeline import text_of
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Folder of the files, and of a run that has measured rows."""
+    folder = tmp_path_factory.mktemp("source")
+    config = write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
+    text_of(adapeft("select", config, "budget=10%"))
+    return folder, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def larger(source, tmp_path_factory):
+    """A model of twice the depth and half more width, with the same tokenizer."""
+    folder = tmp_path_factory.mktemp("larger")
+    shutil.copytree(source[0] / "base", folder / "base")
+    config = BertConfig.from_pretrained(folder / "base")
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 4, 24, 36
+    BertModel(config).save_pretrained(folder / "base")
+    return folder / "base"
+
+
+def transferred(source, model, output, *overrides):
+    return adapeft("transfer", "--from", source[1], "--to", model, f"output={output}", *overrides)
+
+
+def test_a_larger_model_is_chosen_for_and_verified(source, larger, tmp_path):
+    output = text_of(transferred(source, larger, tmp_path / "out", "budget=5%", "verify=true"))
+    assert "mapped" in output
+    subset = Subset.load(tmp_path / "out" / "subset.safetensors")
+    said = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert 0 < subset.count == said["trained"] <= 0.05 * subset.description["num_total"]
+    assert said["value"] <= said["bound"]
+    assert said["mapped"] == 1.0
+    assert "rows" in {part.kind for part in subset.parts.values()} <= {"rows", "tensor"}
+    for name in ("transferred", "uniform", "random"):
+        assert f"{name} " in output
+        assert 0 <= said["verified"][name]["captured"] <= 1 + 1e-6
+        assert 0 <= said["verified"][name]["overlap"] <= 1
+    assert -1 <= said["verified"]["density_correlation"] <= 1
+    assert (tmp_path / "out" / "measured" / "groups.parquet").is_file()
+
+    # It fits the model that a run would train, fingerprint and all.
+    config = load_config(source[1] / "config.yaml", [f"model.name={larger}"])
+    attach(load_inputs(config).model(), subset)
+
+
+def test_a_config_is_enough_for_whole_tensors(source, larger, tmp_path):
+    shutil.copytree(larger, tmp_path / "laptop")
+    (tmp_path / "laptop" / "model.safetensors").unlink()
+    away = source[0] / "train.jsonl"
+    away.rename(away.with_suffix(".away"))  # nor is the data needed
+    try:
+        refused = transferred(source, tmp_path / "laptop", tmp_path / "out", "budget=5%")
+        assert refused.returncode == 2
+        assert "choose groups: tensor" in refused.stderr
+        assert not (tmp_path / "out").exists()
+        output = text_of(transferred(source, tmp_path / "laptop", tmp_path / "out", "budget=5%", "groups=tensor"))
+    finally:
+        away.with_suffix(".away").rename(away)
+    assert "tensor" in output
+    subset = Subset.load(tmp_path / "out" / "subset.safetensors")
+    assert {part.kind for part in subset.parts.values()} == {"tensor"}
+    assert "fingerprint" not in subset.description
+
+
+def test_rows_of_largest_gradient(source, larger, tmp_path):
+    text_of(transferred(source, larger, tmp_path / "norm", "budget=5%"))
+    text_of(transferred(source, larger, tmp_path / "gradient", "budget=5%", "inside=gradient"))
+    norm, gradient = (Subset.load(tmp_path / name / "subset.safetensors") for name in ("norm", "gradient"))
+    assert norm.count == gradient.count, "the shares of the tensors are the same"
+    assert repr(dict(norm.parts)) != repr(dict(gradient.parts))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["inside=luck"], "inside = luck: should be 'auto', 'weight-norm' or 'gradient'"),
+        (["budget=400%"], "budget = 400%: is more than all parameters"),
+        (["groups=tensor", "inside=gradient"], "tensor groups are trained whole"),
+        (["selekt.budget=1%"], "selekt"),
+    ],
+)
+def test_bad_input(source, larger, tmp_path, overrides, said):
+    done = transferred(source, larger, tmp_path / "out", *overrides)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_there_is_no_run(source, larger, tmp_path):
+    done = adapeft("transfer", "--from", tmp_path, "--to", larger, f"output={tmp_path / 'out'}")
+    assert "no run with statistics" in done.stderr
+    done = adapeft("transfer", "--from", source[1], "--to", larger)
+    assert "holds a subset already" in done.stderr
+    done = transferred(source, tmp_path / "nowhere", tmp_path / "out")
+    assert "--to" in done.stderr
+    assert done.returncode == 2
