@@ -108,7 +108,7 @@ def test_a_line_has_no_curvature_to_divide_by(monkeypatch):
     monkeypatch.setattr(type(passes), "loss", lambda *_: float(np.float32(0.7 + 1e-3 * (everything() - start))))
     columns = measure_parabolas(passes, groups, [torch.ones(info.count) for info in groups.parameters])
     assert (columns["r2"] > parabola.LEAST_R2).all()
-    assert 0 < (columns["curvature"] > 0).sum()
+    assert (columns["curvature"] > 0).any()
     assert (columns["slope"] == 0).all()
 
 
