@@ -333,14 +333,31 @@ class Cluster(Section):
     )
 
 
+PAPER = {"groups": "role", "curvature": "parabola", "reach": "inf", "solver": "greedy"}
+"""AdaPEFT as Xu and Bu 2025 have it: semantic groups, forward passes only, no limit on the reach, by density."""
+
+
 class Contender(NamedTuple):
-    """A method to compare, spelled ``method``, ``method:groups``, or ``adapeft:row+lora`` for a choice of options."""
+    """A method to compare.
+
+    Spelled ``method``, ``method:groups``, ``adapeft:row+lora`` for a choice of options, or ``adapeft:paper`` for the
+    settings of ``PAPER``.
+    """
 
     method: str
     groups: str
     options: tuple[str, ...] = ()
+    is_paper: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keys of ``select`` that make this method what its name says."""
+        chosen = {"method": self.method, "groups": self.groups, "options": self.options}
+        return {**chosen, **PAPER} if self.is_paper else chosen
 
     def __str__(self) -> str:
+        if self.is_paper:
+            return f"{self.method}:paper"
         if self.options:
             return f"{self.method}:{'+'.join(self.options)}"
         return self.method if self.groups == "auto" else f"{self.method}:{self.groups}"
@@ -353,6 +370,8 @@ class Contender(NamedTuple):
         if method not in methods:
             raise ValueError(f"{method!r} is no method.{did_you_mean(method, methods)} `adapeft methods` lists them.")
         possible = GRANULARITIES.get(method, _ANY_GRANULARITY)
+        if (method, groups) == ("adapeft", "paper"):
+            return cls(method, PAPER["groups"], is_paper=True)
         options = tuple(groups.split("+")) if "+" in groups or groups == "lora" else ()
         if options:
             Select(method=method, options=options)  # type: ignore[arg-type]
@@ -370,7 +389,7 @@ class Comparison(Section):
 
     methods: tuple[Rival, ...] = Field(
         default=(Contender("adapeft", "auto"), Contender("random", "auto")),
-        description="methods, or method:groups such as adapeft:element or adapeft:row+tensor+lora",
+        description="methods, or method:groups such as adapeft:element adapeft:row+tensor+lora, adapeft:paper",
         min_length=1,
     )
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), description="a run each", min_length=1)

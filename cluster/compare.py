@@ -30,7 +30,10 @@ from adapeft.inputs.data import load_rows
 from adapeft.inputs.metrics import primary
 from adapeft.methods import get_method
 
-_OF_SOME_METHODS = ("rule", "scope", "solver", "joint", "lora_ranks", "placement")
+_OF_SOME_METHODS = (
+    *("rule", "scope", "solver", "joint", "lora_ranks", "placement"),
+    *("curvature", "probe_steps", "probe_points", "probe_learning_rate"),
+)
 
 Note = Callable[[str], None]
 Runner = Callable[[Config], tuple[dict[str, Any] | None, str | None]]
@@ -84,10 +87,11 @@ class Job:
 
     def _select(self, settings: Select) -> Select:
         """The settings for this method; a key that is some other method's alone keeps its default here."""
-        method, groups, options = self.contender
         given = settings.model_dump(exclude=set(_OF_SOME_METHODS))
-        mine = {**given, "method": method, "groups": groups, "options": options, "budget": self.budget}
+        mine = {**given, **self.contender.settings, "budget": self.budget}
         for key in _OF_SOME_METHODS:
+            if key in self.contender.settings:
+                continue
             with suppress(ValidationError):
                 mine = Select.model_validate({**mine, key: getattr(settings, key)}).model_dump(include={*mine, key})
         return Select.model_validate(mine)

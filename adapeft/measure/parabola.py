@@ -35,8 +35,9 @@ LEAST_R2 = 0.99
 def measure_parabolas(passes: Passes, groups: Groups, direction: list[torch.Tensor]) -> dict[str, np.ndarray]:
     r"""Columns ``slope``, ``curvature`` and ``r2`` over half B, of the least-squares parabola through five losses.
 
-    The weights are as before when this returns. A fit that is not convex (``curvature`` ≤ 0) or bad (``r2`` below
-    ``LEAST_R2``) is discarded: its slope is 0, and so is its influence; the two other columns say why.
+    The weights are as before when this returns. A fit that is not convex (``curvature`` ≤ 0, or too small to
+    bend the losses by more than their rounding) or bad (``r2`` below ``LEAST_R2``) is discarded: its slope is 0, and so
+    is its influence; the two other columns say why.
     """
     assert groups.granularity in ("tensor", "role"), "a group has whole tensors"
     shards, half_b = passes.shards, passes.calibration.half_b
@@ -54,7 +55,10 @@ def measure_parabolas(passes: Passes, groups: Groups, direction: list[torch.Tens
         shards.write(members, {parameter: base[index] for index, parameter in held})
         passes.progress("parabolas", group + 1, groups.num_groups)
     slope, curvature, r2 = fit_parabolas(losses, steps[:, None] * [0.0, *SIZES])
-    good = (curvature > 0) & (r2 >= LEAST_R2)
+    # A line fits well too, and would leave a curvature of mere rounding to divide by.
+    rounding = torch.finfo(base[0].dtype if base else torch.float32).eps * np.abs(losses[:, 0])
+    bend = curvature * (steps * SIZES[-1]) ** 2 / 2
+    good = (bend > rounding) & (r2 >= LEAST_R2)
     return {"slope": np.where(good, slope, 0.0), "curvature": curvature, "r2": r2}
 
 

@@ -95,8 +95,21 @@ def test_the_table_says_which_fits_were_discarded():
     settings = parse_select({"groups": "role", "curvature": "parabola"})
     columns = get_method("adapeft").measure(passes, groups, settings).columns
     discarded = (columns["curvature"] <= 0) | (columns["r2"] < parabola.LEAST_R2)
-    assert 0 < discarded.sum() < groups.num_groups
-    assert ((columns["slope"] == 0) == discarded).all()
+    assert discarded.any()
+    assert (columns["slope"][discarded] == 0).all()
+    assert (columns["slope"] != 0).any()
+
+
+def test_a_line_has_no_curvature_to_divide_by(monkeypatch):
+    model = make_bert().eval()
+    passes, groups = set_up(model, "tensor")
+    everything = lambda: sum(float(p.detach().double().sum()) for p in model.parameters())  # noqa: E731
+    start = everything()
+    monkeypatch.setattr(type(passes), "loss", lambda *_: float(np.float32(0.7 + 1e-3 * (everything() - start))))
+    columns = measure_parabolas(passes, groups, [torch.ones(info.count) for info in groups.parameters])
+    assert (columns["r2"] > parabola.LEAST_R2).all()
+    assert (columns["curvature"] > 0).any()
+    assert (columns["slope"] == 0).all()
 
 
 FAITHFUL = {

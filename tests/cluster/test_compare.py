@@ -124,17 +124,15 @@ def test_a_key_of_one_method_is_no_other_ones(config):
     select = {**config.select.model_dump(), "placement": "houlsby", "method": "adapter"}
     config = type(config).model_validate({**config.model_dump(), "select": select})
     runner = Runner()
-    comparison = settings("methods=[adapter,random:row,adapeft:row+lora]", "seeds=[0]")
+    comparison = settings("methods=[adapter,random:row,adapeft:row+lora,adapeft:paper]", "seeds=[0]")
     compare(config, comparison, lambda text: None, runner)
-    found = {one.select.method: one.select for one in runner.configs}
-    assert {name: one.placement for name, one in found.items()} == {
-        "adapter": "houlsby",
-        "random": "pfeiffer",
-        "adapeft": "pfeiffer",
-    }
-    assert found["adapeft"].options == ("row", "lora")
-    assert found["random"].granularity == "row"
-    assert len({one.output for one in runner.configs}) == 3
+    adapter, random, mixed, paper = (one.select for one in runner.configs)
+    assert [one.placement for one in (adapter, random, mixed, paper)] == ["houlsby", *["pfeiffer"] * 3]
+    assert mixed.options == ("row", "lora")
+    assert random.granularity == "row"
+    assert (paper.granularity, paper.curvature, paper.solver) == ("role", "parabola", "greedy")
+    assert paper.reach == float("inf")
+    assert len({one.output for one in runner.configs}) == 4
 
 
 def test_one_failure_loses_nothing_of_the_rest(config):
