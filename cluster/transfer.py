@@ -103,6 +103,11 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     method = get_method(config.select.method)
     if not statistics.columns or not isinstance(method, ValuedMethod):
         raise AdapeftError(f"--from {source}: {config.select.method} measures nothing that could be transferred.")
+    if config.select.options:
+        raise AdapeftError(
+            f"select.options = {list(config.select.options)}: rows alone are transferred, not a choice among kinds. Give "
+            f"select.options=[] to transfer the rows that were measured with them."
+        )
     reach = float(Subset.load(RunFolder(source).subset).description["reach"])
     profiles = Profiles.of(statistics, method, reach)
     structure = _structure(config)

@@ -95,6 +95,7 @@ def test_rows_of_largest_gradient(source, larger, tmp_path):
         (["budget=400%"], "budget = 400%: is more than all parameters"),
         (["groups=tensor", "inside=gradient"], "tensor groups are trained whole"),
         (["selekt.budget=1%"], "selekt"),
+        (["select.options=[row,lora]"], "Give select.options=[] to transfer the rows"),
     ],
 )
 def test_bad_input(source, larger, tmp_path, overrides, said):
