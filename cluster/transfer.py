@@ -105,7 +105,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
         raise AdapeftError(f"--from {source}: {config.select.method} measures nothing that could be transferred.")
     if config.select.options:
         raise AdapeftError(
-            f"select.options = {list(config.select.options)}: rows alone are transferred, not a choice among kinds. Give "
+            f"select.options = {list(config.select.options)}: only rows are transferred, no choice among kinds. Give "
             f"select.options=[] to transfer the rows that were measured with them."
         )
     reach = float(Subset.load(RunFolder(source).subset).description["reach"])
