@@ -21,7 +21,8 @@ WARMUP_LEARNING_RATE = 3e-3
 
 A head that has not yet learned how frequent the classes are puts that into every layer's gradient. Measured on CoLA
 (MiniLM, 512 examples): after 32 steps at a constant 1e-3 the pooler took 72 % of the budget for a promised decrease of
-0.15; after 96 falling from 3e-3 it took nothing, and the promise was 0.0045.
+0.15; after 96 falling from 3e-3 it took nothing, and the promise was 0.0045. Both warmed up over the whole calibration;
+over half A alone, as now, 81 % of the large tensors have a positive slope there instead of 5 %.
 """
 
 

@@ -62,8 +62,12 @@ class Passes:
         self.shards.train_step(losses, learning_rate)
 
     def warm_up(self, num_steps: int, learning_rate: float) -> None:
-        """Trains the always-trained part over the calibration: behind a random head gradients mean nothing."""
-        batches = self.calibration.batches
+        """Trains the always-trained part over half A: behind a random head gradients mean nothing.
+
+        Never over half B: at the optimum of both halves together their gradients are opposite in all that the head can
+        express, so that every slope along half A's direction would come out negative.
+        """
+        batches = self.calibration.half_a
         for step in range(num_steps):
             losses, _ = self._losses(batches[step % len(batches)], sampled_labels=False)
             # Falling to zero: a head still swinging about its optimum asks every layer to shift all logits alike.

@@ -46,12 +46,34 @@ def test_warm_up_is_adamw_on_the_always_trained_alone(bert):
     head = list(reference.classifier.parameters())
     optimizer = torch.optim.AdamW(head, lr=1e-2, weight_decay=0.0)
     for step in range(5):
-        batch = passes.collate(passes.calibration.batches[step])
+        # Over half A alone, again and again.
+        batch = passes.collate(passes.calibration.half_a[step % len(passes.calibration.half_a)])
         optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 5)
         optimizer.zero_grad()
         reference(**batch.inputs, labels=batch.labels).loss.backward(inputs=head)
         optimizer.step()
     torch.testing.assert_close(after["classifier.weight"], reference.classifier.weight.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_warm_up_does_not_turn_the_halves_against_each_other(bert):
+    """At the optimum of both halves together their gradients are opposite, and every slope would be negative."""
+    groups = build_groups(bert.eval(), "tensor")
+    shards = WholeModel(bert, [], groups.always_train)
+    passes = passes_for(bert, shards)
+    passes.warm_up(600, 3e-2)
+    head = list(bert.classifier.parameters())
+
+    def gradient(batches):
+        losses = [passes.objective.loss_sum(bert(**batch.inputs).logits, batch.labels) for batch in batches]
+        return torch.cat([piece.flatten() for piece in torch.autograd.grad(sum(losses), head)])
+
+    for parameter in head:
+        parameter.requires_grad_(True)
+    first, second = (
+        gradient([passes.collate(batch) for batch in half])
+        for half in (passes.calibration.half_a, passes.calibration.half_b)
+    )
+    assert first.norm() < 0.1 * second.norm(), "half A is learned, half B still tells what it would gain"
 
 
 def test_warm_up_in_micro_batches(bert):
