@@ -22,6 +22,7 @@ os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.enviro
 import deepspeed
 
 from adapeft.tune.parameter_groups import parameter_groups
+from cluster.compiled import load_compiled
 from cluster.optimizer import AlwaysTrainedAdamW
 
 PERSISTENCE_THRESHOLD = 1_000_000
@@ -70,6 +71,7 @@ def join() -> DistributedRanks:
     """Joins the process group that the launcher (Ray Train or torchrun) set up in the environment."""
     if _uses_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    load_compiled()
     deepspeed.init_distributed(dist_backend="nccl" if _uses_cuda() else "gloo", verbose=False)
     return DistributedRanks()
 
