@@ -15,7 +15,7 @@ from adapeft.config import Config, Trials
 from adapeft.inputs.batches import draw_calibration, epoch_batches, evaluation_batches
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import planned_reach
-from adapeft.measure.measure import warm_up
+from adapeft.measure.measure import with_warm_up
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.methods import get_method
@@ -47,7 +47,7 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
     )
     with measuring_mode(model, restore=()):
         shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
-        passes = Passes(
+        plain = Passes(
             shards,
             inputs.objective,
             calibration,
@@ -55,15 +55,17 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
             config.seed,
             lambda step, done, total: report({"step": step, "done": done, "total": total}),
         )
-        warm_up(get_method(config.select.method), passes, groups, config.select)
+        passes = with_warm_up(get_method(config.select.method), plain, groups, config.select)
         singles = tuple(np.concatenate(calibration.batches)[:_NUM_FISHER_EXAMPLES, None])
         examples = replace(passes, calibration=replace(calibration, half_a=singles, half_b=()))
         measured = measure_estimators(model, passes, groups, draws, examples)
+        batches = epoch_batches(len(inputs.train), config.train.batch_size, config.seed, 0)
+        passes.warm_up(batches)
         trial = Trial(
             model,
             inputs.objective,
             inputs.train.collate,
-            epoch_batches(len(inputs.train), config.train.batch_size, config.seed, 0),
+            batches,
             (inputs.evaluation.collate, evaluation_batches(min(trials.held_out, len(inputs.evaluation)), 64)),
         )
         mine = range(ranks.rank, len(draws), ranks.world_size)

@@ -1,7 +1,8 @@
-"""Measuring, top to bottom: warm up the always-trained part, then the method's passes."""
+"""Measuring: the method's passes, at one point or along a probe."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,22 +17,13 @@ if TYPE_CHECKING:
     from adapeft.config import Select
     from adapeft.methods import Method
 
-WARMUP_LEARNING_RATE = 3e-3
-"""Peak of AdamW's learning rate for the always-trained part.
-
-A head that has not yet learned how frequent the classes are puts that into every layer's gradient. Measured on CoLA
-(MiniLM, 512 examples): after 32 steps at a constant 1e-3 the pooler took 72 % of the budget for a promised decrease of
-0.15; after 96 falling from 3e-3 it took nothing, and the promise was 0.0045. Both warmed up over the whole calibration;
-over half A alone, as now, 81 % of the large tensors have a positive slope there instead of 5 %.
-"""
-
 
 def measure(method: Method, passes: Passes, groups: Groups, settings: Select) -> Statistics:
     """The method's statistics of ``groups``. Collective.
 
-    Warm-up and probe move the always-trained parameters; whoever owns the model puts them back or drops the model.
+    Warm-ups and probe move the always-trained parameters; whoever owns the model puts them back or drops the model.
     """
-    warm_up(method, passes, groups, settings)
+    passes = with_warm_up(method, passes, groups, settings)
     if settings.probe_steps:
         return measure_along_probe(passes, groups, settings, lambda: method.measure(passes, groups, settings))
     return method.measure(passes, groups, settings)
@@ -54,8 +46,7 @@ def _displacing(settings: Select) -> str:
     return f"select.probe_steps = {settings.probe_steps}" if settings.probe_steps else "select.curvature = parabola"
 
 
-def warm_up(method: Method, passes: Passes, groups: Groups, settings: Select) -> None:
-    """Trains the always-trained part for as long as the settings say, or the method asks for. Collective."""
+def with_warm_up(method: Method, passes: Passes, groups: Groups, settings: Select) -> Passes:
+    """``passes`` that warm the always-trained part up for as long as the settings say, or the method asks for."""
     steps = method.default_warmup_steps if settings.warmup_steps == "auto" else settings.warmup_steps
-    if groups.always_train:
-        passes.warm_up(steps, WARMUP_LEARNING_RATE)
+    return replace(passes, warmup_steps=steps if groups.always_train else 0)

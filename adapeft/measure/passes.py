@@ -17,6 +17,14 @@ from adapeft.measure.shards import Shards
 Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, the batches done and their number."""
 
+WARMUP_LEARNING_RATE = 3e-3
+"""Peak of AdamW's learning rate for the always-trained part.
+
+A head that has not yet learned how frequent the classes are puts that into every layer's gradient. Measured on CoLA
+(MiniLM, 512 examples): after 32 steps at a constant 1e-3 the pooler took 72 % of the budget for a promised decrease of
+0.15; after 96 falling from 3e-3 it took nothing, and the promise was 0.0045.
+"""
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -25,6 +33,7 @@ class Passes:
     Attributes:
         collate: example indices → a micro-batch.
         seed: of the sampled labels.
+        warmup_steps: of every warm-up.
     """
 
     shards: Shards
@@ -33,6 +42,7 @@ class Passes:
     collate: Collate
     seed: int
     progress: Progress = lambda name, done, total: None
+    warmup_steps: int = 0
 
     def gradients(
         self, name: str, batches: Sequence[np.ndarray], *, sampled_labels: bool = False
@@ -61,18 +71,22 @@ class Passes:
             yield gradients
         self.shards.train_step(losses, learning_rate)
 
-    def warm_up(self, num_steps: int, learning_rate: float) -> None:
-        """Trains the always-trained part over half A: behind a random head gradients mean nothing.
+    def warm_up(self, batches: Sequence[np.ndarray]) -> None:
+        """Trains the always-trained part over ``batches``: behind a head that has not learned gradients mean nothing.
 
-        Never over half B: at the optimum of both halves together their gradients are opposite in all that the head can
-        express, so that every slope along half A's direction would come out negative.
+        Always over the batches whose gradient is wanted next. It is then that of the loss which training reaches with
+        the head trained along (the envelope theorem), free of all that the head can express itself, such as how
+        frequent the classes happen to be among just these examples. With the halves of the calibration behind one head
+        that noise points the same way in every layer, and more so for the optimum of both together, where their
+        gradients are opposite. Slopes of MiniLM's tensors on CoLA, summed, and the share that is positive: one head
+        trained over both halves -8.6, 0.11; over half A -0.8, 0.61; over other examples -6.1, 0.19; each half behind
+        its own 1.0, 0.66.
         """
-        batches = self.calibration.half_a
-        for step in range(num_steps):
+        for step in range(self.warmup_steps):
             losses, _ = self._losses(batches[step % len(batches)], sampled_labels=False)
             # Falling to zero: a head still swinging about its optimum asks every layer to shift all logits alike.
-            self.shards.train_step(losses, learning_rate * (1 - step / num_steps))
-            self.progress("warm-up", step + 1, num_steps)
+            self.shards.train_step(losses, WARMUP_LEARNING_RATE * (1 - step / self.warmup_steps))
+            self.progress("warm-up", step + 1, self.warmup_steps)
 
     def _losses(self, batch: np.ndarray, *, sampled_labels: bool) -> tuple[list[Loss], int]:
         return micro_losses(

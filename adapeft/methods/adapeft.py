@@ -42,7 +42,9 @@ class AdaPEFT(ValuedMethod):
     default_warmup_steps = 96
 
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        passes.warm_up(passes.calibration.half_a)
         direction = measure_direction(passes, settings.direction)
+        passes.warm_up(passes.calibration.half_b)
         if groups.granularity == "element":
             return measure_elements(passes, groups, direction, shrinkage=settings.shrinkage)
         if settings.options:

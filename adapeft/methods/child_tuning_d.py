@@ -31,6 +31,7 @@ class ChildTuningD(ValuedMethod):
     source = "Xu et al. 2021"
 
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        passes.warm_up(passes.calibration.batches)
         fisher = mean_square_gradient(passes, "fisher")
         return element_statistics(passes.shards, groups, {"fisher": fisher})
 

@@ -31,6 +31,7 @@ class SAM(ValuedMethod):
     source = "Fu et al. 2023"
 
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        passes.warm_up(passes.calibration.batches)
         gradient = mean_gradient(passes, "gradient", passes.calibration.batches)
         return element_statistics(passes.shards, groups, {"squared_gradient": [piece.square_() for piece in gradient]})
 

@@ -47,7 +47,7 @@ def draw_subsets(groups: Groups, sizes: Sequence[float], num_each: int, num_sing
 
 
 def subset_of(groups: Groups, draw: Draw) -> Subset:
-    """The subset that trains a draw, without the always-trained part: what is foretold is the draw's own gain."""
+    """The subset that trains a draw and, as training does, the always-trained part."""
     parts = {}
     for index, units in draw.units.items():
         info = groups.parameters[index]
@@ -57,7 +57,7 @@ def subset_of(groups: Groups, draw: Draw) -> Subset:
             parts[info.name] = Part("rows", info.shape, units, info.output_dim or 0)
         else:
             parts[info.name] = Part("tensor", info.shape)
-    return Subset(parts, new=groups.new)
+    return Subset(parts, always_train=groups.always_train, new=groups.new)
 
 
 def _draw(groups: Groups, size: float, budget: int, random: np.random.Generator) -> Draw:

@@ -80,17 +80,14 @@ def measure_estimators(
 
     Args:
         model: where ``passes.shards`` (a ``WholeModel``) looks.
-        passes: over the calibration; the warm-up of the always-trained part is over.
+        passes: over the calibration.
         draws: whose joint curvature is wanted.
         example_passes: over single examples, for the per-example Fisher.
     """
     assert isinstance(passes.shards, WholeModel)
     parameters = dict(model.named_parameters())
     weights = [parameters[info.name].detach().flatten().double() for info in groups.parameters]
-    along = {}
-    for name in ("adam", "gradient"):
-        direction = measure_direction(passes, name)
-        along[name] = _along(passes, groups, direction, draws)
+    passes.warm_up(passes.calibration.batches)
     gradient = [piece.double() for piece in mean_gradient(passes, "gradient", passes.calibration.batches)]
     fisher = [torch.zeros_like(piece) for piece in gradient]
     for gradients, _ in example_passes.gradients("fisher", example_passes.calibration.batches):
@@ -105,6 +102,10 @@ def measure_estimators(
         "weight magnitude": [w.abs() for w in weights],
         "count": [torch.ones_like(w) for w in weights],
     }
+    passes.warm_up(passes.calibration.half_a)
+    directions = {name: measure_direction(passes, name) for name in ("adam", "gradient")}
+    passes.warm_up(passes.calibration.half_b)
+    along = {name: _along(passes, groups, direction, draws) for name, direction in directions.items()}
     return Measured(along, {name: by_unit(groups, score) for name, score in elementwise.items()})
 
 

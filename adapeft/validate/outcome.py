@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from adapeft.tune.attach import attach, attachment_of, detach
 
 class Trial:
     """Trains subsets of one model, each from the same weights over the same batches, and measures held-out losses.
+
+    What is measured is what a subset adds to training the always-trained part alone, as the influence foretells it.
 
     Args:
         model: in evaluation mode: dropout would cover small differences with noise.
@@ -43,12 +46,25 @@ class Trial:
         )
         self.device = next(model.parameters()).device
         self.base_loss = self.held_out_loss()
+        self._alone: dict[tuple[float, tuple[int, ...]], list[float]] = {}
 
     def decreases(self, subset: Subset, learning_rate: float, horizons: Sequence[int]) -> list[float]:
         """Decrease of the held-out loss after each of ``horizons`` steps of Adam at a constant learning rate.
 
-        The model is as before when this returns.
+        Beyond that of the always-trained part alone at the same learning rate. The model is as before when this
+        returns.
         """
+        key = (learning_rate, tuple(horizons))
+        if key not in self._alone:
+            alone = replace(subset, parts={})
+            self._alone[key] = self._losses(alone, *key) if alone.always_train else [self.base_loss] * len(horizons)
+        return [without - loss for without, loss in zip(self._alone[key], self._losses(subset, *key), strict=True)]
+
+    def _losses(self, subset: Subset, learning_rate: float, horizons: Sequence[int]) -> list[float]:
+        """Held-out losses after each of ``horizons`` steps."""
+        parameters = dict(self.model.named_parameters())
+        # Detaching puts back what a base has; a new head is in none.
+        heads = {name: parameters[name].detach().clone() for name in subset.always_train}
         attach(self.model, subset)
         try:
             trained = list(attachment_of(self.model).trained.values())
@@ -61,10 +77,13 @@ class Trial:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 if step + 1 in horizons:
-                    found.append(self.base_loss - self.held_out_loss())
+                    found.append(self.held_out_loss())
             return found
         finally:
             detach(self.model)
+            with torch.no_grad():
+                for name, value in heads.items():
+                    parameters[name].copy_(value)
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
