@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -26,7 +27,7 @@ from ray.util.queue import Empty, Queue
 from adapeft.config import Cluster, Config
 from adapeft.errors import AdapeftError
 from cluster.events import Report
-from cluster.failure import WorkerError
+from cluster.failure import WorkerError, WorkerLostError
 from cluster.run_folder import RunFolder
 
 RankFunction = Callable[..., dict[str, Any]]
@@ -56,6 +57,8 @@ def run_on_workers(
 ) -> dict[str, Any]:
     """Runs ``function`` on ``cluster.workers`` workers and returns rank 0's result.
 
+    Again where a worker was lost, up to ``cluster.max_failures`` times: the function resumes from what it has saved.
+
     Args:
         function: what each rank does.
         config: given to it.
@@ -65,8 +68,22 @@ def run_on_workers(
 
     Raises:
         AdapeftError: a rank raised one.
-        WorkerError: a rank failed otherwise.
+        WorkerError: a rank failed otherwise, or was lost once too often.
     """
+    failures = 0
+    while True:
+        try:
+            return _run_once(function, config, stage, watch, arguments)
+        except WorkerLostError:
+            failures += 1
+            if failures > config.cluster.max_failures:
+                raise
+            watch({"stage": stage, "step": f"a worker was lost; start {failures + 1}"})
+
+
+def _run_once(
+    function: RankFunction, config: Config, stage: str, watch: Report, arguments: dict[str, Any]
+) -> dict[str, Any]:
     folder = RunFolder.of(config)
     events = Queue(actor_options={"num_cpus": 0})
     # A name used again would resume the old run: resuming is the rank function's own business.
@@ -81,7 +98,9 @@ def run_on_workers(
             "log": str(folder.logs / stage),
         },
         scaling_config=_scaling(config.cluster),
-        torch_config=TorchConfig(backend="nccl" if config.cluster.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if config.cluster.gpus_per_worker else "gloo", timeout_s=config.cluster.collective_timeout
+        ),
         run_config=run,
     )
     result: dict[str, Any] = {}
@@ -261,19 +280,30 @@ def _missing(cluster: Cluster, there: dict[str, float]) -> dict[str, int]:
 
 def _cause(error: TrainingFailedError, logs: Path) -> Exception:
     """The user's error that a rank raised, else the first rank's failure and where to read on."""
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    causes = [_innermost(failure) for _, failure in sorted(failures.items())] or [error]
+    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+    causes = [_innermost(failure) for failure in failures]
     for cause in causes:
         if isinstance(cause, AdapeftError):
             return AdapeftError(str(cause))
-    lines = str(causes[0]).strip().splitlines()
-    return WorkerError(f"a worker failed: {type(causes[0]).__name__}: {lines[0] if lines else ''}\nMore in {logs}.")
+    lost = [isinstance(cause, RayActorError) for cause in causes]
+    first = causes[lost.index(True)] if any(lost) else causes[0]
+    lines = str(first).strip().splitlines()
+    message = f"a worker failed: {type(first).__name__}: {lines[0] if lines else ''}\nMore in {logs}."
+    # The others see their connection go, at times before Ray sees the process go.
+    if any(lost) or all("closed by peer" in str(cause) or "reset by peer" in str(cause) for cause in causes):
+        return WorkerLostError(message)
+    return WorkerError(message)
 
 
 def _innermost(failure: BaseException) -> BaseException:
     """What a rank function raised, out of the wrappers that Ray puts around it."""
     while True:
-        inner = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None)
+        inner = (
+            getattr(failure, "_base_exc", None)
+            or getattr(failure, "cause", None)
+            or getattr(failure, "health_check_failure", None)
+            or getattr(failure, "controller_failure", None)
+        )
         if not isinstance(inner, BaseException):
             return failure
         failure = inner
