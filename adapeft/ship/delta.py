@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Change:
 
     def add_to(self, parameter: Tensor) -> None:
         """Adds the difference in place, in float32, rounded once to the parameter's dtype."""
-        indices, values = self.part.indices, self.values.to(parameter.device)
+        indices, values = self.part.indices, self.values.to(parameter.device, torch.float32)
         if self.part.kind == "lora":
             values = low_rank_sum(self.part, values)
         if indices is None:
@@ -42,6 +42,11 @@ class Change:
             view, dim = (parameter.view(-1), 0) if self.part.kind == "elements" else (parameter, self.part.dim)
             trained = view.index_select(dim, place).float() + values.movedim(0, dim)
             view.index_copy_(dim, place, trained.to(view.dtype))
+
+    def to(self, device: torch.device) -> Change:
+        """The same change with its tensors on ``device``."""
+        indices = None if self.part.indices is None else self.part.indices.to(device)
+        return Change(replace(self.part, indices=indices), self.values.to(device))
 
     def touched(self, parameter: Tensor) -> Tensor:
         """A copy of the entries of ``parameter`` that ``add_to`` changes."""
@@ -144,6 +149,15 @@ class Delta:
         Raises:
             AdapeftError: another architecture, other shapes or another base.
         """
+        self.check_shapes(model)
+        self.check_fingerprint(fingerprint_model(model, self.new))
+
+    def check_shapes(self, model: nn.Module) -> None:
+        """Checks names and shapes against ``model``.
+
+        Raises:
+            AdapeftError: another architecture or other shapes.
+        """
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         adapters = {name: change.part for name, change in self.changes.items() if change.part.kind == "adapter"}
         wanted = {name: tuple(change.part.shape) for name, change in self.changes.items() if name not in adapters}
@@ -153,7 +167,6 @@ class Delta:
                 found = shapes.get(name, "nothing")
                 raise AdapeftError(f"the delta changes {name!r} of shape {shape}; this model has {found} there.")
         check_adapters(model, adapters)
-        self.check_fingerprint(fingerprint_model(model, self.new))
 
     def check_fingerprint(self, found: str) -> None:
         """Checks the base's fingerprint.
@@ -167,7 +180,6 @@ class Delta:
                 f"apply it to the base it was trained on."
             )
 
-    @torch.no_grad()
     def apply(self, model: nn.Module) -> Applied:
         """Adds the delta to the model's weights in place; ``revert()`` of the result takes it out again.
 
@@ -177,6 +189,11 @@ class Delta:
             AdapeftError: the model is not the delta's base.
         """
         self.check_fits(model)
+        return self.install(model)
+
+    @torch.no_grad()
+    def install(self, model: nn.Module) -> Applied:
+        """``apply`` for a model that has been checked: hashing its weights takes longer than changing some of them."""
         parameters = dict(model.named_parameters())
         in_place = {name: change for name, change in self.changes.items() if change.part.kind != "adapter"}
         undo = [(change, name, change.touched(parameters[name])) for name, change in in_place.items()]
