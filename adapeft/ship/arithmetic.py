@@ -6,6 +6,7 @@ of LoRA stays LoRA while that is smaller than the matrix.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -201,7 +202,8 @@ def _times(values: Tensor, weight: float) -> Tensor:
 
 def _no_mean(a: Delta, b: Delta) -> str | None:
     """Why the new parameters of two deltas have no mean."""
-    labels = [dict(delta.description.get("model", {})).get("labels") for delta in (a, b)]
+    # As text: the numbers of classes are strings in what was saved and loaded.
+    labels = [json.dumps(dict(delta.description.get("model", {})).get("labels"), sort_keys=True) for delta in (a, b)]
     if {name: value.shape for name, value in a.new.items()} != {name: value.shape for name, value in b.new.items()}:
         return "have other new parameters" if a.new and b.new else "do not both have new parameters"
     return "have other labels" if labels[0] != labels[1] else None
