@@ -30,18 +30,22 @@ class Change:
     part: Part
     values: Tensor
 
-    def add_to(self, parameter: Tensor) -> None:
-        """Adds the difference in place, in float32, rounded once to the parameter's dtype."""
-        indices, values = self.part.indices, self.values.to(parameter.device, torch.float32)
+    def add_to(self, parameter: Tensor, touched: Tensor | None = None) -> None:
+        """Adds the difference in place, in float32, rounded once to the parameter's dtype.
+
+        Args:
+            parameter: of the base.
+            touched: what the method of that name has returned, where it is at hand: then it is not read again.
+        """
+        values = self.values.to(parameter.device, torch.float32)
         if self.part.kind == "lora":
             values = low_rank_sum(self.part, values)
-        if indices is None:
-            parameter.copy_(parameter.float() + values)
+        if self.part.indices is None:
+            parameter.add_(values)  # torch computes in the wider dtype and rounds once
         else:
-            place = indices.to(parameter.device)
-            view, dim = (parameter.view(-1), 0) if self.part.kind == "elements" else (parameter, self.part.dim)
-            trained = view.index_select(dim, place).float() + values.movedim(0, dim)
-            view.index_copy_(dim, place, trained.to(view.dtype))
+            entries = self.touched(parameter) if touched is None else touched
+            dim = 0 if self.part.kind == "elements" else self.part.dim
+            self.put_back(parameter, (entries.float() + values.movedim(0, dim)).to(parameter.dtype))
 
     def to(self, device: torch.device) -> Change:
         """The same change with its tensors on ``device``."""
@@ -71,18 +75,17 @@ class Applied:
     """A delta that is in a model's weights; keeps the base entries it replaced."""
 
     model: nn.Module
-    _changes: list[tuple[Change, str, Tensor]]
-    _new: list[tuple[str, Tensor]]
+    _changes: list[tuple[Change, Tensor, Tensor]]
+    _new: list[tuple[Tensor, Tensor]]
     _adapters: list[str]
 
     @torch.no_grad()
     def revert(self) -> None:
         """Takes the delta out again; the weights are bit-identical to before."""
-        parameters = dict(self.model.named_parameters())
-        for change, name, entries in self._changes:
-            change.put_back(parameters[name], entries)
-        for name, value in self._new:
-            parameters[name].copy_(value)
+        for change, parameter, entries in self._changes:
+            change.put_back(parameter, entries)
+        for parameter, value in self._new:
+            parameter.copy_(value)
         for name in self._adapters:
             remove_adapter(self.model, name)
         self._changes, self._new, self._adapters = [], [], []
@@ -194,13 +197,13 @@ class Delta:
     @torch.no_grad()
     def install(self, model: nn.Module) -> Applied:
         """``apply`` for a model that has been checked: hashing its weights takes longer than changing some of them."""
-        parameters = dict(model.named_parameters())
+        parameters: dict[str, Tensor] = dict(model.named_parameters())
         in_place = {name: change for name, change in self.changes.items() if change.part.kind != "adapter"}
-        undo = [(change, name, change.touched(parameters[name])) for name, change in in_place.items()]
-        new = [(name, parameters[name].detach().clone()) for name in self.new]
+        undo = [(change, parameters[name], change.touched(parameters[name])) for name, change in in_place.items()]
+        new = [(parameters[name], parameters[name].detach().clone()) for name in self.new]
         adapters = [name for name in self.changes if name not in in_place]
-        for name, change in in_place.items():
-            change.add_to(parameters[name])
+        for change, parameter, entries in undo:
+            change.add_to(parameter, entries)
         for name in adapters:
             pieces = add_adapter(model, name, self.changes[name].part.split(self.changes[name].values))
             for parameter in pieces.values():

@@ -92,8 +92,8 @@ def test_diff_says_where_two_conflict(command, files):
         str(len(found.overlaps)),
         str(found.total.both),
         f"{found.total.opposite_share:.1%}",
-        f"{found.total.cosine:.2f}",
-        f"{found.cosine:.2f}",
+        f"{round(found.total.cosine, 2) + 0.0:.2f}",
+        f"{round(found.cosine, 2) + 0.0:.2f}",
     ]
     roles = [line for line in lines if line and line[0].startswith("bert.")]
     assert sum(int(line[1]) for line in roles) == found.total.both > 0
