@@ -9,7 +9,7 @@ from torch import nn
 import adapeft.ship.swap as swap
 from adapeft import AdapeftError, Delta, Deltas
 from adapeft.choose.subset import Part
-from tests.oracles_delta import drawn_delta
+from tests.oracles_delta import dense_of, drawn_delta
 from tests.oracles_lora import MODELS, mixed_subset
 from tests.oracles_tune import changed, logits, make_subset, weights
 from tests.tiny import make_bert
@@ -51,6 +51,19 @@ def test_each_as_if_alone_and_the_base_exactly_back(name, dtype):
     assert swapped.active is None
     assert same(base, model)
     assert list(vars(model)) == names
+
+
+def test_sums_are_rounded_once_to_the_dtype_of_the_base():
+    model = make_bert().bfloat16()
+    deltas = deltas_of(model)
+    base = weights(model)
+    swapped = Deltas(model, deltas)
+    for key, delta in deltas.items():
+        swapped.use(key)
+        for name, change in delta.changes.items():
+            if change.part.kind not in ("adapter", "lora"):
+                expected = (base[name].double() + dense_of(change)).float().bfloat16()
+                assert torch.equal(model.get_parameter(name), expected), name
 
 
 def test_the_base_is_back_after_an_error():
