@@ -107,9 +107,9 @@ def interpolation(deltas: Mapping[str, Delta], weights: Sequence[float], heads: 
 
 def _check(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | None) -> None:
     if not deltas or len(weights) != len(deltas):
-        raise AdapeftError(f"weights = {list(weights)}: {len(deltas)} deltas take as many.")
+        raise AdapeftError(f"weights = {list(weights)}: give one for each of {len(deltas)} deltas.")
     if not all(math.isfinite(weight) for weight in weights):
-        raise AdapeftError(f"weights = {list(weights)}: they are finite numbers.")
+        raise AdapeftError(f"weights = {list(weights)}: give finite numbers.")
     check_same_base(deltas)
     if heads is not None and (heads not in deltas or not deltas[heads].new):
         owners = ", ".join(repr(name) for name, delta in deltas.items() if delta.new) or "none of them"

@@ -210,7 +210,7 @@ def test_the_result_says_where_it_comes_from(tmp_path):
 def test_bad_input():
     deltas = of_parts(a="rows", b="elements")
     for given in ([1], [1, 1, 1]):
-        with pytest.raises(AdapeftError, match="2 deltas take as many"):
+        with pytest.raises(AdapeftError, match="give one for each of 2 deltas"):
             sum_of(deltas, given)
     with pytest.raises(AdapeftError, match="finite"):
         sum_of(deltas, [1, float("nan")])

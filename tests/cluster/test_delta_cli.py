@@ -120,7 +120,7 @@ def test_a_difference_shows_the_conflict_it_adds_up(command, files, tmp_path):
         (["sum", "row", "mixed"], "new parameters are no differences to a base, so they have no sum"),
         (["sum", "row", "foreign"], "only deltas of one base can be put together"),
         (["sum", "row", "row"], "given twice"),
-        (["sum", "row", "mixed", "--weights", "1"], "2 deltas take as many"),
+        (["sum", "row", "mixed", "--weights", "1"], "give one for each of 2 deltas"),
         (["sum", "row", "mixed", "--heads", "element"], "no delta of that name with new parameters"),
         (["interpolate", "row", "mixed", "--weights", "1", "--weights", "1"], "add up to 2"),
         (["scale", "row", "--factor", "inf"], "finite"),
