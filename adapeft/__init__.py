@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from adapeft.choose.select import select
     from adapeft.choose.subset import Subset
     from adapeft.errors import AdapeftError
+    from adapeft.ship.arithmetic import difference, interpolation, scaled, sum_of
+    from adapeft.ship.conflict import conflict_of
     from adapeft.ship.delta import Delta
     from adapeft.ship.delta import extract_delta as delta
     from adapeft.ship.merge import merge
+    from adapeft.ship.swap import Deltas
     from adapeft.tune.attach import attach, detach
     from adapeft.tune.follow import follow_rule
     from adapeft.tune.parameter_groups import parameter_groups
@@ -29,26 +32,38 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AdapeftError": ("adapeft.errors", "AdapeftError"),
     "Delta": ("adapeft.ship.delta", "Delta"),
+    "Deltas": ("adapeft.ship.swap", "Deltas"),
     "Subset": ("adapeft.choose.subset", "Subset"),
     "attach": ("adapeft.tune.attach", "attach"),
+    "conflict_of": ("adapeft.ship.conflict", "conflict_of"),
     "delta": ("adapeft.ship.delta", "extract_delta"),
     "detach": ("adapeft.tune.attach", "detach"),
+    "difference": ("adapeft.ship.arithmetic", "difference"),
     "follow_rule": ("adapeft.tune.follow", "follow_rule"),
+    "interpolation": ("adapeft.ship.arithmetic", "interpolation"),
     "merge": ("adapeft.ship.merge", "merge"),
     "parameter_groups": ("adapeft.tune.parameter_groups", "parameter_groups"),
+    "scaled": ("adapeft.ship.arithmetic", "scaled"),
     "select": ("adapeft.choose.select", "select"),
+    "sum_of": ("adapeft.ship.arithmetic", "sum_of"),
 }
 __all__ = [
     "AdapeftError",
     "Delta",
+    "Deltas",
     "Subset",
     "attach",
+    "conflict_of",
     "delta",
     "detach",
+    "difference",
     "follow_rule",
+    "interpolation",
     "merge",
     "parameter_groups",
+    "scaled",
     "select",
+    "sum_of",
 ]
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from adapeft.errors import AdapeftError
+from cluster import delta_cli
 from cluster.failure import WorkerError
 
 # What a command needs beyond this is imported in it: torch takes seconds, and the config is judged before.
@@ -27,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(delta_cli.app, name="delta")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML config; `adapeft config` prints one with every key")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as budget=1% or select.method=sam")]

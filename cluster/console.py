@@ -91,7 +91,7 @@ class Terminal:
         """What was chosen, by role, and how near optimal it is."""
         trained: Counter[tuple[str, str]] = Counter()
         for name, part in subset.parts.items():
-            trained[_BLOCK_INDEX.sub(".*.", name), part.kind] += part.count
+            trained[role_of(name), part.kind] += part.count
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("chosen")
         table.add_column("as")
@@ -202,6 +202,7 @@ class Terminal:
             {
                 "base": f"{said.get('model', {}).get('name', 'not named')}, fingerprint {delta.fingerprint[:12]}",
                 "method": str(said.get("method", "not named")),
+                **_sources(said),
                 "changed": f"{delta.count:,} parameters of {len(delta.changes)} tensors, {len(delta.new)} new tensors",
                 "scores": scores or "none",
                 "size": _size(path.stat().st_size),
@@ -320,6 +321,17 @@ def _influence(choice: Mapping[str, Any]) -> str:
         f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({choice['status'].replace('_', ' ')}); "
         f"{choice['num_chosen']:,} of {choice['num_groups']:,} groups"
     )
+
+
+def _sources(said: Mapping[str, Any]) -> dict[str, str]:
+    """What a sum of deltas was made of."""
+    terms = [f"{source['weight']:g} · {source['name']}" for source in said.get("sources", ())]
+    return {"sources": ", ".join(terms)} if terms else {}
+
+
+def role_of(name: str) -> str:
+    """A parameter's name without its block's number: what all blocks have in common."""
+    return _BLOCK_INDEX.sub(".*.", name)
 
 
 def short(path: str | Path) -> str:

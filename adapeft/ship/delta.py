@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,27 @@ class Change:
     part: Part
     values: Tensor
 
-    def add_to(self, parameter: Tensor) -> None:
-        """Adds the difference in place, in float32, rounded once to the parameter's dtype."""
-        indices, values = self.part.indices, self.values.to(parameter.device)
+    def add_to(self, parameter: Tensor, touched: Tensor | None = None) -> None:
+        """Adds the difference in place, in float32, rounded once to the parameter's dtype.
+
+        Args:
+            parameter: of the base.
+            touched: what the method of that name has returned, where it is at hand: then it is not read again.
+        """
+        values = self.values.to(parameter.device, torch.float32)
         if self.part.kind == "lora":
             values = low_rank_sum(self.part, values)
-        if indices is None:
-            parameter.copy_(parameter.float() + values)
+        if self.part.indices is None:
+            parameter.add_(values)  # torch computes in the wider dtype and rounds once
         else:
-            place = indices.to(parameter.device)
-            view, dim = (parameter.view(-1), 0) if self.part.kind == "elements" else (parameter, self.part.dim)
-            trained = view.index_select(dim, place).float() + values.movedim(0, dim)
-            view.index_copy_(dim, place, trained.to(view.dtype))
+            entries = self.touched(parameter) if touched is None else touched
+            dim = 0 if self.part.kind == "elements" else self.part.dim
+            self.put_back(parameter, (entries.float() + values.movedim(0, dim)).to(parameter.dtype))
+
+    def to(self, device: torch.device) -> Change:
+        """The same change with its tensors on ``device``."""
+        indices = None if self.part.indices is None else self.part.indices.to(device)
+        return Change(replace(self.part, indices=indices), self.values.to(device))
 
     def touched(self, parameter: Tensor) -> Tensor:
         """A copy of the entries of ``parameter`` that ``add_to`` changes."""
@@ -66,18 +75,17 @@ class Applied:
     """A delta that is in a model's weights; keeps the base entries it replaced."""
 
     model: nn.Module
-    _changes: list[tuple[Change, str, Tensor]]
-    _new: list[tuple[str, Tensor]]
+    _changes: list[tuple[Change, Tensor, Tensor]]
+    _new: list[tuple[Tensor, Tensor]]
     _adapters: list[str]
 
     @torch.no_grad()
     def revert(self) -> None:
         """Takes the delta out again; the weights are bit-identical to before."""
-        parameters = dict(self.model.named_parameters())
-        for change, name, entries in self._changes:
-            change.put_back(parameters[name], entries)
-        for name, value in self._new:
-            parameters[name].copy_(value)
+        for change, parameter, entries in self._changes:
+            change.put_back(parameter, entries)
+        for parameter, value in self._new:
+            parameter.copy_(value)
         for name in self._adapters:
             remove_adapter(self.model, name)
         self._changes, self._new, self._adapters = [], [], []
@@ -144,6 +152,15 @@ class Delta:
         Raises:
             AdapeftError: another architecture, other shapes or another base.
         """
+        self.check_shapes(model)
+        self.check_fingerprint(fingerprint_model(model, self.new))
+
+    def check_shapes(self, model: nn.Module) -> None:
+        """Checks names and shapes against ``model``.
+
+        Raises:
+            AdapeftError: another architecture or other shapes.
+        """
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         adapters = {name: change.part for name, change in self.changes.items() if change.part.kind == "adapter"}
         wanted = {name: tuple(change.part.shape) for name, change in self.changes.items() if name not in adapters}
@@ -153,7 +170,6 @@ class Delta:
                 found = shapes.get(name, "nothing")
                 raise AdapeftError(f"the delta changes {name!r} of shape {shape}; this model has {found} there.")
         check_adapters(model, adapters)
-        self.check_fingerprint(fingerprint_model(model, self.new))
 
     def check_fingerprint(self, found: str) -> None:
         """Checks the base's fingerprint.
@@ -167,7 +183,6 @@ class Delta:
                 f"apply it to the base it was trained on."
             )
 
-    @torch.no_grad()
     def apply(self, model: nn.Module) -> Applied:
         """Adds the delta to the model's weights in place; ``revert()`` of the result takes it out again.
 
@@ -177,13 +192,18 @@ class Delta:
             AdapeftError: the model is not the delta's base.
         """
         self.check_fits(model)
-        parameters = dict(model.named_parameters())
+        return self.install(model)
+
+    @torch.no_grad()
+    def install(self, model: nn.Module) -> Applied:
+        """``apply`` for a model that has been checked: hashing its weights takes longer than changing some of them."""
+        parameters: dict[str, Tensor] = dict(model.named_parameters())
         in_place = {name: change for name, change in self.changes.items() if change.part.kind != "adapter"}
-        undo = [(change, name, change.touched(parameters[name])) for name, change in in_place.items()]
-        new = [(name, parameters[name].detach().clone()) for name in self.new]
+        undo = [(change, parameters[name], change.touched(parameters[name])) for name, change in in_place.items()]
+        new = [(parameters[name], parameters[name].detach().clone()) for name in self.new]
         adapters = [name for name in self.changes if name not in in_place]
-        for name, change in in_place.items():
-            change.add_to(parameters[name])
+        for change, parameter, entries in undo:
+            change.add_to(parameter, entries)
         for name in adapters:
             pieces = add_adapter(model, name, self.changes[name].part.split(self.changes[name].values))
             for parameter in pieces.values():

@@ -103,8 +103,8 @@ def remove_lora(model: nn.Module, names: Sequence[str]) -> None:
 
 @torch.no_grad()
 def low_rank_sum(part: Part, values: Tensor) -> Tensor:
-    """float32, the shape of the parameter: (alpha / rank) · B A, transposed where output neurons are columns."""
-    pieces = part.split(values.float())
+    """(alpha / rank) · B A in the shape of the parameter and the dtype of ``values`` [count]."""
+    pieces = part.split(values)
     product = pieces["lora_B"] @ pieces["lora_A"] * (part.alpha / part.rank)
     return product if part.dim == 0 else product.t()
 
