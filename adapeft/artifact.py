@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -59,6 +60,35 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its name when the block ends well and is removed otherwise.
+
+    Raises:
+        AdapeftError: ``out`` holds something already.
+    """
+    check_new_folder(out)
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        out.mkdir(parents=True, exist_ok=True)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(out: Path) -> None:
+    """Checks that ``out`` is free to be written.
+
+    Raises:
+        AdapeftError: it is a file, or a folder that holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AdapeftError(f"--out {out}: not an empty folder. Give a new one.")
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -144,6 +144,15 @@ class Delta:
         Raises:
             AdapeftError: another architecture, other shapes or another base.
         """
+        self.check_shapes(model)
+        self.check_fingerprint(fingerprint_model(model, self.new))
+
+    def check_shapes(self, model: nn.Module) -> None:
+        """Checks names and shapes against ``model``, which may be on the meta device.
+
+        Raises:
+            AdapeftError: another architecture or other shapes.
+        """
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         adapters = {name: change.part for name, change in self.changes.items() if change.part.kind == "adapter"}
         wanted = {name: tuple(change.part.shape) for name, change in self.changes.items() if name not in adapters}
@@ -153,7 +162,6 @@ class Delta:
                 found = shapes.get(name, "nothing")
                 raise AdapeftError(f"the delta changes {name!r} of shape {shape}; this model has {found} there.")
         check_adapters(model, adapters)
-        self.check_fingerprint(fingerprint_model(model, self.new))
 
     def check_fingerprint(self, found: str) -> None:
         """Checks the base's fingerprint.

@@ -1,0 +1,177 @@
+"""What PEFT holds each change of a delta as: LoRA, SHiRA, tokens of an embedding, or a module saved whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from adapeft.choose.subset import Part
+from adapeft.errors import AdapeftError
+from adapeft.inputs.structure import ParameterInfo, describe_parameters, is_linear_layer
+from adapeft.ship.delta import Change, Delta
+
+REMEDY = "Merge it into a checkpoint (adapeft merge), or call Delta.apply."
+
+
+@dataclass
+class PeftParts:
+    """The changes of a delta by what PEFT holds them as.
+
+    Attributes:
+        lora: weight → LoRA; k rows are exactly a matrix of rank k.
+        biases: linear layer with LoRA → the change of its bias.
+        elements: weight → single elements, for SHiRA.
+        tokens: embedding → rows of it.
+        modules: paths of the modules saved whole.
+    """
+
+    lora: dict[str, Change] = field(default_factory=dict)
+    biases: dict[str, Change] = field(default_factory=dict)
+    elements: dict[str, Change] = field(default_factory=dict)
+    tokens: dict[str, Change] = field(default_factory=dict)
+    modules: set[str] = field(default_factory=set)
+
+    @property
+    def needs_lora(self) -> bool:
+        """Whether some change goes into an adapter of type LoRA alone."""
+        return bool(self.lora or self.tokens)
+
+    def has_layer(self, path: str) -> bool:
+        """Whether PEFT puts a layer of its own at ``path``."""
+        return f"{path}.weight" in self.lora or f"{path}.weight" in self.elements or path in self.tokens
+
+
+def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
+    """Sorts the changes of ``delta``.
+
+    Args:
+        delta: of a base with this structure.
+        structure: the model, which may be on the meta device.
+
+    Raises:
+        AdapeftError: PEFT cannot hold a change; names the parameter.
+    """
+    delta.check_shapes(structure)
+    infos, places = {info.name: info for info in describe_parameters(structure)}, _places(structure)
+    found, whole = PeftParts(), list(delta.new)
+    for name, change in delta.changes.items():
+        part = change.part
+        if part.indices is not None and not len(part.indices):
+            continue
+        if part.kind == "adapter":
+            raise AdapeftError(f"{name!r} has an adapter behind it: PEFT has no counterpart of it. Call Delta.apply.")
+        holder = _holder(structure, infos[name], part, places[name])
+        if holder == "lora":
+            found.lora[name] = change if part.kind == "lora" else _low_rank(change, infos[name].output_dim)
+        elif holder == "elements":
+            found.elements[name] = change
+        elif holder == "tokens":
+            found.tokens[_owner(name)] = change
+        else:
+            whole.append(name)
+    for name in whole:
+        _save_whole(found, structure, name, places[name], delta.changes)
+    _add_namesakes(found, structure)
+    return found
+
+
+def _holder(
+    structure: PreTrainedModel, info: ParameterInfo, part: Part, places: list[str]
+) -> Literal["lora", "elements", "tokens", "module"]:
+    """What PEFT holds a change as.
+
+    Raises:
+        AdapeftError: nothing of PEFT's holds it.
+    """
+    if part.kind == "tensor" or len(part.shape) == 1:
+        return "module"
+    module = structure.get_submodule(_owner(info.name))
+    if info.is_linear and (part.kind == "rows" or (part.kind == "lora" and part.dim == info.output_dim)):
+        return "lora"
+    if info.is_linear and part.kind == "elements" and isinstance(module, nn.Linear):
+        return "elements"
+    # What is tied to the input embeddings PEFT ties to their tokens too.
+    is_input = structure.config.tie_word_embeddings and module is structure.get_input_embeddings()
+    if isinstance(module, nn.Embedding) and part.kind == "rows" and part.dim == 0 and (is_input or len(places) == 1):
+        return "tokens"
+    tied = f", tied to {places[1]!r}" if len(places) > 1 else ""
+    raise AdapeftError(
+        f"the delta changes {part.kind} of {info.name!r}, a parameter of {type(module).__name__}{tied}: PEFT holds "
+        f"LoRA and rows of untied linear layers, single elements of untied nn.Linear, rows of embeddings, and whole "
+        f"tensors. {REMEDY}"
+    )
+
+
+def _low_rank(change: Change, output_dim: int | None) -> Change:
+    """k rows, or k columns, as LoRA of rank k: the product of their values and a selection of ones and zeros."""
+    part, k = change.part, len(change.values)
+    assert part.indices is not None
+    chosen = F.one_hot(part.indices, part.shape[part.dim]).float()
+    a, b = (change.values, chosen.t()) if part.dim == output_dim else (chosen, change.values.t())
+    low_rank = Part("lora", part.shape, None, output_dim or 0, rank=k, alpha=float(k))
+    return Change(low_rank, torch.cat([a.flatten(), b.flatten()]))
+
+
+def _save_whole(
+    found: PeftParts, structure: nn.Module, name: str, places: list[str], changes: Mapping[str, Change]
+) -> None:
+    """Puts a whole tensor where PEFT has room for it: the bias beside its layer's LoRA, or its module saved whole.
+
+    Raises:
+        AdapeftError: PEFT puts a layer of its own there, or the module has others inside.
+    """
+    for place in places:
+        path = _owner(place)
+        module = structure.get_submodule(path)
+        if found.has_layer(path):
+            if not (place.endswith(".bias") and is_linear_layer(module)):
+                raise AdapeftError(
+                    f"the delta changes {place!r} whole and {path + '.weight'!r} in part: PEFT has no place for both. "
+                    f"{REMEDY}"
+                )
+            weight = f"{path}.weight"
+            # LoRA with a bias over zeros: SHiRA has no place for the bias of its layer.
+            if weight not in found.lora:
+                part = Part("lora", found.elements[weight].part.shape, rank=1, alpha=1.0)
+                found.lora[weight] = Change(part, torch.zeros(part.count))
+            found.biases[path] = changes[name]
+        elif next(module.children(), None) is not None:
+            raise AdapeftError(
+                f"the delta changes {place!r}, a parameter of {type(module).__name__}, which has modules inside: "
+                f"PEFT would save all of them with it. {REMEDY}"
+            )
+        else:
+            found.modules.add(path)
+
+
+def _add_namesakes(found: PeftParts, structure: nn.Module) -> None:
+    """Adds the modules whose names end as those of saved ones do: PEFT takes them for the same.
+
+    Raises:
+        AdapeftError: such a module has LoRA or SHiRA, or others inside.
+    """
+    for path, module in structure.named_modules(remove_duplicate=False):
+        if path in found.modules or not any(path.endswith(saved) for saved in found.modules):
+            continue
+        if found.has_layer(path) or next(module.children(), None) is not None:
+            saved = next(saved for saved in found.modules if path.endswith(saved))
+            raise AdapeftError(f"PEFT takes {path!r} for {saved!r}, which the delta changes: no place for it. {REMEDY}")
+        found.modules.add(path)
+
+
+def _places(structure: nn.Module) -> dict[str, list[str]]:
+    """Parameter → all names it has in the model; more than one when it is tied."""
+    by_id: dict[int, list[str]] = {}
+    for name, parameter in structure.named_parameters(remove_duplicate=False):
+        by_id.setdefault(id(parameter), []).append(name)
+    return {names[0]: names for names in by_id.values()}
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
