@@ -55,8 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes a file only its owner reads; artifacts are meant to be shared like any other file.
-        os.chmod(temporary, 0o666 & ~_umask())
+        _share(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -75,6 +74,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _share(file)
         out.mkdir(parents=True, exist_ok=True)
         temporary.replace(out)
     finally:
@@ -148,6 +150,11 @@ def _load(path: Path, read: Callable[[], Any], expected: str) -> Any:
         raise
     except (SafetensorError, pa.ArrowException, json.JSONDecodeError, OSError, KeyError, ValueError) as error:
         raise AdapeftError(f"{path} is not {expected}, or it is truncated ({error}). Write it again.") from error
+
+
+def _share(path: Path) -> None:
+    """mkstemp and safetensors make files that only their owner reads; artifacts are shared like any other file."""
+    os.chmod(path, 0o666 & ~_umask())
 
 
 def _umask() -> int:

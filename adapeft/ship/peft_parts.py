@@ -58,7 +58,7 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
         AdapeftError: PEFT cannot hold a change; names the parameter.
     """
     delta.check_shapes(structure)
-    infos, places = {info.name: info for info in describe_parameters(structure)}, _places(structure)
+    infos, places = {info.name: info for info in describe_parameters(structure)}, parameter_places(structure)
     found, whole = PeftParts(), list(delta.new)
     for name, change in delta.changes.items():
         part = change.part
@@ -72,7 +72,7 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
         elif holder == "elements":
             found.elements[name] = change
         elif holder == "tokens":
-            found.tokens[_owner(name)] = change
+            found.tokens[owner_of(name)] = change
         else:
             whole.append(name)
     for name in whole:
@@ -91,7 +91,7 @@ def _holder(
     """
     if part.kind == "tensor" or len(part.shape) == 1:
         return "module"
-    module = structure.get_submodule(_owner(info.name))
+    module = structure.get_submodule(owner_of(info.name))
     if info.is_linear and (part.kind == "rows" or (part.kind == "lora" and part.dim == info.output_dim)):
         return "lora"
     if info.is_linear and part.kind == "elements" and isinstance(module, nn.Linear):
@@ -127,7 +127,7 @@ def _save_whole(
         AdapeftError: PEFT puts a layer of its own there, or the module has others inside.
     """
     for place in places:
-        path = _owner(place)
+        path = owner_of(place)
         module = structure.get_submodule(path)
         if found.has_layer(path):
             if not (place.endswith(".bias") and is_linear_layer(module)):
@@ -165,7 +165,7 @@ def _add_namesakes(found: PeftParts, structure: nn.Module) -> None:
         found.modules.add(path)
 
 
-def _places(structure: nn.Module) -> dict[str, list[str]]:
+def parameter_places(structure: nn.Module) -> dict[str, list[str]]:
     """Parameter → all names it has in the model; more than one when it is tied."""
     by_id: dict[int, list[str]] = {}
     for name, parameter in structure.named_parameters(remove_duplicate=False):
@@ -173,5 +173,6 @@ def _places(structure: nn.Module) -> dict[str, list[str]]:
     return {names[0]: names for names in by_id.values()}
 
 
-def _owner(name: str) -> str:
+def owner_of(name: str) -> str:
+    """Path of the module that holds a parameter."""
     return name.rpartition(".")[0]
