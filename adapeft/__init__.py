@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from adapeft.ship.delta import Delta
     from adapeft.ship.delta import extract_delta as delta
     from adapeft.ship.merge import merge
+    from adapeft.ship.peft_folder import save_for_peft
+    from adapeft.ship.peft_import import load_from_peft
+    from adapeft.ship.unfrozen import unfrozen_parameters
     from adapeft.tune.attach import attach, detach
     from adapeft.tune.follow import follow_rule
     from adapeft.tune.parameter_groups import parameter_groups
@@ -34,9 +37,12 @@ _EXPORTS = {
     "delta": ("adapeft.ship.delta", "extract_delta"),
     "detach": ("adapeft.tune.attach", "detach"),
     "follow_rule": ("adapeft.tune.follow", "follow_rule"),
+    "load_from_peft": ("adapeft.ship.peft_import", "load_from_peft"),
     "merge": ("adapeft.ship.merge", "merge"),
     "parameter_groups": ("adapeft.tune.parameter_groups", "parameter_groups"),
+    "save_for_peft": ("adapeft.ship.peft_folder", "save_for_peft"),
     "select": ("adapeft.choose.select", "select"),
+    "unfrozen_parameters": ("adapeft.ship.unfrozen", "unfrozen_parameters"),
 }
 __all__ = [
     "AdapeftError",
@@ -46,9 +52,12 @@ __all__ = [
     "delta",
     "detach",
     "follow_rule",
+    "load_from_peft",
     "merge",
     "parameter_groups",
+    "save_for_peft",
     "select",
+    "unfrozen_parameters",
 ]
 
 

@@ -15,7 +15,7 @@ from adapeft.inputs.structure import describe_parameters, is_linear_layer
 from adapeft.ship.base import Base, open_base
 from adapeft.ship.delta import Change, Delta
 from adapeft.ship.peft_adapter import MERGE_IN_PEFT, LowRank, PeftAdapter, read_adapter
-from adapeft.ship.peft_parts import owner_of, parameter_places
+from adapeft.ship.peft_parts import is_plain, owner_of, parameter_places
 from adapeft.tune.lora import low_rank_sum
 
 _TASKS = {"SEQ_CLS": "sequence-classification", "CAUSAL_LM": "causal-lm"}
@@ -115,7 +115,7 @@ class _Making:
         if len(self.places[name]) > 1:
             self._refuse(f"LoRA on {name!r}, which the base ties to {self.places[name][1]!r}: in PEFT they part")
         dim = 1 if low_rank.is_embedding else info.output_dim
-        if dim is None or not (isinstance(module, nn.Embedding) if low_rank.is_embedding else is_linear_layer(module)):
+        if dim is None or not (is_plain(module, nn.Embedding) if low_rank.is_embedding else is_linear_layer(module)):
             self._refuse(f"LoRA on {name!r}, a parameter of {type(module).__name__}")
         rank, shape = len(low_rank.a), info.shape
         if (len(low_rank.b), low_rank.a.shape[1]) != (shape[dim], shape[1 - dim]):
@@ -136,6 +136,8 @@ class _Making:
         structure, shape = self.base.structure, self.infos[name].shape
         module = structure.get_submodule(owner_of(name))
         is_input = structure.config.tie_word_embeddings and module is structure.get_input_embeddings()
+        if not is_plain(module, nn.Embedding):
+            self._refuse(f"tokens of {name!r}, a parameter of {type(module).__name__}")
         if len(self.places[name]) > 1 and not is_input:
             self._refuse(f"tokens of {name!r}, which the base ties to {self.places[name][1]!r}: in PEFT they part")
         order = indices.argsort()

@@ -94,16 +94,16 @@ def _holder(
     module = structure.get_submodule(owner_of(info.name))
     if info.is_linear and (part.kind == "rows" or (part.kind == "lora" and part.dim == info.output_dim)):
         return "lora"
-    if info.is_linear and part.kind == "elements" and isinstance(module, nn.Linear):
+    if info.is_linear and part.kind == "elements" and is_plain(module, nn.Linear):
         return "elements"
     # What is tied to the input embeddings PEFT ties to their tokens too.
     is_input = structure.config.tie_word_embeddings and module is structure.get_input_embeddings()
-    if isinstance(module, nn.Embedding) and part.kind == "rows" and part.dim == 0 and (is_input or len(places) == 1):
+    if is_plain(module, nn.Embedding) and part.kind == "rows" and part.dim == 0 and (is_input or len(places) == 1):
         return "tokens"
     tied = f", tied to {places[1]!r}" if len(places) > 1 else ""
     raise AdapeftError(
         f"the delta changes {part.kind} of {info.name!r}, a parameter of {type(module).__name__}{tied}: PEFT holds "
-        f"LoRA and rows of untied linear layers, single elements of untied nn.Linear, rows of embeddings, and whole "
+        f"LoRA and rows of untied linear layers, single elements of untied nn.Linear, rows of nn.Embedding, and whole "
         f"tensors. {REMEDY}"
     )
 
@@ -163,6 +163,11 @@ def _add_namesakes(found: PeftParts, structure: nn.Module) -> None:
             saved = next(saved for saved in found.modules if path.endswith(saved))
             raise AdapeftError(f"PEFT takes {path!r} for {saved!r}, which the delta changes: no place for it. {REMEDY}")
         found.modules.add(path)
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module computes as ``kind`` does: SHiRA and trainable tokens compute so in its place."""
+    return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 def parameter_places(structure: nn.Module) -> dict[str, list[str]]:

@@ -17,9 +17,10 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from adapeft import AdapeftError
 from adapeft.choose.subset import Part
-from adapeft.inputs.structure import describe_parameters
+from adapeft.inputs.structure import describe_parameters, new_parameters
 from adapeft.ship.peft_folder import save_for_peft
 from adapeft.ship.peft_parts import sort_for_peft
+from tests.adapeft import test_architectures as architectures
 from tests.oracles_lora import MODELS, make_llama
 from tests.oracles_ship import random_delta, save_base, summed
 from tests.oracles_tune import logits
@@ -74,6 +75,15 @@ def test_rows_lora_biases_and_embeddings(name, kind, tmp_path):
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     assert len([key for key in tensors if key.endswith(".trainable_tokens_delta")]) > 0
     assert any(key.endswith("lora_B.bias") for key in tensors) == (name != "llama")
+
+
+@pytest.mark.parametrize("name", ["roberta", "qwen2"])
+def test_other_families(name, tmp_path):
+    def make():
+        return architectures.make(name)[0]
+
+    new = new_parameters(make())
+    check(make, {key: part for key, part in parts_of(make(), "rows").items() if key not in new}, tmp_path)
 
 
 @pytest.mark.parametrize("make", [make_bert, make_gpt2])
@@ -175,6 +185,11 @@ def test_a_module_named_like_the_end_of_another(tmp_path):
             make_gpt2,
             {"transformer.wte.weight": Part("elements", (29, 12), ROW)},
             "a parameter of Embedding, tied to 'lm_head.weight'",
+        ),
+        (
+            lambda: architectures.make("opt")[0],
+            {"model.decoder.embed_positions.weight": Part("rows", (18, 12), ROW)},
+            "rows of 'model.decoder.embed_positions.weight', a parameter of OPTLearnedPositionalEmbedding",
         ),
         (
             make_bert,

@@ -17,6 +17,7 @@ from adapeft.choose.subset import Part
 from adapeft.inputs.structure import describe_parameters
 from adapeft.ship.peft_folder import save_for_peft
 from adapeft.ship.peft_import import load_from_peft
+from tests.adapeft import test_architectures as architectures
 from tests.adapeft.test_peft_folder import parts_of
 from tests.oracles_lora import MODELS, make_llama
 from tests.oracles_ship import CLASSIFIER, LANGUAGE, random_delta, save_base
@@ -252,6 +253,19 @@ def test_what_the_base_ties_and_peft_parts(tmp_path):
         save_adapter(make_gpt2(), tmp_path / str(number), task_type="CAUSAL_LM", **options)
         with pytest.raises(AdapeftError, match=message):
             load_from_peft(tmp_path / str(number), base)
+
+
+def test_an_embedding_that_computes_in_its_own_way(tmp_path):
+    def make():
+        return architectures.make("opt")[0]
+
+    base = save_base(make(), tmp_path / "base")
+    options = {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_positions": [3]}}
+    save_adapter(make(), tmp_path / "tokens", task_type="CAUSAL_LM", **options)
+    save_adapter(make(), tmp_path / "lora", task_type="CAUSAL_LM", target_modules=["embed_positions"])
+    for folder, what in (("tokens", "tokens of"), ("lora", "LoRA on")):
+        with pytest.raises(AdapeftError, match=f"{what} .* a parameter of OPTLearnedPositionalEmbedding"):
+            load_from_peft(tmp_path / folder, base)
 
 
 def test_files_that_are_not_there_or_not_safe(tmp_path):
