@@ -1,4 +1,4 @@
-"""The command ``adapeft``: run, select, train, evaluate; compare, validate, transfer; merge, export, import; show …"""
+"""The command ``adapeft``: run, select, train, evaluate; compare, validate, transfer; merge, export, import; show."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def summed(model: nn.Module, delta: Delta) -> nn.Module:
 
 
 def save_base(model: nn.Module, folder: object) -> str:
-    """A checkpoint as the base of a delta has it, without a new head; its path."""
+    """A checkpoint of several shards as the base of a delta has it, without a new head; its path."""
     base = model if not new_parameters(model) else getattr(model, model.base_model_prefix)
-    base.save_pretrained(folder)
+    base.save_pretrained(folder, max_shard_size="6KB")
     return str(folder)

@@ -39,9 +39,15 @@ def open_base(name: str, task: str, labels: Mapping[str, Any], new: tuple[str, .
         new: parameters that the checkpoint does not hold.
 
     Raises:
-        AdapeftError: no such base, or none with safetensors.
+        AdapeftError: no such base, or none with a config and safetensors.
     """
-    config = AutoConfig.from_pretrained(local_folder(name), **labels)
+    folder = local_folder(name)
+    try:
+        config = AutoConfig.from_pretrained(folder, **labels)
+    except (OSError, ValueError) as error:
+        raise AdapeftError(
+            f"--model {name!r}: no model ({error}). Give a folder with config.json and weights."
+        ) from error
     structure = build_structure(config, task)
     return Base(config, structure, Checkpoint(name, structure, new))
 

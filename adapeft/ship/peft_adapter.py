@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapeft.errors import AdapeftError
-from adapeft.ship.peft_folder import PREFIX
+from adapeft.ship.peft_parts import PREFIX
 
 MERGE_IN_PEFT = "Load it with PEFT, call merge_and_unload, and use the merged model."
 
@@ -97,6 +97,8 @@ def read_adapter(folder: str | Path) -> PeftAdapter:
             raise AdapeftError(f"{folder}: {key!r} is no part of LoRA that a delta holds. {MERGE_IN_PEFT}")
         else:
             whole[_WRAPPING.sub("", name)] = value
+    if sum(map(len, pieces.values())) + len(tokens) + len(whole) < len(tensors):
+        raise AdapeftError(f"{folder}: adapter_model.safetensors has a tensor under two names. {MERGE_IN_PEFT}")
     layers = {path: _low_rank(folder, path, found, config) for path, found in pieces.items()}
     return PeftAdapter(
         layers,
@@ -174,10 +176,7 @@ def _token_indices(folder: Path, path: str, values: Tensor, config: Mapping[str,
     if isinstance(given, Mapping):
         given = next((indices for end, indices in given.items() if path.endswith(end)), None)
     indices = given if isinstance(given, list) else []
-    if (
-        not indices
-        or len(indices) != len(values)
-        or not all(isinstance(index, int) and index >= 0 for index in indices)
-    ):
+    known = all(isinstance(index, int) and 0 <= index < 2**31 for index in indices)
+    if not indices or not known or len(indices) != len(values):
         raise AdapeftError(f"{folder}: trainable_token_indices does not say which {len(values)} rows {path!r} has.")
     return torch.tensor(indices, dtype=torch.long)

@@ -16,11 +16,8 @@ from adapeft.artifact import check_new_folder, new_folder
 from adapeft.errors import AdapeftError
 from adapeft.ship.base import Base, base_of
 from adapeft.ship.delta import Change, Delta
-from adapeft.ship.peft_parts import REMEDY, PeftParts, sort_for_peft
+from adapeft.ship.peft_parts import PREFIX, REMEDY, PeftParts, sort_for_peft
 from adapeft.tune.lora import lora_config
-
-PREFIX = "base_model.model."
-"""What PEFT puts before a parameter's name."""
 
 # A second adapter is matched against names with PEFT's prefix.
 _OPTIONAL_PREFIX = f"({PREFIX})?".replace(".", r"\.")
@@ -56,9 +53,9 @@ def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
         adapters["shira"] = _shira(parts, before=_OPTIONAL_PREFIX if both else "")
     if parts.needs_lora or not parts.elements:
         adapters["lora"] = _lora(parts, delta, found, before=_OPTIONAL_PREFIX if both else "")
-    config, tensors = adapters["shira" if parts.elements else "lora"]
-    config.modules_to_save = sorted(parts.modules) or None
-    tensors.update(_modules(parts.modules, delta, found))
+    first, beside = adapters["shira" if parts.elements else "lora"]
+    first.modules_to_save = sorted(parts.modules) or None
+    beside.update(_modules(parts.modules, delta, found))
     with new_folder(out) as temporary:
         for name, (config, tensors) in adapters.items():
             config.base_model_name_or_path = delta.description["model"].get("name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.inputs.checkpoint import Checkpoint
 from adapeft.inputs.fingerprint import base_name
 from adapeft.inputs.structure import describe_parameters, is_linear_layer
 from adapeft.ship.base import Base, open_base
@@ -36,15 +38,17 @@ def load_from_peft(folder: str | Path, base: str, task: str | None = None) -> De
         AdapeftError: the adapter has what a delta has not, or does not fit the base.
     """
     adapter = read_adapter(folder)
-    task = task or _TASKS.get(adapter.task_type or "")
+    task = task or _TASKS.get(str(adapter.task_type))
     if task is None or task not in _TASKS.values():
         known = " or ".join(_TASKS.values())
         raise AdapeftError(f"{folder}: task_type = {adapter.task_type!r} is no task of ours. Give --task {known}.")
-    labels = _labels(adapter, open_base(base, task, {})) if task == "sequence-classification" else {}
-    opened = open_base(base, task, labels)
+    opened = open_base(base, task, {})
+    labels = _labels(adapter, opened) if task == "sequence-classification" else {}
+    if labels:
+        opened = open_base(base, task, labels)
     stored = opened.checkpoint.stored()
     new = tuple(name for name in opened.checkpoint.parameters if name not in stored)
-    making = _Making(str(folder), open_base(base, task, labels, new), new)
+    making = _Making(str(folder), replace(opened, checkpoint=Checkpoint(base, opened.structure, new)), new)
     making.add_saved(adapter)
     for path, low_rank in adapter.layers.items():
         making.add_layer(path, low_rank)
@@ -90,8 +94,8 @@ class _Making:
         missing = [name for name in self.new_names if name not in saved]
         if missing:
             raise AdapeftError(
-                f"{self.folder}: neither the adapter nor the base holds {missing[0]!r}, which would stay random. Save "
-                f"the head with the adapter (modules_to_save), or give --model a base that has one."
+                f"{self.folder}: neither the adapter nor the base holds {missing[0]!r} under this name: it would stay "
+                f"random. Save the head with the adapter (modules_to_save), or give --model a base that has one."
             )
         before = self.base.checkpoint.read([name for name in saved if name not in self.new_names])
         for name, values in saved.items():
@@ -136,7 +140,7 @@ class _Making:
         structure, shape = self.base.structure, self.infos[name].shape
         module = structure.get_submodule(owner_of(name))
         is_input = structure.config.tie_word_embeddings and module is structure.get_input_embeddings()
-        if not is_plain(module, nn.Embedding):
+        if name in self.new or not is_plain(module, nn.Embedding):
             self._refuse(f"tokens of {name!r}, a parameter of {type(module).__name__}")
         if len(self.places[name]) > 1 and not is_input:
             self._refuse(f"tokens of {name!r}, which the base ties to {self.places[name][1]!r}: in PEFT they part")

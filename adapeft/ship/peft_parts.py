@@ -16,6 +16,9 @@ from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import ParameterInfo, describe_parameters, is_linear_layer
 from adapeft.ship.delta import Change, Delta
 
+PREFIX = "base_model.model."
+"""What PEFT puts before a parameter's name."""
+
 REMEDY = "Merge it into a checkpoint (adapeft merge), or call Delta.apply."
 
 
@@ -157,10 +160,10 @@ def _add_namesakes(found: PeftParts, structure: nn.Module) -> None:
         AdapeftError: such a module has LoRA or SHiRA, or others inside.
     """
     for path, module in structure.named_modules(remove_duplicate=False):
-        if path in found.modules or not any(path.endswith(saved) for saved in found.modules):
+        saved = next((saved for saved in found.modules if f"{PREFIX}{path}".endswith(saved)), None)
+        if path in found.modules or saved is None:
             continue
         if found.has_layer(path) or next(module.children(), None) is not None:
-            saved = next(saved for saved in found.modules if path.endswith(saved))
             raise AdapeftError(f"PEFT takes {path!r} for {saved!r}, which the delta changes: no place for it. {REMEDY}")
         found.modules.add(path)
 

@@ -211,10 +211,11 @@ HEAD = "base_model.model.classifier.weight"
         ({LORA_A: None}, f"'{QUERY}' has no lora_A"),
         ({LORA_A: torch.ones(2, 13)}, rf"LoRA on '{QUERY}.weight' adds 12 × 13 to a weight \(12, 12\)"),
         ({LORA_A: torch.ones(2)}, "of one rank"),
-        ({HEAD: None}, r"neither the adapter nor the base holds 'classifier.weight'"),
+        ({HEAD: None}, "neither the adapter nor the base holds 'classifier.weight'"),
         ({HEAD: torch.ones(3, 13)}, r"'classifier.weight' has shape \(3, 13\), in the base \(3, 12\)"),
         ({LORA_A.replace("layer.0", "layer.9"): torch.ones(2, 12)}, "'bert.encoder.layer.9.* has no lora_A"),
         ({"base_model.model.bert.pooler.x": torch.ones(2)}, "trains 'bert.pooler.x', which this base does not have"),
+        ({LORA_A.replace("lora_A.", "lora_A.default."): torch.ones(2, 12)}, "has a tensor under two names"),
         ({LORA_A.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(12)}, "is no part of LoRA"),
         ({f"base_model.model.{QUERY}.base_layer.weight": torch.ones(12, 12)}, "is changed in two ways"),
         (
@@ -285,6 +286,12 @@ def test_files_that_are_not_there_or_not_safe(tmp_path):
     (folder / "adapter_config.json").write_text("[")
     with pytest.raises(AdapeftError, match="cannot be read"):
         load_from_peft(folder, base)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": []}')
+    save_file({}, path)
+    with pytest.raises(AdapeftError, match=r"task_type = \[\] is no task of ours"):
+        load_from_peft(folder, base)
+    with pytest.raises(AdapeftError, match=r"no model .*Give a folder with config.json"):
+        load_from_peft(folder, str(tmp_path), "causal-lm")
     with pytest.raises(AdapeftError, match="Give the folder of a PEFT adapter"):
         load_from_peft(tmp_path / "nowhere", base)
 
