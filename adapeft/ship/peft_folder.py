@@ -27,8 +27,8 @@ def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft.PeftModel.from_pretrained``.
 
     LoRA stays LoRA, each matrix with its rank; k rows of a linear layer are LoRA of rank k exactly; single elements
-    become SHiRA; rows of embeddings become trainable tokens; a bias beside any of them becomes LoRA's; every other
-    tensor goes with its module into ``modules_to_save``, base + difference. With SHiRA and LoRA both there are two
+    become SHiRA; rows of embeddings become trainable tokens; the bias of a linear layer becomes one of LoRA; every
+    other tensor goes with its module into ``modules_to_save``, base + difference. With SHiRA and LoRA both there are two
     folders, ``out/shira`` and ``out/lora``, for ``peft.PeftMixedModel`` to load in this order.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError
-from adapeft.inputs.structure import ParameterInfo, describe_parameters, is_linear_layer
+from adapeft.inputs.structure import ParameterInfo, describe_parameters
 from adapeft.ship.delta import Change, Delta
 
 PREFIX = "base_model.model."
@@ -28,10 +27,11 @@ class PeftParts:
 
     Attributes:
         lora: weight → LoRA; k rows are exactly a matrix of rank k.
-        biases: linear layer with LoRA → the change of its bias.
+        biases: linear layer → the change of its bias, beside LoRA.
         elements: weight → single elements, for SHiRA.
         tokens: embedding → rows of it.
         modules: paths of the modules saved whole.
+        layers: paths at which PEFT puts a layer of its own.
     """
 
     lora: dict[str, Change] = field(default_factory=dict)
@@ -39,15 +39,12 @@ class PeftParts:
     elements: dict[str, Change] = field(default_factory=dict)
     tokens: dict[str, Change] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)
+    layers: set[str] = field(default_factory=set)
 
     @property
     def needs_lora(self) -> bool:
         """Whether some change goes into an adapter of type LoRA alone."""
         return bool(self.lora or self.tokens)
-
-    def has_layer(self, path: str) -> bool:
-        """Whether PEFT puts a layer of its own at ``path``."""
-        return f"{path}.weight" in self.lora or f"{path}.weight" in self.elements or path in self.tokens
 
 
 def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
@@ -78,8 +75,15 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
             found.tokens[owner_of(name)] = change
         else:
             whole.append(name)
+            continue
+        found.layers |= {owner_of(place) for place in places[name]}
     for name in whole:
-        _save_whole(found, structure, name, places[name], delta.changes)
+        path, _, local = name.rpartition(".")
+        weight = infos.get(f"{path}.weight")
+        if local == "bias" and weight is not None and weight.is_linear and weight.name not in whole:
+            _add_bias(found, path, weight, delta.changes[name])
+        else:
+            _save_whole(found, structure, places[name])
     _add_namesakes(found, structure)
     return found
 
@@ -121,10 +125,17 @@ def _low_rank(change: Change, output_dim: int | None) -> Change:
     return Change(low_rank, torch.cat([a.flatten(), b.flatten()]))
 
 
-def _save_whole(
-    found: PeftParts, structure: nn.Module, name: str, places: list[str], changes: Mapping[str, Change]
-) -> None:
-    """Puts a whole tensor where PEFT has room for it: the bias beside its layer's LoRA, or its module saved whole.
+def _add_bias(found: PeftParts, path: str, weight: ParameterInfo, change: Change) -> None:
+    """Puts a bias beside its layer's LoRA, or beside one of zeros: far smaller than the layer saved whole."""
+    found.biases[path] = change
+    found.layers.add(path)
+    if weight.name not in found.lora:
+        part = Part("lora", weight.shape, None, weight.output_dim or 0, rank=1, alpha=1.0)
+        found.lora[weight.name] = Change(part, torch.zeros(part.count))
+
+
+def _save_whole(found: PeftParts, structure: nn.Module, places: list[str]) -> None:
+    """Adds the modules that hold a parameter to those saved whole.
 
     Raises:
         AdapeftError: PEFT puts a layer of its own there, or the module has others inside.
@@ -132,25 +143,16 @@ def _save_whole(
     for place in places:
         path = owner_of(place)
         module = structure.get_submodule(path)
-        if found.has_layer(path):
-            if not (place.endswith(".bias") and is_linear_layer(module)):
-                raise AdapeftError(
-                    f"the delta changes {place!r} whole and {path + '.weight'!r} in part: PEFT has no place for both. "
-                    f"{REMEDY}"
-                )
-            weight = f"{path}.weight"
-            # LoRA with a bias over zeros: SHiRA has no place for the bias of its layer.
-            if weight not in found.lora:
-                part = Part("lora", found.elements[weight].part.shape, rank=1, alpha=1.0)
-                found.lora[weight] = Change(part, torch.zeros(part.count))
-            found.biases[path] = changes[name]
-        elif next(module.children(), None) is not None:
+        if path in found.layers:
+            raise AdapeftError(
+                f"the delta changes {place!r} whole and more of {path!r} in part: PEFT has no place for both. {REMEDY}"
+            )
+        if next(module.children(), None) is not None:
             raise AdapeftError(
                 f"the delta changes {place!r}, a parameter of {type(module).__name__}, which has modules inside: "
                 f"PEFT would save all of them with it. {REMEDY}"
             )
-        else:
-            found.modules.add(path)
+        found.modules.add(path)
 
 
 def _add_namesakes(found: PeftParts, structure: nn.Module) -> None:
@@ -163,7 +165,7 @@ def _add_namesakes(found: PeftParts, structure: nn.Module) -> None:
         saved = next((saved for saved in found.modules if f"{PREFIX}{path}".endswith(saved)), None)
         if path in found.modules or saved is None:
             continue
-        if found.has_layer(path) or next(module.children(), None) is not None:
+        if path in found.layers or next(module.children(), None) is not None:
             raise AdapeftError(f"PEFT takes {path!r} for {saved!r}, which the delta changes: no place for it. {REMEDY}")
         found.modules.add(path)
 
