@@ -16,7 +16,7 @@ from adapeft.artifact import check_new_folder, new_folder
 from adapeft.errors import AdapeftError
 from adapeft.ship.base import Base, base_of
 from adapeft.ship.delta import Change, Delta
-from adapeft.ship.peft_parts import PREFIX, REMEDY, PeftParts, sort_for_peft
+from adapeft.ship.peft_parts import PREFIX, REMEDY, PeftParts, shira_rank, sort_for_peft
 from adapeft.tune.lora import lora_config
 
 # A second adapter is matched against names with PEFT's prefix.
@@ -27,9 +27,10 @@ def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft.PeftModel.from_pretrained``.
 
     LoRA stays LoRA, each matrix with its rank; k rows of a linear layer are LoRA of rank k exactly; single elements
-    become SHiRA; rows of embeddings become trainable tokens; the bias of a linear layer becomes one of LoRA; every
-    other tensor goes with its module into ``modules_to_save``, base + difference. With SHiRA and LoRA both there are two
-    folders, ``out/shira`` and ``out/lora``, for ``peft.PeftMixedModel`` to load in this order.
+    become SHiRA; rows of embeddings become trainable tokens; the bias of a linear layer becomes one of LoRA. Every
+    other tensor, and a matrix too dense for SHiRA, goes with its module into ``modules_to_save``: base + difference.
+    With SHiRA and LoRA both there are two folders, ``out/shira`` and ``out/lora``, for ``peft.PeftMixedModel`` to load
+    in this order.
 
     Args:
         delta: from a run; its description names the task.
@@ -95,28 +96,14 @@ def _lora(parts: PeftParts, delta: Delta, base: Base, before: str) -> tuple[Lora
 
 
 def _shira(parts: PeftParts, before: str) -> tuple[ShiraConfig, dict[str, Tensor]]:
-    """SHiRA has r (in + out) elements in every matrix, with one r for all: zeros fill up what a matrix needs less.
-
-    Raises:
-        AdapeftError: the smallest matrix has fewer elements than the r that another one needs.
-    """
-    shapes = {name: change.part.shape for name, change in parts.elements.items()}
-    needed = {name: math.ceil(len(change.values) / sum(shapes[name])) for name, change in parts.elements.items()}
-    largest = max(needed, key=lambda name: needed[name])
-    r = needed[largest]
+    """SHiRA has r (in + out) elements in every matrix, with one r for all: zeros fill up what a matrix needs less."""
+    r = max(shira_rank(change) for change in parts.elements.values())
     tensors = {}
     for name, change in parts.elements.items():
-        shape, indices = shapes[name], _indices(change)
-        num_fill = r * sum(shape) - len(indices)
+        shape, indices = change.part.shape, _indices(change)
         free = torch.ones(math.prod(shape), dtype=torch.bool)
         free[indices] = False
-        fill = free.nonzero().squeeze(1)[:num_fill]
-        if len(fill) < num_fill:
-            raise AdapeftError(
-                f"the delta changes {len(parts.elements[largest].values)} elements of {largest!r}: SHiRA holds them "
-                f"with r = {r}, which is r (in + out) elements in every matrix, and {name!r} has no {r * sum(shape)}. "
-                f"{REMEDY}"
-            )
+        fill = free.nonzero().squeeze(1)[: r * sum(shape) - len(indices)]
         positions, layer = torch.cat([indices, fill]), name.removesuffix(".weight")
         tensors[f"{layer}.shira_weight"] = torch.cat([change.values, torch.zeros(len(fill))])
         tensors[f"{layer}.shira_indices"] = torch.stack([positions // shape[1], positions % shape[1]]).int()

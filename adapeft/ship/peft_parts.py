@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -77,10 +79,14 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
             whole.append(name)
             continue
         found.layers |= {owner_of(place) for place in places[name]}
+    for name in _too_dense(found.elements):
+        del found.elements[name]
+        found.layers.remove(owner_of(name))
+        whole.append(name)
     for name in whole:
         path, _, local = name.rpartition(".")
         weight = infos.get(f"{path}.weight")
-        if local == "bias" and weight is not None and weight.is_linear and weight.name not in whole:
+        if name in delta.changes and local == "bias" and weight and weight.is_linear and weight.name not in whole:
             _add_bias(found, path, weight, delta.changes[name])
         else:
             _save_whole(found, structure, places[name])
@@ -113,6 +119,28 @@ def _holder(
         f"LoRA and rows of untied linear layers, single elements of untied nn.Linear, rows of nn.Embedding, and whole "
         f"tensors. {REMEDY}"
     )
+
+
+def shira_rank(change: Change) -> int:
+    """The least r with which SHiRA's r (in + out) elements of a matrix hold those of ``change``."""
+    return math.ceil(len(change.values) / sum(change.part.shape))
+
+
+def _too_dense(elements: Mapping[str, Change]) -> list[str]:
+    """Matrices to save whole, so that the file is smallest: SHiRA has one r for all, and fills up with zeros.
+
+    An element of SHiRA is 12 bytes, with its position, one of a whole matrix 4.
+    """
+    sizes = {name: math.prod(change.part.shape) for name, change in elements.items()}
+
+    def too_dense(r: int) -> list[str]:
+        return [n for n, c in elements.items() if shira_rank(c) > r or r * sum(c.part.shape) > sizes[n]]
+
+    def num_bytes(r: int) -> int:
+        whole = too_dense(r)
+        return sum(4 * sizes[n] if n in whole else 12 * r * sum(c.part.shape) for n, c in elements.items())
+
+    return too_dense(min({shira_rank(change) for change in elements.values()}, key=num_bytes)) if elements else []
 
 
 def _low_rank(change: Change, output_dim: int | None) -> Change:
