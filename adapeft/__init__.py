@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from adapeft.ship.delta import Delta
     from adapeft.ship.delta import extract_delta as delta
     from adapeft.ship.merge import merge
+    from adapeft.ship.peft_folder import save_for_peft
+    from adapeft.ship.peft_import import load_from_peft
     from adapeft.ship.swap import Deltas
+    from adapeft.ship.unfrozen import unfrozen_parameters
     from adapeft.tune.attach import attach, detach
     from adapeft.tune.follow import follow_rule
     from adapeft.tune.parameter_groups import parameter_groups
@@ -41,11 +44,14 @@ _EXPORTS = {
     "difference": ("adapeft.ship.arithmetic", "difference"),
     "follow_rule": ("adapeft.tune.follow", "follow_rule"),
     "interpolation": ("adapeft.ship.arithmetic", "interpolation"),
+    "load_from_peft": ("adapeft.ship.peft_import", "load_from_peft"),
     "merge": ("adapeft.ship.merge", "merge"),
     "parameter_groups": ("adapeft.tune.parameter_groups", "parameter_groups"),
+    "save_for_peft": ("adapeft.ship.peft_folder", "save_for_peft"),
     "scaled": ("adapeft.ship.arithmetic", "scaled"),
     "select": ("adapeft.choose.select", "select"),
     "sum_of": ("adapeft.ship.arithmetic", "sum_of"),
+    "unfrozen_parameters": ("adapeft.ship.unfrozen", "unfrozen_parameters"),
 }
 __all__ = [
     "AdapeftError",
@@ -59,11 +65,14 @@ __all__ = [
     "difference",
     "follow_rule",
     "interpolation",
+    "load_from_peft",
     "merge",
     "parameter_groups",
+    "save_for_peft",
     "scaled",
     "select",
     "sum_of",
+    "unfrozen_parameters",
 ]
 
 

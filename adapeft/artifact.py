@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -54,11 +55,42 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes a file only its owner reads; artifacts are meant to be shared like any other file.
-        os.chmod(temporary, 0o666 & ~_umask())
+        _share(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its name when the block ends well and is removed otherwise.
+
+    Raises:
+        AdapeftError: ``out`` holds something already.
+    """
+    check_new_folder(out)
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _share(file)
+        out.mkdir(parents=True, exist_ok=True)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(out: Path) -> None:
+    """Checks that ``out`` is free to be written.
+
+    Raises:
+        AdapeftError: it is a file, or a folder that holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AdapeftError(f"--out {out}: not an empty folder. Give a new one.")
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -118,6 +150,11 @@ def _load(path: Path, read: Callable[[], Any], expected: str) -> Any:
         raise
     except (SafetensorError, pa.ArrowException, json.JSONDecodeError, OSError, KeyError, ValueError) as error:
         raise AdapeftError(f"{path} is not {expected}, or it is truncated ({error}). Write it again.") from error
+
+
+def _share(path: Path) -> None:
+    """mkstemp and safetensors make files that only their owner reads; artifacts are shared like any other file."""
+    os.chmod(path, 0o666 & ~_umask())
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""The command ``adapeft``: run, select, train, evaluate; compare, validate, transfer; merge, show, methods, config."""
+"""The command ``adapeft``: run, select, train, evaluate; compare, validate, transfer; merge, export, import; show."""
 
 from __future__ import annotations
 
@@ -163,6 +163,40 @@ def merge(
 
     _silence_libraries()
     print(merge_into(Delta.load(delta), model, out))
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="delta.safetensors of a run, or a subset where no values are needed")],
+    to: Annotated[str, typer.Option(help="peft: an adapter; unfrozen-parameters: axolotl's list (no --model)")],
+    out: Annotated[Path, typer.Option(help="folder to write, new or empty; for unfrozen-parameters a file")],
+    model: Annotated[str | None, typer.Option(help="base model: folder or hub name")] = None,
+) -> None:
+    """Write a delta as other tools take it; as a plain checkpoint: adapeft merge."""
+    from cluster.console import Terminal
+    from cluster.export import export as export_to
+
+    _silence_libraries()
+    export_to(path, to, model, out, Terminal())
+
+
+@app.command("import")
+def import_adapter(
+    folder: Annotated[Path, typer.Argument(help="folder of a PEFT LoRA adapter")],
+    model: Annotated[str, typer.Option(help="base model of the adapter: folder or hub name")],
+    out: Annotated[Path, typer.Option(help="delta.safetensors to write")],
+    task: Annotated[
+        str | None, typer.Option(help="sequence-classification or causal-lm; left out, the adapter's")
+    ] = None,
+) -> None:
+    """Make a delta of a PEFT LoRA adapter."""
+    from adapeft.ship.peft_import import load_from_peft
+
+    if out.exists():
+        raise AdapeftError(f"--out {out}: there already. Give a new file.")
+    _silence_libraries()
+    load_from_peft(folder, model, task).save(out)
+    print(out)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -40,9 +40,32 @@ class Checkpoint:
         """(name in the model, tensor) of a shard; what the model does not have, such as another head, is left out."""
         with safe_open(shard, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
-                name = self._by_base_name.get(base_name(key, self.prefix))
+                name = self.name_of(key)
                 if name is not None:
                     yield name, file.get_tensor(key)
+
+    def name_of(self, key: str) -> str | None:
+        """The model's name for what a file calls ``key``, with the base model's prefix or without; None for others."""
+        return self._by_base_name.get(base_name(key, self.prefix))
+
+    def stored(self) -> set[str]:
+        """Names in the model of everything that the checkpoint holds."""
+        found: set[str | None] = set()
+        for shard in self.shards:
+            with safe_open(shard, framework="pt") as file:
+                found |= {self.name_of(key) for key in file.keys()}  # noqa: SIM118
+        return {name for name in found if name is not None}
+
+    def read(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Those of ``names`` that the checkpoint holds; no other weight is read."""
+        found = {}
+        for shard in self.shards:
+            with safe_open(shard, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    name = self.name_of(key)
+                    if name is not None and name in names:
+                        found[name] = file.get_tensor(key)
+        return found
 
     def fingerprint(self) -> str:
         """Fingerprint of the base model.

@@ -156,7 +156,7 @@ class Delta:
         self.check_fingerprint(fingerprint_model(model, self.new))
 
     def check_shapes(self, model: nn.Module) -> None:
-        """Checks names and shapes against ``model``.
+        """Checks names and shapes against ``model``, which may be on the meta device.
 
         Raises:
             AdapeftError: another architecture or other shapes.

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
+from adapeft.artifact import check_new_folder, new_folder
 from adapeft.errors import AdapeftError
-from adapeft.inputs.checkpoint import INDEX, Checkpoint, local_folder
-from adapeft.inputs.model import build_structure
+from adapeft.inputs.checkpoint import INDEX
 from adapeft.inputs.tokenize import with_padding
+from adapeft.ship.base import base_of
 from adapeft.ship.delta import Delta
 
 _COMPANIONS = (
@@ -40,23 +41,15 @@ def merge(delta: Delta, base: str, out: str | Path) -> Path:
             f"the delta has {len(adapters)} adapters, such as the one behind {adapters[0]!r}: a plain checkpoint has "
             f"no place for them. Load the base in Python and call Delta.apply, which installs them."
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AdapeftError(f"--out {out}: not an empty folder. Give a new one.")
+    check_new_folder(out)
     merging = _Merging(delta, base)
     delta.check_fingerprint(merging.checkpoint.fingerprint())
-    temporary = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(out) as temporary:
         merging.write(temporary)
         for pattern in _COMPANIONS:
             for companion in merging.checkpoint.folder.glob(pattern):
                 if companion.is_file():
                     shutil.copy(companion, temporary)
-        out.mkdir(parents=True, exist_ok=True)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
@@ -64,17 +57,11 @@ class _Merging:
     """A delta and the base's shards under the names of the task's model."""
 
     def __init__(self, delta: Delta, base: str) -> None:
-        described = delta.description.get("model")
-        if not isinstance(described, dict):
-            raise AdapeftError("the delta does not say which task it was trained for: apply it in Python instead.")
-        folder = local_folder(base)
-        self.delta = delta
-        self.config = AutoConfig.from_pretrained(folder, **described.get("labels", {}))
+        found = base_of(delta, base)
+        self.delta, self.config, self.checkpoint = delta, found.config, found.checkpoint
         if getattr(self.config, "pad_token_id", None) is None:
-            self.config.pad_token_id = _pad_token_id(folder)
-        structure = build_structure(self.config, described["task"])
-        self.config.architectures = [type(structure).__name__]
-        self.checkpoint = Checkpoint(base, structure, tuple(delta.new))
+            self.config.pad_token_id = _pad_token_id(self.checkpoint.folder)
+        self.config.architectures = [type(found.structure).__name__]
 
     @torch.no_grad()
     def write(self, folder: Path) -> None:

@@ -1,46 +1,155 @@
-"""LoRA parts of a delta as a folder that PEFT loads."""
+"""A delta as a folder that PEFT loads, or as two where it needs adapters of two types."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from pathlib import Path
 
+import torch
+from peft import LoraConfig, ShiraConfig, TaskType
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import save_file
+from torch import Tensor
 
+from adapeft.artifact import check_new_folder, new_folder
 from adapeft.errors import AdapeftError
-from adapeft.ship.delta import Delta
+from adapeft.ship.base import Base, base_of
+from adapeft.ship.delta import Change, Delta
+from adapeft.ship.peft_parts import PREFIX, REMEDY, PeftParts, shira_rank, sort_for_peft
 from adapeft.tune.lora import lora_config
 
-_PREFIX = "base_model.model."
+# A second adapter is matched against names with PEFT's prefix.
+_OPTIONAL_PREFIX = f"({PREFIX})?".replace(".", r"\.")
 
 
-def save_for_peft(delta: Delta, out: str | Path) -> Path:
+def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft.PeftModel.from_pretrained``.
 
-    A new head goes along as one of PEFT's ``modules_to_save``.
+    LoRA stays LoRA, each matrix with its rank; k rows of a linear layer are LoRA of rank k exactly; single elements
+    become SHiRA; rows of embeddings become trainable tokens; the bias of a linear layer becomes one of LoRA. Every
+    other tensor, and a matrix too dense for SHiRA, goes with its module into ``modules_to_save``: base + difference.
+    With SHiRA and LoRA both there are two folders, ``out/shira`` and ``out/lora``, for ``peft.PeftMixedModel`` to load
+    in this order.
 
     Args:
-        delta: of LoRA parts and new parameters alone.
+        delta: from a run; its description names the task.
+        base: folder or hub name of the delta's base, with safetensors weights.
         out: folder to write, which must not hold anything yet.
 
+    Returns:
+        The folders that hold an adapter.
+
     Raises:
-        AdapeftError: the delta has other parts, or ``out`` is not empty.
+        AdapeftError: another base, PEFT cannot hold a change, or ``out`` is not empty.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AdapeftError(f"{out}: not an empty folder. Give a new one.")
-    others = [name for name, change in delta.changes.items() if change.part.kind != "lora"]
-    if others or not delta.changes:
-        found = f"{others[0]!r} is changed as {delta.changes[others[0]].part.kind}" if others else "it has none"
-        raise AdapeftError(f"a PEFT folder holds LoRA alone, and of this delta {found}. Merge it, or call Delta.apply.")
-    config = lora_config({name: change.part for name, change in delta.changes.items()})
-    config.modules_to_save = sorted({name.rpartition(".")[0] for name in delta.new}) or None
-    config.base_model_name_or_path = dict(delta.description.get("model", {})).get("name")
-    config.inference_mode = True
-    tensors = {f"{_PREFIX}{name}": value.contiguous() for name, value in delta.new.items()}
-    for name, change in delta.changes.items():
-        for piece, value in change.part.split(change.values).items():
-            tensors[f"{_PREFIX}{name.removesuffix('.weight')}.{piece}.weight"] = value.contiguous()
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(str(out))
-    return out
+    check_new_folder(out)
+    found = base_of(delta, base)
+    parts = sort_for_peft(delta, found.structure)
+    delta.check_fingerprint(found.checkpoint.fingerprint())
+    both = bool(parts.elements and parts.needs_lora)
+    adapters: dict[str, tuple[LoraConfig | ShiraConfig, dict[str, Tensor]]] = {}
+    if parts.elements:
+        adapters["shira"] = _shira(parts, before=_OPTIONAL_PREFIX if both else "")
+    if parts.needs_lora or not parts.elements:
+        adapters["lora"] = _lora(parts, delta, found, before=_OPTIONAL_PREFIX if both else "")
+    first, beside = adapters["shira" if parts.elements else "lora"]
+    first.modules_to_save = sorted(parts.modules) or None
+    beside.update(_modules(parts.modules, delta, found))
+    with new_folder(out) as temporary:
+        for name, (config, tensors) in adapters.items():
+            config.base_model_name_or_path = delta.description["model"].get("name")
+            config.task_type = None if both else _task_type(parts, delta, found)
+            config.inference_mode = True
+            folder = temporary / name if both else temporary
+            folder.mkdir(exist_ok=True)
+            renamed = {PREFIX + key: value.contiguous() for key, value in tensors.items()}
+            save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            config.save_pretrained(str(folder))
+    return [out / name for name in adapters] if both else [out]
+
+
+def _lora(parts: PeftParts, delta: Delta, base: Base, before: str) -> tuple[LoraConfig, dict[str, Tensor]]:
+    if parts.lora:
+        config = lora_config({name: change.part for name, change in parts.lora.items()}, before)
+    else:
+        config = LoraConfig(target_modules=DUMMY_TARGET_MODULES)
+    config.lora_bias = bool(parts.biases)
+    tensors: dict[str, Tensor] = {}
+    for name, change in parts.lora.items():
+        layer = name.removesuffix(".weight")
+        tensors |= {f"{layer}.{piece}.weight": value for piece, value in change.part.split(change.values).items()}
+        if config.lora_bias:
+            bias = torch.zeros(change.part.shape[change.part.dim])
+            if layer in parts.biases:
+                parts.biases[layer].add_to(bias)
+            # PEFT scales the bias with the product.
+            tensors[f"{layer}.lora_B.bias"] = bias * (change.part.rank / change.part.alpha)
+    if parts.tokens:
+        rows = {path: _indices(change) for path, change in parts.tokens.items()}
+        config.trainable_token_indices = {path: indices.tolist() for path, indices in rows.items()}
+        trained = _trained([f"{path}.weight" for path in rows], delta, base)
+        for path, indices in rows.items():
+            tensors[f"{path}.token_adapter.trainable_tokens_delta"] = trained[f"{path}.weight"][indices]
+    return config, tensors
+
+
+def _shira(parts: PeftParts, before: str) -> tuple[ShiraConfig, dict[str, Tensor]]:
+    """SHiRA has r (in + out) elements in every matrix, with one r for all: zeros fill up what a matrix needs less."""
+    r = max(shira_rank(change) for change in parts.elements.values())
+    tensors = {}
+    for name, change in parts.elements.items():
+        shape, indices = change.part.shape, _indices(change)
+        free = torch.ones(math.prod(shape), dtype=torch.bool)
+        free[indices] = False
+        fill = free.nonzero().squeeze(1)[: r * sum(shape) - len(indices)]
+        positions, layer = torch.cat([indices, fill]), name.removesuffix(".weight")
+        tensors[f"{layer}.shira_weight"] = torch.cat([change.values, torch.zeros(len(fill))])
+        tensors[f"{layer}.shira_indices"] = torch.stack([positions // shape[1], positions % shape[1]]).int()
+    config = ShiraConfig(
+        r=r,
+        # Any name but PEFT's own "random": the positions come from the file.
+        mask_type="adapeft",  # type: ignore[arg-type]
+        target_modules=lora_config(
+            {name: change.part for name, change in parts.elements.items()}, before
+        ).target_modules,
+        inference_mode=True,
+    )
+    return config, tensors
+
+
+def _modules(paths: Collection[str], delta: Delta, base: Base) -> dict[str, Tensor]:
+    """Everything that the modules at ``paths`` hold, trained."""
+    keys = [f"{path}.{key}" for path in paths for key in base.structure.get_submodule(path).state_dict()]
+    # A tied parameter is stored under the first of its names.
+    by_id = {id(parameter): name for name, parameter in base.structure.named_parameters()}
+    every = dict(base.structure.named_parameters(remove_duplicate=False))
+    stored = {key: by_id[id(every[key])] if key in every else key for key in keys}
+    trained = _trained(stored.values(), delta, base)
+    missing = sorted(set(stored.values()) - set(trained))
+    if missing:
+        raise AdapeftError(f"neither the delta nor the base holds {missing[0]!r}, which PEFT would save. {REMEDY}")
+    return {key: trained[name].clone() for key, name in stored.items()}
+
+
+def _trained(names: Collection[str], delta: Delta, base: Base) -> dict[str, Tensor]:
+    """Values of parameters and buffers with the delta in them, in the base's dtype."""
+    found = base.checkpoint.read(set(names))
+    for name, value in found.items():
+        if name in delta.changes:
+            delta.changes[name].add_to(value)
+    return {**found, **{name: delta.new[name] for name in names if name in delta.new}}
+
+
+def _task_type(parts: PeftParts, delta: Delta, base: Base) -> TaskType | None:
+    """None for a classifier whose head is not saved: PEFT's own class would look for it in the folder."""
+    if delta.description["model"]["task"] == "causal-lm":
+        return TaskType.CAUSAL_LM
+    heads = {path for path, _ in base.structure.named_modules() if path.endswith(("classifier", "score"))}
+    return TaskType.SEQ_CLS if heads <= parts.modules else None
+
+
+def _indices(change: Change) -> Tensor:
+    assert change.part.indices is not None
+    return change.part.indices

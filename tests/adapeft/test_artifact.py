@@ -12,7 +12,16 @@ import torch
 from safetensors.torch import save_file
 
 from adapeft import AdapeftError
-from adapeft.artifact import load_table, load_tensors, provenance, replacing, save_json, save_table, save_tensors
+from adapeft.artifact import (
+    load_table,
+    load_tensors,
+    new_folder,
+    provenance,
+    replacing,
+    save_json,
+    save_table,
+    save_tensors,
+)
 
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path):
@@ -38,9 +47,26 @@ def test_files_are_as_readable_as_any_other(tmp_path):
     old = os.umask(0o027)
     try:
         save_json(tmp_path / "file.json", {})
+        with new_folder(tmp_path / "folder") as temporary:
+            save_file({"a": torch.ones(1)}, temporary / "t")
     finally:
         os.umask(old)
-    assert stat.S_IMODE((tmp_path / "file.json").stat().st_mode) == 0o640
+    for path in ("file.json", "folder/t"):
+        assert stat.S_IMODE((tmp_path / path).stat().st_mode) == 0o640
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    def fail() -> None:
+        with new_folder(tmp_path / "out") as temporary:
+            (temporary / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "out").touch()
+    with pytest.raises(AdapeftError, match=r"--out .*out: not an empty folder"):
+        fail()
 
 
 def test_tensors_carry_kind_description_and_provenance(tmp_path):

@@ -11,7 +11,7 @@ import yaml
 
 def test_without_arguments_it_lists_the_commands(command):
     _, output, errors = command()
-    for name in ("run", "select", "train", "evaluate", "merge", "show", "config"):
+    for name in ("run", "select", "train", "evaluate", "merge", "export", "import", "show", "config"):
         assert name in output + errors
 
 

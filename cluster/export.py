@@ -1,0 +1,55 @@
+"""``adapeft export``: a delta or a subset in the formats of other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adapeft.choose.subset import Subset
+from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.ship.delta import Delta
+from adapeft.ship.peft_folder import save_for_peft
+from adapeft.ship.unfrozen import save_unfrozen_parameters
+from cluster.console import Terminal
+
+_FORMATS = ("peft", "unfrozen-parameters")
+
+
+def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal) -> None:
+    """Writes what is at ``path`` and prints what was written.
+
+    Raises:
+        AdapeftError: no such format, one that cannot hold it, or ``model`` is missing or of no use.
+    """
+    if to not in _FORMATS:
+        pointer = (
+            " A plain checkpoint is what `adapeft merge` writes." if to == "checkpoint" else did_you_mean(to, _FORMATS)
+        )
+        raise AdapeftError(f"--to {to}: exports are {' and '.join(_FORMATS)}.{pointer}")
+    if to == "unfrozen-parameters":
+        if model is not None:
+            raise AdapeftError("--model: unfrozen-parameters needs the names alone. Leave it out.")
+        print(save_unfrozen_parameters(_load(path), out))
+        return
+    if model is None:
+        raise AdapeftError("--model: a PEFT adapter is checked against its base. Give the base's folder or hub name.")
+    found = _load(path)
+    if isinstance(found, Subset):
+        raise AdapeftError(f"{path}: a subset, and a PEFT adapter holds trained values. Give the delta of a run.")
+    folders = save_for_peft(found, model, out)
+    for folder in folders:
+        print(folder)
+    if len(folders) > 1:
+        terminal.note(
+            "two adapters that belong together: PeftMixedModel.from_pretrained(model, '…/shira', 'shira'), then "
+            "load_adapter('…/lora', 'lora') and set_adapter(['shira', 'lora'])"
+        )
+
+
+def _load(path: Path) -> Subset | Delta:
+    try:
+        return Delta.load(path)
+    except AdapeftError as no_delta:
+        try:
+            return Subset.load(path)
+        except AdapeftError:
+            raise AdapeftError(f"{path}: neither a delta nor a subset ({no_delta}).") from no_delta

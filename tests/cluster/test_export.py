@@ -1,0 +1,77 @@
+"""The commands ``export`` and ``import``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from adapeft import Delta
+from adapeft.choose.subset import Part, Subset
+from tests.oracles_ship import random_delta, save_base
+from tests.tiny import make_bert
+
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+KEY = QUERY.replace("query", "key")
+ROWS = Part("rows", (12, 12), torch.tensor([3]))
+LORA = Part("lora", (12, 12), None, 0, 2, 4.0)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A base, deltas of LoRA and of two types, and a subset."""
+    save_base(make_bert(), tmp_path / "base")
+    random_delta(make_bert(), {QUERY: LORA}).save(tmp_path / "lora.safetensors")
+    elements = Part("elements", (12, 12), torch.tensor([3]))
+    random_delta(make_bert(), {QUERY: LORA, KEY: elements}).save(tmp_path / "both.safetensors")
+    Subset({QUERY: ROWS}).save(tmp_path / "subset.safetensors")
+    return tmp_path
+
+
+def test_to_peft_and_back(command, files):
+    status, output, _ = command("export", files / "lora.safetensors", "--to", "peft", "--model", files / "base",
+                                "--out", files / "peft")  # fmt: skip
+    assert (status, output.splitlines()[-1]) == (0, str(files / "peft"))
+    arguments = ("import", files / "peft", "--model", files / "base", "--out", files / "back.safetensors")
+    status, output, _ = command(*arguments)
+    assert (status, output.splitlines()[-1]) == (0, str(files / "back.safetensors"))
+    before, after = Delta.load(files / "lora.safetensors"), Delta.load(files / "back.safetensors")
+    assert before.changes[QUERY].part == after.changes[QUERY].part
+    assert torch.equal(before.changes[QUERY].values, after.changes[QUERY].values)
+    assert "there already" in command(*arguments).errors
+    _, output, _ = command("show", files / "back.safetensors")
+    assert "lora" in output
+    assert command("import", files / "peft", "--model", files / "base", "--out", files / "b", "--task", "x").status == 2
+
+
+def test_two_adapters_that_belong_together(command, files):
+    status, output, errors = command("export", files / "both.safetensors", "--to", "peft", "--model", files / "base",
+                                     "--out", files / "peft")  # fmt: skip
+    assert status == 0
+    assert {path.name for path in (files / "peft").iterdir()} == {"shira", "lora"}
+    assert "PeftMixedModel" in output + errors
+
+
+def test_to_a_list_of_patterns(command, files):
+    status, _, _ = command("export", files / "subset.safetensors", "--to", "unfrozen-parameters", "--out", files / "u")
+    assert status == 0
+    assert yaml.safe_load((files / "u").read_text()) == {"unfrozen_parameters": [f"^{QUERY}$[3:4]"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("lora", ("--to", "checkpoint"), "A plain checkpoint is what `adapeft merge` writes."),
+        ("lora", ("--to", "pefd"), "--to pefd: exports are peft and unfrozen-parameters. Did you mean 'peft'?"),
+        ("lora", ("--to", "peft"), "--model: a PEFT adapter is checked against its base."),
+        ("lora", ("--to", "unfrozen-parameters"), f"'{QUERY}' is trained as lora"),
+        ("subset", ("--to", "unfrozen-parameters", "--model", "x"), "--model: unfrozen-parameters needs the names"),
+        ("subset", ("--to", "peft", "--model", "x"), "a subset, and a PEFT adapter holds trained values"),
+        ("nothing", ("--to", "peft", "--model", "x"), "neither a delta nor a subset"),
+    ],
+)
+def test_what_is_refused(command, files, name, arguments, message):
+    status, _, errors = command("export", files / f"{name}.safetensors", *arguments, "--out", files / "out")
+    assert status == 2
+    assert message in errors
+    assert not (files / "out").exists()
