@@ -16,6 +16,7 @@ from rich.text import Text
 
 from adapeft.errors import AdapeftError
 from cluster.failure import WorkerError
+from cluster.subsets_cli import subsets
 
 # What a command needs beyond this is imported in it: torch takes seconds, and the config is judged before.
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(subsets)
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML config; `adapeft config` prints one with every key")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as budget=1% or select.method=sam")]
@@ -69,7 +72,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
         if not session.folder.subset.is_file() and session.config.train.subset is None:
             raise AdapeftError(
                 f"output = {session.folder.path} has no subset.safetensors: run `adapeft select` first, or name one: "
-                f"train.subset=PATH."
+                f"train.subset=PATH, URL or NAME."
             )
         pipeline.train(session, pipeline.select(session))
 
@@ -164,7 +167,9 @@ def merge(
 
 
 @app.command()
-def show(path: Annotated[Path, typer.Argument(help="a run's folder, a subset or a delta")]) -> None:
+def show(
+    path: Annotated[str, typer.Argument(help="a run's folder, a subset (or its name in the store) or a delta")],
+) -> None:
     """Say what is in a run's folder, a subset or a delta."""
     from cluster.console import Terminal
     from cluster.show import show as show_path

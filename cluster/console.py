@@ -8,7 +8,7 @@ import re
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from cluster.events import Report
 
 if TYPE_CHECKING:
     # The terminal is there before torch is: it shows that torch is being imported.
+    from adapeft.choose.entry import Entry, Summary
     from adapeft.choose.subset import Subset
     from adapeft.choose.transfer import Allotment
     from adapeft.methods import Method
@@ -194,6 +195,42 @@ class Terminal:
             table.add_row(f"{budget / num_total:.3%}", f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", style=style)
         self.console.print(table)
 
+    def show_entries(self, entries: Sequence[Entry]) -> None:
+        """A line a stored subset."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in ("name", "base", "method", "trained", "data", "score", "fingerprint", "added"):
+            table.add_column(title, justify="right" if title == "trained" else "left", no_wrap=title == "name")
+        for entry in entries:
+            said = entry.summary
+            table.add_row(
+                entry.name,
+                _end_of(said.base),
+                _method(said),
+                _trained(said),
+                _end_of(said.data),
+                _score(said),
+                (said.fingerprint or "–")[:12],
+                f"{entry.added:%Y-%m-%d}",
+            )
+        self.console.print(table)
+
+    def show_entry(self, entry: Entry) -> None:
+        """What a store says of a subset."""
+        said = entry.summary
+        made = said.provenance
+        versions = ", ".join(f"{package} {version}" for package, version in made.get("versions", {}).items())
+        self._pairs(
+            {
+                "base": f"{said.base or 'not named'}, fingerprint {(said.fingerprint or 'not known')[:12]}",
+                "method": _method(said),
+                "task": f"{said.task or 'not named'} on {said.data or 'data that is not named'}",
+                "trained": _trained(said) + (f", budget {said.budget:,}" if said.budget is not None else ""),
+                "score": _score(said),
+                "made by": versions + (f", revision {made['revision']}" if made.get("revision") else ""),
+                "added": f"{entry.added:%Y-%m-%d %H:%M} UTC, {_size(entry.size)}, sha256 {entry.sha256}",
+            }
+        )
+
     def show_delta(self, delta: Delta, path: Path) -> None:
         """What a delta changes and where it comes from."""
         said = delta.description
@@ -320,6 +357,26 @@ def _influence(choice: Mapping[str, Any]) -> str:
         f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({choice['status'].replace('_', ' ')}); "
         f"{choice['num_chosen']:,} of {choice['num_groups']:,} groups"
     )
+
+
+def _method(said: Summary) -> str:
+    return " by ".join(word for word in (said.method, said.granularity) if word) or "–"
+
+
+def _trained(said: Summary) -> str:
+    return f"{said.count:,}" + (f" ({said.count / said.num_total:.3%})" if said.num_total else "")
+
+
+def _score(said: Summary) -> str:
+    if said.metric is None or said.metric not in said.after:
+        return "–"
+    before = f"{said.before[said.metric]:.4f} → " if said.metric in said.before else ""
+    return f"{said.metric} {before}{said.after[said.metric]:.4f}"
+
+
+def _end_of(place: str | None) -> str:
+    """The end of a path, which tells more than its beginning where there is little room; a hub's name whole."""
+    return "–" if place is None else "/".join(Path(place).parts[-2:]) if os.path.isabs(place) else place
 
 
 def short(path: str | Path) -> str:
