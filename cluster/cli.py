@@ -153,6 +153,18 @@ def transfer(
 
 
 @app.command()
+def horizons(
+    run: Annotated[Path, typer.Argument(help="folder of a run that measured with select.probe_steps")],
+    budget: Annotated[str | None, typer.Option(help="another than the run's, such as 1%")] = None,
+) -> None:
+    """Say how long a choice stays good: what each point of the probe chooses, held against the others' best."""
+    from cluster.console import Terminal
+    from cluster.horizons import horizons as across
+
+    across(run, budget, Terminal())
+
+
+@app.command()
 def merge(
     delta: Annotated[Path, typer.Argument(help="delta.safetensors of a run")],
     model: Annotated[str, typer.Option(help="base model: folder or hub name")],

@@ -156,6 +156,20 @@ class Terminal:
         self.console.print(table)
         self._pairs({"densities": f"rank correlation {verified['density_correlation']:.2f} over the tensors"})
 
+    def show_horizons(self, found: Mapping[str, Any]) -> None:
+        """What each point's choice is worth at the others, a row a choice."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("influence captured: chosen")
+        for step in found["steps"]:
+            table.add_column(f"at step {step}", justify="right")
+        chosen = {f"at step {step}": row for step, row in zip(found["steps"], found["captured"], strict=True)}
+        chosen |= {f"{name}ly": found[name]["captured"] for name in ("uniform", "random") if name in found}
+        for name, shares in chosen.items():
+            table.add_row(name, *(f"{share:.1%}" for share in shares))
+        self.console.print(table)
+        overlap, correlation = found["overlap"][0][-1], found["density_correlation"][0][-1]
+        self._pairs({"first, last": f"overlap {overlap:.1%}, rank correlation of densities {correlation:.2f}"})
+
     def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
         """The run in a few lines."""
         before, after, metric = metrics["before"], metrics["after"], metrics["metric"]
