@@ -1,4 +1,4 @@
-"""The command ``adapeft``: run, select, train, evaluate; compare, validate, transfer; merge, show, methods, config."""
+"""The command ``adapeft``: run, select, train, evaluate; compare, validate, transfer; merge, subsets, show, config."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ Store = Annotated[
 def list_entries(
     store: Store = None,
     base: Annotated[str | None, typer.Option(help="only those whose base model's name holds this")] = None,
+    task: Annotated[str | None, typer.Option(help="only those whose task or training data holds this")] = None,
     method: Annotated[str | None, typer.Option(help="only those of this method")] = None,
     show_all: Annotated[bool, typer.Option("--all", help="name half-written entries too")] = False,
 ) -> None:
@@ -42,7 +43,9 @@ def list_entries(
     wanted = [
         entry
         for entry in entries
-        if (base is None or base in (entry.summary.base or "")) and method in (None, entry.summary.method)
+        if (base or "") in (entry.summary.base or "")
+        and (task or "") in f"{entry.summary.task} {entry.summary.data}"
+        and method in (None, entry.summary.method)
     ]
     if wanted:
         terminal.show_entries(wanted)

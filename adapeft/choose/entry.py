@@ -37,7 +37,7 @@ def check_name(name: str) -> None:
 class _Record(BaseModel):
     """Read-only; keys that a later version may add are left aside."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
 
 class Summary(_Record):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -21,12 +22,12 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
-from adapeft.artifact import replacing
 from adapeft.choose.entry import SUFFIX, Entry, Summary, check_name
 from adapeft.errors import AdapeftError, did_you_mean
 
 STORE_VARIABLE = "ADAPEFT_STORE"
 HALF_WRITTEN = "half written"
+_WRITTEN = re.compile(r"(.+)@[0-9a-f]{32}\.(?:safetensors|entry)")
 # Those whose fsspec interface creates a file only where there is none; that of the others looks first and then writes.
 _EXCLUSIVE = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 # A younger file without an entry may belong to a writer that is still at work.
@@ -182,12 +183,12 @@ class SubsetStore:
                 self._files.pipe_file(path, content, mode="create")
             else:
                 # A link refuses a name that is taken, as a rename does not, and shows no half of a file.
-                temporary = f"{path}.{entry.token}"
+                temporary = self._folder / f"{entry.name}@{entry.token}.entry"
                 try:
-                    Path(temporary).write_bytes(content)
+                    temporary.write_bytes(content)
                     os.link(temporary, path)
                 finally:
-                    Path(temporary).unlink(missing_ok=True)
+                    temporary.unlink(missing_ok=True)
         except OSError:
             # What a refused put raises depends on the bucket, and a client that tries twice may be refused by itself.
             found = self._content(f"{entry.name}.json")
@@ -285,8 +286,11 @@ def hash_of(path: Path) -> str:
 
 def _keep(content: bytes) -> Path:
     path = _kept(hashlib.sha256(content).hexdigest())
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not by artifact.replacing: that module waits for torch, which listing a store does without.
+    temporary = path.with_name(f".{uuid4().hex}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
     return path
 
 
@@ -299,8 +303,9 @@ def _home(variable: str, otherwise: str) -> Path:
 
 
 def _name_of_file(file: str) -> str:
-    """The name that a subset's file was written for, empty for other files."""
-    return file.partition("@")[0] if file.endswith(SUFFIX) and "@" in file else ""
+    """The name that a writer's file was written for, empty for other files."""
+    match = _WRITTEN.fullmatch(file)
+    return match[1] if match else ""
 
 
 def _entry_names(files: Mapping[str, int]) -> list[str]:

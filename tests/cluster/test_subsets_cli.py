@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -76,6 +78,15 @@ def test_filters_and_other_stores(command, run, tmp_path):
     assert "colours" in command("subsets", "list", "--method", "sam", "--base", "base").output
     assert "no such subsets" in command("subsets", "list", "--method", "adapeft").output
     assert "no such subsets" in command("subsets", "list", "--base", "llama").output
+    assert "colours" in command("subsets", "list", "--task", "train.jsonl").output
+    assert "colours" in command("subsets", "list", "--task", "classification").output
+    assert "no such subsets" in command("subsets", "list", "--task", "causal-lm").output
+
+
+def test_listing_does_not_wait_for_torch():
+    code = "import sys, adapeft.choose.store, cluster.console; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_what_is_broken_is_named(command, run, tmp_path):
