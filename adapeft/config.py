@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from adapeft.choose.budget import Budget
+from adapeft.choose.entry import is_name
 from adapeft.errors import did_you_mean
 from adapeft.tune.rules.options import OPTIONS, parse_options
 
@@ -315,7 +316,10 @@ class Train(Section):
     save_steps: PositiveInt | None = Field(
         default=None, description="steps between resumable checkpoints; null: once an epoch"
     )
-    subset: str | None = Field(default=None, description="saved subset.safetensors to train instead of choosing")
+    subset: str | None = Field(
+        default=None,
+        description="saved subset to train instead of choosing: file, URL, or name in $ADAPEFT_STORE",
+    )
     logging_steps: PositiveInt = Field(default=10, description="steps between lines of progress")
 
 
@@ -512,7 +516,7 @@ _PLACES: dict[str, Callable[[str], bool]] = {
     "data.evaluation": is_local,
     "output": _is_path,
     "select.statistics": _is_path,
-    "train.subset": _is_path,
+    "train.subset": lambda place: _is_path(place) and not is_name(place),
 }
 
 

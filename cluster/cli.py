@@ -1,4 +1,4 @@
-"""The command ``adapeft``: run, select, train, evaluate; compare, validate, transfer; merge, export, import; show."""
+"""The command ``adapeft``: the flow and its stages, methods side by side, subsets and deltas and their further life."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from adapeft.errors import AdapeftError
-from cluster import delta_cli
+from cluster import delta_cli, subsets_cli
 from cluster.failure import WorkerError
 
 # What a command needs beyond this is imported in it: torch takes seconds, and the config is judged before.
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(delta_cli.app, name="delta")
+app.add_typer(subsets_cli.app, name="subsets")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML config; `adapeft config` prints one with every key")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as budget=1% or select.method=sam")]
@@ -71,7 +72,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
         if not session.folder.subset.is_file() and session.config.train.subset is None:
             raise AdapeftError(
                 f"output = {session.folder.path} has no subset.safetensors: run `adapeft select` first, or name one: "
-                f"train.subset=PATH."
+                f"train.subset=PATH, URL or NAME."
             )
         pipeline.train(session, pipeline.select(session))
 
@@ -152,6 +153,18 @@ def transfer(
 
 
 @app.command()
+def horizons(
+    run: Annotated[Path, typer.Argument(help="folder of a run that measured with select.probe_steps")],
+    budget: Annotated[str | None, typer.Option(help="another than the run's, such as 1%")] = None,
+) -> None:
+    """Say how long a choice stays good: what each point of the probe chooses, held against the others' best."""
+    from cluster.console import Terminal
+    from cluster.horizons import horizons as across
+
+    across(run, budget, Terminal())
+
+
+@app.command()
 def merge(
     delta: Annotated[Path, typer.Argument(help="delta.safetensors of a run")],
     model: Annotated[str, typer.Option(help="base model: folder or hub name")],
@@ -200,7 +213,9 @@ def import_adapter(
 
 
 @app.command()
-def show(path: Annotated[Path, typer.Argument(help="a run's folder, a subset or a delta")]) -> None:
+def show(
+    path: Annotated[str, typer.Argument(help="a run's folder, a subset (or its name in the store) or a delta")],
+) -> None:
     """Say what is in a run's folder, a subset or a delta."""
     from cluster.console import Terminal
     from cluster.show import show as show_path

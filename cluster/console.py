@@ -8,7 +8,7 @@ import re
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from cluster.events import Report
 
 if TYPE_CHECKING:
     # The terminal is there before torch is: it shows that torch is being imported.
+    from adapeft.choose.entry import Entry, Summary
     from adapeft.choose.subset import Subset
     from adapeft.choose.transfer import Allotment
     from adapeft.methods import Method
@@ -155,6 +156,20 @@ class Terminal:
         self.console.print(table)
         self._pairs({"densities": f"rank correlation {verified['density_correlation']:.2f} over the tensors"})
 
+    def show_horizons(self, found: Mapping[str, Any]) -> None:
+        """What each point's choice is worth at the others, a row a choice."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("influence captured: chosen")
+        for step in found["steps"]:
+            table.add_column(f"at step {step}", justify="right")
+        chosen = {f"at step {step}": row for step, row in zip(found["steps"], found["captured"], strict=True)}
+        chosen |= {f"{name}ly": found[name]["captured"] for name in ("uniform", "random") if name in found}
+        for name, shares in chosen.items():
+            table.add_row(name, *(f"{share:.1%}" for share in shares))
+        self.console.print(table)
+        overlap, correlation = found["overlap"][0][-1], found["density_correlation"][0][-1]
+        self._pairs({"first, last": f"overlap {overlap:.1%}, rank correlation of densities {correlation:.2f}"})
+
     def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
         """The run in a few lines."""
         before, after, metric = metrics["before"], metrics["after"], metrics["metric"]
@@ -193,6 +208,42 @@ class Terminal:
             style = "bold" if budget == chosen else None
             table.add_row(f"{budget / num_total:.3%}", f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", style=style)
         self.console.print(table)
+
+    def show_entries(self, entries: Sequence[Entry]) -> None:
+        """A line a stored subset."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in ("name", "base", "method", "trained", "data", "score", "fingerprint", "added"):
+            table.add_column(title, justify="right" if title == "trained" else "left", no_wrap=title == "name")
+        for entry in entries:
+            said = entry.summary
+            table.add_row(
+                entry.name,
+                _end_of(said.base),
+                _method(said),
+                _trained(said),
+                _end_of(said.data),
+                _score(said),
+                (said.fingerprint or "–")[:12],
+                f"{entry.added:%Y-%m-%d}",
+            )
+        self.console.print(table)
+
+    def show_entry(self, entry: Entry) -> None:
+        """What a store says of a subset."""
+        said = entry.summary
+        made = said.provenance
+        versions = ", ".join(f"{package} {version}" for package, version in made.get("versions", {}).items())
+        self._pairs(
+            {
+                "base": f"{said.base or 'not named'}, fingerprint {(said.fingerprint or 'not known')[:12]}",
+                "method": _method(said),
+                "task": f"{said.task or 'not named'} on {said.data or 'data that is not named'}",
+                "trained": _trained(said) + (f", budget {said.budget:,}" if said.budget is not None else ""),
+                "score": _score(said),
+                "made by": versions + (f", revision {made['revision']}" if made.get("revision") else ""),
+                "added": f"{entry.added:%Y-%m-%d %H:%M} UTC, {_size(entry.size)}, sha256 {entry.sha256}",
+            }
+        )
 
     def show_delta(self, delta: Delta, path: Path) -> None:
         """What a delta changes and where it comes from."""
@@ -332,6 +383,26 @@ def _sources(said: Mapping[str, Any]) -> dict[str, str]:
 def role_of(name: str) -> str:
     """A parameter's name without its block's number: what all blocks have in common."""
     return _BLOCK_INDEX.sub(".*.", name)
+
+
+def _method(said: Summary) -> str:
+    return " by ".join(word for word in (said.method, said.granularity) if word) or "–"
+
+
+def _trained(said: Summary) -> str:
+    return f"{said.count:,}" + (f" ({said.count / said.num_total:.3%})" if said.num_total else "")
+
+
+def _score(said: Summary) -> str:
+    if said.metric is None or said.metric not in said.after:
+        return "–"
+    before = f"{said.before[said.metric]:.4f} → " if said.metric in said.before else ""
+    return f"{said.metric} {before}{said.after[said.metric]:.4f}"
+
+
+def _end_of(place: str | None) -> str:
+    """The end of a path, which tells more than its beginning where there is little room; a hub's name whole."""
+    return "–" if place is None else "/".join(Path(place).parts[-2:]) if os.path.isabs(place) else place
 
 
 def short(path: str | Path) -> str:

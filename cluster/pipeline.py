@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from adapeft.artifact import provenance, save_json
+from adapeft.choose.locate import locate
+from adapeft.choose.store import hash_of
 from adapeft.choose.subset import Subset
 from adapeft.config import Config, Trials, measurement_key
 from adapeft.errors import AdapeftError
@@ -88,7 +90,9 @@ def select(session: Session) -> Subset:
         return Subset.load(folder.subset)
     started = time.perf_counter()
     if config.train.subset is not None:
-        subset = Subset.load(config.train.subset)
+        # A name may come to stand for another subset: the run says which one it had.
+        path = locate(config.train.subset)
+        subset = Subset.load(path).described(source={"subset": config.train.subset, "sha256": hash_of(path)})
         subset.save(folder.subset)
     elif config.select.statistics is not None:
         subset = _choose_again(session, Path(config.select.statistics))

@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 from pathlib import Path
 
+from adapeft.choose.locate import locate
 from adapeft.choose.options import choice_problem
 from adapeft.choose.subset import Subset
 from adapeft.config_file import load_config
@@ -22,15 +23,16 @@ from solver import choice_frontier, frontier
 _SHARES = tuple(Fraction(1, n) for n in (10_000, 2_000, 1_000, 200, 100, 50, 20, 10))
 
 
-def show(path: Path, terminal: Terminal) -> None:
+def show(place: str, terminal: Terminal) -> None:
     """Prints a run's summary, or the description of a subset or delta.
 
     Raises:
         AdapeftError: neither.
     """
-    if path.is_dir():
-        _show_run(RunFolder(path), terminal)
+    if Path(place).is_dir():
+        _show_run(RunFolder(Path(place)), terminal)
         return
+    path = locate(place)
     try:
         terminal.show_choice(Subset.load(path))
     except AdapeftError as no_subset:

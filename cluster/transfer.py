@@ -18,7 +18,7 @@ from adapeft.choose.subset import Subset
 from adapeft.choose.transfer import Allotment, Profiles, Scores, allot, fill
 from adapeft.choose.verify import agreement, tensor_densities, uniform
 from adapeft.config import Config, Transfer
-from adapeft.config_file import load_config
+from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.inputs.batches import draw_calibration
 from adapeft.inputs.checkpoint import Checkpoint
@@ -121,6 +121,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
         reach=reach,
         seed=config.seed,
         transferred={"from": str(source), "inside": settings.inside},
+        config=to_yaml(config),
     )
     if checkpoint is not None:
         subset = subset.described(fingerprint=checkpoint.fingerprint())

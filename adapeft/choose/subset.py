@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.artifact import load_tensors, save_tensors
+from adapeft.choose.locate import locate
 from adapeft.errors import AdapeftError, did_you_mean
 
 Kind = Literal["tensor", "rows", "elements", "dense", "lora", "adapter"]
@@ -135,12 +136,12 @@ class Subset:
 
     @classmethod
     def load(cls, path: str | Path) -> Subset:
-        """Reads ``subset.safetensors``.
+        """Reads ``subset.safetensors``; ``path`` may also be a URL, or a name in the store (see ``locate``).
 
         Raises:
-            AdapeftError: not a subset, truncated, or its indices do not fit its shapes.
+            AdapeftError: no such subset, not a subset, truncated, or its indices do not fit its shapes.
         """
-        indices, content = load_tensors(Path(path), "subset")
+        indices, content = load_tensors(locate(path), "subset")
         try:
             parts = {name: Part.of(entry, indices.get(name)) for name, entry in content.pop("parts").items()}
             for name, part in parts.items():

@@ -35,7 +35,7 @@ def measure_along_probe(
     # A group of its own: a rank may hold nothing.
     optimizer = torch.optim.Adam([{"params": weights}], lr=settings.probe_learning_rate)
     points: list[Statistics] = []
-    due = np.linspace(0, settings.probe_steps, settings.probe_points).round().astype(int).tolist()
+    due = probe_points(settings)
     for step in range(settings.probe_steps + 1):
         if step in due:
             points.append(measure())
@@ -50,6 +50,11 @@ def measure_along_probe(
         passes.progress("probe", step + 1, settings.probe_steps)
     _write(shards, groups, start)
     return _side_by_side(groups, points)
+
+
+def probe_points(settings: Select) -> list[int]:
+    """The steps of the probe after which is measured, 0 and the last among them."""
+    return np.linspace(0, settings.probe_steps, settings.probe_points).round().astype(int).tolist()
 
 
 def _write(shards: Shards, groups: Groups, weights: Sequence[Tensor]) -> None:

@@ -257,13 +257,13 @@ def test_paths_become_absolute_and_hub_names_stay(load, tmp_path):
     Path("my-model").mkdir()
     Path("saved-data").mkdir()
     local = load(
-        MINIMAL, "name=my-model", "data.train=a.jsonl", "evaluation=saved-data", "statistics=runs/a", "subset=b"
+        MINIMAL, "name=my-model", "data.train=a.jsonl", "evaluation=saved-data", "statistics=runs/a", "subset=runs/b"
     )
     assert local.model.name == str(tmp_path / "my-model")
     assert local.data.train == str(tmp_path / "a.jsonl")
     assert local.data.evaluation == str(tmp_path / "saved-data")
     assert local.select.statistics == str(tmp_path / "runs/a")
-    assert local.train.subset == str(tmp_path / "b")
+    assert local.train.subset == str(tmp_path / "runs/b")
     assert local.output == str(tmp_path / "runs/cola")
     hub = load(MINIMAL)
     assert (hub.model.name, hub.data.train) == ("bert-base-uncased", "glue:cola@train")

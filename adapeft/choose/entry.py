@@ -1,0 +1,119 @@
+"""What a store says of a subset, and how its name is told from a path."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapeft.errors import AdapeftError
+
+if TYPE_CHECKING:
+    from adapeft.choose.subset import Subset
+
+SUFFIX = ".safetensors"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
+
+def is_name(place: str) -> bool:
+    """Whether ``place`` can only be a name in a store: it looks like no path or URL, and no file has it."""
+    return not ("/" in place or os.sep in place or place.endswith(SUFFIX) or os.path.isfile(place))
+
+
+def check_name(name: str) -> None:
+    """Raises ``AdapeftError`` for what could be mistaken for a path, or is none on some file system."""
+    if not re.fullmatch(_NAME, name) or name.endswith(SUFFIX):
+        raise AdapeftError(
+            f"{name!r} is no name for a subset: take letters, digits, '.', '_' and '-', at most 100, a letter or digit "
+            f"first, and not {SUFFIX} at the end."
+        )
+
+
+class _Record(BaseModel):
+    """Read-only; keys that a later version may add are left aside."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+
+class Summary(_Record):
+    """What is known of a subset; None where nobody said.
+
+    Attributes:
+        base: folder or hub name of the model it was chosen for.
+        fingerprint: of that model.
+        budget, count, num_total: elements allowed, trained, and of the whole model.
+        value, bound, gap: of the knapsack.
+        task, data: ``model.task`` and ``data.train`` of the config.
+        metric, before, after: what decides, and all scores before and after training.
+        provenance: versions and revision of what chose it.
+    """
+
+    base: str | None = None
+    fingerprint: str | None = None
+    method: str | None = None
+    granularity: str | None = None
+    budget: int | None = None
+    count: int
+    num_total: int | None = None
+    value: float | None = None
+    bound: float | None = None
+    gap: float | None = None
+    task: str | None = None
+    data: str | None = None
+    metric: str | None = None
+    before: dict[str, float] = {}
+    after: dict[str, float] = {}
+    provenance: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, subset: Subset, config: str | None = None, metrics: Mapping[str, Any] | None = None) -> Summary:
+        """Summary of a subset.
+
+        Args:
+            subset: of which its own header is used.
+            config: YAML of the run that trained it; the one it was chosen under when None.
+            metrics: of that run, as far as it came.
+
+        Raises:
+            AdapeftError: its header, or the config, is damaged.
+        """
+        said, scores = subset.description, metrics or {}
+        known: dict[str, Any] = {key: said[key] for key in cls.model_fields if key in said}
+        try:
+            tree = yaml.safe_load(config or said.get("config", "")) or {}
+            if tree:
+                known |= {"base": tree["model"]["name"], "task": tree["model"]["task"], "data": tree["data"]["train"]}
+            known |= {key: scores[key] for key in ("metric", "before", "after") if key in scores}
+            return cls(**{**known, "count": subset.count})
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            raise AdapeftError(f"what the subset says of itself is damaged ({error}). Choose again.") from error
+
+
+class Entry(_Record):
+    """A subset in a store.
+
+    Attributes:
+        name: by which it is asked for.
+        token: drawn by its writer; part of the file's name.
+        size: bytes of the file.
+        sha256: of the file.
+        added: when.
+        summary: what is known of it.
+    """
+
+    name: str = Field(pattern=f"^{_NAME}$")
+    token: str = Field(pattern="^[0-9a-f]{32}$")
+    size: int
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    added: datetime
+    summary: Summary
+
+    @property
+    def file(self) -> str:
+        """Name of the subset's file, beside the entry."""
+        return f"{self.name}@{self.token}{SUFFIX}"

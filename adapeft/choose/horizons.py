@@ -1,0 +1,93 @@
+"""How long a choice stays good: what one point of a training run chooses, held against what a later one would."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from adapeft.choose.subset import Subset
+from adapeft.choose.verify import agreement, tensor_densities, uniform
+from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.methods import Plan, ValuedMethod, get_method
+from adapeft.ranks import OneRank
+
+_RANDOM_DRAWS = 10
+
+
+def across_horizons(statistics: Statistics, method: ValuedMethod, plan: Plan) -> dict[str, Any]:
+    """Chooses at every point of a probe alone, and says what each choice is worth at every other point.
+
+    The points share their calibration examples: what differs is the training between them, not the draw.
+
+    Args:
+        statistics: measured along a probe, columns [K, P].
+        method: that measured them.
+        plan: budget and reach of every choice.
+
+    Returns:
+        ``captured`` and ``overlap``, both [P, P]: of the subset chosen at the row's point, the share of influence, at
+        the column's point, of the best there, and of elements that the best trains too. ``density_correlation``
+        [P, P]: Spearman's, over tensors (over groups by ``role``). ``random`` (the mean of ten draws), and ``uniform``
+        where there is anything to choose inside a tensor (there the first point's best): captured and overlap [P].
+    """
+    num_points = next(iter(statistics.columns.values())).shape[1]
+    points = [at_point(statistics, point) for point in range(num_points)]
+    chosen = [method.choose(statistics.groups, point, plan, OneRank()) for point in points]
+
+    def held(subset: Subset) -> dict[str, list[float]]:
+        """Against the best of every point."""
+        found = [
+            asdict(agreement(point, method, plan.reach, subset, best))
+            for point, best in zip(points, chosen, strict=True)
+        ]
+        return {name: [each[name] for each in found] for name in found[0]}
+
+    rows = [held(subset) for subset in chosen]
+    draws = [held(_random(statistics, plan, seed)) for seed in range(_RANDOM_DRAWS)]
+    densities = [_densities(point, method, plan.reach) for point in points]
+    result: dict[str, Any] = {
+        **{name: [row[name] for row in rows] for name in rows[0]},
+        "density_correlation": [[float(spearmanr(a, b).statistic) for b in densities] for a in densities],
+        "random": {name: np.mean([draw[name] for draw in draws], axis=0).tolist() for name in draws[0]},
+    }
+    if statistics.groups.granularity in ("row", "element"):
+        result["uniform"] = held(
+            uniform(statistics.groups, plan.budget, lambda index: _values(points[0], method, plan.reach, index))
+        )
+    return result
+
+
+def at_point(statistics: Statistics, point: int) -> Statistics:
+    """The statistics [K] of one point of a probe."""
+    shards = tuple(
+        ElementShard(shard.slice, {name: column[:, point] for name, column in shard.columns.items()})
+        for shard in statistics.elements
+    )
+    columns = {name: column[:, point] for name, column in statistics.columns.items()}
+    return Statistics(statistics.groups, columns, shards)
+
+
+def _random(statistics: Statistics, plan: Plan, seed: int) -> Subset:
+    unmeasured = Statistics(statistics.groups, {})
+    return get_method("random").choose(statistics.groups, unmeasured, replace(plan, seed=seed), OneRank())
+
+
+def _densities(point: Statistics, method: ValuedMethod, reach: float) -> np.ndarray:
+    if point.groups.granularity == "role":  # a group has several tensors, and no tensor a value of its own
+        return method.values(point.columns, reach) / point.groups.counts
+    return tensor_densities(point, method, reach)
+
+
+def _values(point: Statistics, method: ValuedMethod, reach: float, index: int) -> Tensor:
+    """Of a candidate's rows or elements."""
+    if point.groups.granularity == "row":
+        return torch.from_numpy(method.values(point.columns, reach)[point.groups.span(index)])
+    mine = sorted(
+        (shard for shard in point.elements if shard.slice.parameter == index), key=lambda shard: shard.slice.start
+    )
+    return torch.cat([method.value(shard.columns, reach).flatten() for shard in mine])

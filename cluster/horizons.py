@@ -1,0 +1,56 @@
+"""``adapeft horizons``: how much of a choice lasts while the model trains, from what a run measured along its probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adapeft.artifact import provenance, save_json
+from adapeft.choose.choose import check_budget
+from adapeft.choose.horizons import across_horizons
+from adapeft.choose.subset import Subset
+from adapeft.config_file import load_config
+from adapeft.errors import AdapeftError
+from adapeft.measure.probe import probe_points
+from adapeft.measure.storage import load_statistics
+from adapeft.methods import Plan, ValuedMethod, get_method
+from cluster.console import Terminal, short
+from cluster.run_folder import RunFolder
+
+
+def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
+    """The command: writes ``horizons.json`` into the run's folder and shows what the choices capture.
+
+    Args:
+        source: folder of a run.
+        budget: of every choice; the run's own when None.
+
+    Raises:
+        AdapeftError: no run that measured along a probe, or a budget that does not fit it.
+    """
+    folder = RunFolder(source)
+    if not folder.config.is_file() or not folder.table.is_file():
+        raise AdapeftError(f"{source}: no run with statistics (config.yaml, groups.parquet). Run select first.")
+    config = load_config(folder.config, [] if budget is None else [f"select.budget={budget}"])
+    select, method = config.select, get_method(config.select.method)
+    if not select.probe_steps or not isinstance(method, ValuedMethod):
+        raise AdapeftError(
+            f"{source}: was measured at one point. Run select with select.probe_steps=N, as many as the training that "
+            f"is to be compared with has, and select.probe_points=P into another output."
+        )
+    statistics, _ = load_statistics(source)
+    plan = Plan(
+        check_budget(statistics.groups, select),
+        float(Subset.load(folder.subset).description["reach"]),
+        config.seed,
+        select,
+    )
+    found = {
+        "steps": probe_points(select),
+        "budget": plan.budget,
+        "reach": plan.reach,
+        **across_horizons(statistics, method, plan),
+    }
+    path = source / "horizons.json"
+    save_json(path, {**found, "provenance": provenance()})
+    terminal.show_horizons(found)
+    terminal.note(f"all figures: {short(path)}")
