@@ -335,9 +335,6 @@ class Cluster(Section):
     resource_timeout: PositiveFloat = Field(
         default=30.0, description="seconds to wait for missing workers", allow_inf_nan=False
     )
-    max_failures: NonNegativeInt = Field(
-        default=3, description="lost workers or machines survived in a stage: it starts again from its last checkpoint"
-    )
     collective_timeout: PositiveInt = Field(
         default=1800, description="seconds a worker waits for the others before the run ends with an error"
     )

@@ -21,13 +21,14 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.queue import Empty, Queue
 
 from adapeft.config import Cluster, Config
 from adapeft.errors import AdapeftError
 from cluster.events import Report
-from cluster.failure import WorkerError, WorkerLostError
+from cluster.failure import WorkerError
 from cluster.run_folder import RunFolder
 
 RankFunction = Callable[..., dict[str, Any]]
@@ -57,8 +58,6 @@ def run_on_workers(
 ) -> dict[str, Any]:
     """Runs ``function`` on ``cluster.workers`` workers and returns rank 0's result.
 
-    Again where a worker was lost, up to ``cluster.max_failures`` times: the function resumes from what it has saved.
-
     Args:
         function: what each rank does.
         config: given to it.
@@ -68,26 +67,17 @@ def run_on_workers(
 
     Raises:
         AdapeftError: a rank raised one.
-        WorkerError: a rank failed otherwise, or was lost once too often.
+        WorkerError: a rank failed otherwise, or was lost.
     """
-    failures = 0
-    while True:
-        try:
-            return _run_once(function, config, stage, watch, arguments)
-        except WorkerLostError:
-            failures += 1
-            if failures > config.cluster.max_failures:
-                raise
-            watch({"stage": stage, "step": f"a worker was lost; start {failures + 1}"})
-
-
-def _run_once(
-    function: RankFunction, config: Config, stage: str, watch: Report, arguments: dict[str, Any]
-) -> dict[str, Any]:
     folder = RunFolder.of(config)
     events = Queue(actor_options={"num_cpus": 0})
     # A name used again would resume the old run: resuming is the rank function's own business.
-    run = RunConfig(name=f"{stage}-{uuid.uuid4().hex[:8]}", storage_path=str(folder.logs / "ray"))
+    run = RunConfig(
+        name=f"{stage}-{uuid.uuid4().hex[:8]}",
+        storage_path=str(folder.logs / "ray"),
+        # Ray's controller would start over for ever, and wait for the very processors that its first try still holds.
+        failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+    )
     trainer = TorchTrainer(
         _on_rank,
         train_loop_config={
@@ -280,18 +270,18 @@ def _missing(cluster: Cluster, there: dict[str, float]) -> dict[str, int]:
 
 def _cause(error: TrainingFailedError, logs: Path) -> Exception:
     """The user's error that a rank raised, else the first rank's failure and where to read on."""
-    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
-    causes = [_innermost(failure) for failure in failures]
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    causes = [_innermost(failure) for _, failure in sorted(failures.items())] or [_innermost(error)]
     for cause in causes:
         if isinstance(cause, AdapeftError):
             return AdapeftError(str(cause))
-    lost = [isinstance(cause, RayActorError) for cause in causes]
-    first = causes[lost.index(True)] if any(lost) else causes[0]
+    lost = [cause for cause in causes if isinstance(cause, RayActorError)]
+    first = (lost or causes)[0]
     lines = str(first).strip().splitlines()
     message = f"a worker failed: {type(first).__name__}: {lines[0] if lines else ''}\nMore in {logs}."
     # The others see their connection go, at times before Ray sees the process go.
-    if any(lost) or all("closed by peer" in str(cause) or "reset by peer" in str(cause) for cause in causes):
-        return WorkerLostError(message)
+    if lost or all("closed by peer" in str(cause) or "reset by peer" in str(cause) for cause in causes):
+        message += "\nIts process or machine is gone; the same command goes on from what was saved."
     return WorkerError(message)
 
 

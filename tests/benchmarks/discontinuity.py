@@ -22,7 +22,7 @@ from adapeft.config_file import load_config
 from adapeft.inputs.batches import epoch_batches
 from adapeft.tune.attach import attachment_of
 from cluster.inputs import Inputs, load_inputs
-from tests.benchmarks.methods import machine
+from tests.benchmarks.report import RESULTS, machine
 
 PROBED = 64
 # method, learning rate, keys of select.rule
@@ -31,7 +31,6 @@ CURVES = {
     "child-pruning": ("child-pruning", 3e-4, {"projection_interval": 12}),
     "diff-pruning": ("diff-pruning", 3e-4, {}),
 }
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:

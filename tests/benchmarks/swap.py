@@ -103,7 +103,7 @@ def switching_peft(source: str, folder: Path, *, merged: bool) -> Way:
     deltas = deltas_of(source, "lora")
     for name, delta in deltas.items():
         if not (folder / name).exists():
-            save_for_peft(delta, folder / name)
+            save_for_peft(delta, source, folder / name)
     first, second = NAMES
     model = PeftModel.from_pretrained(load(source), folder / first, adapter_name=first).eval()
     model.load_adapter(folder / second, second)

@@ -18,7 +18,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, get_scheduler, set_seed
 
-from tests.benchmarks.methods import RESULTS, machine
+from tests.benchmarks.report import RESULTS, machine
 
 TEXT = Path("../shared/data/wikitext2/train.txt")
 CONFIG = "deploy/configs/wikitext2.yaml"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import torch
 
@@ -27,21 +26,9 @@ def break_down(config, report):
     raise ZeroDivisionError("no value to divide by\nand a second line")
 
 
-def die_once(config, report):
-    """Rank 1 is killed while rank 0 waits for it; the second time both finish."""
-    torch.distributed.barrier()
-    first = Path(config.output) / "died"
-    if torch.distributed.get_rank() == 1 and not first.exists():
-        first.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    torch.distributed.all_reduce(torch.ones(1))
-    return {"alive": torch.distributed.get_world_size()}
-
-
-def die_always(config, report):
-    """Rank 1 is killed every time."""
+def die(config, report):
+    """Rank 1 is killed while rank 0 waits for it."""
     if torch.distributed.get_rank() == 1:
-        (Path(config.output) / f"death-{os.getpid()}").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     torch.distributed.all_reduce(torch.ones(1))
     return {}
