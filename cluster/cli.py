@@ -1,4 +1,4 @@
-"""The command ``adapeft``: run, select, train, evaluate; compare, validate, transfer; merge, show, methods, config."""
+"""The command ``adapeft``: a function a subcommand; those for the jobs of a cluster are in ``jobs_cli``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from adapeft.errors import AdapeftError
 from cluster.failure import WorkerError
+from cluster.jobs_cli import add_commands
 
 # What a command needs beyond this is imported in it: torch takes seconds, and the config is judged before.
 if TYPE_CHECKING:
@@ -196,6 +197,9 @@ def config(
         print(defaults_yaml(), end="")
     else:
         print(to_yaml(load_config(path, overrides or [])), end="")
+
+
+add_commands(app)
 
 
 @contextmanager

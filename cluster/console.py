@@ -8,8 +8,9 @@ import re
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from cluster.events import Report
 
 if TYPE_CHECKING:
     # The terminal is there before torch is: it shows that torch is being imported.
+    from ray.job_submission import JobDetails
+
     from adapeft.choose.subset import Subset
     from adapeft.choose.transfer import Allotment
     from adapeft.methods import Method
@@ -212,6 +215,31 @@ class Terminal:
         """Metrics by name."""
         self._pairs({name: f"{value:.4f}" for name, value in scores.items()})
 
+    def show_job(self, job: JobDetails) -> None:
+        """What became of a job, and which run it is."""
+        said = job.metadata or {}
+        started = "" if job.start_time is None else f", started {_time(job.start_time)}"
+        ended = "" if job.end_time is None else f", ended {_time(job.end_time)}"
+        run: dict[str, str | tuple[str, ...]] = {
+            name: said[name] for name in ("output", "model", "method", "budget", "attempt") if name in said
+        }
+        # Ray puts the end of the log into its message.
+        message = (job.message or "").strip().partition("\n")[0]
+        self._pairs({"job": str(job.submission_id), "status": f"{job.status.lower()}{started}{ended}", **run})
+        self._pairs({"message": message})
+
+    def show_jobs(self, jobs: Sequence[JobDetails]) -> None:
+        """A line a job."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in ("job", "status", "started", "model", "method", "budget", "output"):
+            table.add_column(title, overflow="fold")
+        for job in jobs:
+            said = job.metadata or {}
+            run = (short(said["model"]), said["method"], said["budget"], said["output"])
+            started = "" if job.start_time is None else _time(job.start_time)
+            table.add_row(job.submission_id, job.status.lower(), started, *run)
+        self.console.print(table)
+
     def _pairs(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
         """Names and values, wrapped between words only: a path stays whole, to be copied."""
         width = max(self.console.width - _NAME_WIDTH, 40)
@@ -320,6 +348,10 @@ def _influence(choice: Mapping[str, Any]) -> str:
         f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({choice['status'].replace('_', ' ')}); "
         f"{choice['num_chosen']:,} of {choice['num_groups']:,} groups"
     )
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def short(path: str | Path) -> str:

@@ -111,6 +111,8 @@ def _connect(cluster: Cluster) -> bool:
     """Joins the cluster of ``RAY_ADDRESS`` or starts a local one; whether it is a local one."""
     # Ray would set CUDA_VISIBLE_DEVICES="" for workers without a GPU, and warns that it soon will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # In a job Ray refuses to start when the job's environment sets a variable that the workers' sets too.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     # Ray Train's advice on its own version goes to the terminal otherwise.
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {
