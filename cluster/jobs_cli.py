@@ -57,11 +57,11 @@ def submit(
         for line in package.unseen:
             terminal.note(line)
         job = jobs.submit(head.client, package, variables, entrypoint_num_cpus)
-        terminal.note(f"submitted job {job} to {head.address}")
-        if wait:
-            _follow(head, job, terminal)
-        else:
+        if not wait:
             print(job)
+            return
+        terminal.note(f"submitted job {job} to {head.address}")
+        _follow(head, job, terminal)
 
 
 def status(

@@ -56,7 +56,7 @@ class Head:
 
     Attributes:
         client: takes and tells of jobs.
-        address: of its dashboard.
+        address: of its dashboard, to be shown.
         is_here: whether it runs on this machine.
     """
 
@@ -76,7 +76,8 @@ def connect(address: str | None = None) -> Head:
         handler.setLevel(logging.ERROR)
     # Ray's own order of precedence would take RAY_ADDRESS before what was asked for.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
-    shown = f"{name} = {_without_password(address)}"
+    public = _without_password(address)
+    shown = f"{name} = {public}"
     try:
         client = _Client(address)
         said = client._do_request("GET", "/api/version").json()
@@ -92,7 +93,7 @@ def connect(address: str | None = None) -> Head:
         raise AdapeftError(f"{shown}: what answers there is no Ray dashboard: {_first_line(error)}") from error
     if version < _OLDEST_RAY:
         raise AdapeftError(f"{shown}: the cluster runs Ray {version}; adapeft needs {_OLDEST_RAY} or later there.")
-    return Head(client, address, is_here=(Path(tempfile.gettempdir(), "ray", session)).is_dir())
+    return Head(client, public, is_here=Path(tempfile.gettempdir(), "ray", session).is_dir())
 
 
 def _address(given: str | None) -> tuple[str, str]:
