@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -127,17 +128,29 @@ def _connect(cluster: Cluster) -> bool:
     _check_answers(address, cluster.resource_timeout)
     try:
         ray.init(address=address, **options)
-    except ConnectionError as error:
+    except (ConnectionError, AuthenticationError) as error:
         raise AdapeftError(
             f"RAY_ADDRESS = {address}: the cluster there does not let this process in. Give it the cluster's token "
             f"(RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH), or unset RAY_ADDRESS to use this "
             f"machine alone."
+        ) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise AdapeftError(
+            f"RAY_ADDRESS = {address}: the cluster there runs other versions: {error}\nInstall those of the cluster "
+            "here, or send the run there with `adapeft submit`."
         ) from error
     return address == "local"
 
 
 def _check_answers(address: str, timeout: float) -> None:
     """Knocks at ``host:port``: Ray itself would try for minutes and fill the terminal with it."""
+    if address.startswith(("http://", "https://")):
+        raise AdapeftError(
+            f"RAY_ADDRESS = {address}: is a dashboard, to which `adapeft submit` sends runs. To join the cluster from "
+            "one of its machines write HOST:6379."
+        )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():  # "auto" or "local"
         return

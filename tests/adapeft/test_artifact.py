@@ -43,6 +43,11 @@ def test_files_are_as_readable_as_any_other(tmp_path):
     assert stat.S_IMODE((tmp_path / "file.json").stat().st_mode) == 0o640
 
 
+def test_provenance_where_git_is_not_installed(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert provenance.__wrapped__() == {**provenance(), "revision": None}
+
+
 def test_tensors_carry_kind_description_and_provenance(tmp_path):
     path = tmp_path / "t"
     tensor = torch.arange(6).view(2, 3)
