@@ -162,7 +162,8 @@ def submit(client: JobSubmissionClient, package: Package, variables: Mapping[str
                 entrypoint_num_cpus=num_cpus or None,
             )
         except (RuntimeError, requests.RequestException) as error:
-            raise WorkerError(f"the cluster did not take the job: {_first_line(error)}") from error
+            # Of a traceback on the head it is the last line that says why.
+            raise WorkerError(f"the cluster did not take the job: {str(error).strip().splitlines()[-1]}") from error
 
 
 def submission_id(config: Config) -> str:

@@ -201,6 +201,19 @@ def test_the_same_run_again_is_refused_while_it_lasts_and_counted_afterwards(pro
     assert submit.submission_id(other.config) != first
 
 
+def test_a_job_that_the_cluster_does_not_take(project, monkeypatch):
+    client = FakeClient()
+
+    def submit_job(**job):
+        raise RuntimeError(
+            "Request failed with status code 500: Traceback\n  File x\nValueError: Job already exists.\n"
+        )
+
+    monkeypatch.setattr(client, "submit_job", submit_job)
+    with pytest.raises(WorkerError, match=r"did not take the job: ValueError: Job already exists\.$"):
+        submit.submit(client, pack(config_of(), project, is_here=False), {})
+
+
 def test_attempts_unpack_their_files_elsewhere_and_are_one_run_all_the_same():
     folders = [f"/tmp/ray/session_{n}/runtime_resources/working_dir_files/_ray_pkg_{n}0af" for n in (1, 2)]
     first, second = (config_of().with_paths({"data.train": f"{folder}/data/train.jsonl"}) for folder in folders)

@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 from adapeft.config_file import load_config
 
@@ -65,6 +66,11 @@ def test_the_image_is_pinned():
     assert "Python 3.11" in (ROOT / "constraints.txt").read_text()
 
 
+def test_the_image_has_what_the_launchers_call():
+    (packages,) = [line for line in instructions() if "apt-get install" in line]
+    assert {"g++", "openssh-client", "rsync", "wget"} <= set(packages.split())
+
+
 def test_the_image_does_not_run_as_root():
     stages = "\n".join(instructions()).split("FROM ")
     user = re.search(r"^USER (\d+):", stages[-1], re.MULTILINE)
@@ -78,9 +84,11 @@ def test_the_image_does_not_run_as_root():
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
 def test_ray_accepts_the_cluster(path):
+    """By its published schema, and by what it does with a file before it calls a cloud."""
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     cluster = yaml.safe_load(path.read_text())
     jsonschema.validate(cluster, schema)
+    validate_config(prepare_config(cluster))
     with pytest.raises(jsonschema.ValidationError, match="file_mount'"):
         jsonschema.validate({**cluster, "file_mount": {}}, schema)
 
