@@ -235,7 +235,7 @@ class Terminal:
             table.add_column(title, overflow="fold")
         for job in jobs:
             said = job.metadata or {}
-            run = (short(said["model"]), said["method"], said["budget"], said["output"])
+            run = (said["model"], said["method"], said["budget"], said["output"])
             started = "" if job.start_time is None else _time(job.start_time)
             table.add_row(job.submission_id, job.status.lower(), started, *run)
         self.console.print(table)

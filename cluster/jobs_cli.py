@@ -15,7 +15,7 @@ from adapeft.errors import AdapeftError
 # Ray takes a second to import, and the config is judged before.
 if TYPE_CHECKING:
     from cluster.console import Terminal
-    from cluster.submit import Head
+    from cluster.dashboard import Head
 
 Address = Annotated[
     str | None,
@@ -50,13 +50,13 @@ def submit(
 
     loaded, variables = read_config(config, overrides or []), _variables(env or [])
     with _cluster(address) as (head, terminal):
-        from cluster import submit as jobs
         from cluster.package import pack
+        from cluster.submit import submit as send
 
         package = pack(loaded, working_dir, is_here=head.is_here)
         for line in package.unseen:
-            terminal.note(line)
-        job = jobs.submit(head.client, package, variables, entrypoint_num_cpus)
+            print(line, file=sys.stderr)
+        job = send(head.client, package, variables, entrypoint_num_cpus)
         if not wait:
             print(job)
             return
@@ -70,7 +70,7 @@ def status(
 ) -> None:
     """Say what became of a job; ends with status 1 if it failed or was stopped."""
     with _cluster(address) as (head, terminal):
-        from cluster import submit as jobs
+        from cluster import jobs
 
         if job is None:
             terminal.show_jobs(jobs.runs(head.client))
@@ -87,7 +87,7 @@ def logs(
 ) -> None:
     """Print what a job has said so far, its progress among it."""
     with _cluster(address) as (head, terminal):
-        from cluster import submit as jobs
+        from cluster import jobs
 
         jobs.find(head.client, job)
         if follow:
@@ -99,7 +99,7 @@ def logs(
 def stop(job: Job, address: Address = None) -> None:
     """End a job; the same run can be submitted again and goes on where it was."""
     with _cluster(address) as (head, terminal):
-        from cluster import submit as jobs
+        from cluster import jobs
 
         terminal.note(f"job {job}: {jobs.stop(head.client, job).lower()}")
 
@@ -110,14 +110,14 @@ def _cluster(address: str | None) -> Iterator[tuple[Head, Terminal]]:
 
     terminal = Terminal()
     with terminal.console.status("reaching the cluster …"):
-        from cluster import submit as jobs
+        from cluster.dashboard import connect
 
-        head = jobs.connect(address)
+        head = connect(address)
     yield head, terminal
 
 
 def _follow(head: Head, job: str, terminal: Terminal) -> None:
-    from cluster import submit as jobs
+    from cluster import jobs
 
     try:
         details = jobs.follow(head.client, job, _write)
