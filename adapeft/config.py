@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
@@ -460,15 +461,22 @@ class Config(Section):
     cluster: Cluster = Cluster()
     seed: NonNegativeInt = Field(default=0, description="of everything random", lt=2**32)
 
+    def paths(self) -> dict[str, str]:
+        """What lies on a file system, as it is spelled: ``{"data.train": "train.jsonl", "output": "runs/mine", …}``."""
+        flat = _flatten(self)
+        return {key: flat[key] for key, is_place in _PLACES.items() if flat[key] is not None and is_place(flat[key])}
+
+    def with_paths(self, paths: Mapping[str, str]) -> Config:
+        """The same with other places, by dotted key."""
+        tree = self.model_dump()
+        for key, path in paths.items():
+            section, _, name = key.rpartition(".")
+            (tree[section] if section else tree)[name] = path
+        return Config.model_validate(tree)
+
     def resolved(self) -> Config:
         """The same with absolute paths, because workers run in other folders. Names on a hub stay as they are."""
-        tree = self.model_dump()
-        for key, is_place in _PLACES.items():
-            section, _, name = key.rpartition(".")
-            branch = tree[section] if section else tree
-            if branch[name] is not None and is_place(branch[name]):
-                branch[name] = _absolute(branch[name])
-        return Config.model_validate(tree)
+        return self.with_paths({key: _absolute(path) for key, path in self.paths().items()})
 
 
 # --- places ----------------------------------------------------------------------------------------------------------
@@ -494,6 +502,11 @@ def is_local(source: str) -> bool:
     return _is_path(source) and (source.lower().endswith(DATA_SUFFIXES) or _exists(source))
 
 
+def is_in_job_folder(path: str) -> bool:
+    """Whether ``path`` is among the files that a Ray job brought along, which Ray unpacks on every machine."""
+    return _JOB_FOLDER.match(path) is not None
+
+
 def _exists(path: str) -> bool:
     return os.path.exists(os.path.expanduser(path))
 
@@ -507,6 +520,7 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+_JOB_FOLDER = re.compile(r".*/working_dir_files/_ray_pkg_[0-9a-f]+/")
 _PLACES: dict[str, Callable[[str], bool]] = {
     "model.name": _exists,
     "data.train": is_local,
@@ -569,7 +583,7 @@ _MEASURED = (
 
 def measurement_key(config: Config) -> dict[str, Any]:
     """Everything that measuring depends on: equal keys mean that statistics can be used again."""
-    flat = _flatten(config)
+    flat = _comparable(config)
     key = {name: flat[name] for name in _MEASURED}
     key["select.groups"] = config.select.granularity
     return key
@@ -577,8 +591,14 @@ def measurement_key(config: Config) -> dict[str, Any]:
 
 def differences(a: Config, b: Config) -> list[str]:
     """Lines such as ``select.budget: 0.5% here, 1% there``, for ``a`` here and ``b`` there."""
-    here, there = _flatten(a), _flatten(b)
+    here, there = _comparable(a), _comparable(b)
     return [f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there" for key in KEYS if here[key] != there[key]]
+
+
+def _comparable(config: Config) -> dict[str, Any]:
+    """By dotted path, with the files of a Ray job as they were spelled: each attempt unpacks them in another folder."""
+    flat = _flatten(config)
+    return {key: _JOB_FOLDER.sub("", value) if key in _PLACES and value else value for key, value in flat.items()}
 
 
 def _flatten(config: Config) -> dict[str, Any]:

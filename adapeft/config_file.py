@@ -31,6 +31,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     A key is dotted (``select.budget=1%``), or its last word alone where that is unambiguous (``budget=1%``).
     Raises one ``AdapeftError`` that lists every problem.
     """
+    return read_config(path, overrides).resolved()
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The same with paths as they are spelled."""
     tree = _read(Path(path))
     problems = _override(tree, overrides)
     try:
@@ -39,7 +44,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         reason = str(error).splitlines()[0]
         raise AdapeftError(f"{path}: {error.full_key}: {reason}; set the variable or mend the reference") from error
     assert isinstance(given, dict)
-    return parse_config(given, source=str(path), problems=problems).resolved()
+    return parse_config(given, source=str(path), problems=problems)
 
 
 def parse_config(tree: Mapping[Any, Any], source: str = "config", problems: Sequence[str] = ()) -> Config:

@@ -17,6 +17,7 @@ from rich.text import Text
 from adapeft.errors import AdapeftError
 from cluster import delta_cli, subsets_cli
 from cluster.failure import WorkerError
+from cluster.jobs_cli import add_commands
 
 # What a command needs beyond this is imported in it: torch takes seconds, and the config is judged before.
 if TYPE_CHECKING:
@@ -247,6 +248,9 @@ def config(
         print(defaults_yaml(), end="")
     else:
         print(to_yaml(load_config(path, overrides or [])), end="")
+
+
+add_commands(app)
 
 
 @contextmanager

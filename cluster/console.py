@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from cluster.events import Report
 
 if TYPE_CHECKING:
     # The terminal is there before torch is: it shows that torch is being imported.
+    from ray.job_submission import JobDetails
+
     from adapeft.choose.entry import Entry, Summary
     from adapeft.choose.subset import Subset
     from adapeft.choose.transfer import Allotment
@@ -264,6 +267,31 @@ class Terminal:
         """Metrics by name."""
         self._pairs({name: f"{value:.4f}" for name, value in scores.items()})
 
+    def show_job(self, job: JobDetails) -> None:
+        """What became of a job, and which run it is."""
+        said = job.metadata or {}
+        started = "" if job.start_time is None else f", started {_time(job.start_time)}"
+        ended = "" if job.end_time is None else f", ended {_time(job.end_time)}"
+        run: dict[str, str | tuple[str, ...]] = {
+            name: said[name] for name in ("output", "model", "method", "budget", "attempt") if name in said
+        }
+        # Ray puts the end of the log into its message.
+        message = (job.message or "").strip().partition("\n")[0]
+        self._pairs({"job": str(job.submission_id), "status": f"{job.status.lower()}{started}{ended}", **run})
+        self._pairs({"message": message})
+
+    def show_jobs(self, jobs: Sequence[JobDetails]) -> None:
+        """A line a job."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for title in ("job", "status", "started", "model", "method", "budget", "output"):
+            table.add_column(title, overflow="fold")
+        for job in jobs:
+            said = job.metadata or {}
+            run = (said["model"], said["method"], said["budget"], said["output"])
+            started = "" if job.start_time is None else _time(job.start_time)
+            table.add_row(job.submission_id, job.status.lower(), started, *run)
+        self.console.print(table)
+
     def _pairs(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
         """Names and values, wrapped between words only: a path stays whole, to be copied."""
         width = max(self.console.width - _NAME_WIDTH, 40)
@@ -403,6 +431,10 @@ def _score(said: Summary) -> str:
 def _end_of(place: str | None) -> str:
     """The end of a path, which tells more than its beginning where there is little room; a hub's name whole."""
     return "–" if place is None else "/".join(Path(place).parts[-2:]) if os.path.isabs(place) else place
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def short(path: str | Path) -> str:

@@ -13,16 +13,17 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import AuthenticationError, RayActorError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Empty, Queue
 
 from adapeft.config import Cluster, Config
@@ -120,6 +121,8 @@ def _connect(cluster: Cluster) -> bool:
     """Joins the cluster of ``RAY_ADDRESS`` or starts a local one; whether it is a local one."""
     # Ray would set CUDA_VISIBLE_DEVICES="" for workers without a GPU, and warns that it soon will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # In a job Ray refuses to start when the job's environment sets a variable that the workers' sets too.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     # Ray Train's advice on its own version goes to the terminal otherwise.
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {
@@ -133,17 +136,29 @@ def _connect(cluster: Cluster) -> bool:
     _check_answers(address, cluster.resource_timeout)
     try:
         ray.init(address=address, **options)
-    except ConnectionError as error:
+    except (ConnectionError, AuthenticationError) as error:
         raise AdapeftError(
             f"RAY_ADDRESS = {address}: the cluster there does not let this process in. Give it the cluster's token "
             f"(RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH), or unset RAY_ADDRESS to use this "
             f"machine alone."
+        ) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise AdapeftError(
+            f"RAY_ADDRESS = {address}: the cluster there runs other versions: {error}\nInstall those of the cluster "
+            "here, or send the run there with `adapeft submit`."
         ) from error
     return address == "local"
 
 
 def _check_answers(address: str, timeout: float) -> None:
     """Knocks at ``host:port``: Ray itself would try for minutes and fill the terminal with it."""
+    if address.startswith(("http://", "https://")):
+        raise AdapeftError(
+            f"RAY_ADDRESS = {address}: is a dashboard, to which `adapeft submit` sends runs. To join the cluster from "
+            "one of its machines write HOST:6379."
+        )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():  # "auto" or "local"
         return
@@ -219,11 +234,8 @@ def _output_to(path: Path) -> Iterator[None]:
 
 
 def _scaling(cluster: Cluster) -> ScalingConfig:
-    resources: dict[str, float] = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
     return ScalingConfig(
-        num_workers=cluster.workers, use_gpu=bool(cluster.gpus_per_worker), resources_per_worker=resources
+        num_workers=cluster.workers, use_gpu=bool(cluster.gpus_per_worker), resources_per_worker=_for_a_worker(cluster)
     )
 
 
@@ -243,16 +255,15 @@ def _worker_environment(cluster: Cluster) -> dict[str, str]:
 
 
 def _wait_for_resources(cluster: Cluster, timeout: float) -> None:
-    """Waits for workers that may still be joining, then says what is missing."""
+    """Waits for workers that may still be joining, asks an autoscaler for them, then says what is missing."""
     deadline = time.monotonic() + timeout
-    while True:
-        there = ray.cluster_resources()
-        missing = _missing(cluster, there)
-        if not missing:
-            return
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(min(1.0, max(0.0, deadline - time.monotonic()) + 0.01))
+    missing = _missing(cluster, there := ray.cluster_resources())
+    with _demand(cluster) if missing and timeout else nullcontext():
+        while missing and time.monotonic() < deadline:
+            time.sleep(min(1.0, deadline - time.monotonic() + 0.01))
+            missing = _missing(cluster, there := ray.cluster_resources())
+    if not missing:
+        return
     lacks = " and ".join(f"{amount:g} {name}s ({there.get(name, 0):g} there)" for name, amount in missing.items())
     waited = f" after {timeout:g} s" if timeout else ""
     longer = ", or raise cluster.resource_timeout" if timeout else ""
@@ -262,9 +273,27 @@ def _wait_for_resources(cluster: Cluster, timeout: float) -> None:
     )
 
 
-def _missing(cluster: Cluster, there: dict[str, float]) -> dict[str, int]:
+@contextmanager
+def _demand(cluster: Cluster) -> Iterator[None]:
+    """Lets an autoscaler see what is wanted, for as long as the block lasts.
+
+    What ``ray.autoscaler.sdk.request_resources`` asks for would outlive this process, and keep idle machines running.
+    """
+    group = placement_group([_for_a_worker(cluster)] * cluster.workers)
+    try:
+        yield
+    finally:
+        remove_placement_group(group)
+
+
+def _for_a_worker(cluster: Cluster) -> dict[str, float]:
+    gpus: dict[str, float] = {"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
+    return {"CPU": cluster.cpus_per_worker, **gpus}
+
+
+def _missing(cluster: Cluster, there: dict[str, float]) -> dict[str, float]:
     """What the workers want of each resource of which there is less."""
-    wanted = {"CPU": cluster.workers * cluster.cpus_per_worker, "GPU": cluster.workers * cluster.gpus_per_worker}
+    wanted = {name: cluster.workers * amount for name, amount in _for_a_worker(cluster).items()}
     return {name: amount for name, amount in wanted.items() if there.get(name, 0) < amount}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapeft.artifact import replacing
-from adapeft.config import Config, differences
+from adapeft.config import Config, differences, is_in_job_folder
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.measure.storage import ELEMENTS, TABLE
@@ -65,8 +65,13 @@ class RunFolder:
         """Makes the folder this config's, or takes it up again where the same run left it.
 
         Raises:
-            AdapeftError: it holds another run, or files that are no run at all.
+            AdapeftError: it holds another run, or files that are no run at all, or will not outlive the job.
         """
+        if is_in_job_folder(str(self.path)):
+            raise AdapeftError(
+                f"output = {self.path} is in this job's own copy of its working directory, which Ray removes. Give an "
+                "absolute path on storage that all machines share: output=/…"
+            )
         if self.config.is_file() and self._has_results():
             other = differences(config, load_config(self.config))
             if other:

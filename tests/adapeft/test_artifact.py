@@ -69,6 +69,11 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
         fail()
 
 
+def test_provenance_where_git_is_not_installed(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert provenance.__wrapped__() == {**provenance(), "revision": None}
+
+
 def test_tensors_carry_kind_description_and_provenance(tmp_path):
     path = tmp_path / "t"
     tensor = torch.arange(6).view(2, 3)

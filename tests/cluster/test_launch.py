@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.exceptions import AuthenticationError
+from ray.util import placement_group_table
 
 from adapeft.config import Cluster
 from adapeft.config_file import parse_config
@@ -104,6 +106,20 @@ def test_too_many_workers(local_ray):
         launch._wait_for_resources(cluster, timeout=0)
 
 
+def test_an_autoscaler_sees_what_is_wanted_while_it_is_waited_for(local_ray):
+    def pending() -> list[dict[int, dict[str, float]]]:
+        return [group["bundles"] for group in placement_group_table().values() if group["state"] == "PENDING"]
+
+    assert pending() == []
+    waiting = launch._in_background(lambda: launch._wait_for_resources(Cluster(workers=3, cpus_per_worker=500), 5))
+    deadline = time.monotonic() + 4
+    while not pending() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert pending() == [{index: {"CPU": 500} for index in range(3)}]
+    assert isinstance(waiting.exception(), AdapeftError)
+    assert pending() == []
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_a_cluster_that_does_not_answer(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
@@ -112,6 +128,32 @@ def test_a_cluster_that_does_not_answer(address, monkeypatch):
         launch.ray_session(Cluster()),
     ):
         pass
+
+
+def test_the_address_of_a_dashboard(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with (
+        pytest.raises(AdapeftError, match=r"RAY_ADDRESS = http://127\.0\.0\.1:8265: .*`adapeft submit`"),
+        launch.ray_session(Cluster()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("failure", "complaint"),
+    [
+        (AuthenticationError("no token"), "does not let this process in. Give it the cluster's token"),
+        (RuntimeError("Version mismatch: Ray: 2.9.3"), "runs other versions: Version mismatch: Ray: 2.9.3"),
+    ],
+)
+def test_a_cluster_that_is_not_joined(failure, complaint, monkeypatch):
+    def refuse(**options):
+        raise failure
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(launch.ray, "init", refuse)
+    with pytest.raises(AdapeftError, match=f"RAY_ADDRESS = auto: the cluster there {complaint}"):
+        launch._connect(Cluster())
 
 
 def test_an_interrupt_ends_a_run_quickly(tmp_path):
