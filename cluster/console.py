@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, 
 from rich.table import Table
 from rich.text import Text
 
+from adapeft.choose.estimate import Load, Zero, memory, traffic
 from adapeft.config import Config
 from cluster.events import Report
 
@@ -154,6 +155,32 @@ class Terminal:
                 table.add_row(name, f"{verified[name]['captured']:.1%}", f"{verified[name]['overlap']:.1%}")
         self.console.print(table)
         self._pairs({"densities": f"rank correlation {verified['density_correlation']:.2f} over the tensors"})
+
+    def show_estimate(
+        self, loads: Mapping[str, Load], zero: Zero, grid: Mapping[tuple[int, int], Mapping[str, int]]
+    ) -> None:
+        """Bytes on a device by part and stage of the run; their sums for every ZeRO stage and number of workers."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column(f"a device of {zero.workers}, ZeRO stage {zero.stage}")
+        for stage in loads:
+            table.add_column(stage, justify="right")
+        held = [memory(load, zero) for load in loads.values()]
+        for part in held[0].parts:
+            table.add_row(part, *(_size(each.parts[part]) for each in held))
+        table.add_row("in all", *(_size(each.total) for each in held), style="bold")
+        sent = [traffic(load, zero) for load in loads.values()]
+        for kind in sent[0]:
+            table.add_row(f"sent in a step: {kind}", *(_size(each[kind]) for each in sent))
+        self.console.print(table)
+        numbers = sorted({workers for _, workers in grid})
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("largest, by workers")
+        for workers in numbers:
+            table.add_column(str(workers), justify="right")
+        for zero_stage in sorted({zero_stage for zero_stage, _ in grid}):
+            totals = [max(grid[zero_stage, workers].values()) for workers in numbers]
+            table.add_row(f"ZeRO stage {zero_stage}", *map(_size, totals))
+        self.console.print(table)
 
     def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
         """The run in a few lines."""

@@ -6,8 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from adapeft.choose.choose import check_budget
 from adapeft.choose.subset import Subset
@@ -21,6 +23,8 @@ from adapeft.inputs.tokenize import tokenize
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import check_precision
 
+_LONG_TEXTS = 64
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -32,6 +36,8 @@ class Inspection:
         groups: the candidates, without a fingerprint.
         budget: in elements.
         num_always_trained: elements outside the budget.
+        model_config: of the model, with the labels of the data.
+        num_tokens: of the longest example.
     """
 
     architecture: str
@@ -39,6 +45,8 @@ class Inspection:
     groups: Groups
     budget: int
     num_always_trained: int
+    model_config: PretrainedConfig
+    num_tokens: int
 
 
 def inspect(config: Config) -> Inspection:
@@ -67,6 +75,22 @@ def inspect(config: Config) -> Inspection:
         groups,
         check_budget(groups, select),
         sum(counts[name] for name in groups.always_train),
+        model_config,
+        _longest(config, description, tokenizer),
+    )
+
+
+def _longest(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest training example, judged by the texts of most characters."""
+    data = config.data
+    if config.model.task == "causal-lm":
+        return data.max_length
+    rows = load_rows(data.train, "data.train")
+    columns = [data.text] if data.text_pair is None else [data.text, data.text_pair]
+    characters = sum(pc.utf8_length(rows.with_format("arrow")[column][:]).to_numpy() for column in columns)
+    longest = np.argsort(characters)[-_LONG_TEXTS:]
+    return max(
+        map(len, tokenize(rows.select(longest), data, config.model.task, tokenizer, description).rows["input_ids"])
     )
 
 

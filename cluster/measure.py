@@ -18,6 +18,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import clear_elements, save_elements, save_groups, save_options
 from adapeft.methods import get_method
 from adapeft.ranks import Ranks
+from cluster.allocator import peak_memory
 from cluster.engine import join, measuring_engine
 from cluster.events import Report
 from cluster.inputs import load_inputs
@@ -27,7 +28,11 @@ from cluster.zero_shards import ZeroShards
 
 
 def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
-    """Measures the config's groups on this rank's shards, chooses, and writes table, statistics and subset."""
+    """Measures the config's groups on this rank's shards, chooses, and writes table, statistics and subset.
+
+    Returns:
+        What ``metrics.json`` says of it.
+    """
     ranks = join()
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
@@ -55,9 +60,10 @@ def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
     engine.destroy()
     if groups.granularity == "element" and statistics.columns:  # also on a rank that happens to hold none
         save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)
+    peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
     report({"step": "choosing"})
     choose_and_save(config, statistics, len(inputs.train), ranks)
-    return {}
+    return {"measuring_peak_memory_bytes": peak}
 
 
 def choose_and_save(config: Config, statistics: Statistics, num_examples: int, ranks: Ranks) -> Subset:

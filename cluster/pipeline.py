@@ -16,6 +16,8 @@ from adapeft.measure.storage import load_statistics
 from adapeft.ranks import OneRank
 from adapeft.ship.delta import Delta
 from cluster.console import Terminal, short
+from cluster.estimate import estimate_of
+from cluster.fits import check_memory
 from cluster.inputs import count_examples
 from cluster.inspect import Inspection, inspect
 from cluster.run_folder import RunFolder
@@ -23,6 +25,8 @@ from cluster.run_folder import RunFolder
 
 def run(session: Session) -> dict[str, Any]:
     """Measures, chooses, trains and evaluates; takes up again whatever an earlier call of the same run has finished."""
+    if not session.folder.delta.is_file():
+        session.check_memory()
     return train(session, select(session))
 
 
@@ -67,6 +71,11 @@ class Session:
         with self.terminal.watch(stage) as watch:
             return run_on_workers(function, self.config, stage, watch, **arguments)
 
+    def check_memory(self) -> None:
+        """See ``cluster.fits.check_memory``."""
+        with self.terminal.busy("estimating memory"):
+            check_memory(estimate_of(self.config, self.inspection))
+
     def metrics(self) -> dict[str, Any]:
         """What ``metrics.json`` holds so far."""
         return json.loads(self.folder.metrics.read_text()) if self.folder.metrics.is_file() else {}
@@ -87,6 +96,7 @@ def select(session: Session) -> Subset:
         session.terminal.note(f"subset: already chosen, {short(folder.subset)}")
         return Subset.load(folder.subset)
     started = time.perf_counter()
+    measured: dict[str, Any] = {}
     if config.train.subset is not None:
         subset = Subset.load(config.train.subset)
         subset.save(folder.subset)
@@ -95,9 +105,9 @@ def select(session: Session) -> Subset:
     else:
         from cluster.measure import measure_and_choose
 
-        session.on_workers(measure_and_choose, "measure")
+        measured = session.on_workers(measure_and_choose, "measure")
         subset = Subset.load(folder.subset)
-    session.record(**_choice_of(subset), seconds={"select": time.perf_counter() - started})
+    session.record(**_choice_of(subset), **measured, seconds={"select": time.perf_counter() - started})
     session.terminal.show_choice(subset)
     return subset
 

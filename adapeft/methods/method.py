@@ -66,6 +66,10 @@ class Method(ABC):
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
         """Statistics of the groups, without columns when the method measures nothing. Collective."""
 
+    def statistics_bytes(self, settings: Select) -> int:
+        """Bytes that measuring keeps for each candidate's element, on the rank that has it, at most."""
+        return 0
+
     @abstractmethod
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
         """The subset under the plan's budget, the same on every rank. Collective."""
