@@ -72,7 +72,7 @@ class Terminal:
                 "model": _model(inspection),
                 "matched": f"{int(groups.counts.sum()):,} parameters in {len(groups.parameters):,} tensors, "
                 f"by {', '.join(config.select.options) or groups.granularity}",
-                "trainable": f"at most {inspection.budget:,} ({inspection.budget / groups.num_total:.3%} of the model)"
+                "trainable": f"{_at_most(inspection)} ({inspection.budget / groups.num_total:.3%} of the model)"
                 f"{always}",
                 **_inputs(config, inspection),
                 "output": short(config.output),
@@ -105,7 +105,7 @@ class Terminal:
             count = subset.count - sum(count for _, count in trained.most_common(_ROLES_SHOWN))
             table.add_row(f"{rest} other roles", "", f"{count:,}", f"{count / subset.count:.1%}")
         self.console.print(table)
-        self._pairs({"influence": _influence(subset.description)})
+        self._pairs({"influence": _influence(subset.description), **_bought(subset.description, subset.count)})
 
     def show_markdown(self, text: str) -> None:
         """A report."""
@@ -194,6 +194,7 @@ class Terminal:
         rows: dict[str, str | tuple[str, ...]] = {
             "trained": f"{trained:,} of {total:,} parameters ({trained / total:.3%}){head}",
             "influence": _influence(metrics["choice"]),
+            **_bought(metrics["choice"], trained),
             metric: f"{before[metric]:.4f} → {after[metric]:.4f}   (loss {before['loss']:.4f} → {after['loss']:.4f})",
             "delta": f"{_size(metrics['delta_bytes'])}, 1/{full / metrics['delta_bytes']:.0f} of the model's "
             f"{_size(full)}",
@@ -312,6 +313,12 @@ def _model(inspection: Inspection) -> str:
     return f"{inspection.architecture}, {inspection.groups.num_total:,} parameters"
 
 
+def _at_most(inspection: Inspection) -> str:
+    if inspection.limit is None:
+        return f"at most {inspection.budget:,}"
+    return f"what fits {_size(inspection.limit.limit)} a device, about {inspection.budget:,}"
+
+
 def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
     data = inspection.description
     if config.model.task == "causal-lm":
@@ -347,6 +354,14 @@ def _influence(choice: Mapping[str, Any]) -> str:
         f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({choice['status'].replace('_', ' ')}); "
         f"{choice['num_chosen']:,} of {choice['num_groups']:,} groups"
     )
+
+
+def _bought(choice: Mapping[str, Any], count: int) -> dict[str, str]:
+    """What a budget in bytes bought."""
+    if choice.get("memory_per_device") is None:
+        return {}
+    paid = f"{_size(choice['memory_bytes'])} of {_size(choice['memory_per_device'])} a device"
+    return {"memory": f"{paid} for {count:,} parameters, the rest for the model and its activations"}
 
 
 def short(path: str | Path) -> str:

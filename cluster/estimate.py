@@ -7,14 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from adapeft.choose.activations import Counted, count_pass
 from adapeft.choose.estimate import FLOAT32, Load, Memory, Zero, memory, share
-from adapeft.choose.subset import Subset
+from adapeft.choose.groups import parts_of
+from adapeft.choose.memory_limit import MemoryLimit
+from adapeft.choose.subset import Part, Subset
 from adapeft.config import Config
 from adapeft.inputs.batches import num_micro_batches
 from adapeft.inputs.objective import objective_for
@@ -23,14 +27,16 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods import METHODS, Plan, ValuedMethod, get_method
 from adapeft.ranks import OneRank
 from adapeft.tune.attach import attach
-from cluster.inspect import Inspection
+from cluster.zero import zero_of
 
-PROCESS = 830 * 2**20
-"""Bytes of a worker with its libraries and a small data set, on a CPU: Python, torch, transformers, DeepSpeed, Ray.
+if TYPE_CHECKING:
+    from cluster.inspect import Inspection
 
-Measured: a run of a model of 5,000 parameters. On a GPU it is host memory, and CUDA's own context is not counted.
+PROCESS = 700 * 2**20
+"""Bytes of a worker with its libraries and a small data set, on a CPU: Python, torch, transformers, DeepSpeed.
+
+Measured before the model is loaded: 694 to 718 MiB. On a GPU it is host memory, and CUDA's own context is not counted.
 """
-
 GRID = (1, 2, 4, 8)
 """Workers that a run is estimated for, besides its own number."""
 
@@ -44,6 +50,7 @@ class Estimate:
         model_config: of its model.
         groups: the candidates.
         subset: what is trained, or one drawn at random in its place where it has yet to be measured.
+        is_measured: whether nothing is left to be measured.
         num_tokens: of an example.
         is_regression: of the data.
     """
@@ -52,6 +59,7 @@ class Estimate:
     model_config: PretrainedConfig
     groups: Groups
     subset: Subset
+    is_measured: bool
     num_tokens: int
     is_regression: bool
 
@@ -61,9 +69,9 @@ class Estimate:
         return {name: load for name, load in loads.items() if load is not None}
 
     def measuring(self, zero: Zero) -> Load | None:
-        """None where the statistics or the subset are there already."""
-        config, settings = self.config, self.config.select
-        if config.train.subset is not None or settings.statistics is not None:
+        """None where nothing is left to be measured."""
+        settings = self.config.select
+        if self.is_measured:
             return None
         method = get_method(settings.method)
         batch_size = 1 if method.measures_examples else settings.batch_size
@@ -125,11 +133,13 @@ class Estimate:
     @cached_property
     def _count(self) -> Callable[[str, int], Counted]:
         model = self.config.model
+        on_gpu = self.config.cluster.gpus_per_worker > 0
+        model_config = _without_dropout(self.model_config) if on_gpu else self.model_config
 
         @cache
         def count(stage: str, num_examples: int) -> Counted:
             return count_pass(
-                self.model_config,
+                model_config,
                 model.task,
                 partial(_measured, self.groups)
                 if stage == "measuring"
@@ -159,10 +169,42 @@ def estimate_of(config: Config, inspection: Inspection) -> Estimate:
         subset = stand_in.choose(groups, Statistics(groups, {}), plan, OneRank()).of_model(
             groups.always_train, groups.new
         )
-    model_config = inspection.model_config
-    if config.cluster.gpus_per_worker:
-        model_config = _without_dropout(model_config)
-    return Estimate(config, model_config, groups, subset, inspection.num_tokens, inspection.description.is_regression)
+    is_regression = inspection.description.is_regression
+    is_measured = chosen is not None or select.statistics is not None
+    return Estimate(config, inspection.model_config, groups, subset, is_measured, inspection.num_tokens, is_regression)
+
+
+def limit_of(
+    config: Config, model_config: PretrainedConfig, groups: Groups, num_tokens: int, *, is_regression: bool
+) -> MemoryLimit | None:
+    """The budget in bytes, where the config has one.
+
+    Raises:
+        AdapeftError: nothing is left of it for the subset.
+    """
+    limit = config.select.memory_per_device
+    if limit is None:
+        return None
+    zero = zero_of(config.cluster)
+    most = _most_at_work(groups)
+    load = Estimate(config, model_config, groups, most, True, num_tokens, is_regression).training(zero)
+    always = load.num_trained - most.count
+    sizes = list(load.sizes)
+    for part in most.parts.values():
+        if part.indices is not None:
+            sizes.remove(part.count)
+    # Activations are the most that any subset can keep, all else is without one.
+    fixed = replace(load, sizes=sizes, num_trained=always, num_stepped=always, num_micro=2, base=0)
+    return MemoryLimit.of(limit, fixed, zero, keeps_base=not config.cluster.gpus_per_worker)
+
+
+def _most_at_work(groups: Groups) -> Subset:
+    """All groups; of single elements one a tensor, as their activations do not depend on how many there are."""
+    if groups.granularity == "element":
+        parts = {info.name: Part("elements", info.shape, torch.zeros(1).long()) for info in groups.parameters}
+    else:
+        parts = parts_of(groups, np.ones(groups.num_groups, dtype=bool))
+    return Subset(parts, groups.always_train, groups.new)
 
 
 def _measured(groups: Groups, model: nn.Module) -> None:

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from adapeft.choose.choose import check_budget
+from adapeft.choose.choose import check_budget, check_limit
+from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.subset import Subset
 from adapeft.config import Config
 from adapeft.errors import AdapeftError, did_you_mean
@@ -22,6 +23,7 @@ from adapeft.inputs.model import build_structure, check_inputs, load_model_confi
 from adapeft.inputs.tokenize import tokenize
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import check_precision
+from cluster.estimate import limit_of
 
 _LONG_TEXTS = 64
 
@@ -34,7 +36,8 @@ class Inspection:
         architecture: class of the model.
         description: of the data.
         groups: the candidates, without a fingerprint.
-        budget: in elements.
+        budget: in elements; about, where it is given in bytes.
+        limit: the budget in bytes, where it is.
         num_always_trained: elements outside the budget.
         model_config: of the model, with the labels of the data.
         num_tokens: of the longest example.
@@ -47,6 +50,7 @@ class Inspection:
     num_always_trained: int
     model_config: PretrainedConfig
     num_tokens: int
+    limit: MemoryLimit | None
 
 
 def inspect(config: Config) -> Inspection:
@@ -68,15 +72,18 @@ def inspect(config: Config) -> Inspection:
     groups = groups_of(structure, select)
     if config.train.subset is not None:
         Subset.load(config.train.subset).check_fits(structure)
+    num_tokens = _longest(config, description, tokenizer)
+    limit = limit_of(config, model_config, groups, num_tokens, is_regression=description.is_regression)
     counts = {name: parameter.numel() for name, parameter in structure.named_parameters()}
     return Inspection(
         type(structure).__name__,
         description,
         groups,
-        check_budget(groups, select),
+        check_budget(groups, select) if limit is None else check_limit(groups, select, limit),
         sum(counts[name] for name in groups.always_train),
         model_config,
-        _longest(config, description, tokenizer),
+        num_tokens,
+        limit,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from adapeft.choose.choose import choose
 from adapeft.choose.groups import chosen_of
+from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.options import options_of
 from adapeft.choose.subset import Subset
 from adapeft.config import Config, measurement_key
@@ -27,7 +28,7 @@ from cluster.run_folder import RunFolder
 from cluster.zero_shards import ZeroShards
 
 
-def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
+def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None) -> dict[str, Any]:
     """Measures the config's groups on this rank's shards, chooses, and writes table, statistics and subset.
 
     Returns:
@@ -62,18 +63,20 @@ def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
         save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)
     peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
     report({"step": "choosing"})
-    choose_and_save(config, statistics, len(inputs.train), ranks)
+    choose_and_save(config, statistics, len(inputs.train), ranks, limit)
     return {"measuring_peak_memory_bytes": peak}
 
 
-def choose_and_save(config: Config, statistics: Statistics, num_examples: int, ranks: Ranks) -> Subset:
+def choose_and_save(
+    config: Config, statistics: Statistics, num_examples: int, ranks: Ranks, limit: MemoryLimit | None
+) -> Subset:
     """Chooses from ``statistics`` and writes ``groups.parquet`` and ``subset.safetensors``. Collective.
 
     Also what the driver does, as one rank, when the statistics are there already.
     """
     groups = statistics.groups
     reach = reach_of(config, num_examples)
-    subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks)
+    subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
     subset = subset.described(config=to_yaml(config))
     if ranks.rank == 0:
         derived = {"chosen": chosen_of(groups, subset)}

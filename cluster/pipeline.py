@@ -105,7 +105,7 @@ def select(session: Session) -> Subset:
     else:
         from cluster.measure import measure_and_choose
 
-        measured = session.on_workers(measure_and_choose, "measure")
+        measured = session.on_workers(measure_and_choose, "measure", limit=session.inspection.limit)
         subset = Subset.load(folder.subset)
     session.record(**_choice_of(subset), **measured, seconds={"select": time.perf_counter() - started})
     session.terminal.show_choice(subset)
@@ -176,12 +176,19 @@ def _choose_again(session: Session, source: Path) -> Subset:
             "select.statistics out."
         )
     return choose_and_save(
-        session.config, statistics, count_examples(session.config, session.inspection.description), OneRank()
+        session.config,
+        statistics,
+        count_examples(session.config, session.inspection.description),
+        OneRank(),
+        session.inspection.limit,
     )
 
 
 def _choice_of(subset: Subset) -> dict[str, Any]:
-    keys = ("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen")
+    keys = (
+        *("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen"),
+        *("memory_per_device", "memory_bytes"),
+    )
     return {"choice": {key: subset.description.get(key) for key in keys}, "trainable_parameters": subset.count}
 
 

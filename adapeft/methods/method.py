@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What choosing knows of the run: the budget in elements, the reach of the training to come, the settings."""
+    """What choosing knows of the run: the budget, the reach of the training to come, the settings.
+
+    The budget counts elements; or bytes, where ``costs`` are there: int64 [K], the groups' own.
+    """
 
     budget: int
     reach: float
     seed: int
     settings: Select
+    costs: np.ndarray | None = None
 
 
 class Method(ABC):
@@ -101,7 +105,7 @@ class ValuedMethod(Method):
                 by_tensor=plan.settings.scope == "tensor",
             )
         solver = Greedy() if plan.settings.solver == "greedy" else None
-        return choose_groups(groups, self.group_values(statistics, plan.reach), plan.budget, solver)
+        return choose_groups(groups, self.group_values(statistics, plan.reach), plan.budget, solver, plan.costs)
 
     def group_values(self, statistics: Statistics, reach: float) -> np.ndarray:
         return self.values(statistics.columns, reach)

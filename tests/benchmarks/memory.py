@@ -1,8 +1,8 @@
-"""Memory: what ``adapeft estimate`` says against what a run really used.
+"""Memory: what ``adapeft estimate`` says against what ranks really used.
 
-``python -m tests.benchmarks.memory MODEL DATA`` (DATA: a folder with CoLA as JSON lines) writes ``results/memory.md``,
-a row a setting as it is done; ``… MODEL DATA 3:2:32`` runs stage 3 with two workers and batches of 32 alone. On a CPU a
-rank's memory is its resident set, on a GPU what torch's allocator held.
+``python -m tests.benchmarks.memory MODEL DATA`` (DATA: a folder with CoLA as JSON lines) adds a row a setting to
+``results/memory.md``; ``… MODEL DATA 3:2`` runs ZeRO stage 3 with two ranks alone. The ranks are processes of torchrun
+on a CPU, and do what those of Ray do; a rank's memory is the most that its resident set was.
 """
 
 from __future__ import annotations
@@ -15,39 +15,30 @@ from pathlib import Path
 
 from adapeft.config import Config
 from adapeft.config_file import load_config
-from cluster.estimate import estimate_of
-from cluster.inspect import inspect
-from cluster.zero import zero_of
 
-COMMAND = Path(sys.executable).with_name("adapeft")
-SETTINGS = [(stage, workers, 32) for workers in (1, 2) for stage in (0, 1, 2, 3)] + [(2, 1, 64), (3, 2, 64)]
-NUM_TOKENS = 64
+SETTINGS = [(stage, workers) for workers in (1, 2) for stage in (0, 1, 2, 3)]
 RESULTS = Path(__file__).parent / "results" / "memory.md"
-HEAD = f"""# Memory: estimated and used
-
-The largest of the ranks' peak memory, of a run (two and more steps of {NUM_TOKENS} tokens an example, each full) of
-MiniLM (22.7 M parameters, float32) by row at 0.5 %, on a CPU. Error: what the estimate says too much.
-
-| stage | workers | batch | measuring, estimated | used | error | training, estimated | used | error |
-|---|---|---|---|---|---|---|---|---|
-"""
+BATCH_SIZE, NUM_TOKENS = 32, 64
 
 
-def main(model: str, data: Path, settings: list[tuple[int, int, int]]) -> None:
-    """Runs every setting in a folder of its own and adds its row."""
-    for stage, workers, batch_size in settings:
+def main(model: str, data: Path, settings: list[tuple[int, int]]) -> None:
+    """Measures by row, then trains everything: what each setting needs most for either."""
+    for stage, workers in settings:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            config = write_config(folder, model, data, stage, workers, batch_size)
-            subprocess.run([COMMAND, "run", str(config)], check=True)
-            metrics = json.loads((folder / "run" / "metrics.json").read_text())
-            loaded = load_config(config)
-            add_row(loaded, estimated(loaded), metrics)
+            path = write_config(folder, model, data, stage, workers)
+            said = estimated(load_config(path), folder / "all.safetensors")
+            cells: list[object] = [stage, workers]
+            for what in ("measuring", "training"):
+                used = run(workers, path, what)
+                cells += [f"{said[what] / 2**20:.0f}", f"{used / 2**20:.0f}", f"{said[what] / used - 1:+.1%}"]
+        with RESULTS.open("a") as file:
+            file.write(f"| {' | '.join(map(str, cells))} |\n")
 
 
-def write_config(folder: Path, model: str, data: Path, stage: int, workers: int, batch_size: int) -> Path:
+def write_config(folder: Path, model: str, data: Path, stage: int, workers: int) -> Path:
     """A config, and data of which every example is as long as it may be."""
-    for name, number in (("train", 512), ("validation", 64)):
+    for name, number in (("train", 256), ("validation", 32)):
         rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
         texts = [" ".join(row["text"] for row in rows[start : start + 32]) for start in range(number)]
         lines = [json.dumps({"text": text, "label": index % 2}) + "\n" for index, text in enumerate(texts)]
@@ -60,8 +51,8 @@ def write_config(folder: Path, model: str, data: Path, stage: int, workers: int,
             "max_length": NUM_TOKENS,
         },
         "output": str(folder / "run"),
-        "select": {"calibration": 4 * batch_size, "batch_size": batch_size, "warmup_steps": 4},
-        "train": {"batch_size": batch_size, "max_steps": 4},
+        "select": {"calibration": 4 * BATCH_SIZE, "batch_size": BATCH_SIZE, "warmup_steps": 2},
+        "train": {"batch_size": BATCH_SIZE, "max_steps": 3},
         "cluster": {"workers": workers, "zero_stage": stage},
     }
     path = folder / "config.yaml"
@@ -69,24 +60,49 @@ def write_config(folder: Path, model: str, data: Path, stage: int, workers: int,
     return path
 
 
-def estimated(config: Config) -> dict[str, int]:
-    """Bytes by stage of the run, before it has chosen."""
-    found = estimate_of(config.model_copy(update={"output": "not-there"}), inspect(config))
-    return {name: held.total for name, held in found.memory(zero_of(config.cluster)).items()}
+def estimated(config: Config, everything: Path) -> dict[str, int]:
+    """Bytes on a device by stage of the run; writes the subset that is trained to ``everything``."""
+    from cluster.estimate import estimate_of
+    from cluster.inspect import inspect
+    from cluster.zero import zero_of
+
+    zero = zero_of(config.cluster)
+    by_row = estimate_of(config, inspect(config))
+    settings = config.select.model_copy(update={"method": "full", "groups": "tensor"})
+    full = config.model_copy(update={"select": settings})
+    of_all = estimate_of(full, inspect(full))
+    of_all.subset.save(everything)
+    return {"measuring": by_row.memory(zero)["measuring"].total, "training": of_all.memory(zero)["training"].total}
 
 
-def add_row(config: Config, estimate: dict[str, int], metrics: dict) -> None:
-    """To the table."""
-    if not RESULTS.is_file():
-        RESULTS.write_text(HEAD)
-    cells: list[object] = [config.cluster.zero_stage, config.cluster.workers, config.train.batch_size]
-    for name, key in (("measuring", "measuring_peak_memory_bytes"), ("training", "peak_memory_bytes")):
-        said, used = estimate[name], metrics[key]
-        cells += [f"{said / 2**20:.0f} MiB", f"{used / 2**20:.0f} MiB", f"{said / used - 1:+.1%}"]
-    with RESULTS.open("a") as file:
-        file.write(f"| {' | '.join(map(str, cells))} |\n")
+def run(workers: int, config: Path, what: str) -> int:
+    """The largest of the ranks' peaks, bytes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+    subprocess.run([*launch, "-m", "tests.benchmarks.memory", "--rank", str(config), what], check=True)
+    return int((config.parent / what).read_text())
+
+
+def on_rank(config: Config, folder: Path, what: str) -> None:
+    """One stage of the run; rank 0 writes the peak."""
+    import torch.distributed as dist
+
+    from cluster.finetune import finetune
+    from cluster.measure import measure_and_choose
+    from cluster.run_folder import RunFolder
+
+    RunFolder.of(config).path.mkdir(exist_ok=True)
+    if what == "measuring":
+        peak = measure_and_choose(config, lambda event: None, limit=None)["measuring_peak_memory_bytes"]
+    else:
+        peak = finetune(config, lambda event: None, str(folder / "all.safetensors"))["peak_memory_bytes"]
+    if dist.get_rank() == 0:
+        (folder / what).write_text(str(peak))
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    chosen = [tuple(map(int, text.split(":"))) for text in sys.argv[3:]]
-    main(sys.argv[1], Path(sys.argv[2]).resolve(), chosen or SETTINGS)  # type: ignore[arg-type]
+    if sys.argv[1] == "--rank":
+        on_rank(load_config(sys.argv[2]), Path(sys.argv[2]).parent, sys.argv[3])
+    else:
+        chosen = [(int(text[0]), int(text[2])) for text in sys.argv[3:]]
+        main(sys.argv[1], Path(sys.argv[2]).resolve(), chosen or SETTINGS)

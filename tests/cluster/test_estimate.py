@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import ray
+import torch
 from transformers import PreTrainedModel
 
+from adapeft.choose.choose import choose
 from adapeft.config_file import load_config
+from adapeft.measure.shards import Slice
+from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.methods import METHODS
+from adapeft.ranks import OneRank
 from cluster import fits
 from cluster.estimate import estimate_of
 from cluster.inspect import inspect
@@ -86,3 +94,49 @@ def test_a_run_that_does_not_fit_is_refused(command, classifier, weightless, mon
 
 def test_what_is_free_is_less_than_there_is():
     assert 2**20 < (fits.available_memory(gpu=False) or 0) < 2**50
+
+
+@pytest.mark.parametrize("groups", ["row", "element", "tensor"])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_budget_in_bytes_is_spent_and_not_exceeded(classifier, groups, stage):
+    """Random values; what is then estimated for the subset is within the limit, and nearly all of it."""
+    given = ["budget=0.5%", "select.exclude=*embeddings*", f"groups={groups}", f"zero_stage={stage}"]
+    plenty = inspect(load_config(classifier, [*given, "memory_per_device=2GiB"])).limit
+    limit = plenty.limit - plenty.room + 30_000
+    config = load_config(classifier, [*given, f"memory_per_device={limit}"])
+    inspection = inspect(config)
+    candidates, rng = inspection.groups, np.random.default_rng(0)
+    columns = {"squared_gradient": rng.random(candidates.num_groups)}
+    shards = tuple(
+        ElementShard(Slice(index, 0, info.count), {"squared_gradient": torch.from_numpy(rng.random(info.count))})
+        for index, info in enumerate(candidates.parameters)
+    )
+    settings = config.select.model_copy(update={"method": "sam", "groups": groups})
+    statistics = Statistics(candidates, columns, shards if groups == "element" else ())
+    subset = choose(settings, statistics, reach=1.0, seed=0, ranks=OneRank(), limit=inspection.limit)
+
+    assert subset.description["memory_per_device"] == limit
+    assert subset.description["memory_bytes"] <= inspection.limit.room
+    assert 0 < subset.count < candidates.counts.sum()
+    dearest = inspection.limit.costs(candidates).max() if groups != "element" else 100
+    assert subset.description["memory_bytes"] > inspection.limit.room - dearest
+    held = replace(estimate_of(config, inspection), subset=subset).memory(zero_of(config.cluster))["training"]
+    assert held.total <= limit
+
+
+def test_a_limit_that_the_model_alone_exceeds_is_refused(command, classifier, weightless):
+    done = command("run", classifier, "budget=0.5%", "memory_per_device=100MiB")
+    assert done.status == 2
+    message = " ".join(done.errors.split())
+    assert "select.memory_per_device = 100 MiB: training holds" in message
+    assert "before anything is chosen (process" in message
+
+
+def test_what_does_not_go_with_a_limit_is_refused(command, classifier):
+    assert "budget = 20% limits the same" in " ".join(
+        command("config", classifier, "memory_per_device=2GiB").errors.split()
+    )
+    errors = command("config", classifier, "memory_per_device=2 apples", "budget=0.5%").errors
+    assert "should be bytes such as 24GiB" in " ".join(errors.split())
+    errors = command("config", classifier, "memory_per_device=2GiB", "budget=0.5%", "method=lora").errors
+    assert "lora takes a budget of parameters" in " ".join(errors.split())
