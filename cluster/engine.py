@@ -22,7 +22,6 @@ os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.enviro
 import deepspeed
 
 from adapeft.tune.parameter_groups import parameter_groups
-from cluster.allocator import return_freed_memory
 from cluster.compiled import load_compiled
 from cluster.optimizer import AlwaysTrainedAdamW
 from cluster.zero import LIVE, PERSISTENCE_THRESHOLD, REDUCE_BUCKET
@@ -64,7 +63,6 @@ class DistributedRanks:
 
 def join() -> DistributedRanks:
     """Joins the process group that the launcher (Ray Train or torchrun) set up in the environment."""
-    return_freed_memory()
     if _uses_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     load_compiled()

@@ -24,11 +24,11 @@ from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import label_options
 from adapeft.ship.delta import extract_delta
 from adapeft.tune.attach import attach
-from cluster.allocator import peak_memory
 from cluster.engine import DistributedRanks, backward_of_sum, join, training_engine
 from cluster.evaluate import score
 from cluster.events import Report
 from cluster.inputs import Inputs, load_inputs
+from cluster.peak import peak_memory
 from cluster.plan import TrainingPlan, plan_training
 from cluster.run_folder import RunFolder
 from cluster.zero_leaves import follow_in_engine

@@ -19,10 +19,10 @@ from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import clear_elements, save_elements, save_groups, save_options
 from adapeft.methods import get_method
 from adapeft.ranks import Ranks
-from cluster.allocator import peak_memory
 from cluster.engine import join, measuring_engine
 from cluster.events import Report
 from cluster.inputs import load_inputs
+from cluster.peak import peak_memory
 from cluster.plan import reach_of
 from cluster.run_folder import RunFolder
 from cluster.zero_shards import ZeroShards

@@ -61,6 +61,7 @@ class Load:
         statistics: bytes a worker keeps of what it measures.
         base: bytes of pretrained values kept beside those that are trained whole.
         process: bytes of a process that has loaded its libraries and data.
+        freed: what the allocator keeps of the activations when they are freed, as a part of them.
     """
 
     sizes: Sequence[int]
@@ -72,6 +73,7 @@ class Load:
     statistics: int = 0
     base: int = 0
     process: int = 0
+    freed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Memory:
     statistics: int
     activations: int
     buffers: int
+    allocator: int
     process: int
 
     @property
@@ -99,7 +102,7 @@ class Memory:
     @property
     def biggest(self) -> str:
         """The part that there is most of, of those that a config decides."""
-        parts = {name: size for name, size in self.parts.items() if name != "process"}
+        parts = {name: size for name, size in self.parts.items() if name not in ("allocator", "process")}
         return max(parts, key=lambda name: parts[name])
 
 
@@ -117,6 +120,7 @@ def moments(load: Load, zero: Zero) -> tuple[Memory, Memory]:
         statistics=load.statistics,
         activations=load.passes.activations,
         buffers=load.base + _bucket(load, zero),
+        allocator=int(load.freed * load.passes.activations),
         process=load.process,
     )
     stepping = replace(
