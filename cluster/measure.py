@@ -28,7 +28,7 @@ from cluster.run_folder import RunFolder
 from cluster.zero_shards import ZeroShards
 
 
-def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None) -> dict[str, Any]:
+def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None = None) -> dict[str, Any]:
     """Measures the config's groups on this rank's shards, chooses, and writes table, statistics and subset.
 
     Returns:
