@@ -12,6 +12,7 @@ import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -86,6 +87,12 @@ Limit = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "exclusiveMinimum": 0}]}),
 ]
 
+Bytes = Annotated[
+    ByteSize,
+    Field(gt=0),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "exclusiveMinimum": 0}]}),
+]
+
 
 class Numbers(dict[str, Any]):
     """Keys that depend on another key's value; hashable like the rest of a config, which nobody changes."""
@@ -138,6 +145,9 @@ class Select(Section):
     budget: Limit = Field(
         default=Budget.parse("0.5%"),
         description="most that is trained: a fraction (0.5%, 0.005) or a count (100000, 100k, 1.5M)",
+    )
+    memory_per_device: Bytes | None = Field(
+        default=None, description="most that training may hold on a device, as 24GiB; takes the place of budget"
     )
     calibration: int = Field(
         default=512, ge=2, description="examples to measure on, half for the direction, half for its gain"
@@ -247,9 +257,19 @@ class Select(Section):
             raise ValueError(
                 f"options: probe_steps = {self.probe_steps} accumulates groups of one kind; leave one of them out"
             )
+        if self.memory_per_device is not None:
+            self._check_memory()
         if self.lora_ranks != type(self).model_fields["lora_ranks"].default and "lora" not in self.options:
             raise ValueError(f"lora_ranks = {list(self.lora_ranks)}: lora is not among the options")
         return self
+
+    def _check_memory(self) -> None:
+        given = f"memory_per_device = {self.memory_per_device}"
+        if self.budget != type(self).model_fields["budget"].default:
+            raise ValueError(f"{given}: budget = {self.budget} limits the same; leave one of them out")
+        if self.method in _WITHOUT_VALUES or self.joint or self.options:
+            how = "joint = true" if self.joint else f"options = {list(self.options)}" if self.options else self.method
+            raise ValueError(f"{given}: {how} takes a budget of parameters; leave memory_per_device out")
 
     def _check_parabola(self) -> None:
         if self.method != "adapeft":

@@ -176,6 +176,8 @@ _WANTED = {
     "float_parsing": "a number",
     "float_type": "a number",
     "finite_number": "finite",
+    "byte_size": "bytes such as 24GiB",
+    "byte_size_unit": "bytes such as 24GiB",
     "bool_parsing": "true or false",
     "bool_type": "true or false",
 }

@@ -166,6 +166,25 @@ def horizons(
 
 
 @app.command()
+def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Say what measuring and training will hold on each device, by part, ZeRO stage and number of workers."""
+    from adapeft.config_file import load_config
+    from cluster.console import Terminal
+
+    loaded, terminal = load_config(config, overrides or []), Terminal()
+    with terminal.busy("loading libraries"):
+        from cluster.estimate import estimate_of
+        from cluster.inspect import inspect
+        from cluster.zero import zero_of
+
+        _silence_libraries()
+    with terminal.busy("running the model without its weights"):
+        zero, found = zero_of(loaded.cluster), estimate_of(loaded, inspect(loaded))
+        loads, grid = found.loads(zero), found.grid(zero)
+    terminal.show_estimate(loads, zero, grid)
+
+
+@app.command()
 def merge(
     delta: Annotated[Path, typer.Argument(help="delta.safetensors of a run")],
     model: Annotated[str, typer.Option(help="base model: folder or hub name")],

@@ -88,7 +88,7 @@ class Job:
     def _select(self, settings: Select) -> Select:
         """The settings for this method; a key that is some other method's alone keeps its default here."""
         given = settings.model_dump(exclude=set(_OF_SOME_METHODS))
-        mine = {**given, **self.contender.settings, "budget": self.budget}
+        mine = {**given, **self.contender.settings, "budget": self.budget, "memory_per_device": None}
         for key in _OF_SOME_METHODS:
             if key in self.contender.settings:
                 continue

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, 
 from rich.table import Table
 from rich.text import Text
 
+from adapeft.choose.estimate import Load, Zero, memory, traffic
 from adapeft.config import Config
 from cluster.events import Report
 
@@ -75,7 +76,7 @@ class Terminal:
                 "model": _model(inspection),
                 "matched": f"{int(groups.counts.sum()):,} parameters in {len(groups.parameters):,} tensors, "
                 f"by {', '.join(config.select.options) or groups.granularity}",
-                "trainable": f"at most {inspection.budget:,} ({inspection.budget / groups.num_total:.3%} of the model)"
+                "trainable": f"{_at_most(inspection)} ({inspection.budget / groups.num_total:.3%} of the model)"
                 f"{always}",
                 **_inputs(config, inspection),
                 "output": short(config.output),
@@ -108,7 +109,7 @@ class Terminal:
             count = subset.count - sum(count for _, count in trained.most_common(_ROLES_SHOWN))
             table.add_row(f"{rest} other roles", "", f"{count:,}", f"{count / subset.count:.1%}")
         self.console.print(table)
-        self._pairs({"influence": _influence(subset.description)})
+        self._pairs({"influence": _influence(subset.description), **_bought(subset.description, subset.count)})
 
     def show_markdown(self, text: str) -> None:
         """A report."""
@@ -173,6 +174,32 @@ class Terminal:
         overlap, correlation = found["overlap"][0][-1], found["density_correlation"][0][-1]
         self._pairs({"first, last": f"overlap {overlap:.1%}, rank correlation of densities {correlation:.2f}"})
 
+    def show_estimate(
+        self, loads: Mapping[str, Load], zero: Zero, grid: Mapping[tuple[int, int], Mapping[str, int]]
+    ) -> None:
+        """Bytes on a device by part and stage of the run; their sums for every ZeRO stage and number of workers."""
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column(f"a device of {zero.workers}, ZeRO stage {zero.stage}")
+        for stage in loads:
+            table.add_column(stage, justify="right")
+        held = [memory(load, zero) for load in loads.values()]
+        for part in held[0].parts:
+            table.add_row(part, *(_size(each.parts[part]) for each in held))
+        table.add_row("in all", *(_size(each.total) for each in held), style="bold")
+        sent = [traffic(load, zero) for load in loads.values()]
+        for kind in sent[0]:
+            table.add_row(f"sent in a step: {kind}", *(_size(each[kind]) for each in sent))
+        self.console.print(table)
+        numbers = sorted({workers for _, workers in grid})
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        table.add_column("largest, by workers")
+        for workers in numbers:
+            table.add_column(str(workers), justify="right")
+        for zero_stage in sorted({zero_stage for zero_stage, _ in grid}):
+            totals = [max(grid[zero_stage, workers].values()) for workers in numbers]
+            table.add_row(f"ZeRO stage {zero_stage}", *map(_size, totals))
+        self.console.print(table)
+
     def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
         """The run in a few lines."""
         before, after, metric = metrics["before"], metrics["after"], metrics["metric"]
@@ -185,6 +212,7 @@ class Terminal:
         rows: dict[str, str | tuple[str, ...]] = {
             "trained": f"{trained:,} of {total:,} parameters ({trained / total:.3%}){head}",
             "influence": _influence(metrics["choice"]),
+            **_bought(metrics["choice"], trained),
             metric: f"{before[metric]:.4f} → {after[metric]:.4f}   (loss {before['loss']:.4f} → {after['loss']:.4f})",
             "delta": f"{_size(metrics['delta_bytes'])}, 1/{full / metrics['delta_bytes']:.0f} of the model's "
             f"{_size(full)}",
@@ -365,6 +393,12 @@ def _model(inspection: Inspection) -> str:
     return f"{inspection.architecture}, {inspection.groups.num_total:,} parameters"
 
 
+def _at_most(inspection: Inspection) -> str:
+    if inspection.limit is None:
+        return f"at most {inspection.budget:,}"
+    return f"what fits {_size(inspection.limit.limit)} a device, about {inspection.budget:,}"
+
+
 def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
     data = inspection.description
     if config.model.task == "causal-lm":
@@ -435,6 +469,14 @@ def _end_of(place: str | None) -> str:
 
 def _time(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _bought(choice: Mapping[str, Any], count: int) -> dict[str, str]:
+    """What a budget in bytes bought."""
+    if choice.get("memory_per_device") is None:
+        return {}
+    paid = f"{_size(choice['memory_bytes'])} of {_size(choice['memory_per_device'])} a device"
+    return {"memory": f"{paid} for {count:,} parameters, the rest for the model and its activations"}
 
 
 def short(path: str | Path) -> str:

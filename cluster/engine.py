@@ -24,13 +24,7 @@ import deepspeed
 from adapeft.tune.parameter_groups import parameter_groups
 from cluster.compiled import load_compiled
 from cluster.optimizer import AlwaysTrainedAdamW
-
-PERSISTENCE_THRESHOLD = 1_000_000
-"""Elements below which stage 3 keeps a parameter whole on every rank.
-
-Gathering a small matrix for every forward costs more than the memory it frees: MiniLM on two CPU ranks spent 0.47 s of
-a step's forward at DeepSpeed's default of 100,000 and 0.17 s at stage 2. A 7 B model's matrices are all above it.
-"""
+from cluster.zero import LIVE, PERSISTENCE_THRESHOLD, REDUCE_BUCKET
 
 
 class DistributedRanks:
@@ -131,7 +125,7 @@ def inference_engine(model: nn.Module, zero_stage: int) -> nn.Module:
         return model.to(DistributedRanks().device)
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": _zero(3, PERSISTENCE_THRESHOLD),
+        "zero_optimization": _zero(3, PERSISTENCE_THRESHOLD, reduce_bucket=1),
         "bf16": {"enabled": _is_bf16(model)},
     }
     engine, *_ = deepspeed.initialize(model=model, config=config)
@@ -154,6 +148,7 @@ def _engine(
     max_grad_norm: float | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
 ) -> deepspeed.DeepSpeedEngine:
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
@@ -164,7 +159,7 @@ def _engine(
             "gradient_accumulation_steps": num_micro,
             "gradient_clipping": max_grad_norm or 0.0,
             "bf16": {"enabled": _is_bf16(model)},
-            "zero_optimization": _zero(zero_stage, persistence_threshold),
+            "zero_optimization": _zero(zero_stage, persistence_threshold, min(num_trained, REDUCE_BUCKET)),
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
         },
@@ -172,10 +167,13 @@ def _engine(
     return engine
 
 
-def _zero(stage: int, persistence_threshold: int) -> dict[str, Any]:
+def _zero(stage: int, persistence_threshold: int, reduce_bucket: int) -> dict[str, Any]:
     return {
         "stage": stage,
+        "reduce_bucket_size": reduce_bucket,
         "stage3_param_persistence_threshold": persistence_threshold,
+        "stage3_max_live_parameters": LIVE,
+        "stage3_max_reuse_distance": LIVE,
         # DeepSpeed's own linear at stage 3 replaces torch's everywhere, and multiplies at half its speed on a CPU.
         "memory_efficient_linear": False,
     }

@@ -23,7 +23,9 @@ def score(model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Rep
     scorer = Scorer(config.model.task, config.data.metric, inputs.description)
     was_training = model.training
     model.eval()
-    batches = evaluation_batches(len(inputs.evaluation), config.train.batch_size)
+    # A rank holds no more at once than in training: of a language model the logits are the largest part.
+    most = (config.train.micro_batch_size or config.train.batch_size) * ranks.world_size
+    batches = evaluation_batches(len(inputs.evaluation), min(config.train.batch_size, most))
     for done, batch in enumerate(batches):
         share = batch[ranks.rank :: ranks.world_size]
         # Under ZeRO-3 a forward is a collective: a rank whose share is empty runs along and counts nothing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from cluster.engine import DistributedRanks, backward_of_sum, join, training_eng
 from cluster.evaluate import score
 from cluster.events import Report
 from cluster.inputs import Inputs, load_inputs
+from cluster.peak import peak_memory
 from cluster.plan import TrainingPlan, plan_training
 from cluster.run_folder import RunFolder
 from cluster.zero_leaves import follow_in_engine
@@ -127,7 +127,7 @@ class _Training:
             "metric": self.metric,
             "num_steps": self.plan.num_steps,
             "loop_seconds": time.perf_counter() - started,
-            "peak_memory_bytes": self._peak_memory(),
+            "peak_memory_bytes": max(self.ranks.all_gather_object(peak_memory(self.ranks.device))),
         }
 
     def _step(self, batch: Any) -> Tensor:
@@ -215,14 +215,6 @@ class _Training:
                 self.writer.add_scalar(f"{group}/{name}", value, self.progress.step)
         if group == "evaluation":
             self.report({"step": "evaluated", "at": self.progress.step, "metric": self.metric, **values})
-
-    def _peak_memory(self) -> int:
-        """Largest over the ranks: device memory, or the process's on a CPU."""
-        if self.ranks.device.type == "cuda":
-            mine = torch.cuda.max_memory_allocated()
-        else:
-            mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return max(self.ranks.all_gather_object(mine))
 
 
 def _mixed(*numbers: int) -> int:

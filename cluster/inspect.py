@@ -6,10 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from adapeft.choose.choose import check_budget
+from adapeft.choose.choose import check_budget, check_limit
+from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.subset import Subset
 from adapeft.config import Config
 from adapeft.errors import AdapeftError, did_you_mean
@@ -20,6 +23,9 @@ from adapeft.inputs.model import build_structure, check_inputs, load_model_confi
 from adapeft.inputs.tokenize import tokenize
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import check_precision
+from cluster.estimate import limit_of
+
+_LONG_TEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,11 @@ class Inspection:
         architecture: class of the model.
         description: of the data.
         groups: the candidates, without a fingerprint.
-        budget: in elements.
+        budget: in elements; about, where it is given in bytes.
+        limit: the budget in bytes, where it is.
         num_always_trained: elements outside the budget.
+        model_config: of the model, with the labels of the data.
+        num_tokens: of the longest example.
     """
 
     architecture: str
@@ -39,6 +48,9 @@ class Inspection:
     groups: Groups
     budget: int
     num_always_trained: int
+    model_config: PretrainedConfig
+    num_tokens: int
+    limit: MemoryLimit | None
 
 
 def inspect(config: Config) -> Inspection:
@@ -60,13 +72,32 @@ def inspect(config: Config) -> Inspection:
     groups = groups_of(structure, select)
     if config.train.subset is not None:
         Subset.load(config.train.subset).check_fits(structure)
+    num_tokens = _longest(config, description, tokenizer)
+    limit = limit_of(config, model_config, groups, num_tokens, is_regression=description.is_regression)
     counts = {name: parameter.numel() for name, parameter in structure.named_parameters()}
     return Inspection(
         type(structure).__name__,
         description,
         groups,
-        check_budget(groups, select),
+        check_budget(groups, select) if limit is None else check_limit(groups, select, limit),
         sum(counts[name] for name in groups.always_train),
+        model_config,
+        num_tokens,
+        limit,
+    )
+
+
+def _longest(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest training example, judged by the texts of most characters."""
+    data = config.data
+    if config.model.task == "causal-lm":
+        return data.max_length
+    rows = load_rows(data.train, "data.train")
+    columns = [data.text] if data.text_pair is None else [data.text, data.text_pair]
+    characters = sum(pc.utf8_length(rows.with_format("arrow")[column][:]).to_numpy() for column in columns)
+    longest = np.argsort(characters)[-_LONG_TEXTS:]
+    return max(
+        map(len, tokenize(rows.select(longest), data, config.model.task, tokenizer, description).rows["input_ids"])
     )
 
 

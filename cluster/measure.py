@@ -6,6 +6,7 @@ from typing import Any
 
 from adapeft.choose.choose import choose
 from adapeft.choose.groups import chosen_of
+from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.options import options_of
 from adapeft.choose.subset import Subset
 from adapeft.config import Config, measurement_key
@@ -21,13 +22,18 @@ from adapeft.ranks import Ranks
 from cluster.engine import join, measuring_engine
 from cluster.events import Report
 from cluster.inputs import load_inputs
+from cluster.peak import peak_memory
 from cluster.plan import reach_of
 from cluster.run_folder import RunFolder
 from cluster.zero_shards import ZeroShards
 
 
-def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
-    """Measures the config's groups on this rank's shards, chooses, and writes table, statistics and subset."""
+def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None = None) -> dict[str, Any]:
+    """Measures the config's groups on this rank's shards, chooses, and writes table, statistics and subset.
+
+    Returns:
+        What ``metrics.json`` says of it.
+    """
     ranks = join()
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
@@ -55,19 +61,22 @@ def measure_and_choose(config: Config, report: Report) -> dict[str, Any]:
     engine.destroy()
     if groups.granularity == "element" and statistics.columns:  # also on a rank that happens to hold none
         save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)
+    peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
     report({"step": "choosing"})
-    choose_and_save(config, statistics, len(inputs.train), ranks)
-    return {}
+    choose_and_save(config, statistics, len(inputs.train), ranks, limit)
+    return {"measuring_peak_memory_bytes": peak}
 
 
-def choose_and_save(config: Config, statistics: Statistics, num_examples: int, ranks: Ranks) -> Subset:
+def choose_and_save(
+    config: Config, statistics: Statistics, num_examples: int, ranks: Ranks, limit: MemoryLimit | None
+) -> Subset:
     """Chooses from ``statistics`` and writes ``groups.parquet`` and ``subset.safetensors``. Collective.
 
     Also what the driver does, as one rank, when the statistics are there already.
     """
     groups = statistics.groups
     reach = reach_of(config, num_examples)
-    subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks)
+    subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
     subset = subset.described(config=to_yaml(config))
     if ranks.rank == 0:
         derived = {"chosen": chosen_of(groups, subset)}

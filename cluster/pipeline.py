@@ -18,6 +18,8 @@ from adapeft.measure.storage import load_statistics
 from adapeft.ranks import OneRank
 from adapeft.ship.delta import Delta
 from cluster.console import Terminal, short
+from cluster.estimate import estimate_of
+from cluster.fits import check_memory
 from cluster.inputs import count_examples
 from cluster.inspect import Inspection, inspect
 from cluster.run_folder import RunFolder
@@ -25,6 +27,8 @@ from cluster.run_folder import RunFolder
 
 def run(session: Session) -> dict[str, Any]:
     """Measures, chooses, trains and evaluates; takes up again whatever an earlier call of the same run has finished."""
+    if not session.folder.delta.is_file():
+        session.check_memory()
     return train(session, select(session))
 
 
@@ -69,6 +73,11 @@ class Session:
         with self.terminal.watch(stage) as watch:
             return run_on_workers(function, self.config, stage, watch, **arguments)
 
+    def check_memory(self) -> None:
+        """See ``cluster.fits.check_memory``."""
+        with self.terminal.busy("estimating memory"):
+            check_memory(estimate_of(self.config, self.inspection))
+
     def metrics(self) -> dict[str, Any]:
         """What ``metrics.json`` holds so far."""
         return json.loads(self.folder.metrics.read_text()) if self.folder.metrics.is_file() else {}
@@ -89,6 +98,7 @@ def select(session: Session) -> Subset:
         session.terminal.note(f"subset: already chosen, {short(folder.subset)}")
         return Subset.load(folder.subset)
     started = time.perf_counter()
+    measured: dict[str, Any] = {}
     if config.train.subset is not None:
         # A name may come to stand for another subset: the run says which one it had.
         path = locate(config.train.subset)
@@ -99,9 +109,9 @@ def select(session: Session) -> Subset:
     else:
         from cluster.measure import measure_and_choose
 
-        session.on_workers(measure_and_choose, "measure")
+        measured = session.on_workers(measure_and_choose, "measure", limit=session.inspection.limit)
         subset = Subset.load(folder.subset)
-    session.record(**_choice_of(subset), seconds={"select": time.perf_counter() - started})
+    session.record(**_choice_of(subset), **measured, seconds={"select": time.perf_counter() - started})
     session.terminal.show_choice(subset)
     return subset
 
@@ -170,12 +180,19 @@ def _choose_again(session: Session, source: Path) -> Subset:
             "select.statistics out."
         )
     return choose_and_save(
-        session.config, statistics, count_examples(session.config, session.inspection.description), OneRank()
+        session.config,
+        statistics,
+        count_examples(session.config, session.inspection.description),
+        OneRank(),
+        session.inspection.limit,
     )
 
 
 def _choice_of(subset: Subset) -> dict[str, Any]:
-    keys = ("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen")
+    keys = (
+        *("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen"),
+        *("memory_per_device", "memory_bytes"),
+    )
     return {"choice": {key: subset.description.get(key) for key in keys}, "trainable_parameters": subset.count}
 
 

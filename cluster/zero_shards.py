@@ -44,7 +44,9 @@ class ZeroShards:
     def gradients(self, losses: Sequence[Loss]) -> Iterator[list[Tensor]]:
         """See ``adapeft.measure.shards.Shards.gradients``."""
         self._backward(losses)
-        yield self._local_gradients()
+        gradients = self._local_gradients()
+        yield gradients
+        gradients.clear()  # the caller's loop holds the list through the next batch, and would hold its memory
         self.engine.step()
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
@@ -15,24 +16,80 @@ if TYPE_CHECKING:
     from adapeft.config import Select
 
 
-def choose(settings: Select, statistics: Statistics, *, reach: float, seed: int, ranks: Ranks) -> Subset:
-    """The subset of ``settings.method`` under ``settings.budget``, the same on every rank. Collective.
+def choose(
+    settings: Select,
+    statistics: Statistics,
+    *,
+    reach: float,
+    seed: int,
+    ranks: Ranks,
+    limit: MemoryLimit | None = None,
+) -> Subset:
+    """The subset of ``settings.method`` within the budget, the same on every rank. Collective.
+
+    Args:
+        settings: the config's section.
+        statistics: what was measured.
+        reach: of the training to come.
+        seed: of random draws.
+        ranks: who holds the statistics.
+        limit: what ``settings.memory_per_device`` comes to; it then is the budget.
 
     Raises:
         AdapeftError: the budget does not fit the groups.
     """
     groups = statistics.groups
-    plan = Plan(check_budget(groups, settings), reach, seed, settings)
+    if limit is None:
+        plan = Plan(check_budget(groups, settings), reach, seed, settings)
+    else:
+        plan = _plan_in_bytes(groups, settings, limit, reach, seed)
     subset = get_method(settings.method).choose(groups, statistics, plan, ranks)
+    if limit is not None:
+        subset = subset.described(memory_per_device=limit.limit, memory_bytes=limit.price_of(subset))
     return subset.of_model(groups.always_train, groups.new).described(
         method=settings.method,
         granularity=groups.granularity,
-        budget=plan.budget,
+        budget=plan.budget if limit is None else subset.count,
         num_total=groups.num_total,
         reach=reach,
         seed=seed,
         fingerprint=groups.fingerprint,
     )
+
+
+def check_limit(groups: Groups, settings: Select, limit: MemoryLimit) -> int:
+    """The elements that there is room for, about.
+
+    Raises:
+        AdapeftError: nothing to choose from, or not room enough for the cheapest group.
+    """
+    _available(groups)
+    cheapest = limit.leaf if groups.granularity == "element" else int(limit.costs(groups).min())
+    if cheapest > limit.room:
+        raise AdapeftError(
+            f"select.memory_per_device leaves {limit.room:,} bytes for what is trained, less than the cheapest "
+            f"{groups.granularity} group takes ({cheapest:,.0f}). Raise it, or choose a finer select.groups: row or "
+            f"element."
+        )
+    elements = limit.num_elements(groups)
+    get_method(settings.method).check(groups, elements, settings)
+    return elements
+
+
+def _plan_in_bytes(groups: Groups, settings: Select, limit: MemoryLimit, reach: float, seed: int) -> Plan:
+    elements = check_limit(groups, settings, limit)
+    if groups.granularity == "element":  # all cost the same
+        return Plan(elements, reach, seed, settings)
+    return Plan(limit.room, reach, seed, settings, limit.costs(groups))
+
+
+def _available(groups: Groups) -> int:
+    available = int(groups.counts.sum())
+    if not available:
+        raise AdapeftError(
+            "select.include, select.exclude and select.always_train leave no parameter to choose. Narrow them."
+        )
+    return available
 
 
 def check_budget(groups: Groups, settings: Select) -> int:
@@ -43,11 +100,11 @@ def check_budget(groups: Groups, settings: Select) -> int:
             method.
     """
     method, budget = get_method(settings.method), settings.budget
-    available = int(groups.counts.sum())
-    if not available:
+    if settings.memory_per_device is not None:
         raise AdapeftError(
-            "select.include, select.exclude and select.always_train leave no parameter to choose. Narrow them."
+            "select.memory_per_device: only adapeft select, run and train know what a device holds. Give select.budget."
         )
+    available = _available(groups)
     if not method.is_budgeted:
         return available
     limit = budget.number or budget.count(groups.num_total)

@@ -18,9 +18,11 @@ densities stays, and what it costs is reported as the gap.
 """
 
 
-def choose_groups(groups: Groups, values: np.ndarray, budget: int, solver: Solver | None = None) -> Subset:
-    """The groups of largest total value [K] within ``budget`` elements."""
-    solution = knapsack(values, groups.counts, budget, solver)
+def choose_groups(
+    groups: Groups, values: np.ndarray, budget: int, solver: Solver | None = None, costs: np.ndarray | None = None
+) -> Subset:
+    """The groups of largest total value [K] within ``budget``, of elements or whatever ``costs`` [K] count."""
+    solution = knapsack(values, groups.counts if costs is None else costs, budget, solver)
     return Subset(parts_of(groups, solution.chosen)).described(
         value=solution.value,
         bound=solution.bound,

@@ -23,7 +23,7 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.methods import get_method
 
-_OF_THE_COMMAND = {"calibration", "batch_size", "micro_batch_size", "statistics"}
+_OF_THE_COMMAND = {"calibration", "batch_size", "micro_batch_size", "statistics", "memory_per_device"}
 
 
 def select(

@@ -12,7 +12,12 @@ _SAMPLE = 65_536
 
 
 def fingerprint_model(model: nn.Module, new: Collection[str] = ()) -> str:
-    """Fingerprint of a model in memory, without its ``new`` parameters, which no base checkpoint holds."""
+    """Fingerprint of a model in memory, without its ``new`` parameters, which no base checkpoint holds.
+
+    Empty for a model without weights.
+    """
+    if next(model.parameters()).is_meta:
+        return ""
     prefix = getattr(model, "base_model_prefix", "")
     return fingerprint(
         (base_name(name, prefix), sample(parameter.detach()), tuple(parameter.shape))

@@ -181,7 +181,7 @@ def build_groups(
         num_total=sum(info.count for info in parameters if info.name not in new),
         always_train=tuple(name for name in names if name in always),
         new=new,
-        fingerprint="" if next(model.parameters()).is_meta else fingerprint_model(model, new),
+        fingerprint=fingerprint_model(model, new),
     )
 
 

@@ -86,10 +86,12 @@ class WholeModel:
     def gradients(self, losses: Sequence[Loss]) -> Iterator[list[Tensor]]:
         """See ``Shards.gradients``."""
         self._backward(losses, self._candidates)
-        yield [
+        gradients = [
             (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten().float()
             for parameter in self._candidates
         ]
+        yield gradients
+        gradients.clear()  # the caller's loop holds the list through the next batch, and would hold its memory
         self.model.zero_grad(set_to_none=True)
 
     @torch.no_grad()

@@ -58,6 +58,17 @@ class AdaPEFT(ValuedMethod):
             del curvatures["projections"]  # M numbers a group, which nothing else reads
         return Statistics(groups, {**slopes, **curvatures})
 
+    def statistics_bytes(self, settings: Select) -> int:
+        averages = 8 if settings.direction == "adam" else 4  # of half A: gradients, and their squares
+        if settings.granularity == "element":
+            averages = 12  # of half B: the direction, gradients, squares
+        elif settings.curvature == "parabola":
+            averages = 8  # the direction, and the weights to put back
+        if not settings.probe_steps:
+            return averages
+        columns = 8 * settings.probe_points if settings.granularity == "element" else 0
+        return averages + columns + 16  # the weights to put back, those that move, Adam's moments
+
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
         if plan.settings.joint:
             return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach)

@@ -35,5 +35,8 @@ class ChildTuningD(ValuedMethod):
         fisher = mean_square_gradient(passes, "fisher")
         return element_statistics(passes.shards, groups, {"fisher": fisher})
 
+    def statistics_bytes(self, settings: Select) -> int:
+        return 4
+
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         return columns["fisher"]

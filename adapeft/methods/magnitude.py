@@ -32,5 +32,8 @@ class Magnitude(ValuedMethod):
         magnitudes = [piece.abs() for piece in passes.shards.weights()]
         return element_statistics(passes.shards, groups, {"magnitude": magnitudes})
 
+    def statistics_bytes(self, settings: Select) -> int:
+        return 8  # the weights, and their magnitudes
+
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         return columns["magnitude"]

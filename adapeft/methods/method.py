@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What choosing knows of the run: the budget in elements, the reach of the training to come, the settings."""
+    """What choosing knows of the run: the budget, the reach of the training to come, the settings.
+
+    The budget counts elements; or bytes, where ``costs`` are there: int64 [K], the groups' own.
+    """
 
     budget: int
     reach: float
     seed: int
     settings: Select
+    costs: np.ndarray | None = None
 
 
 class Method(ABC):
@@ -66,6 +70,10 @@ class Method(ABC):
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
         """Statistics of the groups, without columns when the method measures nothing. Collective."""
 
+    def statistics_bytes(self, settings: Select) -> int:
+        """Bytes that measuring keeps for each candidate's element, on the rank that has it, at most."""
+        return 0
+
     @abstractmethod
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
         """The subset under the plan's budget, the same on every rank. Collective."""
@@ -97,7 +105,7 @@ class ValuedMethod(Method):
                 by_tensor=plan.settings.scope == "tensor",
             )
         solver = Greedy() if plan.settings.solver == "greedy" else None
-        return choose_groups(groups, self.group_values(statistics, plan.reach), plan.budget, solver)
+        return choose_groups(groups, self.group_values(statistics, plan.reach), plan.budget, solver, plan.costs)
 
     def group_values(self, statistics: Statistics, reach: float) -> np.ndarray:
         return self.values(statistics.columns, reach)

@@ -35,5 +35,8 @@ class SAM(ValuedMethod):
         gradient = mean_gradient(passes, "gradient", passes.calibration.batches)
         return element_statistics(passes.shards, groups, {"squared_gradient": [piece.square_() for piece in gradient]})
 
+    def statistics_bytes(self, settings: Select) -> int:
+        return 4
+
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         return columns["squared_gradient"]

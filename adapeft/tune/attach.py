@@ -73,7 +73,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     subset.check_fits(model)
     fingerprint = fingerprint_model(model, subset.new)
     chosen_for = subset.description.get("fingerprint")
-    if chosen_for is not None and chosen_for != fingerprint:
+    if fingerprint and chosen_for is not None and chosen_for != fingerprint:
         raise AdapeftError(
             f"the subset was chosen for a base model of fingerprint {chosen_for[:12]}, this one has "
             f"{fingerprint[:12]}: load the base model it was chosen on."
@@ -107,7 +107,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
         trained[name] = leaf
     for name, parameter in trained.items():
         parameter.requires_grad_(True)
-        if parameter is parameters.get(name) and name not in subset.new:
+        if parameter is parameters.get(name) and name not in subset.new and not parameter.is_meta:
             base[name] = parameter.detach().to("cpu", torch.float32, copy=True)
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
     attachment = Attachment(subset, fingerprint, trained, added, base, required_grad, rule, dense, dropout)

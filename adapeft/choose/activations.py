@@ -1,0 +1,147 @@
+"""What a forward and backward pass keeps alive, counted on tensors that have shapes and no memory.
+
+The model's own code runs, with its attention kernels, dropout, gradient checkpointing and attached leaves, so nothing
+is assumed of an architecture. The kernels are those of a CPU; a GPU's keep the same tensors, save for dropout.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PretrainedConfig, PreTrainedModel
+
+from adapeft.choose.estimate import Pass
+from adapeft.inputs.data import Batch
+from adapeft.inputs.model import build_structure
+from adapeft.inputs.objective import NextToken, Objective, Regression
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A model at work.
+
+    Attributes:
+        passes: bytes of a micro-batch.
+        sizes: elements of every parameter.
+        num_trained: elements that get gradients.
+    """
+
+    passes: Pass
+    sizes: tuple[int, ...]
+    num_trained: int
+
+
+def count_pass(
+    config: PretrainedConfig,
+    task: str,
+    prepare: Callable[[PreTrainedModel], Any],
+    objective: Objective,
+    *,
+    num_examples: int,
+    num_tokens: int,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> Counted:
+    """Runs one micro-batch forward and backward without weights.
+
+    Args:
+        config: of the model.
+        task: the config's ``model.task``.
+        prepare: sets mode and ``requires_grad``, enables checkpointing, attaches a subset.
+        objective: the loss.
+        num_examples: in the micro-batch.
+        num_tokens: of each of them.
+        dtype: of the weights.
+        trust_remote_code: as when loading the model.
+    """
+    model = build_structure(config, task, trust_remote_code=trust_remote_code)
+    model.config.use_cache = False
+    prepare(model)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
+        _to_fake(model, dtype)
+        batch = _batch(objective, num_examples, num_tokens)
+        with _Allocations() as allocations:
+            allocations.start_with([*model.parameters(), *model.buffers(), *batch.inputs.values(), batch.labels])
+            objective.loss_sum(objective.forward(model, batch), batch.labels).backward()
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        passes = Pass(allocations.peak(without=gradients), allocations.peak())
+        trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        return Counted(passes, tuple(parameter.numel() for parameter in model.parameters()), sum(trained))
+
+
+def _to_fake(model: nn.Module, dtype: torch.dtype) -> None:
+    """Takes a model from the meta device to a CPU's kernels, all parameters in one type, as DeepSpeed casts them."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+    for module in model.modules():
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for store in stores:
+            for name, tensor in store.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:  # else it is tied
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    fake = torch.empty_like(tensor, device="cpu", dtype=dtype if is_parameter else tensor.dtype)
+                    made[id(tensor)] = tensor, nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+                store[name] = made[id(tensor)][1]
+
+
+def _batch(objective: Objective, num_examples: int, num_tokens: int) -> Batch:
+    ids = torch.zeros(num_examples, num_tokens, dtype=torch.int64)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if isinstance(objective, NextToken):
+        labels = ids.clone()
+    else:
+        labels = torch.zeros(num_examples, dtype=torch.float32 if isinstance(objective, Regression) else torch.int64)
+    return Batch(inputs, labels, torch.arange(num_examples))
+
+
+class _Allocations(TorchDispatchMode):
+    """Every storage that comes and goes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
+        self._sizes: list[int] = []
+        self._events: list[tuple[int, int]] = []
+
+    def start_with(self, tensors: list[Tensor]) -> None:
+        """Storages that are there already, and do not count."""
+        for tensor in tensors:
+            self._numbers[tensor.untyped_storage()] = -1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._note(value.untyped_storage())
+        return result
+
+    def peak(self, without: list[Tensor] | None = None) -> int:
+        """Most bytes that lived at once, those of the storages of ``without`` left out."""
+        sizes = np.array(self._sizes, dtype=np.int64)
+        for tensor in without or []:
+            number = self._numbers.get(tensor.untyped_storage(), -1)
+            if number >= 0:
+                sizes[number] = 0
+        if not self._events:
+            return 0
+        numbers, signs = np.array(self._events, dtype=np.int64).T
+        return int(np.cumsum(sizes[numbers] * signs).max(initial=0))
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._numbers:
+            return
+        number = len(self._sizes)
+        self._numbers[storage] = number
+        self._sizes.append(storage.nbytes())
+        self._events.append((number, 1))
+        weakref.finalize(storage, self._events.append, (number, -1))
