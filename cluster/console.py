@@ -6,7 +6,6 @@ import math
 import os
 import re
 import textwrap
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from adapeft.choose.estimate import Load, Zero, memory, traffic
 from adapeft.config import Config
 from cluster.events import Report
+from cluster.progress import watching
 
 if TYPE_CHECKING:
     # The terminal is there before torch is: it shows that torch is being imported.
@@ -40,7 +39,6 @@ from solver import Frontier
 _BLOCK_INDEX = re.compile(r"\.\d+\.")
 _ROLES_SHOWN = 8
 _NAME_WIDTH = 11
-_LINE_INTERVAL = 10.0
 
 
 class Terminal:
@@ -86,11 +84,8 @@ class Terminal:
     @contextmanager
     def watch(self, stage: str) -> Iterator[Report]:
         """A function that shows the events of a stage."""
-        if self.console.is_terminal:
-            with _bars(self.console) as bars:
-                yield _Bars(bars, stage)
-        else:
-            yield _Lines(self.console, stage)
+        with watching(self.console, stage) as report:
+            yield report
 
     def show_choice(self, subset: Subset) -> None:
         """What was chosen, by role, and how near optimal it is."""
@@ -334,61 +329,6 @@ class Terminal:
                 self.console.print(head + Text(line), soft_wrap=True)
 
 
-class _Bars:
-    """Events as bars that grow."""
-
-    def __init__(self, bars: Progress, stage: str) -> None:
-        self.bars = bars
-        self.task = bars.add_task(f"{stage}: starting workers", total=None)
-        self.stage = stage
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        text = f"{self.stage}: {_text(event)}"
-        if event["step"] == "evaluated":
-            self.bars.console.print(Text(text), soft_wrap=True)
-        else:
-            self.bars.update(self.task, description=text, completed=event.get("done", 0), total=event.get("total"))
-
-
-class _Lines:
-    """Events as lines: each new step, then one every few seconds."""
-
-    def __init__(self, console: Console, stage: str) -> None:
-        self.console, self.stage = console, stage
-        self.last_step, self.last_time = "", 0.0
-        self.console.print(f"{stage}: starting workers")
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        is_new = event["step"] != self.last_step
-        if not is_new and time.monotonic() - self.last_time < _LINE_INTERVAL and event["step"] != "evaluated":
-            return
-        self.last_step, self.last_time = event["step"], time.monotonic()
-        count = f" {event['done']}/{event['total']}" if "done" in event else ""
-        self.console.print(f"{self.stage}: {_text(event)}{count}", soft_wrap=True)
-
-
-class _Count(TextColumn):
-    """``3/16``; nothing while the total is not known."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: Task) -> Text:
-        return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
-
-
-def _bars(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        _Count(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-
-
 def _model(inspection: Inspection) -> str:
     return f"{inspection.architecture}, {inspection.groups.num_total:,} parameters"
 
@@ -410,14 +350,6 @@ def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
         "data": f"{data.num_train:,}{unit} to train on, {data.num_evaluation:,} to evaluate{more}",
         "workers": f"{config.cluster.workers} ({device}), ZeRO stage {config.cluster.zero_stage}",
     }
-
-
-def _text(event: dict[str, Any]) -> str:
-    if event["step"] == "evaluated":
-        return f"step {event['at']}: {event['metric']} {event[event['metric']]:.4f}, loss {event['loss']:.4f}"
-    if "loss" in event:
-        return f"{event['step']}, loss {event['loss']:.4f}"
-    return str(event["step"])
 
 
 def _correlation(value: float) -> str:

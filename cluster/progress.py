@@ -1,0 +1,89 @@
+"""Progress: events as growing bars, or as lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from cluster.events import Report
+
+_LINE_INTERVAL = 10.0
+
+
+@contextmanager
+def watching(console: Console, stage: str) -> Iterator[Report]:
+    """A function that shows the events of a stage."""
+    if console.is_terminal:
+        with _bars(console) as bars:
+            yield _Bars(bars, stage)
+    else:
+        yield _Lines(console, stage)
+
+
+class _Bars:
+    """Events as bars that grow."""
+
+    def __init__(self, bars: Progress, stage: str) -> None:
+        self.bars = bars
+        self.task = bars.add_task(f"{stage}: starting workers", total=None)
+        self.stage = stage
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        text = f"{self.stage}: {_text(event)}"
+        if event["step"] == "evaluated":
+            self.bars.console.print(Text(text), soft_wrap=True)
+        else:
+            self.bars.update(self.task, description=text, completed=event.get("done", 0), total=event.get("total"))
+
+
+class _Lines:
+    """Events as lines: each new step, then one every few seconds."""
+
+    def __init__(self, console: Console, stage: str) -> None:
+        self.console, self.stage = console, stage
+        self.last_step, self.last_time = "", 0.0
+        self.console.print(f"{stage}: starting workers")
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        is_new = event["step"] != self.last_step
+        if not is_new and time.monotonic() - self.last_time < _LINE_INTERVAL and event["step"] != "evaluated":
+            return
+        self.last_step, self.last_time = event["step"], time.monotonic()
+        count = f" {event['done']}/{event['total']}" if "done" in event else ""
+        self.console.print(f"{self.stage}: {_text(event)}{count}", soft_wrap=True)
+
+
+class _Count(TextColumn):
+    """``3/16``; nothing while the total is not known."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        _Count(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _text(event: dict[str, Any]) -> str:
+    if event["step"] == "evaluated":
+        return f"step {event['at']}: {event['metric']} {event[event['metric']]:.4f}, loss {event['loss']:.4f}"
+    if "loss" in event:
+        return f"{event['step']}, loss {event['loss']:.4f}"
+    return str(event["step"])
