@@ -11,18 +11,12 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, get_scheduler, set_seed
-
+from tests.benchmarks.language_model import train_language_model, unigram_perplexity
 from tests.benchmarks.report import RESULTS, machine
 
-TEXT = Path("../shared/data/wikitext2/train.txt")
 CONFIG = "deploy/configs/wikitext2.yaml"
-VOCABULARY, LENGTH, BATCH = 4096, 128, 16
 METHODS = {
     "adapeft, rows": ["select.groups=row"],
     "random, rows": ["select.method=random", "select.groups=row"],
@@ -37,7 +31,7 @@ def main() -> None:
 
     base = arguments.out / "base"
     if not (base / "config.json").is_file():
-        train_base(base, arguments.steps)
+        train_language_model(base, arguments.steps)
     lines = ["| method | perplexity before | after | trained | of | influence | gap |", "|" + "---|" * 7]
     for name, overrides in METHODS.items():
         output = arguments.out / name.replace(", ", "-")
@@ -45,45 +39,16 @@ def main() -> None:
         subprocess.run(command, check=True)
         lines.append(as_row(name, json.loads((output / "metrics.json").read_text())))
     command = f"python -m tests.benchmarks.wikitext2 {' '.join(sys.argv[1:])}"
+    text = [
+        "# wikitext2",
+        f"`{command}`",
+        f"{machine()} Two workers, ZeRO-3.",
+        "\n".join(lines),
+        f"Token frequencies alone have a perplexity of {unigram_perplexity(base):.0f}.",
+    ]
     report = RESULTS / "wikitext2.md"
-    report.write_text(f"# wikitext2\n\n`{command}`\n\n{machine()} Two workers, ZeRO-3.\n\n" + "\n".join(lines) + "\n")
+    report.write_text("\n\n".join(text) + "\n")
     print(report.read_text())
-
-
-def train_base(folder: Path, num_steps: int) -> None:
-    """Tokenizer and model on the first half of the text."""
-    text = TEXT.read_text()
-    half = text[: len(text) // 2]
-    folder.mkdir(parents=True, exist_ok=True)
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(half.splitlines(), vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
-    )
-    tokenizer.save_pretrained(folder)
-    tokens = torch.tensor(tokenizer(half, verbose=False)["input_ids"])
-    blocks = tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
-
-    set_seed(0)
-    end = tokenizer.eos_token_id
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=192, n_layer=4, n_head=6, bos_token_id=end, eos_token_id=end
-    )
-    model = GPT2LMHeadModel(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=50, num_training_steps=num_steps)
-    started = time.perf_counter()
-    for step in range(num_steps):
-        batch = blocks[torch.randint(len(blocks), (BATCH,))]
-        loss = model(batch, labels=batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 100 == 99:
-            print(f"base: step {step + 1}/{num_steps}, loss {loss.item():.3f}, {time.perf_counter() - started:.0f} s")
-    model.save_pretrained(folder)
 
 
 def as_row(name: str, metrics: dict) -> str:
