@@ -114,6 +114,11 @@ class Model(Section):
     task: Task = Field(description="what the model is trained to do")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="type of the frozen weights")
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        default="highest",
+        description="of float32 matrix products, as in torch.set_float32_matmul_precision: high is TF32 on NVIDIA's "
+        "GPUs, medium bfloat16 on processors that have it",
+    )
     trust_remote_code: bool = Field(default=False, description="run model code that comes from the hub")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
 
@@ -575,7 +580,7 @@ KEYS: dict[str, FieldInfo] = {
 # What the statistics of a run depend on: runs that agree on these can share them, whatever their budget,
 # reach, training or machines.
 _MEASURED = (
-    *("model.name", "model.task", "model.revision", "model.dtype"),
+    *("model.name", "model.task", "model.revision", "model.dtype", "model.matmul_precision"),
     *("data.train", "data.text", "data.text_pair", "data.label", "data.max_length"),
     *(
         "select.method",

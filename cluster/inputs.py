@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from adapeft.config import Config
@@ -24,7 +25,8 @@ class Inputs:
     objective: Objective
 
     def model(self) -> PreTrainedModel:
-        """A fresh copy of the base model."""
+        """A fresh copy of the base model; sets the precision in which this process computes it."""
+        torch.set_float32_matmul_precision(self.config.model.matmul_precision)
         config = load_model_config(self.config.model, self.description, self.train.tokenizer)
         return load_model(self.config.model, config, self.config.seed, self.config.select.always_train)
 
