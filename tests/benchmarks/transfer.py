@@ -82,13 +82,14 @@ def main() -> None:
     parser.add_argument("pair", choices=PAIRS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", help="key=value of the runs' config")
     arguments = parser.parse_args()
     pair, out = PAIRS[arguments.pair], arguments.out
 
     small, large = pair.write(out)
-    budget = f"budget={pair.budget}"
+    budget, common = f"budget={pair.budget}", arguments.overrides
     if not (out / "small" / "subset.safetensors").is_file():
-        call("select", pair.config, f"model.name={small}", budget, f"output={out / 'small'}")
+        call("select", pair.config, f"model.name={small}", budget, *common, f"output={out / 'small'}")
     found = out / "transferred"
     if not (found / "transfer.json").is_file():
         call("transfer", "--from", out / "small", "--to", large, budget, "verify=true", f"output={found}")
@@ -103,7 +104,8 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for name, overrides in choices.items():
             output = out / f"{name.replace(' ', '-')}-{seed}"
-            call("run", pair.config, f"model.name={large}", budget, *overrides, f"seed={seed}", f"output={output}")
+            run = (f"model.name={large}", budget, *common, *overrides, f"seed={seed}", f"output={output}")
+            call("run", pair.config, *run)
             metrics = json.loads((output / "metrics.json").read_text())
             scores[name].append(metrics["last"][pair.metric])
     write_report(arguments.pair, verified, scores)
