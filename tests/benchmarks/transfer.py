@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("overrides", nargs="*", help="key=value of the runs' config")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     pair, out = PAIRS[arguments.pair], arguments.out
 
     small, large = pair.write(out)
