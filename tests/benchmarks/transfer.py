@@ -1,7 +1,7 @@
 """A subset chosen for a large model from a small one's statistics, held against the large one's own choice.
 
 ``python -m tests.benchmarks.transfer minilm --out runs/benchmarks/minilm`` measures both sizes, transfers, trains what
-was chosen either way and at random, and writes ``tests/benchmarks/results/transfer-minilm.md``; ``gpt2`` does the same
+was chosen either way and at random, and writes ``tests/benchmarks/results/transfer-minilm.md``; ``llama`` does the same
 with language models (run ``make demo`` first: MiniLM's task is the demo's).
 """
 
@@ -50,8 +50,8 @@ def minilm(out: Path) -> tuple[Path, Path]:
     return small, large
 
 
-def gpt2(out: Path) -> tuple[Path, Path]:
-    """GPT-2 of two layers 128 wide and of four layers 192 wide, each trained for minutes."""
+def llama(out: Path) -> tuple[Path, Path]:
+    """Llamas of two layers 128 wide and of four layers 192 wide, each trained for minutes."""
     small, large = out / "2x128", out / "4x192"
     for folder, layers, width in ((small, 2, 128), (large, 4, 192)):
         if not (folder / "config.json").is_file():
@@ -67,12 +67,12 @@ PAIRS = {
         metric="accuracy",
         write=minilm,
     ),
-    "gpt2": Pair(
-        title="A subset for a GPT-2 of four layers 192 wide from one of two layers 128 wide, on WikiText-2",
+    "llama": Pair(
+        title="A subset for a Llama of four layers 192 wide from one of two layers 128 wide, on WikiText-2",
         config="deploy/configs/wikitext2.yaml",
         budget="2%",
         metric="perplexity",
-        write=gpt2,
+        write=llama,
     ),
 }
 

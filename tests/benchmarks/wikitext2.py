@@ -1,6 +1,6 @@
 """A small language model on WikiText-2: trained from nothing for minutes, then measured, chosen and tuned under ZeRO-3.
 
-``python -m tests.benchmarks.wikitext2 --out runs/benchmarks/wikitext2`` trains a byte-pair tokenizer and a GPT-2 on the
+``python -m tests.benchmarks.wikitext2 --out runs/benchmarks/wikitext2`` trains a byte-pair tokenizer and a Llama on the
 first half of the training text, runs ``adapeft run deploy/configs/wikitext2.yaml`` once for each method on all of it,
 and writes ``tests/benchmarks/results/wikitext2.md``.
 """
