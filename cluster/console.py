@@ -45,7 +45,7 @@ class Terminal:
     """Everything that is printed."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, markup=False)
 
     def note(self, text: str) -> None:
         """A line."""
@@ -98,7 +98,7 @@ class Terminal:
         table.add_column("parameters", justify="right")
         table.add_column("share", justify="right")
         for (role, kind), count in trained.most_common(_ROLES_SHOWN):
-            table.add_row(role, kind, f"{count:,}", f"{count / subset.count:.1%}")
+            table.add_row(role, kind, f"{count:,}", f"{count / max(subset.count, 1):.1%}")
         rest = len(trained) - _ROLES_SHOWN
         if rest > 0:
             count = subset.count - sum(count for _, count in trained.most_common(_ROLES_SHOWN))
@@ -258,7 +258,7 @@ class Terminal:
         """What a store says of a subset."""
         said = entry.summary
         made = said.provenance
-        versions = ", ".join(f"{package} {version}" for package, version in made.get("versions", {}).items())
+        versions = ", ".join(f"{package} {version}" for package, version in made.versions.items())
         self._pairs(
             {
                 "base": f"{said.base or 'not named'}, fingerprint {(said.fingerprint or 'not known')[:12]}",
@@ -266,7 +266,7 @@ class Terminal:
                 "task": f"{said.task or 'not named'} on {said.data or 'data that is not named'}",
                 "trained": _trained(said) + (f", budget {said.budget:,}" if said.budget is not None else ""),
                 "score": _score(said),
-                "made by": versions + (f", revision {made['revision']}" if made.get("revision") else ""),
+                "made by": versions + (f", revision {made.revision}" if made.revision else ""),
                 "added": f"{entry.added:%Y-%m-%d %H:%M} UTC, {_size(entry.size)}, sha256 {entry.sha256}",
             }
         )

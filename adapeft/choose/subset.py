@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapeft.artifact import load_tensors, save_tensors
 from adapeft.choose.locate import locate
 from adapeft.errors import AdapeftError, did_you_mean
-from adapeft.reading import MOST, Count, Header, reading
+from adapeft.reading import MOST, Count, Header, Line, reading
 
 Kind = Literal["tensor", "rows", "elements", "dense", "lora", "adapter"]
 
@@ -92,7 +92,7 @@ class _PartHeader(Header):
     @model_validator(mode="after")
     def _can_be_counted(self) -> Self:
         """torch counts in 64 bits and wraps round without a word."""
-        if math.prod(self.shape) * max(self.rank, 1) > MOST:
+        if math.prod(max(size, 1) for size in (*self.shape, self.rank)) > MOST:
             raise ValueError(f"shape {self.shape} and rank {self.rank} are of no model")
         return self
 
@@ -100,12 +100,12 @@ class _PartHeader(Header):
 class _SubsetHeader(Header):
     """Of the description what is computed with; it says whatever else its maker wanted to say."""
 
-    parts: dict[str, dict[str, Any]]
-    always_train: list[str]
-    new: list[str]
-    method: str | None = None
-    granularity: str | None = None
-    status: str | None = None
+    parts: dict[Line, dict[str, Any]]
+    always_train: list[Line]
+    new: list[Line]
+    method: Line | None = None
+    granularity: Line | None = None
+    status: Line | None = None
     budget: Count | None = None
     num_groups: Count | None = None
     num_chosen: Count | None = None
@@ -116,7 +116,7 @@ class _SubsetHeader(Header):
     value: float | None = None
     bound: float | None = None
     gap: float | None = None
-    fingerprint: str | None = None
+    fingerprint: Line | None = None
     config: str | None = None
 
 

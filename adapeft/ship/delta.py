@@ -17,7 +17,7 @@ from adapeft.choose.subset import Part, compact_indices, load_part
 from adapeft.config import Task
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
-from adapeft.reading import Header, reading
+from adapeft.reading import Header, Line, reading
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.tune.attach import Attachment, attachment_of
 from adapeft.tune.leaves import DensePart, leaf_shape
@@ -111,24 +111,24 @@ class _Labels(Header):
 
 
 class _Model(Header):
-    name: str | None = None
+    name: Line | None = None
     task: Task
     labels: _Labels = _Labels()
 
 
 class _Source(Header):
-    name: str
+    name: Line
     weight: float
 
 
 class _Header(Header):
     """Of the description what is computed with; it says whatever else its maker wanted to say."""
 
-    parts: dict[str, dict[str, Any]]
-    new: list[str]
-    fingerprint: str
-    method: str | None = None
-    scores: dict[str, float] = {}
+    parts: dict[Line, dict[str, Any]]
+    new: list[Line]
+    fingerprint: Line
+    method: Line | None = None
+    scores: dict[Line, float] = {}
     model: _Model | None = None
     sources: list[_Source] = []
 

@@ -62,10 +62,11 @@ def test_deltas(path, tmp_path):
 def test_the_base_of_a_damaged_delta(path, tmp_path):
     """What a delta says of its task is given to transformers."""
     base, found = save_base(make_bert(), tmp_path / "base"), Delta.load(path)
-    label = {"0": "no", "1": "yes", "2": "perhaps"}
-    found.description["model"]["labels"].update(
-        id2label=label, label2id={name: int(key) for key, name in label.items()}
-    )
+    names = ("no", "yes", "perhaps")
+    found.description["model"]["labels"] |= {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
 
     @examples(60)
     @given(damaged_trees(found.description["model"]))
