@@ -149,6 +149,16 @@ class Subset:
         """The same subset with more said of it."""
         return replace(self, description={**self.description, **more})
 
+    def said(self, key: str) -> Any:
+        """What the description holds under ``key``.
+
+        Raises:
+            AdapeftError: nothing.
+        """
+        if self.description.get(key) is None:
+            raise AdapeftError(f"the subset does not say its {key}. Choose again.")
+        return self.description[key]
+
     def check_fits(self, model: nn.Module) -> None:
         """Checks names and shapes of parameters against ``model``; ``attach`` checks the layers of adapters.
 

@@ -119,7 +119,18 @@ def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, 
                 f"{folder / TABLE}: {table.num_rows} rows for {groups.num_groups} groups. Measure again."
             )
         names = [name for name in table.column_names if name not in (*_DESCRIBED, *_DERIVED)]
-        return groups, {name: _as_numpy(table[name]) for name in names}, said.key
+        return groups, _Columns(folder / TABLE, {name: _as_numpy(table[name]) for name in names}), said.key
+
+
+class _Columns(dict[str, np.ndarray]):
+    """Statistics by name; one that a method asks for and the file has not is the file's fault."""
+
+    def __init__(self, path: Path, columns: Mapping[str, np.ndarray]) -> None:
+        super().__init__(columns)
+        self._path = path
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise AdapeftError(f"{self._path}: has no column {name!r}. Measure again.")
 
 
 class _Parameter(Header):

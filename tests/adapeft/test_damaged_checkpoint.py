@@ -30,15 +30,11 @@ def originals(tmp_path_factory) -> Path:
     """A base of several shards, and an adapter of it with everything that is imported."""
     folder, model = tmp_path_factory.mktemp("originals"), make_bert()
     save_base(model, folder / "base")
-    options = {
-        "r": 2,
-        "rank_pattern": {r".*\.0\..*": 3},
-        "alpha_pattern": {"query": 5},
-        "modules_to_save": ["classifier"],
-    }
+    patterns = {"rank_pattern": {r".*\.0\..*": 3}, "alpha_pattern": {"query": 5}}
+    saved = {"modules_to_save": ["classifier"], "trainable_token_indices": {"word_embeddings": [1, 5]}}
     adapted = get_peft_model(
         model,
-        LoraConfig(target_modules=["query", "dense"], trainable_token_indices={"word_embeddings": [1, 5]}, **options),
+        LoraConfig(target_modules=["query", "dense"], r=2, **patterns, **saved),
     )
     with torch.no_grad():
         for parameter in adapted.parameters():
@@ -170,9 +166,8 @@ def test_a_base_runs_no_code(folder):
     """What ``auto_map`` names is code in the folder; nobody is asked whether to run it."""
     path = folder / "base" / "config.json"
     tree = json.loads(path.read_text())
-    (folder / "base" / "evil.py").write_text(
-        "import pathlib\npathlib.Path('/tmp/adapeft-pwned').touch()\nConfig = dict\n"
-    )
+    ran = folder.parent / "ran"
+    (folder / "base" / "evil.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\nConfig = dict\n")
     for model_type in ("bert", "nobody-knows-this"):
         path.write_text(json.dumps({**tree, "model_type": model_type, "auto_map": {"AutoConfig": "evil.Config"}}))
         check(lambda: read_whole(folder / "base"), path, names="base")
@@ -181,8 +176,5 @@ def test_a_base_runs_no_code(folder):
 
 def test_what_is_whole_loads(folder):
     """The undamaged files load: what is refused above is refused for its damage."""
-    found: dict[str, Any] = {
-        "fingerprint": read_whole(folder / "base"),
-        "layers": read_adapter(folder / "adapter").layers,
-    }
-    assert all(found.values())
+    assert read_whole(folder / "base")
+    assert read_adapter(folder / "adapter").layers

@@ -104,7 +104,7 @@ BOMBS = {
 def test_small_texts_of_much_content(path, bomb):
     path.write_text(BOMBS[bomb])
     assert check(lambda: load_config(path), path) is None
-    with pytest.raises(AdapeftError, match="damaged.yaml: cannot be read .*(alias|references|nested|at most)"):
+    with pytest.raises(AdapeftError, match=r"damaged.yaml: cannot be read .*(alias|references|nested|at most)"):
         load_config(path)
 
 
