@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,7 +17,7 @@ from adapeft.errors import AdapeftError
 
 # What parsers raise on bytes and values that they do not expect. Deep nesting ends in a RecursionError, a number of
 # many digits in a ValueError, one that no machine word holds in an OverflowError.
-_DAMAGE: tuple[type[Exception], ...] = (
+DAMAGE: tuple[type[Exception], ...] = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -39,18 +39,11 @@ Count = Annotated[int, Field(ge=0, le=MOST)]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 """Text that goes to a terminal: without control characters, which could do anything there."""
 
-H = TypeVar("H", bound="Header")
-
 
 class Header(BaseModel):
     """What a file says of itself, checked: numbers are numbers, no text is taken for one; other keys are left aside."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
-
-    @classmethod
-    def of(cls: type[H], content: Any) -> H:
-        """The header that JSON ``content`` spells; within ``reading``, which reports what is wrong with it."""
-        return cls.model_validate(content)
 
 
 @contextmanager
@@ -68,7 +61,7 @@ def reading(complaint: str, remedy: str, *parser_errors: type[Exception]) -> Ite
         yield
     except AdapeftError:
         raise
-    except _DAMAGE + parser_errors as error:
+    except DAMAGE + parser_errors as error:
         raise AdapeftError(f"{complaint} ({_reason(error)}). {remedy}") from error
 
 

@@ -359,13 +359,13 @@ def _correlation(value: float) -> str:
 def _influence(choice: Mapping[str, Any]) -> str:
     if choice.get("value") is None:
         return "not measured"
-    if choice["bound"] is None:
-        return f"{choice['value']:.4g} predicted jointly; {choice['num_chosen']:,} of {choice['num_groups']:,} groups"
-    gap = f"gap {choice['gap']:.1e}" if choice["gap"] else "gap 0"
-    return (
-        f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({choice['status'].replace('_', ' ')}); "
-        f"{choice['num_chosen']:,} of {choice['num_groups']:,} groups"
-    )
+    chosen, groups = choice.get("num_chosen"), choice.get("num_groups")
+    share = "" if chosen is None or groups is None else f"; {chosen:,} of {groups:,} groups"
+    if choice.get("bound") is None:
+        return f"{choice['value']:.4g} predicted jointly{share}"
+    gap = f"gap {choice['gap']:.1e}" if choice.get("gap") else "gap 0"
+    status = str(choice.get("status")).replace("_", " ")
+    return f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({status}){share}"
 
 
 def _sources(said: Mapping[str, Any]) -> dict[str, str]:
@@ -405,7 +405,7 @@ def _time(milliseconds: int) -> str:
 
 def _bought(choice: Mapping[str, Any], count: int) -> dict[str, str]:
     """What a budget in bytes bought."""
-    if choice.get("memory_per_device") is None:
+    if choice.get("memory_per_device") is None or choice.get("memory_bytes") is None:
         return {}
     paid = f"{_size(choice['memory_bytes'])} of {_size(choice['memory_per_device'])} a device"
     return {"memory": f"{paid} for {count:,} parameters, the rest for the model and its activations"}

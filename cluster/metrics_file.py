@@ -31,6 +31,8 @@ class _Metrics(Header):
 class _Trained(_Metrics):
     """What is in the file of a run that has trained."""
 
+    choice: _Choice
+    seconds: dict[Line, float]
     metric: Line
     before: dict[Line, float]
     after: dict[Line, float]
@@ -60,5 +62,5 @@ def load_metrics(path: Path) -> dict[str, Any]:
         return {}
     content = load_json(path, "what a run writes", "Remove it, and run again.")
     with reading(f"{path}: damaged", "Remove it, and run again."):
-        (_Trained if "after" in content else _Metrics).of(content)
+        (_Trained if "after" in content else _Metrics).model_validate(content)
     return content

@@ -78,7 +78,7 @@ class Part:
     @classmethod
     def of(cls, entry: Mapping[str, Any], indices: Tensor | None) -> Part:
         """The inverse of ``describe``; ``check_part`` says whether the numbers go together."""
-        said = _PartHeader.of(entry)
+        said = _PartHeader.model_validate(entry)
         return cls(said.kind, tuple(said.shape), indices, said.dim, said.rank, said.alpha)  # type: ignore[arg-type]
 
 
@@ -194,7 +194,7 @@ class Subset:
         """
         indices, content = load_tensors(locate(path), "subset")
         with reading(f"{path}: damaged description of a subset", "Choose again."):
-            said = _SubsetHeader.of(content)
+            said = _SubsetHeader.model_validate(content)
             parts = {name: load_part(path, name, entry, indices.get(name)) for name, entry in said.parts.items()}
             rest = {key: value for key, value in content.items() if key not in ("parts", "always_train", "new")}
             return cls(parts, tuple(said.always_train), tuple(said.new), rest)

@@ -120,7 +120,7 @@ def _shards(folder: Path, base: str) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         with reading(f"{index}: damaged", "Fetch the base again."):
-            names = sorted(set(_Index.of(json.loads(index.read_text())).weight_map.values()))
+            names = sorted(set(_Index.model_validate(json.loads(index.read_text())).weight_map.values()))
         # A file name from an index must not lead out of the checkpoint.
         if any(Path(name).name != name for name in names):
             raise AdapeftError(f"{index}: a shard's name is not a plain file name.")

@@ -105,7 +105,7 @@ def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, 
     """
     table = load_table(folder / TABLE)
     with reading(f"{folder / TABLE}: not a group table of adapeft", "Measure again."):
-        said = _Header.of(json.loads((table.schema.metadata or {})[b"adapeft"]))
+        said = _Header.model_validate(json.loads((table.schema.metadata or {})[b"adapeft"]))
         groups = Groups(
             tuple(info.as_parameter() for info in said.parameters),
             said.granularity,
@@ -220,7 +220,7 @@ def _load_shard(path: Path) -> list[ElementShard]:
     with reading(f"{path}: damaged shard of statistics", "Measure again."):
         names = sorted({name.partition(".")[2] for name in tensors})
         found = []
-        for index, piece in enumerate(_ShardHeader.of(content).slices):
+        for index, piece in enumerate(_ShardHeader.model_validate(content).slices):
             columns = {name: tensors[f"{index}.{name}"] for name in names}
             for name, column in columns.items():
                 if column.dtype != torch.float32 or column.ndim not in (1, 2) or len(column) != piece.length:

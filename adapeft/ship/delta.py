@@ -171,7 +171,7 @@ class Delta:
             tensors[f"{name}.new"] = value
         content = {**self.description, "parts": parts, "new": list(self.new), "fingerprint": self.fingerprint}
         with reading("the delta's description cannot be saved", "Put it under another key."):
-            _Header.of(json.loads(json.dumps(content)))
+            _Header.model_validate(json.loads(json.dumps(content)))
         save_tensors(Path(path), "delta", tensors, content)
 
     @classmethod
@@ -183,7 +183,7 @@ class Delta:
         """
         tensors, content = load_tensors(Path(path), "delta")
         with reading(f"{path}: damaged description of a delta", "Get it again from where it was made."):
-            said = _Header.of(content)
+            said = _Header.model_validate(content)
             _check_values(path, tensors)
             changes = {}
             for name, entry in said.parts.items():

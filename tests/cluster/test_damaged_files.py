@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from rich.console import Console
 
-from adapeft.choose.store import STORE_VARIABLE
+from adapeft.choose.entry import Summary
+from adapeft.choose.store import STORE_VARIABLE, SubsetStore
 from adapeft.choose.subset import Part, Subset
 from adapeft.config import measurement_key
 from adapeft.config_file import load_config
@@ -23,7 +27,7 @@ from cluster.console import Terminal
 from cluster.metrics_file import load_metrics
 from cluster.run_folder import RunFolder
 from tests.cluster.checkpoints import write_bert, write_colours, write_config
-from tests.damage import check, damaged_trees, examples
+from tests.damage import check, damaged_safetensors, damaged_trees, examples
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 SCORES = {"accuracy": 0.5, "loss": 1.0}
@@ -127,7 +131,7 @@ def test_a_damaged_file_ends_a_command(command, folder, file, arguments, damage)
 
 def test_damaged_metrics(folder):
     path = folder / "run" / "metrics.json"
-    config, terminal = load_config(folder / "run" / "config.yaml"), Terminal()
+    config, terminal = load_config(folder / "run" / "config.yaml"), Terminal(Console(file=StringIO()))
 
     @examples(150)
     @given(damaged_trees(METRICS))
@@ -136,6 +140,57 @@ def test_damaged_metrics(folder):
         found = check(lambda: load_metrics(path), path)
         if isinstance(found, dict) and "after" in found:
             terminal.show_summary(config, found, RunFolder(path.parent))
+
+    run()
+
+
+def test_damaged_subsets_are_shown(folder):
+    path, terminal = folder / SUBSET, Terminal(Console(file=StringIO()))
+    said = {**METRICS["choice"], **Subset.load(path).description, "memory_per_device": 2**30, "memory_bytes": 2**29}
+    replace(Subset.load(path), description=said).save(path)
+
+    @examples(150)
+    @given(damaged_safetensors(path.read_bytes()))
+    def run(content: bytes) -> None:
+        path.write_bytes(content)
+        found = check(lambda: Subset.load(path), path)
+        if isinstance(found, Subset):
+            terminal.show_choice(found)
+
+    run()
+
+
+def test_damaged_deltas_are_shown(folder):
+    path, terminal = folder / DELTA, Terminal(Console(file=StringIO()))
+    said = {"scores": SCORES, "method": "adapeft", "sources": [{"name": "a", "weight": 0.5}]}
+    found = Delta.load(path)
+    replace(found, description={**found.description, **said}).save(path)
+
+    @examples(150)
+    @given(damaged_safetensors(path.read_bytes()))
+    def run(content: bytes) -> None:
+        path.write_bytes(content)
+        found = check(lambda: Delta.load(path), path)
+        if isinstance(found, Delta):
+            terminal.show_delta(found, path)
+
+    run()
+
+
+def test_damaged_entries_are_shown(folder):
+    store, terminal = SubsetStore(str(folder / "store")), Terminal(Console(file=StringIO()))
+    metrics = {"metric": "accuracy", "before": SCORES, "after": SCORES}
+    config = (folder / "run" / "config.yaml").read_text()
+    store.add("mine", folder / SUBSET, Summary.of(Subset.load(folder / SUBSET), config, metrics))
+    path = folder / "store" / "mine.json"
+
+    @examples(150)
+    @given(damaged_trees(json.loads(path.read_text())))
+    def run(tree: Any) -> None:
+        path.write_text(json.dumps(tree))
+        for entry in store.entries()[0]:
+            terminal.show_entries([entry])
+            terminal.show_entry(entry)
 
     run()
 
