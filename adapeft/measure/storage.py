@@ -223,7 +223,11 @@ def _load_shard(path: Path) -> list[ElementShard]:
         for index, piece in enumerate(_ShardHeader.model_validate(content).slices):
             columns = {name: tensors[f"{index}.{name}"] for name in names}
             for name, column in columns.items():
-                if column.dtype != torch.float32 or column.ndim not in (1, 2) or len(column) != piece.length:
+                if (
+                    column.dtype not in (torch.float32, torch.float64)
+                    or column.ndim not in (1, 2)
+                    or len(column) != piece.length
+                ):
                     raise ValueError(
                         f"{index}.{name} is {column.dtype} {list(column.shape)} for {piece.length} elements"
                     )
