@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -17,13 +17,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from adapeft.errors import AdapeftError
+from adapeft.reading import reading
 
 _KEY = "adapeft"
+_MOST_VALUES_PER_BYTE = 128
+"""Of a Parquet file. Ours have about 5 in tables without statistics, and more only where all statistics are 0."""
 
 
 @cache
@@ -104,16 +107,23 @@ def save_json(path: Path, content: Mapping[str, Any]) -> None:
 def save_table(path: Path, table: pa.Table) -> None:
     """Writes a Parquet file."""
     with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def load_table(path: Path) -> pa.Table:
     """Reads a Parquet file.
 
     Raises:
-        AdapeftError: missing, truncated or not Parquet.
+        AdapeftError: missing, truncated, not Parquet, or one that claims far more values than its bytes can hold.
     """
-    return _load(path, lambda: pq.read_table(path), "a Parquet table")
+    # Not pq.read_table, which makes columns of what folders above are called: lr=1e-3/groups.parquet.
+    with _reading(path, "a Parquet table"), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        # A run of equal values takes a few bytes, however long it is said to be.
+        chunks = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+        claimed = sum(chunk.column(i).num_values for chunk in chunks for i in range(chunk.num_columns))
+        if max(claimed, file.metadata.num_rows) > _MOST_VALUES_PER_BYTE * path.stat().st_size:
+            raise ValueError(f"it claims {claimed} values in {path.stat().st_size} bytes")
+        return file.read()
 
 
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -129,29 +139,22 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     Raises:
         AdapeftError: missing, truncated, not safetensors, or another kind of artifact.
     """
-
-    def read() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_KEY)
-            if header is None:
-                raise AdapeftError(f"{path} is a safetensors file, but not one of adapeft's: expected a {kind}.")
-            description = json.loads(header)
-            if not isinstance(description, dict) or description.pop("kind", None) != kind:
-                raise AdapeftError(f"{path} holds another kind of artifact: expected a {kind}.")
-            return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
-
-    return _load(path, read, f"a {kind}")
+    with _reading(path, f"a {kind}"), safe_open(path, framework="pt") as file:
+        header = (file.metadata() or {}).get(_KEY)
+        if header is None:
+            raise AdapeftError(f"{path} is a safetensors file, but not one of adapeft's: expected a {kind}.")
+        description = json.loads(header)
+        if not isinstance(description, dict) or description.pop("kind", None) != kind:
+            raise AdapeftError(f"{path} holds another kind of artifact: expected a {kind}.")
+        return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
 
 
-def _load(path: Path, read: Callable[[], Any], expected: str) -> Any:
+@contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
     if not Path(path).is_file():
         raise AdapeftError(f"{path}: no such file; expected {expected}.")
-    try:
-        return read()
-    except AdapeftError:
-        raise
-    except (SafetensorError, pa.ArrowException, json.JSONDecodeError, OSError, KeyError, ValueError) as error:
-        raise AdapeftError(f"{path} is not {expected}, or it is truncated ({error}). Write it again.") from error
+    with reading(f"{path} is not {expected}, or it is truncated", "Write it again."):
+        yield
 
 
 def _share(path: Path) -> None:

@@ -19,6 +19,7 @@ from yaml.scanner import ScannerError
 
 from adapeft.config import KEYS, SECTIONS, Config, Section, Select, as_yaml, plain
 from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.reading import check_yaml, reading
 
 S = TypeVar("S", bound=Section)
 
@@ -38,12 +39,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The same with paths as they are spelled."""
     tree = _read(Path(path))
     problems = _override(tree, overrides)
-    try:
-        given = OmegaConf.to_container(tree, resolve=True)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise AdapeftError(f"{path}: {error.full_key}: {reason}; set the variable or mend the reference") from error
-    assert isinstance(given, dict)
+    with reading(f"{path}: a reference ${{…}} leads nowhere", "Set the variable or mend the reference."):
+        given = _resolved(path, tree)
     return parse_config(given, source=str(path), problems=problems)
 
 
@@ -114,14 +111,27 @@ def _read(path: Path) -> DictConfig:
             f"config = {path}: no such file.{did_you_mean(path.name, here)} `adapeft config` prints one to start from."
         )
     try:
-        # Not yaml.safe_load: it reads 1e-3 as text and lets a key that is given twice pass.
-        tree = OmegaConf.load(path)
+        # OmegaConf asserts that a document is no single text.
+        with reading(f"{path}: cannot be read", "Mend it.", OmegaConfBaseException, AssertionError):
+            check_yaml(path.read_text(encoding="utf-8"))
+            # Not yaml.safe_load: it reads 1e-3 as text and lets a key that is given twice pass.
+            tree = OmegaConf.load(path)
     except yaml.YAMLError as error:
         hint = "\nText that begins with * or % has to be in quotes." if isinstance(error, ScannerError) else ""
         raise AdapeftError(f"{path}: cannot be read: {error}{hint}") from error
     if not isinstance(tree, DictConfig):
         raise AdapeftError(f"{path}: should be sections and keys such as `seed: 0`, not a list.")
     return tree
+
+
+def _resolved(path: str | Path, tree: DictConfig) -> dict[Any, Any]:
+    try:
+        given = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise AdapeftError(f"{path}: {error.full_key}: {reason}; set the variable or mend the reference") from error
+    assert isinstance(given, dict)
+    return given
 
 
 def _override(tree: DictConfig, overrides: Sequence[str]) -> list[str]:

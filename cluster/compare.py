@@ -5,7 +5,6 @@ A run that is finished is not run again, and one that fails is reported and lose
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from adapeft.errors import AdapeftError
 from adapeft.inputs.data import load_rows
 from adapeft.inputs.metrics import primary
 from adapeft.methods import get_method
+from cluster.metrics_file import load_metrics
 
 _OF_SOME_METHODS = (
     *("rule", "scope", "solver", "joint", "lora_ranks", "placement"),
@@ -232,7 +232,7 @@ def run_command(config: Config) -> tuple[dict[str, Any] | None, str | None]:
     place = Path(config.output)
     place.parent.mkdir(parents=True, exist_ok=True)
     metrics = place / "metrics.json"
-    if metrics.is_file() and "after" in (content := json.loads(metrics.read_text())):
+    if "after" in (content := load_metrics(metrics)):
         return content, None
     settings, log = place.with_suffix(".yaml"), place.with_suffix(".log")
     with replacing(settings) as temporary:
@@ -242,7 +242,7 @@ def run_command(config: Config) -> tuple[dict[str, Any] | None, str | None]:
             [sys.executable, "-m", "cluster.cli", "run", str(settings)], stdout=output, stderr=output, check=False
         )
     if ended.returncode == 0:
-        return json.loads(metrics.read_text()), None
+        return load_metrics(metrics), None
     lines = [line for line in log.read_text().splitlines() if line.strip()]
     reasons = [line for line in lines if line.startswith(("error ", "failed "))]
     return None, f"{(reasons or lines or ['no output'])[-1]} (all of it: {log})"

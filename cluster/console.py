@@ -45,7 +45,7 @@ class Terminal:
     """Everything that is printed."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, markup=False)
 
     def note(self, text: str) -> None:
         """A line."""
@@ -98,7 +98,7 @@ class Terminal:
         table.add_column("parameters", justify="right")
         table.add_column("share", justify="right")
         for (role, kind), count in trained.most_common(_ROLES_SHOWN):
-            table.add_row(role, kind, f"{count:,}", f"{count / subset.count:.1%}")
+            table.add_row(role, kind, f"{count:,}", f"{count / max(subset.count, 1):.1%}")
         rest = len(trained) - _ROLES_SHOWN
         if rest > 0:
             count = subset.count - sum(count for _, count in trained.most_common(_ROLES_SHOWN))
@@ -258,7 +258,7 @@ class Terminal:
         """What a store says of a subset."""
         said = entry.summary
         made = said.provenance
-        versions = ", ".join(f"{package} {version}" for package, version in made.get("versions", {}).items())
+        versions = ", ".join(f"{package} {version}" for package, version in made.versions.items())
         self._pairs(
             {
                 "base": f"{said.base or 'not named'}, fingerprint {(said.fingerprint or 'not known')[:12]}",
@@ -266,7 +266,7 @@ class Terminal:
                 "task": f"{said.task or 'not named'} on {said.data or 'data that is not named'}",
                 "trained": _trained(said) + (f", budget {said.budget:,}" if said.budget is not None else ""),
                 "score": _score(said),
-                "made by": versions + (f", revision {made['revision']}" if made.get("revision") else ""),
+                "made by": versions + (f", revision {made.revision}" if made.revision else ""),
                 "added": f"{entry.added:%Y-%m-%d %H:%M} UTC, {_size(entry.size)}, sha256 {entry.sha256}",
             }
         )
@@ -359,13 +359,13 @@ def _correlation(value: float) -> str:
 def _influence(choice: Mapping[str, Any]) -> str:
     if choice.get("value") is None:
         return "not measured"
-    if choice["bound"] is None:
-        return f"{choice['value']:.4g} predicted jointly; {choice['num_chosen']:,} of {choice['num_groups']:,} groups"
-    gap = f"gap {choice['gap']:.1e}" if choice["gap"] else "gap 0"
-    return (
-        f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({choice['status'].replace('_', ' ')}); "
-        f"{choice['num_chosen']:,} of {choice['num_groups']:,} groups"
-    )
+    chosen, groups = choice.get("num_chosen"), choice.get("num_groups")
+    share = "" if chosen is None or groups is None else f"; {chosen:,} of {groups:,} groups"
+    if choice.get("bound") is None:
+        return f"{choice['value']:.4g} predicted jointly{share}"
+    gap = f"gap {choice['gap']:.1e}" if choice.get("gap") else "gap 0"
+    status = str(choice.get("status")).replace("_", " ")
+    return f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({status}){share}"
 
 
 def _sources(said: Mapping[str, Any]) -> dict[str, str]:
@@ -405,7 +405,7 @@ def _time(milliseconds: int) -> str:
 
 def _bought(choice: Mapping[str, Any], count: int) -> dict[str, str]:
     """What a budget in bytes bought."""
-    if choice.get("memory_per_device") is None:
+    if choice.get("memory_per_device") is None or choice.get("memory_bytes") is None:
         return {}
     paid = f"{_size(choice['memory_bytes'])} of {_size(choice['memory_per_device'])} a device"
     return {"memory": f"{paid} for {count:,} parameters, the rest for the model and its activations"}

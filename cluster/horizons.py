@@ -40,7 +40,7 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
     statistics, _ = load_statistics(source)
     plan = Plan(
         check_budget(statistics.groups, select),
-        float(Subset.load(folder.subset).description["reach"]),
+        float(Subset.load(folder.subset).said("reach")),
         config.seed,
         select,
     )

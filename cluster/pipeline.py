@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +21,7 @@ from cluster.estimate import estimate_of
 from cluster.fits import check_memory
 from cluster.inputs import count_examples
 from cluster.inspect import Inspection, inspect
+from cluster.metrics_file import load_metrics
 from cluster.run_folder import RunFolder
 
 
@@ -80,7 +80,7 @@ class Session:
 
     def metrics(self) -> dict[str, Any]:
         """What ``metrics.json`` holds so far."""
-        return json.loads(self.folder.metrics.read_text()) if self.folder.metrics.is_file() else {}
+        return load_metrics(self.folder.metrics)
 
     def record(self, **metrics: Any) -> dict[str, Any]:
         """Adds to ``metrics.json``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +16,7 @@ from adapeft.measure.storage import TABLE, load_groups, load_options
 from adapeft.methods import get_method
 from adapeft.ship.delta import Delta
 from cluster.console import Terminal
+from cluster.metrics_file import load_metrics
 from cluster.run_folder import RunFolder
 from solver import choice_frontier, frontier
 
@@ -49,23 +49,24 @@ def _show_frontier(folder: RunFolder, subset: Subset, terminal: Terminal) -> Non
     groups, columns, key = load_groups(folder.path)
     if not columns or groups.granularity == "element":
         return
-    said, method = subset.description, get_method(subset.description["method"])
+    method, reach, budget = get_method(subset.said("method")), subset.said("reach"), subset.said("budget")
     statistics = Statistics(groups, columns, options=load_options(folder.path, groups))
-    values = method.group_values(statistics, said["reach"])
+    values = method.group_values(statistics, reach)
     assert values is not None
     available = int(groups.counts.sum())
     # Rounded down as a budget of the config is, so that the run's own does not come twice.
-    counts = {said["budget"], *(math.floor(share * groups.num_total) for share in _SHARES)}
+    counts = {budget, *(math.floor(share * groups.num_total) for share in _SHARES)}
     budgets = sorted(count for count in counts if groups.counts.min() <= count <= available)
     if statistics.options is None:
         curve = frontier(values, groups.counts, budgets)
     else:
-        worth = method.option_values(statistics, said["reach"])
+        worth = method.option_values(statistics, reach)
         assert worth is not None
-        with_rows = "row" in key["select.options"]
-        problem = choice_problem(groups, values, statistics.options, worth, said["budget"], with_rows=with_rows)
+        options = key.get("select.options")
+        with_rows = isinstance(options, list) and "row" in options
+        problem = choice_problem(groups, values, statistics.options, worth, budget, with_rows=with_rows)
         curve = choice_frontier(problem, budgets)
-    terminal.show_frontier(curve, groups.num_total, said["budget"])
+    terminal.show_frontier(curve, groups.num_total, budget)
 
 
 def _show_run(folder: RunFolder, terminal: Terminal) -> None:
@@ -75,7 +76,7 @@ def _show_run(folder: RunFolder, terminal: Terminal) -> None:
         subset = Subset.load(folder.subset)
         terminal.show_choice(subset)
         _show_frontier(folder, subset, terminal)
-    metrics = json.loads(folder.metrics.read_text()) if folder.metrics.is_file() else {}
+    metrics = load_metrics(folder.metrics)
     if "after" in metrics:
         terminal.show_summary(load_config(folder.config), metrics, folder)
     else:

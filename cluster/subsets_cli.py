@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,6 +110,7 @@ def _file_and_summary(source: str) -> tuple[Path, Summary]:
     from adapeft.choose.entry import Summary
     from adapeft.choose.locate import locate
     from adapeft.choose.subset import Subset
+    from adapeft.reading import load_json, reading
     from cluster.run_folder import RunFolder
 
     if not Path(source).is_dir():
@@ -119,5 +119,7 @@ def _file_and_summary(source: str) -> tuple[Path, Summary]:
     folder = RunFolder(Path(source))
     if not folder.config.is_file() or not folder.subset.is_file():
         raise AdapeftError(f"{source}: no run with a subset (config.yaml, subset.safetensors). Run select first.")
-    metrics = json.loads(folder.metrics.read_text()) if folder.metrics.is_file() else {}
-    return folder.subset, Summary.of(Subset.load(folder.subset), folder.config.read_text(), metrics)
+    metrics = load_json(folder.metrics, "what a run writes", "Run again.") if folder.metrics.is_file() else {}
+    with reading(f"{folder.config}: cannot be read", "Run select again."):
+        config = folder.config.read_text()
+    return folder.subset, Summary.of(Subset.load(folder.subset), config, metrics)

@@ -108,7 +108,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
             f"select.options = {list(config.select.options)}: only rows are transferred, no choice among kinds. Give "
             f"select.options=[] to transfer the rows that were measured with them."
         )
-    reach = float(Subset.load(RunFolder(source).subset).description["reach"])
+    reach = float(Subset.load(RunFolder(source).subset).said("reach"))
     profiles = Profiles.of(statistics, method, reach)
     structure = _structure(config)
     groups = groups_of(structure, config.select)

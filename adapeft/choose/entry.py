@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from adapeft.errors import AdapeftError
+from adapeft.reading import Count, Line, check_yaml, reading
 
 if TYPE_CHECKING:
     from adapeft.choose.subset import Subset
@@ -40,6 +41,14 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
 
+class Provenance(_Record):
+    """What made an artifact; see ``adapeft.artifact.provenance``."""
+
+    python: Line | None = None
+    versions: dict[Line, Line] = {}
+    revision: Line | None = None
+
+
 class Summary(_Record):
     """What is known of a subset; None where nobody said.
 
@@ -53,22 +62,22 @@ class Summary(_Record):
         provenance: versions and revision of what chose it.
     """
 
-    base: str | None = None
-    fingerprint: str | None = None
-    method: str | None = None
-    granularity: str | None = None
-    budget: int | None = None
-    count: int
-    num_total: int | None = None
+    base: Line | None = None
+    fingerprint: Line | None = None
+    method: Line | None = None
+    granularity: Line | None = None
+    budget: Count | None = None
+    count: Count
+    num_total: Count | None = None
     value: float | None = None
     bound: float | None = None
     gap: float | None = None
-    task: str | None = None
-    data: str | None = None
-    metric: str | None = None
-    before: dict[str, float] = {}
-    after: dict[str, float] = {}
-    provenance: dict[str, Any] = {}
+    task: Line | None = None
+    data: Line | None = None
+    metric: Line | None = None
+    before: dict[Line, float] = {}
+    after: dict[Line, float] = {}
+    provenance: Provenance = Provenance()
 
     @classmethod
     def of(cls, subset: Subset, config: str | None = None, metrics: Mapping[str, Any] | None = None) -> Summary:
@@ -84,14 +93,14 @@ class Summary(_Record):
         """
         said, scores = subset.description, metrics or {}
         known: dict[str, Any] = {key: said[key] for key in cls.model_fields if key in said}
-        try:
-            tree = yaml.safe_load(config or said.get("config", "")) or {}
+        with reading("what the subset says of itself is damaged", "Choose again.", yaml.YAMLError):
+            text = config or said.get("config", "")
+            check_yaml(text)
+            tree = yaml.safe_load(text) or {}
             if tree:
                 known |= {"base": tree["model"]["name"], "task": tree["model"]["task"], "data": tree["data"]["train"]}
             known |= {key: scores[key] for key in ("metric", "before", "after") if key in scores}
             return cls(**{**known, "count": subset.count})
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValidationError) as error:
-            raise AdapeftError(f"what the subset says of itself is damaged ({error}). Choose again.") from error
 
 
 class Entry(_Record):
@@ -108,7 +117,7 @@ class Entry(_Record):
 
     name: str = Field(pattern=f"^{_NAME}$")
     token: str = Field(pattern="^[0-9a-f]{32}$")
-    size: int
+    size: Count
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     added: datetime
     summary: Summary

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
+from pydantic import FiniteFloat, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from adapeft.artifact import load_tensors, save_tensors
 from adapeft.choose.locate import locate
 from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.reading import MOST, Count, Header, Line, reading
 
 Kind = Literal["tensor", "rows", "elements", "dense", "lora", "adapter"]
 
@@ -74,9 +77,47 @@ class Part:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any], indices: Tensor | None) -> Part:
-        """The inverse of ``describe``; its numbers are not checked yet."""
-        numbers = {key: entry[key] for key in ("rank", "alpha") if key in entry}
-        return cls(entry["kind"], tuple(entry["shape"]), _widen(indices), entry["dim"], **numbers)
+        """The inverse of ``describe``; ``check_part`` says whether the numbers go together."""
+        said = _PartHeader.model_validate(entry)
+        return cls(said.kind, tuple(said.shape), indices, said.dim, said.rank, said.alpha)  # type: ignore[arg-type]
+
+
+class _PartHeader(Header):
+    kind: str
+    shape: list[NonNegativeInt]
+    dim: NonNegativeInt
+    rank: NonNegativeInt = 0
+    alpha: FiniteFloat = 0.0
+
+    @model_validator(mode="after")
+    def _can_be_counted(self) -> Self:
+        """torch counts in 64 bits and wraps round without a word."""
+        if math.prod(max(size, 1) for size in (*self.shape, self.rank)) > MOST:
+            raise ValueError(f"shape {self.shape} and rank {self.rank} are of no model")
+        return self
+
+
+class _SubsetHeader(Header):
+    """Of the description what is computed with; it says whatever else its maker wanted to say."""
+
+    parts: dict[Line, dict[str, Any]]
+    always_train: list[Line]
+    new: list[Line]
+    method: Line | None = None
+    granularity: Line | None = None
+    status: Line | None = None
+    budget: Count | None = None
+    num_groups: Count | None = None
+    num_chosen: Count | None = None
+    memory_per_device: Count | None = None
+    memory_bytes: Count | None = None
+    seed: int = 0
+    reach: float | None = None
+    value: float | None = None
+    bound: float | None = None
+    gap: float | None = None
+    fingerprint: Line | None = None
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +148,16 @@ class Subset:
     def described(self, **more: Any) -> Subset:
         """The same subset with more said of it."""
         return replace(self, description={**self.description, **more})
+
+    def said(self, key: str) -> Any:
+        """What the description holds under ``key``.
+
+        Raises:
+            AdapeftError: nothing.
+        """
+        if self.description.get(key) is None:
+            raise AdapeftError(f"the subset does not say its {key}. Choose again.")
+        return self.description[key]
 
     def check_fits(self, model: nn.Module) -> None:
         """Checks names and shapes of parameters against ``model``; ``attach`` checks the layers of adapters.
@@ -142,13 +193,24 @@ class Subset:
             AdapeftError: no such subset, not a subset, truncated, or its indices do not fit its shapes.
         """
         indices, content = load_tensors(locate(path), "subset")
-        try:
-            parts = {name: Part.of(entry, indices.get(name)) for name, entry in content.pop("parts").items()}
-            for name, part in parts.items():
-                check_part(path, name, part)
-            return cls(parts, tuple(content.pop("always_train")), tuple(content.pop("new")), content)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise AdapeftError(f"{path}: damaged description of a subset ({error}). Choose again.") from error
+        with reading(f"{path}: damaged description of a subset", "Choose again."):
+            said = _SubsetHeader.model_validate(content)
+            parts = {name: load_part(path, name, entry, indices.get(name)) for name, entry in said.parts.items()}
+            rest = {key: value for key, value in content.items() if key not in ("parts", "always_train", "new")}
+            return cls(parts, tuple(said.always_train), tuple(said.new), rest)
+
+
+def load_part(path: str | Path, name: str, entry: Mapping[str, Any], indices: Tensor | None) -> Part:
+    """The part that a file describes; within ``reading``.
+
+    Raises:
+        AdapeftError: its indices, shape and rank do not go together.
+    """
+    if indices is not None and indices.dtype not in (torch.int32, torch.int64):
+        raise AdapeftError(f"{path}: the indices of {name!r} are {indices.dtype}, not int32 or int64.")
+    part = Part.of(entry, None if indices is None else indices.long())
+    check_part(path, name, part)
+    return part
 
 
 def check_part(path: str | Path, name: str, part: Part) -> None:
@@ -174,14 +236,12 @@ def check_part(path: str | Path, name: str, part: Part) -> None:
         return
     limit = part.shape[part.dim] if part.kind == "rows" else int(torch.Size(part.shape).numel())
     ascending = bool((part.indices[1:] > part.indices[:-1]).all()) if part.indices.ndim == 1 else False
-    if not ascending or (len(part.indices) and not 0 <= int(part.indices[0]) <= int(part.indices[-1]) < limit):
+    if not (limit and ascending) or (
+        len(part.indices) and not 0 <= int(part.indices[0]) <= int(part.indices[-1]) < limit
+    ):
         raise AdapeftError(f"{path}: the indices of {name!r} are not ascending within 0 … {limit - 1}.")
 
 
 def compact_indices(indices: Tensor, shape: tuple[int, ...]) -> Tensor:
     """int32 where the parameter allows it: with a float32 value 8 bytes a trained element."""
     return indices.to(torch.int32 if torch.Size(shape).numel() < 2**31 else torch.int64).cpu()
-
-
-def _widen(indices: Tensor | None) -> Tensor | None:
-    return None if indices is None else indices.long()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import base_name, fingerprint, sample
+from adapeft.reading import Header, reading
 
 INDEX = "model.safetensors.index.json"
 
@@ -38,7 +40,7 @@ class Checkpoint:
 
     def tensors(self, shard: Path) -> Iterator[tuple[str, Tensor]]:
         """(name in the model, tensor) of a shard; what the model does not have, such as another head, is left out."""
-        with safe_open(shard, framework="pt") as file:
+        with _opened(shard) as file:
             for key in file.keys():  # noqa: SIM118
                 name = self.name_of(key)
                 if name is not None:
@@ -52,7 +54,7 @@ class Checkpoint:
         """Names in the model of everything that the checkpoint holds."""
         found: set[str | None] = set()
         for shard in self.shards:
-            with safe_open(shard, framework="pt") as file:
+            with _opened(shard) as file:
                 found |= {self.name_of(key) for key in file.keys()}  # noqa: SIM118
         return {name for name in found if name is not None}
 
@@ -60,7 +62,7 @@ class Checkpoint:
         """Those of ``names`` that the checkpoint holds; no other weight is read."""
         found = {}
         for shard in self.shards:
-            with safe_open(shard, framework="pt") as file:
+            with _opened(shard) as file:
                 for key in file.keys():  # noqa: SIM118
                     name = self.name_of(key)
                     if name is not None and name in names:
@@ -101,10 +103,24 @@ def local_folder(base: str) -> Path:
         raise AdapeftError(f"--model {base!r}: neither a folder nor a model the hub has ({error}).") from error
 
 
+class _Index(Header):
+    weight_map: dict[str, str]
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[safe_open]:
+    """Raises ``AdapeftError`` for a file that is no safetensors."""
+    with reading(f"{shard} is no safetensors, or it is truncated", "Fetch the base again."):
+        file = safe_open(shard, framework="pt")
+    with file:
+        yield file
+
+
 def _shards(folder: Path, base: str) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        with reading(f"{index}: damaged", "Fetch the base again."):
+            names = sorted(set(_Index.model_validate(json.loads(index.read_text())).weight_map.values()))
         # A file name from an index must not lead out of the checkpoint.
         if any(Path(name).name != name for name in names):
             raise AdapeftError(f"{index}: a shard's name is not a plain file name.")

@@ -15,6 +15,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.reading import DAMAGE
 
 if TYPE_CHECKING:
     import torch
@@ -206,7 +207,7 @@ def _load(path: str, field: str, source: str, remedy: str, **options: Any) -> da
     try:
         with quiet():
             return datasets.load_dataset(path, **options)
-    except (OSError, ValueError, RuntimeError, DatasetsError, StopIteration) as error:
+    except (*DAMAGE, DatasetsError, StopIteration) as error:
         # The error itself often says no more than that generation failed; a file without rows says nothing at all.
         reason = str(error.__cause__ or error).strip().rstrip(".") or "it holds no rows"
         raise AdapeftError(f"{field} = {source}: cannot be read: {reason}. {remedy}.") from error
@@ -216,8 +217,9 @@ def _load(path: str, field: str, source: str, remedy: str, **options: Any) -> da
 
 
 def _values(rows: datasets.Dataset, column: str) -> Iterator[Any]:
-    for batch in rows.select_columns(column).iter(batch_size=1000):
-        yield from batch[column]
+    # As Arrow: datasets would decode images and sounds, by opening whatever file a row names.
+    for batch in rows.select_columns(column).with_format("arrow").iter(batch_size=1000):
+        yield from batch[column].to_pylist()
 
 
 def _check_texts(rows: datasets.Dataset, split: str, data: Data, task: str) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
+from pydantic import Field, model_validator
 
 from adapeft.artifact import load_table, load_tensors, provenance, save_table, save_tensors
 from adapeft.errors import AdapeftError
@@ -19,10 +23,12 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.reading import MOST, Count, Header, Line, reading
 
 TABLE = "groups.parquet"
 OPTIONS = "options.parquet"
 ELEMENTS = "statistics"
+_SHARD = re.compile(r"rank-\d{5}-of-(\d{5})\.safetensors")
 _DERIVED = ("influence", "chosen")
 _DESCRIBED = ("parameter", "role", "layer", "depth", "index", "count")
 
@@ -69,12 +75,14 @@ def load_options(folder: Path, groups: Groups) -> Options | None:
         return None
     table = load_table(path)
     places = {info.name: index for index, info in enumerate(groups.parameters)}
-    try:
+    with reading(f"{path}: options of other groups, or damaged", "Measure again."):
         parameters = np.array([places[name] for name in table["parameter"].to_pylist()], dtype=np.int64)
-        numbers = {name: table[name].to_numpy() for name in ("rank", "count", "slope", "curvature")}
-    except KeyError as error:
-        raise AdapeftError(f"{path}: options of other groups, or damaged ({error}). Measure again.") from error
-    return Options(parameters, numbers["rank"], numbers["count"], numbers["slope"], numbers["curvature"])
+        numbers = {name: _as_numpy(table[name]) for name in ("rank", "count", "slope", "curvature")}
+        if any(column.shape != parameters.shape for column in numbers.values()):
+            raise ValueError("lists instead of numbers")
+        if any(numbers[name].dtype.kind != "i" or (numbers[name] < 0).any() for name in ("rank", "count")):
+            raise ValueError("a rank or count is no whole number")
+        return Options(parameters, numbers["rank"], numbers["count"], numbers["slope"], numbers["curvature"])
 
 
 def clear_elements(folder: Path) -> None:
@@ -96,24 +104,82 @@ def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, 
         AdapeftError: there are none, or the file is damaged or foreign.
     """
     table = load_table(folder / TABLE)
-    try:
-        header = json.loads((table.schema.metadata or {})[b"adapeft"])
-        key = header.pop("key")
-        header.pop("provenance")
-        parameters = tuple(ParameterInfo(**{**info, "shape": tuple(info["shape"])}) for info in header["parameters"])
-        always_train, new = tuple(header.pop("always_train")), tuple(header.pop("new"))
-        groups = Groups(**{**header, "parameters": parameters}, always_train=always_train, new=new)
-    except (KeyError, TypeError, ValueError) as error:
-        raise AdapeftError(f"{folder / TABLE}: not a group table of adapeft ({error}). Measure again.") from error
-    if groups.num_groups != table.num_rows:
-        raise AdapeftError(f"{folder / TABLE}: {table.num_rows} rows for {groups.num_groups} groups. Measure again.")
-    names = [name for name in table.column_names if name not in (*_DESCRIBED, *_DERIVED)]
-    return groups, {name: _as_numpy(table[name]) for name in names}, key
+    with reading(f"{folder / TABLE}: not a group table of adapeft", "Measure again."):
+        said = _Header.model_validate(json.loads((table.schema.metadata or {})[b"adapeft"]))
+        groups = Groups(
+            tuple(info.as_parameter() for info in said.parameters),
+            said.granularity,
+            said.num_total,
+            tuple(said.always_train),
+            tuple(said.new),
+            said.fingerprint,
+        )
+        if groups.num_groups != table.num_rows:
+            raise AdapeftError(
+                f"{folder / TABLE}: {table.num_rows} rows for {groups.num_groups} groups. Measure again."
+            )
+        names = [name for name in table.column_names if name not in (*_DESCRIBED, *_DERIVED)]
+        return groups, _Columns(folder / TABLE, {name: _as_numpy(table[name]) for name in names}), said.key
+
+
+class _Columns(dict[str, np.ndarray]):
+    """Statistics by name; one that a method asks for and the file has not is the file's fault."""
+
+    def __init__(self, path: Path, columns: Mapping[str, np.ndarray]) -> None:
+        super().__init__(columns)
+        self._path = path
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise AdapeftError(f"{self._path}: has no column {name!r}. Measure again.")
+
+
+class _Parameter(Header):
+    """What ``ParameterInfo`` is in a file."""
+
+    name: Line
+    shape: list[Count]
+    role: Line
+    layer: Annotated[int, Field(ge=-1, lt=2**31)]
+    depth: Annotated[float, Field(ge=0, le=1)]
+    output_dim: Literal[0, 1] | None
+    is_linear: bool = False
+    output_of: Literal["attention", "feed-forward"] | None = None
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if math.prod(max(size, 1) for size in self.shape) > MOST or (
+            self.output_dim is not None and len(self.shape) != 2
+        ):
+            raise ValueError(f"{self.name!r} of shape {self.shape} is no parameter")
+        return self
+
+    def as_parameter(self) -> ParameterInfo:
+        return ParameterInfo(**{**dict(self), "shape": tuple(self.shape)})
+
+
+class _Header(Header):
+    parameters: list[_Parameter]
+    granularity: Literal["tensor", "row", "element", "role"]
+    num_total: Count
+    always_train: list[Line]
+    new: list[Line]
+    fingerprint: Line
+    key: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _can_be_counted(self) -> Self:
+        if sum(math.prod(max(size, 1) for size in info.shape) for info in self.parameters) > MOST:
+            raise ValueError("the parameters have more elements than any model")
+        return self
 
 
 def _as_numpy(column: pa.ChunkedArray) -> np.ndarray:
     """[K] numbers, or [K, M] from lists of one length."""
-    if not pa.types.is_fixed_size_list(column.type):
+    is_list = pa.types.is_fixed_size_list(column.type)
+    dtype = column.type.value_type if is_list else column.type
+    if not (pa.types.is_floating(dtype) or pa.types.is_integer(dtype)):
+        raise TypeError(f"{dtype} instead of numbers")
+    if not is_list:
         return column.to_numpy()
     lists = column.combine_chunks()
     return lists.flatten().to_numpy().reshape(len(lists), column.type.list_size)
@@ -129,14 +195,57 @@ def load_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:
     elements: list[ElementShard] = []
     if groups.granularity == "element" and columns:
         paths = sorted((folder / ELEMENTS).glob("rank-*-of-*.safetensors"))
-        expected = int(paths[0].stem.rpartition("-")[2]) if paths else 1
+        matched = _SHARD.fullmatch(paths[0].name) if paths else None
+        expected = int(matched[1]) if matched else 1
         if len(paths) != expected:
             raise AdapeftError(f"{folder / ELEMENTS}: {len(paths)} of {expected} shards are there. Measure again.")
         for path in paths:
-            tensors, content = load_tensors(path, "shard of statistics")
-            names = sorted({name.partition(".")[2] for name in tensors})
-            elements += [
-                ElementShard(Slice(**entry), {name: tensors[f"{index}.{name}"] for name in names})
-                for index, entry in enumerate(content["slices"])
-            ]
+            elements += _load_shard(path)
+        _check_complete(folder / ELEMENTS, groups, elements)
     return Statistics(groups, columns, tuple(elements), load_options(folder, groups)), key
+
+
+class _Slice(Header):
+    parameter: Count
+    start: Count
+    length: Count
+
+
+class _ShardHeader(Header):
+    slices: list[_Slice]
+
+
+def _load_shard(path: Path) -> list[ElementShard]:
+    tensors, content = load_tensors(path, "shard of statistics")
+    with reading(f"{path}: damaged shard of statistics", "Measure again."):
+        names = sorted({name.partition(".")[2] for name in tensors})
+        found = []
+        for index, piece in enumerate(_ShardHeader.model_validate(content).slices):
+            columns = {name: tensors[f"{index}.{name}"] for name in names}
+            for name, column in columns.items():
+                if (
+                    column.dtype not in (torch.float32, torch.float64)
+                    or column.ndim not in (1, 2)
+                    or len(column) != piece.length
+                ):
+                    raise ValueError(
+                        f"{index}.{name} is {column.dtype} {list(column.shape)} for {piece.length} elements"
+                    )
+            found.append(ElementShard(Slice(**dict(piece)), columns))
+        return found
+
+
+def _check_complete(folder: Path, groups: Groups, elements: Sequence[ElementShard]) -> None:
+    """Checks that every element occurs exactly once.
+
+    Raises:
+        AdapeftError: names the first parameter whose slices leave a gap or overlap.
+    """
+    ends = [0] * len(groups.parameters)
+    for piece in sorted((shard.slice for shard in elements), key=lambda piece: (piece.parameter, piece.start)):
+        if piece.parameter >= len(ends) or (piece.length and piece.start != ends[piece.parameter]):
+            raise AdapeftError(f"{folder}: {piece} follows on no other. Measure again.")
+        ends[piece.parameter] += piece.length
+    for info, end in zip(groups.parameters, ends, strict=True):
+        if end != info.count:
+            raise AdapeftError(f"{folder}: {end} of {info.count} elements of {info.name!r} are there. Measure again.")

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from adapeft.artifact import load_tensors, save_tensors
-from adapeft.choose.subset import Part, check_part, compact_indices
+from adapeft.choose.subset import Part, compact_indices, load_part
+from adapeft.config import Task
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.reading import Header, Line, reading
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.tune.attach import Attachment, attachment_of
 from adapeft.tune.leaves import DensePart, leaf_shape
 from adapeft.tune.lora import low_rank_sum
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_MOST_LABELS = 2**20
+"""transformers makes a dictionary of as many names."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,40 @@ class Applied:
         self._changes, self._new, self._adapters = [], [], []
 
 
+class _Labels(Header):
+    """What ``label_options`` says, and nothing else: transformers takes these as options, such as trust_remote_code."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_labels: Annotated[int, Field(ge=1, le=_MOST_LABELS)] | None = None
+    id2label: dict[str, str] | None = None
+    label2id: dict[str, int] | None = None
+    problem_type: Literal["regression", "single_label_classification"] | None = None
+
+
+class _Model(Header):
+    name: Line | None = None
+    task: Task
+    labels: _Labels = _Labels()
+
+
+class _Source(Header):
+    name: Line
+    weight: float
+
+
+class _Header(Header):
+    """Of the description what is computed with; it says whatever else its maker wanted to say."""
+
+    parts: dict[Line, dict[str, Any]]
+    new: list[Line]
+    fingerprint: Line
+    method: Line | None = None
+    scores: dict[Line, float] = {}
+    model: _Model | None = None
+    sources: list[_Source] = []
+
+
 @dataclass(frozen=True)
 class Delta:
     """Changes by parameter name, adapters by that of their layer, and whole new parameters.
@@ -113,7 +155,11 @@ class Delta:
         return sum(change.values.numel() for change in self.changes.values())
 
     def save(self, path: str | Path) -> None:
-        """Writes ``delta.safetensors``: 8 bytes a trained element, 4 in rows and whole tensors, and a header."""
+        """Writes ``delta.safetensors``: 8 bytes a trained element, 4 in rows and whole tensors, and a header.
+
+        Raises:
+            AdapeftError: ``description`` holds something else under a key that ``load`` knows.
+        """
         tensors, parts = {}, {}
         for name, change in self.changes.items():
             parts[name] = change.part.describe()
@@ -124,6 +170,8 @@ class Delta:
         for name, value in self.new.items():
             tensors[f"{name}.new"] = value
         content = {**self.description, "parts": parts, "new": list(self.new), "fingerprint": self.fingerprint}
+        with reading("the delta's description cannot be saved", "Put it under another key."):
+            _Header.model_validate(json.loads(json.dumps(content)))
         save_tensors(Path(path), "delta", tensors, content)
 
     @classmethod
@@ -134,17 +182,16 @@ class Delta:
             AdapeftError: not a delta, truncated, or tensors that do not fit their description.
         """
         tensors, content = load_tensors(Path(path), "delta")
-        try:
+        with reading(f"{path}: damaged description of a delta", "Get it again from where it was made."):
+            said = _Header.model_validate(content)
+            _check_values(path, tensors)
             changes = {}
-            for name, entry in content.pop("parts").items():
-                part = Part.of(entry, tensors.get(f"{name}.indices"))
-                check_part(path, name, part)
+            for name, entry in said.parts.items():
+                part = load_part(path, name, entry, tensors.get(f"{name}.indices"))
                 changes[name] = Change(part, _values(path, name, part, tensors))
-            new = {name: tensors[f"{name}.new"] for name in content.pop("new")}
-            delta = cls(changes, new, content.pop("fingerprint"), content)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise AdapeftError(f"{path}: damaged description of a delta ({error}).") from error
-        return delta
+            new = {name: tensors[f"{name}.new"] for name in said.new}
+            rest = {key: value for key, value in content.items() if key not in ("parts", "new", "fingerprint")}
+            return cls(changes, new, said.fingerprint, rest)
 
     def check_fits(self, model: nn.Module) -> None:
         """Checks names, shapes and fingerprint against ``model``.
@@ -211,6 +258,13 @@ class Delta:
         for name, value in self.new.items():
             parameters[name].copy_(value)
         return Applied(model, undo, new, adapters)
+
+
+def _check_values(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ``AdapeftError`` where what is no index is not numbers."""
+    for name, value in tensors.items():
+        if not name.endswith(".indices") and value.dtype not in _DTYPES:
+            raise AdapeftError(f"{path}: {name!r} holds {value.dtype}, not float32.")
 
 
 def _values(path: str | Path, name: str, part: Part, tensors: Mapping[str, Tensor]) -> Tensor:

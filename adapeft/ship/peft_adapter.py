@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from adapeft.errors import AdapeftError
+from adapeft.reading import reading
 from adapeft.ship.peft_parts import PREFIX
 
 MERGE_IN_PEFT = "Load it with PEFT, call merge_and_unload, and use the merged model."
@@ -37,6 +37,7 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 _PIECE = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.default)?(?:\.(weight|bias))?")
 _TOKENS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
+_LONGEST_PATTERN = 500
 _WRAPPING = re.compile(r"\.(?:modules_to_save\.default|modules_to_save|base_layer)(?=\.)")
 
 
@@ -110,10 +111,8 @@ def read_adapter(folder: str | Path) -> PeftAdapter:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "adapter_config.json"
-    try:
+    with reading(f"{path}: cannot be read", "Give the folder of a PEFT adapter."):
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise AdapeftError(f"{path}: cannot be read ({error}). Give the folder of a PEFT adapter.") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else config
         raise AdapeftError(f"{path}: peft_type = {found!r}: LoRA alone is imported. {MERGE_IN_PEFT}")
@@ -136,10 +135,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             f"{folder}: adapter_model.bin is a pickle, which may run code when it is read. Where you trust it, load it "
             f"with PEFT and call save_pretrained, which writes adapter_model.safetensors."
         )
-    try:
+    with reading(f"{path}: not there, truncated or not safetensors", "Give the folder of a PEFT adapter."):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise AdapeftError(f"{path}: not there, truncated or not safetensors ({error}).") from error
 
 
 def _low_rank(folder: Path, path: str, pieces: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRank:
@@ -163,12 +160,20 @@ def _low_rank(folder: Path, path: str, pieces: Mapping[str, Tensor], config: Map
 def _of_layer(folder: Path, path: str, config: Mapping[str, Any], pattern: str, key: str) -> Any:
     """The layer's own value where a pattern of the config matches it, else that of all layers."""
     own = config.get(pattern) or {}
-    try:
+    said = f"{pattern} = {str(own)[:_LONGEST_PATTERN]}"
+    with reading(f"{folder}/adapter_config.json: {said}: no patterns of layers", MERGE_IN_PEFT, re.error):
+        for spelled in own:
+            _check_ends(spelled)
         return own.get(get_pattern_key(list(own), path), config.get(key))
-    except (re.error, AttributeError, TypeError) as error:
-        raise AdapeftError(
-            f"{folder}/adapter_config.json: {pattern} = {own!r}: no patterns of layers ({error})."
-        ) from error
+
+
+def _check_ends(pattern: str) -> None:
+    """Raises ``ValueError`` for a pattern that takes too long to fail: repeated repetitions take forever."""
+    bare = re.sub(r"\\.", "", pattern)
+    if len(pattern) > _LONGEST_PATTERN or re.search(r"\)[*+{]", bare) or len(re.findall("[*+{]", bare)) > 3:
+        raise ValueError(f"{pattern[:_LONGEST_PATTERN]!r} repeats too much")
+    if bare.count("?") > 3:
+        raise ValueError(f"{pattern!r} leaves too much open")
 
 
 def _token_indices(folder: Path, path: str, values: Tensor, config: Mapping[str, Any]) -> Tensor:
