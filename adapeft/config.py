@@ -359,6 +359,11 @@ class Cluster(Section):
     collective_timeout: PositiveInt = Field(
         default=1800, description="seconds a worker waits for the others before the run ends with an error"
     )
+    save_interval: NonNegativeFloat = Field(
+        default=300.0,
+        description="seconds of measuring after which its sums are saved for an interrupted run; 0: never",
+        allow_inf_nan=False,
+    )
 
 
 PAPER = {"groups": "role", "curvature": "parabola", "reach": "inf", "solver": "greedy"}

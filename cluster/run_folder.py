@@ -9,10 +9,11 @@ from adapeft.artifact import replacing
 from adapeft.config import Config, differences, is_in_job_folder
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
+from adapeft.measure.partial import FOLDER as PARTIAL_SUMS
 from adapeft.measure.storage import ELEMENTS, TABLE
 
 # What may be in a folder before its run: the demo's data, and what a run leaves that fails before it has measured.
-_WELCOME = ("data", "logs", ELEMENTS)
+_WELCOME = ("data", "logs", ELEMENTS, PARTIAL_SUMS)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from adapeft.measure.shards import Slice
 from adapeft.ranks import Ranks
 from cluster.engine import backward_of_sum
 from cluster.master_weights import MasterWeights
+from cluster.trained import trained_pieces
 
 
 class ZeroShards:
@@ -25,7 +26,9 @@ class ZeroShards:
     has all gradients; statistics are divided all the same.
     """
 
-    def __init__(self, engine: DeepSpeedEngine, candidates: Sequence[str], ranks: Ranks) -> None:
+    def __init__(
+        self, engine: DeepSpeedEngine, candidates: Sequence[str], ranks: Ranks, always_train: Sequence[str] = ()
+    ) -> None:
         parameters = dict(engine.module.named_parameters())
         self.engine = engine
         self.ranks: Ranks = ranks
@@ -39,6 +42,7 @@ class ZeroShards:
         self.slices = tuple(Slice(index, start, length) for index, _, start, length in held)
         # safe_get_full_grad is a collective: every rank asks for every candidate, in one order.
         self._candidates = [parameters[name] for name in candidates]
+        self._always = {name: parameters[name] for name in always_train}
 
     @contextmanager
     def gradients(self, losses: Sequence[Loss]) -> Iterator[list[Tensor]]:
@@ -94,6 +98,15 @@ class ZeroShards:
             parameter.requires_grad_(True)
         self.engine.step()
         always_trained["lr"] = 0.0
+
+    def trained_state(self) -> list[Tensor]:
+        """See ``adapeft.measure.shards.Shards.trained_state``."""
+        pieces = trained_pieces(self.engine, self._masters, self._always)
+        return [tensor for piece in pieces for tensor in piece.columns.values()]
+
+    def publish(self) -> None:
+        """See ``adapeft.measure.shards.Shards.publish``."""
+        self._masters.publish()
 
     def _backward(self, losses: Sequence[Loss]) -> None:
         for loss in losses:

@@ -19,6 +19,7 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.rank_files import rank_path, rank_paths
 
 TABLE = "groups.parquet"
 OPTIONS = "options.parquet"
@@ -85,7 +86,7 @@ def clear_elements(folder: Path) -> None:
 def save_elements(folder: Path, elements: tuple[ElementShard, ...], rank: int, world_size: int) -> None:
     """Writes this rank's shard of element statistics."""
     tensors = {f"{i}.{name}": column for i, shard in enumerate(elements) for name, column in shard.columns.items()}
-    path = folder / ELEMENTS / f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+    path = rank_path(folder / ELEMENTS, rank, world_size)
     save_tensors(path, "shard of statistics", tensors, {"slices": [asdict(shard.slice) for shard in elements]})
 
 
@@ -128,11 +129,7 @@ def load_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:
     groups, columns, key = load_groups(folder)
     elements: list[ElementShard] = []
     if groups.granularity == "element" and columns:
-        paths = sorted((folder / ELEMENTS).glob("rank-*-of-*.safetensors"))
-        expected = int(paths[0].stem.rpartition("-")[2]) if paths else 1
-        if len(paths) != expected:
-            raise AdapeftError(f"{folder / ELEMENTS}: {len(paths)} of {expected} shards are there. Measure again.")
-        for path in paths:
+        for path in rank_paths(folder / ELEMENTS, "Measure again."):
             tensors, content = load_tensors(path, "shard of statistics")
             names = sorted({name.partition(".")[2] for name in tensors})
             elements += [
