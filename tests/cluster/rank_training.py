@@ -111,6 +111,7 @@ def falling(step: int) -> float:
 
 
 def main(out: Path) -> None:
+    from cluster.checkpoint import Checkpoints
     from cluster.engine import join, training_engine
     from cluster.finetune import full_value
     from tests.cluster.rank_statistics import optimizer_state_elements
@@ -151,13 +152,14 @@ def main(out: Path) -> None:
             values = values_of(extract_delta(model, full_value=full_value))
             tag = f"{name}-{kind}-{stage}-{micro_batch_size}"
             folder = out / "checkpoints" / tag
-            engine.save_checkpoint(str(folder), tag="step", exclude_frozen_parameters=True)
+            checkpoints = Checkpoints(folder, engine, ranks)
+            checkpoints.save(NUM_STEPS, {"said": [0.1, tag]})
             states = sum(ranks.all_gather_object(optimizer_state_elements(engine)))
             held = [p for p in model.parameters() if not p.requires_grad and p.grad is not None]
             resumed = {}
             if kind == "mixed":
                 step(0)
-                engine.load_checkpoint(str(folder), load_module_strict=False)
+                assert checkpoints.load() == {"said": [0.1, tag]}
                 resumed = values_of(extract_delta(model, full_value=full_value))
             engine.destroy()
             if ranks.rank == 0:
