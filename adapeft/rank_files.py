@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapeft.artifact import save_tensors
+from adapeft.artifact import save_tensors, stored
 from adapeft.errors import AdapeftError
 from adapeft.ranks import Ranks
 
@@ -46,7 +46,7 @@ def save_on_ranks(
     _wait(ranks)
     if ranks.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        stored(folder, lambda: os.replace(partial, folder))
     _wait(ranks)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapeft.artifact import replacing
+from adapeft.artifact import save_text
 from adapeft.config import Config, differences, is_in_job_folder
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
@@ -97,8 +97,7 @@ class RunFolder:
         self._write(config)
 
     def _write(self, config: Config) -> None:
-        with replacing(self.config) as temporary:
-            temporary.write_text(to_yaml(config))
+        save_text(self.config, to_yaml(config))
 
     def _has_results(self) -> bool:
         """Whether there is anything that another config would spoil; a run that failed early has only its logs."""

@@ -118,9 +118,7 @@ def test_a_run_starts_with_the_workers_that_there_is_room_for(there, workers, mo
 
 def test_fewer_workers_than_the_run_may_have(monkeypatch):
     monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": 3.0})
-    with pytest.raises(
-        AdapeftError, match=r"cluster.min_workers = 2: .* wanted are 4 CPUs \(3 there\)"
-    ):
+    with pytest.raises(AdapeftError, match=r"cluster.min_workers = 2: .* wanted are 4 CPUs \(3 there\)"):
         launch._wait_for_resources(Cluster(workers=8, min_workers=2, cpus_per_worker=2), timeout=0)
 
 
