@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,12 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.shards import adam_state
 from adapeft.rank_files import rank_paths, save_on_ranks
 from adapeft.ranks import Ranks
+from adapeft.tune.leaf_shards import Range
 from cluster.master_weights import MasterWeights
 
 _KIND = "training checkpoint"
-_COLUMNS = ("value", "exp_avg", "exp_avg_sq")
+_REMEDY = "Remove the folder to train from the start."
+_PART = ("offset", "start", "length")
 
 
 class Checkpoints:
@@ -39,13 +40,16 @@ class Checkpoints:
     def save(self, step: int, progress: Mapping[str, Any]) -> None:
         """Writes ``step-N``, then removes the older ones. Collective."""
         # At stage 0 every rank has everything.
-        pieces = self._pieces() if self._engine.zero_optimization_stage() or self._ranks.rank == 0 else {}
-        tensors = {
-            f"{name}.{column}": piece.columns[column].clone()  # safetensors takes no two views of one memory
-            for name, piece in pieces.items()
-            for column in _COLUMNS
+        places = self._places() if self._engine.zero_optimization_stage() or self._ranks.rank == 0 else {}
+        # Whole, as the optimizer steps them: pieces would have to be copied, for safetensors takes no views.
+        flats = {id(place.flat): place.flat for place in places.values()}
+        numbers = {key: number for number, key in enumerate(flats)}
+        states = [self._state(flat) for flat in flats.values()]
+        tensors = {f"{number}.{name}": tensor for number, state in enumerate(states) for name, tensor in state.items()}
+        parts = {
+            name: {"flat": numbers[id(place.flat)], **{key: getattr(place, key) for key in _PART}}
+            for name, place in places.items()
         }
-        parts = {name: {"start": piece.start, "adam_steps": int(piece.step)} for name, piece in pieces.items()}
         path = self._folder / f"step-{step}"
         save_on_ranks(path, _KIND, tensors, {"progress": dict(progress), "parts": parts}, self._ranks)
         if self._ranks.rank == 0:
@@ -63,16 +67,15 @@ class Checkpoints:
         if not steps:
             return None
         folder = self._folder / f"step-{max(steps)}"
-        pieces = self._pieces()
-        missing = {name: len(piece.columns["value"]) for name, piece in pieces.items()}
+        places = self._places()
+        missing = {name: place.length for name, place in places.items()}
         for path in rank_paths(folder, _REMEDY):
             tensors, description = load_tensors(path, _KIND)
             try:
-                for name in description["parts"].keys() & pieces.keys():
-                    saved = {column: tensors[f"{name}.{column}"] for column in _COLUMNS}
-                    missing[name] -= pieces[name].take(description["parts"][name], saved)
+                for name in description["parts"].keys() & places.keys():
+                    missing[name] -= self._take(places[name], description["parts"][name], tensors)
                 progress = description["progress"]
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError, RuntimeError) as error:
                 raise AdapeftError(f"{path}: damaged description ({error}). {_REMEDY}") from error
         if any(missing.values()):
             raise AdapeftError(f"{folder}: is of another subset, or damaged. {_REMEDY}")
@@ -82,39 +85,27 @@ class Checkpoints:
         schedule.step()  # sets the learning rates of the step that follows
         return progress
 
-    def _pieces(self) -> dict[str, _Piece]:
+    def _places(self) -> dict[str, Range]:
         """This rank's part of every trained parameter."""
-        pieces = {}
-        for name, parameter in self._trained.items():
-            place = self._masters.range_of(parameter)
-            if place is None or not place.length:
-                continue
-            state = adam_state(self._engine.basic_optimizer, place.flat)
-            flats = {"value": place.flat.detach(), **state}
-            columns = {column: flats[column].view(-1).narrow(0, place.offset, place.length) for column in _COLUMNS}
-            pieces[name] = _Piece(place.start, columns, state["step"])
-        return pieces
+        places = {name: self._masters.range_of(parameter) for name, parameter in self._trained.items()}
+        return {name: place for name, place in places.items() if place is not None and place.length}
 
-
-_REMEDY = "Remove the folder to train from the start."
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A parameter's flattened elements from ``start`` on, and Adam's ``step``: live, what is written is trained on."""
-
-    start: int
-    columns: dict[str, Tensor]
-    step: Tensor
+    def _state(self, flat: Tensor) -> dict[str, Tensor]:
+        """What Adam's next step depends on, live: what is written into it is stepped from."""
+        return {"value": flat.detach(), **adam_state(self._engine.basic_optimizer, flat)}
 
     @torch.no_grad()
-    def take(self, part: Mapping[str, int], saved: Mapping[str, Tensor]) -> int:
-        """Copies what it has in common with a saved part, and returns of how many elements that is."""
-        shift = part["start"] - self.start
-        first, last = max(0, shift), min(len(self.columns["value"]), shift + len(saved["value"]))
-        if first >= last:
+    def _take(self, place: Range, part: Mapping[str, int], tensors: Mapping[str, Tensor]) -> int:
+        """Copies what ``place`` has in common with a saved part, and returns of how many elements that is."""
+        first = max(place.start, part["start"])
+        length = min(place.start + place.length, part["start"] + part["length"]) - first
+        if length <= 0:
             return 0
-        for column, mine in self.columns.items():
-            mine[first:last] = saved[column][first - shift : last - shift]
-        self.step.fill_(part["adam_steps"])
-        return last - first
+        for name, tensor in self._state(place.flat).items():
+            saved = tensors[f"{part['flat']}.{name}"]
+            if name == "step":
+                tensor.copy_(saved)
+                continue
+            mine = tensor.view(-1).narrow(0, place.offset + first - place.start, length)
+            mine.copy_(saved.view(-1).narrow(0, part["offset"] + first - part["start"], length))
+        return length
