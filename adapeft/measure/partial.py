@@ -50,10 +50,10 @@ class PartialSums:
         self._clock, self._saved_at = clock, clock()
         self.dropped: list[str] = []
         """Entries of the key under which sums were found that this measurement cannot go on from."""
-        found = torch.zeros(0, dtype=torch.int64)
+        found = torch.zeros(1, dtype=torch.int64)
         if ranks.rank == 0:
             self._open({name: json.loads(json.dumps(value)) for name, value in key.items()})
-            found = torch.tensor(self._done(), dtype=torch.int64)
+            found = torch.tensor([*self._done(), 0])  # not empty, which not all backends could gather
         self._found = ranks.all_gather(found)[0].tolist()
         """Batches that are summed of each pass, the last of which may not be complete."""
 
