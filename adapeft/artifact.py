@@ -28,8 +28,9 @@ from adapeft.errors import AdapeftError
 
 _KEY = "adapeft"
 _WAITS = (0.5, 2.0, 5.0)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LASTING = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *_FULL,
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 }
 """Errors that a moment later are the same. All others of a network's file system may pass."""
@@ -77,7 +78,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside ``out`` that takes its name when the block ends well and is removed otherwise.
 
     Raises:
-        AdapeftError: ``out`` holds something already.
+        AdapeftError: ``out`` holds something already, or there is no room for it.
     """
     check_new_folder(out)
     temporary = out.with_name(f".{out.name}.partial")
@@ -90,6 +91,10 @@ def new_folder(out: Path) -> Iterator[Path]:
                 _share(file)
         out.mkdir(parents=True, exist_ok=True)
         temporary.replace(out)
+    except (OSError, SafetensorError) as error:
+        if _errno(error) in _FULL:
+            raise _not_written(out, error) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -151,11 +156,15 @@ def stored(path: Path, action: Callable[[], Any]) -> None:
             return
         except (OSError, SafetensorError) as error:
             if wait is None or _errno(error) in _LASTING:
-                raise AdapeftError(
-                    f"{path}: cannot be written ({error}). Free space there, mend the storage or take another folder; "
-                    "what was there before is whole."
-                ) from error
+                raise _not_written(path, error) from error
             time.sleep(wait)
+
+
+def _not_written(path: Path, error: Exception) -> AdapeftError:
+    return AdapeftError(
+        f"{path}: cannot be written ({error}). Free space there, mend the storage or take another folder; what was "
+        "there before is whole."
+    )
 
 
 def _save(path: Path, write: Callable[[Path], Any]) -> None:

@@ -12,9 +12,10 @@ import time
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from adapeft import artifact
-from adapeft.artifact import load_table, load_tensors, save_json, save_table, save_tensors
+from adapeft.artifact import load_table, load_tensors, new_folder, save_json, save_table, save_tensors
 from adapeft.errors import AdapeftError
 from adapeft.rank_files import rank_paths, save_on_ranks
 from adapeft.ranks import OneRank
@@ -128,4 +129,17 @@ def test_a_full_disk_is_not_waited_for(failing, tmp_path):
     with pytest.raises(AdapeftError, match=r"file: cannot be written \(.*No space left on device.*Free space there"):
         save_tensors(tmp_path / "file", "test", {"a": torch.ones(1)}, {})
     assert waits == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_finds_no_room(tmp_path):
+    def fill(folder):
+        save_file({"a": torch.ones(1)}, folder / "first")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (
+        pytest.raises(AdapeftError, match=r"out: cannot be written \(.*No space left on device"),
+        new_folder(tmp_path / "out") as temporary,
+    ):
+        fill(temporary)
     assert os.listdir(tmp_path) == []

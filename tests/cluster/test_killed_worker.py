@@ -8,6 +8,7 @@ import signal
 import subprocess
 
 import psutil
+import pytest
 
 from adapeft.artifact import load_table, load_tensors
 from adapeft.measure.partial import FOLDER
@@ -26,6 +27,7 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
     return [child for child in children if "TrainWorker" in " ".join(child.cmdline())]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_no_batch(tmp_path):
     config = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
     command = [str(COMMAND), "select", str(config), *OVERRIDES]
