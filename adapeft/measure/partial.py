@@ -107,7 +107,10 @@ class PartialSums:
         """Makes the folder this key's."""
         path = self._folder / _KEY
         if path.is_file() and self._interval:
-            other = json.loads(path.read_text())
+            try:
+                other = json.loads(path.read_text())
+            except ValueError as error:
+                raise AdapeftError(f"{path}: damaged ({error}). Remove {self._folder} to measure anew.") from error
             self.dropped = [name for name in key if key[name] != other.get(name)]
             if not self.dropped:
                 return

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from adapeft.errors import AdapeftError
 from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import measure
 from adapeft.measure.partial import FOLDER, PartialSums
@@ -99,6 +100,16 @@ def test_sums_of_another_key_are_dropped(tmp_path):
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["key.json"]
     saved.remove()
     assert not (tmp_path / FOLDER).exists()
+
+
+@pytest.mark.parametrize("name", ["key.json", "rank-00000-of-00001.safetensors"])
+def test_damaged_sums_are_refused(name, tmp_path):
+    with pytest.raises(KilledError):
+        measured("row", tmp_path, kill_after=8)
+    path = sorted((tmp_path / FOLDER).rglob(name))[-1]
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(AdapeftError, match=name):
+        measured("row", tmp_path)
 
 
 def test_sums_are_saved_when_a_pass_ends_and_after_the_interval(tmp_path):
