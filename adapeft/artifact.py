@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -17,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,6 +30,13 @@ from adapeft.reading import reading
 _KEY = "adapeft"
 _MOST_VALUES_PER_BYTE = 128
 """Of a Parquet file. Ours have about 5 in tables without statistics, and more only where all statistics are 0."""
+_WAITS = (0.5, 2.0, 5.0)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LASTING = {
+    *_FULL,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
+"""Errors that a moment later are the same. All others of a network's file system may pass."""
 
 
 @cache
@@ -71,7 +81,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside ``out`` that takes its name when the block ends well and is removed otherwise.
 
     Raises:
-        AdapeftError: ``out`` holds something already.
+        AdapeftError: ``out`` holds something already, or there is no room for it.
     """
     check_new_folder(out)
     temporary = out.with_name(f".{out.name}.partial")
@@ -84,6 +94,10 @@ def new_folder(out: Path) -> Iterator[Path]:
                 _share(file)
         out.mkdir(parents=True, exist_ok=True)
         temporary.replace(out)
+    except (OSError, SafetensorError) as error:
+        if _errno(error) in _FULL:
+            raise _not_written(out, error) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -98,16 +112,23 @@ def check_new_folder(out: Path) -> None:
         raise AdapeftError(f"--out {out}: not an empty folder. Give a new one.")
 
 
+def save_text(path: Path, text: str) -> None:
+    """Writes a text file; like the other writers, again after a short wait where storage fails.
+
+    Raises:
+        AdapeftError: it cannot be written; what was there before is whole.
+    """
+    _save(path, lambda temporary: temporary.write_text(text))
+
+
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes indented JSON."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    save_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def save_table(path: Path, table: pa.Table) -> None:
     """Writes a Parquet file."""
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True)
+    _save(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
 
 
 def load_table(path: Path) -> pa.Table:
@@ -129,8 +150,47 @@ def load_table(path: Path) -> pa.Table:
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Writes a safetensors file whose header says what ``kind`` of artifact it is and describes it."""
     header = {_KEY: json.dumps({**description, "kind": kind, "provenance": provenance()}), "format": "pt"}
-    with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata=header)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    _save(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
+
+
+def stored(path: Path, action: Callable[[], Any]) -> None:
+    """Does what changes ``path``, again after a short wait where storage fails in a way that may pass.
+
+    Raises:
+        AdapeftError: it cannot be done.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            action()
+            return
+        except (OSError, SafetensorError) as error:
+            if wait is None or _errno(error) in _LASTING:
+                raise _not_written(path, error) from error
+            time.sleep(wait)
+
+
+def _not_written(path: Path, error: Exception) -> AdapeftError:
+    return AdapeftError(
+        f"{path}: cannot be written ({error}). Free space there, mend the storage or take another folder; what was "
+        "there before is whole."
+    )
+
+
+def _save(path: Path, write: Callable[[Path], Any]) -> None:
+    def replace() -> None:
+        with replacing(path) as temporary:
+            write(temporary)
+
+    stored(path, replace)
+
+
+def _errno(error: Exception) -> int | None:
+    """Of safetensors only the message has it."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found.group(1)) if found else None
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -182,6 +182,8 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
         zero, found = zero_of(loaded.cluster), estimate_of(loaded, inspect(loaded))
         loads, grid = found.loads(zero), found.grid(zero)
     terminal.show_estimate(loads, zero, grid)
+    if loaded.cluster.workers > zero.workers:
+        terminal.note(f"{zero.workers} workers are the fewest of cluster.min_workers to cluster.workers, and hold most")
 
 
 @app.command()

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adapeft.choose.estimate import Load, Zero, memory, traffic
-from adapeft.config import Config
+from adapeft.config import Cluster, Config
 from cluster.events import Report
 from cluster.progress import watching
 
@@ -348,8 +348,12 @@ def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
     device = "GPU" if config.cluster.gpus_per_worker else "CPU"
     return {
         "data": f"{data.num_train:,}{unit} to train on, {data.num_evaluation:,} to evaluate{more}",
-        "workers": f"{config.cluster.workers} ({device}), ZeRO stage {config.cluster.zero_stage}",
+        "workers": f"{_workers(config.cluster)} ({device}), ZeRO stage {config.cluster.zero_stage}",
     }
+
+
+def _workers(cluster: Cluster) -> str:
+    return f"{cluster.fewest} to {cluster.workers}" if cluster.fewest < cluster.workers else str(cluster.workers)
 
 
 def _correlation(value: float) -> str:

@@ -120,8 +120,11 @@ class Estimate:
         return {name: memory(load, zero) for name, load in self.loads(zero).items()}
 
     def grid(self, zero: Zero) -> dict[tuple[int, int], dict[str, int]]:
-        """(stage, workers) → bytes on a device by stage of the run, for every ZeRO stage and 1 to 8 workers."""
-        numbers = sorted({*GRID, zero.workers})
+        """(stage, workers) → bytes on a device by stage of the run, for every ZeRO stage and 1 to 8 workers.
+
+        Besides for as many as the run may have.
+        """
+        numbers = sorted({*GRID, zero.workers, self.config.cluster.workers})
         zeros = [replace(zero, stage=stage, workers=workers) for stage in range(4) for workers in numbers]
         return {(z.stage, z.workers): {name: held.total for name, held in self.memory(z).items()} for z in zeros}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import label_options
 from adapeft.ship.delta import extract_delta
 from adapeft.tune.attach import attach
+from cluster.checkpoint import Checkpoints
 from cluster.engine import DistributedRanks, backward_of_sum, join, training_engine
 from cluster.evaluate import score
 from cluster.events import Report
@@ -86,6 +86,7 @@ class _Training:
         )
         self.eval_steps = config.train.eval_steps or plan.steps_per_epoch
         self.save_steps = config.train.save_steps or plan.steps_per_epoch
+        self.checkpoints = Checkpoints(self.folder.checkpoints, engine, ranks)
         self.progress = self._resumed() or _Progress()
         self.follower = follow_in_engine(engine, model, ranks, plan.num_steps, self.progress.step)
         self.writer = SummaryWriter(str(self.folder.logs)) if ranks.rank == 0 else None
@@ -115,7 +116,7 @@ class _Training:
                 if step % self.eval_steps == 0 or is_last:
                     self._evaluate()
                 if step % self.save_steps == 0 or is_last:
-                    self._save()
+                    self.checkpoints.save(progress.step, vars(progress))
         if self.writer is not None:
             self.writer.close()
         return {
@@ -173,31 +174,12 @@ class _Training:
             "config": to_yaml(config),
         }
 
-    def _save(self) -> None:
-        """Writes a resumable checkpoint of the trained parameters alone, then removes the older ones."""
-        tag = f"step-{self.progress.step}"
-        self.engine.save_checkpoint(
-            str(self.folder.checkpoints),
-            tag=tag,
-            client_state={"progress": vars(self.progress)},
-            exclude_frozen_parameters=True,
-        )
-        self.ranks.all_reduce(torch.zeros(1))  # every rank has written before anything is removed
-        if self.ranks.rank == 0:
-            for old in self.folder.checkpoints.glob("step-*"):
-                if old.name != tag:
-                    shutil.rmtree(old)
-
     def _resumed(self) -> _Progress | None:
         """State of the newest checkpoint, loaded into the engine; None when there is none."""
-        if not (self.folder.checkpoints / "latest").is_file():
+        saved = self.checkpoints.load()
+        if saved is None:
             return None
-        _, state = self.engine.load_checkpoint(str(self.folder.checkpoints), load_module_strict=False)
-        # DeepSpeed restores the schedule but not the learning rate it had set: a step at the schedule's start follows.
-        schedule, optimizer = self.engine.lr_scheduler, self.engine.optimizer
-        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
-        progress = _Progress(**state["progress"])
+        progress = _Progress(**saved)
         self.report({"step": "resuming", "done": progress.step, "total": self.plan.num_steps})
         return progress
 

@@ -27,7 +27,7 @@ def check_memory(estimate: Estimate) -> None:
     available = None if os.environ.get("RAY_ADDRESS") else available_memory(gpu=bool(cluster.gpus_per_worker))
     if available is None:
         return
-    workers = 1 if cluster.gpus_per_worker else cluster.workers  # those that share the memory
+    workers = 1 if cluster.gpus_per_worker else cluster.fewest  # those that share the memory
     for stage, held in estimate.memory(zero_of(cluster)).items():
         if held.total * workers > TOLERANCE * available:
             several = (

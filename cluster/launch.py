@@ -39,8 +39,10 @@ _EVENT_INTERVAL = 0.2
 
 
 @contextmanager
-def ray_session(cluster: Cluster) -> Iterator[None]:
+def ray_session(cluster: Cluster) -> Iterator[int]:
     """A connection to the cluster of ``RAY_ADDRESS``, or a local one for the length of the block.
+
+    Gives the number of workers that there is room for, of those that ``cluster`` asks for.
 
     Raises:
         AdapeftError: nothing answers at ``RAY_ADDRESS``, or the cluster lacks what the config asks for.
@@ -48,8 +50,7 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     is_local = _connect(cluster)
     try:
         # To a cluster machines may still be on their way; nothing will join this process's own.
-        _wait_for_resources(cluster, 0.0 if is_local else cluster.resource_timeout)
-        yield
+        yield _wait_for_resources(cluster, 0.0 if is_local else cluster.resource_timeout)
     finally:
         ray.shutdown()
 
@@ -254,8 +255,12 @@ def _worker_environment(cluster: Cluster) -> dict[str, str]:
     return environment
 
 
-def _wait_for_resources(cluster: Cluster, timeout: float) -> None:
-    """Waits for workers that may still be joining, asks an autoscaler for them, then says what is missing."""
+def _wait_for_resources(cluster: Cluster, timeout: float) -> int:
+    """Waits for workers that may still be joining, and asks an autoscaler for them; returns how many there is room for.
+
+    Raises:
+        AdapeftError: for fewer than there may be; it says what is missing.
+    """
     deadline = time.monotonic() + timeout
     missing = _missing(cluster, there := ray.cluster_resources())
     with _demand(cluster) if missing and timeout else nullcontext():
@@ -263,13 +268,18 @@ def _wait_for_resources(cluster: Cluster, timeout: float) -> None:
             time.sleep(min(1.0, deadline - time.monotonic() + 0.01))
             missing = _missing(cluster, there := ray.cluster_resources())
     if not missing:
-        return
+        return cluster.workers
+    room = min(int(there.get(name, 0) // amount) for name, amount in _for_a_worker(cluster).items())
+    if room >= cluster.fewest:
+        return room
+    missing = _missing(cluster.with_workers(cluster.fewest), there)
     lacks = " and ".join(f"{amount:g} {name}s ({there.get(name, 0):g} there)" for name, amount in missing.items())
+    key = "cluster.min_workers" if cluster.min_workers else "cluster.workers"
     waited = f" after {timeout:g} s" if timeout else ""
     longer = ", or raise cluster.resource_timeout" if timeout else ""
     raise AdapeftError(
-        f"cluster.workers = {cluster.workers}: the cluster has too little{waited}; wanted are {lacks}. Lower "
-        f"cluster.workers, cluster.cpus_per_worker or cluster.gpus_per_worker, or add machines{longer}."
+        f"{key} = {cluster.fewest}: the cluster has too little{waited}; wanted are {lacks}. Lower "
+        f"{key}, cluster.cpus_per_worker or cluster.gpus_per_worker, or add machines{longer}."
     )
 
 

@@ -6,18 +6,28 @@ from deepspeed import DeepSpeedEngine
 from torch import nn
 
 from adapeft.ranks import Ranks
-from adapeft.tune.leaf_shards import Range
+from adapeft.tune.leaf_shards import Range, whole
 
 
 class MasterWeights:
-    """The float32 values of an engine's trainable parameters at ZeRO stage 1 to 3."""
+    """The float32 values of an engine's trainable parameters."""
 
     def __init__(self, engine: DeepSpeedEngine, ranks: Ranks) -> None:
         self._optimizer, self._ranks, self._stage = engine.optimizer, ranks, engine.zero_optimization_stage()
+        # Without ZeRO only parameters in bf16 have a float32 copy.
+        pairs = (getattr(self._optimizer, name, ()) for name in ("fp16_groups", "fp32_groups"))
+        groups = zip(*pairs, strict=True) if self._stage == 0 else ()
+        self._copied = [pair for members in groups for pair in zip(*members, strict=True)]
+        self._copies = {id(parameter): copy for parameter, copy in self._copied}
 
     def range_of(self, parameter: nn.Parameter) -> Range | None:
-        """This rank's range of ``parameter``: stage 3 divides each evenly, stages 1 and 2 cut a flattened group."""
+        """This rank's range of ``parameter``: stage 3 divides each evenly, stages 1 and 2 cut a flattened group.
+
+        At stage 0 every rank has all of it.
+        """
         optimizer = self._optimizer
+        if self._stage == 0:
+            return whole(self._copies.get(id(parameter), parameter))
         if self._stage == 3:
             group, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
             total: int = parameter.ds_numel  # type: ignore[attr-defined]
@@ -35,6 +45,8 @@ class MasterWeights:
     def publish(self) -> None:
         """Copies changed float32 values to the weights of all ranks, as the optimizer's step does. Collective."""
         optimizer = self._optimizer
+        for parameter, copy in self._copied:
+            parameter.data.copy_(copy.data)
         if self._stage in (1, 2):
             optimizer.update_lp_params()
         if self._stage == 3:

@@ -12,8 +12,9 @@ from adapeft.choose.subset import Subset
 from adapeft.config import Config, measurement_key
 from adapeft.config_file import to_yaml
 from adapeft.inputs.batches import draw_calibration, num_micro_batches
-from adapeft.measure.groups import groups_of
+from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import measure
+from adapeft.measure.partial import PartialSums
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import clear_elements, save_elements, save_groups, save_options
@@ -46,15 +47,20 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
     candidates = [info.name for info in groups.parameters]
     num_micro = num_micro_batches(batch_size, ranks.world_size, settings.micro_batch_size)
     engine = measuring_engine(model, candidates, groups.always_train, config.cluster.zero_stage, num_micro)
+    folder = RunFolder.of(config)
+    key = sums_key(config, groups, len(inputs.train), ranks.world_size)
+    saved = PartialSums(folder.path, key, config.cluster.save_interval, ranks)
+    if saved.dropped:
+        report({"step": f"measuring from the start: saved sums are of another {', '.join(saved.dropped)}"})
     passes = Passes(
-        ZeroShards(engine, candidates, ranks),
+        ZeroShards(engine, candidates, ranks, groups.always_train),
         inputs.objective,
         calibration,
         inputs.train.collate,
         config.seed,
         lambda step, done, total: report({"step": step, "done": done, "total": total}),
+        saved=saved,
     )
-    folder = RunFolder.of(config)
     if ranks.rank == 0:
         clear_elements(folder.path)
     statistics = measure(method, passes, groups, settings)
@@ -64,7 +70,20 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
     peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
     report({"step": "choosing"})
     choose_and_save(config, statistics, len(inputs.train), ranks, limit)
+    saved.remove()
     return {"measuring_peak_memory_bytes": peak}
+
+
+def sums_key(config: Config, groups: Groups, num_examples: int, world_size: int) -> dict[str, Any]:
+    """What partial sums depend on, to the last bit: besides what is measured, how the work is divided."""
+    return {
+        **measurement_key(config),
+        "base model": groups.fingerprint,
+        "number of examples": num_examples,
+        "cluster.workers": world_size,
+        "cluster.zero_stage": config.cluster.zero_stage,
+        "select.micro_batch_size": config.select.micro_batch_size,
+    }
 
 
 def choose_and_save(

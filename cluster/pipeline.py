@@ -45,7 +45,7 @@ class Session:
         self.config, self.terminal, self.claims = config, terminal, claims
         self.folder = RunFolder.of(config)
         self.inspection: Inspection
-        self._has_ray = False
+        self._present: Config | None = None  # with the workers that are there
         self._stack = ExitStack()
 
     def __enter__(self) -> Session:
@@ -66,12 +66,14 @@ class Session:
         # Imported here: without a stage to run, nobody waits for Ray.
         from cluster.launch import ray_session, run_on_workers
 
-        if not self._has_ray:
+        if self._present is None:
             with self.terminal.busy("starting Ray"):
-                self._stack.enter_context(ray_session(self.config.cluster))
-            self._has_ray = True
+                workers = self._stack.enter_context(ray_session(self.config.cluster))
+            if workers < self.config.cluster.workers:
+                self.terminal.note(f"workers: {workers} of {self.config.cluster.workers}, for more there is no room")
+            self._present = self.config.model_copy(update={"cluster": self.config.cluster.with_workers(workers)})
         with self.terminal.watch(stage) as watch:
-            return run_on_workers(function, self.config, stage, watch, **arguments)
+            return run_on_workers(function, self._present, stage, watch, **arguments)
 
     def check_memory(self) -> None:
         """See ``cluster.fits.check_memory``."""

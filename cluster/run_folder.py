@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapeft.artifact import replacing
+from adapeft.artifact import save_text
 from adapeft.config import Config, differences, is_in_job_folder
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
+from adapeft.measure.partial import FOLDER as PARTIAL_SUMS
 from adapeft.measure.storage import ELEMENTS, TABLE
 
 # What may be in a folder before its run: the demo's data, and what a run leaves that fails before it has measured.
-_WELCOME = ("data", "logs", ELEMENTS)
+_WELCOME = ("data", "logs", ELEMENTS, PARTIAL_SUMS)
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """DeepSpeed's resumable checkpoints."""
+        """Resumable checkpoints of what is trained."""
         return self.path / "checkpoints"
 
     def claim(self, config: Config) -> None:
-        """Makes the folder this config's, or takes it up again where the same run left it.
+        """Makes the folder this config's, or takes it up again where the same run left it, perhaps on other machines.
 
         Raises:
             AdapeftError: it holds another run, or files that are no run at all, or will not outlive the job.
@@ -73,12 +74,15 @@ class RunFolder:
                 "absolute path on storage that all machines share: output=/…"
             )
         if self.config.is_file() and self._has_results():
-            other = differences(config, load_config(self.config))
+            before = load_config(self.config)
+            other = differences(config, before.model_copy(update={"cluster": config.cluster}))
             if other:
                 raise AdapeftError(
                     f"output = {self.path} holds another run:\n  " + "\n  ".join(other) + "\nGive another folder: "
                     f"output=…; select.statistics={self.path} uses its measurements again."
                 )
+            if config.cluster != before.cluster:
+                self._write(config)
             return
         if self.path.exists() and not self.path.is_dir():
             raise AdapeftError(f"output = {self.path} is a file. Give a folder.")
@@ -90,8 +94,10 @@ class RunFolder:
                 f"output = {self.path} holds files that are no run ({foreign[0]} …). Give a new or empty folder."
             )
         self.logs.mkdir(parents=True, exist_ok=True)
-        with replacing(self.config) as temporary:
-            temporary.write_text(to_yaml(config))
+        self._write(config)
+
+    def _write(self, config: Config) -> None:
+        save_text(self.config, to_yaml(config))
 
     def _has_results(self) -> bool:
         """Whether there is anything that another config would spoil; a run that failed early has only its logs."""

@@ -19,5 +19,5 @@ LIVE = 1_000_000_000
 
 
 def zero_of(cluster: Cluster) -> Zero:
-    """How the engines of a run divide their model."""
-    return Zero(cluster.zero_stage, cluster.workers, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, LIVE)
+    """How the engines of a run divide their model over its workers, or the fewest that it may have."""
+    return Zero(cluster.zero_stage, cluster.fewest, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, LIVE)

@@ -11,7 +11,7 @@ from deepspeed.utils import safe_get_full_grad, safe_get_local_grad
 from torch import Tensor, nn
 
 from adapeft.inputs.losses import Loss
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards import Slice, adam_state
 from adapeft.ranks import Ranks
 from cluster.engine import backward_of_sum
 from cluster.master_weights import MasterWeights
@@ -25,7 +25,9 @@ class ZeroShards:
     has all gradients; statistics are divided all the same.
     """
 
-    def __init__(self, engine: DeepSpeedEngine, candidates: Sequence[str], ranks: Ranks) -> None:
+    def __init__(
+        self, engine: DeepSpeedEngine, candidates: Sequence[str], ranks: Ranks, always_train: Sequence[str] = ()
+    ) -> None:
         parameters = dict(engine.module.named_parameters())
         self.engine = engine
         self.ranks: Ranks = ranks
@@ -39,6 +41,7 @@ class ZeroShards:
         self.slices = tuple(Slice(index, start, length) for index, _, start, length in held)
         # safe_get_full_grad is a collective: every rank asks for every candidate, in one order.
         self._candidates = [parameters[name] for name in candidates]
+        self._always = [parameters[name] for name in always_train]
 
     @contextmanager
     def gradients(self, losses: Sequence[Loss]) -> Iterator[list[Tensor]]:
@@ -94,6 +97,18 @@ class ZeroShards:
             parameter.requires_grad_(True)
         self.engine.step()
         always_trained["lr"] = 0.0
+
+    def trained_state(self) -> list[Tensor]:
+        """See ``adapeft.measure.shards.Shards.trained_state``."""
+        places = [self._masters.range_of(parameter) for parameter in self._always]
+        # The optimizer's groups hold nothing but always-trained parameters, or none.
+        flats = {id(place.flat): place.flat for place in places if place is not None and place.length}
+        optimizer = self.engine.basic_optimizer
+        return [tensor for flat in flats.values() for tensor in (flat, *adam_state(optimizer, flat).values())]
+
+    def publish(self) -> None:
+        """See ``adapeft.measure.shards.Shards.publish``."""
+        self._masters.publish()
 
     def _backward(self, losses: Sequence[Loss]) -> None:
         for loss in losses:

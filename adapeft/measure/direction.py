@@ -27,20 +27,21 @@ def measure_direction(passes: Passes, kind: str) -> list[Tensor]:
     shards = passes.shards
     mean = [torch.zeros(piece.length, device=shards.device) for piece in shards.slices]
     square = [torch.zeros_like(total) for total in mean] if kind == "adam" else []
-    weight = 0.0
-    for gradients, num_predictions in passes.gradients("direction", passes.calibration.half_a):
+    weight = torch.zeros(1, dtype=torch.float64)
+    sums = [*mean, *square, weight]
+    for gradients, num_predictions in passes.gradients("direction", passes.calibration.half_a, sums):
         weight += num_predictions
         for index, gradient in enumerate(gradients):
             mean[index].add_(gradient, alpha=num_predictions)
             if square:
                 square[index].addcmul_(gradient, gradient, value=num_predictions)
     for total in mean:
-        total.div_(weight)
+        total.div_(weight.item())
     scale = _root_mean_square(shards, mean)
     if kind == "gradient":
         return [total.div_(scale) for total in mean]
     for total, squares in zip(mean, square, strict=True):
-        total.div_(squares.div_(weight).sqrt_().add_(_NOISE * scale))
+        total.div_(squares.div_(weight.item()).sqrt_().add_(_NOISE * scale))
     return mean
 
 

@@ -20,8 +20,9 @@ def measure_elements(passes: Passes, groups: Groups, direction: list[Tensor], *,
     shards = passes.shards
     gradient = mean_gradient(passes, "slope", passes.calibration.half_b)
     fisher = [torch.zeros(piece.length, device=shards.device) for piece in shards.slices]
-    num_batches = len(passes.calibration.half_b)
-    for gradients, num_predictions in passes.gradients("curvature", passes.calibration.half_b, sampled_labels=True):
+    half_b = passes.calibration.half_b
+    num_batches = len(half_b)
+    for gradients, num_predictions in passes.gradients("curvature", half_b, fisher, sampled_labels=True):
         for total, draw in zip(fisher, gradients, strict=True):
             total.addcmul_(draw, draw, value=num_predictions / num_batches)
     if shrinkage:
@@ -52,7 +53,7 @@ def mean_square_gradient(passes: Passes, name: str) -> list[Tensor]:
     """Mean over the batches of the calibration of their squared gradients, float32, aligned with the slices."""
     batches = passes.calibration.batches
     mean = [torch.zeros(piece.length, device=passes.shards.device) for piece in passes.shards.slices]
-    for gradients, _ in passes.gradients(name, batches):
+    for gradients, _ in passes.gradients(name, batches, mean):
         for total, gradient in zip(mean, gradients, strict=True):
             total.addcmul_(gradient, gradient, value=1 / len(batches))
     return mean
@@ -61,12 +62,12 @@ def mean_square_gradient(passes: Passes, name: str) -> list[Tensor]:
 def mean_gradient(passes: Passes, name: str, batches: tuple) -> list[Tensor]:
     """Gradient of the mean loss over all predictions of ``batches``, float32, aligned with the slices."""
     mean = [torch.zeros(piece.length, device=passes.shards.device) for piece in passes.shards.slices]
-    weight = 0.0
-    for gradients, num_predictions in passes.gradients(name, batches):
+    weight = torch.zeros(1, dtype=torch.float64)
+    for gradients, num_predictions in passes.gradients(name, batches, [*mean, weight]):
         weight += num_predictions
         for total, gradient in zip(mean, gradients, strict=True):
             total.add_(gradient, alpha=num_predictions)
-    return [total.div_(weight) for total in mean]
+    return [total.div_(weight.item()) for total in mean]
 
 
 def shrink_to_mean(shards: Shards, groups: Groups, fisher: list[Tensor], num_draws: int) -> None:

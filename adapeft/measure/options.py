@@ -23,7 +23,7 @@ from torch import Tensor
 from adapeft.inputs.structure import ParameterInfo
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
-from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.projections import Projector, measure_curvatures, measure_slopes
 from adapeft.measure.shards import Shards
 from adapeft.ranks import Ranks
 
@@ -71,10 +71,10 @@ def measure_with_options(
     shards = passes.shards
     matrices = [i for i, info in enumerate(groups.parameters) if info.is_linear and "lora" in kinds]
     factors = _factors(shards, groups, direction, {i: _most(groups.parameters[i], ranks) for i in matrices})
-    slopes = measure_slopes(passes, groups, direction, lambda gradients: _project(shards, groups, factors, gradients))
-    curvatures = measure_curvatures(
-        passes, groups, direction, lambda gradients: _project(shards, groups, factors, gradients)
-    )
+    size = sum(one.left.shape[1] for one in factors.values())
+    triplets = Projector(size, lambda gradients: _project(shards, groups, factors, gradients))
+    slopes = measure_slopes(passes, groups, direction, triplets)
+    curvatures = measure_curvatures(passes, groups, direction, triplets)
     projections = curvatures["projections"].astype(np.float64)
     found = []
     place = groups.num_groups

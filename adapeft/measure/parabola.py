@@ -43,9 +43,9 @@ def measure_parabolas(passes: Passes, groups: Groups, direction: list[torch.Tens
     shards, half_b = passes.shards, passes.calibration.half_b
     base = shards.weights()
     steps = _steps(passes, groups, base, direction)
-    losses = np.empty((groups.num_groups, len(SIZES) + 1))
+    losses = np.zeros((groups.num_groups, len(SIZES) + 1))
     losses[:, 0] = passes.loss(half_b)
-    for group in range(groups.num_groups):
+    for group in passes.steps("parabolas", groups.num_groups, [torch.from_numpy(losses)]):
         members = np.flatnonzero(groups.firsts == group).tolist()
         held = [(index, piece.parameter) for index, piece in enumerate(shards.slices) if piece.parameter in members]
         for column, size in enumerate(SIZES, start=1):
@@ -53,7 +53,6 @@ def measure_parabolas(passes: Passes, groups: Groups, direction: list[torch.Tens
             shards.write(members, moved)
             losses[group, column] = passes.loss(half_b)
         shards.write(members, {parameter: base[index] for index, parameter in held})
-        passes.progress("parabolas", group + 1, groups.num_groups)
     slope, curvature, r2 = fit_parabolas(losses, steps[:, None] * [0.0, *SIZES])
     # A line fits well too, and would leave a curvature of mere rounding to divide by.
     rounding = torch.finfo(base[0].dtype if base else torch.float32).eps * np.abs(losses[:, 0])

@@ -12,6 +12,7 @@ from torch import Tensor
 from adapeft.inputs.batches import Calibration
 from adapeft.inputs.losses import Collate, Loss, micro_losses
 from adapeft.inputs.objective import Objective
+from adapeft.measure.partial import PartialSums
 from adapeft.measure.shards import Shards
 
 Progress = Callable[[str, int, int], None]
@@ -34,6 +35,7 @@ class Passes:
         collate: example indices → a micro-batch.
         seed: of the sampled labels.
         warmup_steps: of every warm-up.
+        saved: where passes save their sums and take them up again; None: nowhere.
     """
 
     shards: Shards
@@ -43,16 +45,32 @@ class Passes:
     seed: int
     progress: Progress = lambda name, done, total: None
     warmup_steps: int = 0
+    saved: PartialSums | None = None
 
     def gradients(
-        self, name: str, batches: Sequence[np.ndarray], *, sampled_labels: bool = False
+        self, name: str, batches: Sequence[np.ndarray], sums: Sequence[Tensor], *, sampled_labels: bool = False
     ) -> Iterator[tuple[list[Tensor], int]]:
-        """For each global batch its mean-loss gradient (a tensor a slice) and the number of predictions in the mean."""
-        for done, batch in enumerate(batches):
-            losses, num_predictions = self._losses(batch, sampled_labels=sampled_labels)
+        """For each global batch its mean-loss gradient (a tensor a slice) and the number of predictions in the mean.
+
+        ``sums`` are all that the caller adds up of them, in place: where an interrupted measurement is taken up, they
+        hold the batches that were done, and the others follow.
+        """
+        for index in self.steps(name, len(batches), sums):
+            losses, num_predictions = self._losses(batches[index], sampled_labels=sampled_labels)
             with self.shards.gradients(losses) as gradients:
                 yield gradients, num_predictions
-            self.progress(name, done + 1, len(batches))
+
+    def steps(self, name: str, total: int, sums: Sequence[Tensor]) -> Iterator[int]:
+        """The steps of a pass that are still to do; ``sums`` as for ``gradients``. Collective."""
+        done = self.saved.take_up(name, sums) if self.saved else 0
+        if done:
+            self.shards.publish()  # a warm-up's sums are weights
+            self.progress(name, done, total)
+        for index in range(done, total):
+            yield index
+            self.progress(name, index + 1, total)
+            if self.saved:
+                self.saved.save(name, index + 1, total, sums)
 
     def loss(self, batches: Sequence[np.ndarray]) -> float:
         """Mean loss over all predictions of ``batches``, without gradients. Collective."""
@@ -82,11 +100,12 @@ class Passes:
         trained over both halves -8.6, 0.11; over half A -0.8, 0.61; over other examples -6.1, 0.19; each half behind
         its own 1.0, 0.66.
         """
-        for step in range(self.warmup_steps):
+        if not self.warmup_steps:
+            return
+        for step in self.steps("warm-up", self.warmup_steps, self.shards.trained_state()):
             losses, _ = self._losses(batches[step % len(batches)], sampled_labels=False)
             # Falling to zero: a head still swinging about its optimum asks every layer to shift all logits alike.
             self.shards.train_step(losses, WARMUP_LEARNING_RATE * (1 - step / self.warmup_steps))
-            self.progress("warm-up", step + 1, self.warmup_steps)
 
     def _losses(self, batch: np.ndarray, *, sampled_labels: bool) -> tuple[list[Loss], int]:
         return micro_losses(

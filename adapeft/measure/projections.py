@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +13,17 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Shards
 
-Projector = Callable[[list[Tensor]], np.ndarray]
-"""More projections of a gradient, float64 [n], the same on every rank. Collective."""
+
+class Projector(NamedTuple):
+    """More projections of a gradient.
+
+    Attributes:
+        size: n, their number.
+        project: gradient → float64 [n], the same on every rank. Collective.
+    """
+
+    size: int
+    project: Callable[[list[Tensor]], np.ndarray]
 
 
 def measure_slopes(
@@ -62,10 +72,15 @@ def _project(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Projections [M, K] of the M gradients of half B on the direction, and the predictions [M] behind each."""
     name = "curvature" if sampled_labels else "slope"
-    rows, weights = [], []
-    for gradients, num_predictions in passes.gradients(name, passes.calibration.half_b, sampled_labels=sampled_labels):
+    half_b = passes.calibration.half_b
+    rows = torch.zeros(len(half_b), groups.num_groups + (more.size if more else 0), dtype=torch.float64)
+    weights = torch.zeros(len(half_b), dtype=torch.float64)
+    done = torch.zeros(1, dtype=torch.int64)
+    sums = [rows, weights, done]
+    for gradients, num_predictions in passes.gradients(name, half_b, sums, sampled_labels=sampled_labels):
         products = (gradient * along for gradient, along in zip(gradients, direction, strict=True))
         row = sum_over_groups(passes.shards, groups, products)
-        rows.append(row if more is None else np.concatenate([row, more(gradients)]))
-        weights.append(num_predictions)
-    return np.stack(rows), np.array(weights, dtype=np.float64)
+        rows[done] = torch.from_numpy(row if more is None else np.concatenate([row, more.project(gradients)]))
+        weights[done] = num_predictions
+        done += 1
+    return rows.numpy(), weights.numpy()

@@ -65,6 +65,14 @@ class Shards(Protocol):
         """One AdamW step of the always-trained parameters on the same sum of losses. Collective."""
         ...
 
+    def trained_state(self) -> list[Tensor]:
+        """All that ``train_step`` changes on this rank, live: values, moments and step counts."""
+        ...
+
+    def publish(self) -> None:
+        """Makes what was written into ``trained_state`` what the model computes with. Collective."""
+        ...
+
 
 class WholeModel:
     """One process that holds the whole model: every slice is a whole parameter."""
@@ -122,6 +130,16 @@ class WholeModel:
         self._optimizer.step()
         self.model.zero_grad(set_to_none=True)
 
+    def trained_state(self) -> list[Tensor]:
+        """See ``Shards.trained_state``."""
+        if self._optimizer is None:
+            return []
+        moments = [adam_state(self._optimizer, parameter) for parameter in self._always]
+        return [*self._always, *(tensor for state in moments for tensor in state.values())]
+
+    def publish(self) -> None:
+        """See ``Shards.publish``: the model's own weights are written."""
+
     def _backward(self, losses: Sequence[Loss], trainable: Sequence[nn.Parameter]) -> None:
         self.model.zero_grad(set_to_none=True)
         self.model.requires_grad_(False)
@@ -129,6 +147,16 @@ class WholeModel:
             parameter.requires_grad_(True)
         for loss in losses:
             loss(self.model).backward()
+
+
+def adam_state(optimizer: torch.optim.Optimizer, stepped: Tensor) -> dict[str, Tensor]:
+    """Adam's state of a tensor that ``optimizer`` steps; before its first step, what that starts from."""
+    state: dict[str, Tensor] = optimizer.state[stepped]
+    if not state:
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"] = torch.zeros_like(stepped, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(stepped, memory_format=torch.preserve_format)
+    return state
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,12 +22,12 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.rank_files import rank_path, rank_paths
 from adapeft.reading import MOST, Count, Header, Line, reading
 
 TABLE = "groups.parquet"
 OPTIONS = "options.parquet"
 ELEMENTS = "statistics"
-_SHARD = re.compile(r"rank-\d{5}-of-(\d{5})\.safetensors")
 _DERIVED = ("influence", "chosen")
 _DESCRIBED = ("parameter", "role", "layer", "depth", "index", "count")
 
@@ -93,7 +92,7 @@ def clear_elements(folder: Path) -> None:
 def save_elements(folder: Path, elements: tuple[ElementShard, ...], rank: int, world_size: int) -> None:
     """Writes this rank's shard of element statistics."""
     tensors = {f"{i}.{name}": column for i, shard in enumerate(elements) for name, column in shard.columns.items()}
-    path = folder / ELEMENTS / f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+    path = rank_path(folder / ELEMENTS, rank, world_size)
     save_tensors(path, "shard of statistics", tensors, {"slices": [asdict(shard.slice) for shard in elements]})
 
 
@@ -194,12 +193,7 @@ def load_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:
     groups, columns, key = load_groups(folder)
     elements: list[ElementShard] = []
     if groups.granularity == "element" and columns:
-        paths = sorted((folder / ELEMENTS).glob("rank-*-of-*.safetensors"))
-        matched = _SHARD.fullmatch(paths[0].name) if paths else None
-        expected = int(matched[1]) if matched else 1
-        if len(paths) != expected:
-            raise AdapeftError(f"{folder / ELEMENTS}: {len(paths)} of {expected} shards are there. Measure again.")
-        for path in paths:
+        for path in rank_paths(folder / ELEMENTS, "Measure again."):
             elements += _load_shard(path)
         _check_complete(folder / ELEMENTS, groups, elements)
     return Statistics(groups, columns, tuple(elements), load_options(folder, groups)), key

@@ -90,7 +90,7 @@ def measure_estimators(
     passes.warm_up(passes.calibration.batches)
     gradient = [piece.double() for piece in mean_gradient(passes, "gradient", passes.calibration.batches)]
     fisher = [torch.zeros_like(piece) for piece in gradient]
-    for gradients, _ in example_passes.gradients("fisher", example_passes.calibration.batches):
+    for gradients, _ in example_passes.gradients("fisher", example_passes.calibration.batches, fisher):
         for total, piece in zip(fisher, gradients, strict=True):
             total.add_(piece.double().square())
     curved = _hessian_product(model, passes, groups, gradient)
@@ -135,12 +135,12 @@ def _along(passes: Passes, groups: Groups, direction: list[Tensor], draws: Seque
 
 def _joint_curvatures(passes: Passes, groups: Groups, direction: list[Tensor], draws: Sequence[Draw]) -> np.ndarray:
     r"""float64 [draws]: :math:`\mathbf 1^\top A_{SS} \mathbf 1 = T\,\overline{(\sum_S \tilde g_k^\top d_k)^2}`."""
-    total = np.zeros(len(draws))
+    total = torch.zeros(len(draws), dtype=torch.float64)
     batches = passes.calibration.half_b
-    for gradients, num_predictions in passes.gradients("joint curvature", batches, sampled_labels=True):
+    for gradients, num_predictions in passes.gradients("joint curvature", batches, [total], sampled_labels=True):
         products = by_unit(groups, [(g * d).double() for g, d in zip(gradients, direction, strict=True)])
-        total += num_predictions * sums(products, draws) ** 2
-    return total / len(batches)
+        total += num_predictions * torch.from_numpy(sums(products, draws)) ** 2
+    return total.numpy() / len(batches)
 
 
 def _hessian_product(model: nn.Module, passes: Passes, groups: Groups, vector: Score) -> Score:

@@ -62,7 +62,7 @@ def test_a_gradient_of_rounding_noise_gives_no_direction_whatever_the_scale_of_t
     passes = SimpleNamespace(
         shards=shards,
         calibration=SimpleNamespace(half_a=(0, 1)),
-        gradients=lambda name, batches: (([gradients[i]], 1) for i in batches),
+        gradients=lambda name, batches, sums: (([gradients[i]], 1) for i in batches),
     )
     expected = torch.tensor([2 / 5**0.5, 1.0, 0.0])
     torch.testing.assert_close(measure_direction(passes, "adam")[0], expected, rtol=1e-4, atol=1e-4)

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 COMMAND = Path(sys.executable).with_name("adapeft")
+WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 COLOURS = {"red": ["rose", "blood", "ruby"], "green": ["leaf", "moss", "lime"], "blue": ["sky", "sea", "ink"]}
 TELLING = [word for words in COLOURS.values() for word in words]
@@ -34,9 +35,9 @@ FILLING = ["a", "the", "is", "was", "of", "on", "and", "it", "new", "old", "big"
 WORDS = TELLING + FILLING
 
 
-def write_bert(folder: Path) -> Path:
+def write_bert(folder: Path, **options: Any) -> Path:
     """A base model without a head, and its tokenizer."""
-    return _save(BertModel(_bert_config()), folder)
+    return _save(BertModel(_bert_config(**options)), folder)
 
 
 def write_classifier(folder: Path, num_labels: int) -> Path:

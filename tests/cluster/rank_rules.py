@@ -78,6 +78,7 @@ def held_elements(engine, stage: int) -> int:
 
 
 def train(run: tuple, ranks, full_value: Callable, folder: Path) -> dict:
+    from cluster.checkpoint import Checkpoints
     from cluster.zero_leaves import follow_in_engine
     from tests.cluster.rank_statistics import optimizer_state_elements
 
@@ -87,13 +88,10 @@ def train(run: tuple, ranks, full_value: Callable, folder: Path) -> dict:
     follower = follow_in_engine(engine, model, ranks, NUM_STEPS, 0)
     losses = step_through(model, engine, follower, ranks, num_micro, range(stop or NUM_STEPS))
     if stop:
-        engine.save_checkpoint(str(folder), tag="stop", exclude_frozen_parameters=True)
-        ranks.all_reduce(torch.zeros(1))
+        Checkpoints(folder, engine, ranks).save(stop, {})
         engine.destroy()
         model, engine = start(name, case, stage, num_micro, checkpointing, persistence)
-        engine.load_checkpoint(str(folder), load_module_strict=False)
-        for group, rate in zip(engine.optimizer.param_groups, engine.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
+        Checkpoints(folder, engine, ranks).load()
         follower = follow_in_engine(engine, model, ranks, NUM_STEPS, stop)
         losses += step_through(model, engine, follower, ranks, num_micro, range(stop, NUM_STEPS))
     delta = extract_delta(model, full_value=full_value)

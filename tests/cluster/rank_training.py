@@ -8,14 +8,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from adapeft.artifact import load_tensors, save_tensors
 from adapeft.choose.subset import Part, Subset
+from adapeft.errors import AdapeftError
 from adapeft.inputs.batches import num_micro_batches
 from adapeft.inputs.losses import micro_losses
 from adapeft.inputs.objective import infer_objective
+from adapeft.rank_files import rank_path
 from adapeft.ranks import OneRank, Ranks
 from adapeft.ship.delta import Delta, extract_delta
 from adapeft.tune.attach import attach
@@ -106,11 +110,29 @@ def first_logits(model: nn.Module) -> torch.Tensor:
     return model(**make_batches(model)[0]).logits
 
 
+def refusals(checkpoints, folder: Path, ranks: Ranks) -> list[str]:
+    """What loading says of a checkpoint without parameters, and of one without its first file."""
+    path = rank_path(folder, ranks.rank, ranks.world_size)
+    tensors, description = load_tensors(path, "training checkpoint")
+    save_tensors(path, "training checkpoint", tensors, {**description, "parts": {}})
+    said = []
+    for _ in range(2):
+        ranks.all_reduce(torch.zeros(1))
+        with pytest.raises(AdapeftError) as error:
+            checkpoints.load()
+        said.append(str(error.value))
+        ranks.all_reduce(torch.zeros(1))
+        if ranks.rank == 0:
+            path.unlink(missing_ok=True)
+    return said
+
+
 def falling(step: int) -> float:
     return 1 - step / NUM_STEPS
 
 
 def main(out: Path) -> None:
+    from cluster.checkpoint import Checkpoints
     from cluster.engine import join, training_engine
     from cluster.finetune import full_value
     from tests.cluster.rank_statistics import optimizer_state_elements
@@ -151,19 +173,22 @@ def main(out: Path) -> None:
             values = values_of(extract_delta(model, full_value=full_value))
             tag = f"{name}-{kind}-{stage}-{micro_batch_size}"
             folder = out / "checkpoints" / tag
-            engine.save_checkpoint(str(folder), tag="step", exclude_frozen_parameters=True)
+            checkpoints = Checkpoints(folder, engine, ranks)
+            checkpoints.save(NUM_STEPS, {"said": [0.1, tag]})
             states = sum(ranks.all_gather_object(optimizer_state_elements(engine)))
             held = [p for p in model.parameters() if not p.requires_grad and p.grad is not None]
-            resumed = {}
+            resumed, refused = {}, []
             if kind == "mixed":
                 step(0)
-                engine.load_checkpoint(str(folder), load_module_strict=False)
+                assert checkpoints.load() == {"said": [0.1, tag]}
                 resumed = values_of(extract_delta(model, full_value=full_value))
+                refused = refusals(checkpoints, folder / f"step-{NUM_STEPS}", ranks)
             engine.destroy()
             if ranks.rank == 0:
                 content = {
                     "values": values,
                     "resumed": resumed,
+                    "refused": refused,
                     "count": sum(value.numel() for value in values.values()),
                     "start_equal": start_equal,
                     "state_elements": states,

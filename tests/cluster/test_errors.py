@@ -78,6 +78,7 @@ def refused(files, tmp_path, command, monkeypatch):
         ("data.train=empty.jsonl", "empty.jsonl: is empty. Name a file with rows."),
         ("cluster.zero_stage=4", "cluster.zero_stage = 4: should be less than or equal to 3"),
         ("cluster.workers=0", "cluster.workers = 0: should be greater than 0"),
+        ("cluster.min_workers=3", "min_workers = 3: is more than workers = 2; lower it"),
         ("data.max_length=64", "data.max_length = 64: the model has 32 positions. Lower it to that or less."),
         ("train.subset=none.safetensors", "none.safetensors: no such file"),
         ("select.statistics=nowhere", "nowhere"),

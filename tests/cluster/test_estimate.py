@@ -49,6 +49,15 @@ def test_the_command_lists_every_part_and_stage(command, classifier, weightless)
     assert [line.split()[2] for line in done.output.splitlines() if line.startswith("ZeRO stage")] == list("0123")
 
 
+def test_a_range_of_workers_is_judged_by_the_fewest(command, classifier, weightless):
+    done = command("estimate", classifier, "cluster.workers=12", "min_workers=2")
+    assert done.status == 0, done.errors
+    assert "a device of 2, ZeRO stage 3" in done.output
+    header = next(line for line in done.output.splitlines() if line.startswith("largest, by workers"))
+    assert header.split()[-1] == "12"
+    assert "2 workers are the fewest" in done.output
+
+
 def test_a_language_model_by_element(command, tmp_path, weightless):
     train, evaluation = write_text(tmp_path / "train.txt", 1600), write_text(tmp_path / "validation.txt", 330)
     config = write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), train, evaluation, task="causal-lm")

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from adapeft.config import Cluster
 from adapeft.config_file import parse_config
 from adapeft.errors import AdapeftError
 from cluster import launch
+from cluster.console import Terminal
 from cluster.failure import WorkerError
+from cluster.pipeline import Session
 from tests.cluster import rank_functions
 from tests.cluster.checkpoints import COMMAND, write_bert, write_colours, write_config
 
@@ -104,6 +107,35 @@ def test_too_many_workers(local_ray):
     assert "Lower cluster.workers" in message
     with pytest.raises(AdapeftError, match="the cluster has too little; wanted are 999 CPUs"):
         launch._wait_for_resources(cluster, timeout=0)
+
+
+@pytest.mark.parametrize(("there", "workers"), [(3, 3), (9, 8), (20, 8), (2, 2)])
+def test_a_run_starts_with_the_workers_that_there_is_room_for(there, workers, monkeypatch):
+    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": 2.0 * there + 1, "GPU": 8.0})
+    cluster = Cluster(workers=8, min_workers=2, cpus_per_worker=2, gpus_per_worker=1)
+    assert launch._wait_for_resources(cluster, timeout=0) == workers
+
+
+def test_fewer_workers_than_the_run_may_have(monkeypatch):
+    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": 3.0})
+    with pytest.raises(AdapeftError, match=r"cluster.min_workers = 2: .* wanted are 4 CPUs \(3 there\)"):
+        launch._wait_for_resources(Cluster(workers=8, min_workers=2, cpus_per_worker=2), timeout=0)
+
+
+def test_stages_run_on_the_workers_that_are_there(config, monkeypatch, capsys):
+    seen = []
+
+    def run(function, config, stage, watch):
+        seen.append((config.cluster.workers, config.cluster.min_workers))
+        return {}
+
+    monkeypatch.setattr(launch, "ray_session", lambda cluster: nullcontext(3))
+    monkeypatch.setattr(launch, "run_on_workers", run)
+    session = Session(with_cluster(config, workers=8, min_workers=2), Terminal())
+    session.on_workers(rank_functions.hang, "measure")
+    session.on_workers(rank_functions.hang, "train")
+    assert seen == [(3, None)] * 2
+    assert capsys.readouterr().out.count("workers: 3 of 8") == 1
 
 
 def test_an_autoscaler_sees_what_is_wanted_while_it_is_waited_for(local_ray):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from adapeft.config import Cluster
 from adapeft.config_file import load_config, parse_config
 from adapeft.errors import AdapeftError
 from cluster.run_folder import RunFolder
@@ -66,3 +67,11 @@ def test_a_file_is_no_folder(folder):
     folder.path.write_text("")
     with pytest.raises(AdapeftError, match=r"output = .*run is a file\. Give a folder\."):
         folder.claim(config_for(folder.path))
+
+
+def test_other_machines_take_a_run_up(folder):
+    config = config_for(folder.path)
+    folder.claim(config)
+    folder.checkpoints.mkdir()
+    folder.claim(config.model_copy(update={"cluster": Cluster(workers=3, zero_stage=1)}))
+    assert load_config(folder.config).cluster == Cluster(workers=3, zero_stage=1)
