@@ -16,6 +16,7 @@ from rich.text import Text
 
 from adapeft.errors import AdapeftError
 from cluster import delta_cli, subsets_cli
+from cluster.exit_status import EPILOG, ExitStatus
 from cluster.failure import WorkerError
 from cluster.jobs_cli import add_commands
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Find which parameters are worth training within a budget, train only those, ship a small delta.",
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,13 +39,13 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as 
 
 
 def main() -> None:
-    """Runs the command; a user's error ends it with its message and status 2, a worker's failure with status 1."""
+    """Runs the command; what it ends with is in ``exit_status``."""
     try:
         app()
     except AdapeftError as error:
-        _end("error", str(error), 2)
+        _end("error", str(error), ExitStatus.REFUSED)
     except WorkerError as error:
-        _end("failed", str(error), 1)
+        _end("failed", str(error), ExitStatus.FAILED)
 
 
 @app.command()
@@ -117,7 +119,7 @@ def compare(config: ConfigPath, overrides: Overrides = None) -> None:
     terminal.show_markdown(report.read_text())
     terminal.note(f"table and plots: {report.parent}/")
     if not finished(runs):
-        sys.exit(1)
+        sys.exit(ExitStatus.FAILED)
 
 
 @app.command()
@@ -290,7 +292,7 @@ def _session(config: Path, overrides: list[str] | None, *, claims: bool = True) 
                 terminal.note(f"stopped; the same command goes on with what is in {short(session.folder.path)}")
             # A thread is waiting inside Ray: any tidier end crashes in it. A local Ray ends with this process.
             sys.stdout.flush()
-            os._exit(130)
+            os._exit(ExitStatus.INTERRUPTED)
 
 
 def _silence_libraries() -> None:
@@ -303,7 +305,7 @@ def _silence_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def _end(kind: str, message: str, status: int) -> None:
+def _end(kind: str, message: str, status: ExitStatus) -> None:
     Console(stderr=True).print(Text.assemble((kind, "bold red"), f" {message}"), soft_wrap=True)
     sys.exit(status)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapeft.artifact import provenance, save_json
 from adapeft.choose.locate import locate
@@ -19,10 +20,16 @@ from adapeft.ranks import OneRank
 from adapeft.ship.delta import Delta
 from cluster.console import Terminal, short
 from cluster.estimate import estimate_of
+from cluster.events import to_all
 from cluster.fits import check_memory
+from cluster.identity import job_metadata, run_id
 from cluster.inputs import count_examples
 from cluster.inspect import Inspection, inspect
+from cluster.json_log import EventLog
 from cluster.run_folder import RunFolder
+
+if TYPE_CHECKING:  # with Ray, for which nobody waits who runs no stage
+    from cluster.metrics import Metrics
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -45,7 +52,8 @@ class Session:
         self.config, self.terminal, self.claims = config, terminal, claims
         self.folder = RunFolder.of(config)
         self.inspection: Inspection
-        self._has_ray = False
+        self._log = EventLog(self.folder.events, run_id(config))
+        self._metrics: Metrics | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Session:
@@ -58,20 +66,29 @@ class Session:
             self.terminal.show_inputs(self.config, self.inspection)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self.folder.logs.is_dir():
+            self._log.write("failed", logging.ERROR, cause=f"{type(error).__name__}: {error}")
+        self._log.close()
         self._stack.close()
 
     def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
         """Runs a rank function on the config's workers, with progress on the terminal."""
         # Imported here: without a stage to run, nobody waits for Ray.
         from cluster.launch import ray_session, run_on_workers
+        from cluster.metrics import Metrics
 
-        if not self._has_ray:
+        if self._metrics is None:
             with self.terminal.busy("starting Ray"):
-                self._stack.enter_context(ray_session(self.config.cluster))
-            self._has_ray = True
+                self._stack.enter_context(ray_session(self.config.cluster, job_metadata(self.config)))
+            self._metrics = Metrics(self.config)
+            self._metrics.record(self.metrics())
+        self._log.write("started", stage=stage, workers=self.config.cluster.workers)
         with self.terminal.watch(stage) as watch:
-            return run_on_workers(function, self.config, stage, watch, **arguments)
+            tell = to_all(watch, self._log, self._metrics)
+            result = run_on_workers(function, self.config, stage, tell, **arguments)
+        self._log.write("ended", stage=stage)
+        return result
 
     def check_memory(self) -> None:
         """See ``cluster.fits.check_memory``."""
@@ -88,6 +105,8 @@ class Session:
         seconds = {**content.get("seconds", {}), **metrics.pop("seconds", {})}
         content = {**content, **metrics, "seconds": seconds, "provenance": provenance()}
         save_json(self.folder.metrics, content)
+        if self._metrics is not None:
+            self._metrics.record(content)
         return content
 
 

@@ -53,8 +53,13 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """Output of the workers, TensorBoard events; made when the folder is claimed."""
+        """Output and warnings of the workers, the events, TensorBoard's; made when the folder is claimed."""
         return self.path / "logs"
+
+    @property
+    def events(self) -> Path:
+        """What happened when, a JSON object a line."""
+        return self.logs / "events.jsonl"
 
     @property
     def checkpoints(self) -> Path:

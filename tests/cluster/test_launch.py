@@ -153,7 +153,7 @@ def test_a_cluster_that_is_not_joined(failure, complaint, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(launch.ray, "init", refuse)
     with pytest.raises(AdapeftError, match=f"RAY_ADDRESS = auto: the cluster there {complaint}"):
-        launch._connect(Cluster())
+        launch._connect(Cluster(), {})
 
 
 def test_an_interrupt_ends_a_run_quickly(tmp_path):
