@@ -26,6 +26,7 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adapeft.config import Cluster, Config
 from adapeft.errors import AdapeftError
@@ -78,7 +79,9 @@ def run_on_workers(
         WorkerError: a rank failed otherwise, or was lost.
     """
     folder = RunFolder.of(config)
-    events = Queue(actor_options={"num_cpus": 0})
+    # Beside this process: on another machine it would go with that machine, and the cause with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     # A name used again would resume the old run: resuming is the rank function's own business.
     run = RunConfig(
         name=f"{stage}-{uuid.uuid4().hex[:8]}",
