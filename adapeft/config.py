@@ -475,7 +475,7 @@ class Config(Section):
 
     model: Model
     data: Data
-    output: str = Field(description="folder of the run: all that it makes goes there", min_length=1)
+    output: str = Field(description="folder or URL (s3://…) of the run: all that it makes goes there", min_length=1)
     select: Select = Select()
     train: Train = Train()
     cluster: Cluster = Cluster()

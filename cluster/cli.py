@@ -188,16 +188,17 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def merge(
-    delta: Annotated[Path, typer.Argument(help="delta.safetensors of a run")],
+    delta: Annotated[str, typer.Argument(help="delta.safetensors of a run: path or URL")],
     model: Annotated[str, typer.Option(help="base model: folder or hub name")],
     out: Annotated[Path, typer.Option(help="folder to write, new or empty")],
 ) -> None:
     """Write base + delta as a plain Hugging Face checkpoint, a shard at a time."""
+    from adapeft.choose.locate import locate
     from adapeft.ship.delta import Delta
     from adapeft.ship.merge import merge as merge_into
 
     _silence_libraries()
-    print(merge_into(Delta.load(delta), model, out))
+    print(merge_into(Delta.load(locate(delta)), model, out))
 
 
 @app.command()
@@ -236,7 +237,7 @@ def import_adapter(
 
 @app.command()
 def show(
-    path: Annotated[str, typer.Argument(help="a run's folder, a subset (or its name in the store) or a delta")],
+    path: Annotated[str, typer.Argument(help="a run's folder or URL, a subset (or its name in the store) or a delta")],
 ) -> None:
     """Say what is in a run's folder, a subset or a delta."""
     from cluster.console import Terminal

@@ -34,6 +34,7 @@ from cluster.events import Report
 from cluster.failure import WorkerError
 from cluster.identity import run_id
 from cluster.json_log import rank_log
+from cluster.place import is_url
 from cluster.run_folder import RunFolder
 
 RankFunction = Callable[..., dict[str, Any]]
@@ -79,6 +80,7 @@ def run_on_workers(
         WorkerError: a rank failed otherwise, or was lost.
     """
     folder = RunFolder.of(config)
+    folder.logs.mkdir(parents=True, exist_ok=True)
     # Beside this process: on another machine it would go with that machine, and the cause with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -202,11 +204,22 @@ def _on_rank(loop: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     log, stage, run = f"{loop['log']}-rank-{rank}", loop["stage"], loop["run"]
+    _check_is_shared(loop["config"], Path(log).parent)
     with _output_to(Path(f"{log}.log")), rank_log(Path(f"{log}.jsonl"), run, stage, rank):
         report = _reporter(loop["events"]) if rank == 0 else (lambda event: None)
         result = loop["function"](loop["config"], report, **loop["arguments"])
         if rank == 0:
             loop["events"].put({"result": result})
+
+
+def _check_is_shared(config: Config, logs: Path) -> None:
+    """Refuses a machine that does not see the run's folder of the process that launched this one."""
+    if logs != RunFolder.of(config).logs or not logs.is_dir():
+        remedy = "Let XDG_CACHE_HOME be" if is_url(config.output) else "Give one"
+        raise AdapeftError(
+            f"output = {config.output}: its folder on the machine that launched the run, {logs.parent}, is not seen on "
+            f"{socket.gethostname()}. {remedy} on storage that all machines share."
+        )
 
 
 def _reporter(events: Queue) -> Report:

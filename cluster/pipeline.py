@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,20 @@ from adapeft.choose.store import hash_of
 from adapeft.choose.subset import Subset
 from adapeft.config import Config, Trials, measurement_key
 from adapeft.errors import AdapeftError
-from adapeft.measure.storage import load_statistics
+from adapeft.measure.storage import ELEMENTS, OPTIONS, TABLE, load_statistics
 from adapeft.ranks import OneRank
 from adapeft.ship.delta import Delta
 from cluster.console import Terminal, short
 from cluster.estimate import estimate_of
 from cluster.events import to_all
+from cluster.failure import WorkerError
 from cluster.fits import check_memory
 from cluster.identity import job_metadata, run_id
 from cluster.inputs import count_examples
 from cluster.inspect import Inspection, inspect
 from cluster.json_log import EventLog
+from cluster.mirror import Mirror, fetched
+from cluster.place import is_url
 from cluster.run_folder import RunFolder
 
 if TYPE_CHECKING:  # with Ray, for which nobody waits who runs no stage
@@ -52,6 +55,7 @@ class Session:
         self.config, self.terminal, self.claims = config, terminal, claims
         self.folder = RunFolder.of(config)
         self.inspection: Inspection
+        self._mirror = Mirror(config.output) if is_url(config.output) else None
         self._log = EventLog(self.folder.events, run_id(config))
         self._metrics: Metrics | None = None
         self._stack = ExitStack()
@@ -59,8 +63,12 @@ class Session:
     def __enter__(self) -> Session:
         with self.terminal.busy("checking config, data and model"):
             self.inspection = inspect(self.config)
+        if self._mirror is not None:
+            with self.terminal.busy("fetching what the output holds"):
+                self._mirror.fetch()
         if self.claims:
             self.folder.claim(self.config)
+            self._put()
             self.terminal.show_plan(self.config, self.inspection)
         else:
             self.terminal.show_inputs(self.config, self.inspection)
@@ -71,6 +79,11 @@ class Session:
             self._log.write("failed", logging.ERROR, cause=f"{type(error).__name__}: {error}")
         self._log.close()
         self._stack.close()
+        if error is None:
+            self._put()
+        elif self._mirror is not None and not self._mirror.has_failed:
+            with suppress(AdapeftError, WorkerError):  # the first cause is told
+                self._put()
 
     def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
         """Runs a rank function on the config's workers, with progress on the terminal."""
@@ -85,9 +98,10 @@ class Session:
             self._metrics.record(self.metrics())
         self._log.write("started", stage=stage, workers=self.config.cluster.workers)
         with self.terminal.watch(stage) as watch:
-            tell = to_all(watch, self._log, self._metrics)
+            tell = to_all(watch, self._log, self._metrics, self._look)
             result = run_on_workers(function, self.config, stage, tell, **arguments)
         self._log.write("ended", stage=stage)
+        self._put()
         return result
 
     def check_memory(self) -> None:
@@ -107,7 +121,16 @@ class Session:
         save_json(self.folder.metrics, content)
         if self._metrics is not None:
             self._metrics.record(content)
+        self._put()
         return content
+
+    def _put(self) -> None:
+        if self._mirror is not None and self.claims:
+            self._mirror.put()
+
+    def _look(self, event: dict[str, Any]) -> None:
+        if self._mirror is not None and self.claims:
+            self._mirror.look()
 
 
 def select(session: Session) -> Subset:
@@ -124,7 +147,7 @@ def select(session: Session) -> Subset:
         subset = Subset.load(path).described(source={"subset": config.train.subset, "sha256": hash_of(path)})
         subset.save(folder.subset)
     elif config.select.statistics is not None:
-        subset = _choose_again(session, Path(config.select.statistics))
+        subset = _choose_again(session, fetched(config.select.statistics, (TABLE, OPTIONS, ELEMENTS)))
     else:
         from cluster.measure import measure_and_choose
 

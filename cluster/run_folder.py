@@ -10,9 +10,10 @@ from adapeft.config import Config, differences, is_in_job_folder
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.measure.storage import ELEMENTS, TABLE
+from cluster.place import RECORD, working_folder
 
 # What may be in a folder before its run: the demo's data, and what a run leaves that fails before it has measured.
-_WELCOME = ("data", "logs", ELEMENTS)
+_WELCOME = ("data", "logs", ELEMENTS, RECORD)
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
-        """The folder that a config names."""
-        return cls(Path(config.output))
+        """The folder that a config names, or in which the files of the URL that it names are worked on."""
+        return cls(working_folder(config.output))
 
     @property
     def config(self) -> Path:
