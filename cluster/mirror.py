@@ -23,6 +23,7 @@ from fsspec.core import url_to_fs
 from adapeft.artifact import replacing, save_json
 from adapeft.errors import AdapeftError
 from cluster.failure import WorkerError
+from cluster.package import has_password
 from cluster.place import RECORD, is_url, working_folder
 
 INTERVAL = 10.0
@@ -66,10 +67,14 @@ class Mirror:
         pause: waits so many seconds between two tries.
 
     Raises:
-        AdapeftError: no such protocol, or its package is missing.
+        AdapeftError: no such protocol, its package is missing, or a password is in the URL.
     """
 
     def __init__(self, url: str, pause: Callable[[float], None] = time.sleep) -> None:
+        if has_password(url):
+            raise AdapeftError(
+                "output: has a password in its URL, which logs and lists of jobs would show. Leave it out."
+            )
         self.url, self.folder, self._pause = url.rstrip("/"), working_folder(url), pause
         try:
             self._files, self._root = url_to_fs(self.url, use_listings_cache=False)

@@ -39,9 +39,10 @@ def submit(client: JobSubmissionClient, package: Package, variables: Mapping[str
     for other in before:
         if not other.status.is_terminal() and (other.metadata or {}).get("output") == config.output:
             job = other.submission_id
+            remedy = f"Follow it with `adapeft logs {job} --follow` or end it with `adapeft stop {job}`."
             raise AdapeftError(
-                f"output = {config.output}: job {job} writes there and is {other.status.lower()}. Follow it with "
-                f"`adapeft logs {job} --follow` or end it with `adapeft stop {job}`."
+                f"output = {config.output}: job {job or other.job_id} writes there and is {other.status.lower()}. "
+                + (remedy if job else "It was not submitted: end it where it was started.")
             )
     attempt = 1 + max((_attempt(name, job.submission_id) for job in before), default=0)
     with tempfile.TemporaryDirectory(prefix="adapeft-") as folder:

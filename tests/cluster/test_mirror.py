@@ -241,6 +241,12 @@ def test_an_unknown_protocol():
         Mirror("s4://bucket/run")
 
 
+def test_a_password_in_the_url():
+    with pytest.raises(AdapeftError, match="output: has a password in its URL") as refusal:
+        Mirror("s3://id:hidden@bucket/run")
+    assert "hidden" not in str(refusal.value)
+
+
 def test_nothing_at_a_url(url):
     with pytest.raises(AdapeftError, match="nothing is there"):
         fetched(url)

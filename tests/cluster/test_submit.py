@@ -195,6 +195,12 @@ def test_the_same_run_again_is_refused_while_it_lasts_and_counted_afterwards(pro
     with pytest.raises(AdapeftError, match=f"job {first} writes there"):
         submit.submit(client, other, {})
     client.jobs[first].status = JobStatus.FAILED
+    joined = details(JobStatus.RUNNING, None, job_id="03000000", metadata=client.jobs[first].metadata)
+    client.jobs["joined"] = joined
+    with pytest.raises(AdapeftError, match=r"job 03000000 writes there and is running\. It was not submitted"):
+        submit.submit(client, packed, {})
+    assert [job.submission_id for job in jobs.runs(client)] == [first]
+    joined.status = JobStatus.SUCCEEDED
     second = submit.submit(client, packed, {})
     assert second == f"{first}-2"
     assert client.jobs[second].metadata["attempt"] == "2"
