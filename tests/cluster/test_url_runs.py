@@ -69,3 +69,12 @@ def test_a_comparison_wants_a_folder(config, command):
     done = command("compare", config, "methods=[random]", "output=s3://bucket/runs")
     assert done.status == 2
     assert "output = s3://bucket/runs: `adapeft compare` writes to a folder alone" in " ".join(done.errors.split())
+
+
+def test_a_bucket_that_is_not_there_is_told_before_anything_is_measured(config, bucket, command, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = command("run", config, "output=s3://mistyped/mine")
+    assert done.status == 2
+    said = " ".join(done.errors.split())
+    assert said.startswith("error s3://mistyped/mine: cannot be read (FileNotFoundError")
+    assert "starting Ray" not in done.output
