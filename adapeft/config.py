@@ -504,7 +504,7 @@ class Config(Section):
 
     model: Model
     data: Data
-    output: str = Field(description="folder of the run: all that it makes goes there", min_length=1)
+    output: str = Field(description="folder or URL (s3://…) of the run: all that it makes goes there", min_length=1)
     select: Select = Select()
     train: Train = Train()
     cluster: Cluster = Cluster()
@@ -632,7 +632,7 @@ _MEASURED = (
 
 def measurement_key(config: Config) -> dict[str, Any]:
     """Everything that measuring depends on: equal keys mean that statistics can be used again."""
-    flat = _comparable(config)
+    flat = comparable(config)
     key = {name: flat[name] for name in _MEASURED}
     key["select.groups"] = config.select.granularity
     return key
@@ -640,11 +640,11 @@ def measurement_key(config: Config) -> dict[str, Any]:
 
 def differences(a: Config, b: Config) -> list[str]:
     """Lines such as ``select.budget: 0.5% here, 1% there``, for ``a`` here and ``b`` there."""
-    here, there = _comparable(a), _comparable(b)
+    here, there = comparable(a), comparable(b)
     return [f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there" for key in KEYS if here[key] != there[key]]
 
 
-def _comparable(config: Config) -> dict[str, Any]:
+def comparable(config: Config) -> dict[str, Any]:
     """By dotted path, with the files of a Ray job as they were spelled: each attempt unpacks them in another folder."""
     flat = _flatten(config)
     return {key: _JOB_FOLDER.sub("", value) if key in _PLACES and value else value for key, value in flat.items()}

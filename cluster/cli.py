@@ -16,15 +16,17 @@ from rich.text import Text
 
 from adapeft.errors import AdapeftError
 from cluster import delta_cli, subsets_cli
+from cluster.exit_status import EPILOG, ExitStatus
 from cluster.failure import WorkerError
 from cluster.jobs_cli import add_commands
 
 # What a command needs beyond this is imported in it: torch takes seconds, and the config is judged before.
 if TYPE_CHECKING:
-    from cluster.pipeline import Session
+    from cluster.session import Session
 
 app = typer.Typer(
     help="Find which parameters are worth training within a budget, train only those, ship a small delta.",
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,13 +39,13 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as 
 
 
 def main() -> None:
-    """Runs the command; a user's error ends it with its message and status 2, a worker's failure with status 1."""
+    """Runs the command; what it ends with is in ``exit_status``."""
     try:
         app()
     except AdapeftError as error:
-        _end("error", str(error), 2)
+        _end("error", str(error), ExitStatus.REFUSED)
     except WorkerError as error:
-        _end("failed", str(error), 1)
+        _end("failed", str(error), ExitStatus.FAILED)
 
 
 @app.command()
@@ -117,7 +119,7 @@ def compare(config: ConfigPath, overrides: Overrides = None) -> None:
     terminal.show_markdown(report.read_text())
     terminal.note(f"table and plots: {report.parent}/")
     if not finished(runs):
-        sys.exit(1)
+        sys.exit(ExitStatus.FAILED)
 
 
 @app.command()
@@ -188,16 +190,17 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def merge(
-    delta: Annotated[Path, typer.Argument(help="delta.safetensors of a run")],
+    delta: Annotated[str, typer.Argument(help="delta.safetensors of a run: path or URL")],
     model: Annotated[str, typer.Option(help="base model: folder or hub name")],
     out: Annotated[Path, typer.Option(help="folder to write, new or empty")],
 ) -> None:
     """Write base + delta as a plain Hugging Face checkpoint, a shard at a time."""
+    from adapeft.choose.locate import locate
     from adapeft.ship.delta import Delta
     from adapeft.ship.merge import merge as merge_into
 
     _silence_libraries()
-    print(merge_into(Delta.load(delta), model, out))
+    print(merge_into(Delta.load(locate(delta)), model, out))
 
 
 @app.command()
@@ -236,7 +239,7 @@ def import_adapter(
 
 @app.command()
 def show(
-    path: Annotated[str, typer.Argument(help="a run's folder, a subset (or its name in the store) or a delta")],
+    path: Annotated[str, typer.Argument(help="a run's folder or URL, a subset (or its name in the store) or a delta")],
 ) -> None:
     """Say what is in a run's folder, a subset or a delta."""
     from cluster.console import Terminal
@@ -281,7 +284,7 @@ def _session(config: Path, overrides: list[str] | None, *, claims: bool = True) 
 
     loaded, terminal = load_config(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
-        from cluster.pipeline import Session
+        from cluster.session import Session
 
         _silence_libraries()
     with Session(loaded, terminal, claims=claims) as session:
@@ -292,7 +295,7 @@ def _session(config: Path, overrides: list[str] | None, *, claims: bool = True) 
                 terminal.note(f"stopped; the same command goes on with what is in {short(session.folder.path)}")
             # A thread is waiting inside Ray: any tidier end crashes in it. A local Ray ends with this process.
             sys.stdout.flush()
-            os._exit(130)
+            os._exit(ExitStatus.INTERRUPTED)
 
 
 def _silence_libraries() -> None:
@@ -305,7 +308,7 @@ def _silence_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def _end(kind: str, message: str, status: int) -> None:
+def _end(kind: str, message: str, status: ExitStatus) -> None:
     Console(stderr=True).print(Text.assemble((kind, "bold red"), f" {message}"), soft_wrap=True)
     sys.exit(status)
 

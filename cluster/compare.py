@@ -29,6 +29,7 @@ from adapeft.inputs.data import load_rows
 from adapeft.inputs.metrics import primary
 from adapeft.methods import get_method
 from cluster.metrics_file import load_metrics
+from cluster.place import check_is_folder
 
 _OF_SOME_METHODS = (
     *("rule", "scope", "solver", "joint", "lora_ranks", "placement"),
@@ -274,6 +275,7 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
         AdapeftError: two runs would be one, or a method cannot serve the config at all; too small a budget is left to
             the run, for a comparison goes on without it.
     """
+    check_is_folder(config.output, "compare")
     for name in ("methods", "seeds", "budgets", "learning_rates"):
         values = [str(value) for value in getattr(comparison, name)]
         twice = sorted({value for value in values if values.count(value) > 1})

@@ -417,6 +417,8 @@ def _bought(choice: Mapping[str, Any], count: int) -> dict[str, str]:
 
 def short(path: str | Path) -> str:
     """The path from the working directory, where that is shorter."""
+    if "://" in str(path):
+        return str(path)
     return min(os.path.relpath(path), str(path), key=len)
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +26,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods import METHODS, Plan, ValuedMethod, get_method
 from adapeft.ranks import OneRank
 from adapeft.tune.attach import attach
+from cluster.run_folder import RunFolder
 from cluster.zero import zero_of
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Estimate:
 
 def estimate_of(config: Config, inspection: Inspection) -> Estimate:
     """What is known of a run once its config is found good; nothing is loaded but the subset, where there is one."""
-    select, output = config.select, Path(config.output) / "subset.safetensors"
+    select, output = config.select, RunFolder.of(config).subset
     chosen = config.train.subset or (str(output) if output.is_file() else None)
     groups = inspection.groups
     if chosen is not None:

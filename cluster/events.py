@@ -9,5 +9,15 @@ Report = Callable[[dict[str, Any]], None]
 """Takes an event: ``{"stage": "measure", "step": "direction", "done": 3, "total": 16, …}``."""
 
 
+def to_all(*reports: Report) -> Report:
+    """Tells each of them."""
+
+    def report(event: dict[str, Any]) -> None:
+        for each in reports:
+            each(event)
+
+    return report
+
+
 def silent(event: dict[str, Any]) -> None:
     """Tells nobody."""

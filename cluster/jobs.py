@@ -117,5 +117,5 @@ def stop(client: JobSubmissionClient, job: str, timeout: float = 30.0) -> JobSta
 
 def runs(client: JobSubmissionClient) -> Sequence[JobDetails]:
     """The cluster's jobs that ``submit`` sent, oldest first."""
-    ours = [job for job in client.list_jobs() if "adapeft" in (job.metadata or {})]
+    ours = [job for job in client.list_jobs() if job.submission_id and "adapeft" in (job.metadata or {})]
     return sorted(ours, key=lambda job: job.start_time or 0)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapeft.errors import AdapeftError
+from cluster.exit_status import ExitStatus
 
 # Ray takes a second to import, and the config is judged before.
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _follow(head: Head, job: str, terminal: Terminal) -> None:
         details = jobs.follow(head.client, job, _write)
     except KeyboardInterrupt:
         terminal.note(f"job {job} goes on; `adapeft logs {job} --follow` follows it, `adapeft stop {job}` ends it")
-        sys.exit(130)
+        sys.exit(ExitStatus.INTERRUPTED)
     jobs.check_outcome(details)
     terminal.note(f"job {job}: {details.status.lower()}")
 

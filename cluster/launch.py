@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,17 +19,22 @@ from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError, RayActorError
+from ray.job_config import JobConfig
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adapeft.config import Cluster, Config
 from adapeft.errors import AdapeftError
 from cluster.events import Report
 from cluster.failure import WorkerError
+from cluster.identity import run_id
+from cluster.json_log import rank_log
+from cluster.place import is_url
 from cluster.run_folder import RunFolder
 
 RankFunction = Callable[..., dict[str, Any]]
@@ -39,15 +44,19 @@ _EVENT_INTERVAL = 0.2
 
 
 @contextmanager
-def ray_session(cluster: Cluster) -> Iterator[int]:
+def ray_session(cluster: Cluster, metadata: Mapping[str, str] | None = None) -> Iterator[int]:
     """A connection to the cluster of ``RAY_ADDRESS``, or a local one for the length of the block.
 
     Gives the number of workers that there is room for, of those that ``cluster`` asks for.
 
+    Args:
+        cluster: what is wanted of it.
+        metadata: what its list of jobs says of this one.
+
     Raises:
         AdapeftError: nothing answers at ``RAY_ADDRESS``, or the cluster lacks what the config asks for.
     """
-    is_local = _connect(cluster)
+    is_local = _connect(cluster, metadata or {})
     try:
         # To a cluster machines may still be on their way; nothing will join this process's own.
         yield _wait_for_resources(cluster, 0.0 if is_local else cluster.resource_timeout)
@@ -72,7 +81,10 @@ def run_on_workers(
         WorkerError: a rank failed otherwise, or was lost.
     """
     folder = RunFolder.of(config)
-    events = Queue(actor_options={"num_cpus": 0})
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    # Beside this process: on another machine it would go with that machine, and the cause with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     # A name used again would resume the old run: resuming is the rank function's own business.
     run = RunConfig(
         name=f"{stage}-{uuid.uuid4().hex[:8]}",
@@ -88,6 +100,8 @@ def run_on_workers(
             "arguments": arguments,
             "events": events,
             "log": str(folder.logs / stage),
+            "run": run_id(config),
+            "stage": stage,
         },
         scaling_config=_scaling(config.cluster),
         torch_config=TorchConfig(
@@ -118,7 +132,7 @@ def run_on_workers(
     return result
 
 
-def _connect(cluster: Cluster) -> bool:
+def _connect(cluster: Cluster, metadata: Mapping[str, str]) -> bool:
     """Joins the cluster of ``RAY_ADDRESS`` or starts a local one; whether it is a local one."""
     # Ray would set CUDA_VISIBLE_DEVICES="" for workers without a GPU, and warns that it soon will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -131,6 +145,7 @@ def _connect(cluster: Cluster) -> bool:
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": _worker_environment(cluster)},
+        "job_config": JobConfig(metadata=dict(metadata)),
     }
     # Not "auto": that would join the local cluster of whatever else runs on this machine, and wait for its workers.
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -189,11 +204,23 @@ def _in_background(call: Callable[[], Any]) -> Future[Any]:
 def _on_rank(loop: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    with _output_to(Path(f"{loop['log']}-rank-{rank}.log")):
+    log, stage, run = f"{loop['log']}-rank-{rank}", loop["stage"], loop["run"]
+    _check_is_shared(loop["config"], Path(log).parent)
+    with _output_to(Path(f"{log}.log")), rank_log(Path(f"{log}.jsonl"), run, stage, rank):
         report = _reporter(loop["events"]) if rank == 0 else (lambda event: None)
         result = loop["function"](loop["config"], report, **loop["arguments"])
         if rank == 0:
             loop["events"].put({"result": result})
+
+
+def _check_is_shared(config: Config, logs: Path) -> None:
+    """Refuses a machine that does not see the run's folder of the process that launched this one."""
+    if logs != RunFolder.of(config).logs or not logs.is_dir():
+        remedy = "Let XDG_CACHE_HOME be" if is_url(config.output) else "Give one"
+        raise AdapeftError(
+            f"output = {config.output}: its folder on the machine that launched the run, {logs.parent}, is not seen on "
+            f"{socket.gethostname()}. {remedy} on storage that all machines share."
+        )
 
 
 def _reporter(events: Queue) -> Report:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from adapeft.artifact import provenance, save_json
 from adapeft.choose.locate import locate
 from adapeft.choose.store import hash_of
 from adapeft.choose.subset import Subset
-from adapeft.config import Config, Trials, measurement_key
+from adapeft.config import Trials, measurement_key
 from adapeft.errors import AdapeftError
-from adapeft.measure.storage import load_statistics
+from adapeft.measure.storage import ELEMENTS, OPTIONS, TABLE, load_statistics
 from adapeft.ranks import OneRank
 from adapeft.ship.delta import Delta
-from cluster.console import Terminal, short
-from cluster.estimate import estimate_of
-from cluster.fits import check_memory
+from cluster.console import short
 from cluster.inputs import count_examples
-from cluster.inspect import Inspection, inspect
-from cluster.metrics_file import load_metrics
+from cluster.inspect import Inspection
+from cluster.mirror import fetched
 from cluster.run_folder import RunFolder
+from cluster.session import Session
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -30,67 +27,6 @@ def run(session: Session) -> dict[str, Any]:
     if not session.folder.delta.is_file():
         session.check_memory()
     return train(session, select(session))
-
-
-class Session:
-    """One command on one run: its folder, its inspected config, and Ray once a stage needs it.
-
-    Args:
-        config: of the run.
-        terminal: where progress goes.
-        claims: whether the command writes the run's artifacts, so that the folder has to be this config's.
-    """
-
-    def __init__(self, config: Config, terminal: Terminal, *, claims: bool = True) -> None:
-        self.config, self.terminal, self.claims = config, terminal, claims
-        self.folder = RunFolder.of(config)
-        self.inspection: Inspection
-        self._present: Config | None = None  # with the workers that are there
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Session:
-        with self.terminal.busy("checking config, data and model"):
-            self.inspection = inspect(self.config)
-        if self.claims:
-            self.folder.claim(self.config)
-            self.terminal.show_plan(self.config, self.inspection)
-        else:
-            self.terminal.show_inputs(self.config, self.inspection)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
-        """Runs a rank function on the config's workers, with progress on the terminal."""
-        # Imported here: without a stage to run, nobody waits for Ray.
-        from cluster.launch import ray_session, run_on_workers
-
-        if self._present is None:
-            with self.terminal.busy("starting Ray"):
-                workers = self._stack.enter_context(ray_session(self.config.cluster))
-            if workers < self.config.cluster.workers:
-                self.terminal.note(f"workers: {workers} of {self.config.cluster.workers}, for more there is no room")
-            self._present = self.config.model_copy(update={"cluster": self.config.cluster.with_workers(workers)})
-        with self.terminal.watch(stage) as watch:
-            return run_on_workers(function, self._present, stage, watch, **arguments)
-
-    def check_memory(self) -> None:
-        """See ``cluster.fits.check_memory``."""
-        with self.terminal.busy("estimating memory"):
-            check_memory(estimate_of(self.config, self.inspection))
-
-    def metrics(self) -> dict[str, Any]:
-        """What ``metrics.json`` holds so far."""
-        return load_metrics(self.folder.metrics)
-
-    def record(self, **metrics: Any) -> dict[str, Any]:
-        """Adds to ``metrics.json``."""
-        content = self.metrics()
-        seconds = {**content.get("seconds", {}), **metrics.pop("seconds", {})}
-        content = {**content, **metrics, "seconds": seconds, "provenance": provenance()}
-        save_json(self.folder.metrics, content)
-        return content
 
 
 def select(session: Session) -> Subset:
@@ -107,7 +43,7 @@ def select(session: Session) -> Subset:
         subset = Subset.load(path).described(source={"subset": config.train.subset, "sha256": hash_of(path)})
         subset.save(folder.subset)
     elif config.select.statistics is not None:
-        subset = _choose_again(session, Path(config.select.statistics))
+        subset = _choose_again(session, fetched(config.select.statistics, (TABLE, OPTIONS, ELEMENTS)))
     else:
         from cluster.measure import measure_and_choose
 

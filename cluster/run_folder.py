@@ -11,9 +11,10 @@ from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.measure.partial import FOLDER as PARTIAL_SUMS
 from adapeft.measure.storage import ELEMENTS, TABLE
+from cluster.place import RECORD, working_folder
 
 # What may be in a folder before its run: the demo's data, and what a run leaves that fails before it has measured.
-_WELCOME = ("data", "logs", ELEMENTS, PARTIAL_SUMS)
+_WELCOME = ("data", "logs", ELEMENTS, PARTIAL_SUMS, RECORD)
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
-        """The folder that a config names."""
-        return cls(Path(config.output))
+        """The folder that a config names, or in which the files of the URL that it names are worked on."""
+        return cls(working_folder(config.output))
 
     @property
     def config(self) -> Path:
@@ -54,8 +55,13 @@ class RunFolder:
 
     @property
     def logs(self) -> Path:
-        """Output of the workers, TensorBoard events; made when the folder is claimed."""
+        """Output and warnings of the workers, the events, TensorBoard's; made when the folder is claimed."""
         return self.path / "logs"
+
+    @property
+    def events(self) -> Path:
+        """What happened when, a JSON object a line."""
+        return self.logs / "events.jsonl"
 
     @property
     def checkpoints(self) -> Path:

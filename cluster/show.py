@@ -17,6 +17,8 @@ from adapeft.methods import get_method
 from adapeft.ship.delta import Delta
 from cluster.console import Terminal
 from cluster.metrics_file import load_metrics
+from cluster.mirror import fetched
+from cluster.place import is_url
 from cluster.run_folder import RunFolder
 from solver import choice_frontier, frontier
 
@@ -29,8 +31,8 @@ def show(place: str, terminal: Terminal) -> None:
     Raises:
         AdapeftError: neither.
     """
-    if Path(place).is_dir():
-        _show_run(RunFolder(Path(place)), terminal)
+    if Path(place).is_dir() or (is_url(place) and not place.endswith(".safetensors")):
+        _show_run(RunFolder(fetched(place)), terminal)
         return
     path = locate(place)
     try:

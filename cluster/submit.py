@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from adapeft.config import Config
-from adapeft.config_file import to_yaml
 from adapeft.errors import AdapeftError
 from cluster.failure import WorkerError
+from cluster.identity import job_metadata, run_id
 from cluster.package import CONFIG, Package, has_password
 
 ENTRYPOINT = f"adapeft run {CONFIG}"
@@ -37,14 +34,15 @@ def submit(client: JobSubmissionClient, package: Package, variables: Mapping[str
     """
     _check_variables(variables)
     config = package.config
-    name = submission_id(config)
+    name = run_id(config)
     before = client.list_jobs()
     for other in before:
         if not other.status.is_terminal() and (other.metadata or {}).get("output") == config.output:
             job = other.submission_id
+            remedy = f"Follow it with `adapeft logs {job} --follow` or end it with `adapeft stop {job}`."
             raise AdapeftError(
-                f"output = {config.output}: job {job} writes there and is {other.status.lower()}. Follow it with "
-                f"`adapeft logs {job} --follow` or end it with `adapeft stop {job}`."
+                f"output = {config.output}: job {job or other.job_id} writes there and is {other.status.lower()}. "
+                + (remedy if job else "It was not submitted: end it where it was started.")
             )
     attempt = 1 + max((_attempt(name, job.submission_id) for job in before), default=0)
     with tempfile.TemporaryDirectory(prefix="adapeft-") as folder:
@@ -54,7 +52,7 @@ def submit(client: JobSubmissionClient, package: Package, variables: Mapping[str
                 entrypoint=ENTRYPOINT,
                 submission_id=name if attempt == 1 else f"{name}-{attempt}",
                 runtime_env={"working_dir": folder, "env_vars": dict(variables)},
-                metadata=_metadata(config, attempt),
+                metadata={**job_metadata(config), "attempt": str(attempt)},
                 entrypoint_num_cpus=num_cpus or None,
             )
         except (RuntimeError, requests.RequestException) as error:
@@ -62,28 +60,10 @@ def submit(client: JobSubmissionClient, package: Package, variables: Mapping[str
             raise WorkerError(f"the cluster did not take the job: {str(error).strip().splitlines()[-1]}") from error
 
 
-def submission_id(config: Config) -> str:
-    """``mine-3fb1a8c0`` for output ``runs/mine``: the same for the same config, wherever it is sent from."""
-    slug = re.sub(r"[^a-z0-9]+", "-", config.output.rstrip("/").rpartition("/")[2].lower()).strip("-")
-    digest = hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]
-    return f"{slug[:40] or 'run'}-{digest}"
-
-
 def _attempt(name: str, other: str | None) -> int:
     """Which attempt at run ``name`` a job is; 0 if it is none."""
     found = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", other or "")
     return int(found[1] or 1) if found else 0
-
-
-def _metadata(config: Config, attempt: int) -> dict[str, str]:
-    return {
-        "adapeft": metadata.version("adapeft"),
-        "output": config.output,
-        "model": config.model.name,
-        "method": config.select.method,
-        "budget": str(config.select.budget),
-        "attempt": str(attempt),
-    }
 
 
 def _check_variables(variables: Mapping[str, str]) -> None:

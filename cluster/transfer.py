@@ -33,8 +33,10 @@ from adapeft.methods import Plan, ValuedMethod, get_method
 from adapeft.ranks import OneRank
 from cluster.console import Terminal, short
 from cluster.inputs import load_inputs
-from cluster.pipeline import Session, select
+from cluster.pipeline import select
+from cluster.place import check_is_folder
 from cluster.run_folder import RunFolder
+from cluster.session import Session
 
 _RANDOM_DRAWS = 10
 
@@ -60,6 +62,7 @@ def run(source: Path, model: str, settings: Transfer, overrides: list[str], term
         AdapeftError: see ``target_config`` and ``transfer``; or the output folder is taken.
     """
     config = target_config(source, model, settings, overrides)
+    check_is_folder(config.output, "transfer")
     output = Path(config.output)
     if output.resolve() == source.resolve() or (output / "subset.safetensors").exists():
         raise AdapeftError(f"output = {output} holds a subset already. Give another folder: output=….")

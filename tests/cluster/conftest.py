@@ -1,10 +1,12 @@
-"""The command in this process, and a user's files that it works on."""
+"""The command in this process, and a local server that speaks S3."""
 
 from __future__ import annotations
 
 import sys
 from typing import NamedTuple
+from uuid import uuid4
 
+import fsspec
 import pytest
 
 from cluster.cli import main
@@ -30,3 +32,47 @@ def command(monkeypatch, capsys):
         return Said(int(end.value.code or 0), said.out, said.err)
 
     return run
+
+
+class S3Server:
+    """A local server that speaks S3.
+
+    Attributes:
+        refusals: how many more puts it will refuse.
+    """
+
+    def __init__(self, running) -> None:
+        self.url = "http://{}:{}".format(*running.get_host_and_port())
+        self.refusals = 0
+        self._answer, running._server.app = running._server.app, self
+
+    def __call__(self, environ, start_response):
+        if environ["REQUEST_METHOD"] == "PUT" and self.refusals:
+            self.refusals -= 1
+            start_response("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        return self._answer(environ, start_response)
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A server for all tests."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    server = pytest.importorskip("moto.server", reason="moto is not installed")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    yield S3Server(running)
+    running.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """URL of a bucket that is empty, and the environment in which this process and those it starts reach it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    name = f"bucket-{uuid4().hex}"
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    files.mkdir(name)
+    return f"s3://{name}"

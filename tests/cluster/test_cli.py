@@ -15,6 +15,14 @@ def test_without_arguments_it_lists_the_commands(command):
         assert name in output + errors
 
 
+def test_help_tells_the_exit_statuses(command):
+    _, output, _ = command("--help")
+    said = " ".join(output.split())
+    assert "Exit status: 0 done; 1 a worker, machine or job failed" in said
+    assert "2 the input is at fault" in said
+    assert "130 interrupted" in said
+
+
 def test_config_prints_every_key(command):
     status, output, _ = command("config")
     assert status == 0

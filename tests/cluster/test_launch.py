@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +22,8 @@ from adapeft.errors import AdapeftError
 from cluster import launch
 from cluster.console import Terminal
 from cluster.failure import WorkerError
-from cluster.pipeline import Session
+from cluster.identity import run_id
+from cluster.session import Session
 from tests.cluster import rank_functions
 from tests.cluster.checkpoints import COMMAND, write_bert, write_colours, write_config
 
@@ -69,6 +72,9 @@ def test_a_failure_is_short_and_says_where_to_read_on(local_ray, config, capfd):
     with pytest.raises(WorkerError) as failure:
         launch.run_on_workers(rank_functions.break_down, config, "break", print)
     message = str(failure.value)
+    lines = [json.loads(line) for line in (logs_of(config) / "break-rank-1.jsonl").read_text().splitlines()]
+    assert lines[-1]["message"].startswith("ZeroDivisionError: no value to divide by")
+    assert (lines[-1]["level"], lines[-1]["run"], lines[-1]["rank"]) == ("ERROR", run_id(config), 1)
     assert message.startswith("a worker failed: ZeroDivisionError: no value to divide by\n")
     assert str(logs_of(config)) in message
     assert len(message.splitlines()) == 2
@@ -185,7 +191,33 @@ def test_a_cluster_that_is_not_joined(failure, complaint, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(launch.ray, "init", refuse)
     with pytest.raises(AdapeftError, match=f"RAY_ADDRESS = auto: the cluster there {complaint}"):
-        launch._connect(Cluster())
+        launch._connect(Cluster(), {})
+
+
+WATCHED = """
+import sys
+from adapeft.config_file import read_config
+from cluster.launch import ray_session, run_on_workers
+from tests.cluster.rank_functions import go_on
+
+def watch(event):
+    raise OSError("the disk of whoever watches is full")
+
+config = read_config(sys.argv[1], ["cluster.workers=1"])
+with ray_session(config.cluster):
+    run_on_workers(go_on, config, "watched", watch)
+"""
+
+
+@pytest.mark.slow
+def test_an_error_of_who_watches_ends_the_run_at_once(tmp_path):
+    """Of a storage that takes nothing any more: the ranks would go on for hours."""
+    config = write_config(tmp_path / "run.yaml", tmp_path, tmp_path, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(config)], capture_output=True, text=True, timeout=250, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("OSError: the disk of whoever watches is full\n"), done.stderr
 
 
 def test_an_interrupt_ends_a_run_quickly(tmp_path):

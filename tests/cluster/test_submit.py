@@ -22,6 +22,7 @@ from adapeft.config_file import load_config, parse_config, read_config
 from adapeft.errors import AdapeftError
 from cluster import dashboard, jobs, package, submit
 from cluster.failure import WorkerError
+from cluster.identity import run_id
 from cluster.package import pack
 from cluster.run_folder import RunFolder
 from tests.cluster.checkpoints import COMMAND, adapeft, write_bert, write_colours, write_config
@@ -186,7 +187,7 @@ def test_secrets_stay_here(project):
 def test_the_same_run_again_is_refused_while_it_lasts_and_counted_afterwards(project):
     client, packed = FakeClient(), pack(config_of(), project, is_here=False)
     first = submit.submit(client, packed, {})
-    assert first == submit.submission_id(packed.config)
+    assert first == run_id(packed.config)
     assert first.startswith("mine-")
     with pytest.raises(AdapeftError, match=rf"job {first} writes there and is running.*adapeft stop {first}"):
         submit.submit(client, packed, {})
@@ -194,12 +195,18 @@ def test_the_same_run_again_is_refused_while_it_lasts_and_counted_afterwards(pro
     with pytest.raises(AdapeftError, match=f"job {first} writes there"):
         submit.submit(client, other, {})
     client.jobs[first].status = JobStatus.FAILED
+    joined = details(JobStatus.RUNNING, None, job_id="03000000", metadata=client.jobs[first].metadata)
+    client.jobs["joined"] = joined
+    with pytest.raises(AdapeftError, match=r"job 03000000 writes there and is running\. It was not submitted"):
+        submit.submit(client, packed, {})
+    assert [job.submission_id for job in jobs.runs(client)] == [first]
+    joined.status = JobStatus.SUCCEEDED
     second = submit.submit(client, packed, {})
     assert second == f"{first}-2"
     assert client.jobs[second].metadata["attempt"] == "2"
     client.jobs[second].status = JobStatus.STOPPED
     assert not submit.submit(client, other, {}).startswith(first)
-    assert submit.submission_id(other.config) != first
+    assert run_id(other.config) != first
 
 
 def test_a_job_that_the_cluster_does_not_take(project, monkeypatch):
@@ -388,7 +395,7 @@ def test_a_job_under_token_authentication(head, tmp_path, monkeypatch):
     assert "train: step 2: accuracy" in done.stdout
     assert (work / "run" / "delta.safetensors").is_file()
     config = read_config("run.yaml", overrides)
-    name = submit.submission_id(pack(config, work, is_here=True).config)
+    name = run_id(pack(config, work, is_here=True).config)
     assert f"job {name}: succeeded" in done.stdout
     # The files were the job's, not this folder's.
     assert "_ray_pkg_" in load_config(work / "run" / "config.yaml").data.train

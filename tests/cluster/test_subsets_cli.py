@@ -13,7 +13,8 @@ from adapeft.choose.store import STORE_VARIABLE
 from adapeft.choose.subset import Part, Subset
 from adapeft.config_file import load_config
 from cluster.console import Terminal
-from cluster.pipeline import Session, select
+from cluster.pipeline import select
+from cluster.session import Session
 from tests.cluster.checkpoints import write_bert, write_colours, write_config
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"

@@ -1,0 +1,125 @@
+"""A command on a run: what it works on, where it tells of it, and Ray once a stage needs workers."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from adapeft.artifact import provenance, save_json
+from adapeft.config import Config
+from adapeft.errors import AdapeftError
+from cluster.console import Terminal
+from cluster.estimate import estimate_of
+from cluster.events import to_all
+from cluster.failure import WorkerError
+from cluster.fits import check_memory
+from cluster.identity import job_metadata, run_id
+from cluster.inspect import Inspection, inspect
+from cluster.json_log import EventLog
+from cluster.metrics_file import load_metrics
+from cluster.mirror import Mirror
+from cluster.place import is_url
+from cluster.run_folder import RunFolder
+
+if TYPE_CHECKING:  # with Ray, for which nobody waits who runs no stage
+    from cluster.metrics import Metrics
+
+
+class Session:
+    """One command on one run: its folder, its inspected config, and Ray once a stage needs it.
+
+    Args:
+        config: of the run.
+        terminal: where progress goes.
+        claims: whether the command writes the run's artifacts, so that the folder has to be this config's.
+    """
+
+    def __init__(self, config: Config, terminal: Terminal, *, claims: bool = True) -> None:
+        self.config, self.terminal, self.claims = config, terminal, claims
+        self.folder = RunFolder.of(config)
+        self.inspection: Inspection
+        self._mirror = Mirror(config.output) if is_url(config.output) else None
+        self._log = EventLog(self.folder.events, run_id(config))
+        self._joined: tuple[Config, Metrics] | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Session:
+        with self.terminal.busy("checking config, data and model"):
+            self.inspection = inspect(self.config)
+        if self._mirror is not None:
+            with self.terminal.busy("fetching what the output holds"):
+                self._mirror.fetch()
+        if self.claims:
+            self.folder.claim(self.config)
+            self._put()
+            self.terminal.show_plan(self.config, self.inspection)
+        else:
+            self.terminal.show_inputs(self.config, self.inspection)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self.folder.logs.is_dir():
+            self._log.write("failed", logging.ERROR, cause=f"{type(error).__name__}: {error}")
+        self._log.close()
+        self._stack.close()
+        if error is None:
+            self._put()
+        elif self._mirror is not None and not self._mirror.has_failed:
+            with suppress(AdapeftError, WorkerError):  # the first cause is told
+                self._put()
+
+    def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
+        """Runs a rank function on the config's workers, with progress on the terminal."""
+        # Imported here: without a stage to run, nobody waits for Ray.
+        from cluster.launch import run_on_workers
+
+        present, metrics = self._joined = self._joined or self._join()
+        self._log.write("started", stage=stage, workers=present.cluster.workers)
+        with self.terminal.watch(stage) as watch:
+            tell = to_all(watch, self._log, metrics, self._look)
+            result = run_on_workers(function, present, stage, tell, **arguments)
+        self._log.write("ended", stage=stage)
+        self._put()
+        return result
+
+    def check_memory(self) -> None:
+        """See ``cluster.fits.check_memory``."""
+        with self.terminal.busy("estimating memory"):
+            check_memory(estimate_of(self.config, self.inspection))
+
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds so far."""
+        return load_metrics(self.folder.metrics)
+
+    def record(self, **metrics: Any) -> dict[str, Any]:
+        """Adds to ``metrics.json``."""
+        content = self.metrics()
+        seconds = {**content.get("seconds", {}), **metrics.pop("seconds", {})}
+        content = {**content, **metrics, "seconds": seconds, "provenance": provenance()}
+        save_json(self.folder.metrics, content)
+        if self._joined is not None:
+            self._joined[1].record(content)
+        self._put()
+        return content
+
+    def _join(self) -> tuple[Config, Metrics]:
+        """Starts or joins Ray; the config with the workers that there is room for, and the run's metrics."""
+        from cluster.launch import ray_session
+        from cluster.metrics import Metrics
+
+        with self.terminal.busy("starting Ray"):
+            workers = self._stack.enter_context(ray_session(self.config.cluster, job_metadata(self.config)))
+        if workers < self.config.cluster.workers:
+            self.terminal.note(f"workers: {workers} of {self.config.cluster.workers}, for more there is no room")
+        metrics = Metrics(self.config)
+        metrics.record(self.metrics())
+        return self.config.model_copy(update={"cluster": self.config.cluster.with_workers(workers)}), metrics
+
+    def _put(self) -> None:
+        if self._mirror is not None and self.claims:
+            self._mirror.put()
+
+    def _look(self, event: dict[str, Any]) -> None:
+        if self._mirror is not None and self.claims:
+            self._mirror.look()
