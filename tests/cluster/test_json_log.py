@@ -17,7 +17,16 @@ def lines_of(path):
     return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
 
 
-def test_a_rank_keeps_its_warnings_and_its_error(tmp_path):
+@pytest.fixture
+def talkative():
+    """What the command silences in this process is heard on a rank."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()
+    yield
+    transformers_logging.set_verbosity(verbosity)
+
+
+def test_a_rank_keeps_its_warnings_and_its_error(tmp_path, talkative):
     def work():
         logging.getLogger("some.library").info("of no interest")
         logging.getLogger("some.library").warning("it is %d too many", 3)
