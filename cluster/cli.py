@@ -291,6 +291,7 @@ def _session(config: Path, overrides: list[str] | None, *, claims: bool = True) 
         try:
             yield session
         except KeyboardInterrupt:
+            session.interrupted()
             if claims:
                 terminal.note(f"stopped; the same command goes on with what is in {short(session.folder.path)}")
             # A thread is waiting inside Ray: any tidier end crashes in it. A local Ray ends with this process.

@@ -69,6 +69,11 @@ class Session:
             with suppress(AdapeftError, WorkerError):  # the first cause is told
                 self._put()
 
+    def interrupted(self) -> None:
+        """Logs that the user ends the command, which ends without leaving the session."""
+        if self.folder.logs.is_dir():
+            self._log.write("interrupted", logging.WARNING)
+
     def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
         """Runs a rank function on the config's workers, with progress on the terminal."""
         # Imported here: without a stage to run, nobody waits for Ray.

@@ -151,7 +151,7 @@ def with_heads(*labels: str | None) -> dict[str, Delta]:
     """Deltas a, b …: one with a head a label, without one where that is None."""
     model, deltas = make_bert(), {}
     for index, label in enumerate(labels):
-        said = {"model": {"task": "sequence-classification", "labels": {"names": label}}}
+        said = {"model": {"task": "sequence-classification", "labels": {"id2label": {"0": label}}}}
         delta = drawn_delta(model, {NAME: PARTS["rows"]}, index, head=True, **said)
         # As of a language model and of classifiers on it: one base, of which some have a new head.
         deltas["abc"[index]] = replace(delta, new={}) if label is None else delta
@@ -177,7 +177,7 @@ def test_heads_that_have_no_mean():
         interpolation(with_heads(None, "y"), [0.5, 0.5])
     assert interpolation(with_heads(None, "y"), [1, 0]).new == {}
     result = interpolation(with_heads("x", "y"), [0.5, 0.5], heads="b")
-    assert result.description["model"]["labels"] == {"names": "y"}
+    assert result.description["model"]["labels"] == {"id2label": {"0": "y"}}
 
 
 def test_heads_have_no_sum():

@@ -20,6 +20,7 @@ from adapeft.errors import AdapeftError
 from adapeft.rank_files import rank_paths, save_on_ranks
 from adapeft.ranks import OneRank
 
+# Of no tensor so large that torch divides the work among threads, which a fork does not take along.
 FORK = multiprocessing.get_context("fork")
 WRITERS = {
     "json": lambda path, size: save_json(path, {"a": "x" * size}),
@@ -32,9 +33,9 @@ def save_for_ever(folder):
     step = 0
     while True:
         step += 1
-        save_on_ranks(folder / f"step-{step}", "test", {"a": torch.full((100_000,), step)}, {"step": step}, OneRank())
+        save_on_ranks(folder / f"step-{step}", "test", {"a": torch.full((20_000,), step)}, {"step": step}, OneRank())
         shutil.rmtree(folder / f"step-{step - 1}", ignore_errors=True)
-        save_tensors(folder / "file", "test", {"a": torch.full((100_000,), step)}, {"step": step})
+        save_tensors(folder / "file", "test", {"a": torch.full((20_000,), step)}, {"step": step})
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.23])
@@ -51,7 +52,7 @@ def test_a_process_killed_while_saving(tmp_path, seconds):
     newest = max(int(path.name.removeprefix("step-")) for path in tmp_path.glob("step-*"))
     for path in (tmp_path / "file", *rank_paths(tmp_path / f"step-{newest}", "")):
         tensors, description = load_tensors(path, "test")
-        assert torch.equal(tensors["a"], torch.full((100_000,), description["step"]))
+        assert torch.equal(tensors["a"], torch.full((20_000,), description["step"]))
     # What was half written is not in the way.
     following = tmp_path / f"step-{newest + 1}"
     save_on_ranks(following, "test", {"a": torch.ones(1)}, {}, OneRank())
@@ -62,7 +63,7 @@ def test_a_process_killed_while_saving(tmp_path, seconds):
 def overflow(write, path, said):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
     try:
-        write(path, 50_000)
+        write(path, 20_000)
     except AdapeftError as error:
         said.send(str(error))
     said.send("nothing raised")

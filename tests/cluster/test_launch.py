@@ -240,3 +240,5 @@ def test_an_interrupt_ends_a_run_quickly(tmp_path):
     rest, _ = process.communicate(timeout=20)
     assert process.returncode == 130, "".join(lines) + rest
     assert re.fullmatch(r"stopped; the same command goes on with what is in .*run\n", rest), rest
+    events = (tmp_path / "run" / "logs" / "events.jsonl").read_text().splitlines()
+    assert json.loads(events[-1])["message"] == "interrupted"
