@@ -1,14 +1,11 @@
-"""What a run is asked to do: the config's sections and keys, and what two configs have in common."""
+"""What a run is asked to do: the config's sections."""
 
 from __future__ import annotations
 
 import math
-import os
-import re
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -26,11 +23,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from adapeft.choose.budget import Budget
-from adapeft.choose.entry import is_name
-from adapeft.errors import did_you_mean
+from adapeft.places import DATA_SUFFIXES, PLACES, absolute
 from adapeft.tune.rules.options import OPTIONS, parse_options
 
 Task = Literal["sequence-classification", "causal-lm"]
@@ -56,7 +51,7 @@ Method = Literal[
 Granularity = Literal["tensor", "row", "element", "role"]
 
 # What a method can choose together, its own habit first.
-_ANY_GRANULARITY: tuple[Granularity, ...] = ("element", "row", "tensor", "role")
+ANY_GRANULARITY: tuple[Granularity, ...] = ("element", "row", "tensor", "role")
 GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "full": ("tensor",),
     "bitfit": ("tensor",),
@@ -66,8 +61,6 @@ GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     **dict.fromkeys(OPTIONS, ("element",)),
 }
 _WITHOUT_VALUES = ("full", "random", "bitfit", "lora", "adapter", *OPTIONS)
-
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
 
 def _as_list(value: object) -> object:
@@ -227,7 +220,7 @@ class Select(Section):
 
     @model_validator(mode="after")
     def _keys_go_together(self) -> Select:
-        possible = GRANULARITIES.get(self.method, _ANY_GRANULARITY)
+        possible = GRANULARITIES.get(self.method, ANY_GRANULARITY)
         if self.granularity not in possible:
             raise ValueError(f"groups = {self.groups}: {self.method} chooses by {' or '.join(possible)}")
         if self.joint and (self.method != "adapeft" or self.granularity == "element"):
@@ -315,7 +308,7 @@ class Select(Section):
     @property
     def granularity(self) -> Granularity:
         """``groups`` with auto decided by the method."""
-        return GRANULARITIES.get(self.method, _ANY_GRANULARITY)[0] if self.groups == "auto" else self.groups
+        return GRANULARITIES.get(self.method, ANY_GRANULARITY)[0] if self.groups == "auto" else self.groups
 
 
 class Train(Section):
@@ -390,115 +383,6 @@ class Cluster(Section):
         return self.model_copy(update={"workers": workers, "min_workers": None})
 
 
-PAPER = {"groups": "role", "curvature": "parabola", "reach": "inf", "solver": "greedy"}
-"""AdaPEFT as Xu and Bu 2025 have it: semantic groups, forward passes only, no limit on the reach, by density."""
-
-
-class Contender(NamedTuple):
-    """A method to compare.
-
-    Spelled ``method``, ``method:groups``, ``adapeft:row+lora`` for a choice of options, or ``adapeft:paper`` for the
-    settings of ``PAPER``.
-    """
-
-    method: str
-    groups: str
-    options: tuple[str, ...] = ()
-    is_paper: bool = False
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Keys of ``select`` that make this method what its name says."""
-        chosen = {"method": self.method, "groups": self.groups, "options": self.options}
-        return {**chosen, **PAPER} if self.is_paper else chosen
-
-    def __str__(self) -> str:
-        if self.is_paper:
-            return f"{self.method}:paper"
-        if self.options:
-            return f"{self.method}:{'+'.join(self.options)}"
-        return self.method if self.groups == "auto" else f"{self.method}:{self.groups}"
-
-    @classmethod
-    def parse(cls, text: object) -> Contender:
-        """The contender that a person wrote."""
-        method, _, groups = str(text).partition(":")
-        methods = get_args(Method)
-        if method not in methods:
-            raise ValueError(f"{method!r} is no method.{did_you_mean(method, methods)} `adapeft methods` lists them.")
-        possible = GRANULARITIES.get(method, _ANY_GRANULARITY)
-        if (method, groups) == ("adapeft", "paper"):
-            return cls(method, PAPER["groups"], is_paper=True)
-        options = tuple(groups.split("+")) if "+" in groups or groups == "lora" else ()
-        if options:
-            Select(method=method, options=options)  # type: ignore[arg-type]
-            return cls(method, "row", options)
-        if groups and groups not in possible:
-            raise ValueError(f"{method} chooses by {' or '.join(possible)}, not by {groups!r}.")
-        return cls(method, groups or "auto")
-
-
-Rival = Annotated[Contender, PlainValidator(Contender.parse), PlainSerializer(str, return_type=str)]
-
-
-class Comparison(Section):
-    """What ``adapeft compare`` runs: every method at every budget under every seed."""
-
-    methods: tuple[Rival, ...] = Field(
-        default=(Contender("adapeft", "auto"), Contender("random", "auto")),
-        description="methods, or method:groups such as adapeft:element adapeft:row+tensor+lora, adapeft:paper",
-        min_length=1,
-    )
-    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), description="a run each", min_length=1)
-    budgets: tuple[Limit, ...] = Field(default=(Budget.parse("0.5%"),), description="a run each", min_length=1)
-    learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        default=(),
-        description="tried for every method on a held-out part of the training data; none: the config's for all",
-    )
-    tune_fraction: float = Field(default=0.1, gt=0, lt=1, description="part of the training data held out for that")
-    perturb: float = Field(default=0.0, ge=0, lt=1, description="part of the training data that each seed leaves out")
-    parallel: PositiveInt = Field(default=1, description="runs at once")
-
-
-class Trials(Section):
-    """Random subsets that ``adapeft validate`` trains briefly to see whether predictions hold."""
-
-    subsets: PositiveInt = Field(default=20, description="random subsets of each size")
-    sizes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        default=(0.01, 0.1, 0.5),
-        description="their sizes, as fractions of what may be chosen",
-        min_length=1,
-    )
-    singles: NonNegativeInt = Field(default=20, description="single tensors that are trained alone besides")
-    learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
-        default=(3e-4, 1e-3), description="constant learning rates of Adam", min_length=1
-    )
-    steps: tuple[PositiveInt, ...] = Field(
-        default=(20, 60), description="optimizer steps after which the held-out loss is measured", min_length=1
-    )
-    held_out: PositiveInt = Field(default=512, description="examples of data.evaluation that measure the loss")
-
-    @field_validator("steps")
-    @classmethod
-    def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(sorted(set(steps)))
-
-
-class Transfer(Section):
-    """How ``adapeft transfer`` chooses for another model from a run's statistics."""
-
-    budget: Limit | None = Field(default=None, description="of the target; null: as the run's config spells it")
-    groups: Literal["auto", "tensor"] = Field(
-        default="auto", description="auto: as the run measured; tensor: whole tensors, which needs no weights"
-    )
-    inside: Literal["auto", "weight-norm", "gradient"] = Field(
-        default="auto",
-        description="which rows or elements of a tensor: of largest weight norm, or of largest gradient, by one pass "
-        "over the calibration; auto: weight-norm",
-    )
-    verify: bool = Field(default=False, description="measure the target too, and say how good the transfer was")
-
-
 class Config(Section):
     """Everything that a run depends on."""
 
@@ -512,8 +396,8 @@ class Config(Section):
 
     def paths(self) -> dict[str, str]:
         """What lies on a file system, as it is spelled: ``{"data.train": "train.jsonl", "output": "runs/mine", …}``."""
-        flat = _flatten(self)
-        return {key: flat[key] for key, is_place in _PLACES.items() if flat[key] is not None and is_place(flat[key])}
+        given = {key: self._at(key) for key in PLACES}
+        return {key: place for key, place in given.items() if place is not None and PLACES[key](place)}
 
     def with_paths(self, paths: Mapping[str, str]) -> Config:
         """The same with other places, by dotted key."""
@@ -525,142 +409,8 @@ class Config(Section):
 
     def resolved(self) -> Config:
         """The same with absolute paths, because workers run in other folders. Names on a hub stay as they are."""
-        return self.with_paths({key: _absolute(path) for key, path in self.paths().items()})
+        return self.with_paths({key: absolute(path) for key, path in self.paths().items()})
 
-
-# --- places ----------------------------------------------------------------------------------------------------------
-
-
-class HubData(NamedTuple):
-    """A data set on the hub, spelled ``name:config@split``; the last two may be left out."""
-
-    name: str
-    config: str | None
-    split: str | None
-
-
-def hub_data(source: str) -> HubData:
-    """The parts of ``glue:cola@train``."""
-    head, _, split = source.partition("@")
-    name, _, config = head.partition(":")
-    return HubData(name, config or None, split or None)
-
-
-def is_local(source: str) -> bool:
-    """Whether a data source is a file or folder rather than the name of a hub data set."""
-    return _is_path(source) and (source.lower().endswith(DATA_SUFFIXES) or _exists(source))
-
-
-def is_in_job_folder(path: str) -> bool:
-    """Whether ``path`` is among the files that a Ray job brought along, which Ray unpacks on every machine."""
-    return _JOB_FOLDER.match(path) is not None
-
-
-def _exists(path: str) -> bool:
-    return os.path.exists(os.path.expanduser(path))
-
-
-def _is_path(place: str) -> bool:
-    """Whether ``place`` is on a file system rather than the URI of a store."""
-    return "://" not in place
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
-
-
-_JOB_FOLDER = re.compile(r".*/working_dir_files/_ray_pkg_[0-9a-f]+/")
-_PLACES: dict[str, Callable[[str], bool]] = {
-    "model.name": _exists,
-    "data.train": is_local,
-    "data.evaluation": is_local,
-    "output": _is_path,
-    "select.statistics": _is_path,
-    "train.subset": lambda place: _is_path(place) and not is_name(place),
-}
-
-
-# --- keys ------------------------------------------------------------------------------------------------------------
-
-SECTIONS: dict[str, type[Section]] = {
-    "model": Model,
-    "data": Data,
-    "select": Select,
-    "train": Train,
-    "cluster": Cluster,
-}
-
-
-KEYS: dict[str, FieldInfo] = {
-    key: field
-    for name, top in Config.model_fields.items()
-    for key, field in (
-        {f"{name}.{word}": field for word, field in SECTIONS[name].model_fields.items()}
-        if name in SECTIONS
-        else {name: top}
-    ).items()
-}
-
-# What the statistics of a run depend on: runs that agree on these can share them, whatever their budget,
-# reach, training or machines.
-_MEASURED = (
-    *("model.name", "model.task", "model.revision", "model.dtype", "model.matmul_precision"),
-    *("data.train", "data.text", "data.text_pair", "data.label", "data.max_length"),
-    *(
-        "select.method",
-        "select.shrinkage",
-        "select.joint",
-        "select.options",
-        "select.lora_ranks",
-        "select.groups",
-        "select.calibration",
-        "select.batch_size",
-        "select.direction",
-        "select.curvature",
-        "select.probe_steps",
-        "select.probe_points",
-        "select.probe_learning_rate",
-        "select.warmup_steps",
-    ),
-    *("select.always_train", "select.include", "select.exclude"),
-    "seed",
-)
-
-
-# --- comparing -------------------------------------------------------------------------------------------------------
-
-
-def measurement_key(config: Config) -> dict[str, Any]:
-    """Everything that measuring depends on: equal keys mean that statistics can be used again."""
-    flat = comparable(config)
-    key = {name: flat[name] for name in _MEASURED}
-    key["select.groups"] = config.select.granularity
-    return key
-
-
-def differences(a: Config, b: Config) -> list[str]:
-    """Lines such as ``select.budget: 0.5% here, 1% there``, for ``a`` here and ``b`` there."""
-    here, there = comparable(a), comparable(b)
-    return [f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there" for key in KEYS if here[key] != there[key]]
-
-
-def comparable(config: Config) -> dict[str, Any]:
-    """By dotted path, with the files of a Ray job as they were spelled: each attempt unpacks them in another folder."""
-    flat = _flatten(config)
-    return {key: _JOB_FOLDER.sub("", value) if key in _PLACES and value else value for key, value in flat.items()}
-
-
-def _flatten(config: Config) -> dict[str, Any]:
-    """Plain values by dotted path."""
-    tree = config.model_dump(mode="json")
-    return {key: tree[key.split(".")[0]][key.split(".")[1]] if "." in key else tree[key] for key in KEYS}
-
-
-def plain(value: object) -> object:
-    """``value`` as YAML can hold it."""
-    return str(value) if isinstance(value, Budget) else list(value) if isinstance(value, tuple) else value
-
-
-def as_yaml(value: object) -> str:
-    """``value`` on one line, as a person would write it in a config."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+    def _at(self, key: str) -> Any:
+        section, _, name = key.rpartition(".")
+        return getattr(getattr(self, section) if section else self, name)

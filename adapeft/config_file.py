@@ -17,8 +17,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from yaml.scanner import ScannerError
 
-from adapeft.config import KEYS, SECTIONS, Config, Section, Select, as_yaml, plain
+from adapeft.config import Config, Section, Select
 from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.keys import KEYS, SECTIONS, as_yaml, plain
 from adapeft.reading import check_yaml, reading
 
 S = TypeVar("S", bound=Section)

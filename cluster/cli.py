@@ -100,8 +100,8 @@ def evaluate(
 @app.command()
 def compare(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run methods=[…] at budgets=[…] under seeds=[…] and write a table and plots; goes on where it stopped."""
-    from adapeft.config import Comparison
     from adapeft.config_file import load_config, parse_section
+    from adapeft.experiments import Comparison
     from cluster.console import Terminal
 
     comparison, others = parse_section(Comparison, overrides or [])
@@ -125,8 +125,8 @@ def compare(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train random subsets briefly and say how well each estimator foretold their gain (subsets=, steps= …)."""
-    from adapeft.config import Trials
     from adapeft.config_file import parse_section
+    from adapeft.experiments import Trials
 
     trials, others = parse_section(Trials, overrides or [])
     with _session(config, others) as session:
@@ -142,8 +142,8 @@ def transfer(
     overrides: Overrides = None,
 ) -> None:
     """Choose for another size of the model from a run's statistics (budget=, groups=tensor, inside=, verify=true)."""
-    from adapeft.config import Transfer
     from adapeft.config_file import parse_section
+    from adapeft.experiments import Transfer
     from cluster.console import Terminal
 
     settings, others = parse_section(Transfer, overrides or [])

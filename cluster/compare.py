@@ -22,9 +22,10 @@ from pydantic import ValidationError
 
 from adapeft.artifact import replacing
 from adapeft.choose.budget import Budget
-from adapeft.config import Comparison, Config, Contender, Select
+from adapeft.config import Config, Select
 from adapeft.config_file import to_yaml
 from adapeft.errors import AdapeftError
+from adapeft.experiments import Comparison, Contender
 from adapeft.inputs.data import load_rows
 from adapeft.inputs.metrics import primary
 from adapeft.methods import get_method

@@ -13,7 +13,8 @@ import numpy as np
 from scipy import stats
 
 from adapeft.artifact import provenance, replacing, save_json
-from adapeft.config import Comparison, Config
+from adapeft.config import Config
+from adapeft.experiments import Comparison
 from adapeft.methods import get_method
 from cluster.compare import Run
 

@@ -7,7 +7,8 @@ import json
 import re
 from importlib import metadata
 
-from adapeft.config import Config, comparable
+from adapeft.config import Config
+from adapeft.keys import comparable
 
 
 def run_id(config: Config) -> str:

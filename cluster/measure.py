@@ -9,9 +9,10 @@ from adapeft.choose.groups import chosen_of
 from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.options import options_of
 from adapeft.choose.subset import Subset
-from adapeft.config import Config, measurement_key
+from adapeft.config import Config
 from adapeft.config_file import to_yaml
 from adapeft.inputs.batches import draw_calibration, num_micro_batches
+from adapeft.keys import measurement_key
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import measure
 from adapeft.measure.partial import PartialSums

@@ -9,8 +9,9 @@ from typing import Any
 from adapeft.choose.locate import locate
 from adapeft.choose.store import hash_of
 from adapeft.choose.subset import Subset
-from adapeft.config import Trials, measurement_key
 from adapeft.errors import AdapeftError
+from adapeft.experiments import Trials
+from adapeft.keys import measurement_key
 from adapeft.measure.storage import ELEMENTS, OPTIONS, TABLE, load_statistics
 from adapeft.ranks import OneRank
 from adapeft.ship.delta import Delta

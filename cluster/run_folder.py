@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapeft.artifact import save_text
-from adapeft.config import Config, differences, is_in_job_folder
+from adapeft.config import Config
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
+from adapeft.keys import differences
 from adapeft.measure.partial import FOLDER as PARTIAL_SUMS
 from adapeft.measure.storage import ELEMENTS, TABLE
+from adapeft.places import is_in_job_folder
 from cluster.place import RECORD, working_folder
 
 # What may be in a folder before its run: the demo's data, and what a run leaves that fails before it has measured.

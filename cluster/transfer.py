@@ -17,9 +17,10 @@ from adapeft.choose.choose import check_budget
 from adapeft.choose.subset import Subset
 from adapeft.choose.transfer import Allotment, Profiles, Scores, allot, fill
 from adapeft.choose.verify import agreement, tensor_densities, uniform
-from adapeft.config import Config, Transfer
+from adapeft.config import Config
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
+from adapeft.experiments import Transfer
 from adapeft.inputs.batches import draw_calibration
 from adapeft.inputs.checkpoint import Checkpoint
 from adapeft.inputs.model import build_structure

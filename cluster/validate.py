@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from adapeft.artifact import provenance, save_json
-from adapeft.config import Config, Trials
+from adapeft.config import Config
+from adapeft.experiments import Trials
 from adapeft.inputs.batches import draw_calibration, epoch_batches, evaluation_batches
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import planned_reach

@@ -41,7 +41,7 @@ def save_groups(
 ) -> None:
     """Writes ``groups.parquet``: the groups, their statistics, and what was ``derived`` (influence, chosen elements).
 
-    ``key`` is what the statistics depend on; see ``adapeft.config.measurement_key``.
+    ``key`` is what the statistics depend on; see ``adapeft.keys.measurement_key``.
     """
     assert set(derived) <= set(_DERIVED)
     header = {**asdict(groups), "key": dict(key), "provenance": provenance()}

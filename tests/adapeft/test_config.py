@@ -13,9 +13,11 @@ import yaml
 from pydantic import ValidationError
 
 from adapeft.choose.budget import Budget
-from adapeft.config import KEYS, SECTIONS, Config, HubData, Select, differences, hub_data, is_local, measurement_key
+from adapeft.config import Config, Select
 from adapeft.config_file import defaults_yaml, json_schema, load_config, parse_config, to_yaml
 from adapeft.errors import AdapeftError
+from adapeft.keys import KEYS, SECTIONS, differences, measurement_key
+from adapeft.places import HubData, hub_data, is_local
 
 MINIMAL = """
 model: {name: bert-base-uncased, task: sequence-classification}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adapeft.config import Comparison
 from adapeft.config_file import load_config, parse_section
 from adapeft.errors import AdapeftError
+from adapeft.experiments import Comparison
 from cluster.compare import check, compare, finished, run_command
 from cluster.comparison import against, rows_of, steps_to, write_report
 from cluster.inspect import inspect

@@ -18,8 +18,8 @@ from rich.console import Console
 from adapeft.choose.entry import Summary
 from adapeft.choose.store import STORE_VARIABLE, SubsetStore
 from adapeft.choose.subset import Part, Subset
-from adapeft.config import measurement_key
 from adapeft.config_file import load_config
+from adapeft.keys import measurement_key
 from adapeft.measure.groups import groups_of
 from adapeft.measure.storage import save_groups
 from adapeft.ship.delta import Change, Delta

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from adapeft.choose.subset import Subset
-from adapeft.config import measurement_key
 from adapeft.config_file import load_config
+from adapeft.keys import measurement_key
 from adapeft.measure.groups import build_groups
 from adapeft.measure.storage import save_groups
 from tests.tiny import make_bert

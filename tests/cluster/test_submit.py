@@ -17,9 +17,9 @@ import requests
 import yaml
 from ray.job_submission import JobDetails, JobStatus
 
-from adapeft.config import differences, measurement_key
 from adapeft.config_file import load_config, parse_config, read_config
 from adapeft.errors import AdapeftError
+from adapeft.keys import differences, measurement_key
 from cluster import dashboard, jobs, package, submit
 from cluster.failure import WorkerError
 from cluster.identity import run_id

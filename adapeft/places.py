@@ -1,0 +1,69 @@
+"""Where things are: the keys of a config that name a file, a folder, a store or a data set on the hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from adapeft.choose.entry import is_name
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+_JOB_FOLDER = re.compile(r".*/working_dir_files/_ray_pkg_[0-9a-f]+/")
+
+
+class HubData(NamedTuple):
+    """A data set on the hub, spelled ``name:config@split``; the last two may be left out."""
+
+    name: str
+    config: str | None
+    split: str | None
+
+
+def hub_data(source: str) -> HubData:
+    """The parts of ``glue:cola@train``."""
+    head, _, split = source.partition("@")
+    name, _, config = head.partition(":")
+    return HubData(name, config or None, split or None)
+
+
+def is_local(source: str) -> bool:
+    """Whether a data source is a file or folder rather than the name of a hub data set."""
+    return is_path(source) and (source.lower().endswith(DATA_SUFFIXES) or exists(source))
+
+
+def is_in_job_folder(path: str) -> bool:
+    """Whether ``path`` is among the files that a Ray job brought along, which Ray unpacks on every machine."""
+    return _JOB_FOLDER.match(path) is not None
+
+
+def without_job_folder(path: str) -> str:
+    """``path`` as it was spelled before Ray unpacked it."""
+    return _JOB_FOLDER.sub("", path)
+
+
+def exists(path: str) -> bool:
+    """Whether ``path`` is a file or folder here."""
+    return os.path.exists(os.path.expanduser(path))
+
+
+def is_path(place: str) -> bool:
+    """Whether ``place`` is on a file system rather than the URI of a store."""
+    return "://" not in place
+
+
+def absolute(path: str) -> str:
+    """The same place from any folder."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+PLACES: dict[str, Callable[[str], bool]] = {
+    "model.name": exists,
+    "data.train": is_local,
+    "data.evaluation": is_local,
+    "output": is_path,
+    "select.statistics": is_path,
+    "train.subset": lambda place: is_path(place) and not is_name(place),
+}
+"""Key → whether what it says is a place on a file system."""
