@@ -48,9 +48,14 @@ def exists(path: str) -> bool:
     return os.path.exists(os.path.expanduser(path))
 
 
+def is_url(place: str) -> bool:
+    """Whether ``place`` is in storage rather than on a file system of this machine."""
+    return "://" in place
+
+
 def is_path(place: str) -> bool:
-    """Whether ``place`` is on a file system rather than the URI of a store."""
-    return "://" not in place
+    """The contrary of ``is_url``."""
+    return not is_url(place)
 
 
 def absolute(path: str) -> str:

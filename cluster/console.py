@@ -20,6 +20,7 @@ from rich.text import Text
 
 from adapeft.choose.estimate import Load, Zero, memory, traffic
 from adapeft.config import Cluster, Config
+from adapeft.places import is_url
 from cluster.events import Report
 from cluster.progress import watching
 
@@ -417,7 +418,7 @@ def _bought(choice: Mapping[str, Any], count: int) -> dict[str, str]:
 
 def short(path: str | Path) -> str:
     """The path from the working directory, where that is shorter."""
-    if "://" in str(path):
+    if is_url(str(path)):
         return str(path)
     return min(os.path.relpath(path), str(path), key=len)
 

@@ -30,11 +30,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adapeft.config import Cluster, Config
 from adapeft.errors import AdapeftError
+from adapeft.places import is_url
 from cluster.events import Report
 from cluster.failure import WorkerError
 from cluster.identity import run_id
 from cluster.json_log import rank_log
-from cluster.place import is_url
 from cluster.run_folder import RunFolder
 
 RankFunction = Callable[..., dict[str, Any]]

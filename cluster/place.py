@@ -8,14 +8,10 @@ import re
 from pathlib import Path
 
 from adapeft.errors import AdapeftError
+from adapeft.places import is_url
 
 RECORD = ".mirror.json"
 """In a working folder, of what the storage had when the two were the same."""
-
-
-def is_url(place: str) -> bool:
-    """Whether ``place`` is in storage rather than on a file system of this machine."""
-    return "://" in place
 
 
 def check_is_folder(place: str, command: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adapeft.artifact import provenance, save_json
 from adapeft.config import Config
 from adapeft.errors import AdapeftError
+from adapeft.places import is_url
 from cluster.console import Terminal
 from cluster.estimate import estimate_of
 from cluster.events import to_all
@@ -19,7 +20,6 @@ from cluster.inspect import Inspection, inspect
 from cluster.json_log import EventLog
 from cluster.metrics_file import load_metrics
 from cluster.mirror import Mirror
-from cluster.place import is_url
 from cluster.run_folder import RunFolder
 
 if TYPE_CHECKING:  # with Ray, for which nobody waits who runs no stage

@@ -14,11 +14,11 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import TABLE, load_groups, load_options
 from adapeft.methods import get_method
+from adapeft.places import is_url
 from adapeft.ship.delta import Delta
 from cluster.console import Terminal
 from cluster.metrics_file import load_metrics
 from cluster.mirror import fetched
-from cluster.place import is_url
 from cluster.run_folder import RunFolder
 from solver import choice_frontier, frontier
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from adapeft.choose.entry import is_name
 from adapeft.choose.store import SubsetStore, download
+from adapeft.places import is_url
 
 
 def locate(place: str | Path) -> Path:
@@ -20,7 +21,7 @@ def locate(place: str | Path) -> Path:
     """
     if isinstance(place, Path):
         return place
-    if "://" in place:
+    if is_url(place):
         return download(place)
     if not is_name(place):
         return Path(place).expanduser()
