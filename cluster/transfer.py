@@ -26,6 +26,7 @@ from adapeft.inputs.checkpoint import Checkpoint
 from adapeft.inputs.model import build_structure
 from adapeft.measure.elementwise import mean_gradient
 from adapeft.measure.groups import Groups, groups_of
+from adapeft.measure.measure import with_warm_up
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.measure.statistics import Statistics
@@ -70,10 +71,10 @@ def run(source: Path, model: str, settings: Transfer, overrides: list[str], term
     found = transfer(source, config, settings)
     verified = None
     if settings.verify:
-        own = config.model_copy(update={"output": str(output / "measured")}).resolved()
-        with Session(own, terminal) as session:
-            best = select(session)
-        verified = verify(found, load_statistics(Path(own.output))[0], best)
+        best = _own_choice(config, output / "measured", config.seed, terminal)
+        # The statistics that the best was chosen by flatter it: what is noise in them was chosen too.
+        _own_choice(config, output / "measured-again", (config.seed + 1) % 2**32, terminal)
+        verified = verify(found, load_statistics(output / "measured-again")[0], best)
     save_transfer(output, source, found, verified)
     terminal.show_choice(found.subset)
     terminal.show_transfer(found.allotment, verified)
@@ -137,8 +138,8 @@ def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, 
 
     Args:
         found: what was transferred.
-        measured: the target's own statistics.
-        best: what they choose under the same budget.
+        measured: statistics of the target.
+        best: what others of its statistics choose under the same budget.
     """
 
     def held(subset: Subset) -> dict[str, float]:
@@ -157,6 +158,13 @@ def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, 
     if found.scores is not None:
         result["uniform"] = held(uniform(found.groups, budget, found.scores))
     return result
+
+
+def _own_choice(config: Config, output: Path, seed: int, terminal: Terminal) -> Subset:
+    """Measures the target on examples drawn by ``seed``, and chooses."""
+    own = config.model_copy(update={"output": str(output), "seed": seed}).resolved()
+    with Session(own, terminal) as session:
+        return select(session)
 
 
 def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict[str, Any] | None) -> None:
@@ -227,6 +235,8 @@ def _by_gradient(config: Config, groups: Groups) -> Scores:
     with measuring_mode(model, restore=groups.always_train):
         shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
         passes = Passes(shards, inputs.objective, calibration, inputs.train.collate, config.seed)
+        passes = with_warm_up(get_method(select.method), passes, groups, select)
+        passes.warm_up(calibration.batches)
         mean = mean_gradient(passes, "gradient", calibration.batches)
     return lambda index: _of_groups(groups, index, mean[index].square())
 

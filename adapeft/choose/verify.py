@@ -18,11 +18,11 @@ from adapeft.methods.method import ValuedMethod
 
 @dataclass(frozen=True)
 class Agreement:
-    """One subset held against the best one of the target's own statistics.
+    """One subset held against the one that the target's own statistics choose.
 
     Attributes:
-        captured: its influence as a share of the best one's.
-        overlap: share of its elements that the best one trains too.
+        captured: its influence as a share of the other's.
+        overlap: share of its elements that the other trains too.
     """
 
     captured: float
