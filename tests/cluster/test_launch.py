@@ -135,7 +135,7 @@ def test_stages_run_on_the_workers_that_are_there(config, monkeypatch, capsys):
         seen.append((config.cluster.workers, config.cluster.min_workers))
         return {}
 
-    monkeypatch.setattr(launch, "ray_session", lambda cluster: nullcontext(3))
+    monkeypatch.setattr(launch, "ray_session", lambda cluster, metadata: nullcontext(3))
     monkeypatch.setattr(launch, "run_on_workers", run)
     session = Session(with_cluster(config, workers=8, min_workers=2), Terminal())
     session.on_workers(rank_functions.hang, "measure")
