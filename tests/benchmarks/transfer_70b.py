@@ -51,6 +51,8 @@ def main() -> None:
         machine(),
         f"{said['trained']:,} parameters chosen, whole tensors; value {said['value']:.4g}, bound {said['bound']:.4g}. "
         f"{seconds:.0f} s and {peak:.1f} GiB at most, most of it Python and its libraries; no weight exists.",
+        "The value is the small model's influence for an element times the large one's elements: it ranks choices, and "
+        "is no loss decrease of the large model.",
     ]
     report = RESULTS / "transfer-70b.md"
     report.write_text("\n\n".join(text) + "\n")
