@@ -19,6 +19,7 @@ def config(tmp_path_factory):
     return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
 
 
+@pytest.mark.slow
 def test_a_choice_among_kinds(config, tmp_path):
     run, again = tmp_path / "run", tmp_path / "again"
     mixed = ["select.options=[tensor,lora]", "lora_ranks=[1,2]", "groups=row"]
