@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-# Libraries that keep their messages from the root logger.
+# Libraries that keep their messages from the root logger, transformers except where the environment says CI=1.
 _CLOSED = ("transformers", "datasets", "huggingface_hub", "DeepSpeed")
 
 
@@ -42,7 +42,8 @@ def rank_log(path: Path, run: str, stage: str, rank: int) -> Iterator[None]:
     """Sends this process's warnings, and the error that ends the block, to a file; without any there is none."""
     handler = _handler(path, run=run, stage=stage, rank=rank)
     handler.setLevel(logging.WARNING)
-    loggers = [logging.getLogger(name) for name in (None, *_CLOSED)]
+    closed = [logging.getLogger(name) for name in _CLOSED]
+    loggers = [logging.getLogger(), *(logger for logger in closed if not logger.propagate)]
     for logger in loggers:
         logger.addHandler(handler)
     logging.captureWarnings(True)

@@ -17,12 +17,16 @@ def lines_of(path):
     return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
 
 
-@pytest.fixture
-def talkative():
-    """What the command silences in this process is heard on a rank."""
+@pytest.fixture(params=["closed", "propagating"])
+def talkative(request):
+    """What the command silences in this process is heard on a rank; under CI=1 transformers propagates."""
     verbosity = transformers_logging.get_verbosity()
+    library = logging.getLogger("transformers")
+    propagates = library.propagate
     transformers_logging.set_verbosity_warning()
+    library.propagate = request.param == "propagating"
     yield
+    library.propagate = propagates
     transformers_logging.set_verbosity(verbosity)
 
 
