@@ -176,6 +176,7 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
     loaded, terminal = load_config(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
         from cluster.estimate import estimate_of
+        from cluster.estimate_table import show_estimate
         from cluster.inspect import inspect
         from cluster.zero import zero_of
 
@@ -183,7 +184,7 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
     with terminal.busy("running the model without its weights"):
         zero, found = zero_of(loaded.cluster), estimate_of(loaded, inspect(loaded))
         loads, grid = found.loads(zero), found.grid(zero)
-    terminal.show_estimate(loads, zero, grid)
+    show_estimate(loads, zero, grid, terminal)
     if loaded.cluster.workers > zero.workers:
         terminal.note(f"{zero.workers} workers are the fewest of cluster.min_workers to cluster.workers, and hold most")
 

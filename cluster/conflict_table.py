@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from adapeft.ship.conflict import Conflict, Overlap
-from cluster.console import Terminal, role_of
+from cluster.console import Terminal, number_table, role_of
 
 _ROLES_SHOWN = 12
 
@@ -39,7 +39,7 @@ def show_conflicts(conflicts: Mapping[tuple[str, str], Conflict], terminal: Term
 
 
 def _pairs(conflicts: Mapping[tuple[str, str], Conflict], labels: Mapping[str, str]) -> Table:
-    table = _table("both change", "parameters", "entries", "opposite", "cosine", "whole cosine")
+    table = number_table("both change", "parameters", "entries", "opposite", "cosine", "whole cosine")
     for (first, second), conflict in conflicts.items():
         total = conflict.total
         table.add_row(
@@ -62,7 +62,7 @@ def _roles(conflict: Conflict) -> Table:
     if rest:
         together = sum((overlap for _, overlap in rest), Overlap())
         rows = [*rows[:_ROLES_SHOWN], (f"{len(rest)} other roles", together)]
-    table = _table("both change", "entries", "opposite", "cosine", "lost")
+    table = number_table("both change", "entries", "opposite", "cosine", "lost")
     for role, overlap in rows:
         table.add_row(
             role,
@@ -71,14 +71,6 @@ def _roles(conflict: Conflict) -> Table:
             _number(overlap.cosine),
             _number(conflict.lost(overlap), digits=4),
         )
-    return table
-
-
-def _table(name: str, *numbers: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(name, overflow="fold")
-    for title in numbers:
-        table.add_column(title, justify="right")
     return table
 
 

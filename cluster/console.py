@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,6 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-from adapeft.choose.estimate import Load, Zero, memory, traffic
 from adapeft.config import Cluster, Config
 from adapeft.places import is_url
 from cluster.events import Report
@@ -26,11 +23,8 @@ from cluster.progress import watching
 
 if TYPE_CHECKING:
     # The terminal is there before torch is: it shows that torch is being imported.
-    from ray.job_submission import JobDetails
 
-    from adapeft.choose.entry import Entry, Summary
     from adapeft.choose.subset import Subset
-    from adapeft.choose.transfer import Allotment
     from adapeft.methods import Method
     from adapeft.ship.delta import Delta
     from cluster.inspect import Inspection
@@ -64,13 +58,13 @@ class Terminal:
 
     def show_inputs(self, config: Config, inspection: Inspection) -> None:
         """What is evaluated on what."""
-        self._pairs({"model": _model(inspection), **_inputs(config, inspection)})
+        self.pairs({"model": _model(inspection), **_inputs(config, inspection)})
 
     def show_plan(self, config: Config, inspection: Inspection) -> None:
         """What was matched and how much of it may be trained, before anything runs."""
         groups = inspection.groups
         always = f", and {inspection.num_always_trained:,} always trained" if inspection.num_always_trained else ""
-        self._pairs(
+        self.pairs(
             {
                 "model": _model(inspection),
                 "matched": f"{int(groups.counts.sum()):,} parameters in {len(groups.parameters):,} tensors, "
@@ -105,7 +99,7 @@ class Terminal:
             count = subset.count - sum(count for _, count in trained.most_common(_ROLES_SHOWN))
             table.add_row(f"{rest} other roles", "", f"{count:,}", f"{count / subset.count:.1%}")
         self.console.print(table)
-        self._pairs({"influence": _influence(subset.description), **_bought(subset.description, subset.count)})
+        self.pairs({"influence": _influence(subset.description), **_bought(subset.description, subset.count)})
 
     def show_markdown(self, text: str) -> None:
         """A report."""
@@ -118,82 +112,6 @@ class Terminal:
             table.add_column(title)
         for name, method in methods.items():
             table.add_row(name, method.family, method.summary, method.cost, method.source)
-        self.console.print(table)
-
-    def show_validation(self, result: Mapping[str, Any]) -> None:
-        """Rank correlations of predicted with measured loss decreases, a table a learning rate and horizon."""
-        for setting in result["settings"]:
-            table = Table(box=None, header_style="bold", pad_edge=False)
-            title = f"learning rate {setting['learning_rate']:g}, {setting['steps']} steps"
-            table.add_column(title, min_width=36)
-            found = setting["correlations"]
-            for size in next(iter(found.values())):
-                table.add_column(size, justify="right")
-            for name, values in found.items():
-                table.add_row(name, *(_correlation(value) for value in values.values()))
-            self.console.print(table)
-            self._pairs(
-                {
-                    "reach": f"τ = {setting['planned_constant']:.3g} · Σ learning rates; outcomes fit "
-                    f"{setting['fitted_constant']:.3g}",
-                    "overshot": f"{setting['overshooting']:.0%} of the subsets lost instead of gaining",
-                }
-            )
-
-    def show_transfer(self, allotment: Allotment, verified: Mapping[str, Any] | None) -> None:
-        """How much of the target had a counterpart, and how near its own best the subset is."""
-        unmapped = ", ".join(allotment.unmapped)
-        self._pairs({"mapped": f"{allotment.mapped:.1%} of the parameters" + (f"; not {unmapped}" if unmapped else "")})
-        if verified is None:
-            return
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("subset")
-        table.add_column("influence captured", justify="right")
-        table.add_column("overlap", justify="right")
-        for name in ("transferred", "uniform", "random"):
-            if name in verified:
-                table.add_row(name, f"{verified[name]['captured']:.1%}", f"{verified[name]['overlap']:.1%}")
-        self.console.print(table)
-        self._pairs({"densities": f"rank correlation {verified['density_correlation']:.2f} over the tensors"})
-
-    def show_horizons(self, found: Mapping[str, Any]) -> None:
-        """What each point's choice is worth at the others, a row a choice."""
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("influence captured: chosen")
-        for step in found["steps"]:
-            table.add_column(f"at step {step}", justify="right")
-        chosen = {f"at step {step}": row for step, row in zip(found["steps"], found["captured"], strict=True)}
-        chosen |= {f"{name}ly": found[name]["captured"] for name in ("uniform", "random") if name in found}
-        for name, shares in chosen.items():
-            table.add_row(name, *(f"{share:.1%}" for share in shares))
-        self.console.print(table)
-        overlap, correlation = found["overlap"][0][-1], found["density_correlation"][0][-1]
-        self._pairs({"first, last": f"overlap {overlap:.1%}, rank correlation of densities {correlation:.2f}"})
-
-    def show_estimate(
-        self, loads: Mapping[str, Load], zero: Zero, grid: Mapping[tuple[int, int], Mapping[str, int]]
-    ) -> None:
-        """Bytes on a device by part and stage of the run; their sums for every ZeRO stage and number of workers."""
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column(f"a device of {zero.workers}, ZeRO stage {zero.stage}")
-        for stage in loads:
-            table.add_column(stage, justify="right")
-        held = [memory(load, zero) for load in loads.values()]
-        for part in held[0].parts:
-            table.add_row(part, *(_size(each.parts[part]) for each in held))
-        table.add_row("in all", *(_size(each.total) for each in held), style="bold")
-        sent = [traffic(load, zero) for load in loads.values()]
-        for kind in sent[0]:
-            table.add_row(f"sent in a step: {kind}", *(_size(each[kind]) for each in sent))
-        self.console.print(table)
-        numbers = sorted({workers for _, workers in grid})
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("largest, by workers")
-        for workers in numbers:
-            table.add_column(str(workers), justify="right")
-        for zero_stage in sorted({zero_stage for zero_stage, _ in grid}):
-            totals = [max(grid[zero_stage, workers].values()) for workers in numbers]
-            table.add_row(f"ZeRO stage {zero_stage}", *map(_size, totals))
         self.console.print(table)
 
     def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
@@ -210,8 +128,8 @@ class Terminal:
             "influence": _influence(metrics["choice"]),
             **_bought(metrics["choice"], trained),
             metric: f"{before[metric]:.4f} → {after[metric]:.4f}   (loss {before['loss']:.4f} → {after['loss']:.4f})",
-            "delta": f"{_size(metrics['delta_bytes'])}, 1/{full / metrics['delta_bytes']:.0f} of the model's "
-            f"{_size(full)}",
+            "delta": f"{size_of(metrics['delta_bytes'])}, 1/{full / metrics['delta_bytes']:.0f} of the model's "
+            f"{size_of(full)}",
             "seconds": ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()),
             "files": f"{short(folder.path)}/ with {', '.join(sorted(path.name for path in folder.path.glob('[!.]*')))}",
             "merge": (
@@ -221,7 +139,7 @@ class Terminal:
             ),
         }
         self.console.rule("done", style="dim")
-        self._pairs(rows)
+        self.pairs(rows)
         if after["loss"] >= before["loss"]:
             self.console.print("The loss did not fall: try another train.learning_rate or more epochs.", style="yellow")
 
@@ -236,87 +154,26 @@ class Terminal:
             table.add_row(f"{budget / num_total:.3%}", f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", style=style)
         self.console.print(table)
 
-    def show_entries(self, entries: Sequence[Entry]) -> None:
-        """A line a stored subset."""
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for title in ("name", "base", "method", "trained", "data", "score", "fingerprint", "added"):
-            table.add_column(title, justify="right" if title == "trained" else "left", no_wrap=title == "name")
-        for entry in entries:
-            said = entry.summary
-            table.add_row(
-                entry.name,
-                _end_of(said.base),
-                _method(said),
-                _trained(said),
-                _end_of(said.data),
-                _score(said),
-                (said.fingerprint or "–")[:12],
-                f"{entry.added:%Y-%m-%d}",
-            )
-        self.console.print(table)
-
-    def show_entry(self, entry: Entry) -> None:
-        """What a store says of a subset."""
-        said = entry.summary
-        made = said.provenance
-        versions = ", ".join(f"{package} {version}" for package, version in made.versions.items())
-        self._pairs(
-            {
-                "base": f"{said.base or 'not named'}, fingerprint {(said.fingerprint or 'not known')[:12]}",
-                "method": _method(said),
-                "task": f"{said.task or 'not named'} on {said.data or 'data that is not named'}",
-                "trained": _trained(said) + (f", budget {said.budget:,}" if said.budget is not None else ""),
-                "score": _score(said),
-                "made by": versions + (f", revision {made.revision}" if made.revision else ""),
-                "added": f"{entry.added:%Y-%m-%d %H:%M} UTC, {_size(entry.size)}, sha256 {entry.sha256}",
-            }
-        )
-
     def show_delta(self, delta: Delta, path: Path) -> None:
         """What a delta changes and where it comes from."""
         said = delta.description
         scores = ", ".join(f"{name} {value:.4f}" for name, value in said.get("scores", {}).items())
-        self._pairs(
+        self.pairs(
             {
                 "base": f"{said.get('model', {}).get('name', 'not named')}, fingerprint {delta.fingerprint[:12]}",
                 "method": str(said.get("method", "not named")),
                 **_sources(said),
                 "changed": f"{delta.count:,} parameters of {len(delta.changes)} tensors, {len(delta.new)} new tensors",
                 "scores": scores or "none",
-                "size": _size(path.stat().st_size),
+                "size": size_of(path.stat().st_size),
             }
         )
 
     def show_scores(self, scores: dict[str, float]) -> None:
         """Metrics by name."""
-        self._pairs({name: f"{value:.4f}" for name, value in scores.items()})
+        self.pairs({name: f"{value:.4f}" for name, value in scores.items()})
 
-    def show_job(self, job: JobDetails) -> None:
-        """What became of a job, and which run it is."""
-        said = job.metadata or {}
-        started = "" if job.start_time is None else f", started {_time(job.start_time)}"
-        ended = "" if job.end_time is None else f", ended {_time(job.end_time)}"
-        run: dict[str, str | tuple[str, ...]] = {
-            name: said[name] for name in ("output", "model", "method", "budget", "attempt") if name in said
-        }
-        # Ray puts the end of the log into its message.
-        message = (job.message or "").strip().partition("\n")[0]
-        self._pairs({"job": str(job.submission_id), "status": f"{job.status.lower()}{started}{ended}", **run})
-        self._pairs({"message": message})
-
-    def show_jobs(self, jobs: Sequence[JobDetails]) -> None:
-        """A line a job."""
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for title in ("job", "status", "started", "model", "method", "budget", "output"):
-            table.add_column(title, overflow="fold")
-        for job in jobs:
-            said = job.metadata or {}
-            run = (said["model"], said["method"], said["budget"], said["output"])
-            started = "" if job.start_time is None else _time(job.start_time)
-            table.add_row(job.submission_id, job.status.lower(), started, *run)
-        self.console.print(table)
-
-    def _pairs(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
+    def pairs(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
         """Names and values, wrapped between words only: a path stays whole, to be copied."""
         width = max(self.console.width - _NAME_WIDTH, 40)
         for name, value in rows.items():
@@ -330,6 +187,15 @@ class Terminal:
                 self.console.print(head + Text(line), soft_wrap=True)
 
 
+def number_table(first: str, *numbers: str) -> Table:
+    """A table with a column of names and columns of numbers."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for title in numbers:
+        table.add_column(title, justify="right")
+    return table
+
+
 def _model(inspection: Inspection) -> str:
     return f"{inspection.architecture}, {inspection.groups.num_total:,} parameters"
 
@@ -337,7 +203,7 @@ def _model(inspection: Inspection) -> str:
 def _at_most(inspection: Inspection) -> str:
     if inspection.limit is None:
         return f"at most {inspection.budget:,}"
-    return f"what fits {_size(inspection.limit.limit)} a device, about {inspection.budget:,}"
+    return f"what fits {size_of(inspection.limit.limit)} a device, about {inspection.budget:,}"
 
 
 def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
@@ -355,10 +221,6 @@ def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
 
 def _workers(cluster: Cluster) -> str:
     return f"{cluster.fewest} to {cluster.workers}" if cluster.fewest < cluster.workers else str(cluster.workers)
-
-
-def _correlation(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
 
 
 def _influence(choice: Mapping[str, Any]) -> str:
@@ -384,35 +246,11 @@ def role_of(name: str) -> str:
     return _BLOCK_INDEX.sub(".*.", name)
 
 
-def _method(said: Summary) -> str:
-    return " by ".join(word for word in (said.method, said.granularity) if word) or "–"
-
-
-def _trained(said: Summary) -> str:
-    return f"{said.count:,}" + (f" ({said.count / said.num_total:.3%})" if said.num_total else "")
-
-
-def _score(said: Summary) -> str:
-    if said.metric is None or said.metric not in said.after:
-        return "–"
-    before = f"{said.before[said.metric]:.4f} → " if said.metric in said.before else ""
-    return f"{said.metric} {before}{said.after[said.metric]:.4f}"
-
-
-def _end_of(place: str | None) -> str:
-    """The end of a path, which tells more than its beginning where there is little room; a hub's name whole."""
-    return "–" if place is None else "/".join(Path(place).parts[-2:]) if os.path.isabs(place) else place
-
-
-def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S")
-
-
 def _bought(choice: Mapping[str, Any], count: int) -> dict[str, str]:
     """What a budget in bytes bought."""
     if choice.get("memory_per_device") is None or choice.get("memory_bytes") is None:
         return {}
-    paid = f"{_size(choice['memory_bytes'])} of {_size(choice['memory_per_device'])} a device"
+    paid = f"{size_of(choice['memory_bytes'])} of {size_of(choice['memory_per_device'])} a device"
     return {"memory": f"{paid} for {count:,} parameters, the rest for the model and its activations"}
 
 
@@ -427,7 +265,8 @@ def _short_name(model: str) -> str:
     return short(model) if os.path.exists(model) else model
 
 
-def _size(num_bytes: float) -> str:
+def size_of(num_bytes: float) -> str:
+    """Bytes in the unit that a person would say them in."""
     for unit in ("B", "KiB", "MiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"

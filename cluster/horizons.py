@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from adapeft.artifact import provenance, save_json
 from adapeft.choose.choose import check_budget
@@ -13,7 +15,7 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.probe import probe_points
 from adapeft.measure.storage import load_statistics
 from adapeft.methods import Plan, ValuedMethod, get_method
-from cluster.console import Terminal, short
+from cluster.console import Terminal, number_table, short
 from cluster.run_folder import RunFolder
 
 
@@ -52,5 +54,17 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
     }
     path = source / "horizons.json"
     save_json(path, {**found, "provenance": provenance()})
-    terminal.show_horizons(found)
+    _show(found, terminal)
     terminal.note(f"all figures: {short(path)}")
+
+
+def _show(found: Mapping[str, Any], terminal: Terminal) -> None:
+    """What each point's choice is worth at the others, a row a choice."""
+    table = number_table("influence captured: chosen", *(f"at step {step}" for step in found["steps"]))
+    chosen = {f"at step {step}": row for step, row in zip(found["steps"], found["captured"], strict=True)}
+    chosen |= {f"{name}ly": found[name]["captured"] for name in ("uniform", "random") if name in found}
+    for name, shares in chosen.items():
+        table.add_row(name, *(f"{share:.1%}" for share in shares))
+    terminal.console.print(table)
+    overlap, correlation = found["overlap"][0][-1], found["density_correlation"][0][-1]
+    terminal.pairs({"first, last": f"overlap {overlap:.1%}, rank correlation of densities {correlation:.2f}"})

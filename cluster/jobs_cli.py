@@ -72,12 +72,13 @@ def status(
     """Say what became of a job; ends with status 1 if it failed or was stopped."""
     with _cluster(address) as (head, terminal):
         from cluster import jobs
+        from cluster.job_table import show_job, show_jobs
 
         if job is None:
-            terminal.show_jobs(jobs.runs(head.client))
+            show_jobs(jobs.runs(head.client), terminal)
         else:
             details = jobs.find(head.client, job)
-            terminal.show_job(details)
+            show_job(details, terminal)
             jobs.check_outcome(details)
 
 

@@ -92,6 +92,7 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
         AdapeftError: groups of several tensors, of which no random subsets are drawn.
     """
     from cluster.validate import save_validation, validate_on_rank
+    from cluster.validation_table import show_validation
 
     if session.config.select.granularity == "role":
         raise AdapeftError(
@@ -99,7 +100,7 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
         )
     result = session.on_workers(validate_on_rank, "validate", trials=trials)
     path = save_validation(session.folder.path, result, trials)
-    session.terminal.show_validation(result)
+    show_validation(result, session.terminal)
     session.terminal.note(f"all figures: {short(path)}")
     return result
 

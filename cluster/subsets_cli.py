@@ -34,6 +34,7 @@ def list_entries(
     """List the subsets: base model, method, size, data, score, fingerprint."""
     from adapeft.choose.store import HALF_WRITTEN, SubsetStore
     from cluster.console import Terminal
+    from cluster.store_table import show_entries
 
     terminal, opened = Terminal(), SubsetStore(store)
     entries, broken = opened.entries()
@@ -45,7 +46,7 @@ def list_entries(
         and method in (None, entry.summary.method)
     ]
     if wanted:
-        terminal.show_entries(wanted)
+        show_entries(wanted, terminal)
     else:
         terminal.note(f"{opened.url}: no {'such ' if entries else ''}subsets")
     for name, reason in broken.items():
@@ -61,11 +62,12 @@ def show(name: Name, store: Store = None) -> None:
     from adapeft.choose.store import SubsetStore
     from adapeft.choose.subset import Subset
     from cluster.console import Terminal
+    from cluster.store_table import show_entry
 
     terminal, opened = Terminal(), SubsetStore(store)
     entry = opened.get(name)
     subset = Subset.load(opened.fetch(entry))
-    terminal.show_entry(entry)
+    show_entry(entry, terminal)
     terminal.show_choice(subset)
 
 

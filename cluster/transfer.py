@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import load_statistics
 from adapeft.methods import Plan, ValuedMethod, get_method
 from adapeft.ranks import OneRank
-from cluster.console import Terminal, short
+from cluster.console import Terminal, number_table, short
 from cluster.inputs import load_inputs
 from cluster.pipeline import select
 from cluster.place import check_is_folder
@@ -77,7 +78,7 @@ def run(source: Path, model: str, settings: Transfer, overrides: list[str], term
         verified = verify(found, load_statistics(output / "measured-again")[0], best)
     save_transfer(output, source, found, verified)
     terminal.show_choice(found.subset)
-    terminal.show_transfer(found.allotment, verified)
+    _show(found.allotment, verified, terminal)
     terminal.note(f"to train it: train.subset={short(output / 'subset.safetensors')} model.name={model}")
 
 
@@ -243,3 +244,17 @@ def _by_gradient(config: Config, groups: Groups) -> Scores:
 
 def _of_groups(groups: Groups, index: int, squares: Tensor) -> Tensor:
     return squares if groups.granularity == "element" else groups.sums(index, 0, squares)[1]
+
+
+def _show(allotment: Allotment, verified: Mapping[str, Any] | None, terminal: Terminal) -> None:
+    """How much of the target had a counterpart, and how near its own best the subset is."""
+    unmapped = ", ".join(allotment.unmapped)
+    terminal.pairs({"mapped": f"{allotment.mapped:.1%} of the parameters" + (f"; not {unmapped}" if unmapped else "")})
+    if verified is None:
+        return
+    table = number_table("subset", "influence captured", "overlap")
+    for name in ("transferred", "uniform", "random"):
+        if name in verified:
+            table.add_row(name, f"{verified[name]['captured']:.1%}", f"{verified[name]['overlap']:.1%}")
+    terminal.console.print(table)
+    terminal.pairs({"densities": f"rank correlation {verified['density_correlation']:.2f} over the tensors"})

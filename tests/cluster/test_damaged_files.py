@@ -26,6 +26,7 @@ from adapeft.ship.delta import Change, Delta
 from cluster.console import Terminal
 from cluster.metrics_file import load_metrics
 from cluster.run_folder import RunFolder
+from cluster.store_table import show_entries, show_entry
 from tests.cluster.checkpoints import write_bert, write_colours, write_config
 from tests.damage import check, damaged_safetensors, damaged_trees, examples
 
@@ -189,8 +190,8 @@ def test_damaged_entries_are_shown(folder):
     def run(tree: Any) -> None:
         path.write_text(json.dumps(tree))
         for entry in store.entries()[0]:
-            terminal.show_entries([entry])
-            terminal.show_entry(entry)
+            show_entries([entry], terminal)
+            show_entry(entry, terminal)
 
     run()
 

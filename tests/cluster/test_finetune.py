@@ -46,6 +46,7 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-12"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_with_other_numbers_of_workers(tmp_path):
     """Two workers, then one, then two, each time at another ZeRO stage. Dropout is off: it is drawn by the worker."""
     config = write_config(

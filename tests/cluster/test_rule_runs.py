@@ -32,6 +32,7 @@ def config(tmp_path_factory):
     return write_config(folder / "run.yaml", write_bert(folder / "base", **WITHOUT_DROPOUT), *write_colours(folder))
 
 
+@pytest.mark.slow
 def test_a_stopped_rule_resumes_on_one_worker_to_the_same_result(config, tmp_path):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     torchrun(2, "tests.cluster.rank_finetune", 0, config, *OVERRIDES, f"output={undisturbed}")

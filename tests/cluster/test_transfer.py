@@ -54,6 +54,7 @@ def transferred(source, model, output, *overrides):
     return adapeft("transfer", "--from", source[1], "--to", model, f"output={output}", *overrides)
 
 
+@pytest.mark.slow
 def test_a_larger_model_is_chosen_for_and_verified(source, larger, tmp_path):
     output = text_of(transferred(source, larger, tmp_path / "out", "budget=5%", "verify=true"))
     assert "mapped" in output

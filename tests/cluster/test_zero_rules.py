@@ -12,7 +12,7 @@ from tests.oracles_rules import CASES, NUM_STEPS, dense_values, make_model, trai
 from tests.tiny import make_batches
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def trained(request, tmp_path_factory):
     """Folder of what this many ranks trained, and their number."""
     folder = tmp_path_factory.mktemp(f"rules-{request.param}")

@@ -22,7 +22,9 @@ from tests.cluster.rank_statistics import (
 from tests.cluster.ranks import torchrun
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(
+    scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def measured(request, tmp_path_factory):
     """Folder of what this many ranks measured, and their number."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")

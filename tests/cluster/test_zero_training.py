@@ -9,7 +9,7 @@ from tests.cluster.rank_training import CASES, RUNS, train_plainly
 from tests.cluster.ranks import torchrun
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def trained(request, tmp_path_factory):
     """Folder of what this many ranks trained, and their number."""
     folder = tmp_path_factory.mktemp(f"trained-{request.param}")

@@ -1,0 +1,31 @@
+"""Predicted against measured loss decreases, as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.console import Terminal, number_table
+
+
+def show_validation(result: Mapping[str, Any], terminal: Terminal) -> None:
+    """Rank correlations of predicted with measured loss decreases, a table a learning rate and horizon."""
+    for setting in result["settings"]:
+        found = setting["correlations"]
+        title = f"learning rate {setting['learning_rate']:g}, {setting['steps']} steps"
+        table = number_table(f"{title:<36}", *next(iter(found.values())))
+        for name, values in found.items():
+            table.add_row(name, *(_correlation(value) for value in values.values()))
+        terminal.console.print(table)
+        terminal.pairs(
+            {
+                "reach": f"τ = {setting['planned_constant']:.3g} · Σ learning rates; outcomes fit "
+                f"{setting['fitted_constant']:.3g}",
+                "overshot": f"{setting['overshooting']:.0%} of the subsets lost instead of gaining",
+            }
+        )
+
+
+def _correlation(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
