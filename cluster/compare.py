@@ -26,7 +26,7 @@ from adapeft.config import Config, Select
 from adapeft.config_file import to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
-from adapeft.inputs.data import load_rows
+from adapeft.inputs.data import load_rows, quiet
 from adapeft.inputs.metrics import primary
 from adapeft.methods import get_method
 from cluster.metrics_file import load_metrics
@@ -210,7 +210,7 @@ def _perturbed(config: Config, fraction: float, seed: int, folder: Path) -> Conf
 def _written(rows: Dataset, path: Path) -> Path:
     """JSON lines of ``rows``; the same rows give the same file, so one that is there stays."""
     if not path.is_file():
-        with replacing(path) as temporary:
+        with quiet(), replacing(path) as temporary:
             rows.to_json(str(temporary), force_ascii=False)
     return path
 
@@ -236,7 +236,8 @@ def run_command(config: Config) -> tuple[dict[str, Any] | None, str | None]:
     metrics = place / "metrics.json"
     if "after" in (content := load_metrics(metrics)):
         return content, None
-    settings, log = place.with_suffix(".yaml"), place.with_suffix(".log")
+    # Not with_suffix: a learning rate is a name with a point in it.
+    settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
     with replacing(settings) as temporary:
         temporary.write_text(to_yaml(config))
     with log.open("w") as output:

@@ -192,10 +192,13 @@ def test_the_same_twice(config):
 
 
 def test_a_failing_command_says_why(config, tmp_path):
-    missing = config.model_copy(update={"data": config.data.model_copy(update={"train": str(tmp_path / "gone.jsonl")})})
+    data = config.data.model_copy(update={"train": str(tmp_path / "gone.jsonl")})
+    # Named by a learning rate, as the runs of a sweep are: what one leaves behind is not another's.
+    missing = config.model_copy(update={"data": data, "output": str(tmp_path / "sweep" / "0.003")})
     metrics, failure = run_command(missing)
     assert metrics is None
     assert "gone.jsonl" in failure
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"0.003.yaml", "0.003.log"}
 
 
 @pytest.mark.slow
