@@ -112,13 +112,24 @@ def check_new_folder(out: Path) -> None:
         raise AdapeftError(f"--out {out}: not an empty folder. Give a new one.")
 
 
-def save_text(path: Path, text: str) -> None:
-    """Writes a text file; like the other writers, again after a short wait where storage fails.
+def save(path: Path, write: Callable[[Path], Any]) -> None:
+    """Gives ``write`` a temporary path beside ``path`` that then takes its name; all of it again after a short wait
+    where storage fails.
 
     Raises:
         AdapeftError: it cannot be written; what was there before is whole.
     """
-    _save(path, lambda temporary: temporary.write_text(text))
+
+    def replace() -> None:
+        with replacing(path) as temporary:
+            write(temporary)
+
+    stored(path, replace)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Writes a text file; this and the other writers as ``save`` does, with its errors."""
+    save(path, lambda temporary: temporary.write_text(text))
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -128,7 +139,7 @@ def save_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def save_table(path: Path, table: pa.Table) -> None:
     """Writes a Parquet file."""
-    _save(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
+    save(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
 
 
 def load_table(path: Path) -> pa.Table:
@@ -151,7 +162,7 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], descripti
     """Writes a safetensors file whose header says what ``kind`` of artifact it is and describes it."""
     header = {_KEY: json.dumps({**description, "kind": kind, "provenance": provenance()}), "format": "pt"}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    _save(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
+    save(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
 
 
 def stored(path: Path, action: Callable[[], Any]) -> None:
@@ -175,14 +186,6 @@ def _not_written(path: Path, error: Exception) -> AdapeftError:
         f"{path}: cannot be written ({error}). Free space there, mend the storage or take another folder; what was "
         "there before is whole."
     )
-
-
-def _save(path: Path, write: Callable[[Path], Any]) -> None:
-    def replace() -> None:
-        with replacing(path) as temporary:
-            write(temporary)
-
-    stored(path, replace)
 
 
 def _errno(error: Exception) -> int | None:

@@ -20,7 +20,7 @@ import numpy as np
 from datasets import Dataset
 from pydantic import ValidationError
 
-from adapeft.artifact import replacing
+from adapeft.artifact import save, save_text
 from adapeft.choose.budget import Budget
 from adapeft.config import Config, Select
 from adapeft.config_file import to_yaml
@@ -210,8 +210,8 @@ def _perturbed(config: Config, fraction: float, seed: int, folder: Path) -> Conf
 def _written(rows: Dataset, path: Path) -> Path:
     """JSON lines of ``rows``; the same rows give the same file, so one that is there stays."""
     if not path.is_file():
-        with quiet(), replacing(path) as temporary:
-            rows.to_json(str(temporary), force_ascii=False)
+        with quiet():
+            save(path, lambda temporary: rows.to_json(str(temporary), force_ascii=False))
     return path
 
 
@@ -238,8 +238,7 @@ def run_command(config: Config) -> tuple[dict[str, Any] | None, str | None]:
         return content, None
     # Not with_suffix: a learning rate is a name with a point in it.
     settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
-    with replacing(settings) as temporary:
-        temporary.write_text(to_yaml(config))
+    save_text(settings, to_yaml(config))
     with log.open("w") as output:
         ended = subprocess.run(
             [sys.executable, "-m", "cluster.cli", "run", str(settings)], stdout=output, stderr=output, check=False

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
-from adapeft.artifact import provenance, replacing, save_json
+from adapeft.artifact import provenance, save, save_json, save_text
 from adapeft.config import Config
 from adapeft.experiments import Comparison
 from adapeft.methods import get_method
@@ -173,8 +173,7 @@ def write_report(folder: Path, config: Config, comparison: Comparison, runs: Seq
         *(f"![{path.stem}]({path.name})" for path in plots),
         "",
     ]
-    with replacing(folder / "comparison.md") as temporary:
-        temporary.write_text("\n".join(lines))
+    save_text(folder / "comparison.md", "\n".join(lines))
     return folder / "comparison.md"
 
 
@@ -231,8 +230,7 @@ def _label(axes: Any, text: str, x: float, y: float, color: str) -> None:
 def _save(figure: Any, axes: Any, path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.15)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    save(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
     plt.close(figure)
     return path
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from torch import Tensor
 
-from adapeft.artifact import replacing
+from adapeft.artifact import save_text
 from adapeft.choose.subset import Part, Subset
 from adapeft.errors import AdapeftError
 from adapeft.ship.delta import Delta
@@ -48,8 +48,7 @@ def save_unfrozen_parameters(trained: Subset | Delta, out: str | Path) -> Path:
     if not patterns:
         raise AdapeftError("nothing is trained, and of an empty list axolotl makes that everything is.")
     comment = _ABOUT_RANGES if any(pattern.endswith("]") for pattern in patterns) else ""
-    with replacing(out) as temporary:
-        temporary.write_text(comment + yaml.safe_dump({"unfrozen_parameters": patterns}, width=1000))
+    save_text(out, comment + yaml.safe_dump({"unfrozen_parameters": patterns}, width=1000))
     return out
 
 
