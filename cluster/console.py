@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from adapeft.ship.delta import Delta
     from cluster.inspect import Inspection
     from cluster.run_folder import RunFolder
-from solver import Frontier
+    from solver import Frontier
 
 _BLOCK_INDEX = re.compile(r"\.\d+\.")
 _ROLES_SHOWN = 8

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from ortools.sat.python import cp_model
 
 from solver.choice_relaxation import ChoiceRelaxation
 from solver.integers import ScaledValues
@@ -96,6 +95,8 @@ def choose(choices: Choices, budget: int, work_limit: float, slack: float) -> Se
     """
     if (choices.classes == NONE).all() and choices.costs.sum() <= budget:
         return Search(np.ones(choices.values.size, dtype=bool), float(choices.values.sum()), 0.0)
+
+    from ortools.sat.python import cp_model  # a second of imports, for whoever solves with it
 
     scaled = ScaledValues.of(choices.values)
     model = cp_model.CpModel()

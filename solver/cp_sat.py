@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from ortools.sat.python import cp_model
 
 from solver.integers import ScaledValues
 from solver.problem import KnapsackProblem
@@ -44,6 +43,8 @@ def constrain(values: np.ndarray, costs: np.ndarray, budget: int, time_limit: fl
     if costs.sum() <= budget:
         # CP-SAT takes no budget beyond int64.
         return np.ones(len(values), dtype=bool), float(values.sum())
+
+    from ortools.sat.python import cp_model  # a second of imports, for whoever solves with it
 
     scaled = ScaledValues.of(values)
     model = cp_model.CpModel()

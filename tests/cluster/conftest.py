@@ -13,16 +13,16 @@ from cluster.cli import main
 
 
 class Said(NamedTuple):
-    """What a command left behind."""
+    """What a command left behind, by the names that subprocess gives it."""
 
-    status: int
-    output: str
-    errors: str
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs the command in this process, where its libraries are loaded already."""
+    """Runs the command in this process, where its libraries are loaded already; not for what starts Ray."""
 
     def run(*arguments: object) -> Said:
         monkeypatch.setattr(sys, "argv", ["adapeft", *map(str, arguments)])

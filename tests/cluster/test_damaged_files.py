@@ -77,9 +77,9 @@ def folder(originals, tmp_path, monkeypatch) -> Path:
 
 def test_undamaged_a_run_is_shown(command, folder):
     done = command("show", "run")
-    assert done.status == 0, done.errors
-    assert "accuracy" in done.output
-    assert command("show", "run/delta.safetensors").status == 0
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    assert command("show", "run/delta.safetensors").returncode == 0
 
 
 DELTA, SUBSET = "run/delta.safetensors", "run/subset.safetensors"
@@ -123,10 +123,10 @@ def test_a_damaged_file_ends_a_command(command, folder, file, arguments, damage)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if damage == "cut" and "yaml" not in file else b"\x80{[\xff" * 9)
     done = command(*arguments.split())
-    assert done.status == 2, done
-    assert done.errors.startswith("error "), done.errors
-    assert "Traceback" not in done.errors
-    assert path.name in done.errors or path.parent.name in done.errors, done.errors
+    assert done.returncode == 2, done
+    assert done.stderr.startswith("error "), done.stderr
+    assert "Traceback" not in done.stderr
+    assert path.name in done.stderr or path.parent.name in done.stderr, done.stderr
     assert not (folder / "new").exists()
 
 
@@ -200,8 +200,8 @@ def test_names_are_no_markup(command, folder):
     """What a stranger calls things is text, to the terminal too."""
     subset = Subset({"[/bold]": Part("tensor", (4,))}, description={"method": "[red]"})
     subset.save(folder / "odd.safetensors")
-    assert "[/bold]" in command("show", "odd.safetensors").output
+    assert "[/bold]" in command("show", "odd.safetensors").stdout
     Subset({"a\x1b[2J": Part("tensor", (4,))}).save(folder / "odd.safetensors")
     done = command("show", "odd.safetensors")
-    assert done.status == 2
-    assert "\x1b[2J" not in done.errors
+    assert done.returncode == 2
+    assert "\x1b[2J" not in done.stderr

@@ -31,7 +31,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 
 def merged(command, files: dict[str, Path], delta: Path, out: Path) -> dict[str, torch.Tensor]:
-    assert command("merge", delta, "--model", files["base"], "--out", out).status == 0
+    assert command("merge", delta, "--model", files["base"], "--out", out).returncode == 0
     return weights(AutoModelForSequenceClassification.from_pretrained(out))
 
 
@@ -71,8 +71,8 @@ def test_interpolate_then_merge(command, files, tmp_path):
 def test_sum_and_scale(command, files, tmp_path):
     out, doubled = tmp_path / "sum.safetensors", tmp_path / "doubled.safetensors"
     added = ("delta", "sum", files["row"], files["mixed"], "--heads", files["mixed"])
-    assert command(*added, "--out", out).status == 0
-    assert command("delta", "scale", out, "--factor", "-2", "--out", doubled).status == 0
+    assert command(*added, "--out", out).returncode == 0
+    assert command("delta", "scale", out, "--factor", "-2", "--out", doubled).returncode == 0
     deltas = [Delta.load(files[name]) for name in ("row", "mixed")]
     for path, factor in ((out, 1), (doubled, -2)):
         result = Delta.load(path)

@@ -52,10 +52,10 @@ def refused(files, tmp_path, command, monkeypatch):
         model = files / ("gpt2" if task == "causal-lm" else "base")
         config = write_config(tmp_path / "run.yaml", model, *(files / source for source in sources), task=task)
         done = command(name, config, *overrides)
-        assert done.status == 2, done.errors
-        assert done.errors.startswith("error "), done.errors
-        assert "Traceback" not in done.errors
-        return " ".join(done.errors.split())
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error "), done.stderr
+        assert "Traceback" not in done.stderr
+        return " ".join(done.stderr.split())
 
     return run
 
@@ -133,5 +133,5 @@ def test_evaluating_without_a_delta(refused):
 def test_merging_into_a_folder_in_use(command, files):
     (files / "not-a-delta.safetensors").write_text(json.dumps({}))
     done = command("merge", files / "not-a-delta.safetensors", "--model", files / "base", "--out", files / "merged")
-    assert done.status == 2
-    assert "not-a-delta.safetensors" in done.errors
+    assert done.returncode == 2
+    assert "not-a-delta.safetensors" in done.stderr

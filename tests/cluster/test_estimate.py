@@ -43,26 +43,26 @@ def weightless(monkeypatch):
 
 def test_the_command_lists_every_part_and_stage(command, classifier, weightless):
     done = command("estimate", classifier)
-    assert done.status == 0, done.errors
+    assert done.returncode == 0, done.stderr
     for word in ("a device of 2, ZeRO stage 3", "measuring", "training", "weights", "activations", "in all", "sent"):
-        assert word in done.output
-    assert [line.split()[2] for line in done.output.splitlines() if line.startswith("ZeRO stage")] == list("0123")
+        assert word in done.stdout
+    assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith("ZeRO stage")] == list("0123")
 
 
 def test_a_range_of_workers_is_judged_by_the_fewest(command, classifier, weightless):
     done = command("estimate", classifier, "cluster.workers=12", "min_workers=2")
-    assert done.status == 0, done.errors
-    assert "a device of 2, ZeRO stage 3" in done.output
-    header = next(line for line in done.output.splitlines() if line.startswith("largest, by workers"))
+    assert done.returncode == 0, done.stderr
+    assert "a device of 2, ZeRO stage 3" in done.stdout
+    header = next(line for line in done.stdout.splitlines() if line.startswith("largest, by workers"))
     assert header.split()[-1] == "12"
-    assert "2 workers are the fewest" in done.output
+    assert "2 workers are the fewest" in done.stdout
 
 
 def test_a_language_model_by_element(command, tmp_path, weightless):
     train, evaluation = write_text(tmp_path / "train.txt", 1600), write_text(tmp_path / "validation.txt", 330)
     config = write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), train, evaluation, task="causal-lm")
     done = command("estimate", config, "groups=element", "model.gradient_checkpointing=true", "model.dtype=bfloat16")
-    assert done.status == 0, done.errors
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -91,8 +91,8 @@ def test_a_run_that_does_not_fit_is_refused(command, classifier, weightless, mon
     both = 2 * held["measuring"].total
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(0.99 * both / fits.TOLERANCE))
     done = command(name, classifier)
-    assert done.status == 2
-    assert "measuring does not fit: 2 workers need" in " ".join(done.errors.split())
+    assert done.returncode == 2
+    assert "measuring does not fit: 2 workers need" in " ".join(done.stderr.split())
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.01 * both / fits.TOLERANCE))
     fits.check_memory(estimate_of(config, inspect(config)))
     # Another cluster's machines are not this one.
@@ -135,17 +135,17 @@ def test_a_budget_in_bytes_is_spent_and_not_exceeded(classifier, groups, stage):
 
 def test_a_limit_that_the_model_alone_exceeds_is_refused(command, classifier, weightless):
     done = command("run", classifier, "budget=0.5%", "memory_per_device=100MiB")
-    assert done.status == 2
-    message = " ".join(done.errors.split())
+    assert done.returncode == 2
+    message = " ".join(done.stderr.split())
     assert "select.memory_per_device = 100 MiB: training holds" in message
     assert "before anything is chosen (process" in message
 
 
 def test_what_does_not_go_with_a_limit_is_refused(command, classifier):
     assert "budget = 20% limits the same" in " ".join(
-        command("config", classifier, "memory_per_device=2GiB").errors.split()
+        command("config", classifier, "memory_per_device=2GiB").stderr.split()
     )
-    errors = command("config", classifier, "memory_per_device=2 apples", "budget=0.5%").errors
+    errors = command("config", classifier, "memory_per_device=2 apples", "budget=0.5%").stderr
     assert "should be bytes such as 24GiB" in " ".join(errors.split())
-    errors = command("config", classifier, "memory_per_device=2GiB", "budget=0.5%", "method=lora").errors
+    errors = command("config", classifier, "memory_per_device=2GiB", "budget=0.5%", "method=lora").stderr
     assert "lora takes a budget of parameters" in " ".join(errors.split())

@@ -35,24 +35,24 @@ def run(tmp_path):
 
 def test_the_command(command, run):
     done = command("horizons", run)
-    assert done.status == 0, done.errors
+    assert done.returncode == 0, done.stderr
     for word in ("at step 0", "at step 4", "at step 9", "uniformly", "randomly", "100.0%", "rank correlation"):
-        assert word in done.output
+        assert word in done.stdout
     written = json.loads((run / "horizons.json").read_text())
     assert written["steps"] == [0, 4, 9]
     for name in ("captured", "overlap"):
         table = np.array(written[name])
         np.testing.assert_allclose(table.diagonal(), 1)
         assert table[0, 2] < 1
-        assert f"{table[0, 2]:.1%}" in done.output
-    assert command("horizons", run, "--budget", "1%").status == 0
+        assert f"{table[0, 2]:.1%}" in done.stdout
+    assert command("horizons", run, "--budget", "1%").returncode == 0
     assert json.loads((run / "horizons.json").read_text())["budget"] < written["budget"]
 
 
 def test_what_has_no_horizons(command, run, tmp_path):
-    assert "no run with statistics" in command("horizons", tmp_path).errors
-    assert "select.budget = 900%: is more than all parameters" in command("horizons", run, "--budget", "900%").errors
+    assert "no run with statistics" in command("horizons", tmp_path).stderr
+    assert "select.budget = 900%: is more than all parameters" in command("horizons", run, "--budget", "900%").stderr
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["select"]["probe_steps"], config["select"]["probe_points"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "was measured at one point. Run select with select.probe_steps=N" in command("horizons", run).errors
+    assert "was measured at one point. Run select with select.probe_steps=N" in command("horizons", run).stderr

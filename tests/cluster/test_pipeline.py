@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -99,45 +98,43 @@ def test_what_a_run_shows(classifier):
     assert not [line for line in lines if LIBRARY_NOISE.search(line) and "/" not in line]
 
 
-def test_running_again_measures_and_trains_nothing(classifier):
+def test_running_again_measures_and_trains_nothing(command, classifier):
     config, folder, _ = classifier
     before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*") if path.is_file()}
-    output = text_of(adapeft("run", config))
+    output = text_of(command("run", config))
     assert "already chosen" in output
     assert "already done" in output
     assert "starting" not in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_another_budget_measures_nothing(classifier):
+def test_another_budget_measures_nothing(command, classifier):
     config, folder, _ = classifier
-    started = time.monotonic()
     again = ["select", config, f"select.statistics={folder / 'run'}"]
-    output = text_of(adapeft(*again, "budget=3%", f"output={folder / 'smaller'}"))
-    assert time.monotonic() - started < 60
+    output = text_of(command(*again, "budget=3%", f"output={folder / 'smaller'}"))
     assert "starting" not in output
     smaller, larger = (Subset.load(folder / name / "subset.safetensors") for name in ("smaller", "run"))
     assert 0 < smaller.count < larger.count
     # The same budget gives the same subset from the saved statistics as from the measuring itself.
-    text_of(adapeft(*again, f"output={folder / 'same'}"))
+    text_of(command(*again, f"output={folder / 'same'}"))
     same = Subset.load(folder / "same" / "subset.safetensors")
     assert same.parts.keys() == larger.parts.keys()
     for name, part in same.parts.items():
         assert part.indices is None or torch.equal(part.indices, larger.parts[name].indices)
 
 
-def test_statistics_of_another_question_are_refused(classifier):
+def test_statistics_of_another_question_are_refused(command, classifier):
     config, folder, _ = classifier
-    done = adapeft(
+    done = command(
         "select", config, f"select.statistics={folder / 'run'}", "seed=1", f"output={folder / 'other-question'}"
     )
     assert done.returncode == 2
     assert "seed: 1 here, 0 there" in done.stderr
 
 
-def test_the_folder_of_another_run_is_refused(classifier):
+def test_the_folder_of_another_run_is_refused(command, classifier):
     config, _, _ = classifier
-    done = adapeft("run", config, "budget=5%", "train.epochs=1")
+    done = command("run", config, "budget=5%", "train.epochs=1")
     assert done.returncode == 2
     assert "holds another run:\n  select.budget: 5% here, 20% there\n  train.epochs: 1.0 here, 6.0 there" in done.stderr
     assert "Give another folder: output=" in done.stderr
@@ -159,10 +156,10 @@ def test_evaluating_the_base_gives_the_score_before(classifier):
     assert f"accuracy   {expected['accuracy']:.4f}" in output
 
 
-def test_a_merged_run_is_a_plain_checkpoint(classifier):
+def test_a_merged_run_is_a_plain_checkpoint(command, classifier):
     _, folder, _ = classifier
     delta_path = folder / "run" / "delta.safetensors"
-    text_of(adapeft("merge", delta_path, "--model", folder / "base", "--out", folder / "merged"))
+    text_of(command("merge", delta_path, "--model", folder / "base", "--out", folder / "merged"))
     merged = AutoModelForSequenceClassification.from_pretrained(folder / "merged").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "merged")
     rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
@@ -184,25 +181,23 @@ def test_a_merged_run_is_a_plain_checkpoint(classifier):
     ("name", "said"),
     [("run", "accuracy"), ("run/subset.safetensors", "influence"), ("run/delta.safetensors", "fingerprint")],
 )
-def test_show(classifier, name, said):
+def test_show(command, classifier, name, said):
     _, folder, _ = classifier
-    assert said in text_of(adapeft("show", folder / name))
+    assert said in text_of(command("show", folder / name))
 
 
-def test_a_language_model_by_element(language_model):
+def test_a_language_model_by_element(command, language_model):
     config, folder, output = language_model
     assert "in blocks of 16 tokens" in output
     chosen = Subset.load(folder / "run" / "subset.safetensors")
     assert chosen.count == 300
-    started = time.monotonic()
     fewer = folder / "fewer"
     arguments = ("groups=element", "budget=100", f"select.statistics={folder / 'run'}", f"output={fewer}")
-    assert "starting" not in text_of(adapeft("select", config, *arguments))
-    assert time.monotonic() - started < 60
+    assert "starting" not in text_of(command("select", config, *arguments))
     assert Subset.load(fewer / "subset.safetensors").count == 100
 
 
-def test_training_a_saved_subset(language_model):
+def test_training_a_saved_subset(command, language_model):
     config, folder, _ = language_model
     trained = folder / "trained"
     subset = folder / "run" / "subset.safetensors"
@@ -211,7 +206,7 @@ def test_training_a_saved_subset(language_model):
     assert metrics["metric"] == "loss"
     assert metrics["after"]["perplexity"] < metrics["before"]["perplexity"]
     assert metrics["changed_parameters"] == 300
-    text_of(adapeft("merge", trained / "delta.safetensors", "--model", folder / "base", "--out", folder / "merged"))
+    text_of(command("merge", trained / "delta.safetensors", "--model", folder / "base", "--out", folder / "merged"))
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     pairs = zip(merged.parameters(), base.parameters(), strict=True)

@@ -42,46 +42,46 @@ def run(files, tmp_path, monkeypatch):
 
 
 def test_a_run_goes_in_and_out(command, run, files):
-    assert "no subsets" in command("subsets", "list").output
+    assert "no subsets" in command("subsets", "list").stdout
     done = command("subsets", "add", "colours", run)
-    assert done.status == 0
-    assert "train.subset=colours" in done.output
+    assert done.returncode == 0
+    assert "train.subset=colours" in done.stdout
 
-    listed = command("subsets", "list").output
+    listed = command("subsets", "list").stdout
     for word in ("colours", "base", "sam by tensor", "256 (4.954%)", "accuracy 0.2500 → 0.7500", "0123456789ab"):
         assert word in listed, listed
-    shown = " ".join(command("subsets", "show", "colours").output.split())
+    shown = " ".join(command("subsets", "show", "colours").stdout.split())
     for word in (str(files[0]), "sequence-classification on", "budget 300", "sha256", "attention.self.query.weight"):
         assert word in shown, shown
-    assert "attention.self.query.weight" in command("show", "colours").output
+    assert "attention.self.query.weight" in command("show", "colours").stdout
 
-    assert command("subsets", "add", "colours", run).status == 2
-    assert "'colours' is taken in the store" in command("subsets", "add", "colours", run).errors
-    assert command("subsets", "remove", "colours", "--yes").status == 0
-    assert "no such subset" in command("subsets", "show", "colours").errors
+    assert command("subsets", "add", "colours", run).returncode == 2
+    assert "'colours' is taken in the store" in command("subsets", "add", "colours", run).stderr
+    assert command("subsets", "remove", "colours", "--yes").returncode == 0
+    assert "no such subset" in command("subsets", "show", "colours").stderr
 
 
 def test_it_asks_before_it_removes(command, run, monkeypatch):
     command("subsets", "add", "colours", run)
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
-    assert command("subsets", "remove", "colours").status == 1
-    assert "colours" in command("subsets", "list").output
+    assert command("subsets", "remove", "colours").returncode == 1
+    assert "colours" in command("subsets", "list").stdout
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
-    assert command("subsets", "remove", "colours").status == 0
-    assert "no subsets" in command("subsets", "list").output
+    assert command("subsets", "remove", "colours").returncode == 0
+    assert "no subsets" in command("subsets", "list").stdout
 
 
 def test_filters_and_other_stores(command, run, tmp_path):
     command("subsets", "add", "colours", run)
     command("subsets", "add", "bare", run / "subset.safetensors", "--store", tmp_path / "other")
-    assert "bare" in command("subsets", "list", "--store", tmp_path / "other").output
-    assert "bare" not in command("subsets", "list").output
-    assert "colours" in command("subsets", "list", "--method", "sam", "--base", "base").output
-    assert "no such subsets" in command("subsets", "list", "--method", "adapeft").output
-    assert "no such subsets" in command("subsets", "list", "--base", "llama").output
-    assert "colours" in command("subsets", "list", "--task", "train.jsonl").output
-    assert "colours" in command("subsets", "list", "--task", "classification").output
-    assert "no such subsets" in command("subsets", "list", "--task", "causal-lm").output
+    assert "bare" in command("subsets", "list", "--store", tmp_path / "other").stdout
+    assert "bare" not in command("subsets", "list").stdout
+    assert "colours" in command("subsets", "list", "--method", "sam", "--base", "base").stdout
+    assert "no such subsets" in command("subsets", "list", "--method", "adapeft").stdout
+    assert "no such subsets" in command("subsets", "list", "--base", "llama").stdout
+    assert "colours" in command("subsets", "list", "--task", "train.jsonl").stdout
+    assert "colours" in command("subsets", "list", "--task", "classification").stdout
+    assert "no such subsets" in command("subsets", "list", "--task", "causal-lm").stdout
 
 
 def test_listing_does_not_wait_for_torch():
@@ -95,10 +95,10 @@ def test_what_is_broken_is_named(command, run, tmp_path):
     (tmp_path / "store" / "cut.json").write_text('{"name": "cu')
     (tmp_path / "store" / f"begun@{'0' * 32}.safetensors").write_bytes(b"half")
     listed = command("subsets", "list")
-    assert listed.status == 0
-    assert "'cut' is damaged" in listed.output
-    assert "begun" not in listed.output
-    assert "'begun' is half written" in command("subsets", "list", "--all").output
+    assert listed.returncode == 0
+    assert "'cut' is damaged" in listed.stdout
+    assert "begun" not in listed.stdout
+    assert "'begun' is half written" in command("subsets", "list", "--all").stdout
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_what_is_broken_is_named(command, run, tmp_path):
 def test_what_cannot_be_added(command, run, tmp_path, monkeypatch, source, said):
     monkeypatch.chdir(tmp_path)
     done = command("subsets", "add", "colours", source)
-    assert done.status == 2
-    assert said in done.errors
+    assert done.returncode == 2
+    assert said in done.stderr
     assert not (tmp_path / "store").exists()
 
 
@@ -136,8 +136,8 @@ def test_another_architecture_is_refused(command, run, files, tmp_path):
     command("subsets", "add", "gpt2", tmp_path / "gpt2.safetensors")
     path = write_config(tmp_path / "other.yaml", *files)
     done = command("train", path, "train.subset=gpt2", f"output={tmp_path / 'other'}")
-    assert done.status == 2
-    assert "the subset trains 'transformer.h.0.weight', which this model does not have" in done.errors
+    assert done.returncode == 2
+    assert "the subset trains 'transformer.h.0.weight', which this model does not have" in done.stderr
     done = command("train", path, "train.subset=gpt3", f"output={tmp_path / 'other'}")
-    assert "'gpt3': no such subset in the store" in done.errors
-    assert "Did you mean 'gpt2'" in done.errors
+    assert "'gpt3': no such subset in the store" in done.stderr
+    assert "Did you mean 'gpt2'" in done.stderr

@@ -50,13 +50,24 @@ def larger(source, tmp_path_factory):
     return folder / "base"
 
 
-def transferred(source, model, output, *overrides):
-    return adapeft("transfer", "--from", source[1], "--to", model, f"output={output}", *overrides)
+@pytest.fixture
+def transferred(command, source):
+    """Runs the command, in this process; verifying takes one of its own."""
+
+    def run(model, output, *overrides):
+        return command("transfer", "--from", source[1], "--to", model, f"output={output}", *overrides)
+
+    return run
 
 
 @pytest.mark.slow
 def test_a_larger_model_is_chosen_for_and_verified(source, larger, tmp_path):
-    output = text_of(transferred(source, larger, tmp_path / "out", "budget=5%", "verify=true"))
+    output = text_of(
+        adapeft(
+            *("transfer", "--from", source[1], "--to", larger),
+            *(f"output={tmp_path / 'out'}", "budget=5%", "verify=true"),
+        )
+    )
     assert "mapped" in output
     subset = Subset.load(tmp_path / "out" / "subset.safetensors")
     said = json.loads((tmp_path / "out" / "transfer.json").read_text())
@@ -76,17 +87,17 @@ def test_a_larger_model_is_chosen_for_and_verified(source, larger, tmp_path):
     attach(load_inputs(config).model(), subset)
 
 
-def test_a_config_is_enough_for_whole_tensors(source, larger, tmp_path):
+def test_a_config_is_enough_for_whole_tensors(source, transferred, larger, tmp_path):
     shutil.copytree(larger, tmp_path / "laptop")
     (tmp_path / "laptop" / "model.safetensors").unlink()
     away = source[0] / "train.jsonl"
     away.rename(away.with_suffix(".away"))  # nor is the data needed
     try:
-        refused = transferred(source, tmp_path / "laptop", tmp_path / "out", "budget=5%")
+        refused = transferred(tmp_path / "laptop", tmp_path / "out", "budget=5%")
         assert refused.returncode == 2
         assert "choose groups: tensor" in refused.stderr
         assert not (tmp_path / "out").exists()
-        output = text_of(transferred(source, tmp_path / "laptop", tmp_path / "out", "budget=5%", "groups=tensor"))
+        output = text_of(transferred(tmp_path / "laptop", tmp_path / "out", "budget=5%", "groups=tensor"))
     finally:
         away.with_suffix(".away").rename(away)
     assert "tensor" in output
@@ -95,9 +106,9 @@ def test_a_config_is_enough_for_whole_tensors(source, larger, tmp_path):
     assert "fingerprint" not in subset.description
 
 
-def test_rows_of_largest_gradient(source, larger, tmp_path):
-    text_of(transferred(source, larger, tmp_path / "norm", "budget=5%"))
-    text_of(transferred(source, larger, tmp_path / "gradient", "budget=5%", "inside=gradient"))
+def test_rows_of_largest_gradient(transferred, larger, tmp_path):
+    text_of(transferred(larger, tmp_path / "norm", "budget=5%"))
+    text_of(transferred(larger, tmp_path / "gradient", "budget=5%", "inside=gradient"))
     norm, gradient = (Subset.load(tmp_path / name / "subset.safetensors") for name in ("norm", "gradient"))
     assert norm.count == gradient.count, "the shares of the tensors are the same"
     assert repr(dict(norm.parts)) != repr(dict(gradient.parts))
@@ -113,18 +124,18 @@ def test_rows_of_largest_gradient(source, larger, tmp_path):
         (["select.options=[row,lora]"], "Give select.options=[] to transfer the rows"),
     ],
 )
-def test_bad_input(source, larger, tmp_path, overrides, said):
-    done = transferred(source, larger, tmp_path / "out", *overrides)
+def test_bad_input(transferred, larger, tmp_path, overrides, said):
+    done = transferred(larger, tmp_path / "out", *overrides)
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_where_there_is_no_run(source, larger, tmp_path):
-    done = adapeft("transfer", "--from", tmp_path, "--to", larger, f"output={tmp_path / 'out'}")
+def test_where_there_is_no_run(command, source, transferred, larger, tmp_path):
+    done = command("transfer", "--from", tmp_path, "--to", larger, f"output={tmp_path / 'out'}")
     assert "no run with statistics" in done.stderr
-    done = adapeft("transfer", "--from", source[1], "--to", larger)
+    done = command("transfer", "--from", source[1], "--to", larger)
     assert "holds a subset already" in done.stderr
-    done = transferred(source, tmp_path / "nowhere", tmp_path / "out")
+    done = transferred(tmp_path / "nowhere", tmp_path / "out")
     assert "--to" in done.stderr
     assert done.returncode == 2

@@ -67,14 +67,14 @@ def test_another_machine_goes_on(config, bucket, machine, tmp_path):
 
 def test_a_comparison_wants_a_folder(config, command):
     done = command("compare", config, "methods=[random]", "output=s3://bucket/runs")
-    assert done.status == 2
-    assert "output = s3://bucket/runs: `adapeft compare` writes to a folder alone" in " ".join(done.errors.split())
+    assert done.returncode == 2
+    assert "output = s3://bucket/runs: `adapeft compare` writes to a folder alone" in " ".join(done.stderr.split())
 
 
 def test_a_bucket_that_is_not_there_is_told_before_anything_is_measured(config, bucket, command, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     done = command("run", config, "output=s3://mistyped/mine")
-    assert done.status == 2
-    said = " ".join(done.errors.split())
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
     assert said.startswith("error s3://mistyped/mine: cannot be read (FileNotFoundError")
-    assert "starting Ray" not in done.output
+    assert "starting Ray" not in done.stdout
