@@ -247,7 +247,8 @@ def run_command(config: Config) -> tuple[dict[str, Any] | None, str | None]:
         return load_metrics(metrics), None
     lines = [line for line in log.read_text().splitlines() if line.strip()]
     reasons = [line for line in lines if line.startswith(("error ", "failed "))]
-    return None, f"{(reasons or lines or ['no output'])[-1]} (all of it: {log})"
+    reason = reasons[-1] if reasons else f"it ended with status {ended.returncode}: {(lines or ['no output'])[-1]}"
+    return None, f"{reason} (all of it: {log})"
 
 
 class _Counter:

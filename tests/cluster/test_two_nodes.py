@@ -104,7 +104,7 @@ def test_a_lost_node_ends_training_and_the_same_command_goes_on(config, cluster,
         [str(COMMAND), *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        _wait_for(output / "checkpoints" / "latest", process)
+        _wait_for_a_checkpoint(output, process)
         (worker,) = cluster.worker_nodes
         cluster.remove_node(worker, allow_graceful=False)
         said, errors = process.communicate(timeout=300)
@@ -149,9 +149,9 @@ def _start_ray(node: Namespace, environment: dict[str, str], *arguments: str) ->
     assert done.returncode == 0, done.stdout
 
 
-def _wait_for(path: Path, process: subprocess.Popen[str], timeout: float = 600) -> None:
+def _wait_for_a_checkpoint(output: Path, process: subprocess.Popen[str], timeout: float = 600) -> None:
     deadline = time.monotonic() + timeout
-    while not path.is_file():
+    while not list(output.glob("checkpoints/step-*")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
