@@ -87,7 +87,7 @@ class Terminal:
         trained: Counter[tuple[str, str]] = Counter()
         for name, part in subset.parts.items():
             trained[role_of(name), part.kind] += part.count
-        table = Table(box=None, header_style="bold", pad_edge=False)
+        table = plain_table()
         table.add_column("chosen")
         table.add_column("as")
         table.add_column("parameters", justify="right")
@@ -107,7 +107,7 @@ class Terminal:
 
     def show_methods(self, methods: Mapping[str, Method]) -> None:
         """A line a method."""
-        table = Table(box=None, header_style="bold", pad_edge=False)
+        table = plain_table()
         for title in ("method", "family", "trains", "choosing costs", "from"):
             table.add_column(title)
         for name, method in methods.items():
@@ -187,9 +187,14 @@ class Terminal:
                 self.console.print(head + Text(line), soft_wrap=True)
 
 
+def plain_table() -> Table:
+    """A table without lines."""
+    return Table(box=None, header_style="bold", pad_edge=False)
+
+
 def number_table(first: str, *numbers: str) -> Table:
     """A table with a column of names and columns of numbers."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = plain_table()
     table.add_column(first, overflow="fold")
     for title in numbers:
         table.add_column(title, justify="right")

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ray.job_submission import JobDetails
-from rich.table import Table
 
-from cluster.console import Terminal
+from cluster.console import Terminal, plain_table
 
 
 def show_jobs(jobs: Sequence[JobDetails], terminal: Terminal) -> None:
     """A line a job."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = plain_table()
     for title in ("job", "status", "started", "model", "method", "budget", "output"):
         table.add_column(title, overflow="fold")
     for job in jobs:

@@ -6,15 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from adapeft.choose.entry import Entry, Summary
-from cluster.console import Terminal, size_of
+from cluster.console import Terminal, plain_table, size_of
 
 
 def show_entries(entries: Sequence[Entry], terminal: Terminal) -> None:
     """A line a stored subset."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = plain_table()
     for title in ("name", "base", "method", "trained", "data", "score", "fingerprint", "added"):
         table.add_column(title, justify="right" if title == "trained" else "left", no_wrap=title == "name")
     for entry in entries:

@@ -14,7 +14,8 @@ def show_validation(result: Mapping[str, Any], terminal: Terminal) -> None:
     for setting in result["settings"]:
         found = setting["correlations"]
         title = f"learning rate {setting['learning_rate']:g}, {setting['steps']} steps"
-        table = number_table(f"{title:<36}", *next(iter(found.values())))
+        table = number_table(title, *next(iter(found.values())))
+        table.columns[0].min_width = 36  # longer than any title: the tables line up
         for name, values in found.items():
             table.add_row(name, *(_correlation(value) for value in values.values()))
         terminal.console.print(table)
