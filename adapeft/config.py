@@ -112,6 +112,12 @@ class Model(Section):
         description="of float32 matrix products, as in torch.set_float32_matmul_precision: high is TF32 on NVIDIA's "
         "GPUs, medium bfloat16 on processors that have it",
     )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
+        Field(
+            default=None,
+            description="how attention is computed; null: as transformers picks; on processors eager is the fastest",
+        )
+    )
     trust_remote_code: bool = Field(default=False, description="run model code that comes from the hub")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
 

@@ -33,7 +33,8 @@ KEYS: dict[str, FieldInfo] = {
 # What the statistics of a run depend on: runs that agree on these can share them, whatever their budget,
 # reach, training or machines.
 _MEASURED = (
-    *("model.name", "model.task", "model.revision", "model.dtype", "model.matmul_precision"),
+    *("model.name", "model.task", "model.revision"),
+    *("model.dtype", "model.matmul_precision", "model.attn_implementation"),
     *("data.train", "data.text", "data.text_pair", "data.label", "data.max_length"),
     *(
         "select.method",

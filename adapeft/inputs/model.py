@@ -43,7 +43,11 @@ def load_model_config(
     labels = label_options(model.task, description)
     try:
         config = AutoConfig.from_pretrained(
-            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code, **labels
+            model.name,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            attn_implementation=model.attn_implementation,
+            **labels,
         )
         # Classifiers in the manner of GPT-2 look for the last token that is not padding.
         if getattr(config, "pad_token_id", None) is None:
@@ -69,9 +73,22 @@ def label_options(task: str, description: DataDescription) -> dict[str, Any]:
 
 
 def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model on the meta device: names, shapes and modules, no weights."""
-    with torch.device("meta"):
-        return _AUTO_CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
+    """The model on the meta device: names, shapes and modules, no weights.
+
+    Raises:
+        AdapeftError: the config asks for an attention that the model or this machine does not have.
+    """
+    asked = config._attn_implementation
+    try:
+        with torch.device("meta"):
+            return _AUTO_CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
+    except (ImportError, ValueError) as error:
+        if asked is None:
+            raise
+        raise AdapeftError(
+            f"model.attn_implementation = {asked}: is not to be had ({_first_line(error)}). Leave it out, or install "
+            "what it needs here and on the workers."
+        ) from error
 
 
 def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: Sequence[str]) -> PreTrainedModel:

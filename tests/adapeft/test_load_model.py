@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import is_flash_attn_2_available
 
 from adapeft import AdapeftError
 from adapeft.config import Data, Model
@@ -173,6 +174,24 @@ def test_the_structure_has_the_names_and_no_weights(bert_folder):
     shapes = {name: value.shape for name, value in structure.named_parameters()}
     assert shapes == {name: value.shape for name, value in model.named_parameters()}
     assert all(parameter.is_meta for parameter in structure.parameters())
+
+
+def test_attention_is_computed_as_the_config_says_at_the_same_values(bert_folder):
+    logits = {}
+    tokens = torch.arange(12).reshape(2, 6)
+    for asked, used in ((None, "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")):
+        loaded = load(bert_folder, attn_implementation=asked).eval()
+        assert loaded.config._attn_implementation == used
+        logits[asked] = loaded(input_ids=tokens).logits
+    torch.testing.assert_close(logits["eager"], logits["sdpa"])
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="needs a machine without flash-attn")
+def test_an_attention_that_is_not_installed_is_refused_before_weights(bert_folder):
+    model = Model(name=str(bert_folder), task="sequence-classification", attn_implementation="flash_attention_2")
+    config = load_model_config(model, CLASSES, load_tokenizer(model))
+    with pytest.raises(AdapeftError, match=r"model.attn_implementation = flash_attention_2: .* Leave it out"):
+        build_structure(config, "sequence-classification")
 
 
 def test_what_is_not_there_is_named(tmp_path):
