@@ -115,7 +115,7 @@ class Mirror:
         What changes while it is being packed is left for the next time.
 
         Raises:
-            AdapeftError: there is no such place, or not for this user.
+            AdapeftError: there is no such place, or not for this user; or another machine writes there too.
             WorkerError: the storage refuses it, whatever was tried. The files are still in the folder.
         """
         self._looked = time.monotonic()
@@ -144,7 +144,24 @@ class Mirror:
                 self._put(name, self.folder / name, state)
 
     def _put(self, name: str, path: Path, state: State) -> None:
+        self._check_is_ours(name)
         self._note(name, self._reach("cannot be written", partial(self._send, path, name)), state)
+
+    def _check_is_ours(self, name: str) -> None:
+        """Refuses to write over what another machine has put since this one looked: they would undo each other."""
+        there = self._reach("cannot be read", partial(self._key_of, name))
+        if there is not None and there != self._record.get(name, {}).get("key"):
+            self.has_failed = True
+            raise AdapeftError(
+                f"{self.url}: another machine has written {name} there meanwhile. Stop one of the two runs, or give "
+                f"one an output of its own. What was made here is in {self.folder}."
+            )
+
+    def _key_of(self, name: str) -> str | None:
+        try:
+            return self._key(self._files.info(self._path(name)))
+        except FileNotFoundError:
+            return None
 
     def _changed(self, name: str) -> State | None:
         """Its state, where that is another than the storage has."""

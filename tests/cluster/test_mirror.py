@@ -130,6 +130,33 @@ def test_what_is_removed_on_one_side_is_removed_on_the_other(url, other_machine)
     assert read(url) == {"config.yaml": "one"}
 
 
+def test_two_machines_at_one_url_are_told_apart(url, other_machine):
+    for name, text in RUN.items():
+        write(url, name, text)
+    first = Mirror(url)
+    first.put()
+
+    other_machine("second")
+    second = Mirror(url)
+    second.fetch()
+    write(url, "config.yaml", "the second's")
+    write(url, "metrics.json", "the second's")
+    second.put()
+
+    other_machine("cache")
+    write(url, "logs/events.jsonl", "both may grow what the other leaves alone")
+    first.put()
+    for name in ("metrics.json", "config.yaml"):
+        write(url, name, "the first's own")
+        with pytest.raises(AdapeftError, match=rf"another machine has written {name} there meanwhile"):
+            first.put()
+        assert first.has_failed
+        (working_folder(url) / name).unlink()
+    other_machine("third")
+    Mirror(url).fetch()
+    assert read(url)["config.yaml"] == read(url)["metrics.json"] == "the second's"
+
+
 def test_what_is_being_written_is_left_for_the_next_time(url, monkeypatch):
     """A rank removes a checkpoint, or grows it, in the midst of its being packed."""
     write(url, "checkpoints/step-10/rank-0", "zero")
