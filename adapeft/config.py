@@ -327,6 +327,9 @@ class Train(Section):
     micro_batch_size: PositiveInt | None = Field(
         default=None, description="examples a worker holds at once; null: its share"
     )
+    train_sampling_strategy: Literal["random", "group_by_length"] = Field(
+        default="random", description="group_by_length: batches of examples of about one length, for less padding"
+    )
     weight_decay: NonNegativeFloat = Field(default=0.01, description="decoupled weight decay", allow_inf_nan=False)
     warmup_ratio: float = Field(
         default=0.1, ge=0, lt=1, description="part of the steps over which the learning rate rises"

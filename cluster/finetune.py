@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from adapeft.choose.subset import Subset
 from adapeft.config import Config
 from adapeft.config_file import to_yaml
-from adapeft.inputs.batches import epoch_batches, num_micro_batches
+from adapeft.inputs.batches import num_micro_batches
 from adapeft.inputs.losses import micro_losses
 from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import label_options
@@ -101,8 +101,7 @@ class _Training:
         started, steps = time.perf_counter(), 0
         loss = torch.zeros(1, device=self.ranks.device)
         for epoch in range(math.ceil(self.plan.num_steps / self.plan.steps_per_epoch)):
-            batches = epoch_batches(len(self.inputs.train), self.config.train.batch_size, self.config.seed, epoch)
-            for index, batch in enumerate(batches):
+            for index, batch in enumerate(self.inputs.training_batches(epoch)):
                 step = epoch * self.plan.steps_per_epoch + index + 1
                 if step <= progress.step or step > self.plan.num_steps:
                     continue

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from adapeft.config import Config
+from adapeft.inputs.batches import epoch_batches
 from adapeft.inputs.data import DataDescription, describe, load_rows
 from adapeft.inputs.model import load_model, load_model_config, load_tokenizer
 from adapeft.inputs.objective import Objective, objective_for
@@ -29,6 +31,12 @@ class Inputs:
         torch.set_float32_matmul_precision(self.config.model.matmul_precision)
         config = load_model_config(self.config.model, self.description, self.train.tokenizer)
         return load_model(self.config.model, config, self.config.seed, self.config.select.always_train)
+
+    def training_batches(self, epoch: int) -> tuple[np.ndarray, ...]:
+        """The global batches of an epoch of training, counted from 0."""
+        settings = self.config.train
+        lengths = self.train.lengths if settings.train_sampling_strategy == "group_by_length" else None
+        return epoch_batches(len(self.train), settings.batch_size, self.config.seed, epoch, lengths)
 
 
 def count_examples(config: Config, description: DataDescription) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from adapeft.artifact import provenance, save_json
 from adapeft.config import Config
 from adapeft.experiments import Trials
-from adapeft.inputs.batches import draw_calibration, epoch_batches, evaluation_batches
+from adapeft.inputs.batches import draw_calibration, evaluation_batches
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import planned_reach
 from adapeft.measure.measure import with_warm_up
@@ -60,7 +60,7 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
         singles = tuple(np.concatenate(calibration.batches)[:_NUM_FISHER_EXAMPLES, None])
         examples = replace(passes, calibration=replace(calibration, half_a=singles, half_b=()))
         measured = measure_estimators(model, passes, groups, draws, examples)
-        batches = epoch_batches(len(inputs.train), config.train.batch_size, config.seed, 0)
+        batches = inputs.training_batches(epoch=0)
         passes.warm_up(batches)
         trial = Trial(
             model,

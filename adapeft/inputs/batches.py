@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +47,28 @@ def draw_calibration(num_examples: int, calibration: int, batch_size: int, world
     return Calibration(_cut(order[:middle], batch_size), _cut(order[middle:], batch_size))
 
 
-def epoch_batches(num_examples: int, batch_size: int, seed: int, epoch: int) -> tuple[np.ndarray, ...]:
-    """The global batches of one training epoch, in the order given by ``seed`` and ``epoch``; the last may be short."""
-    return _cut(np.random.default_rng([seed, 1, epoch]).permutation(num_examples), batch_size)
+def epoch_batches(
+    num_examples: int, batch_size: int, seed: int, epoch: int, lengths: Sequence[int] | None = None
+) -> tuple[np.ndarray, ...]:
+    """The global batches of one training epoch, in the order given by ``seed`` and ``epoch``; the last may be short.
+
+    Args:
+        num_examples: of the training data.
+        batch_size: of a global batch.
+        seed: of the run.
+        epoch: counted from 0.
+        lengths: of the examples, in tokens: a batch then has examples of about one length, chosen at random as
+            ``transformers`` does with ``train_sampling_strategy="group_by_length"``; None: any examples.
+    """
+    if lengths is None:
+        return _cut(np.random.default_rng([seed, 1, epoch]).permutation(num_examples), batch_size)
+    # Imported here: most runs need nothing of transformers' trainer.
+    import torch
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    state = int(np.random.SeedSequence([seed, 1, epoch]).generate_state(1)[0])
+    order = get_length_grouped_indices(lengths, batch_size, generator=torch.Generator().manual_seed(state))
+    return _cut(np.array(order), batch_size)
 
 
 def evaluation_batches(num_examples: int, batch_size: int) -> tuple[np.ndarray, ...]:

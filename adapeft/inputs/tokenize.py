@@ -39,6 +39,11 @@ class TokenizedData:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return pc.list_value_length(self.rows.data.column("input_ids")).to_pylist()
+
     def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """The examples at ``indices`` (one at least), padded to the longest among them on the tokenizer's side."""
         ids = torch.tensor([int(index) for index in indices])

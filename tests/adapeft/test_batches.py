@@ -61,3 +61,21 @@ def test_epochs_hold_every_example_once_in_another_order():
     assert sorted(np.concatenate(first).tolist()) == list(range(10))
     assert np.concatenate(first).tolist() == np.concatenate(again).tolist() != np.concatenate(second).tolist()
     assert np.concatenate(evaluation_batches(10, 4)).tolist() == list(range(10))
+
+
+def test_batches_of_one_length_hold_every_example_once_with_little_padding():
+    lengths = np.random.default_rng(0).integers(1, 100, size=1003)
+
+    def epoch(seed: int, number: int, grouped: bool = True) -> tuple[np.ndarray, ...]:
+        return epoch_batches(len(lengths), 16, seed, number, lengths.tolist() if grouped else None)
+
+    def padded(batches: tuple[np.ndarray, ...]) -> int:
+        return sum(len(batch) * lengths[batch].max() for batch in batches)
+
+    first = epoch(0, 0)
+    assert [len(batch) for batch in first] == [16] * 62 + [11]
+    assert sorted(np.concatenate(first).tolist()) == list(range(1003))
+    assert padded(first) < 1.2 * lengths.sum() < 1.8 * lengths.sum() < padded(epoch(0, 0, grouped=False))
+    orders = [np.concatenate(batches).tolist() for batches in (first, epoch(0, 0), epoch(0, 1), epoch(1, 0))]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2] != orders[3] != orders[0]

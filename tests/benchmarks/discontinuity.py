@@ -19,7 +19,6 @@ from transformers import get_linear_schedule_with_warmup
 
 import adapeft
 from adapeft.config_file import load_config
-from adapeft.inputs.batches import epoch_batches
 from adapeft.tune.attach import attachment_of
 from cluster.inputs import Inputs, load_inputs
 from tests.benchmarks.report import RESULTS, machine
@@ -58,7 +57,7 @@ def train(
 ) -> tuple[list[float], list[int], float]:
     """(probed loss before training and after every step, steps followed by a projection, seconds)."""
     config = inputs.config
-    batches = list(epoch_batches(len(inputs.train), config.train.batch_size, config.seed, 0))
+    batches = list(inputs.training_batches(epoch=0))
     model = inputs.model()
     select = config.select
     subset = adapeft.select(
