@@ -1,92 +1,29 @@
-"""``adapeft compare`` without Ray: the same stages write the same files, in forks of a process that has the libraries.
+"""``adapeft compare`` in forks of one process instead of on Ray; see ``forks``.
 
-On two cores a run under Ray Train spends about two minutes of processor time on starting workers, more than a small
-model's training takes. A comparison of hundreds of runs with one worker each is made by
-
-    python -m tests.benchmarks.methods CONFIG methods=[…] budgets=[…] seeds=[…] learning_rates=[…]
-
-which takes what ``adapeft compare`` takes, goes on where either stopped, and differs in nothing that is measured but
-the seconds: they hold no start of Ray.
+``python -m tests.benchmarks.methods CONFIG methods=[…] budgets=[…] seeds=[…] learning_rates=[…]`` takes what
+``adapeft compare`` takes, and goes on where either stopped.
 """
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import socket
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from adapeft.artifact import save_text
-from adapeft.config import Config
-from adapeft.config_file import load_config, parse_section, to_yaml
-from adapeft.errors import AdapeftError
+from adapeft.config_file import load_config, parse_section
 from adapeft.experiments import Comparison
-from cluster import pipeline
 from cluster.compare import check, compare
 from cluster.comparison import write_report
-from cluster.console import Terminal
 from cluster.inspect import inspect
-from cluster.metrics_file import load_metrics
-from cluster.session import Session
-
-FORKSERVER = multiprocessing.get_context("forkserver")
-
-
-class ForkSession(Session):
-    """A session whose one worker is a fork of this process."""
-
-    def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
-        """See ``Session``; of the events only the start and the end are logged."""
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-            return pool.submit(_as_the_only_rank, function, self.config, arguments).result()
+from tests.benchmarks.forks import run_in_fork
 
 
 def main() -> None:
     path, *overrides = sys.argv[1:]
     comparison, others = parse_section(Comparison, overrides)
     config = load_config(Path(path), others)
-    assert config.cluster.workers == 1, "a fork is one worker"
     check(config, comparison, inspect)
-    FORKSERVER.set_forkserver_preload([__name__, "cluster.measure", "cluster.finetune"])
     runs = compare(config, comparison, lambda line: print(line, flush=True), run_in_fork)
     print(write_report(Path(config.output), config, comparison, runs).read_text())
-
-
-def run_in_fork(config: Config) -> tuple[dict[str, Any] | None, str | None]:
-    """Metrics of a run, or where to read why there are none; see ``cluster.compare.run_command``."""
-    place = Path(config.output)
-    metrics = place / "metrics.json"
-    if "after" in (content := load_metrics(metrics)):
-        return content, None
-    settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
-    save_text(settings, to_yaml(config))
-    process = FORKSERVER.Process(target=_run, args=(settings, log))
-    process.start()
-    process.join()
-    return (load_metrics(metrics), None) if process.exitcode == 0 else (None, f"see {log}")
-
-
-def _run(settings: Path, log: Path) -> None:
-    with log.open("w") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-        try:
-            with ForkSession(load_config(settings), Terminal()) as session:
-                pipeline.run(session)
-        except AdapeftError as error:
-            print(f"error   {error}")
-            sys.exit(1)
-
-
-def _as_the_only_rank(function: Any, config: Config, arguments: dict[str, Any]) -> dict[str, Any]:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    return function(config, lambda event: None, **arguments)
 
 
 if __name__ == "__main__":
