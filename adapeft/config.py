@@ -115,7 +115,8 @@ class Model(Section):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
         Field(
             default=None,
-            description="how attention is computed; null: as transformers picks; on processors eager is the fastest",
+            description="how attention is computed; null: as transformers picks; on processors eager is faster for "
+            "short texts",
         )
     )
     trust_remote_code: bool = Field(default=False, description="run model code that comes from the hub")
