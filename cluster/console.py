@@ -145,9 +145,8 @@ class Terminal:
 
     def show_frontier(self, front: Frontier, num_total: int, chosen: int) -> None:
         """Predicted influence under other budgets."""
-        table = Table(box=None, header_style="bold")
-        table.add_column("budget", justify="right")
-        for name in ("parameters", "influence", "gap"):
+        table = plain_table()
+        for name in ("budget", "parameters", "influence", "gap"):
             table.add_column(name, justify="right")
         for budget, value, gap in zip(front.budgets, front.values, front.gaps, strict=True):
             style = "bold" if budget == chosen else None
