@@ -73,7 +73,8 @@ class Comparison(Section):
     budgets: tuple[Limit, ...] = Field(default=(Budget.parse("0.5%"),), description="a run each", min_length=1)
     learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         default=(),
-        description="tried for every method on a held-out part of the training data; none: the config's for all",
+        description="tried for every method on a held-out part of the training data, from the middle one on towards "
+        "where scores rise; none: the config's for all",
     )
     tune_fraction: float = Field(default=0.1, gt=0, lt=1, description="part of the training data held out for that")
     perturb: float = Field(default=0.0, ge=0, lt=1, description="part of the training data that each seed leaves out")

@@ -16,7 +16,7 @@ from adapeft.artifact import provenance, save, save_json, save_text
 from adapeft.config import Config
 from adapeft.experiments import Comparison
 from adapeft.methods import get_method
-from cluster.compare import Run
+from cluster.compared_run import Run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -268,8 +268,8 @@ def _conditions(comparison: Comparison) -> str:
     said = f"{len(comparison.seeds)} seeds"
     if comparison.learning_rates:
         rates = ", ".join(f"{rate:g}" for rate in comparison.learning_rates)
-        said += f", each method at the best of the learning rates {rates} on {comparison.tune_fraction:.0%} of the "
-        said += "training data held out"
+        part = f"{comparison.tune_fraction:.0%} of the training data held out"
+        said += f", each method at the learning rate among {rates} to which its scores rose on {part}"
     if comparison.perturb:
         said += f", each seed without a random {comparison.perturb:.0%} of the training data"
     versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())

@@ -12,9 +12,11 @@ from scipy import stats
 from adapeft.config_file import load_config, parse_section
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison
-from cluster.compare import check, compare, finished, run_command
+from cluster.compare import check, compare, finished
+from cluster.compared_run import run_command
 from cluster.comparison import against, rows_of, steps_to, write_report
 from cluster.inspect import inspect
+from cluster.sweep import climb
 from tests.cluster.checkpoints import adapeft, write_bert, write_colours, write_config
 
 
@@ -108,6 +110,34 @@ def test_every_budget_has_a_learning_rate_of_its_own(config):
     assert {str(one.budget): one.learning_rate for one in runs} == {"20%": 1e-1, "40%": 1e-3}
     measured = [one.select.statistics is None for one in configs]
     assert measured == [True, *[False] * 5, True, False], "a sweep measures once, and so does a seed"
+
+
+@pytest.mark.parametrize("start", range(7))
+@pytest.mark.parametrize("peak", range(7))
+def test_a_climb_ends_on_the_peak_and_looks_no_farther(start, peak):
+    asked = []
+
+    def score(index: int) -> int:
+        asked.append(index)
+        return -abs(index - peak)
+
+    assert climb(score, start, 7) == peak
+    way = range(min(start, peak) - 1, max(start, peak) + 2)
+    assert sorted(asked) == [index for index in way if 0 <= index < 7]
+
+
+def test_a_climb_ends_where_everything_fails():
+    assert climb(lambda index: (-np.inf, -np.inf), 1, 3) == 1
+
+
+def test_a_sweep_begins_where_the_last_budget_ended(config):
+    runner, said = Runner(), []
+    rates = [1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
+    comparison = settings("methods=[random]", "seeds=[0]", "budgets=[20%,40%]", f"learning_rates={rates[::-1]}")
+    runs = compare(config, comparison, said.append, runner)
+    assert [run.learning_rate for run in runs] == [1e-2, 1e-2]
+    assert [one.train.learning_rate for one in runner.configs[:-2]] == [3e-3, 1e-3, 1e-2, 3e-2, 1e-2, 3e-3, 3e-2]
+    assert [line.partition(":")[0] for line in said] == [*(f"sweep {n}" for n in range(1, 8)), "run 1/2", "run 2/2"]
 
 
 def test_perturbing_leaves_out_other_examples_for_each_seed(config):

@@ -1,0 +1,171 @@
+"""A run of a comparison: its config, where it goes, and what came of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from adapeft.artifact import save_text
+from adapeft.choose.budget import Budget
+from adapeft.config import Config, Select
+from adapeft.config_file import to_yaml
+from adapeft.experiments import Comparison, Contender
+from adapeft.methods import get_method
+from cluster.metrics_file import load_metrics
+
+_OF_SOME_METHODS = (
+    *("rule", "scope", "solver", "joint", "lora_ranks", "placement"),
+    *("curvature", "probe_steps", "probe_points", "probe_learning_rate"),
+)
+
+Note = Callable[[str], None]
+Runner = Callable[[Config], tuple[dict[str, Any] | None, str | None]]
+"""Runs a config; its metrics, or the reason why there are none."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a comparison.
+
+    Attributes:
+        contender: its method.
+        budget: its budget.
+        seed: its seed.
+        folder: where it goes.
+        metrics: of the finished run; None when it failed.
+        learning_rate: of its training.
+        failure: why it failed.
+    """
+
+    contender: Contender
+    budget: Budget
+    seed: int
+    folder: Path
+    learning_rate: float
+    metrics: dict[str, Any] | None = None
+    failure: str | None = None
+
+    @property
+    def scores(self) -> dict[str, float] | None:
+        """After the last step; the best evaluation would be chosen on the data that the scores are for."""
+        return None if self.metrics is None else self.metrics["last"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to make; ``learning_rate`` None leaves the config's."""
+
+    contender: Contender
+    budget: Budget
+    seed: int
+    learning_rate: float | None
+    folder: Path
+
+    def applied_to(self, config: Config) -> Config:
+        """The config of this run."""
+        config = Config.model_validate({**config.model_dump(), "select": self._select(config.select).model_dump()})
+        if self.learning_rate is not None:
+            config = with_values(config, "train", learning_rate=self.learning_rate)
+        return Config.model_validate({**config.model_dump(), "seed": self.seed, "output": str(self.folder)})
+
+    def _select(self, settings: Select) -> Select:
+        """The settings for this method; a key that is some other method's alone keeps its default here."""
+        given = settings.model_dump(exclude=set(_OF_SOME_METHODS))
+        mine = {**given, **self.contender.settings, "budget": self.budget, "memory_per_device": None}
+        for key in _OF_SOME_METHODS:
+            if key in self.contender.settings:
+                continue
+            with suppress(ValidationError):
+                mine = Select.model_validate({**mine, key: getattr(settings, key)}).model_dump(include={*mine, key})
+        return Select.model_validate(mine)
+
+
+class Line:
+    """Runs of one method on one set of examples, one after the other: all choose from the first one's statistics."""
+
+    def __init__(self, config: Config, run: Runner, done: Counter) -> None:
+        self._config, self._run, self._done = config, run, done
+        self._measured: Path | None = None
+
+    def run(self, job: Job) -> Run:
+        """Makes the run and tells of it."""
+        config = job.applied_to(self._config)
+        if self._measured is not None:
+            config = with_values(config, "select", statistics=str(self._measured))
+        metrics, failure = self._run(config)
+        if failure is None and self._measured is None:
+            self._measured = job.folder
+        made = Run(job.contender, job.budget, job.seed, job.folder, config.train.learning_rate, metrics, failure)
+        self._done(made)
+        return made
+
+
+class Counter:
+    """Tells of runs as they end, from any thread; ``total`` None for those of a sweep, which nobody knows before."""
+
+    def __init__(self, total: int | None, note: Note) -> None:
+        self.total, self.note = total, note
+        self.done = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, run: Run) -> None:
+        with self.lock:
+            self.done += 1
+            number = f"sweep {self.done}" if self.total is None else f"run {self.done}/{self.total}"
+            head = f"{number}: {run.contender}, {run.budget}, seed {run.seed}, learning rate {run.learning_rate:g}"
+            if run.metrics is None or run.scores is None:
+                self.note(f"{head}: {run.failure}")
+            else:
+                metric = run.metrics["metric"]
+                self.note(f"{head}: {metric} {run.scores[metric]:.4f}")
+
+
+def budgets_of(contender: Contender, comparison: Comparison) -> tuple[Budget, ...]:
+    """All budgets, or the first alone for a method that knows none."""
+    return comparison.budgets if get_method(contender.method).is_budgeted else comparison.budgets[:1]
+
+
+def place_of(folder: Path, contender: Contender, budget: Budget, seed: int) -> Path:
+    """Where a run of a comparison in ``folder`` goes."""
+    limit = str(budget) if get_method(contender.method).is_budgeted else "no-budget"
+    return folder / _slug(contender) / limit.replace("%", "-percent") / f"seed-{seed}"
+
+
+def _slug(contender: Contender) -> str:
+    return str(contender).replace(":", "-").replace("+", "-")
+
+
+def run_command(config: Config) -> tuple[dict[str, Any] | None, str | None]:
+    """``adapeft run`` in a process of its own: metrics, or the reason of its failure."""
+    place = Path(config.output)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    metrics = place / "metrics.json"
+    if "after" in (content := load_metrics(metrics)):
+        return content, None
+    # Not with_suffix: a learning rate is a name with a point in it.
+    settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
+    save_text(settings, to_yaml(config))
+    with log.open("w") as output:
+        ended = subprocess.run(
+            [sys.executable, "-m", "cluster.cli", "run", str(settings)], stdout=output, stderr=output, check=False
+        )
+    if ended.returncode == 0:
+        return load_metrics(metrics), None
+    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    reasons = [line for line in lines if line.startswith(("error ", "failed "))]
+    reason = reasons[-1] if reasons else f"it ended with status {ended.returncode}: {(lines or ['no output'])[-1]}"
+    return None, f"{reason} (all of it: {log})"
+
+
+def with_values(config: Config, section: str, **values: Any) -> Config:
+    """The config with other ``values`` in one of its sections."""
+    tree = config.model_dump()
+    return Config.model_validate({**tree, section: {**tree[section], **values}})

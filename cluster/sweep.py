@@ -1,0 +1,74 @@
+"""The learning rate of each method in a comparison: the best of a few on a held-out part of the training data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from adapeft.choose.budget import Budget
+from adapeft.config import Config
+from adapeft.experiments import Comparison, Contender
+from adapeft.inputs.data import describe
+from adapeft.inputs.metrics import primary
+from cluster.compared_run import Counter, Job, Line, Note, Runner, budgets_of, place_of
+from cluster.data_parts import held_out
+
+
+def swept_rates(
+    config: Config, comparison: Comparison, note: Note, run: Runner
+) -> dict[tuple[Contender, Budget], float]:
+    """For each method and budget the learning rate that is best on a held-out part of the training data.
+
+    At the first seed; the evaluation data takes no part in it. From the middle one on, and from the last budget's best
+    at the next, towards where scores rise. Where they are equal, as of models that all predict the majority, the lower
+    loss wins.
+    """
+    folder = Path(config.output)
+    tuning = held_out(config, comparison.tune_fraction, folder / "data")
+    is_regression = describe(config.data, config.model.task).is_regression
+    metric, higher_is_better = primary(config.data.metric, config.model.task, is_regression)
+    rates = sorted(comparison.learning_rates)
+    seed = comparison.seeds[0]
+    done = Counter(None, note)
+
+    def sweep(contender: Contender) -> dict[tuple[Contender, Budget], float]:
+        line, best = Line(tuning, run, done), {}
+        start = len(rates) // 2
+        for budget in budgets_of(contender, comparison):
+            place = place_of(folder / "sweep", contender, budget, 0)
+
+            def score(index: int, budget: Budget = budget, place: Path = place) -> tuple[float, float]:
+                rate = rates[index]
+                swept = line.run(Job(contender, budget, seed, rate, place.with_name(f"{rate:g}")))
+                if swept.scores is None:
+                    return -math.inf, -math.inf
+                return swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]
+
+            start = climb(score, start, len(rates))
+            best[contender, budget] = rates[start]
+        return best
+
+    with ThreadPoolExecutor(comparison.parallel) as pool:
+        return {key: rate for best in pool.map(sweep, comparison.methods) for key, rate in best.items()}
+
+
+def climb(score: Callable[[int], Any], start: int, count: int) -> int:
+    """The index of the peak that is reached from ``start`` by steps to whichever neighbour scores best.
+
+    Args:
+        score: called once an index, for those on the way and their neighbours alone.
+        start: where to begin.
+        count: of indices.
+    """
+    found: dict[int, Any] = {}
+    best = start
+    while True:
+        for index in (best, best - 1, best + 1):
+            if 0 <= index < count and index not in found:
+                found[index] = score(index)
+        if (peak := max(found, key=found.__getitem__)) == best:
+            return best
+        best = peak
