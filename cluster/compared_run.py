@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from adapeft.artifact import save_text
 from adapeft.choose.budget import Budget
 from adapeft.config import Config, Select
-from adapeft.config_file import to_yaml
+from adapeft.config_file import load_config, to_yaml
 from adapeft.experiments import Comparison, Contender
 from adapeft.methods import get_method
 from cluster.metrics_file import load_metrics
+from cluster.run_folder import RunFolder
 
 _OF_SOME_METHODS = (
     *("rule", "scope", "solver", "joint", "lora_ranks", "placement"),
@@ -93,19 +94,25 @@ class Line:
 
     def __init__(self, config: Config, run: Runner, done: Counter) -> None:
         self._config, self._run, self._done = config, run, done
-        self._measured: Path | None = None
+        self._measured: str | None = None
 
     def run(self, job: Job) -> Run:
         """Makes the run and tells of it."""
         config = job.applied_to(self._config)
         if self._measured is not None:
-            config = with_values(config, "select", statistics=str(self._measured))
+            config = with_values(config, "select", statistics=self._measured)
         metrics, failure = self._run(config)
         if failure is None and self._measured is None:
-            self._measured = job.folder
+            self._measured = _statistics_of(job.folder)
         made = Run(job.contender, job.budget, job.seed, job.folder, config.train.learning_rate, metrics, failure)
         self._done(made)
         return made
+
+
+def _statistics_of(folder: Path) -> str:
+    """The run whose statistics are those of the one in ``folder``: an earlier comparison may have begun elsewhere."""
+    config = RunFolder(folder).config
+    return (load_config(config).select.statistics if config.is_file() else None) or str(folder)
 
 
 class Counter:

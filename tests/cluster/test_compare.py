@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adapeft.config_file import load_config, parse_section
+from adapeft.config_file import load_config, parse_section, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison
 from cluster.compare import check, compare, finished
@@ -138,6 +138,23 @@ def test_a_sweep_begins_where_the_last_budget_ended(config):
     assert [run.learning_rate for run in runs] == [1e-2, 1e-2]
     assert [one.train.learning_rate for one in runner.configs[:-2]] == [3e-3, 1e-3, 1e-2, 3e-2, 1e-2, 3e-3, 3e-2]
     assert [line.partition(":")[0] for line in said] == [*(f"sweep {n}" for n in range(1, 8)), "run 1/2", "run 2/2"]
+
+
+def test_a_run_that_was_made_from_anothers_statistics_passes_those_on(config):
+    def run(settings):
+        folder = Path(settings.output)
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            (folder / "config.yaml").write_text(to_yaml(settings))
+            measured.append(settings.select.statistics)
+        last = {"accuracy": 0.5, "loss": 1.0}
+        return {"metric": "accuracy", "last": last, "history": []}, None
+
+    measured = []
+    for budgets in ("[20%,30%]", "[30%,40%]"):
+        compare(config, settings("methods=[adapeft]", "seeds=[0]", f"budgets={budgets}"), lambda text: None, run)
+    first = f"{config.output}/adapeft/20-percent/seed-0"
+    assert measured == [None, first, first]
 
 
 def test_perturbing_leaves_out_other_examples_for_each_seed(config):
