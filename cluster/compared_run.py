@@ -28,8 +28,9 @@ _OF_SOME_METHODS = (
 )
 
 Note = Callable[[str], None]
-Runner = Callable[[Config], tuple[dict[str, Any] | None, str | None]]
-"""Runs a config; its metrics, or the reason why there are none."""
+Outcome = tuple[dict[str, Any] | None, str | None]
+"""A run's metrics, or the reason why there are none."""
+Runner = Callable[[Config], Outcome]
 
 
 @dataclass(frozen=True)
@@ -150,26 +151,39 @@ def _slug(contender: Contender) -> str:
     return str(contender).replace(":", "-").replace("+", "-")
 
 
-def run_command(config: Config) -> tuple[dict[str, Any] | None, str | None]:
-    """``adapeft run`` in a process of its own: metrics, or the reason of its failure."""
+def run_command(config: Config) -> Outcome:
+    """``adapeft run`` in a process of its own."""
+    return run_apart(config, _command)
+
+
+def run_apart(config: Config, execute: Callable[[Path, Path], int]) -> Outcome:
+    """A run in another process, unless an earlier call has finished it: metrics, or the reason of its failure.
+
+    Args:
+        config: of the run.
+        execute: runs a config file with all output to a log, in a process of its own; its exit status.
+    """
     place = Path(config.output)
     place.parent.mkdir(parents=True, exist_ok=True)
-    metrics = place / "metrics.json"
+    metrics = RunFolder(place).metrics
     if "after" in (content := load_metrics(metrics)):
         return content, None
     # Not with_suffix: a learning rate is a name with a point in it.
     settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
     save_text(settings, to_yaml(config))
-    with log.open("w") as output:
-        ended = subprocess.run(
-            [sys.executable, "-m", "cluster.cli", "run", str(settings)], stdout=output, stderr=output, check=False
-        )
-    if ended.returncode == 0:
+    status = execute(settings, log)
+    if status == 0:
         return load_metrics(metrics), None
     lines = [line for line in log.read_text().splitlines() if line.strip()]
     reasons = [line for line in lines if line.startswith(("error ", "failed "))]
-    reason = reasons[-1] if reasons else f"it ended with status {ended.returncode}: {(lines or ['no output'])[-1]}"
+    reason = reasons[-1] if reasons else f"it ended with status {status}: {(lines or ['no output'])[-1]}"
     return None, f"{reason} (all of it: {log})"
+
+
+def _command(settings: Path, log: Path) -> int:
+    command = [sys.executable, "-m", "cluster.cli", "run", str(settings)]
+    with log.open("w") as output:
+        return subprocess.run(command, stdout=output, stderr=output, check=False).returncode
 
 
 def with_values(config: Config, section: str, **values: Any) -> Config:

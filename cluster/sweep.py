@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +35,19 @@ def swept_rates(
     seed = comparison.seeds[0]
     done = Counter(None, note)
 
+    def score(line: Line, contender: Contender, budget: Budget, index: int) -> tuple[float, float]:
+        place = place_of(folder / "sweep", contender, budget, 0).with_name(f"{rates[index]:g}")
+        swept = line.run(Job(contender, budget, seed, rates[index], place))
+        if swept.scores is None:
+            return -math.inf, -math.inf
+        return swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]
+
     def sweep(contender: Contender) -> dict[tuple[Contender, Budget], float]:
         line, best = Line(tuning, run, done), {}
-        start = len(rates) // 2
+        index = len(rates) // 2
         for budget in budgets_of(contender, comparison):
-            place = place_of(folder / "sweep", contender, budget, 0)
-
-            def score(index: int, budget: Budget = budget, place: Path = place) -> tuple[float, float]:
-                rate = rates[index]
-                swept = line.run(Job(contender, budget, seed, rate, place.with_name(f"{rate:g}")))
-                if swept.scores is None:
-                    return -math.inf, -math.inf
-                return swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]
-
-            start = climb(score, start, len(rates))
-            best[contender, budget] = rates[start]
+            index = climb(partial(score, line, contender, budget), index, len(rates))
+            best[contender, budget] = rates[index]
         return best
 
     with ThreadPoolExecutor(comparison.parallel) as pool:

@@ -83,7 +83,8 @@ def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: b
         with torch.device("meta"):
             return _AUTO_CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
     except (ImportError, ValueError) as error:
-        if asked is None:
+        # What else is wrong, such as a model without a head for the task, is not the attention's fault.
+        if asked is None or not (isinstance(error, ImportError) or "attention" in str(error).lower()):
             raise
         raise AdapeftError(
             f"model.attn_implementation = {asked}: is not to be had ({_first_line(error)}). Leave it out, or install "

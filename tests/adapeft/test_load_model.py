@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, ViTConfig
 from transformers.utils import is_flash_attn_2_available
 
 from adapeft import AdapeftError
@@ -192,6 +192,11 @@ def test_an_attention_that_is_not_installed_is_refused_before_weights(bert_folde
     config = load_model_config(model, CLASSES, load_tokenizer(model))
     with pytest.raises(AdapeftError, match=r"model.attn_implementation = flash_attention_2: .* Leave it out"):
         build_structure(config, "sequence-classification")
+
+
+def test_a_model_without_a_head_for_the_task_is_not_blamed_on_its_attention():
+    with pytest.raises(ValueError, match="Unrecognized configuration class"):
+        build_structure(ViTConfig(attn_implementation="eager"), "sequence-classification")
 
 
 def test_what_is_not_there_is_named(tmp_path):

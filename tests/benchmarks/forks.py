@@ -15,13 +15,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from adapeft.artifact import save_text
 from adapeft.config import Config
-from adapeft.config_file import load_config, to_yaml
+from adapeft.config_file import load_config
 from adapeft.errors import AdapeftError
 from cluster import pipeline
+from cluster.compared_run import Outcome, run_apart
 from cluster.console import Terminal
-from cluster.metrics_file import load_metrics
 from cluster.session import Session
 
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -37,20 +36,17 @@ class ForkSession(Session):
             return pool.submit(_as_the_only_rank, function, self.config, arguments).result()
 
 
-def run_in_fork(config: Config) -> tuple[dict[str, Any] | None, str | None]:
-    """Metrics of a run, or where to read why there are none; see ``cluster.compare.run_command``."""
+def run_in_fork(config: Config) -> Outcome:
+    """As ``cluster.compared_run.run_command``, with one worker."""
     assert config.cluster.workers == 1, "a fork is one worker"
-    place = Path(config.output)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    metrics = place / "metrics.json"
-    if "after" in (content := load_metrics(metrics)):
-        return content, None
-    settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
-    save_text(settings, to_yaml(config))
+    return run_apart(config, _fork)
+
+
+def _fork(settings: Path, log: Path) -> int:
     process = FORKSERVER.Process(target=_run, args=(settings, log))
     process.start()
     process.join()
-    return (load_metrics(metrics), None) if process.exitcode == 0 else (None, f"see {log}")
+    return process.exitcode or 0
 
 
 def _run(settings: Path, log: Path) -> None:
