@@ -14,7 +14,7 @@ from typing import Any
 from adapeft.config import Config
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
-from cluster.compared_run import Counter, Job, Line, Note, Run, Runner, budgets_of, place_of, run_command
+from cluster.compared_run import Counter, Job, Line, Note, Run, Runner, budgets_of, job_of, run_command
 from cluster.data_parts import perturbed
 from cluster.place import check_is_folder
 from cluster.sweep import swept_rates
@@ -37,9 +37,7 @@ def compare(config: Config, comparison: Comparison, note: Note, run: Runner | No
     def run_all(seed: int, contender: Contender) -> list[Run]:
         line = Line(perturbed(config, comparison.perturb, seed, folder / "data"), run, done)
         return [
-            line.run(
-                Job(contender, budget, seed, rates.get((contender, budget)), place_of(folder, contender, budget, seed))
-            )
+            line.run(job_of(folder, contender, budget, seed, rates.get((contender, budget))))
             for budget in budgets_of(contender, comparison)
         ]
 

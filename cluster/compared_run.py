@@ -17,6 +17,7 @@ from adapeft.artifact import save_text
 from adapeft.choose.budget import Budget
 from adapeft.config import Config, Select
 from adapeft.config_file import load_config, to_yaml
+from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
 from adapeft.methods import get_method
 from cluster.metrics_file import load_metrics
@@ -91,7 +92,10 @@ class Job:
 
 
 class Line:
-    """Runs of one method on one set of examples, one after the other: all choose from the first one's statistics."""
+    """Runs of one method on one set of examples, one after the other: all choose from the first one's statistics.
+
+    Those that an earlier comparison began keep what they began with.
+    """
 
     def __init__(self, config: Config, run: Runner, done: Counter) -> None:
         self._config, self._run, self._done = config, run, done
@@ -99,21 +103,15 @@ class Line:
 
     def run(self, job: Job) -> Run:
         """Makes the run and tells of it."""
-        config = job.applied_to(self._config)
-        if self._measured is not None:
-            config = with_values(config, "select", statistics=self._measured)
+        begun = RunFolder(job.folder).config
+        statistics = load_config(begun).select.statistics if begun.is_file() else self._measured
+        config = with_values(job.applied_to(self._config), "select", statistics=statistics)
         metrics, failure = self._run(config)
         if failure is None and self._measured is None:
-            self._measured = _statistics_of(job.folder)
+            self._measured = str(job.folder)
         made = Run(job.contender, job.budget, job.seed, job.folder, config.train.learning_rate, metrics, failure)
         self._done(made)
         return made
-
-
-def _statistics_of(folder: Path) -> str:
-    """The run whose statistics are those of the one in ``folder``: an earlier comparison may have begun elsewhere."""
-    config = RunFolder(folder).config
-    return (load_config(config).select.statistics if config.is_file() else None) or str(folder)
 
 
 class Counter:
@@ -141,10 +139,12 @@ def budgets_of(contender: Contender, comparison: Comparison) -> tuple[Budget, ..
     return comparison.budgets if get_method(contender.method).is_budgeted else comparison.budgets[:1]
 
 
-def place_of(folder: Path, contender: Contender, budget: Budget, seed: int) -> Path:
-    """Where a run of a comparison in ``folder`` goes."""
+def job_of(folder: Path, contender: Contender, budget: Budget, seed: int, learning_rate: float | None) -> Job:
+    """A run of a comparison in ``folder``, in a place of its own."""
     limit = str(budget) if get_method(contender.method).is_budgeted else "no-budget"
-    return folder / _slug(contender) / limit.replace("%", "-percent") / f"seed-{seed}"
+    name = f"seed-{seed}" if learning_rate is None else f"seed-{seed}-rate-{learning_rate:g}"
+    place = folder / _slug(contender) / limit.replace("%", "-percent") / name
+    return Job(contender, budget, seed, learning_rate, place)
 
 
 def _slug(contender: Contender) -> str:
@@ -165,19 +165,24 @@ def run_apart(config: Config, execute: Callable[[Path, Path], int]) -> Outcome:
     """
     place = Path(config.output)
     place.parent.mkdir(parents=True, exist_ok=True)
-    metrics = RunFolder(place).metrics
-    if "after" in (content := load_metrics(metrics)):
-        return content, None
+    folder = RunFolder(place)
+    try:
+        if "after" in (content := load_metrics(folder.metrics)):
+            folder.check_is_of(config)
+            return content, None
+    except AdapeftError as error:
+        return None, f"error {error}"
     # Not with_suffix: a learning rate is a name with a point in it.
     settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
     save_text(settings, to_yaml(config))
     status = execute(settings, log)
     if status == 0:
-        return load_metrics(metrics), None
+        return load_metrics(folder.metrics), None
     lines = [line for line in log.read_text().splitlines() if line.strip()]
-    reasons = [line for line in lines if line.startswith(("error ", "failed "))]
-    reason = reasons[-1] if reasons else f"it ended with status {status}: {(lines or ['no output'])[-1]}"
-    return None, f"{reason} (all of it: {log})"
+    # A message is the last that a command prints, and may be of several lines.
+    starts = [number for number, line in enumerate(lines) if line.startswith(("error ", "failed "))]
+    said = lines[starts[-1] :] if starts else [f"it ended with status {status}:", *(lines or ["no output"])[-1:]]
+    return None, f"{' '.join(map(str.strip, said))} (all of it: {log})"
 
 
 def _command(settings: Path, log: Path) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from adapeft.choose.locate import locate
 from adapeft.choose.store import hash_of
 from adapeft.choose.subset import Subset
+from adapeft.config_file import load_config
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Trials
 from adapeft.keys import measurement_key
@@ -19,7 +20,7 @@ from cluster.console import short
 from cluster.inputs import count_examples
 from cluster.inspect import Inspection
 from cluster.mirror import fetched
-from cluster.run_folder import RunFolder
+from cluster.run_folder import CONFIG, RunFolder
 from cluster.session import Session
 
 
@@ -44,7 +45,7 @@ def select(session: Session) -> Subset:
         subset = Subset.load(path).described(source={"subset": config.train.subset, "sha256": hash_of(path)})
         subset.save(folder.subset)
     elif config.select.statistics is not None:
-        subset = _choose_again(session, fetched(config.select.statistics, (TABLE, OPTIONS, ELEMENTS)))
+        subset = _choose_again(session, _measured(config.select.statistics))
     else:
         from cluster.measure import measure_and_choose
 
@@ -103,6 +104,16 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
     show_validation(result, session.terminal)
     session.terminal.note(f"all figures: {short(path)}")
     return result
+
+
+def _measured(place: str) -> Path:
+    """The folder of the run in ``place``, or of the one that it chose from: statistics of elements are not copied."""
+    folder = RunFolder(fetched(place, (CONFIG, TABLE, OPTIONS, ELEMENTS)))
+    if folder.config.is_file():
+        select = load_config(folder.config).select
+        if select.granularity == "element" and select.statistics is not None:
+            return _measured(select.statistics)
+    return folder.path
 
 
 def _choose_again(session: Session, source: Path) -> Subset:

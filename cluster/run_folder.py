@@ -15,6 +15,8 @@ from adapeft.measure.storage import ELEMENTS, TABLE
 from adapeft.places import is_in_job_folder
 from cluster.place import RECORD, working_folder
 
+CONFIG = "config.yaml"
+
 # What may be in a folder before its run: the demo's data, and what a run leaves that fails before it has measured.
 _WELCOME = ("data", "logs", ELEMENTS, PARTIAL_SUMS, RECORD)
 
@@ -33,7 +35,7 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The whole config, defaults included."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def table(self) -> Path:
@@ -82,14 +84,8 @@ class RunFolder:
                 "absolute path on storage that all machines share: output=/…"
             )
         if self.config.is_file() and self._has_results():
-            before = load_config(self.config)
-            other = differences(config, before.model_copy(update={"cluster": config.cluster}))
-            if other:
-                raise AdapeftError(
-                    f"output = {self.path} holds another run:\n  " + "\n  ".join(other) + "\nGive another folder: "
-                    f"output=…; select.statistics={self.path} uses its measurements again."
-                )
-            if config.cluster != before.cluster:
+            self.check_is_of(config)
+            if config.cluster != load_config(self.config).cluster:
                 self._write(config)
             return
         if self.path.exists() and not self.path.is_dir():
@@ -103,6 +99,22 @@ class RunFolder:
             )
         self.logs.mkdir(parents=True, exist_ok=True)
         self._write(config)
+
+    def check_is_of(self, config: Config) -> None:
+        """That what is here came of such a config, on whatever machines.
+
+        Raises:
+            AdapeftError: it holds another run.
+        """
+        before = load_config(self.config)
+        other = differences(config, before.model_copy(update={"cluster": config.cluster}))
+        if other:
+            raise AdapeftError(
+                f"output = {self.path} holds another run:\n  "
+                + "\n  ".join(other)
+                + "\nGive another folder: output=…; "
+                f"select.statistics={self.path} uses its measurements again."
+            )
 
     def _write(self, config: Config) -> None:
         save_text(self.config, to_yaml(config))

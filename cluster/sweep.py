@@ -14,7 +14,7 @@ from adapeft.config import Config
 from adapeft.experiments import Comparison, Contender
 from adapeft.inputs.data import describe
 from adapeft.inputs.metrics import primary
-from cluster.compared_run import Counter, Job, Line, Note, Runner, budgets_of, place_of
+from cluster.compared_run import Counter, Line, Note, Runner, budgets_of, job_of
 from cluster.data_parts import held_out
 
 
@@ -36,8 +36,7 @@ def swept_rates(
     done = Counter(None, note)
 
     def score(line: Line, contender: Contender, budget: Budget, index: int) -> tuple[float, float]:
-        place = place_of(folder / "sweep", contender, budget, 0).with_name(f"{rates[index]:g}")
-        swept = line.run(Job(contender, budget, seed, rates[index], place))
+        swept = line.run(job_of(folder / "sweep", contender, budget, seed, rates[index]))
         if swept.scores is None:
             return -math.inf, -math.inf
         return swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]

@@ -76,20 +76,26 @@ def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: b
     """The model on the meta device: names, shapes and modules, no weights.
 
     Raises:
-        AdapeftError: the config asks for an attention that the model or this machine does not have.
+        AdapeftError: models of this type have no head for the task, or this one or this machine lacks the attention
+            that the config asks for.
     """
     asked = config._attn_implementation
     try:
         with torch.device("meta"):
             return _AUTO_CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
     except (ImportError, ValueError) as error:
-        # What else is wrong, such as a model without a head for the task, is not the attention's fault.
-        if asked is None or not (isinstance(error, ImportError) or "attention" in str(error).lower()):
-            raise
-        raise AdapeftError(
-            f"model.attn_implementation = {asked}: is not to be had ({_first_line(error)}). Leave it out, or install "
-            "what it needs here and on the workers."
-        ) from error
+        reason = _first_line(error)
+        if reason.startswith("Unrecognized configuration class"):
+            raise AdapeftError(
+                f"model.task = {task}: transformers has no {config.model_type} model for it. Give another model.name, "
+                "or the task that this one is for."
+            ) from error
+        if asked is not None and (isinstance(error, ImportError) or "attention" in reason.lower()):
+            raise AdapeftError(
+                f"model.attn_implementation = {asked}: is not to be had ({reason}). Leave it out, or install what it "
+                "needs here and on the workers."
+            ) from error
+        raise
 
 
 def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: Sequence[str]) -> PreTrainedModel:

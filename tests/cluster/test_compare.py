@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adapeft.config_file import load_config, parse_section, to_yaml
+from adapeft.config_file import load_config, parse_section
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison
 from cluster.compare import check, compare, finished
-from cluster.compared_run import run_command
+from cluster.compared_run import run_apart, run_command, with_values
 from cluster.comparison import against, rows_of, steps_to, write_report
+from cluster.data_parts import held_out
 from cluster.inspect import inspect
+from cluster.run_folder import RunFolder
 from cluster.sweep import climb
 from tests.cluster.checkpoints import adapeft, write_bert, write_colours, write_config
 
@@ -140,21 +142,66 @@ def test_a_sweep_begins_where_the_last_budget_ended(config):
     assert [line.partition(":")[0] for line in said] == [*(f"sweep {n}" for n in range(1, 8)), "run 1/2", "run 2/2"]
 
 
-def test_a_run_that_was_made_from_anothers_statistics_passes_those_on(config):
-    def run(settings):
-        folder = Path(settings.output)
-        if not folder.is_dir():
-            folder.mkdir(parents=True)
-            (folder / "config.yaml").write_text(to_yaml(settings))
-            measured.append(settings.select.statistics)
-        last = {"accuracy": 0.5, "loss": 1.0}
-        return {"metric": "accuracy", "last": last, "history": []}, None
+def finished_run(settings, log):
+    """What stands for a run in another process."""
+    config = load_config(settings)
+    folder = RunFolder.of(config)
+    folder.claim(config)
+    scores = {"accuracy": 0.5, "loss": 1.0}
+    content = {"metric": "accuracy", "choice": {}, "seconds": {}, "history": []}
+    sizes = (
+        "total_parameters",
+        "trainable_parameters",
+        "always_trained_parameters",
+        "delta_bytes",
+        "peak_memory_bytes",
+    )
+    content |= {**dict.fromkeys(("before", "after", "last"), scores), **dict.fromkeys(sizes, 1)}
+    folder.metrics.write_text(json.dumps(content))
+    folder.subset.touch()
+    return 0
 
-    measured = []
-    for budgets in ("[20%,30%]", "[30%,40%]"):
-        compare(config, settings("methods=[adapeft]", "seeds=[0]", f"budgets={budgets}"), lambda text: None, run)
-    first = f"{config.output}/adapeft/20-percent/seed-0"
-    assert measured == [None, first, first]
+
+def never(settings, log):
+    pytest.fail("it is finished")
+
+
+def test_a_finished_run_counts_only_for_its_own_config(config):
+    metrics, _ = run_apart(config, finished_run)
+    assert run_apart(config, never) == (metrics, None)
+    other = with_values(config, "train", epochs=9)
+    metrics, failure = run_apart(other, never)
+    assert metrics is None
+    assert "holds another run" in failure
+    assert "train.epochs: 9.0 here" in failure
+
+
+def test_a_comparison_that_finds_another_learning_rate_runs_again(config):
+    first, second = Runner(), Runner()
+    for runner, rates in ((first, "[1e-4,1e-3]"), (second, "[1e-4,1e-3,1e-2]")):
+        compare(config, settings("methods=[random]", "seeds=[0]", f"learning_rates={rates}"), lambda text: None, runner)
+    last = [runner.configs[-1] for runner in (first, second)]
+    assert [one.train.learning_rate for one in last] == [1e-3, 1e-2]
+    assert len({one.output for one in last}) == 2
+    again = {one.output: one for one in first.configs[:-1] if one.output in {two.output for two in second.configs}}
+    assert {one.train.learning_rate for one in again.values()} == {1e-4, 1e-3}, "what was swept is not swept again"
+
+
+def test_an_extended_comparison_takes_up_what_was_begun(config):
+    outcomes = []
+    for budgets in ("[30%]", "[20%,30%,40%]"):
+        comparison = settings("methods=[adapeft]", "seeds=[0]", f"budgets={budgets}")
+        outcomes.append(compare(config, comparison, lambda text: None, lambda one: run_apart(one, finished_run)))
+    assert all(map(finished, outcomes))
+    measured = {str(run.budget): load_config(run.folder / "config.yaml").select.statistics for run in outcomes[1]}
+    assert measured == {"20%": None, "30%": None, "40%": str(outcomes[1][0].folder)}
+
+
+def test_parts_of_the_data_are_files_of_their_own(config, tmp_path):
+    parts = [held_out(config, fraction, tmp_path / "parts").data for fraction in (0.1, 0.2, 0.1)]
+    assert parts[0] == parts[2] != parts[1]
+    other = held_out(config.model_copy(update={"seed": 1}), 0.1, tmp_path / "parts").data
+    assert other.train != parts[0].train
 
 
 def test_perturbing_leaves_out_other_examples_for_each_seed(config):

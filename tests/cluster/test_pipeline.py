@@ -195,6 +195,10 @@ def test_a_language_model_by_element(command, language_model):
     arguments = ("groups=element", "budget=100", f"select.statistics={folder / 'run'}", f"output={fewer}")
     assert "starting" not in text_of(command("select", config, *arguments))
     assert Subset.load(fewer / "subset.safetensors").count == 100
+    # That one has no statistics of its own.
+    arguments = ("groups=element", "budget=50", f"select.statistics={fewer}", f"output={folder / 'fewest'}")
+    assert "starting" not in text_of(command("select", config, *arguments))
+    assert Subset.load(folder / "fewest" / "subset.safetensors").count == 50
 
 
 def test_training_a_saved_subset(command, language_model):
