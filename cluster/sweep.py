@@ -56,17 +56,23 @@ def swept_rates(
 def climb(score: Callable[[int], Any], start: int, count: int) -> int:
     """The index of the peak that is reached from ``start`` by steps to whichever neighbour scores best.
 
+    A peak is above two on each side: one run is noisy, and what is above its neighbours alone may be no peak.
+
     Args:
-        score: called once an index, for those on the way and their neighbours alone.
+        score: called once an index, for those on the way and around it alone.
         start: where to begin.
         count: of indices.
     """
-    found: dict[int, Any] = {}
+    found = {start: score(start)}
     best = start
     while True:
-        for index in (best, best - 1, best + 1):
-            if 0 <= index < count and index not in found:
-                found[index] = score(index)
-        if (peak := max(found, key=found.__getitem__)) == best:
+        for step in (1, 2):
+            for index in (best - step, best + step):
+                if 0 <= index < count and index not in found:
+                    found[index] = score(index)
+            peak = max(found, key=found.__getitem__)
+            if peak != best:
+                break
+        if peak == best:
             return best
         best = peak

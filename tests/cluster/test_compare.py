@@ -116,7 +116,7 @@ def test_every_budget_has_a_learning_rate_of_its_own(config):
 
 @pytest.mark.parametrize("start", range(7))
 @pytest.mark.parametrize("peak", range(7))
-def test_a_climb_ends_on_the_peak_and_looks_no_farther(start, peak):
+def test_a_climb_ends_on_the_peak_and_looks_no_farther_than_needed(start, peak):
     asked = []
 
     def score(index: int) -> int:
@@ -124,8 +124,12 @@ def test_a_climb_ends_on_the_peak_and_looks_no_farther(start, peak):
         return -abs(index - peak)
 
     assert climb(score, start, 7) == peak
-    way = range(min(start, peak) - 1, max(start, peak) + 2)
+    way = range(min(start - 1, peak - 2), max(start + 1, peak + 2) + 1)
     assert sorted(asked) == [index for index in way if 0 <= index < 7]
+
+
+def test_a_dip_does_not_end_a_climb():
+    assert climb([0.1, 0.6, 0.4, 0.5, 0.2].__getitem__, 3, 5) == 1
 
 
 def test_a_climb_ends_where_everything_fails():
@@ -138,8 +142,9 @@ def test_a_sweep_begins_where_the_last_budget_ended(config):
     comparison = settings("methods=[random]", "seeds=[0]", "budgets=[20%,40%]", f"learning_rates={rates[::-1]}")
     runs = compare(config, comparison, said.append, runner)
     assert [run.learning_rate for run in runs] == [1e-2, 1e-2]
-    assert [one.train.learning_rate for one in runner.configs[:-2]] == [3e-3, 1e-3, 1e-2, 3e-2, 1e-2, 3e-3, 3e-2]
-    assert [line.partition(":")[0] for line in said] == [*(f"sweep {n}" for n in range(1, 8)), "run 1/2", "run 2/2"]
+    first, second = [3e-3, 1e-3, 1e-2, 3e-2, 1e-1], [1e-2, 3e-3, 3e-2, 1e-3, 1e-1]
+    assert [one.train.learning_rate for one in runner.configs[:-2]] == first + second
+    assert [line.partition(":")[0] for line in said] == [*(f"sweep {n}" for n in range(1, 11)), "run 1/2", "run 2/2"]
 
 
 def finished_run(settings, log):
