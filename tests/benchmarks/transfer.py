@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("pair", choices=PAIRS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parallel", type=int, default=2, help="trainings at once")
     parser.add_argument("overrides", nargs="*", help="key=value of the runs' config")
     arguments = parser.parse_intermixed_args()
     pair, out = PAIRS[arguments.pair], arguments.out
@@ -107,14 +109,17 @@ def main() -> None:
         "transferred, by weight norm": [f"train.subset={out / 'weight-norm' / SUBSET}"],
         "random": ["select.method=random"],
     }
-    scores: dict[str, list[float]] = {name: [] for name in choices}
-    for seed in range(arguments.seeds):
-        for name, overrides in choices.items():
-            output = out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            here = [f"model.name={large}", f"seed={seed}", f"output={output}", "cluster.workers=1"]
-            metrics, failure = run_in_fork(load_config(Path(pair.config), [*here, *common, *overrides]))
-            assert metrics is not None, failure
-            scores[name].append(metrics["last"][pair.metric])
+
+    def train(name: str, seed: int) -> float:
+        output = out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+        here = [f"model.name={large}", f"seed={seed}", f"output={output}", "cluster.workers=1"]
+        metrics, failure = run_in_fork(load_config(Path(pair.config), [*here, *common, *choices[name]]))
+        assert metrics is not None, failure
+        return metrics["last"][pair.metric]
+
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        found = {name: [pool.submit(train, name, seed) for seed in range(arguments.seeds)] for name in choices}
+        scores = {name: [run.result() for run in runs] for name, runs in found.items()}
     held = {
         "chosen on the large model": out / "large" / SUBSET,
         "the same, measured again": out / "again" / SUBSET,
