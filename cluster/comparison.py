@@ -159,7 +159,6 @@ def write_report(folder: Path, config: Config, comparison: Comparison, runs: Seq
     plots = [plot_scores(folder / "scores.png", rows, metric)]
     if len(comparison.seeds) > 1:
         plots.append(plot_spread(folder / "spread.png", rows, metric))
-    failures = [(row, reason) for row in rows for reason in row.failures]
     lines = [
         f"# {Path(config.model.name).name} on {config.data.train}",
         "",
@@ -168,7 +167,11 @@ def write_report(folder: Path, config: Config, comparison: Comparison, runs: Seq
         table(rows, metric),
         "",
         *_comparisons(rows, higher_is_better),
-        *(f"- {row.method} at {row.budget or 'no budget'} failed: {reason}" for row, reason in failures),
+        *(
+            f"- {row.method} at {row.budget or 'no budget'} failed ({len(row.failures)} runs): {row.failures[0]}"
+            for row in rows
+            if row.failures
+        ),
         "",
         *(f"![{path.stem}]({path.name})" for path in plots),
         "",
@@ -180,13 +183,17 @@ def write_report(folder: Path, config: Config, comparison: Comparison, runs: Seq
 def table(rows: Sequence[Row], metric: str) -> str:
     """GitHub's Markdown."""
     score = f"{metric}, mean ± std"
-    heads = ("method", "budget", score, "learning rate", "trained", "delta KiB", "peak MiB", "choose s", "train s")
+    heads = [
+        *("method", "budget", score, "by seed", "learning rate"),
+        *("trained", "delta KiB", "peak MiB", "choose s", "train s"),
+    ]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
         if row.scores:
             spread = "" if np.isnan(row.std) else f" ± {row.std:.4f}"
             cells = [
                 f"{row.mean:.4f}{spread}",
+                ", ".join(f"{score:.3f}" for _, score in sorted(row.scores.items())),
                 f"{row.learning_rate:g}",
                 f"{row.trained:,.0f}",
                 f"{row.delta_bytes / 2**10:,.0f}",
@@ -195,7 +202,7 @@ def table(rows: Sequence[Row], metric: str) -> str:
                 f"{row.train_seconds:.0f}",
             ]
         else:
-            cells = ["failed", *["–"] * 6]
+            cells = ["failed", *["–"] * (len(heads) - 3)]
         lines.append(f"| {row.method} | {row.budget or '–'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -206,8 +213,7 @@ def plot_scores(path: Path, rows: Sequence[Row], metric: str) -> Path:
     for index, line in enumerate(_lines(rows).values()):
         error = [0.0 if np.isnan(row.std) else row.std for row in line]
         x, y = [row.trained for row in line], [row.mean for row in line]
-        axes.errorbar(x, y, yerr=error, color=f"C{index}", marker="o", markersize=4, capsize=3)
-        _label(axes, line[-1].method, x[-1], y[-1], f"C{index}")
+        axes.errorbar(x, y, yerr=error, color=f"C{index}", marker="o", markersize=4, capsize=3, label=line[-1].method)
     axes.set(xscale="log", xlabel="trained parameters", ylabel=metric)
     return _save(figure, axes, path)
 
@@ -217,19 +223,15 @@ def plot_spread(path: Path, rows: Sequence[Row], metric: str) -> Path:
     figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     for index, line in enumerate(_lines(rows).values()):
         x, y = [row.trained for row in line], [row.std for row in line]
-        axes.plot(x, y, color=f"C{index}", marker="o", markersize=4)
-        _label(axes, line[-1].method, x[-1], y[-1], f"C{index}")
+        axes.plot(x, y, color=f"C{index}", marker="o", markersize=4, label=line[-1].method)
     axes.set(xscale="log", xlabel="trained parameters", ylabel=f"standard deviation of {metric}")
     return _save(figure, axes, path)
 
 
-def _label(axes: Any, text: str, x: float, y: float, color: str) -> None:
-    axes.annotate(text, (x, y), xytext=(6, 0), textcoords="offset points", color=color, va="center")
-
-
 def _save(figure: Any, axes: Any, path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.15)
+    if axes.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside right upper", frameon=False)
     save(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
     plt.close(figure)
     return path
@@ -255,11 +257,12 @@ def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
             continue
         baseline = (same or baselines)[0]
         verdict = against(row, baseline, higher_is_better)
-        steps = [steps_to(one, baseline.mean, higher_is_better) for one in (row, baseline)]
+        lowest = (min if higher_is_better else max)(baseline.scores.values())
+        steps = [steps_to(one, lowest, higher_is_better) for one in (row, baseline)]
         mine, theirs = ("never" if np.isnan(count) else f"{count:,.0f} steps" for count in steps)
         said.append(
             f"- {row.method} against {baseline.method} at {row.budget}: {verdict}. "
-            f"To {baseline.method}'s mean score on every seed: {mine}, {baseline.method} {theirs}."
+            f"To {baseline.method}'s worst score ({lowest:.4g}) on every seed: {mine}, {baseline.method} {theirs}."
         )
     return said
 

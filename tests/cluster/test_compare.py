@@ -240,7 +240,7 @@ def test_one_failure_loses_nothing_of_the_rest(config):
     report = write_report(Path(config.output), config, settings(), runs)
     text = report.read_text()
     assert "| adapeft | 0.5% | 0.6401 ± 0.0100 |" in text
-    assert "sam at 0.5% failed: out of memory" in text
+    assert "sam at 0.5% failed (1 runs): out of memory" in text
     assert "sam against random at 0.5%: 0.1 better on every seed" in text
     assert (report.parent / "scores.png").stat().st_size > 5000
     assert len(json.loads((report.parent / "comparison.json").read_text())["runs"]) == 9
@@ -249,7 +249,7 @@ def test_one_failure_loses_nothing_of_the_rest(config):
 def test_the_report_says_how_many_steps_the_baselines_score_took(config):
     runs = compare(config, settings("methods=[adapeft,random,sam]", "seeds=[0,2]"), print, Runner())
     text = write_report(Path(config.output), config, settings(), runs).read_text()
-    assert "To random's mean score on every seed: 10 steps, random never." in text
+    assert "To random's worst score (0.4301) on every seed: 10 steps, random 20 steps." in text
     rows = {row.method: row for row in rows_of(runs)}
     assert steps_to(rows["random"], rows["random"].scores[0], higher_is_better=True) == 20
     assert np.isnan(steps_to(rows["random"], rows["adapeft"].mean, higher_is_better=True))
