@@ -60,6 +60,7 @@ GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "adapeft": ("row", "element", "tensor", "role"),
     **dict.fromkeys(OPTIONS, ("element",)),
 }
+_WITHOUT_OWN_STEPS = ("lora", "adapter", *OPTIONS)
 _WITHOUT_VALUES = ("full", "random", "bitfit", "lora", "adapter", *OPTIONS)
 
 
@@ -331,6 +332,11 @@ class Train(Section):
     train_sampling_strategy: Literal["random", "group_by_length"] = Field(
         default="random", description="group_by_length: batches of examples of about one length, for less padding"
     )
+    limit_steps: bool = Field(
+        default=False,
+        description="measure how much each tensor's part changes the predictions, and give those above the median a "
+        "learning rate that much smaller",
+    )
     weight_decay: NonNegativeFloat = Field(default=0.01, description="decoupled weight decay", allow_inf_nan=False)
     warmup_ratio: float = Field(
         default=0.1, ge=0, lt=1, description="part of the steps over which the learning rate rises"
@@ -371,6 +377,9 @@ class Cluster(Section):
     collective_timeout: PositiveInt = Field(
         default=1800, description="seconds a worker waits for the others before the run ends with an error"
     )
+    max_failures: NonNegativeInt = Field(
+        default=0, description="times that a stage goes on with new workers after some were lost or failed, as in Ray"
+    )
     save_interval: NonNegativeFloat = Field(
         default=300.0,
         description="seconds of measuring after which its sums are saved for an interrupted run; 0: never",
@@ -403,6 +412,15 @@ class Config(Section):
     train: Train = Train()
     cluster: Cluster = Cluster()
     seed: NonNegativeInt = Field(default=0, description="of everything random", lt=2**32)
+
+    @model_validator(mode="after")
+    def _has_steps_to_limit(self) -> Config:
+        if self.train.limit_steps and self.train.subset is None and self.select.method in _WITHOUT_OWN_STEPS:
+            raise ValueError(
+                f"train.limit_steps = true: {self.select.method} trains no fixed part of the base's own weights; leave "
+                "it out"
+            )
+        return self
 
     def paths(self) -> dict[str, str]:
         """What lies on a file system, as it is spelled: ``{"data.train": "train.jsonl", "output": "runs/mine", …}``."""

@@ -42,6 +42,8 @@ RankFunction = Callable[..., dict[str, Any]]
 
 _EVENT_INTERVAL = 0.2
 
+_LOCAL = "local"
+
 
 @contextmanager
 def ray_session(cluster: Cluster, metadata: Mapping[str, str] | None = None) -> Iterator[int]:
@@ -56,12 +58,21 @@ def ray_session(cluster: Cluster, metadata: Mapping[str, str] | None = None) -> 
     Raises:
         AdapeftError: nothing answers at ``RAY_ADDRESS``, or the cluster lacks what the config asks for.
     """
-    is_local = _connect(cluster, metadata or {})
+    _connect(cluster, metadata or {})
     try:
-        # To a cluster machines may still be on their way; nothing will join this process's own.
-        yield _wait_for_resources(cluster, 0.0 if is_local else cluster.resource_timeout)
+        yield room_for(cluster)
     finally:
         ray.shutdown()
+
+
+def room_for(cluster: Cluster) -> int:
+    """The number of workers that there is room for, of those that ``cluster`` asks for.
+
+    Raises:
+        AdapeftError: for fewer than there may be; it says what is missing.
+    """
+    # To a cluster machines may still be on their way; nothing will join this process's own.
+    return _wait_for_resources(cluster, 0.0 if _address() == _LOCAL else cluster.resource_timeout)
 
 
 def run_on_workers(
@@ -128,12 +139,17 @@ def run_on_workers(
         raise _cause(error, folder.logs) from error
     finally:
         _tidy(run)
-    events.shutdown()
+        events.shutdown(force=True)
     return result
 
 
-def _connect(cluster: Cluster, metadata: Mapping[str, str]) -> bool:
-    """Joins the cluster of ``RAY_ADDRESS`` or starts a local one; whether it is a local one."""
+def _address() -> str:
+    # Not "auto": that would join the local cluster of whatever else runs on this machine, and wait for its workers.
+    return os.environ.get("RAY_ADDRESS", _LOCAL)
+
+
+def _connect(cluster: Cluster, metadata: Mapping[str, str]) -> None:
+    """Joins the cluster of ``RAY_ADDRESS`` or starts a local one."""
     # Ray would set CUDA_VISIBLE_DEVICES="" for workers without a GPU, and warns that it soon will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # In a job Ray refuses to start when the job's environment sets a variable that the workers' sets too.
@@ -147,8 +163,7 @@ def _connect(cluster: Cluster, metadata: Mapping[str, str]) -> bool:
         "runtime_env": {"env_vars": _worker_environment(cluster)},
         "job_config": JobConfig(metadata=dict(metadata)),
     }
-    # Not "auto": that would join the local cluster of whatever else runs on this machine, and wait for its workers.
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = _address()
     _check_answers(address, cluster.resource_timeout)
     try:
         ray.init(address=address, **options)
@@ -165,7 +180,6 @@ def _connect(cluster: Cluster, metadata: Mapping[str, str]) -> bool:
             f"RAY_ADDRESS = {address}: the cluster there runs other versions: {error}\nInstall those of the cluster "
             "here, or send the run there with `adapeft submit`."
         ) from error
-    return address == "local"
 
 
 def _check_answers(address: str, timeout: float) -> None:
@@ -283,11 +297,7 @@ def _worker_environment(cluster: Cluster) -> dict[str, str]:
 
 
 def _wait_for_resources(cluster: Cluster, timeout: float) -> int:
-    """Waits for workers that may still be joining, and asks an autoscaler for them; returns how many there is room for.
-
-    Raises:
-        AdapeftError: for fewer than there may be; it says what is missing.
-    """
+    """Waits for workers that may still be joining, and asks an autoscaler for them; how many there is room for."""
     deadline = time.monotonic() + timeout
     missing = _missing(cluster, there := ray.cluster_resources())
     with _demand(cluster) if missing and timeout else nullcontext():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from torch import nn
 
 from adapeft.choose.choose import choose
 from adapeft.choose.groups import chosen_of
@@ -21,9 +25,9 @@ from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import clear_elements, save_elements, save_groups, save_options
 from adapeft.methods import get_method
 from adapeft.ranks import Ranks
-from cluster.engine import join, measuring_engine
+from cluster.engine import DistributedRanks, join, measuring_engine
 from cluster.events import Report
-from cluster.inputs import load_inputs
+from cluster.inputs import Inputs, load_inputs
 from cluster.peak import peak_memory
 from cluster.plan import reach_of
 from cluster.run_folder import RunFolder
@@ -42,18 +46,45 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
     settings = config.select
     method = get_method(settings.method)
     batch_size = 1 if method.measures_examples else settings.batch_size
-    calibration = draw_calibration(len(inputs.train), settings.calibration, batch_size, ranks.world_size, config.seed)
     model = inputs.model().eval()
     groups = groups_of(model, settings)
-    candidates = [info.name for info in groups.parameters]
-    num_micro = num_micro_batches(batch_size, ranks.world_size, settings.micro_batch_size)
-    engine = measuring_engine(model, candidates, groups.always_train, config.cluster.zero_stage, num_micro)
     folder = RunFolder.of(config)
     key = sums_key(config, groups, len(inputs.train), ranks.world_size)
     saved = PartialSums(folder.path, key, config.cluster.save_interval, ranks)
     if saved.dropped:
         report({"step": f"measuring from the start: saved sums are of another {', '.join(saved.dropped)}"})
-    passes = Passes(
+    if ranks.rank == 0:
+        clear_elements(folder.path)
+    with measuring_passes(config, inputs, model, groups, batch_size, ranks, report, saved) as passes:
+        statistics = measure(method, passes, groups, settings)
+    if groups.granularity == "element" and statistics.columns:  # also on a rank that happens to hold none
+        save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)
+    peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
+    report({"step": "choosing"})
+    choose_and_save(config, statistics, len(inputs.train), ranks, limit)
+    saved.remove()
+    return {"measuring_peak_memory_bytes": peak}
+
+
+@contextmanager
+def measuring_passes(
+    config: Config,
+    inputs: Inputs,
+    model: nn.Module,
+    groups: Groups,
+    batch_size: int,
+    ranks: DistributedRanks,
+    report: Report,
+    saved: PartialSums | None = None,
+) -> Iterator[Passes]:
+    """Passes over the calibration through this rank's shards of ``model``, of no use afterwards. Collective."""
+    calibration = draw_calibration(
+        len(inputs.train), config.select.calibration, batch_size, ranks.world_size, config.seed
+    )
+    candidates = [info.name for info in groups.parameters]
+    num_micro = num_micro_batches(batch_size, ranks.world_size, config.select.micro_batch_size)
+    engine = measuring_engine(model, candidates, groups.always_train, config.cluster.zero_stage, num_micro)
+    yield Passes(
         ZeroShards(engine, candidates, ranks, groups.always_train),
         inputs.objective,
         calibration,
@@ -62,17 +93,7 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
         lambda step, done, total: report({"step": step, "done": done, "total": total}),
         saved=saved,
     )
-    if ranks.rank == 0:
-        clear_elements(folder.path)
-    statistics = measure(method, passes, groups, settings)
     engine.destroy()
-    if groups.granularity == "element" and statistics.columns:  # also on a rank that happens to hold none
-        save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)
-    peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
-    report({"step": "choosing"})
-    choose_and_save(config, statistics, len(inputs.train), ranks, limit)
-    saved.remove()
-    return {"measuring_peak_memory_bytes": peak}
 
 
 def sums_key(config: Config, groups: Groups, num_examples: int, world_size: int) -> dict[str, Any]:

@@ -75,15 +75,27 @@ class Session:
             self._log.write("interrupted", logging.WARNING)
 
     def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
-        """Runs a rank function on the config's workers, with progress on the terminal."""
+        """Runs a rank function on the config's workers, with progress on the terminal.
+
+        Where workers fail, new ones go on from what was saved, ``cluster.max_failures`` times.
+        """
         # Imported here: without a stage to run, nobody waits for Ray.
-        from cluster.launch import run_on_workers
+        from cluster.launch import room_for, run_on_workers
 
         present, metrics = self._joined = self._joined or self._join()
-        self._log.write("started", stage=stage, workers=present.cluster.workers)
-        with self.terminal.watch(stage) as watch:
-            tell = to_all(watch, self._log, metrics, self._look)
-            result = run_on_workers(function, present, stage, tell, **arguments)
+        for failures_left in reversed(range(self.config.cluster.max_failures + 1)):
+            self._log.write("started", stage=stage, workers=present.cluster.workers)
+            try:
+                with self.terminal.watch(stage) as watch:
+                    tell = to_all(watch, self._log, metrics, self._look)
+                    result = run_on_workers(function, present, stage, tell, **arguments)
+                break
+            except WorkerError as error:
+                if not failures_left:
+                    raise
+                self._log.write("failed", logging.WARNING, stage=stage, cause=str(error))
+                self.terminal.note(f"{stage}: {error}\n{stage}: again with new workers, {failures_left} times at most")
+                present, metrics = self._joined = self._with_workers(room_for(self.config.cluster)), metrics
         self._log.write("ended", stage=stage)
         self._put()
         return result
@@ -115,11 +127,14 @@ class Session:
 
         with self.terminal.busy("starting Ray"):
             workers = self._stack.enter_context(ray_session(self.config.cluster, job_metadata(self.config)))
-        if workers < self.config.cluster.workers:
-            self.terminal.note(f"workers: {workers} of {self.config.cluster.workers}, for more there is no room")
         metrics = Metrics(self.config)
         metrics.record(self.metrics())
-        return self.config.model_copy(update={"cluster": self.config.cluster.with_workers(workers)}), metrics
+        return self._with_workers(workers), metrics
+
+    def _with_workers(self, workers: int) -> Config:
+        if workers < self.config.cluster.workers:
+            self.terminal.note(f"workers: {workers} of {self.config.cluster.workers}, for more there is no room")
+        return self.config.model_copy(update={"cluster": self.config.cluster.with_workers(workers)})
 
     def _put(self) -> None:
         if self._mirror is not None and self.claims:

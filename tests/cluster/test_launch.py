@@ -144,6 +144,29 @@ def test_stages_run_on_the_workers_that_are_there(config, monkeypatch, capsys):
     assert capsys.readouterr().out.count("workers: 3 of 8") == 1
 
 
+@pytest.mark.parametrize("max_failures", [0, 1, 2])
+def test_workers_that_fail_are_replaced_so_many_times(config, monkeypatch, capsys, max_failures):
+    workers = []
+
+    def run(function, config, stage, watch):
+        workers.append(config.cluster.workers)
+        if len(workers) < 3:
+            raise WorkerError("a worker failed: gone")
+        return {"done": True}
+
+    monkeypatch.setattr(launch, "ray_session", lambda cluster, metadata: nullcontext(3))
+    monkeypatch.setattr(launch, "room_for", lambda cluster: 2)
+    monkeypatch.setattr(launch, "run_on_workers", run)
+    session = Session(with_cluster(config, workers=3, min_workers=2, max_failures=max_failures), Terminal())
+    expected = nullcontext() if max_failures == 2 else pytest.raises(WorkerError, match="gone")
+    with expected:
+        assert session.on_workers(rank_functions.hang, "measure") == {"done": True}
+    assert workers == [3, 2, 2][: max_failures + 1]
+    said = capsys.readouterr().out
+    assert said.count("a worker failed: gone") == max_failures
+    assert said.count("workers: 2 of 3") == max_failures
+
+
 def test_an_autoscaler_sees_what_is_wanted_while_it_is_waited_for(local_ray):
     def pending() -> list[dict[int, dict[str, float]]]:
         return [group["bundles"] for group in placement_group_table().values() if group["state"] == "PENDING"]

@@ -1,0 +1,75 @@
+"""How much of a subset pulls in one direction: its joint curvature beside the sum of what its tensors have alone.
+
+``python -m tests.benchmarks.cross_terms RUN…`` takes folders of finished runs on one task and prints a table. An
+additive choice counts the curvature of each group alone; where the joint one is a multiple, the groups chosen change
+the model's output alike, and training has to take smaller steps than each of them would bear.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from adapeft.choose.subset import Subset
+from adapeft.config import Config
+from adapeft.config_file import load_config
+from adapeft.inputs.batches import draw_calibration
+from adapeft.measure.direction import measure_direction
+from adapeft.measure.groups import Groups, groups_of
+from adapeft.measure.measure import with_warm_up
+from adapeft.measure.part_curvature import keep_parts
+from adapeft.measure.passes import Passes
+from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.shards import WholeModel, measuring_mode
+from adapeft.methods import get_method
+from cluster.engine import join
+from cluster.inputs import load_inputs
+from cluster.run_folder import RunFolder
+
+
+def main(folders: list[Path]) -> None:
+    """Measures every run's subset along Adam's direction, as ``adapeft`` does its groups, and prints the table."""
+    subsets = {folder: Subset.load(RunFolder(folder).subset) for folder in folders}
+    config = load_config(RunFolder(folders[0]).config)
+    print("| run | elements | slope b | curvature: tensors alone | joint A | best step b / A | gain b² / 2A |")
+    print("|---|---|---|---|---|---|---|")
+    with measured(config) as (passes, groups, direction):
+        for folder, subset in subsets.items():
+            masked = [along.clone() for along in direction]
+            keep_parts(passes.shards, groups, masked, subset.parts)
+            slope = measure_slopes(passes, groups, masked)["slope"].sum()
+            of_tensors = measure_curvatures(passes, groups, masked)["projections"].astype(np.float64)
+            alone, joint = (of_tensors**2).sum(), (of_tensors.sum(axis=0) ** 2).sum()
+            name = "/".join(folder.parts[-3:])
+            figures = (f"{number:.3g}" for number in (slope, alone, joint, slope / joint, slope**2 / (2 * joint)))
+            print(f"| {name} | {subset.count:,} | {' | '.join(figures)} |", flush=True)
+
+
+@contextmanager
+def measured(config: Config) -> Iterator[tuple[Passes, Groups, list[Tensor]]]:
+    """Passes behind a head warmed up on half B, the tensors, and Adam's direction from half A."""
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
+    join()
+    inputs = load_inputs(config)
+    model = inputs.model()
+    settings = config.select.model_copy(update={"groups": "tensor"})
+    groups = groups_of(model, settings)
+    calibration = draw_calibration(len(inputs.train), settings.calibration, settings.batch_size, 1, config.seed)
+    with measuring_mode(model, restore=()):
+        shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
+        plain = Passes(shards, inputs.objective, calibration, inputs.train.collate, config.seed)
+        passes = with_warm_up(get_method("adapeft"), plain, groups, settings)
+        passes.warm_up(calibration.half_a)
+        direction = measure_direction(passes, "adam")
+        passes.warm_up(calibration.half_b)
+        yield passes, groups, direction
+
+
+if __name__ == "__main__":
+    main([Path(folder).resolve() for folder in sys.argv[1:]])
