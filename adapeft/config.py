@@ -60,7 +60,8 @@ GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "adapeft": ("row", "element", "tensor", "role"),
     **dict.fromkeys(OPTIONS, ("element",)),
 }
-_WITHOUT_OWN_STEPS = ("lora", "adapter", *OPTIONS)
+WITHOUT_OWN_STEPS = ("lora", "adapter", *OPTIONS)
+"""Methods that train no fixed part of the base's own weights."""
 _WITHOUT_VALUES = ("full", "random", "bitfit", "lora", "adapter", *OPTIONS)
 
 
@@ -415,7 +416,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _has_steps_to_limit(self) -> Config:
-        if self.train.limit_steps and self.train.subset is None and self.select.method in _WITHOUT_OWN_STEPS:
+        if self.train.limit_steps and self.train.subset is None and self.select.method in WITHOUT_OWN_STEPS:
             raise ValueError(
                 f"train.limit_steps = true: {self.select.method} trains no fixed part of the base's own weights; leave "
                 "it out"
