@@ -335,8 +335,8 @@ class Train(Section):
     )
     limit_steps: bool = Field(
         default=False,
-        description="measure how much each tensor's part changes the predictions, and give those above the median a "
-        "learning rate that much smaller",
+        description="measure how much each tensor's part changes the predictions, and give those above the median "
+        "element's a learning rate that much smaller",
     )
     weight_decay: NonNegativeFloat = Field(default=0.01, description="decoupled weight decay", allow_inf_nan=False)
     warmup_ratio: float = Field(

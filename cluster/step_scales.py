@@ -38,7 +38,8 @@ def step_scales_of(
     known: dict[str, float] | None = ranks.all_gather_object(_load(path) if ranks.rank == 0 else None)[0]
     if known is not None:
         return known
-    scales = step_scales(_measure(config, inputs, subset, ranks, report))
+    counts = {name: part.count for name, part in subset.parts.items()}
+    scales = step_scales(_measure(config, inputs, subset, ranks, report), counts)
     if ranks.rank == 0:
         save_json(path, {"step_scales": scales})
     return scales

@@ -67,15 +67,24 @@ def test_the_mask_of_a_slice_is_a_slice_of_the_mask(part, cut):
     assert torch.equal(torch.cat(pieces), whole.flatten())
 
 
+def scaled(counts=None, **curvatures):
+    return step_scales(curvatures, counts or dict.fromkeys(curvatures, 1))
+
+
 def test_steps_are_brought_down_to_the_medians_and_never_raised():
-    scales = step_scales({"a": 1.0, "b": 100.0, "c": 4.0, "d": 0.0, "e": 9.0})
-    assert scales == {"a": 1.0, "b": 0.125, "c": 1.0, "d": 1.0, "e": 0.5}
+    assert scaled(a=1.0, b=100.0, c=4.0, d=0.0, e=9.0) == {"a": 1.0, "b": 0.125, "c": 1.0, "d": 1.0, "e": 0.5}
+
+
+def test_the_median_is_over_elements():
+    """One large tensor is what most of the training happens in, however many small ones there are."""
+    counts = {"a": 10, "b": 100, "c": 10, "d": 20}
+    assert scaled(counts, a=1.0, b=16.0, c=0.0, d=256.0) == {"a": 1.0, "b": 1.0, "c": 1.0, "d": 0.25}
 
 
 def test_steps_have_a_smallest_and_can_all_be_equal():
-    assert step_scales({"a": 1.0, "b": 1.0, "c": 1e30}) == {"a": 1.0, "b": 1.0, "c": 2.0**-12}
-    assert step_scales({"a": 0.0, "b": 0.0}) == {"a": 1.0, "b": 1.0}
-    assert step_scales({}) == {}
+    assert scaled(a=1.0, b=1.0, c=1e30) == {"a": 1.0, "b": 1.0, "c": 2.0**-12}
+    assert scaled(a=0.0, b=0.0) == {"a": 1.0, "b": 1.0}
+    assert scaled() == {}
 
 
 @pytest.mark.parametrize("method", ["lora", "adapter", "mixout", "diff-pruning"])
