@@ -67,4 +67,5 @@ def _show(found: Mapping[str, Any], terminal: Terminal) -> None:
         table.add_row(name, *(f"{share:.1%}" for share in shares))
     terminal.console.print(table)
     overlap, correlation = found["overlap"][0][-1], found["density_correlation"][0][-1]
-    terminal.pairs({"first, last": f"overlap {overlap:.1%}, rank correlation of densities {correlation:.2f}"})
+    said = f"first and last choice overlap by {overlap:.1%}, rank correlation of their densities {correlation:.2f}"
+    terminal.pairs({"ends": said})
