@@ -39,7 +39,9 @@ def swept_rates(
         swept = line.run(job_of(folder / "sweep", contender, budget, seed, rates[index]))
         if swept.scores is None:
             return -math.inf, -math.inf
-        return swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]
+        values = swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]
+        # Training that came apart: a comparison with NaN is never true, and would end the climb here.
+        return values if all(map(math.isfinite, values)) else (-math.inf, -math.inf)
 
     def sweep(contender: Contender) -> dict[tuple[Contender, Budget], float]:
         line, best = Line(tuning, run, done), {}

@@ -128,6 +128,17 @@ def test_a_climb_ends_on_the_peak_and_looks_no_farther_than_needed(start, peak):
     assert sorted(asked) == [index for index in way if 0 <= index < 7]
 
 
+def test_a_run_that_came_apart_does_not_end_a_climb(config):
+    def run(settings):
+        rate = settings.train.learning_rate
+        last = {"accuracy": float("nan") if rate > 1e-3 else 0.5 + rate, "loss": float("nan") if rate > 1e-3 else 1.0}
+        return {"metric": "accuracy", "last": last, "history": []}, None
+
+    comparison = settings("methods=[random]", "seeds=[0]", "learning_rates=[1e-4,1e-3,1e-2,1e-1,1]")
+    runs = compare(config, comparison, lambda text: None, run)
+    assert [one.learning_rate for one in runs] == [1e-3]
+
+
 def test_a_dip_does_not_end_a_climb():
     assert climb([0.1, 0.6, 0.4, 0.5, 0.2].__getitem__, 3, 5) == 1
 
