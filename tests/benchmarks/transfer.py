@@ -19,11 +19,14 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
+from adapeft.choose.budget import Budget
 from adapeft.choose.subset import Subset
-from adapeft.choose.verify import agreement
+from adapeft.choose.verify import agreement, uniform
 from adapeft.config_file import load_config
+from adapeft.experiments import Transfer
 from adapeft.measure.storage import load_statistics
 from adapeft.methods import get_method
+from cluster.transfer import target_config, transfer
 from deploy.demo.docstrings import model_folder
 from tests.benchmarks.forks import run_in_fork
 from tests.benchmarks.language_model import train_language_model
@@ -103,10 +106,13 @@ def main() -> None:
         onto = ("--from", out / "small", "--to", large)
         once("transfer", out / inside, *onto, f"budget={pair.budget}", f"inside={inside}")
 
+    write_uniform(out / "uniform", out / "small", large, pair.budget)
+
     choices = {
         "chosen on the large model": [f"train.subset={out / 'large' / SUBSET}"],
         "transferred, one gradient pass": [f"train.subset={out / 'gradient' / SUBSET}"],
         "transferred, by weight norm": [f"train.subset={out / 'weight-norm' / SUBSET}"],
+        "uniform, by weight norm": [f"train.subset={out / 'uniform' / SUBSET}"],
         "random": ["select.method=random"],
     }
 
@@ -125,6 +131,7 @@ def main() -> None:
         "the same, measured again": out / "again" / SUBSET,
         "transferred, one gradient pass": out / "gradient" / SUBSET,
         "transferred, by weight norm": out / "weight-norm" / SUBSET,
+        "uniform, by weight norm": out / "uniform" / SUBSET,
         "random": out / "random-0" / SUBSET,
     }
     write_report(arguments.pair, held, out, scores)
@@ -138,6 +145,16 @@ def once(command: str, output: Path, *arguments: object) -> None:
 
 def call(*arguments: object) -> None:
     subprocess.run(["adapeft", *map(str, arguments)], check=True)
+
+
+def write_uniform(output: Path, small: Path, large: Path, budget: str) -> None:
+    """A subset in which every tensor has its share by size, and in it the rows of largest weight norm."""
+    settings = Transfer(budget=Budget.parse(budget), inside="weight-norm")
+    found = transfer(small, target_config(small, str(large), settings, []), settings)
+    assert found.scores is not None
+    said = {key: value for key, value in found.subset.description.items() if key != "transferred"}
+    output.mkdir(exist_ok=True)
+    uniform(found.groups, int(said["budget"]), found.scores).described(**said).save(output / SUBSET)
 
 
 def write_report(name: str, held: dict[str, Path], out: Path, scores: dict[str, list[float]]) -> None:
