@@ -60,8 +60,6 @@ GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
     "adapeft": ("row", "element", "tensor", "role"),
     **dict.fromkeys(OPTIONS, ("element",)),
 }
-WITHOUT_OWN_STEPS = ("lora", "adapter", *OPTIONS)
-"""Methods that train no fixed part of the base's own weights."""
 _WITHOUT_VALUES = ("full", "random", "bitfit", "lora", "adapter", *OPTIONS)
 
 
@@ -333,11 +331,6 @@ class Train(Section):
     train_sampling_strategy: Literal["random", "group_by_length"] = Field(
         default="random", description="group_by_length: batches of examples of about one length, for less padding"
     )
-    limit_steps: bool = Field(
-        default=False,
-        description="measure how much each tensor's part changes the predictions, and give those above the median "
-        "element's a learning rate that much smaller",
-    )
     weight_decay: NonNegativeFloat = Field(default=0.01, description="decoupled weight decay", allow_inf_nan=False)
     warmup_ratio: float = Field(
         default=0.1, ge=0, lt=1, description="part of the steps over which the learning rate rises"
@@ -413,15 +406,6 @@ class Config(Section):
     train: Train = Train()
     cluster: Cluster = Cluster()
     seed: NonNegativeInt = Field(default=0, description="of everything random", lt=2**32)
-
-    @model_validator(mode="after")
-    def _has_steps_to_limit(self) -> Config:
-        if self.train.limit_steps and self.train.subset is None and self.select.method in WITHOUT_OWN_STEPS:
-            raise ValueError(
-                f"train.limit_steps = true: {self.select.method} trains no fixed part of the base's own weights; leave "
-                "it out"
-            )
-        return self
 
     def paths(self) -> dict[str, str]:
         """What lies on a file system, as it is spelled: ``{"data.train": "train.jsonl", "output": "runs/mine", …}``."""

@@ -32,10 +32,11 @@ def compare(config: Config, comparison: Comparison, note: Note, run: Runner | No
     folder = Path(config.output)
     rates = swept_rates(config, comparison, note, run) if comparison.learning_rates else {}
 
+    examples = {seed: perturbed(config, comparison.perturb, seed, folder / "data") for seed in comparison.seeds}
     done = Counter(len(comparison.seeds) * sum(len(budgets_of(one, comparison)) for one in comparison.methods), note)
 
     def run_all(seed: int, contender: Contender) -> list[Run]:
-        line = Line(perturbed(config, comparison.perturb, seed, folder / "data"), run, done)
+        line = Line(examples[seed], run, done)
         return [
             line.run(job_of(folder, contender, budget, seed, rates.get((contender, budget))))
             for budget in budgets_of(contender, comparison)

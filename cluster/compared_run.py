@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from adapeft.artifact import save_text
 from adapeft.choose.budget import Budget
-from adapeft.config import WITHOUT_OWN_STEPS, Config, Select
+from adapeft.config import Config, Select
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
@@ -74,12 +74,11 @@ class Job:
 
     def applied_to(self, config: Config) -> Config:
         """The config of this run."""
-        limits = config.train.limit_steps and self.contender.method not in WITHOUT_OWN_STEPS
-        config = with_values(config, "train", limit_steps=limits)
-        config = Config.model_validate({**config.model_dump(), "select": self._select(config.select).model_dump()})
+        train = config.train.model_dump()
         if self.learning_rate is not None:
-            config = with_values(config, "train", learning_rate=self.learning_rate)
-        return Config.model_validate({**config.model_dump(), "seed": self.seed, "output": str(self.folder)})
+            train["learning_rate"] = self.learning_rate
+        mine = {"select": self._select(config.select).model_dump(), "train": train}
+        return Config.model_validate({**config.model_dump(), **mine, "seed": self.seed, "output": str(self.folder)})
 
     def _select(self, settings: Select) -> Select:
         """The settings for this method; a key that is some other method's alone keeps its default here."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -104,13 +104,12 @@ def training_engine(
     weight_decay: float,
     max_grad_norm: float | None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler],
-    scales: Mapping[str, float] | None = None,
     persistence_threshold: int = PERSISTENCE_THRESHOLD,
 ) -> deepspeed.DeepSpeedEngine:
     """An engine over what is attached to ``model``; see ``parameter_groups``."""
     return _engine(
         model,
-        torch.optim.AdamW(parameter_groups(model, learning_rate, weight_decay, scales)),
+        torch.optim.AdamW(parameter_groups(model, learning_rate, weight_decay)),
         zero_stage,
         num_micro,
         persistence_threshold=persistence_threshold,

@@ -31,7 +31,6 @@ from cluster.inputs import Inputs, load_inputs
 from cluster.peak import peak_memory
 from cluster.plan import TrainingPlan, plan_training
 from cluster.run_folder import RunFolder
-from cluster.step_scales import step_scales_of
 from cluster.zero_leaves import follow_in_engine
 
 
@@ -41,9 +40,7 @@ def finetune(config: Config, report: Report, subset_path: str) -> dict[str, Any]
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
     plan = plan_training(config.train, len(inputs.train))
-    subset = Subset.load(subset_path)
-    scales = step_scales_of(config, inputs, subset, ranks, report) if config.train.limit_steps else None
-    model = attach(inputs.model(), subset)
+    model = attach(inputs.model(), Subset.load(subset_path))
     engine = training_engine(
         model,
         zero_stage=config.cluster.zero_stage,
@@ -52,7 +49,6 @@ def finetune(config: Config, report: Report, subset_path: str) -> dict[str, Any]
         weight_decay=config.train.weight_decay,
         max_grad_norm=config.train.max_grad_norm,
         schedule=plan.schedule,
-        scales=scales,
     )
     return _Training(config, inputs, plan, engine, model, ranks, report).run()
 

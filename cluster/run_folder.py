@@ -48,11 +48,6 @@ class RunFolder:
         return self.path / "subset.safetensors"
 
     @property
-    def step_scales(self) -> Path:
-        """Parts of the learning rate by tensor, where ``train.limit_steps`` asks for them."""
-        return self.path / "step_scales.json"
-
-    @property
     def delta(self) -> Path:
         """What training changed: the best evaluation's."""
         return self.path / "delta.safetensors"

@@ -74,7 +74,7 @@ def climb(score: Callable[[int], Any], start: int, count: int) -> int:
                     found[index] = score(index)
             peak = max(found, key=found.__getitem__)
             if peak != best:
+                best = peak
                 break
-        if peak == best:
+        else:
             return best
-        best = peak

@@ -70,6 +70,20 @@ class Part:
             return total
         return len(self.indices) * (total // self.shape[self.dim] if self.kind == "rows" else 1)
 
+    def mask(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Which elements of the flattened parameter, from ``start`` to before ``stop``, are trained in place.
+
+        Returns:
+            bool [stop - start].
+        """
+        stop = torch.Size(self.shape).numel() if stop is None else stop
+        if self.indices is None:
+            return torch.ones(stop - start, dtype=torch.bool)
+        positions = torch.arange(start, stop)
+        if self.kind == "rows":
+            positions = positions // torch.Size(self.shape[self.dim + 1 :]).numel() % self.shape[self.dim]
+        return torch.isin(positions, self.indices)
+
     def describe(self) -> dict[str, Any]:
         """All but the indices, for the header of a file."""
         numbers = {"rank": self.rank, "alpha": self.alpha} if self.pieces else {}

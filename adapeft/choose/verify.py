@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from adapeft.choose.elements import shares
 from adapeft.choose.groups import chosen_of
-from adapeft.choose.subset import Part, Subset
+from adapeft.choose.subset import Subset
 from adapeft.choose.transfer import Allotment, Scores, fill
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
@@ -69,8 +68,8 @@ def _values(statistics: Statistics, method: ValuedMethod, reach: float, subset: 
     for shard in statistics.elements:
         part = subset.parts.get(groups.parameters[shard.slice.parameter].name)
         if part is not None:
-            piece = slice(shard.slice.start, shard.slice.start + shard.slice.length)
-            total += float(method.value(shard.columns, reach)[_mask(part)[piece]].double().sum())
+            mask = part.mask(shard.slice.start, shard.slice.start + shard.slice.length)
+            total += float(method.value(shard.columns, reach)[mask].double().sum())
     return total
 
 
@@ -79,16 +78,8 @@ def _trained(groups: Groups, subset: Subset) -> list[np.ndarray]:
     if groups.granularity != "element":
         return [chosen_of(groups, subset)]
     return [
-        _mask(subset.parts[info.name]).numpy().astype(np.int64)
+        subset.parts[info.name].mask().numpy().astype(np.int64)
         if info.name in subset.parts
         else np.zeros(info.count, dtype=np.int64)
         for info in groups.parameters
     ]
-
-
-def _mask(part: Part) -> torch.Tensor:
-    """bool, flat: the elements that a part of kind elements or tensor trains."""
-    mask = torch.full((int(torch.Size(part.shape).numel()),), part.indices is None)
-    if part.indices is not None:
-        mask[part.indices] = True
-    return mask

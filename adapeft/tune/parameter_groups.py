@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -11,30 +11,19 @@ from adapeft.tune.attach import attachment_of
 from adapeft.tune.rules.rule import DIFFERENCE
 
 
-def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, scales: Mapping[str, float] | None = None
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
     """Groups over the trainable parameters of a model that has a subset attached, for any optimizer of torch.
 
     As in transformers, vectors are not decayed. A rule's extra leaves have its own learning rate and no decay; they are
     grouped as the differences are, because ZeRO cuts equal groups at equal places and a rule needs the leaves of an
     element on one rank.
-
-    Args:
-        model: with a subset attached.
-        learning_rate: of all that ``scales`` does not name, which come first.
-        weight_decay: decoupled.
-        scales: name of a trained part → its part of the learning rate (see ``step_scales``).
     """
     attachment = attachment_of(model)
     dense = [part.leaves for part in attachment.dense.values()]
     own = {id(leaf) for leaves in dense for leaf in leaves.values()}
     others = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]
     groups = _groups([leaves[DIFFERENCE] for leaves in dense], learning_rate, weight_decay)
-    scale_of = {id(attachment.trained[name]): scale for name, scale in (scales or {}).items()}
-    for scale in sorted({1.0, *scale_of.values()}, reverse=True):
-        members = [parameter for parameter in others if scale_of.get(id(parameter), 1.0) == scale]
-        groups += _groups(members, learning_rate * scale, weight_decay)
+    groups += _groups(others, learning_rate, weight_decay)
     rule = attachment.rule
     for name in rule.extra_leaves:
         groups += _groups([leaves[name] for leaves in dense], rule.extra_learning_rate, 0.0)

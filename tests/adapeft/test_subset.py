@@ -141,3 +141,25 @@ def test_fits(bert):
         Subset({name: Part("tensor", (12, 13))}).check_fits(bert)
     with pytest.raises(AdapeftError, match=r"'classifier.bais', which this model does not have. Did you mean"):
         Subset({}, always_train=("classifier.bais",)).check_fits(bert)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        Part("tensor", (4, 6)),
+        Part("rows", (4, 6), torch.tensor([1, 3]), 0),
+        Part("rows", (4, 6), torch.tensor([0, 5]), 1),
+        Part("elements", (4, 6), torch.tensor([0, 7, 8, 23])),
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 5, 12, 24])
+def test_the_mask_of_a_slice_is_a_slice_of_the_mask(part, cut):
+    whole = torch.zeros(4, 6, dtype=torch.bool)
+    if part.kind == "tensor":
+        whole[:] = True
+    elif part.kind == "rows":
+        whole.index_fill_(part.dim, part.indices, True)
+    else:
+        whole.view(-1)[part.indices] = True
+    pieces = [part.mask(0, cut), part.mask(cut)]
+    assert torch.equal(torch.cat(pieces), whole.flatten())

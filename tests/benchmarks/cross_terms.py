@@ -7,30 +7,30 @@ the model's output alike, and training has to take smaller steps than each of th
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from adapeft.choose.subset import Subset
 from adapeft.config import Config
 from adapeft.config_file import load_config
-from adapeft.inputs.batches import draw_calibration
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import with_warm_up
-from adapeft.measure.part_curvature import keep_parts
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
-from adapeft.measure.shards import WholeModel, measuring_mode
+from adapeft.measure.shards import Slice
 from adapeft.methods import get_method
 from cluster.engine import join
 from cluster.inputs import load_inputs
+from cluster.measure import measuring_passes
 from cluster.run_folder import RunFolder
+from tests.benchmarks.forks import be_the_only_rank
 
 
 def main(folders: list[Path]) -> None:
@@ -41,8 +41,8 @@ def main(folders: list[Path]) -> None:
     print("|---|---|---|---|---|---|---|")
     with measured(config) as (passes, groups, direction):
         for folder, subset in subsets.items():
-            masked = [along.clone() for along in direction]
-            keep_parts(passes.shards, groups, masked, subset.parts)
+            pieces = zip(passes.shards.slices, direction, strict=True)
+            masked = [_inside(subset, groups, piece, along) for piece, along in pieces]
             slope = measure_slopes(passes, groups, masked)["slope"].sum()
             of_tensors = measure_curvatures(passes, groups, masked)["projections"].astype(np.float64)
             alone, joint = (of_tensors**2).sum(), (of_tensors.sum(axis=0) ** 2).sum()
@@ -54,21 +54,24 @@ def main(folders: list[Path]) -> None:
 @contextmanager
 def measured(config: Config) -> Iterator[tuple[Passes, Groups, list[Tensor]]]:
     """Passes behind a head warmed up on half B, the tensors, and Adam's direction from half A."""
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
-    join()
+    be_the_only_rank()
+    ranks = join()
     inputs = load_inputs(config)
-    model = inputs.model()
+    model = inputs.model().eval()
     settings = config.select.model_copy(update={"groups": "tensor"})
     groups = groups_of(model, settings)
-    calibration = draw_calibration(len(inputs.train), settings.calibration, settings.batch_size, 1, config.seed)
-    with measuring_mode(model, restore=()):
-        shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
-        plain = Passes(shards, inputs.objective, calibration, inputs.train.collate, config.seed)
+    with measuring_passes(config, inputs, model, groups, settings.batch_size, ranks, lambda event: None) as plain:
         passes = with_warm_up(get_method("adapeft"), plain, groups, settings)
-        passes.warm_up(calibration.half_a)
+        passes.warm_up(passes.calibration.half_a)
         direction = measure_direction(passes, "adam")
-        passes.warm_up(calibration.half_b)
+        passes.warm_up(passes.calibration.half_b)
         yield passes, groups, direction
+
+
+def _inside(subset: Subset, groups: Groups, piece: Slice, along: Tensor) -> Tensor:
+    """The slice's direction, zero outside the subset."""
+    part = subset.parts.get(groups.parameters[piece.parameter].name)
+    return torch.zeros_like(along) if part is None else along * part.mask(piece.start, piece.start + piece.length)
 
 
 if __name__ == "__main__":

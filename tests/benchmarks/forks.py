@@ -62,7 +62,12 @@ def _run(settings: Path, log: Path) -> None:
 
 
 def _as_the_only_rank(function: Any, config: Config, arguments: dict[str, Any]) -> dict[str, Any]:
+    be_the_only_rank()
+    return function(config, lambda event: None, **arguments)
+
+
+def be_the_only_rank() -> None:
+    """Makes this process what a launcher would call rank 0 of 1."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    return function(config, lambda event: None, **arguments)

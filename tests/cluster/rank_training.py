@@ -22,7 +22,7 @@ from adapeft.inputs.objective import infer_objective
 from adapeft.rank_files import rank_path
 from adapeft.ranks import OneRank, Ranks
 from adapeft.ship.delta import Delta, extract_delta
-from adapeft.tune.attach import attach, attachment_of
+from adapeft.tune.attach import attach
 from tests.cluster.rank_statistics import BATCH_SIZE, examples_of, joined
 from tests.oracles_lora import MODELS, mixed_subset
 from tests.tiny import make_batches
@@ -69,12 +69,6 @@ def subset_of(model: nn.Module, kind: str) -> Subset:
     return Subset(parts, new, new)
 
 
-def scales_of(subset: Subset) -> dict[str, float]:
-    """Smaller learning rates for some of the parts that can have one."""
-    names = [name for name, part in subset.parts.items() if part.kind in ("tensor", "rows", "elements")]
-    return {name: (1.0, 0.25, 0.5)[index % 3] for index, name in enumerate(names)}
-
-
 def losses_of(model: nn.Module, step: int, ranks: Ranks, num_micro: int) -> list:
     order, examples = examples_of(model)
     objective = infer_objective(model, examples[0].inputs, examples[0].labels)
@@ -86,17 +80,14 @@ def losses_of(model: nn.Module, step: int, ranks: Ranks, num_micro: int) -> list
 def train_plainly(name: str, kind: str) -> dict[str, torch.Tensor]:
     """The oracle: plain torch, one process, AdamW with decay on matrices, a falling learning rate and clipping."""
     model = MODELS[name]().eval()
-    subset = subset_of(model, kind)
-    leaves = attachment_of(attach(model, subset)).trained
-    scales = {id(leaves[name]): scale for name, scale in scales_of(subset).items()}
+    attach(model, subset_of(model, kind))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        {
-            "params": [parameter],
-            "lr": LEARNING_RATE * scales.get(id(parameter), 1.0),
-            "weight_decay": 0.1 if parameter.ndim > 1 else 0.0,
-        }
-        for parameter in trained
+        [
+            {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": 0.1},
+            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=LEARNING_RATE,
     )
     schedule = LambdaLR(optimizer, falling)
     for step in range(NUM_STEPS):
@@ -158,8 +149,7 @@ def main(out: Path) -> None:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train(checkpointing)
             before = first_logits(model)
-            subset = subset_of(model, kind)
-            attach(model, subset)
+            attach(model, subset_of(model, kind))
             start_equal = torch.equal(first_logits(model), before)
             num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
             engine = training_engine(
@@ -170,7 +160,6 @@ def main(out: Path) -> None:
                 weight_decay=0.1,
                 max_grad_norm=0.5,
                 schedule=lambda optimizer: LambdaLR(optimizer, falling),
-                scales=scales_of(subset),
                 persistence_threshold=0,
             )
 

@@ -296,16 +296,6 @@ def test_bad_input(override, said):
     assert said in str(error.value)
 
 
-def test_limited_steps_are_for_those_that_have_steps_of_their_own(config):
-    runner = Runner()
-    limited = with_values(config, "train", limit_steps=True)
-    compare(limited, settings("methods=[adapeft,adapter]", "seeds=[0]"), lambda text: None, runner)
-    assert [(one.select.method, one.train.limit_steps) for one in runner.configs] == [
-        ("adapeft", True),
-        ("adapter", False),
-    ]
-
-
 def test_the_same_twice(config):
     with pytest.raises(AdapeftError, match="seeds: 0 is given twice"):
         check(config, settings("seeds=[0,0]"), inspect)

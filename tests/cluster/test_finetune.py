@@ -31,16 +31,12 @@ def config(tmp_path_factory):
 
 def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    overrides = [*OVERRIDES, "limit_steps=true"]
-    torchrun(2, "tests.cluster.rank_finetune", 0, config, *overrides, f"output={undisturbed}")
-    torchrun(2, "tests.cluster.rank_finetune", 6, config, *overrides, f"output={stopped}")
+    torchrun(2, "tests.cluster.rank_finetune", 0, config, *OVERRIDES, f"output={undisturbed}")
+    torchrun(2, "tests.cluster.rank_finetune", 6, config, *OVERRIDES, f"output={stopped}")
     assert not (stopped / "result.json").exists()
     assert (stopped / "checkpoints" / "step-4").is_dir()
-    torchrun(2, "tests.cluster.rank_finetune", 0, config, *overrides, f"output={stopped}")
+    torchrun(2, "tests.cluster.rank_finetune", 0, config, *OVERRIDES, f"output={stopped}")
 
-    scales = json.loads((stopped / "step_scales.json").read_text())["step_scales"]
-    assert scales.keys() == adapeft.Subset.load(stopped / "subset.safetensors").parts.keys()
-    assert min(scales.values()) < max(scales.values()) == 1.0
     results = [json.loads((folder / "result.json").read_text()) for folder in (undisturbed, stopped)]
     for key in ("before", "after", "last", "history"):
         assert results[1][key] == results[0][key]
@@ -48,16 +44,6 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     for name, change in deltas[0].changes.items():
         assert torch.equal(deltas[1].changes[name].values, change.values)
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-12"]
-
-
-def test_limited_steps_are_taken(config, tmp_path):
-    """The first step of Adam is as long as the learning rate, whatever the gradient."""
-    rate, once = 1e-2, ["max_steps=1", "limit_steps=true", "weight_decay=0", "warmup_ratio=0", "max_grad_norm=null"]
-    torchrun(2, "tests.cluster.rank_finetune", 0, config, *OVERRIDES, *once, f"output={tmp_path / 'run'}")
-    scales = json.loads((tmp_path / "run" / "step_scales.json").read_text())["step_scales"]
-    delta = adapeft.Delta.load(tmp_path / "run" / "delta.safetensors")
-    for name, change in delta.changes.items():
-        torch.testing.assert_close(float(change.values.abs().max()), rate * scales[name], rtol=1e-3, atol=0.0)
 
 
 @pytest.mark.slow
