@@ -174,7 +174,8 @@ class Terminal:
 
     def pairs(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
         """Names and values, wrapped between words only: a path stays whole, to be copied."""
-        width = max(self.console.width - _NAME_WIDTH, 40)
+        name_width = max(_NAME_WIDTH, *(len(name) + 1 for name in rows))
+        width = max(self.console.width - name_width, 40)
         for name, value in rows.items():
             lines = (
                 value  # a command's own lines
@@ -182,7 +183,7 @@ class Terminal:
                 else textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False)
             )
             for index, line in enumerate(lines):
-                head = Text(f"{'' if index else name:<{_NAME_WIDTH}}", style="bold")
+                head = Text(f"{'' if index else name:<{name_width}}", style="bold")
                 self.console.print(head + Text(line), soft_wrap=True)
 
 
