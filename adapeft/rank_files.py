@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapeft.artifact import save_tensors, stored
+from adapeft.artifact import save_tensors, save_text, stored
 from adapeft.errors import AdapeftError
 from adapeft.ranks import Ranks
 
@@ -40,17 +42,41 @@ def rank_paths(folder: Path, remedy: str) -> list[Path]:
 def save_on_ranks(
     folder: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any], ranks: Ranks
 ) -> None:
-    """Writes what each rank gives to its file of ``folder``, in the place of an older one. Collective."""
+    """Writes what each rank gives to its file of ``folder``, in the place of an older one. Collective.
+
+    The folder is the one on the first rank's machine: ranks on machines that do not see it send their files there.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
-    if ranks.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed, perhaps one of more ranks
+    mark = _marked(partial, ranks)
+
+    def place(rank: int) -> Path:
+        return rank_path(partial, rank, ranks.world_size)
+
+    if mark.exists():
+        save_tensors(place(ranks.rank), kind, tensors, description)
+        ranks.gather_files(None, place)
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
+            path = Path(made, "mine")
+            save_tensors(path, kind, tensors, description)
+            ranks.gather_files(path, place)
     _wait(ranks)
-    save_tensors(rank_path(partial, ranks.rank, ranks.world_size), kind, tensors, description)
-    _wait(ranks)
     if ranks.rank == 0:
+        mark.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         stored(folder, lambda: os.replace(partial, folder))
     _wait(ranks)
+
+
+def _marked(folder: Path, ranks: Ranks) -> Path:
+    """A file by which a rank sees whether it sees the first rank's ``folder``, which is empty otherwise. Collective."""
+    number = secrets.randbits(62)
+    if ranks.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed, perhaps one of more ranks
+        save_text(folder / f".{number:x}", "")
+    first = int(ranks.all_gather(torch.tensor([number]))[0])
+    return folder / f".{first:x}"
 
 
 def _wait(ranks: Ranks) -> None:

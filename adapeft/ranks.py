@@ -1,7 +1,9 @@
-"""The two collectives that measuring and choosing need. One process is world size 1, not another code path."""
+"""The collectives that measuring, choosing and saving need. One process is world size 1, not another code path."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -21,6 +23,10 @@ class Ranks(Protocol):
         """The 1-D tensors of all ranks, by rank; lengths may differ."""
         ...
 
+    def gather_files(self, mine: Path | None, place: Callable[[int], Path]) -> None:
+        """Copies the file of each rank that gives one to ``place(its rank)`` on the first rank's machine."""
+        ...
+
 
 class OneRank:
     """A single process."""
@@ -35,3 +41,7 @@ class OneRank:
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """See ``Ranks.all_gather``."""
         return [tensor]
+
+    def gather_files(self, mine: Path | None, place: Callable[[int], Path]) -> None:
+        """See ``Ranks.gather_files``."""
+        assert mine is None, "the only rank is on its own machine"

@@ -91,10 +91,10 @@ def evaluate(
     with _session(config, overrides, claims=False) as session:
         from cluster import pipeline
 
-        chosen = None if base else delta or session.folder.delta
-        if chosen is not None and not chosen.is_file():
+        chosen = delta or session.folder.delta
+        if not base and not chosen.is_file():
             raise AdapeftError(f"{chosen}: no such delta. Train first, or give --delta PATH or --base.")
-        pipeline.evaluate(session, None if chosen is None else chosen.resolve())
+        pipeline.evaluate(session, delta and delta.resolve(), base=base)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,14 @@ os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.enviro
 
 import deepspeed
 
+from adapeft.artifact import replacing
 from adapeft.tune.parameter_groups import parameter_groups
 from cluster.compiled import load_compiled
 from cluster.optimizer import AlwaysTrainedAdamW
 from cluster.zero import LIVE, PERSISTENCE_THRESHOLD, REDUCE_BUCKET
+
+_CHUNK = 2**26
+"""Bytes of a file that travel at once."""
 
 
 class DistributedRanks:
@@ -53,6 +58,22 @@ class DistributedRanks:
         gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(gathered, padded)
         return [piece[:length].to(tensor.device) for piece, length in zip(gathered, lengths.tolist(), strict=True)]
+
+    def gather_files(self, mine: Path | None, place: Callable[[int], Path]) -> None:
+        """Copies the file of each rank that gives one to ``place(its rank)`` on the first rank's machine."""
+        sizes = self.all_gather(torch.tensor([-1 if mine is None else mine.stat().st_size]))
+        for rank, size in enumerate(map(int, sizes)):
+            if size >= 0 and self.rank == rank:
+                assert mine is not None
+                with mine.open("rb") as file:
+                    while chunk := file.read(_CHUNK):
+                        dist.send(torch.frombuffer(bytearray(chunk), dtype=torch.uint8).to(self.device), 0)
+            elif size >= 0 and self.rank == 0:
+                with replacing(place(rank)) as path, path.open("wb") as file:
+                    for start in range(0, size, _CHUNK):
+                        piece = torch.empty(min(_CHUNK, size - start), dtype=torch.uint8, device=self.device)
+                        dist.recv(piece, rank)
+                        file.write(piece.cpu().numpy().tobytes())
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """The picklable ``value`` of every rank, by rank."""

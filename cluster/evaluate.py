@@ -14,6 +14,7 @@ from adapeft.ship.delta import Delta
 from cluster.engine import DistributedRanks, inference_engine, join
 from cluster.events import Report
 from cluster.inputs import Inputs, load_inputs
+from cluster.run_folder import RunFolder
 
 
 @torch.no_grad()
@@ -41,12 +42,12 @@ def score(model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Rep
     return gathered[0].compute()
 
 
-def evaluate(config: Config, report: Report, delta: str | None) -> dict[str, Any]:
-    """Scores the base model, with the delta in the file ``delta`` applied when one is given."""
+def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> dict[str, Any]:
+    """Scores the ``base`` model, or with the delta in the file ``delta`` applied, which None lets be the run's own."""
     ranks = join()
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
     model = inputs.model()
-    if delta is not None:
-        Delta.load(delta).apply(model)
+    if not base:
+        Delta.load(delta or RunFolder.of(config).delta).apply(model)
     return score(inference_engine(model, config.cluster.zero_stage), inputs, ranks, report)

@@ -34,13 +34,13 @@ from cluster.run_folder import RunFolder
 from cluster.zero_leaves import follow_in_engine
 
 
-def finetune(config: Config, report: Report, subset_path: str) -> dict[str, Any]:
-    """Trains the subset, keeps the best evaluation's delta, and returns what ``metrics.json`` says of training."""
+def finetune(config: Config, report: Report) -> dict[str, Any]:
+    """Trains the run's subset, keeps the best evaluation's delta, and returns what ``metrics.json`` says of it."""
     ranks = join()
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
     plan = plan_training(config.train, len(inputs.train))
-    model = attach(inputs.model(), Subset.load(subset_path))
+    model = attach(inputs.model(), Subset.load(RunFolder.of(config).subset))
     engine = training_engine(
         model,
         zero_stage=config.cluster.zero_stage,

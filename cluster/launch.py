@@ -30,11 +30,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adapeft.config import Cluster, Config
 from adapeft.errors import AdapeftError
-from adapeft.places import is_url
 from cluster.events import Report
 from cluster.failure import WorkerError
 from cluster.identity import run_id
 from cluster.json_log import rank_log
+from cluster.run_copy import Look, run_copy
 from cluster.run_folder import RunFolder
 
 RankFunction = Callable[..., dict[str, Any]]
@@ -76,7 +76,7 @@ def room_for(cluster: Cluster) -> int:
 
 
 def run_on_workers(
-    function: RankFunction, config: Config, stage: str, watch: Report, **arguments: Any
+    function: RankFunction, config: Config, stage: str, watch: Report, *, puts: bool = True, **arguments: Any
 ) -> dict[str, Any]:
     """Runs ``function`` on ``cluster.workers`` workers and returns rank 0's result.
 
@@ -85,6 +85,7 @@ def run_on_workers(
         config: given to it.
         stage: names the logs.
         watch: called in this process with every event of rank 0.
+        puts: whether what the ranks write in the run's folder goes to its URL.
         arguments: further keyword arguments of ``function``.
 
     Raises:
@@ -93,6 +94,8 @@ def run_on_workers(
     """
     folder = RunFolder.of(config)
     folder.logs.mkdir(parents=True, exist_ok=True)
+    mark = folder.logs / f".{stage}-{uuid.uuid4().hex[:8]}"
+    mark.touch()
     # Beside this process: on another machine it would go with that machine, and the cause with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -110,7 +113,8 @@ def run_on_workers(
             "config": config,
             "arguments": arguments,
             "events": events,
-            "log": str(folder.logs / stage),
+            "mark": mark.name,
+            "puts": puts,
             "run": run_id(config),
             "stage": stage,
         },
@@ -138,6 +142,7 @@ def run_on_workers(
     except TrainingFailedError as error:
         raise _cause(error, folder.logs) from error
     finally:
+        mark.unlink(missing_ok=True)
         _tidy(run)
         events.shutdown(force=True)
     return result
@@ -218,26 +223,20 @@ def _in_background(call: Callable[[], Any]) -> Future[Any]:
 def _on_rank(loop: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    log, stage, run = f"{loop['log']}-rank-{rank}", loop["stage"], loop["run"]
-    _check_is_shared(loop["config"], Path(log).parent)
-    with _output_to(Path(f"{log}.log")), rank_log(Path(f"{log}.jsonl"), run, stage, rank):
-        report = _reporter(loop["events"]) if rank == 0 else (lambda event: None)
-        result = loop["function"](loop["config"], report, **loop["arguments"])
+    config, stage, run = loop["config"], loop["stage"], loop["run"]
+    log = RunFolder.of(config).logs / f"{stage}-rank-{rank}"
+    with (
+        run_copy(config, loop["mark"], ray.get_runtime_context().get_node_id(), puts=loop["puts"]) as look,
+        _output_to(log.with_suffix(".log")),
+        rank_log(log.with_suffix(".jsonl"), run, stage, rank),
+    ):
+        report = _reporter(loop["events"], look) if rank == 0 else (lambda event: None)
+        result = loop["function"](config, report, **loop["arguments"])
         if rank == 0:
             loop["events"].put({"result": result})
 
 
-def _check_is_shared(config: Config, logs: Path) -> None:
-    """Refuses a machine that does not see the run's folder of the process that launched this one."""
-    if logs != RunFolder.of(config).logs or not logs.is_dir():
-        remedy = "Let XDG_CACHE_HOME be" if is_url(config.output) else "Give one"
-        raise AdapeftError(
-            f"output = {config.output}: its folder on the machine that launched the run, {logs.parent}, is not seen on "
-            f"{socket.gethostname()}. {remedy} on storage that all machines share."
-        )
-
-
-def _reporter(events: Queue) -> Report:
+def _reporter(events: Queue, look: Look) -> Report:
     """Puts events on the queue; of a step's many counts only as many as an eye can follow."""
     last: dict[str, Any] = {"step": None, "time": 0.0}
 
@@ -248,6 +247,7 @@ def _reporter(events: Queue) -> Report:
             return
         last.update(step=event["step"], time=now)
         events.put(event)
+        look()
 
     return report
 

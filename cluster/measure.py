@@ -22,7 +22,7 @@ from adapeft.measure.measure import measure
 from adapeft.measure.partial import PartialSums
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
-from adapeft.measure.storage import clear_elements, save_elements, save_groups, save_options
+from adapeft.measure.storage import save_elements, save_groups, save_options
 from adapeft.methods import get_method
 from adapeft.ranks import Ranks
 from cluster.engine import DistributedRanks, join, measuring_engine
@@ -53,12 +53,10 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
     saved = PartialSums(folder.path, key, config.cluster.save_interval, ranks)
     if saved.dropped:
         report({"step": f"measuring from the start: saved sums are of another {', '.join(saved.dropped)}"})
-    if ranks.rank == 0:
-        clear_elements(folder.path)
     with measuring_passes(config, inputs, model, groups, batch_size, ranks, report, saved) as passes:
         statistics = measure(method, passes, groups, settings)
     if groups.granularity == "element" and statistics.columns:  # also on a rank that happens to hold none
-        save_elements(folder.path, statistics.elements, ranks.rank, ranks.world_size)
+        save_elements(folder.path, statistics.elements, ranks)
     peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
     report({"step": "choosing"})
     choose_and_save(config, statistics, len(inputs.train), ranks, limit)

@@ -89,23 +89,26 @@ class Mirror:
         path = self.folder / RECORD
         self._record: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
 
-    def fetch(self, names: Iterable[str] | None = None) -> None:
+    def fetch(self, names: Iterable[str] | None = None, *, over: bool = False) -> None:
         """Takes from the storage what has changed there, of ``names`` (files and folders) or of everything.
 
-        What is gone there goes here too, unless it has changed here.
+        What is gone there goes here too. What has changed here stays, unless all machines are to go on from one state:
+        ``over`` makes the folder what the storage has.
 
         Raises:
             AdapeftError: it is not there, or not for this user.
             WorkerError: it cannot be read, whatever was tried.
         """
         there = self._reach("cannot be read", self._there)
-        wanted = None if names is None else {option for name in names for option in (name, name + _TAR)}
-        for name, key in there.items():
-            if (wanted is None or name in wanted) and self._record.get(name, {}).get("key") != key:
+        wanted = there.keys() if names is None else {option for name in names for option in (name, name + _TAR)}
+        for name in sorted(there.keys() & wanted):
+            known = self._record.get(name, {})
+            if known.get("key") != there[name] or (over and known["state"] != self._state(name)):
                 self._reach("cannot be read", partial(self._take, name))
-                self._note(name, key, self._state(name))
-        for name in [name for name in self._record if name not in there]:
-            if self._state(name) == self._record.pop(name)["state"]:
+                self._note(name, there[name], self._state(name))
+        for name in sorted({*self._record, *(self._here() if over else ())} - there.keys()):
+            known = self._record.pop(name, {})
+            if over or known["state"] == self._state(name):
                 self._drop(name)
             self._save_record()
 

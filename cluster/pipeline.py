@@ -66,7 +66,7 @@ def train(session: Session, subset: Subset) -> dict[str, Any]:
         from cluster.finetune import finetune
 
         started = time.perf_counter()
-        result = session.on_workers(finetune, "train", subset_path=str(folder.subset))
+        result = session.on_workers(finetune, "train")
         metrics = session.record(
             **_choice_of(subset),
             **result,
@@ -77,11 +77,11 @@ def train(session: Session, subset: Subset) -> dict[str, Any]:
     return metrics
 
 
-def evaluate(session: Session, delta: Path | None) -> dict[str, float]:
-    """Scores of the base model, or of base and ``delta``."""
+def evaluate(session: Session, delta: Path | None, *, base: bool) -> dict[str, float]:
+    """Scores of the ``base`` model alone, or of base and ``delta``, which None lets be the run's own."""
     from cluster.evaluate import evaluate as evaluate_on_rank
 
-    scores = session.on_workers(evaluate_on_rank, "evaluate", delta=None if delta is None else str(delta))
+    scores = session.on_workers(evaluate_on_rank, "evaluate", delta=delta and str(delta), base=base)
     session.terminal.show_scores(scores)
     return scores
 

@@ -67,6 +67,7 @@ class Session:
             self._put()
         elif self._mirror is not None and not self._mirror.has_failed:
             with suppress(AdapeftError, WorkerError):  # the first cause is told
+                self._fetch()
                 self._put()
 
     def interrupted(self) -> None:
@@ -88,15 +89,18 @@ class Session:
             try:
                 with self.terminal.watch(stage) as watch:
                     tell = to_all(watch, self._log, metrics, self._look)
-                    result = run_on_workers(function, present, stage, tell, **arguments)
+                    result = run_on_workers(function, present, stage, tell, puts=self.claims, **arguments)
                 break
             except WorkerError as error:
                 if not failures_left:
                     raise
                 self._log.write("failed", logging.WARNING, stage=stage, cause=str(error))
                 self.terminal.note(f"{stage}: {error}\n{stage}: again with new workers, {failures_left} times at most")
+                self._fetch()
+                self._put()
                 present, metrics = self._joined = self._with_workers(room_for(self.config.cluster)), metrics
         self._log.write("ended", stage=stage)
+        self._fetch()
         self._put()
         return result
 
@@ -135,6 +139,11 @@ class Session:
         if workers < self.config.cluster.workers:
             self.terminal.note(f"workers: {workers} of {self.config.cluster.workers}, for more there is no room")
         return self.config.model_copy(update={"cluster": self.config.cluster.with_workers(workers)})
+
+    def _fetch(self) -> None:
+        """What workers have put who do not see this folder."""
+        if self._mirror is not None and self.claims:
+            self._mirror.fetch()
 
     def _put(self) -> None:
         if self._mirror is not None and self.claims:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,14 +14,15 @@ import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
 
-from adapeft.artifact import load_table, load_tensors, provenance, save_table, save_tensors
+from adapeft.artifact import load_table, load_tensors, provenance, save_table
 from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import ParameterInfo
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
-from adapeft.rank_files import rank_path, rank_paths
+from adapeft.rank_files import rank_paths, save_on_ranks
+from adapeft.ranks import Ranks
 from adapeft.reading import MOST, Count, Header, Line, reading
 
 TABLE = "groups.parquet"
@@ -84,16 +84,11 @@ def load_options(folder: Path, groups: Groups) -> Options | None:
         return Options(parameters, numbers["rank"], numbers["count"], numbers["slope"], numbers["curvature"])
 
 
-def clear_elements(folder: Path) -> None:
-    """Removes shards that an interrupted measurement, perhaps on another number of ranks, has left."""
-    shutil.rmtree(folder / ELEMENTS, ignore_errors=True)
-
-
-def save_elements(folder: Path, elements: tuple[ElementShard, ...], rank: int, world_size: int) -> None:
-    """Writes this rank's shard of element statistics."""
+def save_elements(folder: Path, elements: tuple[ElementShard, ...], ranks: Ranks) -> None:
+    """Writes every rank's shard of element statistics, in the place of older ones. Collective."""
     tensors = {f"{i}.{name}": column for i, shard in enumerate(elements) for name, column in shard.columns.items()}
-    path = rank_path(folder / ELEMENTS, rank, world_size)
-    save_tensors(path, "shard of statistics", tensors, {"slices": [asdict(shard.slice) for shard in elements]})
+    description = {"slices": [asdict(shard.slice) for shard in elements]}
+    save_on_ranks(folder / ELEMENTS, "shard of statistics", tensors, description, ranks)
 
 
 def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, Any]]:

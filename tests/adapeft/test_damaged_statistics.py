@@ -31,6 +31,7 @@ from adapeft.measure.storage import (
     save_groups,
     save_options,
 )
+from adapeft.ranks import OneRank
 from tests.damage import check, damaged_bytes, damaged_safetensors, damaged_trees, examples
 
 PARAMETERS = (
@@ -58,7 +59,7 @@ def elements(tmp_path) -> Path:
     save_groups(tmp_path / "run", groups, {"slope": np.ones(2)}, {"model.name": "x"})
     pieces = [Slice(0, 0, 7), Slice(0, 7, 5), Slice(1, 0, 5)]
     shards = tuple(ElementShard(piece, {"slope": torch.rand(piece.length)}) for piece in pieces)
-    save_elements(tmp_path / "run", shards, 0, 1)
+    save_elements(tmp_path / "run", shards, OneRank())
     return tmp_path / "run"
 
 

@@ -14,6 +14,7 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard
 from adapeft.measure.storage import ELEMENTS, TABLE, load_groups, load_statistics, save_elements, save_groups
+from tests.thread_ranks import on_ranks
 
 PARAMETERS = (
     ParameterInfo("a.weight", (3, 4), "weight", 2, 0.5, 1),
@@ -39,8 +40,7 @@ def saved(tmp_path):
     shards = [(shard(0, 0, 7),), (shard(0, 7, 5), shard(1, 0, 5)), ()]
     columns = {"slope": np.array([1.0, -2.0]), "curvature": np.array([0.1, np.nan])}
     save_groups(tmp_path, groups, columns, KEY, influence=np.array([3.0, 4.0]), chosen=np.array([1, 0]))
-    for rank, elements in enumerate(shards):
-        save_elements(tmp_path, elements, rank, 3)
+    on_ranks(3, lambda ranks: save_elements(tmp_path, shards[ranks.rank], ranks))
     return tmp_path, groups, columns, [one for elements in shards for one in elements]
 
 

@@ -8,6 +8,8 @@ on a CPU, and do what those of Ray do; a rank's memory is the most that its resi
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -94,7 +96,9 @@ def on_rank(config: Config, folder: Path, what: str) -> None:
     if what == "measuring":
         peak = measure_and_choose(config, lambda event: None, limit=None)["measuring_peak_memory_bytes"]
     else:
-        peak = finetune(config, lambda event: None, str(folder / "all.safetensors"))["peak_memory_bytes"]
+        if os.environ["RANK"] == "0":  # which the others wait for when they join
+            shutil.copy(folder / "all.safetensors", RunFolder.of(config).subset)
+        peak = finetune(config, lambda event: None)["peak_memory_bytes"]
     if dist.get_rank() == 0:
         (folder / what).write_text(str(peak))
     dist.destroy_process_group()

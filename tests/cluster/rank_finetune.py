@@ -33,7 +33,7 @@ def main(stop: int, path: str, *overrides: str) -> None:
     if not folder.subset.is_file():
         measure_and_choose(config, lambda event: None)
     try:
-        result = finetune(config, report, str(folder.subset))
+        result = finetune(config, report)
     except StoppedError:
         return
     if dist.get_rank() == 0:

@@ -130,6 +130,24 @@ def test_what_is_removed_on_one_side_is_removed_on_the_other(url, other_machine)
     assert read(url) == {"config.yaml": "one"}
 
 
+def test_a_copy_is_what_the_storage_has_whatever_was_made_here(url, other_machine):
+    for name, text in RUN.items():
+        write(url, name, text)
+    Mirror(url).put()
+    other_machine("second")
+    Mirror(url).fetch()
+    write(url, "checkpoints/step-20/rank-0", "made here")
+    write(url, "config.yaml", "made here")
+    write(url, "delta.safetensors", "made here")
+    Mirror(url).fetch()
+    assert read(url)["config.yaml"] == "made here"
+    Mirror(url).fetch(over=True)
+    assert read(url) == RUN
+    before = stored(url)
+    Mirror(url).put()
+    assert stored(url) == before
+
+
 def test_two_machines_at_one_url_are_told_apart(url, other_machine):
     for name, text in RUN.items():
         write(url, name, text)

@@ -10,9 +10,12 @@ import os
 import secrets
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import fsspec
 import pytest
 import torch
 from ray.cluster_utils import Cluster
@@ -42,15 +45,23 @@ def alone(config):
     return output
 
 
-@pytest.fixture
-def cluster():
-    """Two nodes on this network."""
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+@contextmanager
+def two_nodes(**caches: Path) -> Iterator[Cluster]:
+    """Two nodes on this network, each with a cache of its own where ``head`` and ``other`` are given."""
+    head, other = ({"XDG_CACHE_HOME": str(caches[name])} if caches else {} for name in ("head", "other"))
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "env_vars": head})
     try:
-        nodes.add_node(num_cpus=1)
+        nodes.add_node(num_cpus=1, env_vars=other)
         yield nodes
     finally:
         nodes.shutdown()
+
+
+@pytest.fixture
+def cluster():
+    """Two nodes that share all folders."""
+    with two_nodes() as nodes:
+        yield nodes
 
 
 def check(done: subprocess.CompletedProcess[str]) -> None:
@@ -74,6 +85,22 @@ def test_two_nodes_of_one_network(config, alone, cluster, tmp_path):
     output = tmp_path / "run"
     check(adapeft("run", config, *FEW_STEPS, f"output={output}", timeout=900, RAY_ADDRESS=cluster.address))
     assert_same_run(output, alone)
+
+
+def test_two_nodes_that_share_a_bucket_alone(config, alone, bucket, tmp_path):
+    url, caches = f"{bucket}/runs/mine", {name: tmp_path / name for name in ("head", "other", "launcher")}
+    with two_nodes(**caches) as nodes:
+        environment = {"RAY_ADDRESS": nodes.address, "XDG_CACHE_HOME": str(caches["launcher"])}
+        check(adapeft("run", config, *FEW_STEPS, f"output={url}", timeout=900, **environment))
+        for name in ("head", "other"):
+            assert list(caches[name].rglob("*-rank-*.log")), f"no rank on {name} had a copy"
+        said = adapeft("run", config, *FEW_STEPS, f"output={url}", timeout=900, **environment)
+        assert "training: already done" in said.stdout
+    files = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+    files.get(url, str(tmp_path / "run"), recursive=True)
+    assert_same_run(tmp_path / "run", alone)
+    logs = {path.name for path in (tmp_path / "run" / "logs").iterdir()}
+    assert {f"{stage}-rank-{rank}.log" for stage in ("measure", "train") for rank in (0, 1)} <= logs
 
 
 def test_two_nodes_of_two_networks(config, alone, tmp_path):
