@@ -112,9 +112,10 @@ class Transfer(Section):
     groups: Literal["auto", "tensor"] = Field(
         default="auto", description="auto: as the run measured; tensor: whole tensors, which needs no weights"
     )
-    inside: Literal["auto", "weight-norm", "gradient"] = Field(
+    inside: Literal["auto", "weight-norm", "gradient", "slope"] = Field(
         default="auto",
-        description="which rows or elements of a tensor: of largest weight norm, or of largest gradient, by one pass "
-        "over the calibration; auto: weight-norm",
+        description="which rows or elements of a tensor: of largest weight norm; of largest gradient, by one pass over "
+        "the calibration; by the target's own slopes, by one pass too, which divide the budget among tensors besides; "
+        "auto: weight-norm",
     )
     verify: bool = Field(default=False, description="measure the target too, and say how good the transfer was")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from adapeft.artifact import provenance, save_json
-from adapeft.choose.choose import check_budget
+from adapeft.choose.choose import check_budget, choose
 from adapeft.choose.subset import Subset
-from adapeft.choose.transfer import Allotment, Profiles, Scores, allot, fill
+from adapeft.choose.transfer import Profiles, Scores, Value, allot, counterparts, fill, with_own_slopes
 from adapeft.choose.verify import agreement, tensor_densities, uniform
 from adapeft.config import Config
 from adapeft.config_file import load_config, to_yaml
@@ -25,6 +27,7 @@ from adapeft.experiments import Transfer
 from adapeft.inputs.batches import draw_calibration
 from adapeft.inputs.checkpoint import Checkpoint
 from adapeft.inputs.model import build_structure
+from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import mean_gradient
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import with_warm_up
@@ -50,7 +53,6 @@ class Transferred:
 
     config: Config
     subset: Subset
-    allotment: Allotment
     groups: Groups
     profiles: Profiles
     method: ValuedMethod
@@ -78,7 +80,7 @@ def run(source: Path, model: str, settings: Transfer, overrides: list[str], term
         verified = verify(found, load_statistics(output / "measured-again")[0], best)
     save_transfer(output, source, found, verified)
     terminal.show_choice(found.subset)
-    _show(found.allotment, verified, terminal)
+    _show(found.subset, verified, terminal)
     terminal.note(f"to train it: train.subset={short(output / 'subset.safetensors')} model.name={model}")
 
 
@@ -96,7 +98,13 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
         said.append(f"select.budget={settings.budget}")
     if settings.groups != "auto":
         said.append(f"select.groups={settings.groups}")
-    return load_config(folder.config, [*said, *overrides])
+    config, measured = load_config(folder.config, [*said, *overrides]), load_config(folder.config)
+    if config.select.method != measured.select.method:
+        raise AdapeftError(
+            f"select.method = {config.select.method}: the run in {source} measured for {measured.select.method}. Leave "
+            f"it out, or give a run of {config.select.method}."
+        )
+    return config
 
 
 def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
@@ -115,15 +123,25 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
             f"select.options=[] to transfer the rows that were measured with them."
         )
     reach = float(Subset.load(RunFolder(source).subset).said("reach"))
-    profiles = Profiles.of(statistics, method, reach)
+    profiles = Profiles.of(statistics, partial(method.value, reach=reach))
     structure = _structure(config)
     groups = groups_of(structure, config.select)
-    allotment = allot(profiles, groups, check_budget(groups, config.select))
+    budget = check_budget(groups, config.select)
     checkpoint = _checkpoint(config, structure, groups)
-    scores = _scores(config, settings, groups, checkpoint)
-    subset = fill(groups, allotment, scores).described(
+    if settings.inside == "slope":
+        unmapped, mapped = counterparts(profiles, groups)
+        own = _by_slope(config, groups, statistics)
+        alone = config.select.model_copy(update={"joint": False})  # cross terms do not travel
+        subset = choose(alone, own, reach=reach, seed=config.seed, ranks=OneRank())
+        subset = subset.described(unmapped=list(unmapped), mapped=mapped)
+        scores: Scores | None = _values(own, partial(method.value, reach=reach))
+    else:
+        allotment = allot(profiles, groups, budget)
+        scores = _scores(config, settings, groups, checkpoint)
+        subset = fill(groups, allotment, scores)
+    subset = subset.described(
         method=config.select.method,
-        budget=check_budget(groups, config.select),
+        budget=budget,
         reach=reach,
         seed=config.seed,
         transferred={"from": str(source), "inside": settings.inside},
@@ -131,7 +149,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     )
     if checkpoint is not None:
         subset = subset.described(fingerprint=checkpoint.fingerprint())
-    return Transferred(config, subset, allotment, groups, profiles, method, reach, scores)
+    return Transferred(config, subset, groups, profiles, method, reach, scores)
 
 
 def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, Any]:
@@ -172,7 +190,7 @@ def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict
     """Writes ``subset.safetensors`` and ``transfer.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     found.subset.save(folder / "subset.safetensors")
-    said = {key: value for key, value in asdict(found.allotment).items() if key != "numbers"}
+    said = {key: found.subset.description[key] for key in ("value", "bound", "gap", "status", "unmapped", "mapped")}
     content = {"from": str(source), "to": found.config.model.name, **said, "trained": found.subset.count}
     save_json(folder / "transfer.json", {**content, "verified": verified, "provenance": provenance()})
 
@@ -228,7 +246,37 @@ def _by_weight_norm(groups: Groups, checkpoint: Checkpoint) -> Scores:
 
 
 def _by_gradient(config: Config, groups: Groups) -> Scores:
-    """Squared mean gradients over the calibration, in this process."""
+    """Squared mean gradients over the calibration."""
+    with _passes(config, groups) as passes:
+        passes.warm_up(passes.calibration.batches)
+        mean = mean_gradient(passes, "gradient", passes.calibration.batches)
+    return lambda index: _of_groups(groups, index, mean[index].square())
+
+
+def _by_slope(config: Config, groups: Groups, source: Statistics) -> Statistics:
+    """The target's slopes over the calibration, a half of which gives the direction, and the source's curvature."""
+    if not {"slope", "curvature"} <= source.columns.keys():
+        raise AdapeftError(f"inside = slope: {config.select.method} measures no slopes. Take inside=gradient.")
+    curvatures = Profiles.of(source, _curvature)
+    with _passes(config, groups) as passes:
+        passes.warm_up(passes.calibration.half_a)
+        direction = measure_direction(passes, config.select.direction)
+        passes.warm_up(passes.calibration.half_b)
+        slopes = mean_gradient(passes, "slope", passes.calibration.half_b)
+        for slope, along in zip(slopes, direction, strict=True):
+            slope.mul_(along)
+        return with_own_slopes(curvatures, passes.shards, groups, slopes)
+
+
+def _curvature(columns: dict[str, Tensor]) -> Tensor:
+    """The column, or its mean over a probe's points."""
+    curvature = columns["curvature"]
+    return curvature.mean(dim=1) if curvature.ndim == 2 else curvature
+
+
+@contextmanager
+def _passes(config: Config, groups: Groups) -> Iterator[Passes]:
+    """Passes over the calibration through the target, whole and in this process."""
     inputs = load_inputs(config)
     model = inputs.model()
     select = config.select
@@ -236,20 +284,27 @@ def _by_gradient(config: Config, groups: Groups) -> Scores:
     with measuring_mode(model, restore=groups.always_train):
         shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
         passes = Passes(shards, inputs.objective, calibration, inputs.train.collate, config.seed)
-        passes = with_warm_up(get_method(select.method), passes, groups, select)
-        passes.warm_up(calibration.batches)
-        mean = mean_gradient(passes, "gradient", calibration.batches)
-    return lambda index: _of_groups(groups, index, mean[index].square())
+        yield with_warm_up(get_method(select.method), passes, groups, select)
+
+
+def _values(statistics: Statistics, value: Value) -> Scores:
+    """What each candidate's rows or elements are worth."""
+    groups = statistics.groups
+    if groups.granularity == "element":
+        shards = {shard.slice.parameter: shard.columns for shard in statistics.elements}
+        return lambda index: value(shards[index])
+    of_groups = value({name: torch.from_numpy(column) for name, column in statistics.columns.items()})
+    return lambda index: of_groups[groups.span(index)]
 
 
 def _of_groups(groups: Groups, index: int, squares: Tensor) -> Tensor:
     return squares if groups.granularity == "element" else groups.sums(index, 0, squares)[1]
 
 
-def _show(allotment: Allotment, verified: Mapping[str, Any] | None, terminal: Terminal) -> None:
+def _show(subset: Subset, verified: Mapping[str, Any] | None, terminal: Terminal) -> None:
     """How much of the target had a counterpart, and how near its own best the subset is."""
-    unmapped = ", ".join(allotment.unmapped)
-    terminal.pairs({"mapped": f"{allotment.mapped:.1%} of the parameters" + (f"; not {unmapped}" if unmapped else "")})
+    unmapped, mapped = ", ".join(subset.description["unmapped"]), subset.description["mapped"]
+    terminal.pairs({"mapped": f"{mapped:.1%} of the parameters" + (f"; not {unmapped}" if unmapped else "")})
     if verified is None:
         return
     table = number_table("subset", "influence captured", "overlap")

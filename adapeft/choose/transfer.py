@@ -5,6 +5,9 @@ weights, say) as a function of relative depth and, inside a tensor, of rank: how
 tenth holds. So a role's profile is :math:`c(z, u)`, the mean density that the best fraction u of a tensor at depth z
 holds, times u. Interpolated over z and cut into the target's own rows it gives every group of the target a value, costs
 are the target's, and the knapsack is solved anew. The target needs no weights for that, only its shapes.
+
+Where the target can be run a little, its slopes are its own and the curvature alone is the source's, by role and depth
+(see ``with_own_slopes``).
 """
 
 from __future__ import annotations
@@ -21,15 +24,18 @@ from adapeft.choose.groups import knapsack
 from adapeft.choose.subset import Part, Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import ParameterInfo
+from adapeft.measure.elementwise import element_statistics
 from adapeft.measure.groups import Groups
+from adapeft.measure.shards import Shards
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.method import ValuedMethod
 
 _CUTS = 64
 """Pieces of equal size that a tensor's elements are sorted into, the best first."""
 _LEAST_MAPPED = 0.5
 """Share of the target's candidates that has to have a counterpart: below it the families are strangers."""
 
+Value = Callable[[dict[str, Tensor]], Tensor]
+"""Columns → a value of each group or element, elementwise."""
 Scores = Callable[[int], Tensor]
 """Candidate → scores of its rows, or of its elements; the larger are trained first."""
 
@@ -47,12 +53,12 @@ class Profiles:
     roles: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
     @classmethod
-    def of(cls, statistics: Statistics, method: ValuedMethod, reach: float) -> Profiles:
-        """Profiles of a run's statistics, valued as ``method`` does within ``reach``."""
+    def of(cls, statistics: Statistics, value: Value) -> Profiles:
+        """Profiles of a run's statistics, of what ``value`` makes of them."""
         groups = statistics.groups
         curves: dict[str, list[tuple[float, np.ndarray]]] = {}
         for index, info in enumerate(groups.parameters):
-            densities = _densities(statistics, method, reach, index)
+            densities = _densities(statistics, value, index)
             curves.setdefault(role_of(info), []).append((info.depth, _cumulated(densities)))
         return cls(groups.granularity, {role: _by_depth(found) for role, found in curves.items()})
 
@@ -92,16 +98,7 @@ def allot(profiles: Profiles, target: Groups, budget: int) -> Allotment:
     """
     curves = [profiles.at(info) for info in target.parameters]
     counts = np.array([info.count for info in target.parameters], dtype=np.int64)
-    has_curve = np.array([curve is not None for curve in curves], dtype=bool)
-    mapped = float(counts[has_curve].sum() / counts.sum())
-    unmapped = tuple(
-        dict.fromkeys(role_of(info) for info, known in zip(target.parameters, has_curve, strict=True) if not known)
-    )
-    if mapped < _LEAST_MAPPED:
-        raise AdapeftError(
-            f"only {mapped:.0%} of the target's parameters have a counterpart in what was measured; {unmapped[0]!r} "
-            f"has none. Measure a model of the target's own family."
-        )
+    unmapped, mapped = counterparts(profiles, target)
     if target.granularity == "element":
         numbers, value = _allot_elements(curves, counts, budget)
         return Allotment(numbers, value, value, 0.0, "optimal", unmapped, mapped)
@@ -111,6 +108,48 @@ def allot(profiles: Profiles, target: Groups, budget: int) -> Allotment:
     return Allotment(
         numbers, solution.value, solution.bound, solution.gap, solution.status.name.lower(), unmapped, mapped
     )
+
+
+def counterparts(profiles: Profiles, target: Groups) -> tuple[tuple[str, ...], float]:
+    """Roles of the target that the source does not have, and the share of its elements whose role it has.
+
+    Raises:
+        AdapeftError: too little of the target has a counterpart.
+    """
+    is_known = [role_of(info) in profiles.roles for info in target.parameters]
+    counts = np.array([info.count for info in target.parameters], dtype=np.int64)
+    mapped = float(counts[is_known].sum() / counts.sum())
+    unmapped = tuple(
+        dict.fromkeys(role_of(info) for info, known in zip(target.parameters, is_known, strict=True) if not known)
+    )
+    if mapped < _LEAST_MAPPED:
+        raise AdapeftError(
+            f"only {mapped:.0%} of the target's parameters have a counterpart in what was measured; {unmapped[0]!r} "
+            f"has none. Measure a model of the target's own family."
+        )
+    return unmapped, mapped
+
+
+def with_own_slopes(curvatures: Profiles, shards: Shards, target: Groups, slopes: list[Tensor]) -> Statistics:
+    """Statistics of a target whose slopes were measured, with the source's curvature for its role and depth.
+
+    Where training is short influence is almost the slope alone, and a slope is the model's own; a curvature is much the
+    same throughout a tensor, and from one size of a family to the next.
+
+    Args:
+        curvatures: profiles of the source's curvature.
+        shards: of the target.
+        target: its groups.
+        slopes: of its elements, float32, aligned with the slices. Those of roles without a counterpart become 0 in
+            place, so that they are not chosen.
+    """
+    columns = []
+    for piece, slope in zip(shards.slices, slopes, strict=True):
+        curve = curvatures.at(target.parameters[piece.parameter])
+        if curve is None:
+            slope.zero_()
+        columns.append(torch.full_like(slope, 0.0 if curve is None else float(curve[-1])))
+    return element_statistics(shards, target, {"slope": slopes, "curvature": columns})
 
 
 def fill(target: Groups, allotment: Allotment, scores: Scores | None) -> Subset:
@@ -162,19 +201,14 @@ def role_of(info: ParameterInfo) -> str:
     return info.name if info.layer < 0 else re.sub(r"\d+\.$", "*.", info.name.removesuffix(info.role)) + info.role
 
 
-def _densities(statistics: Statistics, method: ValuedMethod, reach: float, index: int) -> tuple[np.ndarray, int]:
+def _densities(statistics: Statistics, value: Value, index: int) -> tuple[np.ndarray, int]:
     """Values of the candidate's groups or elements, the best first, and the elements that each stands for."""
     groups, info = statistics.groups, statistics.groups.parameters[index]
     if groups.granularity == "element":
-        pieces = [
-            method.value(shard.columns, reach).flatten()
-            for shard in statistics.elements
-            if shard.slice.parameter == index
-        ]
+        pieces = [value(shard.columns).flatten() for shard in statistics.elements if shard.slice.parameter == index]
         return torch.cat(pieces).sort(descending=True).values.double().numpy(), 1
     span = groups.span(index)
-    columns = {name: column[span] for name, column in statistics.columns.items()}
-    values = method.values(columns, reach)
+    values = value({name: torch.from_numpy(column[span].copy()) for name, column in statistics.columns.items()}).numpy()
     if groups.granularity == "role":  # one value for the tensors of all layers, each with its part of it
         return values / int(groups.counts[span][0]) * info.count, info.count
     return np.sort(values)[::-1], info.count // len(values)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from operator import itemgetter
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +12,15 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import adapeft
 from adapeft.choose.choose import choose
-from adapeft.choose.transfer import Profiles, allot, fill, role_of
+from adapeft.choose.transfer import Profiles, allot, fill, role_of, with_own_slopes
 from adapeft.choose.verify import agreement, uniform
 from adapeft.config_file import parse_select
 from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import describe_parameters
+from adapeft.measure.direction import measure_direction
+from adapeft.measure.elementwise import mean_gradient
 from adapeft.measure.groups import build_groups
-from adapeft.measure.measure import measure
+from adapeft.measure.measure import measure, with_warm_up
 from adapeft.measure.shards import WholeModel
 from adapeft.methods import get_method
 from tests.cluster.rank_statistics import passes_for
@@ -23,6 +28,7 @@ from tests.tiny import make_bert, make_gpt2
 
 REACH = 0.01
 METHOD = get_method("adapeft")
+VALUE = partial(METHOD.value, reach=REACH)
 
 
 def larger_bert(layers=5, hidden=24, intermediate=50):
@@ -54,7 +60,7 @@ def measured(make, granularity):
 def test_a_transfer_to_the_same_model_is_the_choice_itself(make, granularity):
     """Cuts blur what is inside a tensor; between the tensors nothing may be lost."""
     statistics = measured(make, granularity)
-    profiles = Profiles.of(statistics, METHOD, REACH)
+    profiles = Profiles.of(statistics, VALUE)
     budget = 700
     allotment = allot(profiles, statistics.groups, budget)
     own = choose(
@@ -87,9 +93,52 @@ def best_by_value(statistics):
     return scores
 
 
+def with_slopes_of(make, granularity, curvatures):
+    """Statistics of a model that is measured for its slopes alone."""
+    model = make().eval()
+    groups = build_groups(model, granularity)
+    shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
+    passes = with_warm_up(
+        METHOD, passes_for(model, shards), groups, parse_select({"groups": granularity, "warmup_steps": 3})
+    )
+    passes.warm_up(passes.calibration.half_a)
+    direction = measure_direction(passes, "adam")
+    passes.warm_up(passes.calibration.half_b)
+    gradient = mean_gradient(passes, "slope", passes.calibration.half_b)
+    slopes = [slope * along for slope, along in zip(gradient, direction, strict=True)]
+    return with_own_slopes(curvatures, shards, groups, slopes)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
+def test_own_slopes_with_the_same_models_curvature_choose_as_it_does(granularity):
+    """Of tensors to the last bit but rounding; inside a tensor all have its mean curvature."""
+    statistics = measured(make_bert, granularity)
+    found = with_slopes_of(make_bert, granularity, Profiles.of(statistics, itemgetter("curvature")))
+    np.testing.assert_allclose(found.columns["slope"], statistics.columns["slope"], rtol=1e-3, atol=1e-9)
+    if granularity == "tensor":
+        np.testing.assert_allclose(found.columns["curvature"], statistics.columns["curvature"], rtol=1e-4)
+    settings = parse_select({"groups": granularity, "budget": 700})
+    subset, own = (
+        choose(settings, one, reach=REACH, seed=0, ranks=WholeModel(make_bert(), []).ranks)
+        for one in (found, statistics)
+    )
+    assert agreement(statistics, METHOD, REACH, subset, own).captured > 0.97
+    if granularity == "tensor":
+        assert subset.parts.keys() == own.parts.keys()
+
+
+def test_what_has_no_counterpart_has_no_slope():
+    profiles = Profiles.of(measured(make_bert, "row"), itemgetter("curvature"))
+    known = {role: curve for role, curve in profiles.roles.items() if "LayerNorm" not in role}
+    found = with_slopes_of(make_bert, "row", Profiles("row", known))
+    for index, info in enumerate(found.groups.parameters):
+        slopes = found.columns["slope"][found.groups.span(index)]
+        assert (np.abs(slopes) > 0).any() != ("LayerNorm" in info.name)
+
+
 def test_values_of_a_tensor_are_conserved_whatever_its_size():
     statistics = measured(make_bert, "row")
-    profiles = Profiles.of(statistics, METHOD, REACH)
+    profiles = Profiles.of(statistics, VALUE)
     values = METHOD.values(statistics.columns, REACH)
     for index, info in enumerate(statistics.groups.parameters):
         total = values[statistics.groups.span(index)].sum()
@@ -98,7 +147,7 @@ def test_values_of_a_tensor_are_conserved_whatever_its_size():
 
 def test_densities_are_interpolated_over_relative_depth():
     statistics = measured(make_bert, "tensor")
-    profiles = Profiles.of(statistics, METHOD, REACH)
+    profiles = Profiles.of(statistics, VALUE)
     values = dict(
         zip([info.name for info in statistics.groups.parameters], METHOD.values(statistics.columns, REACH), strict=True)
     )
@@ -112,7 +161,7 @@ def test_densities_are_interpolated_over_relative_depth():
 
 @pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
 def test_a_larger_target_gets_a_subset_that_can_be_trained(granularity, tmp_path):
-    profiles = Profiles.of(measured(make_bert, granularity), METHOD, REACH)
+    profiles = Profiles.of(measured(make_bert, granularity), VALUE)
     model = larger_bert()
     with torch.device("meta"):
         structure = BertForSequenceClassification(model.config)
@@ -140,20 +189,20 @@ def test_a_larger_target_gets_a_subset_that_can_be_trained(granularity, tmp_path
 
 
 def test_rows_without_weights_are_refused():
-    profiles = Profiles.of(measured(make_bert, "row"), METHOD, REACH)
+    profiles = Profiles.of(measured(make_bert, "row"), VALUE)
     groups = build_groups(larger_bert(), "row")
     with pytest.raises(AdapeftError, match=r"depends on the target's weights.*choose groups: tensor"):
         fill(groups, allot(profiles, groups, 2000), None)
 
 
 def test_strangers_are_refused():
-    profiles = Profiles.of(measured(make_bert, "tensor"), METHOD, REACH)
+    profiles = Profiles.of(measured(make_bert, "tensor"), VALUE)
     with pytest.raises(AdapeftError, match=r"only 0% of the target's parameters have a counterpart.*'transformer\.wte"):
         allot(profiles, build_groups(make_gpt2(), "tensor"), 100)
 
 
 def test_what_has_no_counterpart_is_named_and_left_frozen():
-    profiles = Profiles.of(measured(make_bert, "tensor"), METHOD, REACH)
+    profiles = Profiles.of(measured(make_bert, "tensor"), VALUE)
     known = {role: curve for role, curve in profiles.roles.items() if "LayerNorm" not in role}
     groups = build_groups(larger_bert(), "tensor")
     allotment = allot(Profiles("tensor", known), groups, 100_000)

@@ -102,7 +102,7 @@ def main() -> None:
     once("select", out / "small", pair.config, f"model.name={small}", *common)
     once("select", out / "large", pair.config, f"model.name={large}", *common)
     once("select", out / "again", pair.config, f"model.name={large}", *common, "seed=1000")
-    for inside in ("weight-norm", "gradient"):
+    for inside in ("weight-norm", "gradient", "slope"):
         onto = ("--from", out / "small", "--to", large)
         once("transfer", out / inside, *onto, f"budget={pair.budget}", f"inside={inside}")
 
@@ -110,6 +110,7 @@ def main() -> None:
 
     choices = {
         "chosen on the large model": [f"train.subset={out / 'large' / SUBSET}"],
+        "transferred, own slopes": [f"train.subset={out / 'slope' / SUBSET}"],
         "transferred, one gradient pass": [f"train.subset={out / 'gradient' / SUBSET}"],
         "transferred, by weight norm": [f"train.subset={out / 'weight-norm' / SUBSET}"],
         "uniform, by weight norm": [f"train.subset={out / 'uniform' / SUBSET}"],
@@ -129,6 +130,7 @@ def main() -> None:
     held = {
         "chosen on the large model": out / "large" / SUBSET,
         "the same, measured again": out / "again" / SUBSET,
+        "transferred, own slopes": out / "slope" / SUBSET,
         "transferred, one gradient pass": out / "gradient" / SUBSET,
         "transferred, by weight norm": out / "weight-norm" / SUBSET,
         "uniform, by weight norm": out / "uniform" / SUBSET,

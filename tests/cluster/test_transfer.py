@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from transformers import BertConfig, BertModel
 
+from adapeft.artifact import save_text
 from adapeft.choose.groups import chosen_of
 from adapeft.choose.subset import Subset
-from adapeft.config_file import load_config
-from adapeft.measure.storage import load_groups
+from adapeft.config_file import load_config, to_yaml
+from adapeft.measure.storage import load_groups, save_groups
 from adapeft.methods import get_method
 from adapeft.tune.attach import attach
 from cluster.inputs import load_inputs
@@ -114,10 +115,45 @@ def test_rows_of_largest_gradient(transferred, larger, tmp_path):
     assert repr(dict(norm.parts)) != repr(dict(gradient.parts))
 
 
+def test_own_slopes_choose_for_the_same_model_what_it_chose_itself(source, transferred, tmp_path):
+    text_of(transferred(source[0] / "base", tmp_path / "out", "budget=10%", "inside=slope"))
+    own, subset = (Subset.load(folder / "subset.safetensors") for folder in (source[1], tmp_path / "out"))
+    groups, columns, _ = load_groups(source[1])
+    values = get_method("adapeft").values(columns, own.description["reach"])
+    held, best = (values[chosen_of(groups, one) > 0].sum() for one in (subset, own))
+    assert held > 0.98 * best
+    assert subset.description["fingerprint"] == own.description["fingerprint"]
+    said = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert said["mapped"] == 1.0
+    assert said["value"] == pytest.approx(own.description["value"], rel=0.05)
+
+
+def test_own_slopes_of_a_method_that_has_none(command, source, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(source[1], run)
+    groups, columns, key = load_groups(source[1])
+    save_groups(run, groups, {"squared_gradient": columns["slope"]}, key)
+    save_text(run / "config.yaml", to_yaml(load_config(run / "config.yaml", ["method=sam", "groups=row"])))
+    done = command("transfer", "--from", run, "--to", source[0] / "base", f"output={tmp_path / 'out'}", "inside=slope")
+    assert done.returncode == 2
+    assert "inside = slope: sam measures no slopes. Take inside=gradient." in " ".join(done.stderr.split())
+
+
+def test_own_slopes_divide_the_budget_among_tensors(transferred, larger, tmp_path):
+    for inside in ("gradient", "slope"):
+        text_of(transferred(larger, tmp_path / inside, "budget=5%", f"inside={inside}"))
+    shares = [
+        {name: part.count for name, part in Subset.load(tmp_path / inside / "subset.safetensors").parts.items()}
+        for inside in ("gradient", "slope")
+    ]
+    assert shares[0] != shares[1]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["inside=luck"], "inside = luck: should be 'auto', 'weight-norm' or 'gradient'"),
+        (["inside=luck"], "inside = luck: should be 'auto', 'weight-norm', 'gradient' or 'slope'"),
+        (["select.method=sam"], "measured for adapeft. Leave it out, or give a run of sam"),
         (["budget=400%"], "budget = 400%: is more than all parameters"),
         (["groups=tensor", "inside=gradient"], "tensor groups are trained whole"),
         (["selekt.budget=1%"], "selekt"),
