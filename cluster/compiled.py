@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import socket
 from pathlib import Path
+from subprocess import SubprocessError
 
 from deepspeed.comm.torch import build_shm_op
 from torch.utils.cpp_extension import _get_build_directory
+
+from adapeft.errors import AdapeftError
 
 _NAME = "deepspeed_shm_comm"
 
@@ -17,9 +21,20 @@ def load_compiled() -> None:
     torch guards compiling with a file that is removed afterwards, and a process that finds it waits for as long as it
     is there: forever, when its maker was killed. So only one process of this machine at a time gets to torch's guard,
     behind a lock that the kernel takes back from the dead; what is there then is nobody's.
+
+    Raises:
+        AdapeftError: it cannot be compiled here.
     """
     folder = Path(_get_build_directory(_NAME, False))
     with (folder / "adapeft.lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         (folder / "lock").unlink(missing_ok=True)
-        build_shm_op()
+        try:
+            build_shm_op()
+        except (RuntimeError, OSError, SubprocessError) as error:
+            lines = str(error).splitlines()
+            cause = next((line for line in lines if "error: " in line), lines[0] if lines else type(error).__name__)
+            raise AdapeftError(
+                f"DeepSpeed cannot compile {_NAME} on {socket.gethostname()}: {cause.strip()}. It takes a C++ compiler "
+                "and Python's headers: on Debian and Ubuntu, apt-get install g++ python3-dev."
+            ) from error

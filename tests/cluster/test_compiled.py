@@ -1,4 +1,4 @@
-"""A lock that a killed process has left in torch's folder of extensions."""
+"""What DeepSpeed compiles: a lock that a killed process has left, and machines on which nothing can be compiled."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from torch.utils.cpp_extension import _get_build_directory
 
+from adapeft.errors import AdapeftError
+from cluster import compiled
 from tests.cluster.ranks import ROOT, torchrun
 
 LOAD = "import os; os.environ['DS_ACCELERATOR'] = 'cpu'; from cluster.compiled import load_compiled; load_compiled()"
@@ -31,3 +33,24 @@ def extensions(tmp_path, monkeypatch):
 def test_a_dead_process_holds_up_nobody(extensions):
     torchrun(2, "tests.cluster.rank_join")
     assert not (extensions / "lock").exists()
+
+
+NO_HEADERS = "Error building extension: [1/3] c++ …\na.h:13:10: fatal error: Python.h: No such file\n   13 | #include"
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (RuntimeError(NO_HEADERS), r"Python\.h: No such file"),
+        (FileNotFoundError(2, "No such file or directory", "c++"), r"c\+\+"),
+        (subprocess.CalledProcessError(1, ["which", "c++"]), "which"),
+    ],
+)
+def test_a_machine_that_cannot_compile(raised, said, tmp_path, monkeypatch):
+    def fail():
+        raise raised
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled, "build_shm_op", fail)
+    with pytest.raises(AdapeftError, match=rf"{said}.*apt-get install g\+\+ python3-dev"):
+        compiled.load_compiled()
