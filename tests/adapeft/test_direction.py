@@ -15,8 +15,10 @@ from tests.cluster.rank_statistics import passes_for
 from tests.oracles import gradients, mean_gradients, num_predictions
 from tests.tiny import make_batches, make_bert, make_gpt2
 
-# What is left of a gradient that is zero but for rounding, in a key's bias: softmax is blind to it.
-ROUNDING = 0.02
+# Of a gradient in float32, as a part of their root mean square. In a key's bias, to which softmax is blind, it is all
+# that there is, and a direction makes the more of it: up to 0.02 on one processor, 0.021 on another.
+ROUNDING = 5e-7
+NOISE = 1e-5
 
 
 def measured(model, kind, num_micro=1):
@@ -34,8 +36,10 @@ def test_adam(make):
     each = torch.stack([torch.cat(gradients(model, batch, groups)) for batch in half_a])
     mean = (weights[:, None] * each).sum(0) / weights.sum()
     square = (weights[:, None] * each**2).sum(0) / weights.sum()
-    noise = 1e-5 * mean.square().mean().sqrt()
-    torch.testing.assert_close(actual, mean / (square.sqrt() + noise), rtol=1e-3, atol=ROUNDING)
+    size = mean.square().mean().sqrt()
+    length = square.sqrt() + NOISE * size
+    expected = mean / length
+    assert ((actual - expected).abs() <= 1e-3 * expected.abs() + ROUNDING * size / length).all()
     assert float(actual.abs().max()) <= 1 + 1e-6, "a coordinate moves by at most one a unit of reach"
 
 
@@ -52,7 +56,7 @@ def test_gradient_has_unit_root_mean_square_over_the_model(make):
 def test_micro_batches_only_round_differently(make, num_micro):
     whole, _, _ = measured(make(), "adam")
     split, _, _ = measured(make(), "adam", num_micro)
-    torch.testing.assert_close(split, whole, rtol=1e-3, atol=ROUNDING)
+    torch.testing.assert_close(split, whole, rtol=1e-3, atol=ROUNDING / NOISE)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])

@@ -131,7 +131,7 @@ def test_fewer_workers_than_the_run_may_have(monkeypatch):
 def test_stages_run_on_the_workers_that_are_there(config, monkeypatch, capsys):
     seen = []
 
-    def run(function, config, stage, watch):
+    def run(function, config, stage, watch, *, puts):
         seen.append((config.cluster.workers, config.cluster.min_workers))
         return {}
 
@@ -148,7 +148,7 @@ def test_stages_run_on_the_workers_that_are_there(config, monkeypatch, capsys):
 def test_workers_that_fail_are_replaced_so_many_times(config, monkeypatch, capsys, max_failures):
     workers = []
 
-    def run(function, config, stage, watch):
+    def run(function, config, stage, watch, *, puts):
         workers.append(config.cluster.workers)
         if len(workers) < 3:
             raise WorkerError("a worker failed: gone")
