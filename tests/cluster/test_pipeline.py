@@ -145,7 +145,7 @@ def test_evaluating_the_delta_gives_the_runs_score(classifier):
     config, folder, _ = classifier
     output = text_of(adapeft("evaluate", config, "cluster.workers=1", "zero_stage=0"))
     expected = json.loads((folder / "run" / "metrics.json").read_text())["after"]
-    assert f"accuracy   {expected['accuracy']:.4f}" in output
+    assert f"accuracy    {expected['accuracy']:.4f}\n" in output
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_evaluating_the_base_gives_the_score_before(classifier):
     config, folder, _ = classifier
     output = text_of(adapeft("evaluate", config, "--base"))
     expected = json.loads((folder / "run" / "metrics.json").read_text())["before"]
-    assert f"accuracy   {expected['accuracy']:.4f}" in output
+    assert f"accuracy    {expected['accuracy']:.4f}\n" in output
 
 
 def test_a_merged_run_is_a_plain_checkpoint(command, classifier):
