@@ -19,7 +19,7 @@ from cluster.identity import run_id
 from tests.cluster.checkpoints import adapeft, write_config, write_gpt2, write_text
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "adapeft.json"
-OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "max_steps=4", "eval_steps=2", "logging_steps=1")
+OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "max_steps=40", "eval_steps=20", "logging_steps=1")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_events_are_lines_of_json(seen):
     assert [line["stage"] for line in lines if line["message"] == "ended"] == ["measure", "train"]
     losses = [line["loss"] for line in lines if line["message"] == "training"]
     found = json.loads((Path(config.output) / "metrics.json").read_text())
-    assert len(losses) == found["num_steps"] == 4
+    assert len(losses) == found["num_steps"] == 40
     evaluated = [line for line in lines if line["message"] == "evaluated"]
     assert [line["loss"] for line in evaluated[1:]] == [each["loss"] for each in found["history"]]
     assert evaluated[0]["rank"] == 0
