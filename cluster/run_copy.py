@@ -48,20 +48,28 @@ def run_copy(config: Config, mark: str, machine: str, *, puts: bool) -> Iterator
         yield _nothing
         return
     mirror = _taken(config, here, machine)
-    look = _nothing if mirror is None or not puts else mirror.look
     try:
-        yield look
-    except BaseException:
-        if mirror is not None and puts and not mirror.has_failed:
-            with suppress(AdapeftError, WorkerError):  # the first cause is told
-                mirror.put()
-        raise
-    else:
-        if mirror is not None and puts:
-            mirror.put()
+        if mirror is None or not puts:
+            yield _nothing
+        else:
+            with _putting(mirror):
+                yield mirror.look
     finally:
         if mirror is not None:
             here.unlink(missing_ok=True)
+
+
+@contextmanager
+def _putting(mirror: Mirror) -> Iterator[None]:
+    """Puts what is new when the block ends; where that was an error, if the storage lets it."""
+    try:
+        yield
+    except BaseException:
+        if not mirror.has_failed:
+            with suppress(AdapeftError, WorkerError):  # the first cause is told
+                mirror.put()
+        raise
+    mirror.put()
 
 
 def _taken(config: Config, mark: Path, machine: str) -> Mirror | None:

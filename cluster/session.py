@@ -67,8 +67,7 @@ class Session:
             self._put()
         elif self._mirror is not None and not self._mirror.has_failed:
             with suppress(AdapeftError, WorkerError):  # the first cause is told
-                self._fetch()
-                self._put()
+                self._sync()
 
     def interrupted(self) -> None:
         """Logs that the user ends the command, which ends without leaving the session."""
@@ -96,12 +95,10 @@ class Session:
                     raise
                 self._log.write("failed", logging.WARNING, stage=stage, cause=str(error))
                 self.terminal.note(f"{stage}: {error}\n{stage}: again with new workers, {failures_left} times at most")
-                self._fetch()
-                self._put()
+                self._sync()
                 present, metrics = self._joined = self._with_workers(room_for(self.config.cluster)), metrics
         self._log.write("ended", stage=stage)
-        self._fetch()
-        self._put()
+        self._sync()
         return result
 
     def check_memory(self) -> None:
@@ -140,10 +137,11 @@ class Session:
             self.terminal.note(f"workers: {workers} of {self.config.cluster.workers}, for more there is no room")
         return self.config.model_copy(update={"cluster": self.config.cluster.with_workers(workers)})
 
-    def _fetch(self) -> None:
-        """What workers have put who do not see this folder."""
+    def _sync(self) -> None:
+        """Takes what workers have put who do not see this folder, and puts what is new here."""
         if self._mirror is not None and self.claims:
             self._mirror.fetch()
+            self._mirror.put()
 
     def _put(self) -> None:
         if self._mirror is not None and self.claims:

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from adapeft.artifact import provenance, save_json
 from adapeft.choose.choose import check_budget, choose
 from adapeft.choose.subset import Subset
-from adapeft.choose.transfer import Profiles, Scores, Value, allot, counterparts, fill, with_own_slopes
+from adapeft.choose.transfer import Profiles, Scores, allot, counterparts, fill, with_own_slopes
 from adapeft.choose.verify import agreement, tensor_densities, uniform
 from adapeft.config import Config
 from adapeft.config_file import load_config, to_yaml
@@ -134,7 +134,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
         alone = config.select.model_copy(update={"joint": False})  # cross terms do not travel
         subset = choose(alone, own, reach=reach, seed=config.seed, ranks=OneRank())
         subset = subset.described(unmapped=list(unmapped), mapped=mapped)
-        scores: Scores | None = _values(own, partial(method.value, reach=reach))
+        scores: Scores | None = _values(own, method, reach)
     else:
         allotment = allot(profiles, groups, budget)
         scores = _scores(config, settings, groups, checkpoint)
@@ -287,13 +287,13 @@ def _passes(config: Config, groups: Groups) -> Iterator[Passes]:
         yield with_warm_up(get_method(select.method), passes, groups, select)
 
 
-def _values(statistics: Statistics, value: Value) -> Scores:
+def _values(statistics: Statistics, method: ValuedMethod, reach: float) -> Scores:
     """What each candidate's rows or elements are worth."""
     groups = statistics.groups
     if groups.granularity == "element":
         shards = {shard.slice.parameter: shard.columns for shard in statistics.elements}
-        return lambda index: value(shards[index])
-    of_groups = value({name: torch.from_numpy(column) for name, column in statistics.columns.items()})
+        return lambda index: method.value(shards[index], reach)
+    of_groups = torch.from_numpy(method.values(statistics.columns, reach))
     return lambda index: of_groups[groups.span(index)]
 
 
