@@ -1,4 +1,4 @@
-"""The command in this process, and a local server that speaks S3."""
+"""A config to run, the command in this process, and a local server that speaks S3."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import fsspec
 import pytest
 
 from cluster.cli import main
+from tests.cluster.checkpoints import write_bert, write_colours, write_config
 
 
 class Said(NamedTuple):
@@ -18,6 +19,13 @@ class Said(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Path of a run's config, with a tiny model and its data beside it."""
+    folder = tmp_path_factory.mktemp("files")
+    return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
 
 
 @pytest.fixture

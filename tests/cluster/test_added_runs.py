@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import adapeft
-from tests.cluster.checkpoints import write_bert, write_colours, write_config
 from tests.cluster.ranks import torchrun
 
 OVERRIDES = [
@@ -22,12 +21,6 @@ OVERRIDES = [
     "logging_steps=1",
 ]
 METHODS = {"lora": ["method=lora"], "adapter": ["method=adapter", "placement=houlsby"]}
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
 
 
 @pytest.mark.slow

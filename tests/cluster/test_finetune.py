@@ -23,12 +23,6 @@ OVERRIDES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
-
-
 def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     torchrun(2, "tests.cluster.rank_finetune", 0, config, *OVERRIDES, f"output={undisturbed}")

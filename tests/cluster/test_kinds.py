@@ -9,14 +9,8 @@ import pytest
 
 from adapeft.choose.subset import Subset
 from adapeft.ship.delta import Delta
-from tests.cluster.checkpoints import adapeft, write_bert, write_colours, write_config
+from tests.cluster.checkpoints import adapeft
 from tests.cluster.test_pipeline import text_of
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kinds")
-    return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
 
 
 @pytest.mark.slow

@@ -22,19 +22,13 @@ from ray.cluster_utils import Cluster
 
 from adapeft.choose.subset import Subset
 from adapeft.ship.delta import Delta
-from tests.cluster.checkpoints import COMMAND, adapeft, write_bert, write_colours, write_config
+from tests.cluster.checkpoints import COMMAND, adapeft
 from tests.cluster.namespaces import Namespace, two_namespaces
 
 pytestmark = pytest.mark.slow
 
 QUICKLY = ("calibration=64", "warmup_steps=8", "learning_rate=1e-2")
 FEW_STEPS = (*QUICKLY, "max_steps=8")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
 
 
 @pytest.fixture(scope="module")

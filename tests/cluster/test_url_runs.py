@@ -10,15 +10,9 @@ from torch.utils.cpp_extension import get_default_build_root
 from transformers import AutoModelForSequenceClassification
 
 from cluster.place import working_folder
-from tests.cluster.checkpoints import adapeft, write_bert, write_colours, write_config
+from tests.cluster.checkpoints import adapeft
 
 OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "warmup_steps=4", "max_steps=6", "save_steps=2")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
 
 
 @pytest.fixture
