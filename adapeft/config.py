@@ -67,12 +67,13 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _infinity_in_words(value: float | str) -> float | str:
+def infinity_in_words(value: float | str) -> float | str:
+    """A number as a config spells it and JSON can hold it."""
     return "inf" if value == math.inf else value
 
 
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Reach = Annotated[Literal["auto"] | PositiveFloat, PlainSerializer(_infinity_in_words)]
+Reach = Annotated[Literal["auto"] | PositiveFloat, PlainSerializer(infinity_in_words)]
 Limit = Annotated[
     Budget,
     PlainValidator(Budget.parse),
@@ -196,7 +197,9 @@ class Select(Section):
         default="knapsack", description="how groups are chosen; greedy: by value per parameter, as in the paper"
     )
     joint: bool = Field(
-        default=False, description="let adapeft value groups together, with the cross terms of their curvature"
+        default=False,
+        description="let adapeft value groups together, with the cross terms of their curvature; single elements with "
+        "the most that these can be",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),
@@ -230,13 +233,8 @@ class Select(Section):
         possible = GRANULARITIES.get(self.method, ANY_GRANULARITY)
         if self.granularity not in possible:
             raise ValueError(f"groups = {self.groups}: {self.method} chooses by {' or '.join(possible)}")
-        if self.joint and (self.method != "adapeft" or self.granularity == "element"):
-            raise ValueError(
-                f"joint = true: {self.method} by {self.granularity} has no cross terms; choose method: adapeft with "
-                "groups: row, tensor or role, or leave joint out"
-            )
-        if self.joint and self.solver != "knapsack":
-            raise ValueError("solver = greedy: joint is a greedy choice of its own; leave one of them out")
+        if self.joint:
+            self._check_joint()
         if self.curvature != "sampled-labels":
             self._check_parabola()
         self._check_probe()
@@ -275,6 +273,18 @@ class Select(Section):
         if self.method in _WITHOUT_VALUES or self.joint or self.options:
             how = "joint = true" if self.joint else f"options = {list(self.options)}" if self.options else self.method
             raise ValueError(f"{given}: {how} takes a budget of parameters; leave memory_per_device out")
+
+    def _check_joint(self) -> None:
+        if self.method != "adapeft":
+            raise ValueError(
+                f"joint = true: {self.method} measures no curvature; choose method: adapeft, or leave joint out"
+            )
+        if self.solver != "knapsack":
+            raise ValueError("solver = greedy: joint is a choice of its own; leave one of them out")
+        if self.granularity == "element" and self.reach == math.inf:
+            raise ValueError("reach = inf: joint then is best with one element alone; leave one of them out")
+        if self.granularity == "element" and self.scope != "global":
+            raise ValueError(f"scope = {self.scope}: joint weighs all tensors together; leave one of them out")
 
     def _check_parabola(self) -> None:
         if self.method != "adapeft":

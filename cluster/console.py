@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import textwrap
@@ -237,7 +238,8 @@ def _influence(choice: Mapping[str, Any]) -> str:
         return f"{choice['value']:.4g} predicted jointly{share}"
     gap = f"gap {choice['gap']:.1e}" if choice.get("gap") else "gap 0"
     status = str(choice.get("status")).replace("_", " ")
-    return f"{choice['value']:.4g} predicted, bound {choice['bound']:.4g}, {gap} ({status}){share}"
+    said = "summed, each at its own best step" if choice.get("reach") in ("inf", math.inf) else "predicted"
+    return f"{choice['value']:.4g} {said}, bound {choice['bound']:.4g}, {gap} ({status}){share}"
 
 
 def _sources(said: Mapping[str, Any]) -> dict[str, str]:

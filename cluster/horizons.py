@@ -10,6 +10,7 @@ from adapeft.artifact import provenance, save_json
 from adapeft.choose.choose import check_budget
 from adapeft.choose.horizons import across_horizons
 from adapeft.choose.subset import Subset
+from adapeft.config import infinity_in_words
 from adapeft.config_file import load_config
 from adapeft.errors import AdapeftError
 from adapeft.measure.probe import probe_points
@@ -49,7 +50,7 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
     found = {
         "steps": probe_points(select),
         "budget": plan.budget,
-        "reach": plan.reach,
+        "reach": infinity_in_words(plan.reach),
         **across_horizons(statistics, method, plan),
     }
     path = source / "horizons.json"

@@ -18,6 +18,7 @@ from adapeft.config_file import to_yaml
 from adapeft.inputs.batches import draw_calibration, num_micro_batches
 from adapeft.keys import measurement_key
 from adapeft.measure.groups import Groups, groups_of
+from adapeft.measure.influence import reach_of
 from adapeft.measure.measure import measure
 from adapeft.measure.partial import PartialSums
 from adapeft.measure.passes import Passes
@@ -29,7 +30,7 @@ from cluster.engine import DistributedRanks, join, measuring_engine
 from cluster.events import Report
 from cluster.inputs import Inputs, load_inputs
 from cluster.peak import peak_memory
-from cluster.plan import reach_of
+from cluster.plan import plan_training
 from cluster.run_folder import RunFolder
 from cluster.zero_shards import ZeroShards
 
@@ -114,7 +115,8 @@ def choose_and_save(
     Also what the driver does, as one rank, when the statistics are there already.
     """
     groups = statistics.groups
-    reach = reach_of(config, num_examples)
+    training = plan_training(config.train, num_examples)
+    reach = reach_of(config.select, sum(training.learning_rates()), training.num_steps)
     subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
     subset = subset.described(config=to_yaml(config))
     if ranks.rank == 0:

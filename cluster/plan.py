@@ -10,8 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from adapeft.config import Config, Train
-from adapeft.measure.influence import planned_reach
+from adapeft.config import Train
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,3 @@ def plan_training(train: Train, num_examples: int) -> TrainingPlan:
     steps_per_epoch = math.ceil(num_examples / train.batch_size)
     num_steps = train.max_steps or max(1, math.ceil(train.epochs * steps_per_epoch))
     return TrainingPlan(num_steps, steps_per_epoch, train)
-
-
-def reach_of(config: Config, num_examples: int) -> float:
-    """``select.reach``, or what the training plan makes of ``auto``."""
-    if config.select.reach != "auto":
-        return float(config.select.reach)
-    plan = plan_training(config.train, num_examples)
-    return planned_reach(sum(plan.learning_rates()), plan.num_steps)

@@ -51,7 +51,7 @@ def _show_frontier(folder: RunFolder, subset: Subset, terminal: Terminal) -> Non
     groups, columns, key = load_groups(folder.path)
     if not columns or groups.granularity == "element":
         return
-    method, reach, budget = get_method(subset.said("method")), subset.said("reach"), subset.said("budget")
+    method, reach, budget = get_method(subset.said("method")), float(subset.said("reach")), subset.said("budget")
     statistics = Statistics(groups, columns, options=load_options(folder.path, groups))
     values = method.group_values(statistics, reach)
     assert values is not None

@@ -20,7 +20,7 @@ from adapeft.choose.choose import check_budget, choose
 from adapeft.choose.subset import Subset
 from adapeft.choose.transfer import Profiles, Scores, allot, counterparts, fill, with_own_slopes
 from adapeft.choose.verify import agreement, tensor_densities, uniform
-from adapeft.config import Config
+from adapeft.config import Config, infinity_in_words
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Transfer
@@ -142,7 +142,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     subset = subset.described(
         method=config.select.method,
         budget=budget,
-        reach=reach,
+        reach=infinity_in_words(reach),
         seed=config.seed,
         transferred={"from": str(source), "inside": settings.inside},
         config=to_yaml(config),

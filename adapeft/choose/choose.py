@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.subset import Subset
+from adapeft.config import Select, infinity_in_words
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
 from adapeft.methods import Plan, get_method
 from adapeft.ranks import Ranks
-
-if TYPE_CHECKING:
-    from adapeft.config import Select
 
 
 def choose(
@@ -51,7 +47,7 @@ def choose(
         granularity=groups.granularity,
         budget=plan.budget if limit is None else subset.count,
         num_total=groups.num_total,
-        reach=reach,
+        reach=infinity_in_words(reach),
         seed=seed,
         fingerprint=groups.fingerprint,
     )

@@ -33,33 +33,47 @@ def choose_elements(
 
     Every rank returns the same subset; only chosen indices travel, never values.
     """
-    starts = np.concatenate([[0], np.cumsum([info.count for info in groups.parameters])])
     values = [value(shard.columns) for shard in elements]
-    positions = [int(starts[shard.slice.parameter]) + shard.slice.start for shard in elements]
+    positions = positions_of(groups, elements)
     if by_tensor:
         local = _top_k_by_tensor(groups, elements, values, budget, ranks)
     else:
         local = top_k(values, positions, budget, ranks.all_reduce)
     total = torch.zeros(1, dtype=torch.float64)
-    mine = [torch.empty(0, dtype=torch.int64)]
-    for scores, picks, position in zip(values, local, positions, strict=True):
+    for scores, picks in zip(values, local, strict=True):
         total += scores[picks].sum(dtype=torch.float64).cpu()
-        mine.append((picks + position).cpu())
-    chosen = torch.cat(ranks.all_gather(torch.cat(mine))).sort().values
     value_sum = float(ranks.all_reduce(total))
-    parts = {}
+    return subset_of(groups, local, positions, ranks).described(
+        value=value_sum, bound=value_sum, gap=0.0, status="optimal"
+    )
+
+
+def positions_of(groups: Groups, elements: Sequence[ElementShard]) -> list[int]:
+    """Where among all candidates' elements each shard begins."""
+    starts = _starts(groups)
+    return [int(starts[shard.slice.parameter]) + shard.slice.start for shard in elements]
+
+
+def subset_of(groups: Groups, picks: Sequence[Tensor], positions: Sequence[int], ranks: Ranks) -> Subset:
+    """The subset of all ranks' picks. Collective.
+
+    Args:
+        groups: the candidates.
+        picks: chosen indices into each of this rank's shards.
+        positions: as ``positions_of`` has them.
+    """
+    mine = [(pick + position).cpu() for pick, position in zip(picks, positions, strict=True)]
+    chosen = torch.cat(ranks.all_gather(torch.cat([torch.empty(0, dtype=torch.int64), *mine]))).sort().values
+    starts, parts = _starts(groups), {}
     for index, info in enumerate(groups.parameters):
         low, high = np.searchsorted(chosen.numpy(), starts[index : index + 2])
         if high > low:
             parts[info.name] = Part("elements", info.shape, chosen[low:high] - int(starts[index]))
-    return Subset(parts).described(
-        value=value_sum,
-        bound=value_sum,
-        gap=0.0,
-        status="optimal",
-        num_groups=int(starts[-1]),
-        num_chosen=len(chosen),
-    )
+    return Subset(parts).described(num_groups=int(starts[-1]), num_chosen=len(chosen))
+
+
+def _starts(groups: Groups) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum([info.count for info in groups.parameters])])
 
 
 def shares(sizes: np.ndarray, budget: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from adapeft.inputs.batches import Calibration
 from adapeft.inputs.data import Batch
 from adapeft.inputs.objective import infer_objective
 from adapeft.measure.groups import groups_of
-from adapeft.measure.influence import planned_reach
+from adapeft.measure.influence import reach_of
 from adapeft.measure.measure import check_precision, measure
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
@@ -77,7 +77,7 @@ def select(
             seed,
         )
         statistics = measure(get_method(settings.method), passes, groups, settings)
-    reach = planned_reach(learning_rate * num_steps, num_steps) if settings.reach == "auto" else float(settings.reach)
+    reach = reach_of(settings, learning_rate * num_steps, num_steps)
     return choose(settings, statistics, reach=reach, seed=seed, ranks=shards.ranks)
 
 

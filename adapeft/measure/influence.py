@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from adapeft.config import Select
 
 
 def influence(slope: Tensor, curvature: Tensor, reach: float) -> Tensor:
@@ -24,6 +28,11 @@ def influence(slope: Tensor, curvature: Tensor, reach: float) -> Tensor:
         inside = reach * curvature < slope
     unlimited = torch.where(curvature > 0, slope.square() / (2 * curvature), 0.0)
     return torch.where(slope > 0, torch.where(inside, limited, unlimited), 0.0)
+
+
+def reach_of(settings: Select, sum_of_learning_rates: float, num_steps: int) -> float:
+    """``select.reach``, or what the training plan makes of ``auto``."""
+    return planned_reach(sum_of_learning_rates, num_steps) if settings.reach == "auto" else float(settings.reach)
 
 
 def planned_reach(sum_of_learning_rates: float, num_steps: int) -> float:

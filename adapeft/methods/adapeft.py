@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from adapeft.choose.joint import choose_groups_jointly
+from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.choose.options import choose_options
 from adapeft.choose.subset import Subset
 from adapeft.measure.direction import measure_direction
@@ -70,6 +71,8 @@ class AdaPEFT(ValuedMethod):
         return averages + columns + 16  # the weights to put back, those that move, Adam's moments
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+        if plan.settings.joint and groups.granularity == "element":
+            return choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks)
         if plan.settings.joint:
             return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach)
         if statistics.options is not None:

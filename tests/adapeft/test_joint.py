@@ -9,7 +9,6 @@ import pytest
 
 import adapeft
 from adapeft.choose.joint import choose_jointly, joint_value
-from adapeft.errors import AdapeftError
 from adapeft.measure.groups import build_groups
 from adapeft.measure.storage import load_groups, save_groups
 from tests.tiny import make_batches, make_bert
@@ -68,8 +67,6 @@ def test_select_jointly_beats_the_sum(tmp_path):
     assert joint.description["value"] == max(values.values())
     assert joint.count <= joint.description["budget"]
     assert single.description["gap"] is not None
-    with pytest.raises(AdapeftError, match=r"select\.joint = true"):
-        adapeft.select(model, batches, joint=True, groups="element")
 
 
 def test_projections_survive_the_table(tmp_path):
