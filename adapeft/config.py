@@ -277,7 +277,8 @@ class Select(Section):
     def _check_joint(self) -> None:
         if self.method != "adapeft":
             raise ValueError(
-                f"joint = true: {self.method} measures no curvature; choose method: adapeft, or leave joint out"
+                f"joint = true: {self.method} by {self.granularity} has no cross terms; choose method: adapeft, or "
+                "leave joint out"
             )
         if self.solver != "knapsack":
             raise ValueError("solver = greedy: joint is a choice of its own; leave one of them out")

@@ -12,6 +12,7 @@ from adapeft.choose.elements import positions_of, subset_of
 from adapeft.choose.subset import Subset
 from adapeft.choose.topk import top_k
 from adapeft.measure.groups import Groups
+from adapeft.measure.influence import influence
 from adapeft.measure.statistics import ElementShard
 from adapeft.ranks import Ranks
 
@@ -34,8 +35,8 @@ class _Candidate:
     root: float
 
     def value(self, reach: float) -> float:
-        step = min(reach, self.slope / self.root**2) if self.root else reach
-        return step * self.slope - 0.5 * (step * self.root) ** 2
+        slope, curvature = torch.tensor([self.slope, self.root**2], dtype=torch.float64)
+        return float(influence(slope, curvature, reach))
 
     def bound(self, reach: float, price: float) -> float:
         return reach * (self.slope - price * self.root) + 0.5 * price**2

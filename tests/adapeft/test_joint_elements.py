@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -18,6 +17,7 @@ from adapeft.measure.groups import Groups, ParameterInfo
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.ranks import OneRank
+from tests.thread_ranks import on_ranks
 from tests.tiny import make_batches, make_bert
 
 
@@ -96,33 +96,7 @@ def test_it_does_not_depend_on_the_shards():
 def test_ranks_find_what_one_finds():
     slopes, curvatures = drawn(4, 1000)
     groups, shards = candidates(slopes, curvatures, cuts=(400, 700))
-    barrier, shared, found = threading.Barrier(2, timeout=20), [None, None], [None, None]
-
-    class Thread(OneRank):
-        def __init__(self, rank):
-            self.mine = rank
-
-        def everyones(self, value):
-            shared[self.mine] = value
-            barrier.wait()
-            both = list(shared)
-            barrier.wait()
-            return both
-
-        def all_reduce(self, tensor):
-            return sum(self.everyones(tensor.clone()))
-
-        def all_gather(self, tensor):
-            return self.everyones(tensor)
-
-    def of(rank):
-        found[rank] = choose_elements_jointly(groups, shards[rank::2], 100, 0.1, Thread(rank))
-
-    threads = [threading.Thread(target=of, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = on_ranks(2, lambda ranks: choose_elements_jointly(groups, shards[ranks.rank :: 2], 100, 0.1, ranks))
     alone = choose_elements_jointly(groups, shards, 100, 0.1, OneRank())
     for one in found:
         assert torch.equal(one.parts["w"].indices, alone.parts["w"].indices)

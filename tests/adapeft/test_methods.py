@@ -138,7 +138,7 @@ def test_bitfit_refuses_what_is_less_than_the_biases():
         ({"method": "random", "scope": "tensor"}, "select.scope = tensor: only single elements compete"),
         ({"method": "sam", "groups": "row", "scope": "tensor"}, "select.scope = tensor"),
         ({"method": "sam", "solver": "greedy"}, "select.solver = greedy: sam by element solves no knapsack"),
-        ({"method": "sam", "groups": "row", "joint": True}, "select.joint = true: sam measures no curvature"),
+        ({"method": "sam", "groups": "row", "joint": True}, "select.joint = true: sam by row has no cross terms"),
     ],
 )
 def test_keys_that_do_not_go_together(options, said):
