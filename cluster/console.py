@@ -254,11 +254,15 @@ def role_of(name: str) -> str:
 
 
 def _bought(choice: Mapping[str, Any], count: int) -> dict[str, str]:
-    """What a budget in bytes bought."""
-    if choice.get("memory_per_device") is None or choice.get("memory_bytes") is None:
-        return {}
-    paid = f"{size_of(choice['memory_bytes'])} of {size_of(choice['memory_per_device'])} a device"
-    return {"memory": f"{paid} for {count:,} parameters, the rest for the model and its activations"}
+    """What a budget in bytes bought, and what was left of one because less is better."""
+    said = {}
+    if choice.get("memory_per_device") is not None and choice.get("memory_bytes") is not None:
+        paid = f"{size_of(choice['memory_bytes'])} of {size_of(choice['memory_per_device'])} a device"
+        said["memory"] = f"{paid} for {count:,} parameters, the rest for the model and its activations"
+    if choice.get("unspent"):
+        left = f"{choice['unspent']:,} parameters of the budget"
+        said["unspent"] = f"{left}: over this training one more adds more curvature than slope"
+    return said
 
 
 def short(path: str | Path) -> str:

@@ -19,6 +19,7 @@ class _Choice(Header):
     num_chosen: Count | None = None
     memory_per_device: Count | None = None
     memory_bytes: Count | None = None
+    unspent: Count | None = None
 
 
 class _Metrics(Header):

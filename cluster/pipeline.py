@@ -142,7 +142,7 @@ def _choose_again(session: Session, source: Path) -> Subset:
 def _choice_of(subset: Subset) -> dict[str, Any]:
     keys = (
         *("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen"),
-        *("memory_per_device", "memory_bytes"),
+        *("memory_per_device", "memory_bytes", "unspent"),
     )
     return {"choice": {key: subset.description.get(key) for key in keys}, "trainable_parameters": subset.count}
 

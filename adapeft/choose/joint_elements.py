@@ -59,7 +59,8 @@ def choose_elements_jointly(
 
     The bound is convex in λ. Where it is least, :math:`\lambda = \tau\sum_S\sqrt A` for the elements that it counts,
     and these reach it but for what one element more or less makes. Bisection finds them, and leaves of the budget what
-    would add more curvature than slope. The description has ``value`` G, ``bound``, and ``gap``.
+    would add more curvature than slope. The description has ``value`` G, ``bound``, ``gap``, and ``unspent``: how many
+    elements of the budget that is.
     """
     slopes = [shard.columns["slope"] for shard in elements]
     roots = [shard.columns["curvature"].clamp(min=0).sqrt() for shard in elements]
@@ -86,9 +87,11 @@ def choose_elements_jointly(
             best, value = found, found.value(reach)
         low, high = (price, high) if price < reach * found.root else (low, price)
     gap = max(0.0, 1 - value / bound) if bound else 0.0
-    return subset_of(groups, best.picks, positions, ranks).described(
+    subset = subset_of(groups, best.picks, positions, ranks)
+    return subset.described(
         value=value,
         bound=bound,
         gap=gap,
+        unspent=budget - subset.count,
         status="within_gap" if gap <= _GAP else "feasible",
     )

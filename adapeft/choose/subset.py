@@ -125,6 +125,7 @@ class _SubsetHeader(Header):
     num_chosen: Count | None = None
     memory_per_device: Count | None = None
     memory_bytes: Count | None = None
+    unspent: Count | None = None
     seed: int = 0
     reach: float | None = None
     value: float | None = None

@@ -58,6 +58,7 @@ def test_no_subset_is_above_the_bound_and_the_choice_is_near_the_best(seed, reac
     assert best <= said["bound"] * (1 + 1e-6)
     assert said["value"] >= 0.8 * best
     assert said["gap"] == pytest.approx(1 - said["value"] / said["bound"])
+    assert said["unspent"] == 5 - len(chosen)
 
 
 @pytest.mark.parametrize("reach", [1e-3, 0.03, 1.0])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from io import StringIO
 
+import torch
 from rich.console import Console
 
+from adapeft.choose.subset import Part, Subset
 from cluster.console import Terminal
 
 
@@ -17,3 +19,13 @@ def test_values_stand_beside_each_other_behind_the_longest_name():
         "merge            adapeft",
         "                   --out",
     ]
+
+
+def test_what_a_choice_left_of_its_budget_is_told():
+    output = StringIO()
+    chosen = Subset({"w": Part("elements", (9,), torch.tensor([2, 5]))})
+    Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, unspent=1998))
+    assert "unspent    1,998 parameters of the budget: over this training one more adds" in output.getvalue()
+    output.truncate(0)
+    Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, unspent=0))
+    assert "unspent" not in output.getvalue()

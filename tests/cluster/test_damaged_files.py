@@ -36,7 +36,15 @@ METRICS = {
     **{"metric": "accuracy", "before": SCORES, "after": SCORES, "last": SCORES, "history": [{"step": 3, **SCORES}]},
     **{"total_parameters": 5168, "trainable_parameters": 256, "always_trained_parameters": 51, "delta_bytes": 2048},
     **{"peak_memory_bytes": 2**20, "seconds": {"select": 1.5, "train": 2.5}},
-    "choice": {"value": 1.0, "bound": 1.0, "gap": 0.0, "status": "optimal", "num_chosen": 1, "num_groups": 9},
+    "choice": {
+        "value": 1.0,
+        "bound": 1.0,
+        "gap": 0.0,
+        "status": "optimal",
+        "num_chosen": 1,
+        "num_groups": 9,
+        "unspent": 8,
+    },
 }
 
 
