@@ -196,10 +196,10 @@ class Select(Section):
     solver: Literal["knapsack", "greedy"] = Field(
         default="knapsack", description="how groups are chosen; greedy: by value per parameter, as in the paper"
     )
-    joint: bool = Field(
-        default=False,
+    joint: Literal["auto"] | bool = Field(
+        default="auto",
         description="let adapeft value groups together, with the cross terms of their curvature; single elements with "
-        "the most that these can be",
+        "the most that these can be; auto: single elements, except with reach: inf, scope: tensor or probe_steps",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),
@@ -233,7 +233,7 @@ class Select(Section):
         possible = GRANULARITIES.get(self.method, ANY_GRANULARITY)
         if self.granularity not in possible:
             raise ValueError(f"groups = {self.groups}: {self.method} chooses by {' or '.join(possible)}")
-        if self.joint:
+        if self.joint is True:
             self._check_joint()
         if self.curvature != "sampled-labels":
             self._check_parabola()
@@ -254,7 +254,7 @@ class Select(Section):
                 f"options = {list(self.options)}: only adapeft chooses among kinds, and among rows with groups: row; "
                 f"here it is {self.method} by {self.granularity}"
             )
-        if self.options and self.joint:
+        if self.options and self.joint is True:
             raise ValueError("options: joint = true values groups of one kind; leave one of them out")
         if self.options and self.probe_steps:
             raise ValueError(
@@ -270,8 +270,14 @@ class Select(Section):
         given = f"memory_per_device = {self.memory_per_device}"
         if self.budget != type(self).model_fields["budget"].default:
             raise ValueError(f"{given}: budget = {self.budget} limits the same; leave one of them out")
-        if self.method in _WITHOUT_VALUES or self.joint or self.options:
-            how = "joint = true" if self.joint else f"options = {list(self.options)}" if self.options else self.method
+        if self.method in _WITHOUT_VALUES or self.joint is True or self.options:
+            how = (
+                "joint = true"
+                if self.joint is True
+                else f"options = {list(self.options)}"
+                if self.options
+                else self.method
+            )
             raise ValueError(f"{given}: {how} takes a budget of parameters; leave memory_per_device out")
 
     def _check_joint(self) -> None:
@@ -295,7 +301,7 @@ class Select(Section):
                 f"curvature = parabola: 4K + 1 forward passes over half the calibration for K groups are too many by "
                 f"{self.granularity}; choose groups: tensor or role"
             )
-        if self.joint:
+        if self.joint is True:
             raise ValueError("curvature = parabola: losses tell no cross terms; leave joint or curvature out")
 
     def _check_probe(self) -> None:
@@ -308,7 +314,7 @@ class Select(Section):
             raise ValueError(
                 f"probe_steps = {self.probe_steps}: {self.method} measures no influence along a probe; leave it out"
             )
-        if self.joint:
+        if self.joint is True:
             raise ValueError(
                 f"probe_steps = {self.probe_steps}: cross terms do not add up over points; leave it or joint out"
             )
@@ -322,6 +328,14 @@ class Select(Section):
     def displaces_weights(self) -> bool:
         """Whether measuring moves the candidates' weights, and back."""
         return self.curvature == "parabola" or self.probe_steps > 0
+
+    @property
+    def chooses_jointly(self) -> bool:
+        """``joint`` with auto decided: single elements are valued together, unless another key says how they are."""
+        if self.joint != "auto":
+            return self.joint
+        is_planned = self.reach != math.inf and self.scope == "global" and not self.probe_steps
+        return self.method == "adapeft" and self.granularity == "element" and is_planned
 
     @property
     def granularity(self) -> Granularity:

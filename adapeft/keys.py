@@ -62,6 +62,8 @@ def measurement_key(config: Config) -> dict[str, Any]:
     flat = comparable(config)
     key = {name: flat[name] for name in _MEASURED}
     key["select.groups"] = config.select.granularity
+    # Single elements are measured alike either way.
+    key["select.joint"] = config.select.chooses_jointly and config.select.granularity != "element"
     return key
 
 

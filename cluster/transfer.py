@@ -27,6 +27,7 @@ from adapeft.experiments import Transfer
 from adapeft.inputs.batches import draw_calibration
 from adapeft.inputs.checkpoint import Checkpoint
 from adapeft.inputs.model import build_structure
+from adapeft.keys import as_yaml
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import mean_gradient
 from adapeft.measure.groups import Groups, groups_of
@@ -93,12 +94,17 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
     folder = RunFolder(source)
     if not folder.config.is_file() or not folder.table.is_file():
         raise AdapeftError(f"--from {source}: no run with statistics (config.yaml, groups.parquet). Run select first.")
-    said = [f"model.name={model}", "train.subset=null", "select.statistics=null"]
+    said = [f"model.name={model}", "train.subset=null", "select.statistics=null", "select.joint=false"]
     if settings.budget is not None:
         said.append(f"select.budget={settings.budget}")
     if settings.groups != "auto":
         said.append(f"select.groups={settings.groups}")
     config, measured = load_config(folder.config, [*said, *overrides]), load_config(folder.config)
+    if config.select.joint is not False:
+        raise AdapeftError(
+            f"select.joint = {as_yaml(config.select.joint)}: what groups bend together does not travel from one model "
+            "to another; each is valued alone here. Leave it out."
+        )
     if config.select.method != measured.select.method:
         raise AdapeftError(
             f"select.method = {config.select.method}: the run in {source} measured for {measured.select.method}. Leave "
@@ -131,8 +137,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     if settings.inside == "slope":
         unmapped, mapped = counterparts(profiles, groups)
         own = _by_slope(config, groups, statistics)
-        alone = config.select.model_copy(update={"joint": False})  # cross terms do not travel
-        subset = choose(alone, own, reach=reach, seed=config.seed, ranks=OneRank())
+        subset = choose(config.select, own, reach=reach, seed=config.seed, ranks=OneRank())
         subset = subset.described(unmapped=list(unmapped), mapped=mapped)
         scores: Scores | None = _values(own, method, reach)
     else:

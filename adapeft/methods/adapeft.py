@@ -55,7 +55,7 @@ class AdaPEFT(ValuedMethod):
             return Statistics(groups, measure_parabolas(passes, groups, direction))
         slopes = measure_slopes(passes, groups, direction)
         curvatures = measure_curvatures(passes, groups, direction)
-        if not settings.joint:
+        if not settings.chooses_jointly:
             del curvatures["projections"]  # M numbers a group, which nothing else reads
         return Statistics(groups, {**slopes, **curvatures})
 
@@ -71,9 +71,10 @@ class AdaPEFT(ValuedMethod):
         return averages + columns + 16  # the weights to put back, those that move, Adam's moments
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
-        if plan.settings.joint and groups.granularity == "element":
+        jointly = plan.settings.chooses_jointly
+        if jointly and groups.granularity == "element":
             return choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks)
-        if plan.settings.joint:
+        if jointly:
             return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach)
         if statistics.options is not None:
             return choose_options(

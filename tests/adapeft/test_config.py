@@ -353,6 +353,12 @@ def test_what_auto_measures_depends_on_the_method(load):
     assert measurement_key(load(MINIMAL, "groups=row")) == measurement_key(load())
 
 
+def test_statistics_of_elements_serve_either_way_of_valuing_them(load):
+    keys = [measurement_key(load(MINIMAL, "groups=element", f"joint={joint}")) for joint in ("auto", "true", "false")]
+    assert keys[0] == keys[1] == keys[2]
+    assert measurement_key(load(MINIMAL, "joint=true")) != measurement_key(load(MINIMAL, "joint=auto"))
+
+
 def test_measurement_key_names_known_keys_and_is_plain(load):
     key = measurement_key(load())
     assert set(key) <= set(KEYS)

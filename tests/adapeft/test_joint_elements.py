@@ -132,3 +132,34 @@ def test_on_a_model():
 def test_what_does_not_go_with_it(more, said):
     with pytest.raises(AdapeftError, match=said):
         parse_select({"groups": "element", "joint": True, **more})
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_joint"),
+    [
+        ({}, True),
+        ({"reach": 0.1}, True),
+        ({"joint": False}, False),
+        ({"reach": "inf"}, False),
+        ({"scope": "tensor"}, False),
+        ({"probe_steps": 9}, False),
+        ({"groups": "row"}, False),
+        ({"method": "sam"}, False),
+    ],
+)
+def test_what_is_joint_unless_it_is_said(settings, is_joint):
+    assert parse_select({"groups": "element", **settings}).chooses_jointly is is_joint
+
+
+def test_a_choice_by_elements_is_joint_unless_it_is_said():
+    slopes, curvatures = drawn(6, 500)
+    groups, shards = candidates(slopes, curvatures)
+
+    def chosen(**settings):
+        settings = parse_select({"budget": 50, "groups": "element", **settings})
+        found = choose(settings, Statistics(groups, {}, tuple(shards)), reach=3.0, seed=0, ranks=OneRank())
+        return found.parts["w"].indices.tolist()
+
+    assert chosen() == chosen(joint=True)
+    assert chosen() != chosen(joint=False)
+    assert len(chosen(joint=False)) == 50

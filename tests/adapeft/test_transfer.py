@@ -64,7 +64,7 @@ def test_a_transfer_to_the_same_model_is_the_choice_itself(make, granularity):
     budget = 700
     allotment = allot(profiles, statistics.groups, budget)
     own = choose(
-        parse_select({"groups": granularity, "budget": budget}),
+        parse_select({"groups": granularity, "budget": budget, "joint": False}),
         statistics,
         reach=REACH,
         seed=0,
