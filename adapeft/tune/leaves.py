@@ -8,6 +8,7 @@ on it pulls towards the pretrained value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,12 @@ from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
 from adapeft.tune.rules.rule import DIFFERENCE, Place, Rule
+
+_SMALLER = 4
+"""Times that a block is smaller than its matrix for its gradient to be worth the copies of its rows and columns."""
+
+_Block = tuple[Tensor, Tensor, Tensor]
+"""Rows, columns, and the elements' places in the block of both; int64 each."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ def add_leaf(module: nn.Module, name: str, part: Part, leaf: nn.Parameter) -> No
     parameter = getattr(module, name)
     module.register_parameter(_leaf_name(name), leaf)
     module.register_buffer(_indices_name(name), part.indices.to(parameter.device), persistent=False)
+    for piece, index in (_block_of(part) if isinstance(with_leaves, _LinearWithLeaves) else {}).items():
+        module.register_buffer(f"{_indices_name(name)}_{piece}", index.to(parameter.device), persistent=False)
     with_leaves.leaf_parts[name] = (part.kind, part.dim)
 
 
@@ -64,7 +73,8 @@ def remove_leaves(module: nn.Module) -> None:
                     delattr(module, _leaf_name(name, leaf))
                 continue
             delattr(module, _leaf_name(name))
-            delattr(module, _indices_name(name))
+            for buffer in [key for key in module._buffers if key.startswith(_indices_name(name))]:
+                delattr(module, buffer)
         del module.__dict__["leaf_parts"], module.__dict__["dense_parts"]
         module.__class__ = type(module).__bases__[1]
 
@@ -75,6 +85,21 @@ def leaf_shape(part: Part) -> tuple[int, ...]:
     if part.kind == "elements":
         return (len(part.indices),)
     return (len(part.indices), *part.shape[: part.dim], *part.shape[part.dim + 1 :])
+
+
+def _block_of(part: Part) -> dict[str, Tensor]:
+    """The rows and columns of a matrix that hold its elements, and where these stand in the block of both, flat.
+
+    Empty where that block is not much smaller than the matrix, whose gradient then is gathered from the whole.
+    """
+    if part.kind != "elements" or len(part.shape) != 2:
+        return {}
+    assert part.indices is not None
+    rows, row = torch.unique(part.indices // part.shape[1], return_inverse=True)
+    columns, column = torch.unique(part.indices % part.shape[1], return_inverse=True)
+    if _SMALLER * len(rows) * len(columns) > math.prod(part.shape):
+        return {}
+    return {"rows": rows, "columns": columns, "places": row * len(columns) + column}
 
 
 def _with_leaves(module: nn.Module) -> _WithLeaves:
@@ -117,6 +142,13 @@ class _WithLeaves(nn.Module):
         """The leaf of parameter ``name`` and its indices."""
         return self._parameters[_leaf_name(name)], self._buffers[_indices_name(name)]  # type: ignore[return-value]
 
+    def block(self, name: str) -> _Block | None:
+        """Of the elements of parameter ``name``, where their gradient is computed on it alone."""
+        rows, columns, places = (
+            self._buffers.get(f"{_indices_name(name)}_{piece}") for piece in ("rows", "columns", "places")
+        )
+        return None if rows is None or columns is None or places is None else (rows, columns, places)
+
     def dense_leaves(self, name: str) -> list[Tensor]:
         """The leaves of the dense part ``name``, in its order."""
         leaves = [self._parameters[_leaf_name(name, leaf)] for leaf in self.dense_parts[name].leaves]
@@ -150,7 +182,7 @@ class _LinearWithLeaves(_WithLeaves):
         assert weight is not None
         kind, dim = self.leaf_parts.get("weight", ("", 0))
         if kind == "elements":
-            return _ElementsLinear.apply(x, weight, bias, *self.leaf("weight"), transposed)
+            return _ElementsLinear.apply(x, weight, bias, *self.leaf("weight"), self.block("weight"), transposed)
         if kind == "dense":
             part, leaves = self.dense_parts["weight"], self.dense_leaves("weight")
             return _DenseLinear.apply(x, weight, bias, part, self.training, transposed, *leaves)
@@ -196,16 +228,23 @@ class _ElementsLinear(torch.autograd.Function):
     """x (W + S)ᵀ + b, S zero but for the leaf at flat ``indices`` of W.
 
     Saves the parameter W and not the sum: under ZeRO-3 the backward hook has gathered W again, and elsewhere the sum
-    would be a second copy of every trained matrix for the length of a step. The leaf's gradient is gathered from the
-    transient dense product; no dense gradient outlives the call.
+    would be a second copy of every trained matrix for the length of a step. The leaf's gradient is gathered from that
+    of the rows and columns that hold its elements, or from the transient dense one where they hold most of W.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, leaf: Tensor, indices: Tensor, transposed: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        leaf: Tensor,
+        indices: Tensor,
+        block: _Block | None,
+        transposed: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, leaf, indices)
-        ctx.transposed = transposed
+        ctx.block, ctx.transposed = block, transposed
         return F.linear(x, _sum_of(weight, leaf, indices, transposed), bias)
 
     @staticmethod
@@ -219,9 +258,14 @@ class _ElementsLinear(torch.autograd.Function):
             grad_x = grad @ _sum_of(weight, leaf, indices, ctx.transposed).to(grad.dtype)
         if needs_leaf:
             inputs = x.reshape(-1, x.shape[-1]).to(grad.dtype)
-            dense = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs
-            grad_leaf = dense.flatten()[indices].to(leaf.dtype)
-        return grad_x, None, rows.sum(0) if needs_bias else None, grad_leaf, None, None
+            # Of W [first, second], as it is stored.
+            first, second = (inputs, rows) if ctx.transposed else (rows, inputs)
+            places = indices
+            if ctx.block is not None:
+                some_rows, some_columns, places = ctx.block
+                first, second = first.index_select(1, some_rows), second.index_select(1, some_columns)
+            grad_leaf = (first.t() @ second).flatten()[places].to(leaf.dtype)
+        return grad_x, None, rows.sum(0) if needs_bias else None, grad_leaf, None, None, None
 
 
 def _sum_of(weight: Tensor, leaf: Tensor, indices: Tensor, transposed: bool) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
@@ -39,6 +40,11 @@ def elements(shape: tuple[int, ...]) -> Part:
     return Part("elements", shape, torch.arange(0, count, 3 if count > 9 else 2))
 
 
+def few(shape: tuple[int, ...]) -> Part:
+    """In two rows and two columns: three of the four elements where these cross."""
+    return Part("elements", shape, torch.tensor([1, 3, shape[1] * (shape[0] - 1) + 1]))
+
+
 def rows(shape: tuple[int, ...], dim: int = 0) -> Part:
     return Part("rows", shape, torch.tensor(sorted({0, 2, shape[dim] - 1})), dim)
 
@@ -48,6 +54,7 @@ FLOATS, TOKENS = "floats", "tokens"
 CASES = {
     "linear elements": (lambda: nn.Linear(4, 6), {"weight": elements((6, 4))}, FLOATS),
     "linear elements no bias": (lambda: nn.Linear(4, 6, bias=False), {"weight": elements((6, 4))}, FLOATS),
+    "linear few elements": (lambda: nn.Linear(4, 6), {"weight": few((6, 4))}, FLOATS),
     "linear rows": (lambda: nn.Linear(4, 6), {"weight": rows((6, 4))}, FLOATS),
     "linear rows no bias": (lambda: nn.Linear(4, 6, bias=False), {"weight": rows((6, 4))}, FLOATS),
     "linear columns": (lambda: nn.Linear(4, 6), {"weight": rows((6, 4), 1)}, FLOATS),
@@ -56,6 +63,7 @@ CASES = {
     "linear rows and bias": (lambda: nn.Linear(4, 6), {"weight": rows((6, 4)), "bias": elements((6,))}, FLOATS),
     "linear subclass": (lambda: OwnLinear(4, 6), {"weight": rows((6, 4))}, FLOATS),
     "conv1d elements": (lambda: Conv1D(6, 4), {"weight": elements((4, 6))}, FLOATS),
+    "conv1d few elements": (lambda: Conv1D(6, 4), {"weight": few((4, 6))}, FLOATS),
     "conv1d neurons": (lambda: Conv1D(6, 4), {"weight": rows((4, 6), 1)}, FLOATS),
     "conv1d inputs": (lambda: Conv1D(6, 4), {"weight": rows((4, 6), 0)}, FLOATS),
     "conv1d bias": (lambda: Conv1D(6, 4), {"bias": elements((6,))}, FLOATS),
@@ -180,7 +188,9 @@ def test_gradients_that_are_not_contiguous():
     torch.testing.assert_close(leaf.grad, expected)
 
 
-@pytest.mark.parametrize("what", ["linear elements", "linear both", "conv1d elements", "linear elements no bias"])
+@pytest.mark.parametrize(
+    "what", ["linear elements", "linear both", "conv1d elements", "linear few elements", "conv1d few elements"]
+)
 def test_gradcheck(what):
     _, module, parts = build(what)
     leaves = [leaf_of(module, name) for name in parts]
@@ -247,6 +257,17 @@ def test_nothing_as_large_as_the_weight_is_saved_but_the_weight(what):
     large = [tensor for tensor in saved if tensor.numel() >= weight.numel()]
     assert large
     assert all(tensor.data_ptr() == weight.data_ptr() for tensor in large)
+
+
+@pytest.mark.parametrize(("count", "products"), [(0, 2), (9, 2), (2048, 3)])
+def test_few_elements_cost_no_gradient_of_the_whole_weight(count, products):
+    """Of the size of the weight: the output's product, the input's gradient, and with many elements theirs."""
+    part = Part("elements", (64, 64), torch.linspace(0, 4095, count).long())
+    module = nn.Linear(64, 64).requires_grad_(False)
+    add_leaf(module, "weight", part, nn.Parameter(torch.zeros(leaf_shape(part))))
+    with FlopCounterMode(display=False) as counter:
+        module(torch.randn(10, 64, requires_grad=True)).sum().backward()
+    assert round(counter.get_total_flops() / (2 * 10 * 64 * 64)) == products
 
 
 def test_a_forward_that_fails_leaves_no_sum_behind():
