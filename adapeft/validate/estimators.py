@@ -49,8 +49,9 @@ class Measured:
     def predictions(self, draws: Sequence[Draw], reach: float) -> dict[str, np.ndarray]:
         r"""What each estimator foretells of each draw, float64 [draws], at a reach τ.
 
-        ``joint`` is :math:`v(S) = τ\,b_S - \tfrac12 τ^2 \mathbf 1^\top A_{SS} \mathbf 1`, cross terms included; all
-        others are sums over the draw's groups.
+        ``joint`` is :math:`v(S) = τ\,b_S - \tfrac12 τ^2 \mathbf 1^\top A_{SS} \mathbf 1`, cross terms included, and
+        ``least joint`` that with the most that these can be, :math:`(\sum_S\sqrt A)^2`, by which single elements are
+        chosen; all others are sums over the draw's groups.
         """
         found: dict[str, np.ndarray] = {}
         for name, along in self.along.items():
@@ -63,8 +64,10 @@ class Measured:
                 found[title] = sums(score, draws)
             slope = sums(along.slope, draws)
             found[f"first order ({name})"] = slope
-            joint = influence(torch.from_numpy(slope), torch.from_numpy(along.joint_curvature), reach)
-            found[f"joint influence ({name})"] = joint.numpy()
+            most = sums([a.clamp(min=0).sqrt() for a in along.curvature], draws) ** 2
+            for title, curvature in {"joint": along.joint_curvature, "least joint": most}.items():
+                value = influence(torch.from_numpy(slope), torch.from_numpy(curvature), reach)
+                found[f"{title} influence ({name})"] = value.numpy()
         return found | {name: sums(score, draws) for name, score in self.fixed.items()}
 
 

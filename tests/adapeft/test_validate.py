@@ -108,6 +108,28 @@ def test_joint_curvature_of_one_group_is_its_own(bench):
     )
 
 
+def test_least_joint_influence_is_below_the_joint_one_and_equal_for_one_group(bench):
+    if bench.groups.granularity == "element":
+        pytest.skip("the curvature of single elements is shrunk, their joint one is not")
+    for reach in (1e-2, 1.0, float("inf")):
+        found = bench.measured.predictions(bench.draws, reach)
+        least, joint = found["least joint influence (adam)"], found["joint influence (adam)"]
+        assert (least <= joint * (1 + 1e-4)).all()
+        for draw, low, high in zip(bench.draws, least, joint, strict=True):
+            if sum(len(units) for units in draw.units.values()) == 1:
+                assert low == pytest.approx(high, rel=1e-3)
+    assert (least < 0.9 * joint).any(), "cross terms count"
+
+
+def test_least_joint_influence_of_elements_is_what_they_are_chosen_by(bench):
+    along, reach = bench.measured.along["adam"], 0.3
+    found = bench.measured.predictions(bench.draws, reach)["least joint influence (adam)"]
+    steps = np.linspace(0, reach, 20_001)
+    for value, draw in zip(found, bench.draws, strict=True):
+        slope, roots = (sums(score, [draw])[0] for score in (along.slope, [a.sqrt() for a in along.curvature]))
+        assert value == pytest.approx((steps * slope - 0.5 * (steps * roots) ** 2).max(), rel=1e-3, abs=1e-9)
+
+
 def test_scores_without_a_direction(bench):
     """SNIP, GraSP (by an exact Hessian-vector product in float64), magnitude, Fisher and squared gradient."""
     model = in_double(bench.model)
