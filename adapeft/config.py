@@ -270,15 +270,15 @@ class Select(Section):
         given = f"memory_per_device = {self.memory_per_device}"
         if self.budget != type(self).model_fields["budget"].default:
             raise ValueError(f"{given}: budget = {self.budget} limits the same; leave one of them out")
-        if self.method in _WITHOUT_VALUES or self.joint is True or self.options:
-            how = (
-                "joint = true"
-                if self.joint is True
-                else f"options = {list(self.options)}"
-                if self.options
-                else self.method
-            )
-            raise ValueError(f"{given}: {how} takes a budget of parameters; leave memory_per_device out")
+        if self.method in _WITHOUT_VALUES:
+            how: str = self.method
+        elif self.options:
+            how = f"options = {list(self.options)}"
+        elif self.chooses_jointly and self.granularity != "element":
+            how = "joint = true"
+        else:
+            return
+        raise ValueError(f"{given}: {how} takes a budget of parameters; leave memory_per_device out")
 
     def _check_joint(self) -> None:
         if self.method != "adapeft":
