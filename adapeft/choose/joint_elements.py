@@ -75,17 +75,17 @@ def choose_elements_jointly(
         return _Candidate(picks, *ranks.all_reduce(sums).tolist())
 
     best = at(0.0)
-    value, bound = best.value(reach), best.bound(reach, 0.0)
+    bound = best.bound(reach, 0.0)
     low, high = 0.0, reach * best.root  # the root falls as its price rises
     for _ in range(_HALVINGS):
-        if value >= bound * (1 - _GAP):
+        if best.value(reach) >= bound * (1 - _GAP):
             break
         price = (low + high) / 2
         found = at(price)
         bound = min(bound, found.bound(reach, price))
-        if found.value(reach) > value:
-            best, value = found, found.value(reach)
+        best = max(best, found, key=lambda candidate: candidate.value(reach))
         low, high = (price, high) if price < reach * found.root else (low, price)
+    value = best.value(reach)
     gap = max(0.0, 1 - value / bound) if bound else 0.0
     subset = subset_of(groups, best.picks, positions, ranks)
     return subset.described(

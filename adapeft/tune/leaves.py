@@ -50,8 +50,9 @@ def add_leaf(module: nn.Module, name: str, part: Part, leaf: nn.Parameter) -> No
     parameter = getattr(module, name)
     module.register_parameter(_leaf_name(name), leaf)
     module.register_buffer(_indices_name(name), part.indices.to(parameter.device), persistent=False)
-    for piece, index in (_block_of(part) if isinstance(with_leaves, _LinearWithLeaves) else {}).items():
-        module.register_buffer(f"{_indices_name(name)}_{piece}", index.to(parameter.device), persistent=False)
+    if isinstance(with_leaves, _LinearWithLeaves):
+        for piece, index in _block_of(part).items():
+            module.register_buffer(f"{_indices_name(name)}_{piece}", index.to(parameter.device), persistent=False)
     with_leaves.leaf_parts[name] = (part.kind, part.dim)
 
 
@@ -95,11 +96,12 @@ def _block_of(part: Part) -> dict[str, Tensor]:
     if part.kind != "elements" or len(part.shape) != 2:
         return {}
     assert part.indices is not None
-    rows, row = torch.unique(part.indices // part.shape[1], return_inverse=True)
-    columns, column = torch.unique(part.indices % part.shape[1], return_inverse=True)
+    row, column = part.indices // part.shape[1], part.indices % part.shape[1]
+    rows, columns = (torch.bincount(index).nonzero().squeeze(1) for index in (row, column))
     if _SMALLER * len(rows) * len(columns) > math.prod(part.shape):
         return {}
-    return {"rows": rows, "columns": columns, "places": row * len(columns) + column}
+    places = torch.searchsorted(rows, row) * len(columns) + torch.searchsorted(columns, column)
+    return {"rows": rows, "columns": columns, "places": places}
 
 
 def _with_leaves(module: nn.Module) -> _WithLeaves:
