@@ -1,0 +1,73 @@
+"""How many ways of changing the output a subset can tell apart: the spectrum of its gradients' Gram matrix.
+
+``python -m tests.benchmarks.conditioning RUN…`` takes folders of finished runs on one task and prints a table. Adam
+moves every element by about the learning rate, so with gradients g of single examples at sampled labels the changes of
+the output are those of :math:`K = \\sum_j g_j g_j^\\top / \\mathrm{rms}(g_j)` over the subset's elements j. Its largest
+eigenvalue limits the learning rate; what the others are beside it is the pace at which everything else is learned.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapeft.choose.subset import Subset
+from adapeft.config_file import load_config
+from adapeft.measure.passes import Passes
+from cluster.run_folder import RunFolder
+from tests.benchmarks.cross_terms import measured
+
+_EIGENVALUES = (2, 8, 32)
+
+
+def main(folders: list[Path]) -> None:
+    """Measures on half B of the first run's calibration, an example at a time, and prints the table."""
+    subsets = [Subset.load(RunFolder(folder).subset) for folder in folders]
+    config = load_config(RunFolder(folders[0]).config)
+    config = config.model_copy(update={"select": config.select.model_copy(update={"batch_size": 1})})
+    with measured(config) as (passes, groups, _):
+        names = [groups.parameters[piece.parameter].name for piece in passes.shards.slices]
+        gradients = _gradients(passes, names, subsets)
+    print(f"| run | elements | λ₁ | {' | '.join(f'λ{_small(i)} / λ₁' for i in _EIGENVALUES)} | effective rank |")
+    print(f"|---|---|---|{'---|' * len(_EIGENVALUES)}---|")
+    for folder, subset, rows in zip(folders, subsets, gradients, strict=True):
+        spectrum = _spectrum(rows)
+        ratios = (f"{float(spectrum[i - 1] / spectrum[0]):.3f}" for i in _EIGENVALUES)
+        rank = float(spectrum.sum() ** 2 / (spectrum**2).sum())
+        name = "/".join(folder.parts[-3:])
+        print(f"| {name} | {subset.count:,} | {float(spectrum[0]):.3g} | {' | '.join(ratios)} | {rank:.0f} |")
+
+
+def _gradients(passes: Passes, names: list[str], subsets: list[Subset]) -> list[Tensor]:
+    """[examples, elements] for each subset, float32."""
+    masks = [
+        [
+            None if (part := subset.parts.get(name)) is None else part.mask(piece.start, piece.start + piece.length)
+            for name, piece in zip(names, passes.shards.slices, strict=True)
+        ]
+        for subset in subsets
+    ]
+    rows: list[list[Tensor]] = [[] for _ in subsets]
+    for gradients, _ in passes.gradients("spectrum", passes.calibration.half_b, [], sampled_labels=True):
+        for chosen, mine in zip(masks, rows, strict=True):
+            inside = [g[mask.bool()] for g, mask in zip(gradients, chosen, strict=True) if mask is not None]
+            mine.append(torch.cat(inside))
+    return [torch.stack(mine) for mine in rows]
+
+
+def _spectrum(gradients: Tensor) -> Tensor:
+    """Eigenvalues of K [examples, examples], largest first."""
+    rms = gradients.square().mean(dim=0).sqrt()
+    weighted = gradients / rms.clamp(min=float(rms.mean()) * 1e-3)
+    return torch.linalg.eigvalsh((weighted @ gradients.T).double()).flip(0)
+
+
+def _small(number: int) -> str:
+    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+if __name__ == "__main__":
+    main([Path(folder).resolve() for folder in sys.argv[1:]])
