@@ -16,11 +16,10 @@ from torch import Tensor
 
 from adapeft.choose.subset import Subset
 from adapeft.config_file import load_config
+from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from cluster.run_folder import RunFolder
-from tests.benchmarks.cross_terms import measured
-
-_EIGENVALUES = (2, 8, 32)
+from tests.benchmarks.cross_terms import mask_of, measured
 
 
 def main(folders: list[Path]) -> None:
@@ -29,32 +28,24 @@ def main(folders: list[Path]) -> None:
     config = load_config(RunFolder(folders[0]).config)
     config = config.model_copy(update={"select": config.select.model_copy(update={"batch_size": 1})})
     with measured(config) as (passes, groups, _):
-        names = [groups.parameters[piece.parameter].name for piece in passes.shards.slices]
-        gradients = _gradients(passes, names, subsets)
-    print(f"| run | elements | λ₁ | {' | '.join(f'λ{_small(i)} / λ₁' for i in _EIGENVALUES)} | effective rank |")
-    print(f"|---|---|---|{'---|' * len(_EIGENVALUES)}---|")
+        gradients = _gradients(passes, groups, subsets)
+    print("| run | elements | λ₁ | λ₂ / λ₁ | λ₈ / λ₁ | λ₃₂ / λ₁ | effective rank |")
+    print("|---|---|---|---|---|---|---|")
     for folder, subset, rows in zip(folders, subsets, gradients, strict=True):
         spectrum = _spectrum(rows)
-        ratios = (f"{float(spectrum[i - 1] / spectrum[0]):.3f}" for i in _EIGENVALUES)
-        rank = float(spectrum.sum() ** 2 / (spectrum**2).sum())
+        ratios = " | ".join(f"{spectrum[number - 1] / spectrum[0]:.3f}" for number in (2, 8, 32))
+        rank = spectrum.sum() ** 2 / (spectrum**2).sum()
         name = "/".join(folder.parts[-3:])
-        print(f"| {name} | {subset.count:,} | {float(spectrum[0]):.3g} | {' | '.join(ratios)} | {rank:.0f} |")
+        print(f"| {name} | {subset.count:,} | {spectrum[0]:.3g} | {ratios} | {rank:.0f} |")
 
 
-def _gradients(passes: Passes, names: list[str], subsets: list[Subset]) -> list[Tensor]:
+def _gradients(passes: Passes, groups: Groups, subsets: list[Subset]) -> list[Tensor]:
     """[examples, elements] for each subset, float32."""
-    masks = [
-        [
-            None if (part := subset.parts.get(name)) is None else part.mask(piece.start, piece.start + piece.length)
-            for name, piece in zip(names, passes.shards.slices, strict=True)
-        ]
-        for subset in subsets
-    ]
+    masks = [[mask_of(subset, groups, piece) for piece in passes.shards.slices] for subset in subsets]
     rows: list[list[Tensor]] = [[] for _ in subsets]
     for gradients, _ in passes.gradients("spectrum", passes.calibration.half_b, [], sampled_labels=True):
         for chosen, mine in zip(masks, rows, strict=True):
-            inside = [g[mask.bool()] for g, mask in zip(gradients, chosen, strict=True) if mask is not None]
-            mine.append(torch.cat(inside))
+            mine.append(torch.cat([gradient[mask] for gradient, mask in zip(gradients, chosen, strict=True)]))
     return [torch.stack(mine) for mine in rows]
 
 
@@ -63,10 +54,6 @@ def _spectrum(gradients: Tensor) -> Tensor:
     rms = gradients.square().mean(dim=0).sqrt()
     weighted = gradients / rms.clamp(min=float(rms.mean()) * 1e-3)
     return torch.linalg.eigvalsh((weighted @ gradients.T).double()).flip(0)
-
-
-def _small(number: int) -> str:
-    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main(folders: list[Path]) -> None:
     with measured(config) as (passes, groups, direction):
         for folder, subset in subsets.items():
             pieces = zip(passes.shards.slices, direction, strict=True)
-            masked = [_inside(subset, groups, piece, along) for piece, along in pieces]
+            masked = [along * mask_of(subset, groups, piece) for piece, along in pieces]
             slope = measure_slopes(passes, groups, masked)["slope"].sum()
             of_tensors = measure_curvatures(passes, groups, masked)["projections"].astype(np.float64)
             alone, joint = (of_tensors**2).sum(), (of_tensors.sum(axis=0) ** 2).sum()
@@ -68,10 +68,12 @@ def measured(config: Config) -> Iterator[tuple[Passes, Groups, list[Tensor]]]:
         yield passes, groups, direction
 
 
-def _inside(subset: Subset, groups: Groups, piece: Slice, along: Tensor) -> Tensor:
-    """The slice's direction, zero outside the subset."""
+def mask_of(subset: Subset, groups: Groups, piece: Slice) -> Tensor:
+    """bool [length]: which elements of the slice are in the subset."""
     part = subset.parts.get(groups.parameters[piece.parameter].name)
-    return torch.zeros_like(along) if part is None else along * part.mask(piece.start, piece.start + piece.length)
+    if part is None:
+        return torch.zeros(piece.length, dtype=torch.bool)
+    return part.mask(piece.start, piece.start + piece.length)
 
 
 if __name__ == "__main__":
