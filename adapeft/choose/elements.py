@@ -63,12 +63,19 @@ def subset_of(groups: Groups, picks: Sequence[Tensor], positions: Sequence[int],
         positions: as ``positions_of`` has them.
     """
     mine = [(pick + position).cpu() for pick, position in zip(picks, positions, strict=True)]
-    chosen = torch.cat(ranks.all_gather(torch.cat([torch.empty(0, dtype=torch.int64), *mine]))).sort().values
-    starts, parts = _starts(groups), {}
-    for index, info in enumerate(groups.parameters):
-        low, high = np.searchsorted(chosen.numpy(), starts[index : index + 2])
-        if high > low:
-            parts[info.name] = Part("elements", info.shape, chosen[low:high] - int(starts[index]))
+    chosen = torch.cat(ranks.all_gather(torch.cat([torch.empty(0, dtype=torch.int64), *mine])))
+    return subset_at(groups, chosen.numpy())
+
+
+def subset_at(groups: Groups, positions: np.ndarray) -> Subset:
+    """The subset of the elements at ``positions`` among all candidates' elements: int64, each once, in any order."""
+    chosen, starts = np.sort(positions), _starts(groups)
+    cuts = np.searchsorted(chosen, starts)
+    parts = {
+        info.name: Part("elements", info.shape, torch.from_numpy(chosen[low:high] - start))
+        for info, start, low, high in zip(groups.parameters, starts[:-1], cuts[:-1], cuts[1:], strict=True)
+        if high > low
+    }
     return Subset(parts).described(num_groups=int(starts[-1]), num_chosen=len(chosen))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from adapeft.choose.elements import subset_at
 from adapeft.choose.groups import parts_of
-from adapeft.choose.subset import Part, Subset
+from adapeft.choose.subset import Subset
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
@@ -37,34 +37,19 @@ class Random(Method):
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
         draw = np.random.default_rng([plan.seed, 2])
-        subset = (
-            _elements(groups, plan.budget, draw) if groups.granularity == "element" else _groups(groups, plan, draw)
-        )
-        return subset.described(status="drawn", num_groups=_population(groups))
+        drawn = _draw_elements if groups.granularity == "element" else _draw_groups
+        return drawn(groups, plan.budget, draw).described(status="drawn")
 
 
-def _population(groups: Groups) -> int:
-    return int(groups.counts.sum()) if groups.granularity == "element" else groups.num_groups
+def _draw_elements(groups: Groups, budget: int, draw: np.random.Generator) -> Subset:
+    return subset_at(groups, draw.choice(int(groups.counts.sum()), budget, replace=False, shuffle=False))
 
 
-def _elements(groups: Groups, budget: int, draw: np.random.Generator) -> Subset:
-    chosen = np.sort(draw.choice(_population(groups), budget, replace=False, shuffle=False))
-    starts = np.concatenate([[0], np.cumsum([info.count for info in groups.parameters])])
-    cuts = np.searchsorted(chosen, starts)
-    return Subset(
-        {
-            info.name: Part("elements", info.shape, torch.from_numpy(chosen[cuts[i] : cuts[i + 1]] - starts[i]))
-            for i, info in enumerate(groups.parameters)
-            if cuts[i + 1] > cuts[i]
-        }
-    ).described(num_chosen=budget)
-
-
-def _groups(groups: Groups, plan: Plan, draw: np.random.Generator) -> Subset:
+def _draw_groups(groups: Groups, budget: int, draw: np.random.Generator) -> Subset:
     mask = np.zeros(groups.num_groups, dtype=bool)
-    left = plan.budget
+    left = budget
     for group in draw.permutation(groups.num_groups):
         if groups.counts[group] <= left:
             mask[group] = True
             left -= int(groups.counts[group])
-    return Subset(parts_of(groups, mask)).described(num_chosen=int(mask.sum()))
+    return Subset(parts_of(groups, mask)).described(num_groups=groups.num_groups, num_chosen=int(mask.sum()))
