@@ -16,6 +16,7 @@ from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
 from cluster.compared_run import Counter, Job, Line, Note, Run, Runner, budgets_of, job_of, run_command
 from cluster.data_parts import perturbed
+from cluster.lock import hold
 from cluster.place import check_is_folder
 from cluster.sweep import swept_rates
 
@@ -27,8 +28,18 @@ def compare(config: Config, comparison: Comparison, note: Note, run: Runner | No
         config: of every run, but for what is compared.
         note: is told of every run that ends.
         run: what runs one; ``run_command`` when None.
+
+    Raises:
+        AdapeftError: another comparison is at work in the folder.
     """
-    run = run or run_command
+    lock = hold(Path(config.output))
+    try:
+        return _compare(config, comparison, note, run or run_command)
+    finally:
+        lock.release()
+
+
+def _compare(config: Config, comparison: Comparison, note: Note, run: Runner) -> list[Run]:
     folder = Path(config.output)
     rates = swept_rates(config, comparison, note, run) if comparison.learning_rates else {}
 

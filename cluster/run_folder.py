@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from adapeft.artifact import save_text
 from adapeft.config import Config
 from adapeft.config_file import load_config, to_yaml
@@ -13,12 +15,13 @@ from adapeft.keys import differences
 from adapeft.measure.partial import FOLDER as PARTIAL_SUMS
 from adapeft.measure.storage import ELEMENTS, TABLE
 from adapeft.places import is_in_job_folder
+from cluster.lock import LOCK, hold
 from cluster.place import RECORD, working_folder
 
 CONFIG = "config.yaml"
 
 # What may be in a folder before its run: the demo's data, and what a run leaves that fails before it has measured.
-_WELCOME = ("data", "logs", ELEMENTS, PARTIAL_SUMS, RECORD)
+_WELCOME = ("data", "logs", LOCK, ELEMENTS, PARTIAL_SUMS, RECORD)
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,15 @@ class RunFolder:
         """Resumable checkpoints of what is trained."""
         return self.path / "checkpoints"
 
-    def claim(self, config: Config) -> None:
+    def claim(self, config: Config) -> FileLock:
         """Makes the folder this config's, or takes it up again where the same run left it, perhaps on other machines.
 
+        Returns:
+            What keeps other commands from writing there until it is released.
+
         Raises:
-            AdapeftError: it holds another run, or files that are no run at all, or will not outlive the job.
+            AdapeftError: it holds another run, or files that are no run at all, or will not outlive the job; or another
+                command is writing there.
         """
         if is_in_job_folder(str(self.path)):
             raise AdapeftError(
@@ -85,9 +92,10 @@ class RunFolder:
             )
         if self.config.is_file() and self._has_results():
             self.check_is_of(config)
+            lock = hold(self.path)
             if config.cluster != load_config(self.config).cluster:
                 self._write(config)
-            return
+            return lock
         if self.path.exists() and not self.path.is_dir():
             raise AdapeftError(f"output = {self.path} is a file. Give a folder.")
         # A config without logs beside it is somebody's own, which must not be overwritten.
@@ -97,8 +105,10 @@ class RunFolder:
             raise AdapeftError(
                 f"output = {self.path} holds files that are no run ({foreign[0]} …). Give a new or empty folder."
             )
-        self.logs.mkdir(parents=True, exist_ok=True)
+        lock = hold(self.path)
+        self.logs.mkdir(exist_ok=True)
         self._write(config)
+        return lock
 
     def check_is_of(self, config: Config) -> None:
         """That what is here came of such a config, on whatever machines.

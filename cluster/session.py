@@ -6,6 +6,8 @@ import logging
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from adapeft.artifact import provenance, save_json
 from adapeft.config import Config
 from adapeft.errors import AdapeftError
@@ -42,6 +44,7 @@ class Session:
         self._mirror = Mirror(config.output) if is_url(config.output) else None
         self._log = EventLog(self.folder.events, run_id(config))
         self._joined: tuple[Config, Metrics] | None = None
+        self._lock: FileLock | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Session:
@@ -51,7 +54,7 @@ class Session:
             with self.terminal.busy("fetching what the output holds"):
                 self._mirror.fetch()
         if self.claims:
-            self.folder.claim(self.config)
+            self._lock = self.folder.claim(self.config)
             self._put()
             self.terminal.show_plan(self.config, self.inspection)
         else:
@@ -63,11 +66,15 @@ class Session:
             self._log.write("failed", logging.ERROR, cause=f"{type(error).__name__}: {error}")
         self._log.close()
         self._stack.close()
-        if error is None:
-            self._put()
-        elif self._mirror is not None and not self._mirror.has_failed:
-            with suppress(AdapeftError, WorkerError):  # the first cause is told
-                self._sync()
+        try:
+            if error is None:
+                self._put()
+            elif self._mirror is not None and not self._mirror.has_failed:
+                with suppress(AdapeftError, WorkerError):  # the first cause is told
+                    self._sync()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def interrupted(self) -> None:
         """Logs that the user ends the command, which ends without leaving the session."""

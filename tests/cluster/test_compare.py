@@ -301,6 +301,19 @@ def test_the_same_twice(config):
         check(config, settings("seeds=[0,0]"), inspect)
 
 
+def test_two_at_once(config):
+    """A second comparison in the folder is refused while one is at work, and only then."""
+
+    def run_another(inner):
+        with pytest.raises(AdapeftError, match="another adapeft command is writing there"):
+            compare(config, settings(), lambda text: None, Runner())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, settings(), lambda text: None, run_another)
+    assert finished(compare(config, settings(), lambda text: None, Runner()))
+
+
 def test_a_failing_command_says_why(config, tmp_path):
     data = config.data.model_copy(update={"train": str(tmp_path / "gone.jsonl")})
     # Named by a learning rate, as the runs of a sweep are: what one leaves behind is not another's.

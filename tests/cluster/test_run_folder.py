@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from adapeft.config import Cluster
@@ -75,3 +78,31 @@ def test_other_machines_take_a_run_up(folder):
     folder.checkpoints.mkdir()
     folder.claim(config.model_copy(update={"cluster": Cluster(workers=3, zero_stage=1)}))
     assert load_config(folder.config).cluster == Cluster(workers=3, zero_stage=1)
+
+
+def test_one_command_at_a_time(folder):
+    config = config_for(folder.path)
+    lock = folder.claim(config)
+    with pytest.raises(AdapeftError, match=r"output = .*run: another adapeft command is writing there\. Wait for its"):
+        folder.claim(config)
+    lock.release()
+    folder.claim(config).release()
+
+
+def test_a_dead_process_holds_nothing(folder):
+    """Killed, so that nothing can be tidied up."""
+    program = f"""
+import signal
+from pathlib import Path
+from cluster.lock import hold
+lock = hold(Path({str(folder.path)!r}))
+print("held", flush=True)
+signal.pause()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(AdapeftError, match="another adapeft command"):
+            folder.claim(config_for(folder.path))
+        assert not folder.config.exists(), "who is refused writes nothing"
+        process.kill()
+    folder.claim(config_for(folder.path)).release()

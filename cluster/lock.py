@@ -1,0 +1,29 @@
+"""One command at a time in a folder: two that write the same files would undo each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from adapeft.errors import AdapeftError
+
+LOCK = ".lock"
+
+
+def hold(folder: Path) -> FileLock:
+    """Keeps other commands out of ``folder``, which is made, until it is released or this process has ended.
+
+    Raises:
+        AdapeftError: another command holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise AdapeftError(
+            f"output = {folder}: another adapeft command is writing there. Wait for its end or stop it, or give "
+            "another folder: output=…"
+        ) from None
+    return lock
