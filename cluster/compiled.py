@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import socket
 from pathlib import Path
 from subprocess import SubprocessError
 
 from deepspeed.comm.torch import build_shm_op
+from filelock import FileLock
 from torch.utils.cpp_extension import _get_build_directory
 
 from adapeft.errors import AdapeftError
@@ -26,8 +26,7 @@ def load_compiled() -> None:
         AdapeftError: it cannot be compiled here.
     """
     folder = Path(_get_build_directory(_NAME, False))
-    with (folder / "adapeft.lock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with FileLock(folder / "adapeft.lock"):
         (folder / "lock").unlink(missing_ok=True)
         try:
             build_shm_op()

@@ -14,6 +14,8 @@ LOCK = ".lock"
 def hold(folder: Path) -> FileLock:
     """Keeps other commands out of ``folder``, which is made, until it is released or this process has ended.
 
+    Where no lock can be had, as on storage without them or in a finished run that may only be read, nobody is kept out.
+
     Raises:
         AdapeftError: another command holds it.
     """
@@ -26,4 +28,6 @@ def hold(folder: Path) -> FileLock:
             f"output = {folder}: another adapeft command is writing there. Wait for its end or stop it, or give "
             "another folder: output=…"
         ) from None
+    except OSError:
+        pass  # what then cannot be written is told by what writes it
     return lock

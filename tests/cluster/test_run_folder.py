@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 
 from adapeft.config import Cluster
 from adapeft.config_file import load_config, parse_config
@@ -87,6 +90,22 @@ def test_one_command_at_a_time(folder):
         folder.claim(config)
     lock.release()
     folder.claim(config).release()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_where_no_lock_can_be_had_nobody_is_kept_out(folder, monkeypatch, number):
+    """Storage without locks, and a finished run that may only be read."""
+    config = config_for(folder.path)
+    folder.claim(config).release()
+    folder.table.write_text("measured")
+
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(FileLock, "_acquire", refuse)
+    lock = folder.claim(config)
+    folder.claim(config).release()
+    lock.release()
 
 
 def test_a_dead_process_holds_nothing(folder):
