@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt, field_validator
 
 from adapeft.choose.budget import Budget
-from adapeft.config import ANY_GRANULARITY, GRANULARITIES, Limit, Method, Section, Select
-from adapeft.errors import did_you_mean
+from adapeft.config import ANY_GRANULARITY, GRANULARITIES, Config, Limit, Method, Section, Select
+from adapeft.config_file import load_config, parse_section
+from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.keys import as_yaml, plain
 
 PAPER = {"groups": "role", "curvature": "parabola", "reach": "inf", "solver": "greedy"}
 """AdaPEFT as Xu and Bu 2025 have it: semantic groups, forward passes only, no limit on the reach, by density."""
@@ -79,6 +84,23 @@ class Comparison(Section):
     tune_fraction: float = Field(default=0.1, gt=0, lt=1, description="part of the training data held out for that")
     perturb: float = Field(default=0.0, ge=0, lt=1, description="part of the training data that each seed leaves out")
     parallel: PositiveInt = Field(default=1, description="runs at once")
+
+
+def load_comparison(path: Path, overrides: Sequence[str]) -> tuple[Comparison, Config]:
+    """What to compare, and the config of all runs; a key of ``select`` has to fit one of the methods, not all.
+
+    Raises:
+        AdapeftError: there are problems with either; those of the config as it stands, where no method puts them right.
+    """
+    comparison, others = parse_section(Comparison, overrides)
+    try:
+        return comparison, load_config(path, others)
+    except AdapeftError:
+        for contender in comparison.methods:
+            settings = [f"select.{key}={as_yaml(plain(value))}" for key, value in contender.settings.items()]
+            with suppress(AdapeftError):
+                return comparison, load_config(path, [*others, *settings])
+        raise
 
 
 class Trials(Section):

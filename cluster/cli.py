@@ -100,12 +100,10 @@ def evaluate(
 @app.command()
 def compare(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run methods=[…] at budgets=[…] under seeds=[…] and write a table and plots; goes on where it stopped."""
-    from adapeft.config_file import load_config, parse_section
-    from adapeft.experiments import Comparison
+    from adapeft.experiments import load_comparison
     from cluster.console import Terminal
 
-    comparison, others = parse_section(Comparison, overrides or [])
-    loaded, terminal = load_config(config, others), Terminal()
+    (comparison, loaded), terminal = load_comparison(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
         from cluster.compare import check, compare, finished
         from cluster.comparison import write_report

@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from adapeft.config_file import load_config, parse_section
-from adapeft.experiments import Comparison
+from adapeft.experiments import load_comparison
 from cluster.compare import check, compare
 from cluster.comparison import write_report
 from cluster.inspect import inspect
@@ -19,8 +18,7 @@ from tests.benchmarks.forks import run_in_fork
 
 def main() -> None:
     path, *overrides = sys.argv[1:]
-    comparison, others = parse_section(Comparison, overrides)
-    config = load_config(Path(path), others)
+    comparison, config = load_comparison(Path(path), overrides)
     check(config, comparison, inspect)
     runs = compare(config, comparison, lambda line: print(line, flush=True), run_in_fork)
     print(write_report(Path(config.output), config, comparison, runs).read_text())

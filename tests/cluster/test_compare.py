@@ -11,7 +11,7 @@ from scipy import stats
 
 from adapeft.config_file import load_config, parse_section
 from adapeft.errors import AdapeftError
-from adapeft.experiments import Comparison
+from adapeft.experiments import Comparison, load_comparison
 from cluster.compare import check, compare, finished
 from cluster.compared_run import run_apart, run_command, with_values
 from cluster.comparison import against, rows_of, steps_to, write_report
@@ -243,6 +243,18 @@ def test_a_key_of_one_method_is_no_other_ones(config):
     assert (paper.granularity, paper.curvature, paper.solver) == ("role", "parabola", "greedy")
     assert paper.reach == float("inf")
     assert len({one.output for one in runner.configs}) == 4
+
+
+def test_a_key_need_fit_only_one_of_the_methods(tmp_path):
+    """And not the method of the config, which may be none of them."""
+    path = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
+    given = ["methods=[random:row,sam]", "select.scope=tensor", "seeds=[0]", f"output={tmp_path / 'out'}"]
+    comparison, loaded = load_comparison(path, given)
+    runner = Runner()
+    compare(loaded, comparison, lambda text: None, runner)
+    assert {one.select.method: one.select.scope for one in runner.configs} == {"random": "global", "sam": "tensor"}
+    with pytest.raises(AdapeftError, match="adapeft by row chooses none by value; leave scope out"):
+        load_comparison(path, ["methods=[random:row]", "select.scope=tensor"])
 
 
 def test_one_failure_loses_nothing_of_the_rest(config):
