@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from yaml.scanner import ScannerError
 
 from adapeft.config import Config, Section, Select
-from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.errors import AdapeftError, ConflictError, did_you_mean
 from adapeft.keys import KEYS, SECTIONS, as_yaml, plain
 from adapeft.reading import check_yaml, reading
 
@@ -54,13 +54,16 @@ def parse_config(tree: Mapping[Any, Any], source: str = "config", problems: Sequ
         if isinstance(section, Mapping):
             tree[name] = {key: value for key, value in section.items() if not _is_missing(value)}
     problems = list(problems)
+    kind = AdapeftError
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
+        if not problems and all(_is_conflict(detail) for detail in error.errors()):
+            kind = ConflictError
         problems += _phrase(error.errors(), tree)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise AdapeftError(f"{source} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise kind(f"{source} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
     return config
 
 
@@ -211,7 +214,7 @@ def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) ->
         return f"{key}: {details[0]['msg']}"
     if kind == "missing":
         return f"{key}: required ({KEYS[key].description})"
-    if key in SECTIONS and kind == "value_error":  # of keys that do not go together
+    if _is_conflict(details[0]):
         return f"{key}.{details[0]['ctx']['error']}"
     section, _, name = key.partition(".")
     value = as_yaml(tree[section][name] if name else tree[section])
@@ -223,6 +226,11 @@ def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) ->
     alternatives = dict.fromkeys(_complaint(detail) for detail in details)
     guess = did_you_mean(value, re.findall(r"'([^']+)'", " ".join(alternatives)))
     return f"{key} = {value}: should be {' or '.join(alternatives)} ({KEYS[key].description}).{guess}"
+
+
+def _is_conflict(detail: ErrorDetails) -> bool:
+    """Whether keys do not go together: a section's complaint, which pydantic makes of no section with a wrong key."""
+    return detail["type"] == "value_error" and len(detail["loc"]) == 1 and detail["loc"][0] in SECTIONS
 
 
 def _complaint(detail: ErrorDetails) -> str:

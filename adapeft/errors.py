@@ -10,6 +10,10 @@ class AdapeftError(ValueError):
     """Bad input. The message names the field, the value and the remedy; the command prints it without a traceback."""
 
 
+class ConflictError(AdapeftError):
+    """Keys of a section that do not go together, each right by itself."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'a' or 'b'?"`` for the known words closest to ``word``, else an empty string."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PlainSerializer, PlainValidator, Pos
 from adapeft.choose.budget import Budget
 from adapeft.config import ANY_GRANULARITY, GRANULARITIES, Config, Limit, Method, Section, Select
 from adapeft.config_file import load_config, parse_section
-from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.errors import ConflictError, did_you_mean
 from adapeft.keys import as_yaml, plain
 
 PAPER = {"groups": "role", "curvature": "parabola", "reach": "inf", "solver": "greedy"}
@@ -95,10 +95,10 @@ def load_comparison(path: Path, overrides: Sequence[str]) -> tuple[Comparison, C
     comparison, others = parse_section(Comparison, overrides)
     try:
         return comparison, load_config(path, others)
-    except AdapeftError:
+    except ConflictError:
         for contender in comparison.methods:
             settings = [f"select.{key}={as_yaml(plain(value))}" for key, value in contender.settings.items()]
-            with suppress(AdapeftError):
+            with suppress(ConflictError):
                 return comparison, load_config(path, [*others, *settings])
         raise
 

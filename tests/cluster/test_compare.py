@@ -255,6 +255,8 @@ def test_a_key_need_fit_only_one_of_the_methods(tmp_path):
     assert {one.select.method: one.select.scope for one in runner.configs} == {"random": "global", "sam": "tensor"}
     with pytest.raises(AdapeftError, match="adapeft by row chooses none by value; leave scope out"):
         load_comparison(path, ["methods=[random:row]", "select.scope=tensor"])
+    with pytest.raises(AdapeftError, match=r"method = smm: .*Did you mean 'sam'"):
+        load_comparison(path, ["methods=[sam]", "select.method=smm"])
 
 
 def test_one_failure_loses_nothing_of_the_rest(config):
