@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PlainSerializer, PlainValidator, Pos
 from adapeft.choose.budget import Budget
 from adapeft.config import ANY_GRANULARITY, GRANULARITIES, Config, Limit, Method, Section, Select
 from adapeft.config_file import load_config, parse_section
-from adapeft.errors import ConflictError, did_you_mean
+from adapeft.errors import AdapeftError, ConflictError, did_you_mean
 from adapeft.keys import as_yaml, plain
 
 PAPER = {"groups": "role", "curvature": "parabola", "reach": "inf", "solver": "greedy"}
@@ -125,6 +125,24 @@ class Trials(Section):
     @classmethod
     def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(steps)))
+
+    def check(self, config: Config) -> None:
+        """Checks that subsets can be drawn of the config's groups, and trained as it has the weights.
+
+        Raises:
+            AdapeftError: they cannot.
+        """
+        if config.select.granularity == "role":
+            raise AdapeftError(
+                "select.groups = role: validate draws the groups of single tensors. "
+                "Take groups: tensor, row or element."
+            )
+        if config.model.dtype != "float32":
+            raise AdapeftError(
+                f"model.dtype = {config.model.dtype} rounds away the small steps by which validate trains, for it "
+                "keeps no float32 copies as DeepSpeed does. Take model.dtype: float32, with model.matmul_precision: "
+                "medium where speed matters."
+            )
 
 
 class Transfer(Section):

@@ -123,10 +123,11 @@ def compare(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train random subsets briefly and say how well each estimator foretold their gain (subsets=, steps= …)."""
-    from adapeft.config_file import parse_section
+    from adapeft.config_file import load_config, parse_section
     from adapeft.experiments import Trials
 
     trials, others = parse_section(Trials, overrides or [])
+    trials.check(load_config(config, others))  # before anything is written
     with _session(config, others) as session:
         from cluster import pipeline
 

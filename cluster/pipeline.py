@@ -87,18 +87,10 @@ def evaluate(session: Session, delta: Path | None, *, base: bool) -> dict[str, f
 
 
 def validate(session: Session, trials: Trials) -> dict[str, Any]:
-    """Whether predictions hold for this model and task; writes ``validation.json``.
-
-    Raises:
-        AdapeftError: groups of several tensors, of which no random subsets are drawn.
-    """
+    """Whether predictions hold for this model and task; writes ``validation.json``."""
     from cluster.validate import save_validation, validate_on_rank
     from cluster.validation_table import show_validation
 
-    if session.config.select.granularity == "role":
-        raise AdapeftError(
-            "select.groups = role: validate draws the groups of single tensors. Take groups: tensor, row or element."
-        )
     result = session.on_workers(validate_on_rank, "validate", trials=trials)
     path = save_validation(session.folder.path, result, trials)
     show_validation(result, session.terminal)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from adapeft.artifact import provenance, save_json
 from adapeft.config import Config
@@ -40,7 +41,8 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
     ranks = join()
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
-    model = inputs.model()
+    model: nn.Module = inputs.model()
+    model.to(ranks.device)
     groups = groups_of(model, config.select)
     draws = draw_subsets(groups, trials.sizes, trials.subsets, trials.singles, config.seed)
     calibration = draw_calibration(
