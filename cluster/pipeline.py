@@ -87,12 +87,18 @@ def evaluate(session: Session, delta: Path | None, *, base: bool) -> dict[str, f
 
 
 def validate(session: Session, trials: Trials) -> dict[str, Any]:
-    """Whether predictions hold for this model and task; writes ``validation.json``."""
-    from cluster.validate import save_validation, validate_on_rank
+    """Whether predictions hold for this model and task; writes ``validation.json``, or shows the one that is there."""
+    from cluster.validation_file import load_validation, save_validation
     from cluster.validation_table import show_validation
 
-    result = session.on_workers(validate_on_rank, "validate", trials=trials)
-    path = save_validation(session.folder.path, result, trials)
+    path = session.folder.validation
+    if path.is_file():
+        session.terminal.note(f"validation: already done, {short(path)}")
+    else:
+        from cluster.validate import validate_on_rank
+
+        save_validation(path, session.on_workers(validate_on_rank, "validate", trials=trials), trials)
+    result = load_validation(path, trials)
     show_validation(result, session.terminal)
     session.terminal.note(f"all figures: {short(path)}")
     return result

@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def validation(self) -> Path:
+        """Whether predictions hold, where ``adapeft validate`` was asked."""
+        return self.path / "validation.json"
+
+    @property
     def logs(self) -> Path:
         """Output and warnings of the workers, the events, TensorBoard's; made when the folder is claimed."""
         return self.path / "logs"
@@ -131,4 +136,4 @@ class RunFolder:
 
     def _has_results(self) -> bool:
         """Whether there is anything that another config would spoil; a run that failed early has only its logs."""
-        return any(path.exists() for path in (self.table, self.subset, self.delta, self.checkpoints))
+        return any(path.exists() for path in (self.table, self.subset, self.delta, self.checkpoints, self.validation))

@@ -1,17 +1,14 @@
-"""``adapeft validate``: whether the influence predicts what training gains. What a rank does, and the report."""
+"""``adapeft validate``: whether the influence predicts what training gains. What a rank does, and the figures."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from adapeft.artifact import provenance, save_json
 from adapeft.config import Config
 from adapeft.experiments import Trials
 from adapeft.inputs.batches import draw_calibration, evaluation_batches
@@ -113,14 +110,6 @@ def summarize(trials: Trials, draws: Sequence[Draw], measured: Measured, outcome
         "settings": settings,
         "draws": [{"size": draw.size, "count": draw.count, "tensors": len(draw.units)} for draw in draws],
     }
-
-
-def save_validation(folder: Path, result: Mapping[str, Any], trials: Trials) -> Path:
-    """Writes ``validation.json``; NaN (no correlation) becomes null."""
-    content = {**result, "trials": trials.model_dump(mode="json"), "provenance": provenance()}
-    path = folder / "validation.json"
-    save_json(path, json.loads(json.dumps(content), parse_constant=lambda name: None))
-    return path
 
 
 def _additive(measured: Measured, draws: Sequence[Draw]) -> Callable[[float], np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,5 +27,5 @@ def show_validation(result: Mapping[str, Any], terminal: Terminal) -> None:
         )
 
 
-def _correlation(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
+def _correlation(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

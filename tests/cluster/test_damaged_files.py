@@ -19,6 +19,7 @@ from adapeft.choose.entry import Summary
 from adapeft.choose.store import STORE_VARIABLE, SubsetStore
 from adapeft.choose.subset import Part, Subset
 from adapeft.config_file import load_config
+from adapeft.experiments import Trials
 from adapeft.keys import measurement_key
 from adapeft.measure.groups import groups_of
 from adapeft.measure.storage import save_groups
@@ -27,6 +28,8 @@ from cluster.console import Terminal
 from cluster.metrics_file import load_metrics
 from cluster.run_folder import RunFolder
 from cluster.store_table import show_entries, show_entry
+from cluster.validation_file import load_validation, save_validation
+from cluster.validation_table import show_validation
 from tests.cluster.checkpoints import write_bert, write_colours, write_config
 from tests.damage import check, damaged_safetensors, damaged_trees, examples
 
@@ -149,6 +152,25 @@ def test_damaged_metrics(folder):
         found = check(lambda: load_metrics(path), path)
         if isinstance(found, dict) and "after" in found:
             terminal.show_summary(config, found, RunFolder(path.parent))
+
+    run()
+
+
+def test_damaged_validations_are_shown(tmp_path):
+    path, terminal, trials = tmp_path / "validation.json", Terminal(Console(file=StringIO())), Trials()
+    found = {"influence (adam)": {"all": 0.9, "single tensors": None}, "count": {"all": 0.5, "single tensors": 0.1}}
+    constants = {"planned_constant": 0.3, "fitted_constant": 0.75, "overshooting": 0.25}
+    setting = {"learning_rate": 3e-4, "steps": 20, **constants, "correlations": found}
+    save_validation(path, {"settings": [setting]}, trials)
+    show_validation(load_validation(path, trials), terminal)
+
+    @examples(150)
+    @given(damaged_trees(json.loads(path.read_text())))
+    def run(tree: Any) -> None:
+        path.write_text(json.dumps(tree))
+        content = check(lambda: load_validation(path, trials), path)
+        if isinstance(content, dict):
+            show_validation(content, terminal)
 
     run()
 

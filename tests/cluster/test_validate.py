@@ -10,9 +10,12 @@ import torch
 from scipy.stats import spearmanr
 
 from adapeft.config_file import load_config
+from adapeft.errors import AdapeftError
 from adapeft.experiments import Trials
 from adapeft.ranks import OneRank
 from cluster import validate
+from cluster.run_folder import RunFolder
+from cluster.validation_file import load_validation, save_validation
 from tests.cluster.checkpoints import adapeft, write_bert, write_colours, write_config
 
 TRIALS = {"subsets": 2, "sizes": (0.1, 0.5), "singles": 3, "steps": (2, 6), "held_out": 41}
@@ -41,7 +44,9 @@ def alone(config, tmp_path_factory):
         patch.setattr(validate, "join", Alone)
         result = validate.validate_on_rank(load_config(config), lambda event: None, trials)
     assert Alone.device.type == "cpu" or torch.cuda.max_memory_allocated(), "the model belongs on the GPU"
-    return json.loads(validate.save_validation(tmp_path_factory.mktemp("alone"), result, trials).read_text())
+    path = tmp_path_factory.mktemp("alone") / "validation.json"
+    save_validation(path, result, trials)
+    return load_validation(path, trials)
 
 
 def test_figures_are_of_what_was_trained(alone):
@@ -69,7 +74,8 @@ def test_figures_are_of_what_was_trained(alone):
 @pytest.mark.slow
 def test_two_workers_find_what_one_does(config, alone, tmp_path):
     trials = [f"{name}={json.dumps(value)}" for name, value in TRIALS.items()]
-    done = adapeft("validate", config, *trials, f"output={tmp_path / 'out'}")
+    command = ("validate", config, *trials, f"output={tmp_path / 'out'}")
+    done = adapeft(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "learning rate 0.001, 6 steps" in done.stdout
     assert "of the subsets lost instead of gaining" in done.stdout
@@ -77,6 +83,11 @@ def test_two_workers_find_what_one_does(config, alone, tmp_path):
     found = json.loads((tmp_path / "out" / "validation.json").read_text())
     assert found["settings"] == alone["settings"]
     assert found["draws"] == alone["draws"]
+    again = adapeft(*command)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "validation: already done" in again.stdout
+    assert again.stdout.partition("learning rate")[2] == done.stdout.partition("learning rate")[2]
+    assert adapeft(*command, "subsets=3").returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -91,3 +102,17 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_written(config, comm
     assert status == 2
     assert said in " ".join(errors.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_is_kept(alone, config, tmp_path):
+    """A validation of other trials is refused, one of another config too, and a run of the same config is welcome."""
+    loaded = load_config(config, [f"output={tmp_path / 'out'}"])
+    folder = RunFolder.of(loaded)
+    folder.claim(loaded).release()
+    trials = Trials.model_validate(TRIALS)
+    save_validation(folder.validation, alone, trials)
+    with pytest.raises(AdapeftError, match=r"validation.json is of other random subsets:\n  subsets: 3 here, 2 there"):
+        load_validation(folder.validation, trials.model_copy(update={"subsets": 3}))
+    folder.claim(loaded).release()
+    with pytest.raises(AdapeftError, match="holds another run:\n  seed: 1 here, 0 there"):
+        folder.claim(load_config(config, ["seed=1", f"output={tmp_path / 'out'}"]))

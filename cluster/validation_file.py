@@ -1,0 +1,58 @@
+"""``validation.json``: what ``adapeft validate`` found by which trials, looked at before anything is shown of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt
+
+from adapeft.artifact import provenance, save_json
+from adapeft.errors import AdapeftError
+from adapeft.experiments import Trials
+from adapeft.keys import as_yaml
+from adapeft.reading import Header, Line, load_json, reading
+
+_REMEDY = "Remove it, and the same command makes it again."
+
+
+class _Setting(Header):
+    learning_rate: float
+    steps: PositiveInt
+    planned_constant: float
+    fitted_constant: float
+    overshooting: float
+    correlations: dict[Line, dict[Line, float | None]] = Field(min_length=1)
+
+
+class _Validation(Header):
+    settings: list[_Setting]
+
+
+def save_validation(path: Path, result: Mapping[str, Any], trials: Trials) -> None:
+    """Writes the file; NaN (no correlation) becomes null."""
+    content = {**result, "trials": trials.model_dump(mode="json"), "provenance": provenance()}
+    save_json(path, json.loads(json.dumps(content), parse_constant=lambda name: None))
+
+
+def load_validation(path: Path, trials: Trials) -> dict[str, Any]:
+    """What these ``trials`` found.
+
+    Raises:
+        AdapeftError: the file is damaged, or of other trials.
+    """
+    content = load_json(path, "what adapeft validate writes", _REMEDY)
+    with reading(f"{path} is damaged", _REMEDY):
+        _Validation.model_validate(content)
+        before = Trials.model_validate(content["trials"])
+    here, there = trials.model_dump(mode="json"), before.model_dump(mode="json")
+    other = [
+        f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there" for key in here if here[key] != there[key]
+    ]
+    if other:
+        raise AdapeftError(
+            f"{path} is of other random subsets:\n  " + "\n  ".join(other) + "\nGive another folder: output=…"
+        )
+    return content
