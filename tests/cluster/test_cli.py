@@ -8,6 +8,8 @@ import sys
 
 import yaml
 
+from adapeft.methods import METHODS
+
 
 def test_without_arguments_it_lists_the_commands(command):
     _, output, errors = command()
@@ -46,6 +48,17 @@ def test_config_checks_a_file(command, tmp_path):
     status, _, errors = command("config", path, "bugdet=2%")
     assert status == 2
     assert "bugdet: unknown key. Did you mean 'select.budget'?" in errors
+
+
+def test_methods_are_listed_with_family_cost_and_source(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    status, output, _ = command("methods")
+    assert status == 0
+    lines = {line.split()[0]: line for line in output.splitlines()}
+    for name, method in METHODS.items():
+        for said in (method.family, method.summary, method.cost, method.source):
+            assert said in lines[name], name
+    assert {method.family for method in METHODS.values()} == {"none", "random", "rule", "projection", "second-order"}
 
 
 def test_help_does_not_wait_for_torch():

@@ -16,7 +16,7 @@ from adapeft.ranks import OneRank
 from cluster import validate
 from cluster.run_folder import RunFolder
 from cluster.validation_file import load_validation, save_validation
-from tests.cluster.checkpoints import adapeft, write_bert, write_colours, write_config
+from tests.cluster.checkpoints import adapeft
 
 TRIALS = {"subsets": 2, "sizes": (0.1, 0.5), "singles": 3, "steps": (2, 6), "held_out": 41}
 
@@ -28,12 +28,6 @@ class Alone(OneRank):
 
     def all_gather_object(self, value):
         return [value]
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("validate")
-    return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
 
 
 @pytest.fixture(scope="module")
