@@ -33,6 +33,9 @@ Outcome = tuple[dict[str, Any] | None, str | None]
 """A run's metrics, or the reason why there are none."""
 Runner = Callable[[Config], Outcome]
 
+REFUSED = "error "
+"""What a command's message begins with when its input is at fault."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -60,6 +63,11 @@ class Run:
     def scores(self) -> dict[str, float] | None:
         """After the last step; the best evaluation would be chosen on the data that the scores are for."""
         return None if self.metrics is None else self.metrics["last"]
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether its input was at fault, such as too small a budget for any rank: no learning rate mends that."""
+        return self.failure is not None and self.failure.startswith(REFUSED)
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,7 @@ def run_apart(config: Config, execute: Callable[[Path, Path], int]) -> Outcome:
             folder.check_is_of(config)
             return content, None
     except AdapeftError as error:
-        return None, f"error {error}"
+        return None, f"{REFUSED}{error}"
     # Not with_suffix: a learning rate is a name with a point in it.
     settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
     save_text(settings, to_yaml(config))
@@ -181,7 +189,7 @@ def run_apart(config: Config, execute: Callable[[Path, Path], int]) -> Outcome:
         return load_metrics(folder.metrics), None
     lines = [line for line in log.read_text().splitlines() if line.strip()]
     # A message is the last that a command prints, and may be of several lines.
-    starts = [number for number, line in enumerate(lines) if line.startswith(("error ", "failed "))]
+    starts = [number for number, line in enumerate(lines) if line.startswith((REFUSED, "failed "))]
     said = lines[starts[-1] :] if starts else [f"it ended with status {status}:", *(lines or ["no output"])[-1:]]
     return None, f"{' '.join(map(str.strip, said))} (all of it: {log})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from adapeft.inputs.data import describe
 from adapeft.inputs.metrics import primary
 from cluster.compared_run import Counter, Line, Note, Runner, budgets_of, job_of
 from cluster.data_parts import held_out
+
+
+class _RefusedError(Exception):
+    """A run will fail at any learning rate."""
 
 
 def swept_rates(
@@ -37,6 +42,8 @@ def swept_rates(
 
     def score(line: Line, contender: Contender, budget: Budget, index: int) -> tuple[float, float]:
         swept = line.run(job_of(folder / "sweep", contender, budget, seed, rates[index]))
+        if swept.is_refused:
+            raise _RefusedError
         if swept.scores is None:
             return -math.inf, -math.inf
         values = swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]
@@ -47,7 +54,8 @@ def swept_rates(
         line, best = Line(tuning, run, done), {}
         index = len(rates) // 2
         for budget in budgets_of(contender, comparison):
-            index = climb(partial(score, line, contender, budget), index, len(rates))
+            with suppress(_RefusedError):
+                index = climb(partial(score, line, contender, budget), index, len(rates))
             best[contender, budget] = rates[index]
         return best
 

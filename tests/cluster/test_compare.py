@@ -139,6 +139,20 @@ def test_a_run_that_came_apart_does_not_end_a_climb(config):
     assert [one.learning_rate for one in runs] == [1e-3]
 
 
+def test_a_budget_that_excludes_a_method_is_tried_at_one_rate(config):
+    def run(settings):
+        configs.append(settings)
+        if str(settings.select.budget) == "20%":
+            return None, "error select.budget = 20%: no rank is so small. (all of it: seed-0.log)"
+        return Runner()(settings)
+
+    configs = []
+    comparison = settings("methods=[adapeft]", "seeds=[0,1]", "budgets=[20%,40%]", "learning_rates=[1e-3,1e-2,1e-1]")
+    runs = compare(config, comparison, lambda text: None, run)
+    assert [one.failure is None for one in runs] == [False, True, False, True]
+    assert [str(one.select.budget) for one in configs[:4]] == ["20%", *["40%"] * 3]
+
+
 def test_a_dip_does_not_end_a_climb():
     assert climb([0.1, 0.6, 0.4, 0.5, 0.2].__getitem__, 3, 5) == 1
 
