@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -70,7 +71,12 @@ def measurement_key(config: Config) -> dict[str, Any]:
 def differences(a: Config, b: Config) -> list[str]:
     """Lines such as ``select.budget: 0.5% here, 1% there``, for ``a`` here and ``b`` there."""
     here, there = comparable(a), comparable(b)
-    return [f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there" for key in KEYS if here[key] != there[key]]
+    return differing({key: here[key] for key in KEYS}, there)
+
+
+def differing(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """The lines of ``differences`` for any keys; ``there`` has at least those that are ``here``."""
+    return [f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there" for key in here if here[key] != there[key]]
 
 
 def comparable(config: Config) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from adapeft.artifact import provenance, save_json
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Trials
-from adapeft.keys import as_yaml
+from adapeft.keys import differing
 from adapeft.reading import Header, Line, load_json, reading
 
 _REMEDY = "Remove it, and the same command makes it again."
@@ -47,10 +47,7 @@ def load_validation(path: Path, trials: Trials) -> dict[str, Any]:
     with reading(f"{path} is damaged", _REMEDY):
         _Validation.model_validate(content)
         before = Trials.model_validate(content["trials"])
-    here, there = trials.model_dump(mode="json"), before.model_dump(mode="json")
-    other = [
-        f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there" for key in here if here[key] != there[key]
-    ]
+    other = differing(trials.model_dump(mode="json"), before.model_dump(mode="json"))
     if other:
         raise AdapeftError(
             f"{path} is of other random subsets:\n  " + "\n  ".join(other) + "\nGive another folder: output=…"
