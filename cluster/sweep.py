@@ -40,9 +40,9 @@ def swept_rates(
     seed = comparison.seeds[0]
     done = Counter(None, note)
 
-    def score(line: Line, contender: Contender, budget: Budget, index: int) -> tuple[float, float]:
+    def score(line: Line, contender: Contender, budget: Budget, first: int, index: int) -> tuple[float, float]:
         swept = line.run(job_of(folder / "sweep", contender, budget, seed, rates[index]))
-        if swept.is_refused:
+        if swept.is_refused and index == first:
             raise _RefusedError
         if swept.scores is None:
             return -math.inf, -math.inf
@@ -55,7 +55,7 @@ def swept_rates(
         index = len(rates) // 2
         for budget in budgets_of(contender, comparison):
             with suppress(_RefusedError):
-                index = climb(partial(score, line, contender, budget), index, len(rates))
+                index = climb(partial(score, line, contender, budget, index), index, len(rates))
             best[contender, budget] = rates[index]
         return best
 

@@ -153,6 +153,16 @@ def test_a_budget_that_excludes_a_method_is_tried_at_one_rate(config):
     assert [str(one.select.budget) for one in configs[:4]] == ["20%", *["40%"] * 3]
 
 
+def test_a_refusal_at_one_rate_does_not_end_a_climb(config):
+    def run(settings):
+        if settings.train.learning_rate == 1e-1:
+            return None, "error output = out holds another run"
+        return Runner()(settings)
+
+    comparison = settings("methods=[adapeft]", "seeds=[0]", "learning_rates=[1e-3,3e-3,5e-3,1e-2,1e-1]")
+    assert [one.learning_rate for one in compare(config, comparison, lambda text: None, run)] == [1e-2]
+
+
 def test_a_dip_does_not_end_a_climb():
     assert climb([0.1, 0.6, 0.4, 0.5, 0.2].__getitem__, 3, 5) == 1
 
