@@ -287,7 +287,8 @@ class _Effective(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *_gradients_of_leaves(ctx.part, ctx.saved_tensors, ctx.training, grad)
+        effective, leaves = _effective_again(ctx.part, ctx.saved_tensors, ctx.training)
+        return None, None, *torch.autograd.grad(effective, leaves, grad.to(effective.dtype))
 
 
 class _DenseLinear(torch.autograd.Function):
@@ -313,21 +314,23 @@ class _DenseLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *leaves = ctx.saved_tensors
+        effective, leaves = _effective_again(ctx.part, leaves, ctx.training)
         rows = grad.reshape(-1, grad.shape[-1])
         grad_x = None
         if ctx.needs_input_grad[0]:
-            total = (weight + ctx.part.effective(leaves, ctx.training).to(weight.dtype)).to(grad.dtype)
+            total = (weight + effective.to(weight.dtype)).to(grad.dtype)
             grad_x = grad @ (total.t() if ctx.transposed else total)
         inputs = x.reshape(-1, x.shape[-1]).to(grad.dtype)
         dense = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs
         grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        gradients = _gradients_of_leaves(ctx.part, leaves, ctx.training, dense)
+        gradients = torch.autograd.grad(effective, leaves, dense.to(effective.dtype))
         return grad_x, None, grad_bias, None, None, None, *gradients
 
 
-def _gradients_of_leaves(part: DensePart, leaves: Sequence[Tensor], training: bool, grad: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of the leaves from that of what they add. Draws are the forward's again, the step being the same."""
+def _effective_again(part: DensePart, leaves: Sequence[Tensor], training: bool) -> tuple[Tensor, list[Tensor]]:
+    """What ``part`` added in the forward pass, and the leaves that it then depends on. The step being the same, so are
+    the draws.
+    """
     with torch.enable_grad():
         again = [leaf.detach().requires_grad_() for leaf in leaves]
-        effective = part.effective(again, training)
-        return torch.autograd.grad(effective, again, grad.to(effective.dtype))
+        return part.effective(again, training), again
