@@ -12,7 +12,7 @@ from adapeft.choose.subset import Subset
 from adapeft.config_file import load_config
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Trials
-from adapeft.keys import measurement_key
+from adapeft.keys import differing, measurement_key
 from adapeft.measure.storage import ELEMENTS, OPTIONS, TABLE, load_statistics
 from adapeft.ranks import OneRank
 from adapeft.ship.delta import Delta
@@ -120,9 +120,7 @@ def _choose_again(session: Session, source: Path) -> Subset:
 
     statistics, measured = load_statistics(source)
     wanted = measurement_key(session.config)
-    other = [
-        f"{key}: {wanted[key]} here, {measured.get(key)} there" for key in wanted if wanted[key] != measured.get(key)
-    ]
+    other = differing(wanted, {key: measured.get(key) for key in wanted})
     if other:
         raise AdapeftError(
             f"select.statistics = {source} was measured otherwise:\n  " + "\n  ".join(other) + "\nMeasure anew: leave "
