@@ -17,6 +17,7 @@ from pathlib import Path
 
 from adapeft.config import Config
 from adapeft.config_file import load_config
+from tests.cluster.ranks import leave
 
 SETTINGS = [(stage, workers) for workers in (1, 2) for stage in (0, 1, 2, 3)]
 RESULTS = Path(__file__).parent / "results" / "memory.md"
@@ -101,7 +102,7 @@ def on_rank(config: Config, folder: Path, what: str) -> None:
         peak = finetune(config, lambda event: None)["peak_memory_bytes"]
     if dist.get_rank() == 0:
         (folder / what).write_text(str(peak))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from cluster.finetune import finetune
 from cluster.measure import measure_and_choose
 from cluster.run_copy import Look, run_copy
 from cluster.run_folder import RunFolder
+from tests.cluster.ranks import leave
 
 
 class StoppedError(Exception):
@@ -45,4 +46,4 @@ def main(caches: str, stages: str, stop: int, path: str, *overrides: str) -> Non
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
-    dist.destroy_process_group()  # gloo's threads left running abort the interpreter's exit now and then
+    leave()

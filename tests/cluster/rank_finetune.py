@@ -16,6 +16,7 @@ from adapeft.config_file import load_config
 from cluster.finetune import finetune
 from cluster.measure import measure_and_choose
 from cluster.run_folder import RunFolder
+from tests.cluster.ranks import leave
 
 
 class StoppedError(Exception):
@@ -42,4 +43,4 @@ def main(stop: int, path: str, *overrides: str) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), *sys.argv[2:])
-    dist.destroy_process_group()  # gloo's threads left running abort the interpreter's exit now and then
+    leave()

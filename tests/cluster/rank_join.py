@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from tests.cluster.ranks import leave
+
 if __name__ == "__main__":
     from cluster.engine import join
 
     ranks = join()
     assert float(ranks.all_reduce(torch.ones(1))) == ranks.world_size
-    torch.distributed.destroy_process_group()
+    leave()

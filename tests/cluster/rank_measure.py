@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from adapeft.config_file import load_config
 from cluster.measure import measure_and_choose
+from tests.cluster.ranks import leave
 
 OVERRIDES = ["calibration=48", "warmup_steps=4", "select.batch_size=8", "cluster.save_interval=1e-9"]
 # tag → (further overrides, batches after which it is stopped): in a warm-up, the direction, the slope, the curvature
@@ -65,4 +66,4 @@ def main(path: str, out: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
-    dist.destroy_process_group()  # gloo's threads left running abort the interpreter's exit now and then
+    leave()

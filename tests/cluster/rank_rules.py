@@ -18,6 +18,7 @@ from adapeft.ship.delta import extract_delta
 from adapeft.tune.attach import attach
 from tests.cluster.rank_statistics import BATCH_SIZE, MODELS
 from tests.cluster.rank_training import losses_of
+from tests.cluster.ranks import leave
 from tests.oracles_rules import CASES, CLIP, DECAY, LEARNING_RATE, NUM_STEPS, dense_subset, falling, make_model
 
 # model, case, ZeRO stage, micro-batch size, gradient checkpointing, step of a stop (0: none), persistence threshold
@@ -125,4 +126,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()  # gloo's threads left running abort the exit now and then
+    leave()

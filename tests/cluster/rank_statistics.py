@@ -26,6 +26,7 @@ from adapeft.measure.shards import Shards
 from adapeft.measure.statistics import Statistics
 from adapeft.methods import get_method
 from adapeft.ranks import Ranks
+from tests.cluster.ranks import leave
 from tests.tiny import make_batches, make_bert, make_gpt2
 
 MODELS = {"bert": make_bert, "gpt2": make_gpt2}
@@ -170,4 +171,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()  # gloo's threads left running abort the exit now and then
+    leave()

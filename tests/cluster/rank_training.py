@@ -24,6 +24,7 @@ from adapeft.ranks import OneRank, Ranks
 from adapeft.ship.delta import Delta, extract_delta
 from adapeft.tune.attach import attach
 from tests.cluster.rank_statistics import BATCH_SIZE, examples_of, joined
+from tests.cluster.ranks import leave
 from tests.oracles_lora import MODELS, mixed_subset
 from tests.tiny import make_batches
 
@@ -200,4 +201,4 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()  # gloo's threads left running abort the exit now and then
+    leave()
