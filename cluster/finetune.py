@@ -148,8 +148,11 @@ class _Training:
         return mean
 
     def _evaluate(self) -> None:
+        with self.follower.as_shipped():
+            self._score_and_save()
+
+    def _score_and_save(self) -> None:
         progress = self.progress
-        self.follower.before_evaluation()
         progress.last = score(self.engine, self.inputs, self.ranks, self.report)
         self._log(progress.last, "evaluation")
         progress.history.append({"step": progress.step, **progress.last})

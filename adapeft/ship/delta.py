@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -296,8 +297,17 @@ def extract_delta(
         full_value: reads a trained parameter whole and in float32; under ZeRO a collective.
     """
     attachment = attachment_of(model)
-    _keep_the_rule(attachment)
-    changes, new = {}, {}
+    with _as_shipped(attachment):
+        changes, new = _trained(attachment, full_value)
+    return Delta(changes, new, attachment.fingerprint, dict(description or {}))
+
+
+def _trained(
+    attachment: Attachment, full_value: Callable[[nn.Parameter], Tensor]
+) -> tuple[dict[str, Change], dict[str, Tensor]]:
+    """What training has changed in the base, and what it has put beside it."""
+    changes: dict[str, Change] = {}
+    new: dict[str, Tensor] = {}
     pieces = {f"{name}.{piece}" for name, added in attachment.added.items() for piece in added}
     for name, added in attachment.added.items():
         values = [full_value(parameter).to("cpu", torch.float32).flatten() for parameter in added.values()]
@@ -318,17 +328,17 @@ def extract_delta(
             changes[name] = Change(Part("tensor", tuple(value.shape)), value - attachment.base[name])
         else:
             changes[name] = Change(attachment.subset.parts[name], value)
-    return Delta(changes, new, attachment.fingerprint, dict(description or {}))
+    return changes, new
 
 
-def _keep_the_rule(attachment: Attachment) -> None:
-    """Projects where the rule ships what is projected.
+def _as_shipped(attachment: Attachment) -> AbstractContextManager[None]:
+    """Within it the model is projected, where its rule ships what is projected.
 
     Raises:
         AdapeftError: nobody followed the rule in training, or it is too early to ship.
     """
     if not attachment.dense:
-        return
+        return nullcontext()
     method, follower = attachment.subset.description.get("method"), attachment.follower
     if follower is None:
         raise AdapeftError(
@@ -339,7 +349,7 @@ def _keep_the_rule(attachment: Attachment) -> None:
         raise AdapeftError(
             f"{method} has not projected yet: {follower.rule.step} of {follower.num_steps} steps are done. Train on."
         )
-    follower.before_evaluation()
+    return follower.as_shipped()
 
 
 @torch.no_grad()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -45,10 +48,24 @@ class Follower:
         if self.rule.projects_after(self.rule.step, self.num_steps):
             self._project()
 
-    def before_evaluation(self) -> None:
-        """Brings the model within the budget where the rule scores and ships it so. Collective."""
-        if self.rule.projects_to_evaluate and not self._is_projected:
-            self._project()
+    @contextmanager
+    def as_shipped(self) -> Iterator[None]:
+        """Within it the model is within the budget, where the rule scores and ships it so. Collective.
+
+        Training goes on from what it had before: how often a model is scored must not change it.
+        """
+        if self._is_projected or not self.rule.projects_to_evaluate:
+            yield
+            return
+        before = [shard.values.clone() for shard in self.leaves.shards]
+        self._project()
+        yield
+        if self.rule.step < self.num_steps:
+            with torch.no_grad():
+                for shard, values in zip(self.leaves.shards, before, strict=True):
+                    shard.values.copy_(values)
+            self.leaves.publish()
+            self._is_projected = False
 
     def _project(self) -> None:
         self.rule.project(self.leaves)

@@ -21,7 +21,7 @@ def choose(model, method, **options):
     return adapeft.select(model, make_batches(model), method=method, budget=BUDGET, seed=4, **options)
 
 
-def fit(model, num_steps=4):
+def fit(model, num_steps=4, after_step=lambda model: None):
     optimizer = torch.optim.AdamW(adapeft.parameter_groups(model, 3e-2, 0.1))
     adapeft.follow_rule(model, optimizer, num_steps=num_steps)
     model.train()
@@ -29,6 +29,7 @@ def fit(model, num_steps=4):
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        after_step(model)
 
 
 @pytest.mark.parametrize("make", [make_bert, make_gpt2])
@@ -65,6 +66,22 @@ def test_conforms(make, method, tmp_path):
     fit(again)
     other = adapeft.delta(again)
     assert all(torch.equal(other.changes[name].values, change.values) for name, change in found.changes.items())
+
+
+@pytest.mark.parametrize("method", [name for name in NAMES if name != "diff-pruning"])
+def test_shipping_in_between_changes_no_training(method):
+    """What is shipped is within the budget; what is trained on is not."""
+    finals, counts = [], []
+    for after_step in (lambda model: None, lambda model: counts.append(adapeft.delta(model).count)):
+        model = make_bert()
+        adapeft.attach(model, choose(model, method))
+        torch.manual_seed(0)
+        fit(model, after_step=after_step)
+        finals.append(adapeft.delta(model))
+    assert len(counts) == 4
+    assert not METHODS[method].is_budgeted or max(counts) <= BUDGET
+    for name, change in finals[0].changes.items():
+        assert torch.equal(finals[1].changes[name].values, change.values), name
 
 
 @pytest.mark.parametrize("method", NAMES)

@@ -39,7 +39,8 @@ class Mixout(Rule[MixoutOptions]):
 
 
 class MixoutReset(ProjectingRule[MixoutOptions]):
-    """Mixout as the SAM paper has it: evaluation resets weights, so that what is scored and shipped is p-sparse.
+    """Mixout as the SAM paper has it: evaluation resets weights, so that what is scored and shipped is p-sparse;
+    training goes on from before.
 
     Fu et al. 2023. The weights that are not reset are drawn once, exactly as many as the budget has.
     """
