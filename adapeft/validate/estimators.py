@@ -101,7 +101,8 @@ def measure_estimators(
         "squared gradient norm": [piece.square() for piece in gradient],
         "per-example Fisher": fisher,
         "SNIP": [(g * w).abs() for g, w in zip(gradient, weights, strict=True)],
-        "GraSP": [-w * hg for w, hg in zip(weights, curved, strict=True)],
+        # What GraSP keeps: it prunes where -w * Hg is largest (Wang et al. 2020, algorithm 1).
+        "GraSP": [w * hg for w, hg in zip(weights, curved, strict=True)],
         "weight magnitude": [w.abs() for w in weights],
         "count": [torch.ones_like(w) for w in weights],
     }

@@ -145,7 +145,7 @@ def test_scores_without_a_direction(bench):
     expected = {
         "squared gradient norm": [g.square() for g in gradients],
         "SNIP": [(g * w).abs() for g, w in zip(gradients, weights, strict=True)],
-        "GraSP": [-w * hg for w, hg in zip(weights, curved, strict=True)],
+        "GraSP": [w * hg for w, hg in zip(weights, curved, strict=True)],
         "weight magnitude": [w.abs() for w in weights],
         "per-example Fisher": [sum(g.square() for g in pieces) for pieces in zip(*each, strict=True)],
     }
