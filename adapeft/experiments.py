@@ -10,13 +10,20 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt, field_validator
 
 from adapeft.choose.budget import Budget
-from adapeft.config import ANY_GRANULARITY, GRANULARITIES, Config, Limit, Method, Section, Select
+from adapeft.config import ANY_GRANULARITY, GRANULARITIES, Config, Granularity, Limit, Method, Section, Select
 from adapeft.config_file import load_config, parse_section
 from adapeft.errors import AdapeftError, ConflictError, did_you_mean
 from adapeft.keys import as_yaml, plain
 
-PAPER = {"groups": "role", "curvature": "parabola", "reach": "inf", "solver": "greedy"}
-"""AdaPEFT as Xu and Bu 2025 have it: semantic groups, forward passes only, no limit on the reach, by density."""
+PAPER: dict[str, Any] = {
+    "groups": "role",
+    "curvature": "parabola",
+    "reach": "inf",
+    "solver": "greedy",
+    "probe_steps": 20,
+}
+"""AdaPEFT as Xu and Bu 2025 have it: semantic groups, fits by forward passes, no limit on the reach, influence
+accumulated over a short probe, chosen by density."""
 
 
 class Contender(NamedTuple):
@@ -30,6 +37,11 @@ class Contender(NamedTuple):
     groups: str
     options: tuple[str, ...] = ()
     is_paper: bool = False
+
+    @property
+    def granularity(self) -> Granularity:
+        """Of what it chooses among."""
+        return Select.model_validate(self.settings).granularity
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from adapeft.choose.budget import Budget
 from adapeft.config import Config
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
@@ -46,12 +47,15 @@ def _compare(config: Config, comparison: Comparison, note: Note, run: Runner) ->
     examples = {seed: perturbed(config, comparison.perturb, seed, folder / "data") for seed in comparison.seeds}
     done = Counter(len(comparison.seeds) * sum(len(budgets_of(one, comparison)) for one in comparison.methods), note)
 
+    def one_run(line: Line, contender: Contender, budget: Budget, seed: int) -> Run:
+        swept = rates.get((contender, budget))
+        job = job_of(folder, contender, budget, seed, swept.rate if swept else None)
+        # At a rate that no sweep has found the run would stand in the report as if one had.
+        return line.give_up(job, f"sweep: {swept.failure}") if swept and swept.failure else line.run(job)
+
     def run_all(seed: int, contender: Contender) -> list[Run]:
         line = Line(examples[seed], run, done)
-        return [
-            line.run(job_of(folder, contender, budget, seed, rates.get((contender, budget))))
-            for budget in budgets_of(contender, comparison)
-        ]
+        return [one_run(line, contender, budget, seed) for budget in budgets_of(contender, comparison)]
 
     with ThreadPoolExecutor(comparison.parallel) as pool:
         lines = pool.map(lambda line: run_all(*line), product(comparison.seeds, comparison.methods))

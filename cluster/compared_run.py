@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from cluster.metrics_file import load_metrics
 from cluster.run_folder import RunFolder
 
 _OF_SOME_METHODS = (
-    *("rule", "scope", "solver", "joint", "lora_ranks", "placement"),
-    *("curvature", "probe_steps", "probe_points", "probe_learning_rate"),
+    *(("rule",), ("scope",), ("solver",), ("joint",), ("lora_ranks",), ("placement",), ("curvature",)),
+    ("probe_steps", "probe_points", "probe_learning_rate"),
 )
+"""Keys of ``select`` that some methods refuse; those of one entry mean nothing without each other."""
 
 Note = Callable[[str], None]
 Outcome = tuple[dict[str, Any] | None, str | None]
@@ -90,13 +92,12 @@ class Job:
 
     def _select(self, settings: Select) -> Select:
         """The settings for this method; a key that is some other method's alone keeps its default here."""
-        given = settings.model_dump(exclude=set(_OF_SOME_METHODS))
+        given = settings.model_dump(exclude=set(chain(*_OF_SOME_METHODS)))
         mine = {**given, **self.contender.settings, "budget": self.budget, "memory_per_device": None}
-        for key in _OF_SOME_METHODS:
-            if key in self.contender.settings:
-                continue
+        for keys in _OF_SOME_METHODS:
+            theirs = {key: getattr(settings, key) for key in keys if key not in self.contender.settings}
             with suppress(ValidationError):
-                mine = Select.model_validate({**mine, key: getattr(settings, key)}).model_dump(include={*mine, key})
+                mine = Select.model_validate({**mine, **theirs}).model_dump(include={*mine, *theirs})
         return Select.model_validate(mine)
 
 
@@ -113,7 +114,10 @@ class Line:
     def run(self, job: Job) -> Run:
         """Makes the run and tells of it."""
         begun = RunFolder(job.folder).config
-        statistics = load_config(begun).select.statistics if begun.is_file() else self._measured
+        try:
+            statistics = load_config(begun).select.statistics if begun.is_file() else self._measured
+        except AdapeftError as error:
+            return self.give_up(job, f"{REFUSED}{error}")
         config = with_values(job.applied_to(self._config), "select", statistics=statistics)
         metrics, failure = self._run(config)
         if failure is None and self._measured is None:
@@ -121,6 +125,13 @@ class Line:
         made = Run(job.contender, job.budget, job.seed, job.folder, config.train.learning_rate, metrics, failure)
         self._done(made)
         return made
+
+    def give_up(self, job: Job, reason: str) -> Run:
+        """Tells of a run that cannot be made."""
+        rate = job.applied_to(self._config).train.learning_rate
+        given_up = Run(job.contender, job.budget, job.seed, job.folder, rate, failure=reason)
+        self._done(given_up)
+        return given_up
 
 
 class Counter:

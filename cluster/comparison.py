@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from adapeft.artifact import provenance, save, save_json, save_text
-from adapeft.config import Config
+from adapeft.config import Config, Granularity
 from adapeft.experiments import Comparison
 from adapeft.methods import get_method
 from cluster.compared_run import Run
@@ -30,6 +30,7 @@ class Row:
 
     Attributes:
         method: as the contender is spelled.
+        granularity: of what it chooses among.
         budget: as it is spelled; empty for a method that knows none.
         scores: by seed after the last step, in the metric's own units.
         curves: by seed, step → score at every evaluation.
@@ -43,6 +44,7 @@ class Row:
     """
 
     method: str
+    granularity: Granularity
     budget: str
     scores: dict[int, float]
     curves: dict[int, dict[int, float]]
@@ -79,6 +81,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         rows.append(
             Row(
                 method=str(contender),
+                granularity=contender.granularity,
                 budget=str(budget) if get_method(contender.method).is_budgeted else "",
                 scores={run.seed: run.scores[run.metrics["metric"]] for run in done if run.metrics and run.scores},
                 curves={run.seed: _curve(run.metrics) for run in done if run.metrics},
@@ -250,9 +253,8 @@ def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
     """A line for each row that has a random one at its budget, of its own granularity where there is one."""
     said = []
     for row in rows:
-        groups = row.method.partition(":")[2]
         baselines = [one for one in rows if one.budget == row.budget and one.method.partition(":")[0] == BASELINE]
-        same = [one for one in baselines if one.method.partition(":")[2] == groups]
+        same = [one for one in baselines if one.granularity == row.granularity]
         if not row.scores or not baselines or row in baselines:
             continue
         baseline = (same or baselines)[0]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adapeft.choose.budget import Budget
 from adapeft.config import Config
@@ -19,13 +19,25 @@ from cluster.compared_run import Counter, Line, Note, Runner, budgets_of, job_of
 from cluster.data_parts import held_out
 
 
+class Swept(NamedTuple):
+    """What a sweep found for a method and budget.
+
+    Attributes:
+        rate: the best learning rate.
+        failure: why no rate led to a score; None where one did.
+    """
+
+    rate: float
+    failure: str | None
+
+
 class _RefusedError(Exception):
     """A run will fail at any learning rate."""
 
 
 def swept_rates(
     config: Config, comparison: Comparison, note: Note, run: Runner
-) -> dict[tuple[Contender, Budget], float]:
+) -> dict[tuple[Contender, Budget], Swept]:
     """For each method and budget the learning rate that is best on a held-out part of the training data.
 
     At the first seed; the evaluation data takes no part in it. From the middle one on, and from the last budget's best
@@ -40,23 +52,30 @@ def swept_rates(
     seed = comparison.seeds[0]
     done = Counter(None, note)
 
-    def score(line: Line, contender: Contender, budget: Budget, first: int, index: int) -> tuple[float, float]:
+    def score(
+        line: Line, contender: Contender, budget: Budget, failures: dict[int, str | None], index: int
+    ) -> tuple[float, float]:
         swept = line.run(job_of(folder / "sweep", contender, budget, seed, rates[index]))
-        if swept.is_refused and index == first:
+        failures[index] = swept.failure
+        if swept.is_refused and len(failures) == 1:
             raise _RefusedError
         if swept.scores is None:
             return -math.inf, -math.inf
         values = swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]
+        if all(map(math.isfinite, values)):
+            return values
         # Training that came apart: a comparison with NaN is never true, and would end the climb here.
-        return values if all(map(math.isfinite, values)) else (-math.inf, -math.inf)
+        failures[index] = f"{metric} or loss was not finite"
+        return -math.inf, -math.inf
 
-    def sweep(contender: Contender) -> dict[tuple[Contender, Budget], float]:
+    def sweep(contender: Contender) -> dict[tuple[Contender, Budget], Swept]:
         line, best = Line(tuning, run, done), {}
         index = len(rates) // 2
         for budget in budgets_of(contender, comparison):
+            failures: dict[int, str | None] = {}
             with suppress(_RefusedError):
-                index = climb(partial(score, line, contender, budget, index), index, len(rates))
-            best[contender, budget] = rates[index]
+                index = climb(partial(score, line, contender, budget, failures), index, len(rates))
+            best[contender, budget] = Swept(rates[index], failures[index])
         return best
 
     with ThreadPoolExecutor(comparison.parallel) as pool:

@@ -163,6 +163,37 @@ def test_a_refusal_at_one_rate_does_not_end_a_climb(config):
     assert [one.learning_rate for one in compare(config, comparison, lambda text: None, run)] == [1e-2]
 
 
+def test_a_sweep_without_a_score_is_no_learning_rate(config):
+    """Here because the sweep's folders hold runs on other examples: the middle rate would pass for the best."""
+
+    def run(settings):
+        return run_apart(settings, finished_run) if "sweep" in settings.output else Runner()(settings)
+
+    given = ["methods=[random]", "seeds=[0,1]", "learning_rates=[1e-3,1e-2,1e-1]"]
+    assert finished(compare(config, settings(*given), lambda text: None, run))
+    said = []
+    runs = compare(config, settings(*given, "tune_fraction=0.3"), said.append, run)
+    assert all("sweep: error" in one.failure and "holds another run" in one.failure for one in runs)
+    assert [line.partition(":")[0] for line in said] == ["sweep 1", "run 1/2", "run 2/2"]
+
+    def apart(settings):
+        return {"metric": "accuracy", "last": {"accuracy": 0.5, "loss": float("nan")}, "history": []}, None
+
+    config = config.model_copy(update={"output": f"{config.output}-apart"})
+    assert [one.failure for one in compare(config, settings(*given), print, apart)] == [
+        "sweep: accuracy or loss was not finite"
+    ] * 2
+
+
+def test_a_damaged_run_loses_nothing_of_the_rest(config):
+    comparison = settings("methods=[adapeft,random]", "seeds=[0]")
+    runs = compare(config, comparison, print, lambda one: run_apart(one, finished_run))
+    (runs[0].folder / "config.yaml").write_text("select: [")
+    again = compare(config, comparison, print, lambda one: run_apart(one, finished_run))
+    assert "config.yaml" in again[0].failure
+    assert again[1].metrics == runs[1].metrics
+
+
 def test_a_dip_does_not_end_a_climb():
     assert climb([0.1, 0.6, 0.4, 0.5, 0.2].__getitem__, 3, 5) == 1
 
@@ -266,7 +297,15 @@ def test_a_key_of_one_method_is_no_other_ones(config):
     assert random.granularity == "row"
     assert (paper.granularity, paper.curvature, paper.solver) == ("role", "parabola", "greedy")
     assert paper.reach == float("inf")
+    assert paper.probe_steps == 20, "the paper accumulates influence over a short probe"
     assert len({one.output for one in runner.configs}) == 4
+
+
+def test_keys_of_a_probe_mean_nothing_without_each_other(config):
+    """Two points are too few steps for the default number of points."""
+    config, runner = with_values(config, "select", probe_steps=2, probe_points=2), Runner()
+    compare(config, settings("methods=[random,adapeft:tensor]", "seeds=[0]"), lambda text: None, runner)
+    assert [(one.select.probe_steps, one.select.probe_points) for one in runner.configs] == [(0, 4), (2, 2)]
 
 
 def test_a_key_need_fit_only_one_of_the_methods(tmp_path):
@@ -293,6 +332,18 @@ def test_one_failure_loses_nothing_of_the_rest(config):
     assert "sam against random at 0.5%: 0.1 better on every seed" in text
     assert (report.parent / "scores.png").stat().st_size > 5000
     assert len(json.loads((report.parent / "comparison.json").read_text())["runs"]) == 9
+
+
+def test_a_baseline_is_of_the_same_granularity(config):
+    """However either is spelled: adapeft is by row, random by element."""
+    comparison = settings("methods=[random:row,random,adapeft,adapeft:element,sam]", "seeds=[0,2]")
+    text = write_report(
+        Path(config.output), config, comparison, compare(config, comparison, print, Runner())
+    ).read_text()
+    pairs = (("adapeft", "random:row"), ("adapeft:element", "random"), ("sam", "random"))
+    for method, baseline in pairs:
+        assert f"- {method} against {baseline} at 0.5%:" in text
+    assert (Path(config.output) / "spread.png").stat().st_size > 5000
 
 
 def test_the_report_says_how_many_steps_the_baselines_score_took(config):
