@@ -25,6 +25,7 @@ class _Setting(Header):
     fitted_constant: float
     overshooting: float
     correlations: dict[Line, dict[Line, float | None]] = Field(min_length=1)
+    at_fitted_reach: dict[Line, float | None]
 
 
 class _Validation(Header):

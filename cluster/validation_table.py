@@ -11,12 +11,12 @@ from cluster.console import Terminal, number_table
 def show_validation(result: Mapping[str, Any], terminal: Terminal) -> None:
     """Rank correlations of predicted with measured loss decreases, a table a learning rate and horizon."""
     for setting in result["settings"]:
-        found = setting["correlations"]
+        found, fitted = setting["correlations"], setting["at_fitted_reach"]
         title = f"learning rate {setting['learning_rate']:g}, {setting['steps']} steps"
-        table = number_table(title, *next(iter(found.values())))
+        table = number_table(title, *next(iter(found.values())), "fitted τ")
         table.columns[0].min_width = 36  # longer than any title: the tables line up
         for name, values in found.items():
-            table.add_row(name, *(_correlation(value) for value in values.values()))
+            table.add_row(name, *(_correlation(value) for value in (*values.values(), fitted.get(name))))
         terminal.console.print(table)
         terminal.pairs(
             {

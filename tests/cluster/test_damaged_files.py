@@ -160,9 +160,11 @@ def test_damaged_validations_are_shown(tmp_path):
     path, terminal, trials = tmp_path / "validation.json", Terminal(Console(file=StringIO())), Trials()
     found = {"influence (adam)": {"all": 0.9, "single tensors": None}, "count": {"all": 0.5, "single tensors": 0.1}}
     constants = {"planned_constant": 0.3, "fitted_constant": 0.75, "overshooting": 0.25}
-    setting = {"learning_rate": 3e-4, "steps": 20, **constants, "correlations": found}
+    constants |= {"learning_rate": 3e-4, "steps": 20, "at_fitted_reach": {"influence (adam)": 0.95, "count": None}}
+    setting = {**constants, "correlations": found}
     save_validation(path, {"settings": [setting]}, trials)
     show_validation(load_validation(path, trials), terminal)
+    assert "0.95" in terminal.console.file.getvalue()
 
     @examples(150)
     @given(damaged_trees(json.loads(path.read_text())))
