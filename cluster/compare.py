@@ -66,8 +66,8 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
     """Inspects what every method asks for, before anything runs.
 
     Raises:
-        AdapeftError: two runs would be one, or a method cannot serve the config at all; too small a budget is left to
-            the run, for a comparison goes on without it.
+        AdapeftError: two runs would be one, a method would not choose among what the config says, or cannot serve the
+            config at all; too small a budget is left to the run, for a comparison goes on without it.
     """
     check_is_folder(config.output, "compare")
     for name in ("methods", "seeds", "budgets", "learning_rates"):
@@ -77,7 +77,19 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
             raise AdapeftError(f"{name}: {twice[0]} is given twice. Name each once.")
     largest = max(comparison.budgets, key=lambda budget: budget.count(10**12))
     for contender in comparison.methods:
+        _check_groups(config, contender)
         inspect(Job(contender, largest, 0, None, Path(config.output)).applied_to(config))
+
+
+def _check_groups(config: Config, contender: Contender) -> None:
+    if contender != Contender(config.select.method, "auto"):
+        return
+    given: tuple[str, ...] = config.select.options or (config.select.granularity,)
+    if given != (contender.granularity,):
+        raise AdapeftError(
+            f"methods: {contender} chooses by {contender.granularity}, the config's select by {' and '.join(given)}. "
+            f"Name what is compared: {contender}:{'+'.join(given)} or {contender}:{contender.granularity}"
+        )
 
 
 def finished(runs: Sequence[Run]) -> bool:
