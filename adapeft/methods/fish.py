@@ -20,7 +20,8 @@ class Fish(ValuedMethod):
     r"""The elements of largest :math:`\frac1N \sum_n (\nabla_i L_n)^2` over single examples at their true labels.
 
     Sung, Nair and Raffel, "Training Neural Networks with Fixed Sparse Masks", NeurIPS 2021, equation 5 (the empirical
-    Fisher, 1024 examples); their budget counts the head too, here ``select.always_train`` stays outside it.
+    Fisher). They take 1024 examples, here ``select.calibration`` says how many, and their budget counts the head too,
+    where here ``select.always_train`` stays outside it.
     """
 
     name = "fish"
