@@ -39,7 +39,7 @@ class Attachment:
         required_grad: ``requires_grad`` of every parameter before.
         rule: of the dense parts; that of a fixed mask where there are none.
         dense: name → the leaves of a dense part.
-        dropout: module → its probability before, where the rule turned dropout off.
+        dropout: module and attribute → the probability before, where the rule turned dropout off.
         follower: what keeps the rule, once an optimizer is there.
     """
 
@@ -51,7 +51,7 @@ class Attachment:
     required_grad: dict[str, bool] = field(repr=False)
     rule: Rule
     dense: dict[str, DensePart] = field(repr=False)
-    dropout: dict[nn.Dropout, float] = field(repr=False)
+    dropout: dict[tuple[nn.Module, str], float] = field(repr=False)
     follower: Follower | None = None
 
 
@@ -133,8 +133,8 @@ def detach(model: nn.Module) -> nn.Module:
             parameters[name].copy_(value)
     for name, required in attachment.required_grad.items():
         parameters[name].requires_grad_(required)
-    for module, probability in attachment.dropout.items():
-        module.p = probability
+    for (module, attribute), probability in attachment.dropout.items():
+        setattr(module, attribute, probability)
     delattr(model, _ATTRIBUTE)
     return model
 
@@ -178,11 +178,16 @@ def _attach_dense(name: str, parameter: nn.Parameter, owners: Sequence[tuple[nn.
     return part
 
 
-def _turn_dropout_off(model: nn.Module) -> dict[nn.Dropout, float]:
-    """Returns the probabilities before."""
-    before = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
-    for module in before:
-        module.p = 0.0
+def _turn_dropout_off(model: nn.Module) -> dict[tuple[nn.Module, str], float]:
+    """Returns the probabilities before, of modules and of layers that keep one for the functional form, as OPT's do."""
+    before = {
+        (module, name): value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and ("dropout" in name or (isinstance(module, nn.Dropout) and name == "p"))
+    }
+    for module, name in before:
+        setattr(module, name, 0.0)
     return before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 import adapeft
 from adapeft.choose.subset import Subset
@@ -96,6 +97,22 @@ def test_detaching_gives_the_base_back(method):
     assert [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)] == [
         m.p for m in untouched.modules() if isinstance(m, torch.nn.Dropout)
     ]
+
+
+def test_mixout_turns_off_dropout_that_is_no_module():
+    """OPT's layers keep a probability and call the functional form."""
+    torch.manual_seed(0)
+    small = {"vocab_size": 29, "hidden_size": 12, "word_embed_proj_dim": 12, "ffn_dim": 20}
+    model = OPTForCausalLM(
+        OPTConfig(num_hidden_layers=2, num_attention_heads=3, max_position_embeddings=16, dropout=0.5, **small)
+    )
+    expected, given = logits(model), [layer.dropout for layer in model.model.decoder.layers]
+    adapeft.attach(model, choose(model, "mixout"))
+    torch.testing.assert_close(
+        model.train()(**make_batches(model)[0]).logits, expected
+    )  # as nothing is trained yet, nothing is mixed
+    adapeft.detach(model)
+    assert [layer.dropout for layer in model.model.decoder.layers] == given == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("method", NAMES)
