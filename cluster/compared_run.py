@@ -122,16 +122,17 @@ class Line:
         metrics, failure = self._run(config)
         if failure is None and self._measured is None:
             self._measured = str(job.folder)
-        made = Run(job.contender, job.budget, job.seed, job.folder, config.train.learning_rate, metrics, failure)
-        self._done(made)
-        return made
+        return self._told(job, metrics, failure)
 
     def give_up(self, job: Job, reason: str) -> Run:
         """Tells of a run that cannot be made."""
+        return self._told(job, None, reason)
+
+    def _told(self, job: Job, metrics: dict[str, Any] | None, failure: str | None) -> Run:
         rate = job.applied_to(self._config).train.learning_rate
-        given_up = Run(job.contender, job.budget, job.seed, job.folder, rate, failure=reason)
-        self._done(given_up)
-        return given_up
+        run = Run(job.contender, job.budget, job.seed, job.folder, rate, metrics, failure)
+        self._done(run)
+        return run
 
 
 class Counter:

@@ -272,7 +272,7 @@ def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
 def _conditions(comparison: Comparison) -> str:
     said = f"{len(comparison.seeds)} seeds"
     if len(comparison.budgets) > 1:
-        said += ", measuring among the seconds of one budget, from whose statistics the others choose"
+        said += "; the seconds of one budget include measuring, and the others choose from its statistics"
     if comparison.learning_rates:
         rates = ", ".join(f"{rate:g}" for rate in comparison.learning_rates)
         part = f"{comparison.tune_fraction:.0%} of the training data held out"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from adapeft.config import Config
 from adapeft.experiments import Comparison, Contender
 from adapeft.inputs.data import describe
 from adapeft.inputs.metrics import primary
-from cluster.compared_run import Counter, Line, Note, Runner, budgets_of, job_of
+from cluster.compared_run import Counter, Line, Note, Run, Runner, budgets_of, job_of
 from cluster.data_parts import held_out
 
 
@@ -24,15 +23,14 @@ class Swept(NamedTuple):
 
     Attributes:
         rate: the best learning rate.
-        failure: why no rate led to a score; None where one did.
+        failure: why not even that led to a score; None where it did.
     """
 
     rate: float
     failure: str | None
 
 
-class _RefusedError(Exception):
-    """A run will fail at any learning rate."""
+_WORST = (-math.inf, -math.inf)
 
 
 def swept_rates(
@@ -52,34 +50,34 @@ def swept_rates(
     seed = comparison.seeds[0]
     done = Counter(None, note)
 
-    def score(
-        line: Line, contender: Contender, budget: Budget, failures: dict[int, str | None], index: int
-    ) -> tuple[float, float]:
-        swept = line.run(job_of(folder / "sweep", contender, budget, seed, rates[index]))
-        failures[index] = swept.failure
-        if swept.is_refused and len(failures) == 1:
-            raise _RefusedError
+    def value(swept: Run) -> tuple[float, float]:
         if swept.scores is None:
-            return -math.inf, -math.inf
+            return _WORST
         values = swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]
-        if all(map(math.isfinite, values)):
-            return values
-        # Training that came apart: a comparison with NaN is never true, and would end the climb here.
-        failures[index] = f"{metric} or loss was not finite"
-        return -math.inf, -math.inf
+        # A comparison with NaN, of training that came apart, is never true, and would end the climb here.
+        return values if all(map(math.isfinite, values)) else _WORST
+
+    def best_run(line: Line, contender: Contender, budget: Budget, start: int) -> tuple[int, Run]:
+        @cache
+        def run_at(index: int) -> Run:
+            return line.run(job_of(folder / "sweep", contender, budget, seed, rates[index]))
+
+        is_refused = run_at(start).is_refused  # as it would be at any other rate
+        best = start if is_refused else climb(lambda index: value(run_at(index)), start, len(rates))
+        return best, run_at(best)
 
     def sweep(contender: Contender) -> dict[tuple[Contender, Budget], Swept]:
-        line, best = Line(tuning, run, done), {}
+        line, found = Line(tuning, run, done), {}
         index = len(rates) // 2
         for budget in budgets_of(contender, comparison):
-            failures: dict[int, str | None] = {}
-            with suppress(_RefusedError):
-                index = climb(partial(score, line, contender, budget, failures), index, len(rates))
-            best[contender, budget] = Swept(rates[index], failures[index])
-        return best
+            index, best = best_run(line, contender, budget, index)
+            has_score = value(best) != _WORST
+            failure = None if has_score else best.failure or f"{metric} or loss was not finite"
+            found[contender, budget] = Swept(rates[index], failure)
+        return found
 
     with ThreadPoolExecutor(comparison.parallel) as pool:
-        return {key: rate for best in pool.map(sweep, comparison.methods) for key, rate in best.items()}
+        return {key: swept for found in pool.map(sweep, comparison.methods) for key, swept in found.items()}
 
 
 def climb(score: Callable[[int], Any], start: int, count: int) -> int:

@@ -108,9 +108,8 @@ def test_mixout_turns_off_dropout_that_is_no_module():
     )
     expected, given = logits(model), [layer.dropout for layer in model.model.decoder.layers]
     adapeft.attach(model, choose(model, "mixout"))
-    torch.testing.assert_close(
-        model.train()(**make_batches(model)[0]).logits, expected
-    )  # as nothing is trained yet, nothing is mixed
+    found = model.train()(**make_batches(model)[0]).logits
+    torch.testing.assert_close(found, expected)  # as nothing is trained yet, nothing is mixed
     adapeft.detach(model)
     assert [layer.dropout for layer in model.model.decoder.layers] == given == [0.5, 0.5]
 

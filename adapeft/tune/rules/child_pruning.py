@@ -11,8 +11,7 @@ from adapeft.tune.rules.rule import LeafShard, ProjectingRule
 class ChildPruning(ProjectingRule[ChildPruningOptions]):
     """Full steps; every ``projection_interval`` of them the largest |θ − θ⁰| are kept, the others reset.
 
-    Fu et al. 2023, "ChildPruning". What is scored and shipped is projected besides,
-    which training does not see.
+    Fu et al. 2023, "ChildPruning". What is scored and shipped is projected besides, which training does not see.
     """
 
     projects_to_evaluate = True

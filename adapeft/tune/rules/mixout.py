@@ -39,10 +39,10 @@ class Mixout(Rule[MixoutOptions]):
 
 
 class MixoutReset(ProjectingRule[MixoutOptions]):
-    """Mixout as the SAM paper has it: evaluation resets weights, so that what is scored and shipped is p-sparse;
-    training goes on from before.
+    """Mixout as the SAM paper has it: what is scored and shipped has most weights reset, and so is p-sparse.
 
-    Fu et al. 2023. The weights that are not reset are drawn once, exactly as many as the budget has.
+    Fu et al. 2023. Training goes on from before the reset. The weights that are not reset are drawn once, exactly as
+    many as the budget has.
     """
 
     turns_dropout_off = True
