@@ -21,6 +21,13 @@ from cluster.lock import hold
 from cluster.place import check_is_folder
 from cluster.sweep import swept_rates
 
+_NOT_COMPARED = {
+    ("select", "memory_per_device"): "budgets says how much each method may train",
+    ("select", "statistics"): "each method measures for itself",
+    ("train", "subset"): "each method chooses its own",
+}
+"""Keys that would decide for every method what is to be compared, and why none may."""
+
 
 def compare(config: Config, comparison: Comparison, note: Note, run: Runner | None = None) -> list[Run]:
     """Sweeps the learning rates, then runs everything.
@@ -66,10 +73,17 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
     """Inspects what every method asks for, before anything runs.
 
     Raises:
-        AdapeftError: two runs would be one, a method would not choose among what the config says, or cannot serve the
-            config at all; too small a budget is left to the run, for a comparison goes on without it.
+        AdapeftError: the config decides what is compared, two runs would be one, a method would not choose among what
+            the config says, or cannot serve the config at all; too small a budget is left to the run, for a comparison
+            goes on without it.
     """
     check_is_folder(config.output, "compare")
+    for (section, key), reason in _NOT_COMPARED.items():
+        value = getattr(getattr(config, section), key)
+        if value is not None:
+            raise AdapeftError(
+                f"{section}.{key} = {value}: in a comparison {reason}. Leave it out, or add {section}.{key}=null."
+            )
     for name in ("methods", "seeds", "budgets", "learning_rates"):
         values = [str(value) for value in getattr(comparison, name)]
         twice = sorted({value for value in values if values.count(value) > 1})

@@ -400,6 +400,20 @@ def test_bad_input(override, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [
+        ("select.statistics", {"statistics": "runs/other"}),
+        ("select.memory_per_device", {"memory_per_device": "1GiB", "budget": "0.5%"}),
+        ("train.subset", {"subset": "a.safetensors"}),
+    ],
+)
+def test_what_would_decide_for_every_method(config, key, given):
+    """Each would be dropped without a word, or make every method train one and the same."""
+    with pytest.raises(AdapeftError, match=rf"{key} = .+ in a comparison .* or add {key}=null"):
+        check(with_values(config, key.partition(".")[0], **given), settings(), inspect)
+
+
 def test_the_same_twice(config):
     with pytest.raises(AdapeftError, match="seeds: 0 is given twice"):
         check(config, settings("seeds=[0,0]"), inspect)
