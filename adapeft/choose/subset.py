@@ -127,7 +127,7 @@ class _SubsetHeader(Header):
     memory_bytes: Count | None = None
     unspent: Count | None = None
     seed: int = 0
-    reach: float | None = None
+    reach: float | Literal["inf"] | None = None
     value: float | None = None
     bound: float | None = None
     gap: float | None = None

@@ -13,29 +13,45 @@ from adapeft.choose.groups import chosen_of
 from adapeft.choose.subset import Subset
 from adapeft.config import GRANULARITIES, Granularity, Method
 from adapeft.errors import AdapeftError
+from adapeft.experiments import PAPER
 from adapeft.measure.groups import build_groups
 from adapeft.methods import METHODS, RuleMethod, get_method
 from tests.tiny import make_batches, make_bert, make_gpt2
 
-CASES = [
-    pytest.param(make, method, granularity, id=f"{make.__name__}-{method}-{granularity}")
-    for make in (make_bert, make_gpt2)
+PLAIN = [
+    (method, granularity, {})
     for method, found in METHODS.items()
     for granularity in get_args(Granularity)
     if not isinstance(found, RuleMethod) and granularity in GRANULARITIES.get(method, get_args(Granularity))
+]
+FORMS = {
+    "paper": ("adapeft", "role", {key: value for key, value in PAPER.items() if key != "groups"}),
+    "greedy": ("adapeft", "row", {"solver": "greedy"}),
+    "joint": ("adapeft", "row", {"joint": True}),
+    "without-a-reach": ("adapeft", "element", {"reach": "inf"}),
+    "one-by-one": ("adapeft", "element", {"joint": False}),
+    "mixed": ("adapeft", "row", {"options": ["row", "tensor", "lora"]}),
+    "per-tensor": ("sam", "element", {"scope": "tensor"}),
+    "houlsby": ("adapter", "tensor", {"placement": "houlsby"}),
+}
+"""Forms of methods that keys of ``select`` make."""
+CASES = [
+    pytest.param(make, *case, id="-".join(filter(None, (make.__name__, *case[:2], form))))
+    for make in (make_bert, make_gpt2)
+    for form, case in [*((None, case) for case in PLAIN), *FORMS.items()]
 ]
 BUDGET = 700
 KINDS = {"tensor": {"tensor"}, "row": {"tensor", "rows"}, "element": {"elements"}, "role": {"tensor"}}
 ADDED_KINDS = {"lora": {"lora"}, "adapter": {"adapter"}}
 
 
-@pytest.mark.parametrize(("make", "method", "granularity"), CASES)
-def test_conforms(make, method, granularity, tmp_path):
+@pytest.mark.parametrize(("make", "method", "granularity", "options"), CASES)
+def test_conforms(make, method, granularity, options, tmp_path):
     model = make()
     batches = make_batches(model)
 
     def select():
-        return adapeft.select(model, batches, method=method, groups=granularity, budget=BUDGET, seed=4)
+        return adapeft.select(model, batches, method=method, groups=granularity, budget=BUDGET, seed=4, **options)
 
     subset = select()
     found = get_method(method)
@@ -48,7 +64,8 @@ def test_conforms(make, method, granularity, tmp_path):
         assert (0.3 if granularity == "role" else 0.5) * BUDGET < subset.count <= BUDGET
     else:
         assert subset.count == int(build_groups(model, granularity).counts.sum())
-    assert {part.kind for part in subset.parts.values()} <= ADDED_KINDS.get(method, KINDS[granularity])
+    kinds = KINDS[granularity] | set(options.get("options", ()))
+    assert {part.kind for part in subset.parts.values()} <= ADDED_KINDS.get(method, kinds)
     groups = build_groups(model, granularity)
     candidates = {info.name: info.shape for info in groups.parameters}
     if granularity == "role":  # of all layers or of none
