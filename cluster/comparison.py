@@ -216,7 +216,7 @@ def plot_scores(path: Path, rows: Sequence[Row], metric: str) -> Path:
     for index, line in enumerate(_lines(rows).values()):
         error = [0.0 if np.isnan(row.std) else row.std for row in line]
         x, y = [row.trained for row in line], [row.mean for row in line]
-        axes.errorbar(x, y, yerr=error, color=f"C{index}", marker="o", markersize=4, capsize=3, label=line[-1].method)
+        axes.errorbar(x, y, yerr=error, capsize=3, label=line[-1].method, **_style(index))
     axes.set(xscale="log", xlabel="trained parameters", ylabel=metric)
     return _save(figure, axes, path)
 
@@ -226,9 +226,14 @@ def plot_spread(path: Path, rows: Sequence[Row], metric: str) -> Path:
     figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     for index, line in enumerate(_lines(rows).values()):
         x, y = [row.trained for row in line], [row.std for row in line]
-        axes.plot(x, y, color=f"C{index}", marker="o", markersize=4, label=line[-1].method)
+        axes.plot(x, y, label=line[-1].method, **_style(index))
     axes.set(xscale="log", xlabel="trained parameters", ylabel=f"standard deviation of {metric}")
     return _save(figure, axes, path)
+
+
+def _style(index: int) -> dict[str, Any]:
+    """A line's looks: after matplotlib's ten colours the marker changes, so that every method has its own."""
+    return {"color": f"C{index % 10}", "marker": "osD^v"[index // 10 % 5], "markersize": 4}
 
 
 def _save(figure: Any, axes: Any, path: Path) -> Path:
@@ -270,7 +275,7 @@ def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
 
 
 def _conditions(comparison: Comparison) -> str:
-    said = f"{len(comparison.seeds)} seeds"
+    said = f"{len(comparison.seeds)} seed{'s' * (len(comparison.seeds) > 1)}"
     if len(comparison.budgets) > 1:
         said += "; the seconds of one budget include measuring, and the others choose from its statistics"
     if comparison.learning_rates:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgba
 from scipy import stats
 
 from adapeft.config_file import load_config, parse_section
@@ -14,7 +16,7 @@ from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, load_comparison
 from cluster.compare import check, compare, finished
 from cluster.compared_run import run_apart, run_command, with_values
-from cluster.comparison import against, rows_of, steps_to, write_report
+from cluster.comparison import Row, against, plot_spread, rows_of, steps_to, write_report
 from cluster.data_parts import held_out
 from cluster.inspect import inspect
 from cluster.run_folder import RunFolder
@@ -398,6 +400,17 @@ def test_bad_input(override, said):
     with pytest.raises(AdapeftError) as error:
         settings(override)
     assert said in str(error.value)
+
+
+def test_every_method_has_its_own_look(tmp_path, monkeypatch):
+    """Matplotlib alone has ten colours, and the harness more methods."""
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    rest = (100.0, 1.0, 1.0, 1.0, 1.0, 1e-3, ())
+    rows = [Row(f"method {i}", "element", "0.5%", {0: 0.5, 1: 0.6}, {}, *rest) for i in range(21)]
+    plot_spread(tmp_path / "spread.png", rows, "accuracy")
+    looks = {(to_rgba(line.get_color()), line.get_marker()) for line in figures[0].axes[0].lines}
+    assert len(looks) == 21
 
 
 @pytest.mark.parametrize(
