@@ -1,0 +1,32 @@
+"""Statistics of elements with damped curvature, for the question whether damping chooses better.
+
+``python -m tests.benchmarks.damping RUN LAMBDA OUTPUT`` adds λ times the mean curvature of all elements to each one's
+(Levenberg, 1944; Marquardt, 1963, with the mean as the scale) and writes what a run takes as ``select.statistics``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from adapeft.measure.storage import load_statistics, save_elements, save_groups
+from adapeft.ranks import OneRank
+
+
+def main(run: Path, damping: float, output: Path) -> None:
+    """Writes ``run``'s statistics to ``output``, their curvature damped."""
+    statistics, key = load_statistics(run)
+    curvatures = [shard.columns["curvature"] for shard in statistics.elements]
+    total = sum(float(curvature.double().sum()) for curvature in curvatures)
+    mean = total / sum(map(len, curvatures))
+    damped = tuple(
+        replace(shard, columns={**shard.columns, "curvature": curvature + damping * mean})
+        for shard, curvature in zip(statistics.elements, curvatures, strict=True)
+    )
+    save_groups(output, statistics.groups, statistics.columns, key)
+    save_elements(output, damped, OneRank())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]))
