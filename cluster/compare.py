@@ -15,6 +15,7 @@ from adapeft.choose.budget import Budget
 from adapeft.config import Config
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
+from adapeft.keys import flatten
 from cluster.compared_run import Counter, Job, Line, Note, Run, Runner, budgets_of, job_of, run_command
 from cluster.data_parts import perturbed
 from cluster.lock import hold
@@ -22,9 +23,9 @@ from cluster.place import check_is_folder
 from cluster.sweep import swept_rates
 
 _NOT_COMPARED = {
-    ("select", "memory_per_device"): "budgets says how much each method may train",
-    ("select", "statistics"): "each method measures for itself",
-    ("train", "subset"): "each method chooses its own",
+    "select.memory_per_device": "budgets says how much each method may train",
+    "select.statistics": "each method measures for itself",
+    "train.subset": "each method chooses its own",
 }
 """Keys that would decide for every method what is to be compared, and why none may."""
 
@@ -78,12 +79,10 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
             goes on without it.
     """
     check_is_folder(config.output, "compare")
-    for (section, key), reason in _NOT_COMPARED.items():
-        value = getattr(getattr(config, section), key)
-        if value is not None:
-            raise AdapeftError(
-                f"{section}.{key} = {value}: in a comparison {reason}. Leave it out, or add {section}.{key}=null."
-            )
+    given = flatten(config)
+    for key, reason in _NOT_COMPARED.items():
+        if given[key] is not None:
+            raise AdapeftError(f"{key} = {given[key]}: in a comparison {reason}. Leave it out, or add {key}=null.")
     for name in ("methods", "seeds", "budgets", "learning_rates"):
         values = [str(value) for value in getattr(comparison, name)]
         twice = sorted({value for value in values if values.count(value) > 1})

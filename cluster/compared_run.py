@@ -93,7 +93,7 @@ class Job:
     def _select(self, settings: Select) -> Select:
         """The settings for this method; a key that is some other method's alone keeps its default here."""
         given = settings.model_dump(exclude=set(chain(*_OF_SOME_METHODS)))
-        mine = {**given, **self.contender.settings, "budget": self.budget, "memory_per_device": None}
+        mine = {**given, **self.contender.settings, "budget": self.budget}
         for keys in _OF_SOME_METHODS:
             theirs = {key: getattr(settings, key) for key in keys if key not in self.contender.settings}
             with suppress(ValidationError):
@@ -129,7 +129,7 @@ class Line:
         return self._told(job, None, reason)
 
     def _told(self, job: Job, metrics: dict[str, Any] | None, failure: str | None) -> Run:
-        rate = job.applied_to(self._config).train.learning_rate
+        rate = self._config.train.learning_rate if job.learning_rate is None else job.learning_rate
         run = Run(job.contender, job.budget, job.seed, job.folder, rate, metrics, failure)
         self._done(run)
         return run

@@ -59,7 +59,7 @@ class Follower:
             return
         before = [shard.values.clone() for shard in self.leaves.shards]
         self._project()
-        yield
+        yield  # no finally: to publish is collective, and a rank that failed would wait for the others
         if self.rule.step < self.num_steps:
             with torch.no_grad():
                 for shard, values in zip(self.leaves.shards, before, strict=True):
