@@ -16,18 +16,22 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.shards import adam_state
 from adapeft.rank_files import rank_paths, save_on_ranks
 from adapeft.ranks import Ranks
+from adapeft.tune.attach import attachment_of
+from adapeft.tune.buffers import changed_buffers, set_buffers
 from adapeft.tune.leaf_shards import Range
 from cluster.master_weights import MasterWeights
 
 _KIND = "training checkpoint"
 _REMEDY = "Remove the folder to train from the start."
+_BUFFER = "buffer."
 _PART = ("offset", "start", "length")
 
 
 class Checkpoints:
     """Resumable checkpoints of what ``engine`` trains, each in a folder ``step-N``, of which the newest is kept.
 
-    A rank writes its own part of every trained parameter: float32 values, Adam's moments and the count of its steps.
+    A rank writes its own part of every trained parameter: float32 values, Adam's moments and the count of its steps;
+    and the buffers that training changed, which are the same on every rank.
     Whoever resumes takes the ranges that it now holds from whichever ranks wrote them, and is where the run was, bit
     for bit.
     """
@@ -35,6 +39,7 @@ class Checkpoints:
     def __init__(self, folder: Path, engine: DeepSpeedEngine, ranks: Ranks) -> None:
         self._folder, self._engine, self._ranks = folder, engine, ranks
         self._masters = MasterWeights(engine, ranks)
+        self._buffers_before = attachment_of(engine.module).buffers
         self._trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
 
     def save(self, step: int, progress: Mapping[str, Any]) -> None:
@@ -50,6 +55,8 @@ class Checkpoints:
             name: {"flat": numbers[id(place.flat)], **{key: getattr(place, key) for key in _PART}}
             for name, place in places.items()
         }
+        buffers = changed_buffers(self._engine.module, self._buffers_before)
+        tensors |= {f"{_BUFFER}{name}": value for name, value in buffers.items()}
         path = self._folder / f"step-{step}"
         save_on_ranks(path, _KIND, tensors, {"progress": dict(progress), "parts": parts}, self._ranks)
         if self._ranks.rank == 0:
@@ -75,6 +82,10 @@ class Checkpoints:
                 for name in description["parts"].keys() & places.keys():
                     missing[name] -= self._take(places[name], description["parts"][name], tensors)
                 progress = description["progress"]
+                buffers = {
+                    key.removeprefix(_BUFFER): value for key, value in tensors.items() if key.startswith(_BUFFER)
+                }
+                set_buffers(self._engine.module, buffers)
             except (KeyError, TypeError, AttributeError, RuntimeError) as error:
                 raise AdapeftError(f"{path}: damaged description ({error}). {_REMEDY}") from error
         if any(missing.values()):

@@ -163,7 +163,8 @@ class Terminal:
                 "base": f"{said.get('model', {}).get('name', 'not named')}, fingerprint {delta.fingerprint[:12]}",
                 "method": str(said.get("method", "not named")),
                 **_sources(said),
-                "changed": f"{delta.count:,} parameters of {len(delta.changes)} tensors, {len(delta.new)} new tensors",
+                "changed": f"{delta.count:,} parameters of {len(delta.changes)} tensors, {len(delta.new)} new tensors"
+                + (f", {len(delta.buffers)} buffers" if delta.buffers else ""),
                 "scores": scores or "none",
                 "size": size_of(path.stat().st_size),
             }

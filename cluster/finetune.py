@@ -23,6 +23,7 @@ from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import label_options
 from adapeft.ship.delta import extract_delta
 from adapeft.tune.attach import attach
+from cluster.buffers import share_buffers
 from cluster.checkpoint import Checkpoints
 from cluster.engine import DistributedRanks, backward_of_sum, join, training_engine
 from cluster.evaluate import score
@@ -112,6 +113,7 @@ class _Training:
                 if step % self.config.train.logging_steps == 0 or is_last:
                     self._log_loss(loss, steps)
                     loss, steps = torch.zeros_like(loss), 0
+                share_buffers(self.model, self.ranks)
                 if step % self.eval_steps == 0 or is_last:
                     self._evaluate()
                 if step % self.save_steps == 0 or is_last:

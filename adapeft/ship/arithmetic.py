@@ -48,33 +48,34 @@ def sum_of(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | N
     Args:
         deltas: of one base, by names for messages and the description.
         weights: in their order; a delta of weight 0 adds nothing.
-        heads: name of the delta whose new parameters (a head) the sum has; not needed while one delta alone has any,
-            or all that have some have the same.
+        heads: name of the delta whose new parameters (a head) and buffers the sum has; not needed while one delta
+            alone has any, or all that have some have the same.
 
     Raises:
         AdapeftError: another base, weights that are too few, too many or not finite, two adapters on one layer, or
             several heads.
     """
     _check(deltas, weights, heads)
-    owners = [name for name, delta in deltas.items() if delta.new]
+    owners = [name for name, delta in deltas.items() if _whole(delta)]
     if heads is None and owners:
         heads = owners[0]
         for other in owners[1:]:
-            if not _same(deltas[heads].new, deltas[other].new):
+            if not _same(_whole(deltas[heads]), _whole(deltas[other])):
                 raise AdapeftError(
-                    f"{heads!r} and {other!r} each have their own {next(iter(deltas[heads].new))!r}: new parameters "
-                    f"are no differences to a base, so they have no sum. Say whose to keep: heads={heads!r}."
+                    f"{heads!r} and {other!r} each have their own {next(iter(_whole(deltas[heads])))!r}: new "
+                    f"parameters and buffers are no differences to a base, so they have no sum. Say whose to keep: "
+                    f"heads={heads!r}."
                 )
-    return _combined("sum", deltas, weights, deltas[heads].new if heads else {}, heads)
+    return _combined("sum", deltas, weights, _whole(deltas[heads]) if heads else {}, heads)
 
 
 def interpolation(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | None = None) -> Delta:
-    """The weighted mean of deltas and of their new parameters.
+    """The weighted mean of deltas, of their new parameters and of their buffers.
 
     Args:
         deltas: of one base, by names for messages and the description.
         weights: in their order; they add up to 1.
-        heads: name of the delta whose new parameters (a head) the result has, instead of the mean of all.
+        heads: name of the delta whose new parameters (a head) and buffers the result has, instead of the mean of all.
 
     Raises:
         AdapeftError: as ``sum_of``; weights that do not add up to 1, or new parameters that have no mean.
@@ -87,20 +88,19 @@ def interpolation(deltas: Mapping[str, Delta], weights: Sequence[float], heads: 
         )
     shares = {name: weight for name, weight in zip(deltas, weights, strict=True) if weight}
     first = next(iter(shares))
-    if heads is not None or not any(deltas[name].new for name in shares):
-        return _combined("interpolation", deltas, weights, deltas[heads].new if heads else {}, heads)
-    new = deltas[first].new
+    if heads is not None or not any(_whole(deltas[name]) for name in shares):
+        return _combined("interpolation", deltas, weights, _whole(deltas[heads]) if heads else {}, heads)
+    whole = _whole(deltas[first])
     for other in shares:
         reason = _no_mean(deltas[first], deltas[other])
         if reason:
-            owner = first if new else other
+            owner = first if whole else other
             raise AdapeftError(
-                f"{first!r} and {other!r} {reason}, so their new parameters have no mean. Say whose to keep: "
-                f"heads={owner!r}."
+                f"{first!r} and {other!r} {reason}, so these have no mean. Say whose to keep: heads={owner!r}."
             )
     mean = {
-        key: torch.stack([share * deltas[name].new[key].double() for name, share in shares.items()]).sum(0).to(old)
-        for key, old in new.items()
+        key: torch.stack([share * _whole(deltas[name])[key].double() for name, share in shares.items()]).sum(0).to(old)
+        for key, old in whole.items()
     }
     return _combined("interpolation", deltas, weights, mean, None)
 
@@ -111,8 +111,8 @@ def _check(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | N
     if not all(math.isfinite(weight) for weight in weights):
         raise AdapeftError(f"weights = {list(weights)}: give finite numbers.")
     check_same_base(deltas)
-    if heads is not None and (heads not in deltas or not deltas[heads].new):
-        owners = ", ".join(repr(name) for name, delta in deltas.items() if delta.new) or "none of them"
+    if heads is not None and (heads not in deltas or not _whole(deltas[heads])):
+        owners = ", ".join(repr(name) for name, delta in deltas.items() if _whole(delta)) or "none of them"
         raise AdapeftError(f"heads = {heads!r}: no delta of that name with new parameters; those are in {owners}.")
 
 
@@ -138,7 +138,7 @@ def check_same_base(deltas: Mapping[str, Delta]) -> None:
 
 
 def _combined(
-    method: str, deltas: Mapping[str, Delta], weights: Sequence[float], new: Mapping[str, Tensor], heads: str | None
+    method: str, deltas: Mapping[str, Delta], weights: Sequence[float], whole: Mapping[str, Tensor], heads: str | None
 ) -> Delta:
     terms: dict[str, dict[str, tuple[float, Change]]] = {}
     for (source, delta), weight in zip(deltas.items(), weights, strict=True):
@@ -151,7 +151,11 @@ def _combined(
     description: dict[str, Any] = {"method": method, "heads": heads, "sources": list(_sources(deltas, weights))}
     # The task and the labels, which a merge needs: the head's own.
     model = (deltas[heads] if heads else reference).description.get("model")
-    return Delta(moved, new, reference.fingerprint, description if model is None else {"model": model, **description})
+    names = {name for delta in deltas.values() for name in delta.buffers}
+    new = {name: value for name, value in whole.items() if name not in names}
+    buffers = {name: value for name, value in whole.items() if name in names}
+    described = description if model is None else {"model": model, **description}
+    return Delta(moved, new, reference.fingerprint, described, buffers)
 
 
 def _sources(deltas: Mapping[str, Delta], weights: Sequence[float]) -> Iterable[dict[str, Any]]:
@@ -200,12 +204,18 @@ def _times(values: Tensor, weight: float) -> Tensor:
     return (values.double() * weight).float()
 
 
+def _whole(delta: Delta) -> dict[str, Tensor]:
+    """What a delta holds whole: values that are no differences to the base."""
+    return {**delta.new, **delta.buffers}
+
+
 def _no_mean(a: Delta, b: Delta) -> str | None:
-    """Why the new parameters of two deltas have no mean."""
+    """Why what two deltas hold whole has no mean."""
     # As text: the numbers of classes are strings in what was saved and loaded.
     labels = [json.dumps(dict(delta.description.get("model", {})).get("labels"), sort_keys=True) for delta in (a, b)]
-    if {name: value.shape for name, value in a.new.items()} != {name: value.shape for name, value in b.new.items()}:
-        return "have other new parameters" if a.new and b.new else "do not both have new parameters"
+    shapes = [{name: value.shape for name, value in _whole(delta).items()} for delta in (a, b)]
+    if shapes[0] != shapes[1]:
+        return f"{'have other' if all(shapes) else 'do not both have'} new parameters or buffers"
     return "have other labels" if labels[0] != labels[1] else None
 
 

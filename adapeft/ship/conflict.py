@@ -66,7 +66,7 @@ class Conflict:
         overlaps: of the parameters that both change, by name.
         norms: ‖a‖² and ‖b‖² over all that each changes of the base, whether the other does or not.
         adapters: layers behind which both have an adapter, which have no sum.
-        heads: new parameters that both have, with other values.
+        heads: new parameters and buffers that both have, with other values.
     """
 
     overlaps: Mapping[str, Overlap]
@@ -106,7 +106,12 @@ def conflict_of(a: Delta, b: Delta) -> Conflict:
         if entries[0] is not None and entries[1] is not None:
             overlaps[name] = _overlap(entries[0], entries[1])
     adapters = (name for name, change in a.changes.items() if change.part.kind == "adapter" and name in b.changes)
-    heads = (name for name, value in a.new.items() if name in b.new and not torch.equal(value, b.new[name]))
+    heads = (
+        name
+        for mine, other in ((a.new, b.new), (a.buffers, b.buffers))
+        for name, value in mine.items()
+        if name in other and not torch.equal(value, other[name])
+    )
     return Conflict(overlaps, (norms[0], norms[1]), tuple(adapters), tuple(heads))
 
 

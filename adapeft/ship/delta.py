@@ -21,12 +21,14 @@ from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.reading import Header, Line, reading
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.tune.attach import Attachment, attachment_of
+from adapeft.tune.buffers import changed_buffers
 from adapeft.tune.leaves import DensePart, leaf_shape
 from adapeft.tune.lora import low_rank_sum
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MOST_LABELS = 2**20
 """transformers makes a dictionary of as many names."""
+_OWN_KEYS = ("parts", "new", "buffers", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Applied:
 
     model: nn.Module
     _changes: list[tuple[Change, Tensor, Tensor]]
-    _new: list[tuple[Tensor, Tensor]]
+    _whole: list[tuple[Tensor, Tensor]]
     _adapters: list[str]
 
     @torch.no_grad()
@@ -93,11 +95,11 @@ class Applied:
         """Takes the delta out again; the weights are bit-identical to before."""
         for change, parameter, entries in self._changes:
             change.put_back(parameter, entries)
-        for parameter, value in self._new:
-            parameter.copy_(value)
+        for place, value in self._whole:
+            place.copy_(value)
         for name in self._adapters:
             remove_adapter(self.model, name)
-        self._changes, self._new, self._adapters = [], [], []
+        self._changes, self._whole, self._adapters = [], [], []
 
 
 class _Labels(Header):
@@ -127,6 +129,7 @@ class _Header(Header):
 
     parts: dict[Line, dict[str, Any]]
     new: list[Line]
+    buffers: list[Line] = []
     fingerprint: Line
     method: Line | None = None
     scores: dict[Line, float] = {}
@@ -136,19 +139,21 @@ class _Header(Header):
 
 @dataclass(frozen=True)
 class Delta:
-    """Changes by parameter name, adapters by that of their layer, and whole new parameters.
+    """Changes by parameter name, adapters by that of their layer, whole new parameters, and buffers.
 
     Attributes:
         changes: differences to the base.
         new: values of parameters that the base does not have (a head).
         fingerprint: of the base.
         description: method, budget, scores, config; whatever the maker wanted to say.
+        buffers: values of the base's buffers that training changed, such as running statistics, in their own dtypes.
     """
 
     changes: Mapping[str, Change]
     new: Mapping[str, Tensor]
     fingerprint: str
     description: Mapping[str, Any] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -170,7 +175,9 @@ class Delta:
                 tensors[f"{name}.indices"] = compact_indices(change.part.indices, change.part.shape)
         for name, value in self.new.items():
             tensors[f"{name}.new"] = value
-        content = {**self.description, "parts": parts, "new": list(self.new), "fingerprint": self.fingerprint}
+        tensors.update({f"{name}.buffer": value for name, value in self.buffers.items()})
+        own = {"parts": parts, "new": list(self.new), "buffers": list(self.buffers), "fingerprint": self.fingerprint}
+        content = {**self.description, **own}
         with reading("the delta's description cannot be saved", "Put it under another key."):
             _Header.model_validate(json.loads(json.dumps(content)))
         save_tensors(Path(path), "delta", tensors, content)
@@ -191,8 +198,9 @@ class Delta:
                 part = load_part(path, name, entry, tensors.get(f"{name}.indices"))
                 changes[name] = Change(part, _values(path, name, part, tensors))
             new = {name: tensors[f"{name}.new"] for name in said.new}
-            rest = {key: value for key, value in content.items() if key not in ("parts", "new", "fingerprint")}
-            return cls(changes, new, said.fingerprint, rest)
+            buffers = {name: tensors[f"{name}.buffer"] for name in said.buffers}
+            rest = {key: value for key, value in content.items() if key not in _OWN_KEYS}
+            return cls(changes, new, said.fingerprint, rest, buffers)
 
     def check_fits(self, model: nn.Module) -> None:
         """Checks names, shapes and fingerprint against ``model``.
@@ -217,6 +225,13 @@ class Delta:
             if shapes.get(name) != shape:
                 found = shapes.get(name, "nothing")
                 raise AdapeftError(f"the delta changes {name!r} of shape {shape}; this model has {found} there.")
+        buffers = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
+        for name, value in self.buffers.items():
+            if buffers.get(name) != tuple(value.shape):
+                found = buffers.get(name, "none of this name")
+                raise AdapeftError(
+                    f"the delta replaces the buffer {name!r} of shape {tuple(value.shape)}; this model has {found}."
+                )
         check_adapters(model, adapters)
 
     def check_fingerprint(self, found: str) -> None:
@@ -248,7 +263,9 @@ class Delta:
         parameters: dict[str, Tensor] = dict(model.named_parameters())
         in_place = {name: change for name, change in self.changes.items() if change.part.kind != "adapter"}
         undo = [(change, parameters[name], change.touched(parameters[name])) for name, change in in_place.items()]
-        new = [(parameters[name], parameters[name].detach().clone()) for name in self.new]
+        places = {**parameters, **dict(model.named_buffers())}
+        whole = {**self.new, **self.buffers}
+        replaced = [(places[name], places[name].detach().clone()) for name in whole]
         adapters = [name for name in self.changes if name not in in_place]
         for change, parameter, entries in undo:
             change.add_to(parameter, entries)
@@ -256,15 +273,15 @@ class Delta:
             pieces = add_adapter(model, name, self.changes[name].part.split(self.changes[name].values))
             for parameter in pieces.values():
                 parameter.requires_grad_(False)
-        for name, value in self.new.items():
-            parameters[name].copy_(value)
-        return Applied(model, undo, new, adapters)
+        for name, value in whole.items():
+            places[name].copy_(value)
+        return Applied(model, undo, replaced, adapters)
 
 
 def _check_values(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises ``AdapeftError`` where what is no index is not numbers."""
     for name, value in tensors.items():
-        if not name.endswith(".indices") and value.dtype not in _DTYPES:
+        if not name.endswith((".indices", ".buffer")) and value.dtype not in _DTYPES:
             raise AdapeftError(f"{path}: {name!r} holds {value.dtype}, not float32.")
 
 
@@ -299,7 +316,8 @@ def extract_delta(
     attachment = attachment_of(model)
     with _as_shipped(attachment):
         changes, new = _trained(attachment, full_value)
-    return Delta(changes, new, attachment.fingerprint, dict(description or {}))
+    buffers = changed_buffers(model, attachment.buffers)
+    return Delta(changes, new, attachment.fingerprint, dict(description or {}), buffers)
 
 
 def _trained(

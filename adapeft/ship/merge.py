@@ -66,7 +66,7 @@ class _Merging:
     @torch.no_grad()
     def write(self, folder: Path) -> None:
         """Writes the merged shards, the index when there is more than one, and the config."""
-        weight_map, total = {}, 0
+        weight_map, total, whole = {}, 0, {**self.delta.new, **self.delta.buffers}
         shards = self.checkpoint.shards
         for number, shard in enumerate(shards):
             merged = {}
@@ -74,9 +74,9 @@ class _Merging:
                 change = self.delta.changes.get(name)
                 if change is not None:
                     change.add_to(tensor)
-                merged[name] = tensor
+                merged[name] = whole.pop(name, tensor)
             if number == len(shards) - 1:
-                merged.update({name: value.contiguous() for name, value in self.delta.new.items()})
+                merged.update({name: value.contiguous() for name, value in whole.items()})
             save_file(merged, folder / shard.name, metadata={"format": "pt"})
             weight_map.update(dict.fromkeys(merged, shard.name))
             total += sum(tensor.numel() * tensor.element_size() for tensor in merged.values())

@@ -139,7 +139,8 @@ def _trained(names: Collection[str], delta: Delta, base: Base) -> dict[str, Tens
     for name, value in found.items():
         if name in delta.changes:
             delta.changes[name].add_to(value)
-    return {**found, **{name: delta.new[name] for name in names if name in delta.new}}
+    whole = {**delta.new, **delta.buffers}
+    return {**found, **{name: whole[name] for name in names if name in whole}}
 
 
 def _task_type(parts: PeftParts, delta: Delta, base: Base) -> TaskType | None:

@@ -61,7 +61,7 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
     """
     delta.check_shapes(structure)
     infos, places = {info.name: info for info in describe_parameters(structure)}, parameter_places(structure)
-    found, whole = PeftParts(), list(delta.new)
+    found, whole = PeftParts(), [*delta.new, *delta.buffers]
     for name, change in delta.changes.items():
         part = change.part
         if part.indices is not None and not len(part.indices):
@@ -89,7 +89,7 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
         if name in delta.changes and local == "bias" and weight and weight.is_linear and weight.name not in whole:
             _add_bias(found, path, weight, delta.changes[name])
         else:
-            _save_whole(found, structure, places[name])
+            _save_whole(found, structure, places.get(name, [name]))
     _add_namesakes(found, structure)
     return found
 

@@ -14,6 +14,7 @@ from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
+from adapeft.tune.buffers import set_buffers, stored_buffers
 from adapeft.tune.leaves import DensePart, add_dense_leaves, add_leaf, leaf_shape, remove_leaves
 from adapeft.tune.lora import add_lora, check_lora, remove_lora
 from adapeft.tune.rules.make import rule_of
@@ -39,6 +40,7 @@ class Attachment:
         required_grad: ``requires_grad`` of every parameter before.
         rule: of the dense parts; that of a fixed mask where there are none.
         dense: name → the leaves of a dense part.
+        buffers: name → value before training, on the CPU, of every buffer that a checkpoint holds.
         dropout: module and attribute → the probability before, where the rule turned dropout off.
         follower: what keeps the rule, once an optimizer is there.
     """
@@ -51,6 +53,7 @@ class Attachment:
     required_grad: dict[str, bool] = field(repr=False)
     rule: Rule
     dense: dict[str, DensePart] = field(repr=False)
+    buffers: dict[str, Tensor] = field(repr=False)
     dropout: dict[tuple[nn.Module, str], float] = field(repr=False)
     follower: Follower | None = None
 
@@ -79,6 +82,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
             f"{fingerprint[:12]}: load the base model it was chosen on."
         )
     rule = rule_of(subset)
+    buffers = stored_buffers(model)
     parameters = dict(model.named_parameters())
     required_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
     owners = _owners(model)
@@ -110,7 +114,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
         if parameter is parameters.get(name) and name not in subset.new and not parameter.is_meta:
             base[name] = parameter.detach().to("cpu", torch.float32, copy=True)
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
-    attachment = Attachment(subset, fingerprint, trained, added, base, required_grad, rule, dense, dropout)
+    attachment = Attachment(subset, fingerprint, trained, added, base, required_grad, rule, dense, buffers, dropout)
     setattr(model, _ATTRIBUTE, attachment)
     return model
 
@@ -131,6 +135,7 @@ def detach(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for name, value in attachment.base.items():
             parameters[name].copy_(value)
+    set_buffers(model, attachment.buffers)
     for name, required in attachment.required_grad.items():
         parameters[name].requires_grad_(required)
     for (module, attribute), probability in attachment.dropout.items():

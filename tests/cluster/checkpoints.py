@@ -132,8 +132,13 @@ def _save(model: PreTrainedModel, folder: Path) -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     model.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    save_tokenizer(folder)
     return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """The tokenizer of the colours' words."""
+    _tokenizer().save_pretrained(folder)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -17,6 +17,9 @@ from cluster.finetune import finetune
 from cluster.measure import measure_and_choose
 from cluster.run_folder import RunFolder
 from tests.cluster.ranks import leave
+from tests.normalized import make_normalized
+
+__all__ = ["make_normalized"]  # registers its architecture
 
 
 class StoppedError(Exception):

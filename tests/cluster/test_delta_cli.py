@@ -117,7 +117,7 @@ def test_a_difference_shows_the_conflict_it_adds_up(command, files, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["sum", "row", "mixed"], "new parameters are no differences to a base, so they have no sum"),
+        (["sum", "row", "mixed"], "new parameters and buffers are no differences to a base, so they have no sum"),
         (["sum", "row", "foreign"], "only deltas of one base can be put together"),
         (["sum", "row", "row"], "given twice"),
         (["sum", "row", "mixed", "--weights", "1"], "give one for each of 2 deltas"),
