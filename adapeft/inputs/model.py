@@ -121,7 +121,7 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
         output_loading_info=True,
     )
     names = [name for name, _ in loaded.named_parameters()]
-    random = sorted(set(info["missing_keys"]) & set(names) - always_trained(loaded, names, always_train))
+    random = sorted(set(info["missing_keys"]) & set(names) - always_trained(loaded, always_train))
     if random:
         raise AdapeftError(
             f"model.name = {model.name!r}: the checkpoint has no {', '.join(random)}, so they start random and frozen. "

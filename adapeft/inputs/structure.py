@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeGuard
@@ -99,28 +99,42 @@ def new_parameters(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_parameters() if not name.startswith(prefix + "."))
 
 
-def always_trained(model: nn.Module, names: list[str], patterns: Sequence[str]) -> set[str]:
+def parameter_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter → the first of its names, by which it is known; a tied one has several."""
+    first: dict[int, str] = {}
+    return {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def always_trained(model: nn.Module, patterns: Sequence[str]) -> set[str]:
     """Names that ``select.always_train`` stands for; ``auto`` among the patterns is a new head.
 
     Raises:
         AdapeftError: a pattern matches nothing.
     """
     explicit = [pattern for pattern in patterns if pattern != "auto"]
-    matched = match_patterns("select.always_train", explicit, names)
+    matched = match_patterns("select.always_train", explicit, parameter_names(model))
     return matched | (set(new_parameters(model)) if "auto" in patterns else set())
 
 
-def match_patterns(field: str, patterns: Sequence[str], names: list[str]) -> set[str]:
-    """The names matched by any of the shell-style ``patterns``.
+def match_patterns(field: str, patterns: Sequence[str], names: Mapping[str, str]) -> set[str]:
+    """The parameters matched by any of the shell-style ``patterns``, by the first of their names.
+
+    Args:
+        field: key of the config, for the message.
+        patterns: matched against every name, so that a tied weight is found by each of its own.
+        names: from ``parameter_names``.
 
     Raises:
         AdapeftError: a pattern matches nothing; names ``field`` and the parameters closest to the pattern.
     """
     matched: set[str] = set()
     for pattern in patterns:
-        hits = {name for name in names if fnmatchcase(name, pattern)}
+        hits = {first for name, first in names.items() if fnmatchcase(name, pattern)}
         if not hits:
-            raise AdapeftError(_matches_nothing(field, pattern, names))
+            raise AdapeftError(_matches_nothing(field, pattern, list(names)))
         matched |= hits
     return matched
 

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from adapeft.inputs.fingerprint import fingerprint_model
-from adapeft.inputs.structure import ParameterInfo, always_trained, describe_parameters, match_patterns, new_parameters
+from adapeft.inputs.structure import (
+    ParameterInfo,
+    always_trained,
+    describe_parameters,
+    match_patterns,
+    new_parameters,
+    parameter_names,
+)
 
 if TYPE_CHECKING:
     from adapeft.config import Select
@@ -170,16 +177,16 @@ def build_groups(
         AdapeftError: a pattern matches nothing.
     """
     parameters = describe_parameters(model)
-    names = [info.name for info in parameters]
+    names = parameter_names(model)
     new = new_parameters(model)
-    always = always_trained(model, names, always_train)
-    included = match_patterns("select.include", list(include), names) if include else set(names)
+    always = always_trained(model, always_train)
+    included = match_patterns("select.include", list(include), names) if include else set(names.values())
     candidates = included - match_patterns("select.exclude", list(exclude), names) - always - set(new)
     return Groups(
         parameters=tuple(info for info in parameters if info.name in candidates),
         granularity=granularity,
         num_total=sum(info.count for info in parameters if info.name not in new),
-        always_train=tuple(name for name in names if name in always),
+        always_train=tuple(info.name for info in parameters if info.name in always),
         new=new,
         fingerprint=fingerprint_model(model, new),
     )

@@ -16,6 +16,7 @@ from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import ParameterInfo
 from adapeft.measure.groups import Groups, build_groups
 from tests.oracles import group_of_elements, group_sums
+from tests.tiny import make_gpt2
 
 SHAPES = (
     ParameterInfo("linear", (4, 7), "linear", 0, 0.0, 0),
@@ -133,6 +134,14 @@ def test_include_exclude_and_always_train(bert):
     assert all("layer.1" in name and not name.endswith("bias") for name in names)
     assert groups.always_train == ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
     assert groups.num_total == build_groups(bert, "tensor").num_total, "a fraction is one of the whole base model"
+
+
+@pytest.mark.parametrize("pattern", ["lm_head.weight", "*lm_head*", "transformer.wte.weight", "*wte*"])
+def test_a_tied_weight_is_matched_by_each_of_its_names(pattern):
+    tied, model = "transformer.wte.weight", make_gpt2()
+    assert [info.name for info in build_groups(model, "row", include=[pattern]).parameters] == [tied]
+    assert tied not in [info.name for info in build_groups(model, "row", exclude=[pattern]).parameters]
+    assert build_groups(model, "row", always_train=[pattern]).always_train == (tied,)
 
 
 def test_a_pattern_that_matches_nothing_names_its_field(bert):
