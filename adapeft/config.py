@@ -209,6 +209,11 @@ class Select(Section):
     lora_ranks: tuple[PositiveInt, ...] = Field(
         default=(1, 2, 4, 8, 16), description="ranks of LoRA among the options", min_length=1
     )
+    if_empty: Literal["error", "random"] = Field(
+        default="error",
+        description="when no group promises a lower loss: stop, unless always_train has anything to train; random: "
+        "train a random draw of the same budget",
+    )
     placement: Placement = Field(
         default="pfeiffer", description="where adapters stand: behind each feed-forward; houlsby: each attention too"
     )
@@ -248,6 +253,11 @@ class Select(Section):
         if self.solver != "knapsack" and (self.method in _WITHOUT_VALUES or self.granularity == "element"):
             raise ValueError(
                 f"solver = {self.solver}: {self.method} by {self.granularity} solves no knapsack; leave solver out"
+            )
+        if self.if_empty != "error" and self.method in _WITHOUT_VALUES:
+            raise ValueError(
+                f"if_empty = {self.if_empty}: {self.method} asks no group for a promise, so its choice is never empty; "
+                "leave if_empty out"
             )
         if self.options and (self.method != "adapeft" or self.granularity != "row"):
             raise ValueError(

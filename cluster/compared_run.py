@@ -25,7 +25,7 @@ from cluster.metrics_file import load_metrics
 from cluster.run_folder import RunFolder
 
 _OF_SOME_METHODS = (
-    *(("rule",), ("scope",), ("solver",), ("joint",), ("lora_ranks",), ("placement",), ("curvature",)),
+    *(("rule",), ("scope",), ("solver",), ("joint",), ("lora_ranks",), ("placement",), ("curvature",), ("if_empty",)),
     ("probe_steps", "probe_points", "probe_learning_rate"),
 )
 """Keys of ``select`` that some methods refuse; those of one entry mean nothing without each other."""

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from adapeft.artifact import provenance, save, save_json, save_text
+from adapeft.choose.empty import NOTHING
 from adapeft.config import Config, Granularity
 from adapeft.experiments import Comparison
 from adapeft.methods import get_method
@@ -205,7 +206,8 @@ def table(rows: Sequence[Row], metric: str) -> str:
                 f"{row.train_seconds:.0f}",
             ]
         else:
-            cells = ["failed", *["–"] * (len(heads) - 3)]
+            is_empty = bool(row.failures) and all(NOTHING in failure for failure in row.failures)
+            cells = [NOTHING if is_empty else "failed", *["–"] * (len(heads) - 3)]
         lines.append(f"| {row.method} | {row.budget or '–'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -99,8 +99,18 @@ class Terminal:
         if rest > 0:
             count = subset.count - sum(count for _, count in trained.most_common(_ROLES_SHOWN))
             table.add_row(f"{rest} other roles", "", f"{count:,}", f"{count / subset.count:.1%}")
-        self.console.print(table)
+        if trained:
+            self.console.print(table)
+        self.show_empty(subset)
         self.pairs({"influence": _influence(subset.description), **_bought(subset.description, subset.count)})
+
+    def show_empty(self, subset: Subset) -> None:
+        """That the choice came out empty, where it did."""
+        from adapeft.choose.empty import announcement
+
+        said = announcement(subset)
+        if said is not None:
+            self.console.print(said, style="yellow", soft_wrap=True)
 
     def show_markdown(self, text: str) -> None:
         """A report."""

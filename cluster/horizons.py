@@ -65,8 +65,9 @@ def _show(found: Mapping[str, Any], terminal: Terminal) -> None:
     chosen = {f"at step {step}": row for step, row in zip(found["steps"], found["captured"], strict=True)}
     chosen |= {f"{name}ly": found[name]["captured"] for name in ("uniform", "random") if name in found}
     for name, shares in chosen.items():
-        table.add_row(name, *(f"{share:.1%}" for share in shares))
+        table.add_row(name, *("–" if share is None else f"{share:.1%}" for share in shares))
     terminal.console.print(table)
     overlap, correlation = found["overlap"][0][-1], found["density_correlation"][0][-1]
-    said = f"first and last choice overlap by {overlap:.1%}, rank correlation of their densities {correlation:.2f}"
+    ranked = "unknown, as nothing is worth training at one of them" if correlation is None else f"{correlation:.2f}"
+    said = f"first and last choice overlap by {overlap:.1%}, rank correlation of their densities {ranked}"
     terminal.pairs({"ends": said})

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from adapeft.choose.empty import check_not_empty
 from adapeft.choose.locate import locate
 from adapeft.choose.store import hash_of
 from adapeft.choose.subset import Subset
@@ -32,11 +33,18 @@ def run(session: Session) -> dict[str, Any]:
 
 
 def select(session: Session) -> Subset:
-    """The run's subset: a saved one, the one chosen before, or measured and chosen now."""
+    """The run's subset: a saved one, the one chosen before, or measured and chosen now.
+
+    Raises:
+        AdapeftError: it has nothing to train.
+    """
     config, folder = session.config, session.folder
     if folder.subset.is_file():
         session.terminal.note(f"subset: already chosen, {short(folder.subset)}")
-        return Subset.load(folder.subset)
+        subset = Subset.load(folder.subset)
+        check_not_empty(subset)
+        session.terminal.show_empty(subset)
+        return subset
     started = time.perf_counter()
     measured: dict[str, Any] = {}
     if config.train.subset is not None:
@@ -52,6 +60,8 @@ def select(session: Session) -> Subset:
         measured = session.on_workers(measure_and_choose, "measure", limit=session.inspection.limit)
         subset = Subset.load(folder.subset)
     session.record(**_choice_of(subset), **measured, seconds={"select": time.perf_counter() - started})
+    # An empty choice stays in the folder, so that the command repeated says the same without measuring again.
+    check_not_empty(subset)
     session.terminal.show_choice(subset)
     return subset
 

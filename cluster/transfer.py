@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from adapeft.artifact import provenance, save_json
 from adapeft.choose.choose import check_budget, choose
+from adapeft.choose.empty import check_not_empty, or_random
 from adapeft.choose.subset import Subset
 from adapeft.choose.transfer import Profiles, Scores, allot, counterparts, fill, with_own_slopes
 from adapeft.choose.verify import agreement, tensor_densities, uniform
@@ -117,7 +118,8 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     """Chooses for ``config.model`` from the statistics in ``source``; the target needs no weights for whole tensors.
 
     Raises:
-        AdapeftError: nothing was measured there, no such target, or too little of it has a counterpart.
+        AdapeftError: nothing was measured there, no such target, too little of it has a counterpart, or nothing there
+            promises a lower loss.
     """
     statistics, _ = load_statistics(source)
     method = get_method(config.select.method)
@@ -144,6 +146,8 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
         allotment = allot(profiles, groups, budget)
         scores = _scores(config, settings, groups, checkpoint)
         subset = fill(groups, allotment, scores)
+        plan = Plan(budget, reach, config.seed, config.select)
+        subset = or_random(subset, config.select, lambda: _drawn(groups, plan))
     subset = subset.described(
         method=config.select.method,
         budget=budget,
@@ -152,6 +156,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
         transferred={"from": str(source), "inside": settings.inside},
         config=to_yaml(config),
     )
+    check_not_empty(subset)
     if checkpoint is not None:
         subset = subset.described(fingerprint=checkpoint.fingerprint())
     return Transferred(config, subset, groups, profiles, method, reach, scores)
@@ -172,8 +177,7 @@ def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, 
     budget = int(found.subset.description["budget"])
     draws = []
     for seed in range(_RANDOM_DRAWS):
-        plan = Plan(budget, found.reach, seed, found.config.select)
-        draws.append(held(get_method("random").choose(found.groups, Statistics(found.groups, {}), plan, OneRank())))
+        draws.append(held(_drawn(found.groups, Plan(budget, found.reach, seed, found.config.select))))
     result = {
         "transferred": held(found.subset),
         "random": {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]},
@@ -182,6 +186,11 @@ def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, 
     if found.scores is not None:
         result["uniform"] = held(uniform(found.groups, budget, found.scores))
     return result
+
+
+def _drawn(groups: Groups, plan: Plan) -> Subset:
+    drawn = get_method("random").choose(groups, Statistics(groups, {}), plan, OneRank())
+    return drawn.of_model(groups.always_train, groups.new)
 
 
 def _own_choice(config: Config, output: Path, seed: int, terminal: Terminal) -> Subset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adapeft.choose.empty import or_random
 from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.subset import Subset
 from adapeft.config import Select, infinity_in_words
@@ -23,6 +24,9 @@ def choose(
 ) -> Subset:
     """The subset of ``settings.method`` within the budget, the same on every rank. Collective.
 
+    It may be empty, where no group promises a lower loss and ``settings.if_empty`` is ``error``; ``check_not_empty``
+    refuses that.
+
     Args:
         settings: the config's section.
         statistics: what was measured.
@@ -40,6 +44,7 @@ def choose(
     else:
         plan = _plan_in_bytes(groups, settings, limit, reach, seed)
     subset = get_method(settings.method).choose(groups, statistics, plan, ranks)
+    subset = or_random(subset, settings, lambda: get_method("random").choose(groups, statistics, plan, ranks))
     if limit is not None:
         subset = subset.described(memory_per_device=limit.limit, memory_bytes=limit.price_of(subset))
     return subset.of_model(groups.always_train, groups.new).described(

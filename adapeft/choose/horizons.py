@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from adapeft.choose.empty import reason
 from adapeft.choose.subset import Subset
 from adapeft.choose.verify import agreement, tensor_densities, uniform
+from adapeft.errors import AdapeftError
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.methods import Plan, ValuedMethod, get_method
 from adapeft.ranks import OneRank
@@ -34,26 +37,38 @@ def across_horizons(statistics: Statistics, method: ValuedMethod, plan: Plan) ->
         the column's point, of the best there, and of elements that the best trains too. ``density_correlation``
         [P, P]: Spearman's, over tensors (over groups by ``role``). ``random`` (the mean of ten draws), and ``uniform``
         where there is anything to choose inside a tensor (there the first point's best): captured and overlap [P].
+        A number of a point where nothing is worth choosing is None.
+
+    Raises:
+        AdapeftError: nothing is worth choosing at any point.
     """
     num_points = next(iter(statistics.columns.values())).shape[1]
     points = [at_point(statistics, point) for point in range(num_points)]
     chosen = [method.choose(statistics.groups, point, plan, OneRank()) for point in points]
+    if not any(subset.count for subset in chosen):
+        empty = chosen[0].described(method=method.name, granularity=statistics.groups.granularity, budget=plan.budget)
+        raise AdapeftError(
+            f"no choice to hold against others: {reason(empty)}, at any of the {num_points} points of the probe. Give "
+            "another budget, or measure again with more examples (select.calibration)."
+        )
 
-    def held(subset: Subset) -> dict[str, list[float]]:
+    def held(subset: Subset) -> dict[str, list[float | None]]:
         """Against the best of every point."""
         found = [
             asdict(agreement(point, method, plan.reach, subset, best))
             for point, best in zip(points, chosen, strict=True)
         ]
-        return {name: [each[name] for each in found] for name in found[0]}
+        return {name: [_share(each[name]) for each in found] for name in found[0]}
 
     rows = [held(subset) for subset in chosen]
     draws = [held(_random(statistics, plan, seed)) for seed in range(_RANDOM_DRAWS)]
     densities = [_densities(point, method, plan.reach) for point in points]
     result: dict[str, Any] = {
         **{name: [row[name] for row in rows] for name in rows[0]},
-        "density_correlation": [[float(spearmanr(a, b).statistic) for b in densities] for a in densities],
-        "random": {name: np.mean([draw[name] for draw in draws], axis=0).tolist() for name in draws[0]},
+        "density_correlation": [[_share(float(spearmanr(a, b).statistic)) for b in densities] for a in densities],
+        "random": {
+            name: [_mean([draw[name][point] for draw in draws]) for point in range(num_points)] for name in draws[0]
+        },
     }
     if statistics.groups.granularity in ("row", "element"):
         result["uniform"] = held(
@@ -70,6 +85,16 @@ def at_point(statistics: Statistics, point: int) -> Statistics:
     )
     columns = {name: column[:, point] for name, column in statistics.columns.items()}
     return Statistics(statistics.groups, columns, shards)
+
+
+def _share(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """Of shares of one point's best, which all are None where there is none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _random(statistics: Statistics, plan: Plan, seed: int) -> Subset:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.choose.choose import check_budget, choose
+from adapeft.choose.empty import check_not_empty
 from adapeft.choose.subset import Subset
 from adapeft.config_file import parse_select
 from adapeft.errors import AdapeftError
@@ -78,7 +79,9 @@ def select(
         )
         statistics = measure(get_method(settings.method), passes, groups, settings)
     reach = reach_of(settings, learning_rate * num_steps, num_steps)
-    return choose(settings, statistics, reach=reach, seed=seed, ranks=shards.ranks)
+    subset = choose(settings, statistics, reach=reach, seed=seed, ranks=shards.ranks)
+    check_not_empty(subset)
+    return subset
 
 
 def _as_batches(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> list[Batch]:

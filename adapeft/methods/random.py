@@ -38,18 +38,18 @@ class Random(Method):
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
         draw = np.random.default_rng([plan.seed, 2])
         drawn = _draw_elements if groups.granularity == "element" else _draw_groups
-        return drawn(groups, plan.budget, draw).described(status="drawn")
+        return drawn(groups, plan, draw).described(status="drawn")
 
 
-def _draw_elements(groups: Groups, budget: int, draw: np.random.Generator) -> Subset:
-    return subset_at(groups, draw.choice(int(groups.counts.sum()), budget, replace=False, shuffle=False))
+def _draw_elements(groups: Groups, plan: Plan, draw: np.random.Generator) -> Subset:
+    return subset_at(groups, draw.choice(int(groups.counts.sum()), plan.budget, replace=False, shuffle=False))
 
 
-def _draw_groups(groups: Groups, budget: int, draw: np.random.Generator) -> Subset:
+def _draw_groups(groups: Groups, plan: Plan, draw: np.random.Generator) -> Subset:
     mask = np.zeros(groups.num_groups, dtype=bool)
-    left = budget
+    costs, left = groups.counts if plan.costs is None else plan.costs, plan.budget
     for group in draw.permutation(groups.num_groups):
-        if groups.counts[group] <= left:
+        if costs[group] <= left:
             mask[group] = True
-            left -= int(groups.counts[group])
+            left -= int(costs[group])
     return Subset(parts_of(groups, mask)).described(num_groups=groups.num_groups, num_chosen=int(mask.sum()))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from adapeft.choose.empty import check_not_empty
 from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
@@ -68,11 +69,12 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     are named ``….base_layer.…`` in the model meanwhile, and as ever in the subset and the delta.
 
     Raises:
-        AdapeftError: the model already has a subset, or the subset was chosen for another model, or a part does not go
-            with its layer.
+        AdapeftError: the model already has a subset, or the subset is empty or was chosen for another model, or a part
+            does not go with its layer.
     """
     if hasattr(model, _ATTRIBUTE):
         raise AdapeftError("this model already has a subset attached: call adapeft.detach(model) first.")
+    check_not_empty(subset)
     subset.check_fits(model)
     fingerprint = fingerprint_model(model, subset.new)
     chosen_for = subset.description.get("fingerprint")
