@@ -17,6 +17,7 @@ from adapeft.errors import AdapeftError
 from adapeft.inputs.batches import Calibration
 from adapeft.inputs.data import Batch
 from adapeft.inputs.objective import infer_objective
+from adapeft.inputs.wrappers import ATTACHMENT, bare
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import reach_of
 from adapeft.measure.measure import check_precision, measure
@@ -40,7 +41,8 @@ def select(
     """Measures ``model`` on ``batches`` and chooses the subset to train under ``budget``.
 
     Args:
-        model: a transformers model; its weights are as before when this returns.
+        model: a transformers model, which may be compiled or wrapped in DistributedDataParallel; its weights are as
+            before when this returns.
         batches: what a DataLoader of the Trainer yields: mappings with ``labels`` beside the model's inputs. 16 to 64
             of about 16 examples will do; the first half gives the direction, the second the gain along it.
         budget: fraction (``"0.5%"``) or count of the base model's parameters.
@@ -51,8 +53,14 @@ def select(
             those that say how a command batches its calibration: here ``batches`` do.
 
     Raises:
-        AdapeftError: fewer than two batches, a batch without labels, an option or a budget that does not do.
+        AdapeftError: fewer than two batches, a batch without labels, an invalid option or budget, or a model that is
+            sharded, has PEFT's layers, or has a subset attached.
     """
+    model = bare(model, "select")
+    if hasattr(model, ATTACHMENT):
+        raise AdapeftError(
+            "this model has a subset attached, whose leaves are no candidates: call adapeft.detach(model) first."
+        )
     for option in sorted(_OF_THE_COMMAND & options.keys()):
         raise AdapeftError(
             f"select.{option} = {options[option]!r} is the command's: here the batches you give decide it."

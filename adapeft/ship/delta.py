@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +17,15 @@ from adapeft.artifact import load_tensors, save_tensors
 from adapeft.choose.subset import Part, compact_indices, load_part
 from adapeft.config import Task
 from adapeft.errors import AdapeftError
+from adapeft.inputs.divided import full_value as whole_value
+from adapeft.inputs.divided import unsharded
 from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.inputs.wrappers import ATTACHMENT, bare, unwrap
 from adapeft.reading import Header, Line, reading
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
-from adapeft.tune.attach import Attachment, attachment_of
+from adapeft.tune.attach import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import changed_buffers
+from adapeft.tune.check import check_in_place, check_moved
 from adapeft.tune.leaves import DensePart, leaf_shape
 from adapeft.tune.lora import low_rank_sum
 
@@ -251,9 +255,18 @@ class Delta:
 
         Adapters become modules of the model, in float32.
 
+        Args:
+            model: the delta's base, which may be compiled or wrapped.
+
         Raises:
-            AdapeftError: the model is not the delta's base.
+            AdapeftError: the model is not the delta's base, or it is sharded or has a subset attached.
         """
+        model = bare(model, "Delta.apply")
+        if hasattr(model, ATTACHMENT):
+            raise AdapeftError(
+                "the model has a subset attached, whose training would mix with the delta: call adapeft.detach(model) "
+                "first, or apply the delta to a fresh copy of the base."
+            )
         self.check_fits(model)
         return self.install(model)
 
@@ -271,8 +284,8 @@ class Delta:
             change.add_to(parameter, entries)
         for name in adapters:
             pieces = add_adapter(model, name, self.changes[name].part.split(self.changes[name].values))
-            for parameter in pieces.values():
-                parameter.requires_grad_(False)
+            for module, local_name in pieces.values():
+                module.get_parameter(local_name).requires_grad_(False)
         for name, value in whole.items():
             places[name].copy_(value)
         return Applied(model, undo, replaced, adapters)
@@ -304,19 +317,26 @@ def _values(path: str | Path, name: str, part: Part, tensors: Mapping[str, Tenso
 def extract_delta(
     model: nn.Module,
     description: Mapping[str, Any] | None = None,
-    full_value: Callable[[nn.Parameter], Tensor] = lambda parameter: parameter.detach(),
+    full_value: Callable[[nn.Parameter], Tensor] = whole_value,
 ) -> Delta:
-    """The delta of a model that has a subset attached.
+    """The delta of a model that has a subset attached. Collective where a trainer has divided the model over ranks.
 
     Args:
-        model: after ``attach`` and training.
-        description: goes into the file's header.
-        full_value: reads a trained parameter whole and in float32; under ZeRO a collective.
+        model: after ``attach`` and training, as it is or as a trainer has wrapped it.
+        description: goes into the file's header, over what the model says of itself.
+        full_value: reads a trained parameter whole and in float32; by default from FSDP's and ZeRO's shards too.
+
+    Raises:
+        AdapeftError: nothing is attached, or what is trained was frozen, taken out or replaced since.
     """
-    attachment = attachment_of(model)
-    with _as_shipped(attachment):
+    inner = unwrap(model)
+    attachment = attachment_of(inner)
+    check_in_place(inner, attachment)
+    with unsharded(model), _as_shipped(attachment):
         changes, new = _trained(attachment, full_value)
-    buffers = changed_buffers(model, attachment.buffers)
+    of_base = [name for name in attachment.owners if name not in attachment.subset.new]
+    check_moved(attachment, {name: _has_moved(changes.get(name)) for name in of_base})
+    buffers = changed_buffers(inner, attachment.buffers)
     return Delta(changes, new, attachment.fingerprint, dict(description or {}), buffers)
 
 
@@ -326,27 +346,53 @@ def _trained(
     """What training has changed in the base, and what it has put beside it."""
     changes: dict[str, Change] = {}
     new: dict[str, Tensor] = {}
-    pieces = {f"{name}.{piece}" for name, added in attachment.added.items() for piece in added}
-    for name, added in attachment.added.items():
-        values = [full_value(parameter).to("cpu", torch.float32).flatten() for parameter in added.values()]
-        changes[name] = Change(attachment.subset.parts[name], torch.cat(values))
-    for name, parameter in attachment.trained.items():
-        if name in pieces:
-            continue
+    for name, owners in attachment.owners.items():
+        part = attachment.subset.parts.get(name)
+        pieces = attachment.pieces(name)
+        values = [_read(name, owner, pieces[piece], full_value) for piece, owner in owners.items()]
         if name in attachment.dense:
-            change = _change_of(attachment.dense[name], full_value)
+            change = _change_of(attachment.dense[name], values)
             if change is not None:
                 changes[name] = change
-            continue
-        # A copy: on one rank ZeRO hands out views of the live values, which training goes on to change.
-        value = full_value(parameter).to("cpu", torch.float32, copy=True)
-        if name in attachment.subset.new:
-            new[name] = value
+        elif part is not None and part.pieces:
+            changes[name] = Change(part, torch.cat([value.flatten() for value in values]))
+        elif name in attachment.subset.new:
+            new[name] = values[0]
         elif name in attachment.base:
-            changes[name] = Change(Part("tensor", tuple(value.shape)), value - attachment.base[name])
+            changes[name] = Change(Part("tensor", owners[""].shape), values[0] - attachment.base[name])
         else:
-            changes[name] = Change(attachment.subset.parts[name], value)
+            assert part is not None
+            changes[name] = Change(part, values[0])
     return changes, new
+
+
+def _has_moved(change: Change | None) -> bool:
+    """Whether a change changes anything: of what a part adds, whether the pieces that start at zero still are."""
+    if change is None:
+        return False
+    zeros = {"lora": ("lora_B",), "adapter": ("up.weight", "up.bias")}.get(change.part.kind)
+    if zeros is None:
+        return bool(change.values.any())
+    pieces = change.part.split(change.values)
+    return any(bool(pieces[piece].any()) for piece in zeros)
+
+
+def _read(name: str, owner: Owner, parameter: nn.Parameter, full_value: Callable[[nn.Parameter], Tensor]) -> Tensor:
+    """A trained parameter whole, float32 on the CPU.
+
+    A copy: on one rank ZeRO hands out views of the live values, which training continues to change.
+
+    Raises:
+        AdapeftError: this process holds only a part of it, or none.
+    """
+    value = full_value(parameter)
+    if tuple(value.shape) != owner.shape or value.is_meta:
+        raise AdapeftError(
+            f"the parameter that trains {name!r} has shape {tuple(value.shape)} on {value.device} here instead of "
+            f"{owner.shape}: this process does not hold it whole. Call adapeft.delta on every rank, with the model as "
+            f"the trainer has wrapped it, before the trainer is torn down."
+        )
+    return value.to("cpu", torch.float32, copy=True)
 
 
 def _as_shipped(attachment: Attachment) -> AbstractContextManager[None]:
@@ -371,9 +417,8 @@ def _as_shipped(attachment: Attachment) -> AbstractContextManager[None]:
 
 
 @torch.no_grad()
-def _change_of(part: DensePart, full_value: Callable[[nn.Parameter], Tensor]) -> Change | None:
+def _change_of(part: DensePart, leaves: Sequence[Tensor]) -> Change | None:
     """The change that a dense part has made: the elements that moved under a budget, else the whole tensor."""
-    leaves = [full_value(leaf).to("cpu", torch.float32, copy=True) for leaf in part.leaves.values()]
     difference = part.effective(leaves, training=False)
     shape = tuple(difference.shape)
     if part.rule.budget is None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.inputs.wrappers import bare
 from adapeft.ship.delta import Applied, Delta
 
 
@@ -32,6 +33,7 @@ class Deltas:
     """
 
     def __init__(self, model: nn.Module, deltas: Mapping[str, Delta]) -> None:
+        model = bare(model, "Deltas")
         _check_all(model, deltas)
         self.active: str | None = None
         self._model = model

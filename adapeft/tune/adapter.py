@@ -72,17 +72,21 @@ def starting_pieces(name: str, part: Part, seed: int) -> dict[str, Tensor]:
     return {**pieces, "down.weight": (2 * drawn - 1) / math.sqrt(part.shape[0])}
 
 
-def add_adapter(model: nn.Module, name: str, pieces: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """Puts an adapter behind the layer ``name``, whatever wraps that by now; returns its parameters.
+def add_adapter(model: nn.Module, name: str, pieces: Mapping[str, Tensor]) -> dict[str, tuple[nn.Module, str]]:
+    """Puts an adapter behind the layer ``name``, whatever wraps that by now.
 
     The layer owns it and calls it in a hook. So it is a module like any other for those who gather and recompute.
+
+    Returns:
+        Piece → the module that holds it, and its name there.
     """
     layer = model.get_submodule(name)
     device = next(layer.parameters()).device
     adapter = Adapter({piece: value.to(device, torch.float32, copy=True) for piece, value in pieces.items()})
     layer.add_module(_NAME, adapter)
     adapter.__dict__["handle"] = layer.register_forward_hook(_adapted)
-    return dict(adapter.named_parameters())
+    places = {piece: piece.rpartition(".") for piece in pieces}
+    return {piece: (adapter.get_submodule(path), local_name) for piece, (path, _, local_name) in places.items()}
 
 
 def remove_adapter(model: nn.Module, name: str) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.empty import check_not_empty
-from adapeft.choose.subset import Subset
+from adapeft.choose.subset import Part, Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.inputs.wrappers import ATTACHMENT, bare, check_before_trainer, unwrap
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
 from adapeft.tune.buffers import set_buffers, stored_buffers
 from adapeft.tune.leaves import DensePart, add_dense_leaves, add_leaf, leaf_shape, remove_leaves
@@ -24,7 +26,21 @@ from adapeft.tune.rules.rule import DIFFERENCE, Place, Rule
 if TYPE_CHECKING:
     from adapeft.tune.follow import Follower
 
-_ATTRIBUTE = "adapeft_attachment"
+
+class Owner(NamedTuple):
+    """Where a parameter is, and its whole shape.
+
+    FSDP2, ``load_state_dict(assign=True)`` and others replace the parameter itself, so nothing keeps it but its module.
+    """
+
+    module: nn.Module
+    name: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, name: str) -> Owner:
+        """The owner of the parameter ``name`` of ``module``."""
+        return cls(module, name, tuple(module.get_parameter(name).shape))
 
 
 @dataclass
@@ -34,29 +50,66 @@ class Attachment:
     Attributes:
         subset: the subset attached.
         fingerprint: of the base model.
-        trained: name → the trainable parameter: a leaf, or the parameter itself where it is trained whole; what a
-            part adds has the part's name and its own, ``….weight.lora_A``.
-        added: name → the parameters that the part adds, by their own names.
+        owners: name of a part or of an always-trained parameter → its trained parameters by their own names: the
+            pieces that a part adds, the leaves of a dense part, else one under the empty name.
         base: name → its value before training, float32 on the CPU, where it is trained whole and not new.
         required_grad: ``requires_grad`` of every parameter before.
         rule: of the dense parts; that of a fixed mask where there are none.
-        dense: name → the leaves of a dense part.
+        dense: name → a dense part.
         buffers: name → value before training, on the CPU, of every buffer that a checkpoint holds.
         dropout: module and attribute → the probability before, where the rule turned dropout off.
+        guard: the hook that checks before each forward pass that the subset is trained.
         follower: what keeps the rule, once an optimizer is there.
     """
 
     subset: Subset
     fingerprint: str
-    trained: dict[str, nn.Parameter]
-    added: dict[str, dict[str, nn.Parameter]] = field(repr=False)
+    owners: dict[str, dict[str, Owner]] = field(repr=False)
     base: dict[str, Tensor]
     required_grad: dict[str, bool] = field(repr=False)
     rule: Rule
     dense: dict[str, DensePart] = field(repr=False)
     buffers: dict[str, Tensor] = field(repr=False)
     dropout: dict[tuple[nn.Module, str], float] = field(repr=False)
+    guard: RemovableHandle = field(repr=False)
     follower: Follower | None = None
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Name → the trainable parameter: a leaf, or the parameter itself where it is trained whole.
+
+        What a part adds has the part's name and its own, ``….weight.lora_A``; of a dense part the difference is here.
+        """
+        found = {}
+        for name in self.owners:
+            pieces = self.pieces(name)
+            if name in self.dense:
+                found[name] = pieces[DIFFERENCE]
+            else:
+                found.update({f"{name}.{piece}" if piece else name: value for piece, value in pieces.items()})
+        return found
+
+    @property
+    def added(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Name → the parameters that the part adds, by their own names."""
+        return {name: self.pieces(name) for name, part in self.subset.parts.items() if part.pieces}
+
+    def pieces(self, name: str) -> dict[str, nn.Parameter]:
+        """The trained parameters of ``name`` by their own names, as the model holds them now.
+
+        Raises:
+            AdapeftError: the model no longer has one.
+        """
+        found = {}
+        for piece, owner in self.owners[name].items():
+            parameter = owner.module._parameters.get(owner.name)
+            if parameter is None:
+                raise AdapeftError(
+                    f"the parameter that trains {name!r} is no longer in the model: something has flattened it or "
+                    f"taken it out since adapeft.attach. FullyShardedDataParallel needs use_orig_params=True."
+                )
+            found[piece] = parameter
+        return found
 
 
 def attach(model: nn.Module, subset: Subset) -> nn.Module:
@@ -68,11 +121,16 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     needs ``adapeft.follow_rule`` besides. A layer with LoRA is wrapped in PEFT's, until ``detach``: its own parameters
     are named ``….base_layer.…`` in the model meanwhile, and as ever in the subset and the delta.
 
+    Attach before the model is sharded or wrapped for training (``fully_shard``, DeepSpeed, DistributedDataParallel) and
+    before the optimizer is made, on every rank with the same saved subset.
+
     Raises:
-        AdapeftError: the model already has a subset, or the subset is empty or was chosen for another model, or a part
-            does not go with its layer.
+        AdapeftError: the model already has a subset, is sharded or wrapped for training, or the subset is empty or was
+            chosen for another model, or a part does not go with its layer.
     """
-    if hasattr(model, _ATTRIBUTE):
+    check_before_trainer(model, "attach")
+    passed, model = model, bare(model, "attach")
+    if hasattr(model, ATTACHMENT):
         raise AdapeftError("this model already has a subset attached: call adapeft.detach(model) first.")
     check_not_empty(subset)
     subset.check_fits(model)
@@ -88,37 +146,36 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     parameters = dict(model.named_parameters())
     required_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
     owners = _owners(model)
-    added = _add(model, subset, {name: owners[parameters[name]] for name in subset.parts if name in parameters})
+    places = {name: owners[parameter] for name, parameter in parameters.items()}
+    added = _add(
+        model, subset, {name: [place[:2] for place in places[name]] for name in subset.parts if name in places}
+    )
     model.requires_grad_(False)
-    trained: dict[str, nn.Parameter] = {}
+    trained: dict[str, dict[str, Owner]] = {name: {"": places[name][0]} for name in subset.always_train}
     dense: dict[str, DensePart] = {}
-    base: dict[str, Tensor] = {}
-    for name in subset.always_train:
-        trained[name] = parameters[name]
     for name, part in subset.parts.items():
         if name in added:
-            trained.update({f"{name}.{piece}": parameter for piece, parameter in added[name].items()})
-            continue
-        parameter = parameters[name]
-        if part.kind == "tensor":
-            trained[name] = parameter
-            continue
-        if part.kind == "dense":
-            dense[name] = _attach_dense(name, parameter, owners[parameter], rule)
-            trained[name] = dense[name].leaves[DIFFERENCE]
-            continue
-        leaf = nn.Parameter(torch.zeros(leaf_shape(part), dtype=torch.float32, device=parameter.device))
-        for module, local_name in owners[parameter]:
-            add_leaf(module, local_name, part, leaf)
-        trained[name] = leaf
-    for name, parameter in trained.items():
-        parameter.requires_grad_(True)
-        if parameter is parameters.get(name) and name not in subset.new and not parameter.is_meta:
-            base[name] = parameter.detach().to("cpu", torch.float32, copy=True)
+            trained[name] = {piece: Owner.of(*place) for piece, place in added[name].items()}
+        elif part.kind == "tensor":
+            trained[name] = {"": places[name][0]}
+        elif part.kind == "dense":
+            dense[name], trained[name] = _attach_dense(name, parameters[name], places[name], rule)
+        else:
+            trained[name] = {"": _attach_leaf(part, parameters[name], places[name])}
+    whole = [*subset.always_train, *(name for name, part in subset.parts.items() if part.kind == "tensor")]
+    base = {
+        name: parameters[name].detach().to("cpu", torch.float32, copy=True)
+        for name in whole
+        if name not in subset.new and not parameters[name].is_meta
+    }
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
-    attachment = Attachment(subset, fingerprint, trained, added, base, required_grad, rule, dense, buffers, dropout)
-    setattr(model, _ATTRIBUTE, attachment)
-    return model
+    guard = model.register_forward_pre_hook(_check_trainable)
+    attachment = Attachment(subset, fingerprint, trained, base, required_grad, rule, dense, buffers, dropout, guard)
+    for name in trained:
+        for parameter in attachment.pieces(name).values():
+            parameter.requires_grad_(True)
+    setattr(model, ATTACHMENT, attachment)
+    return passed
 
 
 def detach(model: nn.Module) -> nn.Module:
@@ -126,11 +183,13 @@ def detach(model: nn.Module) -> nn.Module:
 
     New parameters (a head) keep their trained values, for there is no base to go back to.
     """
+    passed, model = model, bare(model, "detach")
     attachment = attachment_of(model)
-    for name in attachment.added:
-        if attachment.subset.parts[name].kind == "adapter":
+    parts = attachment.subset.parts
+    for name, part in parts.items():
+        if part.kind == "adapter":
             remove_adapter(model, name)
-    remove_lora(model, [name for name in attachment.added if attachment.subset.parts[name].kind == "lora"])
+    remove_lora(model, [name for name, part in parts.items() if part.kind == "lora"])
     for module in model.modules():
         remove_leaves(module)
     parameters = dict(model.named_parameters())
@@ -142,25 +201,48 @@ def detach(model: nn.Module) -> nn.Module:
         parameters[name].requires_grad_(required)
     for (module, attribute), probability in attachment.dropout.items():
         setattr(module, attribute, probability)
-    delattr(model, _ATTRIBUTE)
-    return model
+    attachment.guard.remove()
+    delattr(model, ATTACHMENT)
+    return passed
 
 
 def attachment_of(model: nn.Module) -> Attachment:
-    """The attachment of a model.
+    """The attachment of a model, which may be wrapped.
 
     Raises:
         AdapeftError: nothing is attached.
     """
-    attachment = getattr(model, _ATTRIBUTE, None)
+    attachment = getattr(unwrap(model), ATTACHMENT, None)
     if attachment is None:
         raise AdapeftError("no subset is attached to this model: call adapeft.attach(model, subset) first.")
     return attachment
 
 
+def _check_trainable(model: nn.Module, inputs: object) -> None:
+    """Raises ``AdapeftError`` in a training step whose gradients would not reach the whole subset.
+
+    Not while torch.compile traces it, which has no use for a check; ``adapeft.delta`` looks again.
+    """
+    if not model.training or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    frozen = [name for name, parameter in attachment_of(model).trained.items() if not parameter.requires_grad]
+    if frozen:
+        raise frozen_error(frozen, len(attachment_of(model).owners))
+
+
+def frozen_error(names: Sequence[str], count: int) -> AdapeftError:
+    """What to say where ``names`` of a subset of ``count`` parts were frozen after ``attach``."""
+    return AdapeftError(
+        f"{len(names)} of the {count} trained parts of the subset are frozen, such as {names[0]!r}: something set "
+        f"requires_grad to False after adapeft.attach, as PEFT does in get_peft_model, in a trainer's peft_config and "
+        f"in prepare_model_for_kbit_training. They would stay at the base's values. Call adapeft.attach after it, on a "
+        f"model without PEFT's layers; for LoRA within the subset use select(method='lora')."
+    )
+
+
 def _add(
     model: nn.Module, subset: Subset, owners: Mapping[str, Sequence[tuple[nn.Module, str]]]
-) -> dict[str, dict[str, nn.Parameter]]:
+) -> dict[str, dict[str, tuple[nn.Module, str]]]:
     """Adds LoRA, then adapters behind it, once all are known to go with their layers."""
     lora = {name: part for name, part in subset.parts.items() if part.kind == "lora"}
     adapters = {name: part for name, part in subset.parts.items() if part.kind == "adapter"}
@@ -173,16 +255,23 @@ def _add(
     return added
 
 
-def _attach_dense(name: str, parameter: nn.Parameter, owners: Sequence[tuple[nn.Module, str]], rule: Rule) -> DensePart:
-    linear = all(type(module) in (nn.Linear, Conv1D) and local == "weight" for module, local in owners)
-    input_dim = (0 if isinstance(owners[0][0], Conv1D) else 1) if linear else None
+def _attach_leaf(part: Part, parameter: nn.Parameter, places: Sequence[Owner]) -> Owner:
+    leaf = nn.Parameter(torch.zeros(leaf_shape(part), dtype=torch.float32, device=parameter.device))
+    local_names = [add_leaf(place.module, place.name, part, leaf) for place in places]
+    return Owner.of(places[0].module, local_names[0])
+
+
+def _attach_dense(
+    name: str, parameter: nn.Parameter, places: Sequence[Owner], rule: Rule
+) -> tuple[DensePart, dict[str, Owner]]:
+    linear = all(type(place.module) in (nn.Linear, Conv1D) and place.name == "weight" for place in places)
+    input_dim = (0 if isinstance(places[0].module, Conv1D) else 1) if linear else None
     shape = tuple(parameter.shape)
     values = {DIFFERENCE: torch.zeros(shape), **{leaf: rule.start(leaf, shape) for leaf in rule.extra_leaves}}
     leaves = {leaf: nn.Parameter(value.to(parameter.device)) for leaf, value in values.items()}
-    part = DensePart(Place(name, input_dim), rule, leaves)
-    for module, local_name in owners:
-        add_dense_leaves(module, local_name, part)
-    return part
+    part = DensePart(Place(name, input_dim), rule, tuple(leaves))
+    local_names = [add_dense_leaves(place.module, place.name, part, leaves) for place in places]
+    return part, {leaf: Owner.of(places[0].module, local_name) for leaf, local_name in local_names[0].items()}
 
 
 def _turn_dropout_off(model: nn.Module) -> dict[tuple[nn.Module, str], float]:
@@ -198,10 +287,10 @@ def _turn_dropout_off(model: nn.Module) -> dict[tuple[nn.Module, str], float]:
     return before
 
 
-def _owners(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
+def _owners(model: nn.Module) -> dict[nn.Parameter, list[Owner]]:
     """Every module that holds a parameter, with its name there; more than one for tied weights."""
-    owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    owners: dict[nn.Parameter, list[Owner]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(parameter, []).append((module, name))
+            owners.setdefault(parameter, []).append(Owner.of(module, name))
     return owners

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from adapeft.errors import AdapeftError
+from adapeft.inputs.divided import is_divided
 from adapeft.tune.attach import Attachment, attachment_of
 from adapeft.tune.leaf_shards import whole_leaves
 from adapeft.tune.rules.rule import LeafShards
@@ -95,12 +96,18 @@ def follow_rule(model: nn.Module, optimizer: Optimizer, *, num_steps: int, step:
         step: steps done already, where a checkpoint is resumed.
 
     Raises:
-        AdapeftError: nothing is attached, or the optimizer does not train all leaves.
+        AdapeftError: nothing is attached, the leaves are divided over ranks, or the optimizer does not train them all.
     """
     attachment = attachment_of(model)
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for name, part in attachment.dense.items():
-        if not {id(leaf) for leaf in part.leaves.values()} <= stepped:
+    for name in attachment.dense:
+        leaves = attachment.pieces(name).values()
+        if any(is_divided(leaf) for leaf in leaves):
+            raise AdapeftError(
+                f"the leaves of {name!r} are divided over ranks, and adapeft.follow_rule works in one process. Train "
+                f"this method with the adapeft command, which follows its rule under ZeRO."
+            )
+        if not {id(leaf) for leaf in leaves} <= stepped:
             raise AdapeftError(
                 f"the optimizer does not train all leaves of {name!r}. Make it over the parameters of the attached "
                 f"model that require gradients."

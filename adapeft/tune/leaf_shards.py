@@ -28,8 +28,8 @@ def leaf_shards(
     shards = []
     flats: dict[int, list[tuple[int, LeafShard]]] = {}
     position = 0
-    for index, (name, part) in enumerate(attachment.dense.items()):
-        for leaf, tensor in part.leaves.items():
+    for index, name in enumerate(attachment.dense):
+        for leaf, tensor in attachment.pieces(name).items():
             found = range_of(tensor)
             if found is None or not found.length:
                 continue

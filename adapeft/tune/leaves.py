@@ -9,7 +9,7 @@ on it pulls towards the pretrained value.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -32,19 +32,23 @@ _Block = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class DensePart:
-    """A parameter that trains under a rule: where it is, and its leaves by name, the difference first."""
+    """A parameter that trains under a rule: where it is, and the names of its leaves, the difference first."""
 
     place: Place
     rule: Rule
-    leaves: dict[str, nn.Parameter]
+    leaves: tuple[str, ...]
 
     def effective(self, leaves: Sequence[Tensor], training: bool) -> Tensor:
         """What the forward pass adds to the parameter."""
         return self.rule.effective(self.place, leaves, training)
 
 
-def add_leaf(module: nn.Module, name: str, part: Part, leaf: nn.Parameter) -> None:
-    """Makes ``leaf`` part of ``module`` as the difference to its parameter ``name`` that ``part`` describes."""
+def add_leaf(module: nn.Module, name: str, part: Part, leaf: nn.Parameter) -> str:
+    """Makes ``leaf`` part of ``module`` as the difference to its parameter ``name`` that ``part`` describes.
+
+    Returns:
+        The leaf's name in ``module``.
+    """
     assert part.indices is not None
     with_leaves = _with_leaves(module)
     parameter = getattr(module, name)
@@ -54,15 +58,23 @@ def add_leaf(module: nn.Module, name: str, part: Part, leaf: nn.Parameter) -> No
         for piece, index in _block_of(part).items():
             module.register_buffer(f"{_indices_name(name)}_{piece}", index.to(parameter.device), persistent=False)
     with_leaves.leaf_parts[name] = (part.kind, part.dim)
+    return _leaf_name(name)
 
 
-def add_dense_leaves(module: nn.Module, name: str, part: DensePart) -> None:
-    """Makes the leaves of ``part`` those of ``module``'s parameter ``name``."""
+def add_dense_leaves(
+    module: nn.Module, name: str, part: DensePart, leaves: Mapping[str, nn.Parameter]
+) -> dict[str, str]:
+    """Makes the ``leaves`` of ``part`` those of ``module``'s parameter ``name``.
+
+    Returns:
+        Leaf → its name in ``module``.
+    """
     with_leaves = _with_leaves(module)
-    for leaf, parameter in part.leaves.items():
+    for leaf, parameter in leaves.items():
         module.register_parameter(_leaf_name(name, leaf), parameter)
     with_leaves.leaf_parts[name] = ("dense", 0)
     with_leaves.dense_parts[name] = part
+    return {leaf: _leaf_name(name, leaf) for leaf in leaves}
 
 
 def remove_leaves(module: nn.Module) -> None:

@@ -62,7 +62,7 @@ def check_lora(
             )
 
 
-def add_lora(model: nn.Module, parts: Mapping[str, Part], seed: int) -> dict[str, dict[str, nn.Parameter]]:
+def add_lora(model: nn.Module, parts: Mapping[str, Part], seed: int) -> dict[str, dict[str, tuple[nn.Module, str]]]:
     """Wraps the layers of ``parts`` in PEFT's, in place. Their weights are then named ``….base_layer.weight``.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. A is drawn as PEFT does, uniformly
@@ -70,7 +70,7 @@ def add_lora(model: nn.Module, parts: Mapping[str, Part], seed: int) -> dict[str
     Both are float32 over any base.
 
     Returns:
-        name → A and B.
+        name → A and B → the module that holds it, and its name there.
     """
     config = lora_config(parts)
     with warnings.catch_warnings():
@@ -118,7 +118,7 @@ def _layer(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _start(layer: nn.Module, name: str, part: Part, seed: int) -> dict[str, nn.Parameter]:
+def _start(layer: nn.Module, name: str, part: Part, seed: int) -> dict[str, tuple[nn.Module, str]]:
     assert isinstance(layer, LoraLayer)
     device = next(layer.get_base_layer().parameters()).device
     width = part.shape[1 - part.dim]
@@ -127,4 +127,4 @@ def _start(layer: nn.Module, name: str, part: Part, seed: int) -> dict[str, nn.P
     pieces["lora_B"] = nn.Parameter(torch.zeros(part.pieces["lora_B"], device=device))
     for piece, parameter in pieces.items():
         getattr(layer, piece)[ADAPTER_NAME].weight = parameter
-    return pieces
+    return {piece: (getattr(layer, piece)[ADAPTER_NAME], "weight") for piece in pieces}

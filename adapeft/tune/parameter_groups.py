@@ -19,7 +19,7 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     element on one rank.
     """
     attachment = attachment_of(model)
-    dense = [part.leaves for part in attachment.dense.values()]
+    dense = [attachment.pieces(name) for name in attachment.dense]
     own = {id(leaf) for leaves in dense for leaf in leaves.values()}
     others = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in own]
     groups = _groups([leaves[DIFFERENCE] for leaves in dense], learning_rate, weight_decay)

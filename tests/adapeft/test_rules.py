@@ -101,8 +101,8 @@ def test_gradient_checkpointing_draws_the_same_again():
             model.gradient_checkpointing_enable({"use_reentrant": False})
         adapeft.attach(model, dense_subset(model, "diff-pruning, structured"))
         with torch.no_grad():
-            for part in attachment_of(model).dense.values():
-                part.leaves["difference"].fill_(0.1)
+            for name in attachment_of(model).dense:
+                attachment_of(model).pieces(name)["difference"].fill_(0.1)
         model(**make_batches(model)[0]).loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
