@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from adapeft.choose.topk import top_k
 from tests.oracles import top_k_by_sort
@@ -108,3 +110,39 @@ def test_positions_beyond_32_bits():
     high = 2**40
     picks = top_k([torch.ones(3), torch.ones(3)], [high, 5], 4, lambda tensor: tensor)
     assert [pick.tolist() for pick in picks] == [[0], [0, 1, 2]]
+
+
+class Work(TorchDispatchMode):
+    """Counts the elements that operations write."""
+
+    def __init__(self):
+        super().__init__()
+        self.written = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.written += sum(value.numel() for value in tree_leaves(result) if isinstance(value, torch.Tensor))
+        return result
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_work_grows_with_the_scores_and_not_with_the_pieces(ties):
+    scores = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    scores = scores.round() if ties else scores
+    written = []
+    for num_pieces in (1, 400):
+        pieces, positions = divide(scores, [len(scores) * i // num_pieces for i in range(1, num_pieces)])
+        with Work() as work:
+            picks = top_k(pieces, positions, 1000, lambda tensor: tensor)
+        assert sum(map(len, picks)) == 1000
+        written.append(work.written)
+    assert written[1] < 1.01 * written[0], "a histogram of 65,536 counts for each piece was 100 times the work"
+
+
+def test_only_ties_for_the_last_place_take_a_second_search():
+    def num_reductions(k):
+        seen = []
+        top_k([torch.tensor([3.0, 1.0, 1.0, 2.0])], [0], k, lambda tensor: seen.append(tensor.numel()) or tensor)
+        return len(seen)
+
+    assert [num_reductions(k) for k in (1, 2, 3, 4)] == [3, 3, 6, 3]
