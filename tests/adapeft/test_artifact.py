@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import stat
+from contextlib import suppress
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -114,3 +118,25 @@ def test_tables(tmp_path):
         load_table(path)
     with pytest.raises(AdapeftError, match="no such file; expected a Parquet table"):
         load_table(tmp_path / "missing")
+
+
+def _load_with_every_bit_of_the_footer_flipped(path: Path) -> None:
+    content = path.read_bytes()
+    for place in range(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            with suppress(AdapeftError):
+                load_table(path)
+
+
+def test_no_damaged_footer_aborts_the_process(tmp_path):
+    """Among them sizes of histograms that do not fit their column, which pyarrow's own accessor dies of."""
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6.0)), 2)
+    save_table(tmp_path / "table", pa.table({"slope": np.arange(3.0), "projections": pairs}))
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=_load_with_every_bit_of_the_footer_flipped, args=(tmp_path / "table",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
