@@ -27,7 +27,7 @@ from adapeft.errors import AdapeftError
 from adapeft.experiments import Transfer
 from adapeft.inputs.batches import draw_calibration
 from adapeft.inputs.checkpoint import Checkpoint
-from adapeft.inputs.model import build_structure
+from adapeft.inputs.model import CONFIG_ERRORS, build_structure
 from adapeft.keys import as_yaml
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import mean_gradient
@@ -223,7 +223,7 @@ def _structure(config: Config) -> torch.nn.Module:
         target = AutoConfig.from_pretrained(
             model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except CONFIG_ERRORS as error:
         raise AdapeftError(f"--to {model.name!r}: no model's config ({str(error).splitlines()[0]}).") from error
     return build_structure(target, model.task, trust_remote_code=model.trust_remote_code)
 

@@ -120,11 +120,11 @@ def _shards(folder: Path, base: str) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         with reading(f"{index}: damaged", "Fetch the base again."):
-            names = sorted(set(_Index.model_validate(json.loads(index.read_text())).weight_map.values()))
-        # A file name from an index must not lead out of the checkpoint.
-        if any(Path(name).name != name for name in names):
-            raise AdapeftError(f"{index}: a shard's name is not a plain file name.")
-        missing = [name for name in names if not (folder / name).is_file()]
+            names = sorted(set(_Index.model_validate(json.loads(index.read_bytes())).weight_map.values()))
+            # A file name from an index must not lead out of the checkpoint.
+            if any(Path(name).name != name for name in names):
+                raise AdapeftError(f"{index}: a shard's name is not a plain file name.")
+            missing = [name for name in names if not (folder / name).is_file()]  # an OSError for a name too long
         if missing:
             raise AdapeftError(f"{index}: names {missing[0]!r}, which is not there. Fetch the base again.")
         return [folder / name for name in names]

@@ -206,7 +206,9 @@ def _load(path: str, field: str, source: str, remedy: str, **options: Any) -> da
     """``datasets.load_dataset``, which runs no code of the data set's; its many errors become ours."""
     try:
         with quiet():
-            return datasets.load_dataset(path, **options)
+            rows = datasets.load_dataset(path, **options)
+        rows.data.validate(full=True)  # the JSON reader does not look whether its texts are UTF-8
+        return rows
     except (*DAMAGE, DatasetsError, StopIteration) as error:
         # The error itself often says no more than that generation failed; a file without rows says nothing at all.
         reason = str(error.__cause__ or error).strip().rstrip(".") or "it holds no rows"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,6 +31,8 @@ _AUTO_CLASSES = {
     "sequence-classification": AutoModelForSequenceClassification,
     "causal-lm": AutoModelForCausalLM,
 }
+CONFIG_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, StrictDataclassError)
+"""What transformers raises on a model's config that is missing, damaged, or has a value of another type."""
 
 
 def load_model_config(
@@ -53,7 +56,7 @@ def load_model_config(
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
         return config
-    except (OSError, ValueError) as error:
+    except CONFIG_ERRORS as error:
         raise AdapeftError(
             f"model.name = {model.name!r}: cannot be loaded ({_first_line(error)}). Give a folder with a config.json "
             f"and weights, or the name of a model on the hub."

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.checkpoint import Checkpoint, local_folder
-from adapeft.inputs.model import build_structure
+from adapeft.inputs.model import CONFIG_ERRORS, build_structure
 from adapeft.reading import reading
 from adapeft.ship.delta import Delta
 
@@ -43,7 +43,7 @@ def open_base(name: str, task: str, labels: Mapping[str, Any], new: tuple[str, .
         AdapeftError: no such base, or none with a config and safetensors.
     """
     folder = local_folder(name)
-    with reading(f"--model {name!r}: no model", "Give a folder with config.json and weights."):
+    with reading(f"--model {name!r}: no model", "Give a folder with config.json and weights.", *CONFIG_ERRORS):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
         structure = build_structure(config, task)
     return Base(config, structure, Checkpoint(name, structure, new))

@@ -137,7 +137,9 @@ def test_indices_of_shards(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside.safetensors", "../../outside.safetensors", "..", ".", "", "/etc/passwd", 7]
+    "name",
+    ["../outside.safetensors", "../../outside.safetensors", "..", ".", "", "/etc/passwd", "x" * 5000, 7],
+    ids=lambda name: str(name)[:30],
 )
 def test_shards_are_in_the_folder(folder, name):
     path = folder / "base" / INDEX
@@ -160,6 +162,13 @@ def test_configs_of_bases(folder):
         check(lambda: read_whole(folder / "base"), path, names="base")
 
     run()
+
+
+def test_a_config_with_a_value_of_another_type(folder):
+    path = folder / "base" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "attention_probs_dropout_prob": None}))
+    with pytest.raises(AdapeftError, match=r"no model .*'attention_probs_dropout_prob'.*Give a folder with config.json"):
+        read_whole(folder / "base")
 
 
 def test_a_base_runs_no_code(folder):

@@ -82,6 +82,15 @@ def test_lines(tmp_path, line):
     read(path)
 
 
+def test_lines_in_latin_1(tmp_path):
+    path = tmp_path / "latin.jsonl"
+    rows = [{"text": "café", "label": "blue"}, *ROWS]
+    path.write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("latin-1"))
+    data = Data(train=str(path), evaluation=str(path))
+    with pytest.raises(AdapeftError, match=r"data.train = .*latin.jsonl: cannot be read: .*UTF8"):
+        describe(data, "sequence-classification")
+
+
 @pytest.mark.parametrize("feature", ["Image", "Audio", "Pdf", "Value", "Sequence", "Nobody"])
 def test_features_that_a_file_claims(tmp_path, feature):
     """Some features are decoded by opening the file that a row names."""
