@@ -28,11 +28,14 @@ FORKSERVER.set_forkserver_preload([__name__, "cluster.measure", "cluster.finetun
 
 
 class ForkSession(Session):
-    """A session whose one worker is a fork of this process."""
+    """A session whose one worker is a fork of a process that has the libraries and has computed nothing.
+
+    Of this process it must not be one: once OpenMP's threads have worked here, a fork waits for threads it lacks.
+    """
 
     def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
         """See ``Session``; of what happens meanwhile nothing is logged."""
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        with ProcessPoolExecutor(1, mp_context=FORKSERVER) as pool:
             return pool.submit(_as_the_only_rank, function, self.config, arguments).result()
 
 

@@ -110,15 +110,8 @@ def adapeft(*arguments: object, timeout: float = 300, **environment: str) -> sub
 
 
 def _bert_config(**options: Any) -> BertConfig:
-    return BertConfig(
-        vocab_size=len(_vocabulary()),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
-        **options,
-    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    return BertConfig(vocab_size=len(_vocabulary()), max_position_embeddings=32, **{**sizes, **options})
 
 
 def _vocabulary() -> dict[str, int]:
