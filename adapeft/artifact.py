@@ -129,7 +129,7 @@ def save(path: Path, write: Callable[[Path], Any]) -> None:
 
 def save_text(path: Path, text: str) -> None:
     """Writes a text file; this and the other writers as ``save`` does, with its errors."""
-    save(path, lambda temporary: temporary.write_text(text))
+    save(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:

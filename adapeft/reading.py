@@ -98,7 +98,7 @@ def load_json(path: Path, expected: str, remedy: str) -> dict[str, Any]:
         AdapeftError: missing, no JSON, or no object.
     """
     with reading(f"{path} is not {expected}, or it is truncated", remedy):
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, Mapping):
             raise TypeError(f"{type(content).__name__} instead of keys and values")
         return dict(content)

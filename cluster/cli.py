@@ -114,7 +114,7 @@ def compare(config: ConfigPath, overrides: Overrides = None) -> None:
         check(loaded, comparison, inspect)
     runs = compare(loaded, comparison, terminal.note)
     report = write_report(Path(loaded.output), loaded, comparison, runs)
-    terminal.show_markdown(report.read_text())
+    terminal.show_markdown(report.read_text(encoding="utf-8"))
     terminal.note(f"table and plots: {report.parent}/")
     if not finished(runs):
         sys.exit(ExitStatus.FAILED)

@@ -199,7 +199,7 @@ def run_apart(config: Config, execute: Callable[[Path, Path], int]) -> Outcome:
     status = execute(settings, log)
     if status == 0:
         return load_metrics(folder.metrics), None
-    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     # A message is the last that a command prints, and may be of several lines.
     starts = [number for number, line in enumerate(lines) if line.startswith((REFUSED, "failed "))]
     said = lines[starts[-1] :] if starts else [f"it ended with status {status}:", *(lines or ["no output"])[-1:]]

@@ -256,7 +256,7 @@ def _reporter(events: Queue, look: Look) -> Report:
 def _output_to(path: Path) -> Iterator[None]:
     """Sends this process's standard output and error to a file, those of C libraries and the last traceback too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         saved = [os.dup(1), os.dup(2)]
         sys.stdout.flush()
         sys.stderr.flush()

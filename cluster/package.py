@@ -42,7 +42,7 @@ class Package:
 
     def write(self, folder: Path) -> None:
         """Fills an empty folder, with links instead of copies."""
-        (folder / CONFIG).write_text(to_yaml(self.config))
+        (folder / CONFIG).write_text(to_yaml(self.config), encoding="utf-8")
         for name, source in self.files.items():
             target = folder / name
             # A file in a folder that travels as a whole is there already.

@@ -123,5 +123,5 @@ def _file_and_summary(source: str) -> tuple[Path, Summary]:
         raise AdapeftError(f"{source}: no run with a subset (config.yaml, subset.safetensors). Run select first.")
     metrics = load_json(folder.metrics, "what a run writes", "Run again.") if folder.metrics.is_file() else {}
     with reading(f"{folder.config}: cannot be read", "Run select again."):
-        config = folder.config.read_text()
+        config = folder.config.read_text(encoding="utf-8")
     return folder.subset, Summary.of(Subset.load(folder.subset), config, metrics)

@@ -112,7 +112,7 @@ def read_adapter(folder: str | Path) -> PeftAdapter:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "adapter_config.json"
     with reading(f"{path}: cannot be read", "Give the folder of a PEFT adapter."):
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else config
         raise AdapeftError(f"{path}: peft_type = {found!r}: LoRA alone is imported. {MERGE_IN_PEFT}")

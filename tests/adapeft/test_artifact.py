@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -140,3 +142,14 @@ def test_no_damaged_footer_aborts_the_process(tmp_path):
     process.start()
     process.join()
     assert process.exitcode == 0
+
+
+def test_texts_are_utf_8_whatever_the_locale(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from adapeft.artifact import save_text; from adapeft.reading import "
+        "load_json; path = Path(sys.argv[1]); save_text(path, '{\"mean \\u00b1 std\": 1}'); load_json(path, '', '')"
+    )
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", program, str(tmp_path / "report")]
+    subprocess.run(command, env=os.environ | ascii_locale, check=True, timeout=120)
+    assert (tmp_path / "report").read_bytes() == '{"mean ± std": 1}'.encode()
