@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The error and the warning that are the user's to act on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class AdapeftError(ValueError):
 
 class ConflictError(AdapeftError):
     """Keys of a section that do not go together, each right by itself."""
+
+
+class RoundingWarning(UserWarning):
+    """Values that a dtype has rounded away, or will."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

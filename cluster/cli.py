@@ -193,14 +193,20 @@ def merge(
     delta: Annotated[str, typer.Argument(help="delta.safetensors of a run: path or URL")],
     model: Annotated[str, typer.Option(help="base model: folder or hub name")],
     out: Annotated[Path, typer.Option(help="folder to write, new or empty")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; left out, the base's own, which may be coarse")
+    ] = None,
 ) -> None:
     """Write base + delta as a plain Hugging Face checkpoint, a shard at a time."""
     from adapeft.choose.locate import locate
     from adapeft.ship.delta import Delta
     from adapeft.ship.merge import merge as merge_into
+    from cluster.console import Terminal
 
     _silence_libraries()
-    print(merge_into(Delta.load(locate(delta)), model, out))
+    with Terminal.on_stderr().noting():
+        merged = merge_into(Delta.load(locate(delta)), model, out, dtype)
+    print(merged)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import textwrap
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adapeft.config import Cluster, Config
+from adapeft.errors import RoundingWarning
 from adapeft.places import is_url
 from cluster.events import Report
 from cluster.progress import watching
@@ -46,6 +48,27 @@ class Terminal:
     def note(self, text: str) -> None:
         """A line."""
         self.console.print(text, style="dim", soft_wrap=True)
+
+    @classmethod
+    def on_stderr(cls) -> Terminal:
+        """For notes on what goes to standard output itself, such as a path."""
+        return cls(Console(stderr=True, highlight=False, markup=False))
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Prints what the library warns of in the block as notes: what a dtype has rounded away."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", RoundingWarning)
+            show = warnings.showwarning
+
+            def note(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+                if issubclass(category, RoundingWarning):
+                    self.note(str(message))
+                else:
+                    show(message, category, *place, **options)
+
+            warnings.showwarning = note
+            yield
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:

@@ -35,7 +35,8 @@ def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal
     found = _load(path)
     if isinstance(found, Subset):
         raise AdapeftError(f"{path}: a subset, and a PEFT adapter holds trained values. Give the delta of a run.")
-    folders = save_for_peft(found, model, out)
+    with terminal.noting():
+        folders = save_for_peft(found, model, out)
     for folder in folders:
         print(folder)
     if len(folders) > 1:

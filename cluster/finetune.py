@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from adapeft.choose.subset import Subset
 from adapeft.config import Config
 from adapeft.config_file import to_yaml
+from adapeft.errors import RoundingWarning
 from adapeft.inputs.batches import num_micro_batches
 from adapeft.inputs.losses import micro_losses
 from adapeft.inputs.metrics import primary
@@ -41,7 +43,10 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
     plan = plan_training(config.train, len(inputs.train))
-    model = attach(inputs.model(), Subset.load(RunFolder.of(config).subset))
+    with warnings.catch_warnings():
+        # DeepSpeed steps copies in float32.
+        warnings.simplefilter("ignore", RoundingWarning)
+        model = attach(inputs.model(), Subset.load(RunFolder.of(config).subset))
     engine = training_engine(
         model,
         zero_stage=config.cluster.zero_stage,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from adapeft.artifact import provenance, save_json
 from adapeft.choose.choose import check_budget, choose
@@ -26,8 +26,9 @@ from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Transfer
 from adapeft.inputs.batches import draw_calibration
-from adapeft.inputs.checkpoint import Checkpoint
+from adapeft.inputs.checkpoint import Checkpoint, open_checkpoint
 from adapeft.inputs.model import CONFIG_ERRORS, build_structure
+from adapeft.inputs.weight_files import has_weights
 from adapeft.keys import as_yaml
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import mean_gradient
@@ -135,7 +136,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     structure = _structure(config)
     groups = groups_of(structure, config.select)
     budget = check_budget(groups, config.select)
-    checkpoint = _checkpoint(config, structure, groups)
+    checkpoint = _checkpoint(config, structure)
     if settings.inside == "slope":
         unmapped, mapped = counterparts(profiles, groups)
         own = _by_slope(config, groups, statistics)
@@ -158,7 +159,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     )
     check_not_empty(subset)
     if checkpoint is not None:
-        subset = subset.described(fingerprint=checkpoint.fingerprint())
+        subset = subset.described(fingerprint=checkpoint.fingerprint(groups.new))
     return Transferred(config, subset, groups, profiles, method, reach, scores)
 
 
@@ -217,7 +218,7 @@ def _density_correlation(found: Transferred, measured: Statistics) -> float:
     return float(spearmanr([foretold[index][-1] for index in known], own[known]).statistic)  # type: ignore[index]
 
 
-def _structure(config: Config) -> torch.nn.Module:
+def _structure(config: Config) -> PreTrainedModel:
     model = config.model
     try:
         target = AutoConfig.from_pretrained(
@@ -228,12 +229,12 @@ def _structure(config: Config) -> torch.nn.Module:
     return build_structure(target, model.task, trust_remote_code=model.trust_remote_code)
 
 
-def _checkpoint(config: Config, structure: torch.nn.Module, groups: Groups) -> Checkpoint | None:
+def _checkpoint(config: Config, structure: PreTrainedModel) -> Checkpoint | None:
     """The target's weights on disk; None for a config alone."""
     folder = Path(config.model.name)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+    if folder.is_dir() and not has_weights(folder):
         return None
-    return Checkpoint(config.model.name, structure, groups.new)
+    return open_checkpoint(config.model.name, structure)
 
 
 def _scores(config: Config, settings: Transfer, groups: Groups, checkpoint: Checkpoint | None) -> Scores | None:
@@ -249,13 +250,11 @@ def _scores(config: Config, settings: Transfer, groups: Groups, checkpoint: Chec
 
 
 def _by_weight_norm(groups: Groups, checkpoint: Checkpoint) -> Scores:
-    """Squared norms of rows, magnitudes of elements, read a shard at a time."""
+    """Squared norms of rows, magnitudes of elements, read a tensor at a time."""
     places = {info.name: index for index, info in enumerate(groups.parameters)}
     scores: dict[int, Tensor] = {}
-    for shard in checkpoint.shards:
-        for name, tensor in checkpoint.tensors(shard):
-            if name in places:
-                scores[places[name]] = _of_groups(groups, places[name], tensor.float().square().flatten())
+    for name, tensor in checkpoint.tensors(places):
+        scores[places[name]] = _of_groups(groups, places[name], tensor.float().square().flatten())
     return scores.__getitem__
 
 

@@ -1,110 +1,240 @@
-"""A checkpoint's tensors under the names of a model, a shard at a time: the whole model is never in memory."""
+"""A base model's weights on disk, as transformers loads them: a tensor at a time wherever that is possible."""
 
 from __future__ import annotations
 
-import json
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import snapshot_download
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import base_name, fingerprint, sample
-from adapeft.reading import Header, reading
+from adapeft.inputs.structure import parameter_names
+from adapeft.inputs.weight_files import local_folder, weight_files
+from adapeft.inputs.weight_names import WeightNames
+from adapeft.reading import reading
 
-INDEX = "model.safetensors.index.json"
 
+def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
+    """The weights of ``base`` for a model like ``structure``.
 
-class Checkpoint:
-    """Safetensors of a base model, read as ``structure`` names them.
+    They are read from safetensors a tensor at a time. Where transformers converts tensors (experts that it fuses), or
+    where they are pickled, it loads the whole model into this process's memory, in the checkpoint's own dtype.
 
     Args:
         base: folder or hub name.
-        structure: the model to name them for, which may be on the meta device.
-        new: its parameters that no base checkpoint holds.
+        structure: the model, which may be on the meta device.
 
     Raises:
-        AdapeftError: no such base, or none with safetensors.
+        AdapeftError: no such base, or none with weights.
+    """
+    folder = local_folder(base)
+    files = weight_files(folder, base, getattr(structure.config, "transformers_weights", None))
+    if all(file.suffix == ".safetensors" for file in files):
+        found = SafetensorsCheckpoint(folder, files, structure)
+        if not found.is_converted:
+            return found
+    return LoadedCheckpoint(folder, structure)
+
+
+class Checkpoint(ABC):
+    """Weights by the names of ``structure``; a tied parameter has the first of its names.
+
+    Attributes:
+        folder: of the base model.
+        structure: the model; a tie of its config that the weights contradict is undone in it, as transformers does.
+        mismatched: name → shape in the checkpoint, where the model has another; such a tensor is not among the stored.
+        unknown: keys of the files that the model has no place for.
     """
 
-    def __init__(self, base: str, structure: nn.Module, new: tuple[str, ...] = ()) -> None:
-        self.folder = local_folder(base)
-        self.prefix = getattr(structure, "base_model_prefix", "")
-        self.parameters = [name for name, _ in structure.named_parameters() if name not in new]
-        self.buffers = {name for name, _ in structure.named_buffers()}
-        self.shards = _shards(self.folder, base)
-        self._by_base_name = {base_name(name, self.prefix): name for name in (*self.parameters, *self.buffers)}
+    folder: Path
+    structure: PreTrainedModel
+    mismatched: dict[str, tuple[int, ...]]
+    unknown: list[str]
 
-    def tensors(self, shard: Path) -> Iterator[tuple[str, Tensor]]:
-        """(name in the model, tensor) of a shard; what the model does not have, such as another head, is left out."""
-        with _opened(shard) as file:
-            for key in file.keys():  # noqa: SIM118
-                name = self.name_of(key)
-                if name is not None:
-                    yield name, file.get_tensor(key)
-
-    def name_of(self, key: str) -> str | None:
-        """The model's name for what a file calls ``key``, with the base model's prefix or without; None for others."""
-        return self._by_base_name.get(base_name(key, self.prefix))
-
+    @abstractmethod
     def stored(self) -> set[str]:
-        """Names in the model of everything that the checkpoint holds."""
-        found: set[str | None] = set()
-        for shard in self.shards:
-            with _opened(shard) as file:
-                found |= {self.name_of(key) for key in file.keys()}  # noqa: SIM118
-        return {name for name in found if name is not None}
+        """Names of everything that the checkpoint holds of the model."""
+
+    @abstractmethod
+    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of all that is stored, or of those of ``names`` alone."""
 
     def read(self, names: Collection[str]) -> dict[str, Tensor]:
         """Those of ``names`` that the checkpoint holds; no other weight is read."""
-        found = {}
-        for shard in self.shards:
-            with _opened(shard) as file:
-                for key in file.keys():  # noqa: SIM118
-                    name = self.name_of(key)
-                    if name is not None and name in names:
-                        found[name] = file.get_tensor(key)
-        return found
+        return dict(self.tensors(names))
 
-    def fingerprint(self) -> str:
-        """Fingerprint of the base model.
+    def parameters(self, new: Collection[str] = ()) -> list[str]:
+        """Names of the model's parameters without the ``new`` ones, which no base checkpoint holds."""
+        return [name for name, _ in self.structure.named_parameters() if name not in new]
+
+    def fingerprint(self, new: Collection[str] = ()) -> str:
+        """Fingerprint of the base model without its ``new`` parameters.
 
         Raises:
-            AdapeftError: a parameter is stored under another name.
+            AdapeftError: the checkpoint does not hold a parameter.
         """
-        entries = {}
-        for shard in self.shards:
-            for name, tensor in self.tensors(shard):
-                if name not in self.buffers:
-                    entries[name] = (base_name(name, self.prefix), sample(tensor), tuple(tensor.shape))
-        missing = sorted(set(self.parameters) - set(entries))
+        names = self.parameters(new)
+        missing = sorted(set(names) - self.stored())
         if missing:
-            raise AdapeftError(
-                f"the base checkpoint stores {missing[0]!r} (and {len(missing) - 1} more) under other names. Load the "
-                f"model in Python, apply the delta and call save_pretrained."
+            raise AdapeftError(self._not_stored(missing))
+        prefix = self.structure.base_model_prefix
+        return fingerprint(
+            (base_name(name, prefix), sample(tensor), tuple(tensor.shape)) for name, tensor in self.tensors(names)
+        )
+
+    def settle_ties(self) -> None:
+        """Says in the config that nothing is tied, where the weights contradict all that it ties."""
+        configured = self.structure.get_expanded_tied_weights_keys(all_submodels=True)
+        if configured and not self.structure.all_tied_weights_keys:
+            self.structure.config.tie_word_embeddings = False
+
+    def _not_stored(self, missing: list[str]) -> str:
+        """The message for parameters that transformers would initialize at random."""
+        name, prefix = missing[0], self.structure.base_model_prefix
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        said = f"{self.folder}: the base checkpoint has no {name!r}{more}"
+        if name in self.mismatched:
+            shape = tuple(self.structure.get_parameter(name).shape)
+            return (
+                f"{self.folder}: the base checkpoint has {name!r} of shape {self.mismatched[name]}, and by its config "
+                f"and the delta's labels the model has {shape} there. Give the base that the delta was trained on."
             )
-        return fingerprint(entries.values())
+        head, is_tied = self.structure.get_output_embeddings(), self.structure.config.tie_word_embeddings
+        is_head_alone = len(missing) == 1 and not is_tied and head is not None
+        if is_head_alone and self.structure.get_parameter(name) is getattr(head, "weight", None):
+            return (
+                f"{said}, and config.json says tie_word_embeddings = false: transformers starts it at random each time "
+                f"it loads this folder. Save the model that was trained on with save_pretrained, or set "
+                f"tie_word_embeddings to true if the head is the embedding."
+            )
+        similar = [key for key in self.unknown if key.endswith(base_name(name, prefix))]
+        stored_as = f"; it has {similar[0]!r}, a name that transformers does not know" if similar else ""
+        return (
+            f"{said}{stored_as}: transformers starts it at random when it loads this folder. Load the model in Python, "
+            f"call save_pretrained, and give that folder."
+        )
 
 
-def local_folder(base: str) -> Path:
-    """The folder of a base model, fetched from the hub where it is none.
+class SafetensorsCheckpoint(Checkpoint):
+    """Safetensors that are read a tensor at a time.
 
-    Raises:
-        AdapeftError: neither a folder nor on the hub.
+    Attributes:
+        shards: the files.
+        is_converted: whether transformers makes other tensors of those in the files, which are then not to be used.
     """
-    if Path(base).is_dir():
-        return Path(base)
-    try:
-        return Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]))
-    except Exception as error:
-        raise AdapeftError(f"--model {base!r}: neither a folder nor a model the hub has ({error}).") from error
+
+    def __init__(self, folder: Path, shards: list[Path], structure: PreTrainedModel) -> None:
+        self.folder, self.shards, self.structure = folder, shards, structure
+        self.mismatched, self.unknown = {}, []
+        names = WeightNames(structure)
+        state = structure.state_dict()
+        self.is_converted = not names.are_stable
+        self._keys: dict[Path, dict[str, str]] = {shard: {} for shard in shards}  # key → name
+        for shard in shards:
+            with _opened(shard) as file:
+                for key in file.keys():  # noqa: SIM118
+                    name, converted = names.find(key)
+                    if name is None:
+                        self.unknown.append(key)
+                        continue
+                    self.is_converted |= converted
+                    shape = tuple(file.get_slice(key).get_shape())
+                    if shape == tuple(state[name].shape) or converted:
+                        self._keys[shard][key] = name
+                    else:
+                        self.mismatched[name] = shape
+        counts = Counter(name for keys in self._keys.values() for name in keys.values())
+        self.is_converted |= any(count > 1 for count in counts.values())
+        if not self.is_converted:
+            self._untie()
+            self._drop_second_names()
+
+    def stored(self) -> set[str]:
+        """See ``Checkpoint.stored``."""
+        return {name for keys in self._keys.values() for name in keys.values()}
+
+    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """See ``Checkpoint.tensors``."""
+        for shard in self.shards:
+            yield from self.in_shard(shard, names)
+
+    def in_shard(self, shard: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """``tensors`` of one file."""
+        wanted = {key: name for key, name in self._keys[shard].items() if names is None or name in names}
+        if wanted:
+            with _opened(shard) as file:
+                for key, name in wanted.items():
+                    yield name, file.get_tensor(key)
+
+    def _untie(self) -> None:
+        """Undoes ties between parameters that are both stored, with other values.
+
+        As ``PreTrainedModel.tie_weights`` when it loads: "both are present in the checkpoints with different values,
+        so we will NOT tie them".
+        """
+        stored = self.stored()
+        for target, source in list(self.structure.all_tied_weights_keys.items()):
+            if target not in stored or source not in stored:
+                continue
+            values = self.read([target, source])
+            if torch.equal(values[target].to(values[source].dtype), values[source]):
+                continue
+            owner, _, local_name = target.rpartition(".")
+            own = nn.Parameter(torch.empty_like(self.structure.get_parameter(source)))
+            setattr(self.structure.get_submodule(owner), local_name, own)
+            del self.structure.all_tied_weights_keys[target]
+
+    def _drop_second_names(self) -> None:
+        """Gives a tied parameter the first of its names, once."""
+        first, seen = parameter_names(self.structure), set()
+        for keys in self._keys.values():
+            for key, name in list(keys.items()):
+                keys[key] = known = first.get(name, name)
+                if known in seen:
+                    del keys[key]
+                seen.add(known)
 
 
-class _Index(Header):
-    weight_map: dict[str, str]
+class LoadedCheckpoint(Checkpoint):
+    """Weights that transformers has loaded, whole; ``structure`` holds them."""
+
+    def __init__(self, folder: Path, structure: PreTrainedModel) -> None:
+        with reading(f"{folder}: transformers cannot load the base", "Give a base that it loads."):
+            loaded: Any = type(structure).from_pretrained(
+                folder,
+                config=deepcopy(structure.config),
+                dtype="auto",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )
+        model, info = loaded
+        self.folder, self.structure = folder, model.eval()
+        self.mismatched = {name: tuple(shape) for name, shape, _ in info["mismatched_keys"]}
+        self.unknown = sorted(info["unexpected_keys"])
+        first = parameter_names(model)
+        missing = {*info["missing_keys"], *self.mismatched}
+        self._stored = {first.get(name, name) for name in model.state_dict() if name not in missing}
+
+    def stored(self) -> set[str]:
+        """See ``Checkpoint.stored``."""
+        return self._stored
+
+    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """See ``Checkpoint.tensors``; copies, for a reader may change them."""
+        state = self.structure.state_dict()
+        for name in sorted(self._stored):
+            if names is None or name in names:
+                yield name, state[name].clone()
 
 
 @contextmanager
@@ -114,20 +244,3 @@ def _opened(shard: Path) -> Iterator[safe_open]:
         file = safe_open(shard, framework="pt")
     with file:
         yield file
-
-
-def _shards(folder: Path, base: str) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        with reading(f"{index}: damaged", "Fetch the base again."):
-            names = sorted(set(_Index.model_validate(json.loads(index.read_bytes())).weight_map.values()))
-            # A file name from an index must not lead out of the checkpoint.
-            if any(Path(name).name != name for name in names):
-                raise AdapeftError(f"{index}: a shard's name is not a plain file name.")
-            missing = [name for name in names if not (folder / name).is_file()]  # an OSError for a name too long
-        if missing:
-            raise AdapeftError(f"{index}: names {missing[0]!r}, which is not there. Fetch the base again.")
-        return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    raise AdapeftError(f"--model {base!r}: no model.safetensors. Save the base with save_pretrained first.")

@@ -22,6 +22,7 @@ from adapeft.inputs.divided import unsharded
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.inputs.wrappers import ATTACHMENT, bare, unwrap
 from adapeft.reading import Header, Line, reading
+from adapeft.rounding import Rounding
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.tune.attach import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import changed_buffers
@@ -45,22 +46,32 @@ class Change:
     part: Part
     values: Tensor
 
-    def add_to(self, parameter: Tensor, touched: Tensor | None = None) -> None:
+    def add_to(self, parameter: Tensor, touched: Tensor | None = None) -> Rounding:
         """Adds the difference in place, in float32, rounded once to the parameter's dtype.
 
         Args:
             parameter: of the base.
             touched: what the method of that name has returned, where it is at hand: then it is not read again.
+
+        Returns:
+            What was lost in that rounding.
         """
-        values = self.values.to(parameter.device, torch.float32)
+        difference = self._difference(parameter.device)
+        before = self.touched(parameter) if touched is None else touched
+        after = (before + difference).to(parameter.dtype)  # torch adds in the wider dtype
+        self.put_back(parameter, after)
+        return Rounding.between(before, after, difference)
+
+    def rounding(self, before: Tensor, after: Tensor) -> Rounding:
+        """What was lost where this change made the parameter ``after`` of ``before``."""
+        return Rounding.between(self.touched(before), self.touched(after), self._difference(before.device))
+
+    def _difference(self, device: torch.device) -> Tensor:
+        """float32, in the shape of ``touched``."""
+        values = self.values.to(device, torch.float32)
         if self.part.kind == "lora":
-            values = low_rank_sum(self.part, values)
-        if self.part.indices is None:
-            parameter.add_(values)  # torch computes in the wider dtype and rounds once
-        else:
-            entries = self.touched(parameter) if touched is None else touched
-            dim = 0 if self.part.kind == "elements" else self.part.dim
-            self.put_back(parameter, (entries.float() + values.movedim(0, dim)).to(parameter.dtype))
+            return low_rank_sum(self.part, values)
+        return values.movedim(0, self.part.dim) if self.part.kind == "rows" else values
 
     def to(self, device: torch.device) -> Change:
         """The same change with its tensors on ``device``."""
@@ -280,8 +291,8 @@ class Delta:
         whole = {**self.new, **self.buffers}
         replaced = [(places[name], places[name].detach().clone()) for name in whole]
         adapters = [name for name in self.changes if name not in in_place]
-        for change, parameter, entries in undo:
-            change.add_to(parameter, entries)
+        rounding = sum((change.add_to(parameter, entries) for change, parameter, entries in undo), Rounding())
+        rounding.warn("Load the base in float32 to keep them.")
         for name in adapters:
             pieces = add_adapter(model, name, self.changes[name].part.split(self.changes[name].values))
             for module, local_name in pieces.values():

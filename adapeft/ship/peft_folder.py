@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adapeft.artifact import check_new_folder, new_folder
 from adapeft.errors import AdapeftError
+from adapeft.rounding import Rounding
 from adapeft.ship.base import Base, base_of
 from adapeft.ship.delta import Change, Delta
 from adapeft.ship.peft_parts import PREFIX, REMEDY, PeftParts, shira_rank, sort_for_peft
@@ -47,7 +48,7 @@ def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
     check_new_folder(out)
     found = base_of(delta, base)
     parts = sort_for_peft(delta, found.structure)
-    delta.check_fingerprint(found.checkpoint.fingerprint())
+    delta.check_fingerprint(found.checkpoint.fingerprint(delta.new))
     both = bool(parts.elements and parts.needs_lora)
     adapters: dict[str, tuple[LoraConfig | ShiraConfig, dict[str, Tensor]]] = {}
     if parts.elements:
@@ -136,9 +137,8 @@ def _modules(paths: Collection[str], delta: Delta, base: Base) -> dict[str, Tens
 def _trained(names: Collection[str], delta: Delta, base: Base) -> dict[str, Tensor]:
     """Values of parameters and buffers with the delta in them, in the base's dtype."""
     found = base.checkpoint.read(set(names))
-    for name, value in found.items():
-        if name in delta.changes:
-            delta.changes[name].add_to(value)
+    rounding = sum((delta.changes[name].add_to(found[name]) for name in found if name in delta.changes), Rounding())
+    rounding.warn('Merge the delta in float32 instead: adapeft.merge(…, dtype="float32"), or merge --dtype float32.')
     whole = {**delta.new, **delta.buffers}
     return {**found, **{name: whole[name] for name in names if name in whole}}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError, did_you_mean
-from adapeft.inputs.checkpoint import Checkpoint
 from adapeft.inputs.fingerprint import base_name
 from adapeft.inputs.structure import describe_parameters, is_linear_layer
 from adapeft.ship.base import Base, open_base
@@ -47,15 +45,15 @@ def load_from_peft(folder: str | Path, base: str, task: str | None = None) -> De
     if labels:
         opened = open_base(base, task, labels)
     stored = opened.checkpoint.stored()
-    new = tuple(name for name in opened.checkpoint.parameters if name not in stored)
-    making = _Making(str(folder), replace(opened, checkpoint=Checkpoint(base, opened.structure, new)), new)
+    new = tuple(name for name in opened.checkpoint.parameters() if name not in stored)
+    making = _Making(str(folder), opened, new)
     making.add_saved(adapter)
     for path, low_rank in adapter.layers.items():
         making.add_layer(path, low_rank)
     for path, (indices, rows) in adapter.tokens.items():
         making.add_rows(path, indices, rows)
     description = {"method": "lora", "model": {"name": base, "task": task, "labels": labels}}
-    return Delta(making.changes, making.new, making.base.checkpoint.fingerprint(), description)
+    return Delta(making.changes, making.new, opened.checkpoint.fingerprint(new), description, making.buffers)
 
 
 def _labels(adapter: PeftAdapter, base: Base) -> dict[str, Any]:
@@ -76,6 +74,7 @@ class _Making:
         self.folder, self.base, self.new_names = folder, base, new
         self.changes: dict[str, Change] = {}
         self.new: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
         self.infos = {info.name: info for info in describe_parameters(base.structure)}
         self.places = parameter_places(base.structure)
         prefix = base.structure.base_model_prefix
@@ -86,7 +85,13 @@ class _Making:
     def add_saved(self, adapter: PeftAdapter) -> None:
         """Modules that the adapter holds whole: new parameters, or differences to the base."""
         saved: dict[str, dict[str, Tensor]] = {}
+        buffers = {name: buffer.shape for name, buffer in self.base.structure.named_buffers()}
+        before = self.base.checkpoint.read(buffers)
         for key, value in adapter.whole.items():
+            if buffers.get(key) == value.shape:
+                if key not in before or not torch.equal(before[key], value):
+                    self.buffers[key] = value
+                continue
             name, place = self._find(key)
             if value.shape != self.infos[name].shape:
                 self._refuse(f"{key!r} has shape {tuple(value.shape)}, in the base {self.infos[name].shape}")

@@ -16,6 +16,7 @@ from adapeft.choose.subset import Part, Subset
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.inputs.wrappers import ATTACHMENT, bare, check_before_trainer, unwrap
+from adapeft.rounding import warn_of_coarse_training
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
 from adapeft.tune.buffers import set_buffers, stored_buffers
 from adapeft.tune.leaves import DensePart, add_dense_leaves, add_leaf, leaf_shape, remove_leaves
@@ -168,6 +169,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
         for name in whole
         if name not in subset.new and not parameters[name].is_meta
     }
+    warn_of_coarse_training({name: parameters[name] for name in whole if not parameters[name].is_meta})
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
     guard = model.register_forward_pre_hook(_check_trainable)
     attachment = Attachment(subset, fingerprint, trained, base, required_grad, rule, dense, buffers, dropout, guard)

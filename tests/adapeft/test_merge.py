@@ -28,6 +28,7 @@ from adapeft.inputs.data import DataDescription
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.inputs.model import label_options
 from adapeft.inputs.structure import new_parameters
+from adapeft.rounding import Rounding
 from tests.adapeft.test_load_model import save_tokenizer
 from tests.oracles_tune import changed, densify, inside, logits, make_subset, trained_delta, weights
 from tests.tiny import make_batches, make_bert, make_gpt2
@@ -167,7 +168,7 @@ def test_a_base_without_tokenizer(tmp_path):
     found, _ = trained_delta(make_gpt2, "row", model=LANGUAGE)
     merge(found, str(tmp_path / "base"), tmp_path / "out")
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"config.json", "generation_config.json", "model.safetensors"}
+    assert written == {"config.json", "generation_config.json", "model.safetensors", "adapeft_merge.json"}
 
 
 def test_a_bfloat16_checkpoint_stays_bfloat16(tmp_path):
@@ -203,6 +204,9 @@ class _Recorder:
             def keys(self):
                 return file.keys()
 
+            def get_slice(self, key):
+                return file.get_slice(key)
+
             def get_tensor(self, key):
                 tensor = file.get_tensor(key)
                 recorder.alive.add(tensor)
@@ -228,7 +232,7 @@ def test_checking_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
     base = save(make_bert().bert, tmp_path / "base")
     recorder = _Recorder()
     monkeypatch.setattr(checkpoint, "safe_open", recorder)
-    monkeypatch.setattr(merging._Merging, "write", lambda *_: None)
+    monkeypatch.setattr(merging._Merging, "write", lambda *_: Rounding())
     merge(bert_delta(), str(base), tmp_path / "out")
     largest = max(t.numel() * t.element_size() for t in load_file(base / "model.safetensors").values())
     assert 0 < recorder.largest <= 2 * largest
@@ -280,7 +284,7 @@ def test_bases_without_usable_weights_are_refused(tmp_path, monkeypatch):
         index.write_text(re.sub(re.escape(shards[0].name), evil, content))
         refused("a shard's name is not a plain file name|which is not there", found, base, out)
     index.unlink()
-    refused("no model.safetensors. Save the base with save_pretrained first", found, base, out)
+    refused("no model.safetensors and no pytorch_model.bin, only .*save_pretrained first", found, base, out)
 
 
 def test_a_shard_may_not_come_from_outside(tmp_path):
@@ -291,14 +295,6 @@ def test_a_shard_may_not_come_from_outside(tmp_path):
     index = base / "model.safetensors.index.json"
     index.write_text(index.read_text().replace(shard.name, "../evil"))
     refused("a shard's name is not a plain file name", bert_delta(), base, tmp_path / "out")
-
-
-def test_parameters_under_other_names_are_refused(tmp_path):
-    base = save(make_bert().bert, tmp_path / "base")
-    file = base / "model.safetensors"
-    save_file({key.replace("LayerNorm.weight", "LayerNorm.gamma"): v for key, v in load_file(file).items()}, file)
-    message = r"stores 'bert.embeddings.LayerNorm.weight' \(and 4 more\) under other names"
-    refused(message, bert_delta(), base, tmp_path / "out")
 
 
 def test_a_delta_that_does_not_name_its_task_is_refused(tmp_path):
