@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from adapeft.choose.subset import Subset
@@ -37,6 +38,12 @@ def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal
         raise AdapeftError(f"{path}: a subset, and a PEFT adapter holds trained values. Give the delta of a run.")
     with terminal.noting():
         folders = save_for_peft(found, model, out)
+    beyond = [what for folder in folders for what in _beyond_lora(folder)]
+    if beyond:
+        terminal.note(
+            f"the adapter has {', '.join(beyond)}: PEFT loads them, while loaders of plain LoRA, such as vLLM's, "
+            f"refuse or ignore them. `adapeft merge` writes a checkpoint that holds everything"
+        )
     for folder in folders:
         print(folder)
     if len(folders) > 1:
@@ -44,6 +51,18 @@ def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal
             "two adapters that belong together: PeftMixedModel.from_pretrained(model, '…/shira', 'shira'), then "
             "load_adapter('…/lora', 'lora') and set_adapter(['shira', 'lora'])"
         )
+
+
+def _beyond_lora(folder: Path) -> list[str]:
+    """What an adapter has that is not LoRA on matrices."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    found = {
+        "modules saved whole": config.get("modules_to_save"),
+        "rows of embeddings": config.get("trainable_token_indices"),
+        "biases": config.get("lora_bias"),
+        "single elements": config["peft_type"] == "SHIRA",
+    }
+    return [what for what, there in found.items() if there]
 
 
 def _load(path: Path) -> Subset | Delta:

@@ -153,8 +153,11 @@ def _low_rank(folder: Path, path: str, pieces: Mapping[str, Tensor], config: Map
         raise AdapeftError(f"{folder}: {path!r} has a LoRA of rank {len(a)}, and by adapter_config.json of {rank!r}.")
     if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise AdapeftError(f"{folder}: {path!r} has alpha {alpha!r}, which has to be a number above 0.")
-    scaled = alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
-    return LowRank(a.float(), b.float(), pieces.get("bias"), scaled, is_embedding)
+    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    used = a.any(1) | b.any(0)  # what is padded with zeros to the rank of other layers adds nothing
+    used[0] = True
+    a, b = a[used].float(), b[:, used].float()
+    return LowRank(a, b, pieces.get("bias"), scaling * len(a), is_embedding)
 
 
 def _of_layer(folder: Path, path: str, config: Mapping[str, Any], pattern: str, key: str) -> Any:

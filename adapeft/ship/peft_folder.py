@@ -17,8 +17,8 @@ from adapeft.errors import AdapeftError
 from adapeft.rounding import Rounding
 from adapeft.ship.base import Base, base_of
 from adapeft.ship.delta import Change, Delta
+from adapeft.ship.peft_lora import lora_for_peft, target_modules
 from adapeft.ship.peft_parts import PREFIX, REMEDY, PeftParts, shira_rank, sort_for_peft
-from adapeft.tune.lora import lora_config
 
 # A second adapter is matched against names with PEFT's prefix.
 _OPTIONAL_PREFIX = f"({PREFIX})?".replace(".", r"\.")
@@ -27,9 +27,10 @@ _OPTIONAL_PREFIX = f"({PREFIX})?".replace(".", r"\.")
 def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft.PeftModel.from_pretrained``.
 
-    LoRA stays LoRA, each matrix with its rank; k rows of a linear layer are LoRA of rank k exactly; single elements
-    become SHiRA; rows of embeddings become trainable tokens; the bias of a linear layer becomes one of LoRA. Every
-    other tensor, and a matrix too dense for SHiRA, goes with its module into ``modules_to_save``: base + difference.
+    LoRA stays LoRA, and k rows of a linear layer are LoRA of rank k exactly: a loader that knows only r, lora_alpha and
+    the tensors reads both right (see ``peft_lora``). Single elements become SHiRA; rows of embeddings become trainable
+    tokens; the bias of a linear layer becomes one of LoRA. Every other tensor, and a matrix too dense for SHiRA, goes
+    with its module into ``modules_to_save``: base + difference, in the base's dtype. These four only PEFT loads.
     With SHiRA and LoRA both there are two folders, ``out/shira`` and ``out/lora``, for ``peft.PeftMixedModel`` to load
     in this order.
 
@@ -52,7 +53,7 @@ def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
     both = bool(parts.elements and parts.needs_lora)
     adapters: dict[str, tuple[LoraConfig | ShiraConfig, dict[str, Tensor]]] = {}
     if parts.elements:
-        adapters["shira"] = _shira(parts, before=_OPTIONAL_PREFIX if both else "")
+        adapters["shira"] = _shira(parts, found, before=_OPTIONAL_PREFIX if both else "")
     if parts.needs_lora or not parts.elements:
         adapters["lora"] = _lora(parts, delta, found, before=_OPTIONAL_PREFIX if both else "")
     first, beside = adapters["shira" if parts.elements else "lora"]
@@ -73,20 +74,18 @@ def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
 
 def _lora(parts: PeftParts, delta: Delta, base: Base, before: str) -> tuple[LoraConfig, dict[str, Tensor]]:
     if parts.lora:
-        config = lora_config({name: change.part for name, change in parts.lora.items()}, before)
+        config, factors = lora_for_peft(parts.lora, base.structure, before)
     else:
-        config = LoraConfig(target_modules=DUMMY_TARGET_MODULES)
+        config, factors = LoraConfig(r=1, lora_alpha=1, target_modules=DUMMY_TARGET_MODULES), {}
     config.lora_bias = bool(parts.biases)
     tensors: dict[str, Tensor] = {}
-    for name, change in parts.lora.items():
-        layer = name.removesuffix(".weight")
-        tensors |= {f"{layer}.{piece}.weight": value for piece, value in change.part.split(change.values).items()}
+    for layer, (a, b) in factors.items():
+        tensors |= {f"{layer}.lora_A.weight": a, f"{layer}.lora_B.weight": b}
         if config.lora_bias:
-            bias = torch.zeros(change.part.shape[change.part.dim])
+            bias = torch.zeros(len(b))
             if layer in parts.biases:
                 parts.biases[layer].add_to(bias)
-            # PEFT scales the bias with the product.
-            tensors[f"{layer}.lora_B.bias"] = bias * (change.part.rank / change.part.alpha)
+            tensors[f"{layer}.lora_B.bias"] = bias
     if parts.tokens:
         rows = {path: _indices(change) for path, change in parts.tokens.items()}
         config.trainable_token_indices = {path: indices.tolist() for path, indices in rows.items()}
@@ -96,7 +95,7 @@ def _lora(parts: PeftParts, delta: Delta, base: Base, before: str) -> tuple[Lora
     return config, tensors
 
 
-def _shira(parts: PeftParts, before: str) -> tuple[ShiraConfig, dict[str, Tensor]]:
+def _shira(parts: PeftParts, base: Base, before: str) -> tuple[ShiraConfig, dict[str, Tensor]]:
     """SHiRA has r (in + out) elements in every matrix, with one r for all: zeros fill up what a matrix needs less."""
     r = max(shira_rank(change) for change in parts.elements.values())
     tensors = {}
@@ -112,9 +111,9 @@ def _shira(parts: PeftParts, before: str) -> tuple[ShiraConfig, dict[str, Tensor
         r=r,
         # Any name but PEFT's own "random": the positions come from the file.
         mask_type="adapeft",  # type: ignore[arg-type]
-        target_modules=lora_config(
-            {name: change.part for name, change in parts.elements.items()}, before
-        ).target_modules,
+        target_modules=target_modules(
+            [name.removesuffix(".weight") for name in parts.elements], base.structure, before
+        ),
         inference_mode=True,
     )
     return config, tensors

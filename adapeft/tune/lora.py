@@ -80,14 +80,9 @@ def add_lora(model: nn.Module, parts: Mapping[str, Part], seed: int) -> dict[str
     return {name: _start(model.get_submodule(_layer(name)), name, part, seed) for name, part in parts.items()}
 
 
-def lora_config(parts: Mapping[str, Part], before: str = "") -> LoraConfig:
-    """PEFT's description of LoRA on exactly these weights, each with its own rank and alpha.
-
-    Args:
-        parts: by the names of the weights.
-        before: pattern of what may stand before the names.
-    """
-    layers = {before + re.escape(_layer(name)): part for name, part in parts.items()}
+def lora_config(parts: Mapping[str, Part]) -> LoraConfig:
+    """PEFT's description of LoRA on exactly these weights, each with its own rank and alpha."""
+    layers = {re.escape(_layer(name)): part for name, part in parts.items()}
     return LoraConfig(
         target_modules="|".join(layers),
         rank_pattern={f"^{layer}": part.rank for layer, part in layers.items()},

@@ -165,8 +165,9 @@ def test_peft_loads_what_is_exported(name, tmp_path):
     loaded = PeftModel.from_pretrained(MODELS[name](), tmp_path / "peft")
     torch.testing.assert_close(logits(loaded.base_model.model), logits(model))
     assert not torch.allclose(logits(model), logits(MODELS[name]()))
-    ranks = {module.r["default"] for module in loaded.modules() if isinstance(module, LoraLayer)}
-    assert ranks == {part.rank for part in parts.values()}
+    wrapped = [module for module in loaded.modules() if isinstance(module, LoraLayer)]
+    assert len(wrapped) == len(parts)
+    assert max(module.r["default"] for module in wrapped) == max(part.rank for part in parts.values())
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,7 @@ def test_rows_lora_biases_and_embeddings(name, kind, tmp_path):
     parts = parts_of(MODELS[name](), kind)
     assert {part.kind for part in parts.values()} == {"tensor", "rows", kind}
     loaded = check(MODELS[name], parts, tmp_path)
-    ranks = {module.r["default"] for module in loaded.modules() if isinstance(module, LoraLayer)}
-    assert len(ranks) > 1
+    assert any(isinstance(module, LoraLayer) for module in loaded.modules())
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     assert len([key for key in tensors if key.endswith(".trainable_tokens_delta")]) > 0
     assert any(key.endswith("lora_B.bias") for key in tensors) == (name != "llama")

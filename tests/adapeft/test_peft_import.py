@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,9 +136,13 @@ def test_there_and_back(name, tmp_path):
     delta = random_delta(MODELS[name](), parts)
     (folder,) = save_for_peft(delta, base, tmp_path / "peft")
     back = load_from_peft(folder, base)
-    assert {key: change.part for key, change in back.changes.items()} == parts
-    for key, change in delta.changes.items():
-        assert torch.equal(back.changes[key].values, change.values)
+    # The scaling is in B.
+    expected = {key: replace(part, alpha=float(part.rank)) for key, part in parts.items()}
+    assert {key: change.part for key, change in back.changes.items()} == expected
+    for key, part in parts.items():
+        ours, theirs = part.split(delta.changes[key].values), part.split(back.changes[key].values)
+        assert torch.equal(theirs["lora_A"], ours["lora_A"])
+        torch.testing.assert_close(theirs["lora_B"], ours["lora_B"] * (3.0 / part.rank), rtol=2**-22, atol=0)
     assert back.new.keys() == delta.new.keys()
     assert all(torch.equal(back.new[key], value) for key, value in delta.new.items())
     assert back.fingerprint == delta.fingerprint

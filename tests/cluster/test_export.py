@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
@@ -36,8 +38,10 @@ def test_to_peft_and_back(command, files):
     status, output, _ = command(*arguments)
     assert (status, output.splitlines()[-1]) == (0, str(files / "back.safetensors"))
     before, after = Delta.load(files / "lora.safetensors"), Delta.load(files / "back.safetensors")
-    assert before.changes[QUERY].part == after.changes[QUERY].part
-    assert torch.equal(before.changes[QUERY].values, after.changes[QUERY].values)
+    assert after.changes[QUERY].part == replace(LORA, alpha=2.0)
+    ours, theirs = (LORA.split(found.changes[QUERY].values) for found in (before, after))
+    assert torch.equal(theirs["lora_A"], ours["lora_A"])
+    assert torch.equal(theirs["lora_B"], 2 * ours["lora_B"])  # the scaling is in B
     assert "there already" in command(*arguments).stderr
     _, output, _ = command("show", files / "back.safetensors")
     assert "lora" in output
@@ -52,7 +56,19 @@ def test_two_adapters_that_belong_together(command, files):
                                      "--out", files / "peft")  # fmt: skip
     assert status == 0
     assert {path.name for path in (files / "peft").iterdir()} == {"shira", "lora"}
-    assert "PeftMixedModel" in output + errors
+    said = " ".join((output + errors).split())
+    assert "PeftMixedModel" in said
+    assert "the adapter has modules saved whole, single elements: PEFT loads them" in said
+
+
+def test_plain_lora_needs_no_note(command, tmp_path):
+    model = make_bert()
+    model.config.architectures = ["BertForSequenceClassification"]
+    model.save_pretrained(tmp_path / "base")
+    random_delta(model, {QUERY: LORA}).save(tmp_path / "delta")
+    done = command("export", tmp_path / "delta", "--to", "peft", "--model", tmp_path / "base", "--out", tmp_path / "a")
+    assert done.returncode == 0
+    assert "PEFT loads them" not in done.stdout + done.stderr
 
 
 def test_to_a_list_of_patterns(command, files):
