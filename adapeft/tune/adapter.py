@@ -97,6 +97,11 @@ def remove_adapter(model: nn.Module, name: str) -> None:
     delattr(layer, _NAME)
 
 
+def has_adapter(layer: nn.Module) -> bool:
+    """Whether an adapter stands behind a layer."""
+    return hasattr(layer, _NAME)
+
+
 def _adapted(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     adapted: Tensor = layer.get_submodule(_NAME)(output)
     return adapted

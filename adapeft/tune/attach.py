@@ -59,7 +59,8 @@ class Attachment:
         dense: name → a dense part.
         buffers: name → value before training, on the CPU, of every buffer that a checkpoint holds.
         dropout: module and attribute → the probability before, where the rule turned dropout off.
-        guard: the hook that checks before each forward pass that the subset is trained.
+        hooks: what ``attach`` has registered: the check before each forward pass that the subset is trained, and
+            what reads merged checkpoints.
         follower: what keeps the rule, once an optimizer is there.
     """
 
@@ -72,7 +73,7 @@ class Attachment:
     dense: dict[str, DensePart] = field(repr=False)
     buffers: dict[str, Tensor] = field(repr=False)
     dropout: dict[tuple[nn.Module, str], float] = field(repr=False)
-    guard: RemovableHandle = field(repr=False)
+    hooks: list[RemovableHandle] = field(repr=False)
     follower: Follower | None = None
 
     @property
@@ -125,10 +126,16 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     Attach before the model is sharded or wrapped for training (``fully_shard``, DeepSpeed, DistributedDataParallel) and
     before the optimizer is made, on every rank with the same saved subset.
 
+    The model's ``state_dict`` holds the base and the leaves under names of their own, to be loaded into a model with
+    the same subset attached. ``save_pretrained``, and so the Trainer, writes the trained model: see
+    ``adapeft.ship.saving``.
+
     Raises:
         AdapeftError: the model already has a subset, is sharded or wrapped for training, or the subset is empty or was
             chosen for another model, or a part does not go with its layer.
     """
+    from adapeft.ship.saving import hook_saving  # adapeft.ship imports this file
+
     check_before_trainer(model, "attach")
     passed, model = model, bare(model, "attach")
     if hasattr(model, ATTACHMENT):
@@ -171,8 +178,8 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     }
     warn_of_coarse_training({name: parameters[name] for name in whole if not parameters[name].is_meta})
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
-    guard = model.register_forward_pre_hook(_check_trainable)
-    attachment = Attachment(subset, fingerprint, trained, base, required_grad, rule, dense, buffers, dropout, guard)
+    hooks = [model.register_forward_pre_hook(_check_trainable), *hook_saving(model)]
+    attachment = Attachment(subset, fingerprint, trained, base, required_grad, rule, dense, buffers, dropout, hooks)
     for name in trained:
         for parameter in attachment.pieces(name).values():
             parameter.requires_grad_(True)
@@ -185,6 +192,8 @@ def detach(model: nn.Module) -> nn.Module:
 
     New parameters (a head) keep their trained values, for there is no base to go back to.
     """
+    from adapeft.ship.saving import unhook_saving
+
     passed, model = model, bare(model, "detach")
     attachment = attachment_of(model)
     parts = attachment.subset.parts
@@ -203,7 +212,9 @@ def detach(model: nn.Module) -> nn.Module:
         parameters[name].requires_grad_(required)
     for (module, attribute), probability in attachment.dropout.items():
         setattr(module, attribute, probability)
-    attachment.guard.remove()
+    unhook_saving(model)
+    for hook in attachment.hooks:
+        hook.remove()
     delattr(model, ATTACHMENT)
     return passed
 

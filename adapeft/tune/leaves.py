@@ -92,6 +92,34 @@ def remove_leaves(module: nn.Module) -> None:
         module.__class__ = type(module).__bases__[1]
 
 
+def leaves_of(module: nn.Module) -> dict[str, dict[str, str]]:
+    """Name of each parameter of ``module`` that has leaves → these → their names in ``module``."""
+    if not isinstance(module, _WithLeaves):
+        return {}
+    leaves = {name: part.leaves for name, part in module.dense_parts.items()}
+    return {
+        name: {leaf: _leaf_name(name, leaf) for leaf in leaves.get(name, (DIFFERENCE,))} for name in module.leaf_parts
+    }
+
+
+def difference_of(
+    module: nn.Module, name: str, leaves: Sequence[Tensor], shape: tuple[int, ...]
+) -> tuple[Part, Tensor]:
+    """What ``leaves`` add to the parameter ``name`` of ``module`` when it does not train, and where.
+
+    Args:
+        module: one with leaves.
+        name: of the parameter.
+        leaves: its leaves in the order of ``leaves_of``.
+        shape: of the parameter.
+    """
+    assert isinstance(module, _WithLeaves)
+    kind, dim = module.leaf_parts[name]
+    if kind == "dense":
+        return Part("tensor", shape), module.dense_parts[name].effective(leaves, training=False)
+    return Part(kind, shape, module.leaf(name)[1].cpu(), dim), leaves[0]  # type: ignore[arg-type]
+
+
 def leaf_shape(part: Part) -> tuple[int, ...]:
     """[k] for elements; for rows the parameter's shape with ``dim`` moved to the front and cut to the chosen rows."""
     assert part.indices is not None
