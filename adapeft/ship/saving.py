@@ -97,6 +97,10 @@ def save_trained(
             f"save_strategy='no', and call it after training or in a callback."
         )
     merged = merged_state_dict(model, state, keep_leaves=is_checkpoint)
+    if is_checkpoint:
+        # The Trainer loads by the names in memory, from which those of the first checkpoints of some mixtures of
+        # experts differ; from_pretrained takes either.
+        options = {"save_original_format": False, **options}
     type(model).save_pretrained(model, save_directory, is_main_process, merged, **options)
 
 

@@ -263,7 +263,8 @@ class _EmbeddingWithLeaves(_WithLeaves):
 def _class_with_leaves(cls: type[nn.Module]) -> type[nn.Module]:
     fast = {nn.Linear: _LinearWithLeaves, Conv1D: _LinearWithLeaves, nn.Embedding: _EmbeddingWithLeaves}
     # Only the classes themselves: a subclass may compute something else from the same weight.
-    return type(f"{cls.__name__}WithLeaves", (fast.get(cls, _WithLeaves), cls), {})
+    # Named as the class itself: transformers writes the name of a model's class into its config.
+    return type(cls.__name__, (fast.get(cls, _WithLeaves), cls), {})
 
 
 class _ElementsLinear(torch.autograd.Function):

@@ -15,11 +15,15 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainingArguments,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
 )
 
 import adapeft
 from adapeft import AdapeftError
 from adapeft.choose.subset import Part, Subset
+from adapeft.tune.attach import attachment_of
+from tests.adapeft.test_attach import make_mixtral
 from tests.oracles_lora import MODELS, make_llama, mixed_subset
 from tests.oracles_tune import SUBSETS, changed, logits, make_subset, train, weights
 from tests.tiny import make_batches, make_bert
@@ -212,3 +216,33 @@ def test_a_state_dict_is_the_base_and_the_leaves_and_no_plain_model_takes_it(tmp
         again = adapeft.attach(make_bert(), subset_of(make_bert(), "row"))
         again.load_state_dict(state)
         assert torch.equal(logits(again), logits(model))
+
+
+def test_a_parameter_of_the_model_itself_and_experts_under_other_names_on_disk(tmp_path):
+    """A mixture's first checkpoints name its experts apart; the Trainer loads by the names in memory alone."""
+    torch.manual_seed(0)
+    speech = Wav2Vec2Model(Wav2Vec2Config(hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=4))  # fmt: skip
+    mixture = make_mixtral()
+    experts = "model.layers.0.mlp.experts.gate_up_proj"
+    shape = tuple(mixture.get_parameter(experts).shape)
+    for model, subset in (
+        (speech, Subset({"masked_spec_embed": Part("elements", (12,), torch.tensor([1, 3]))})),
+        (mixture, Subset({experts: Part("elements", shape, torch.arange(0, 800, 7))})),
+    ):
+        again, base = copy.deepcopy(model), copy.deepcopy(model)
+        adapeft.attach(model, subset)
+        with torch.no_grad():
+            for leaf in attachment_of(model).trained.values():
+                leaf.normal_(generator=torch.Generator().manual_seed(1))
+        expected = applied(model, base)
+        for folder in ("final", "checkpoint-5"):
+            model.save_pretrained(tmp_path / folder)
+            loaded = type(base).from_pretrained(tmp_path / folder)
+            assert not any(mask.any() for mask in changed(expected, weights(loaded)).values())
+            assert loaded.config.architectures == [type(base).__name__]
+        adapeft.attach(again, subset)
+        again.load_state_dict(load_file(tmp_path / "checkpoint-5" / "model.safetensors"), strict=False)
+        for name, leaf in attachment_of(model).trained.items():
+            assert torch.equal(attachment_of(again).trained[name], leaf)
