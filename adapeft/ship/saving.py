@@ -29,6 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError
 from adapeft.inputs.divided import full_value, is_divided
+from adapeft.rounding import Rounding
 from adapeft.ship.delta import Change
 from adapeft.tune.adapter import has_adapter
 from adapeft.tune.leaves import difference_of, leaves_of
@@ -96,24 +97,26 @@ def save_trained(
             f"adapeft.delta(model).save(path), and adapeft.Delta.load(path).apply(base) to use it; give the Trainer "
             f"save_strategy='no', and call it after training or in a callback."
         )
-    merged = merged_state_dict(model, state, keep_leaves=is_checkpoint)
+    merged, rounding = _merged(model, state, keep_leaves=is_checkpoint)
     if is_checkpoint:
         # The Trainer loads by the names in memory, from which those of the first checkpoints of some mixtures of
         # experts differ; from_pretrained takes either.
         options = {"save_original_format": False, **options}
+    else:
+        rounding.warn('adapeft.delta(model) keeps them, and adapeft.merge(..., dtype="float32") writes them.')
     type(model).save_pretrained(model, save_directory, is_main_process, merged, **options)
 
 
 @torch.no_grad()
-def merged_state_dict(model: nn.Module, state: Mapping[str, Tensor], *, keep_leaves: bool) -> dict[str, Tensor]:
-    """The state dict of the plain model that computes what ``model`` does in evaluation mode.
+def _merged(model: nn.Module, state: Mapping[str, Tensor], *, keep_leaves: bool) -> tuple[dict[str, Tensor], Rounding]:
+    """The state dict of the plain model that computes what ``model`` does in evaluation mode, and what it lost.
 
     Args:
         model: one with leaves or LoRA.
         state: its own state dict, or as much of it as a trainer saves.
         keep_leaves: whether what was merged is there too, under names that end in ``.merged``.
     """
-    merged = dict(state)
+    merged, rounding = dict(state), Rounding()
     done: dict[tuple[int, ...], Tensor] = {}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
@@ -132,12 +135,13 @@ def merged_state_dict(model: nn.Module, state: Mapping[str, Tensor], *, keep_lea
             # A tied weight is in the state dict under all its names, and has to stay one tensor.
             place = (weight.data_ptr(), *(leaf.data_ptr() for leaf in leaves.values()))
             if place not in done:
-                done[place] = _sum(module, trained, weight, list(leaves.values()))
+                done[place], lost = _sum(module, trained, weight, list(leaves.values()))
+                rounding += lost
             merged[keys[0]] = done[place]
             if keep_leaves:
                 merged.update({key + _MERGED: leaf for key, leaf in leaves.items()})
     inside = [f"{path}.base_layer." for path, module in model.named_modules() if isinstance(module, LoraLayer)]
-    return {_plain_name(key, inside): value for key, value in merged.items()}
+    return {_plain_name(key, inside): value for key, value in merged.items()}, rounding
 
 
 def _plain_name(key: str, inside: Sequence[str]) -> str:
@@ -154,8 +158,8 @@ def _trained(module: nn.Module) -> list[_Trained]:
     return [_Trained(name, name, tuple(leaves.values())) for name, leaves in leaves_of(module).items()]
 
 
-def _sum(module: nn.Module, trained: _Trained, weight: Tensor, leaves: list[Tensor]) -> Tensor:
-    """A copy of the base's ``weight`` with the training of ``leaves`` in it."""
+def _sum(module: nn.Module, trained: _Trained, weight: Tensor, leaves: list[Tensor]) -> tuple[Tensor, Rounding]:
+    """A copy of the base's ``weight`` with the training of ``leaves`` in it, and what it was too coarse for."""
     if isinstance(module, LoraLayer):
         dim = 1 if isinstance(module.get_base_layer(), Conv1D) else 0
         rank, alpha = module.r[ADAPTER_NAME], module.lora_alpha[ADAPTER_NAME]
@@ -164,8 +168,7 @@ def _sum(module: nn.Module, trained: _Trained, weight: Tensor, leaves: list[Tens
     else:
         part, values = difference_of(module, trained.weight, leaves, tuple(weight.shape))
     total = weight.clone()
-    Change(part, values.float()).add_to(total)
-    return total
+    return total, Change(part, values.float()).add_to(total)
 
 
 def _obstacle(model: nn.Module) -> str:
@@ -205,7 +208,7 @@ def _take_apart(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: An
             values = [state.pop(leaf) for leaf in leaves]
             found = state.pop(plain)
             base = own.to(found.device, found.dtype)
-            if not is_divided(own) and not _nearly_equal(_sum(module, trained, base, values), found):
+            if not is_divided(own) and not _nearly_equal(_sum(module, trained, base, values)[0], found):
                 raise AdapeftError(
                     f"the checkpoint's {plain!r} is not the base's weight of this model with the checkpoint's training "
                     f"in it: it was trained on another base. Load that base, attach the subset, and resume again."

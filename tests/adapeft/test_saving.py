@@ -22,6 +22,7 @@ from transformers import (
 import adapeft
 from adapeft import AdapeftError
 from adapeft.choose.subset import Part, Subset
+from adapeft.errors import RoundingWarning
 from adapeft.tune.attach import attachment_of
 from tests.adapeft.test_attach import make_mixtral
 from tests.oracles_lora import MODELS, make_llama, mixed_subset
@@ -58,6 +59,7 @@ def applied(model: nn.Module, base: nn.Module) -> dict[str, torch.Tensor]:
     return {**weights(base), **{name: model.get_parameter(name).detach() for name in whole}}
 
 
+@pytest.mark.filterwarnings("ignore::adapeft.errors.RoundingWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
@@ -71,6 +73,15 @@ def test_what_save_pretrained_writes_is_the_base_with_the_delta(name, kind, dtyp
     assert loaded.config.architectures == [type(MODELS[name]()).__name__]
     for key, value in before.items():
         assert torch.equal(model.state_dict()[key], value), "saving leaves the model as it is"
+
+
+def test_what_bfloat16_rounds_away_is_said(tmp_path):
+    name = "bert.pooler.dense.weight"
+    model = adapeft.attach(make_bert().bfloat16(), Subset({name: Part("rows", (12, 12), torch.tensor([3]))}))
+    with torch.no_grad():
+        attachment_of(model).trained[name].fill_(1e-6)
+    with pytest.warns(RoundingWarning, match="of the delta's 12 entries are lost"):
+        model.save_pretrained(tmp_path)
 
 
 def test_a_model_of_its_own_inside_the_attached_one_is_written_trained_too(tmp_path):
