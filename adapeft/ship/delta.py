@@ -27,7 +27,8 @@ from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.tune.attach import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import changed_buffers
 from adapeft.tune.check import check_in_place, check_moved
-from adapeft.tune.leaves import DensePart, leaf_shape
+from adapeft.tune.leaf_functions import DensePart
+from adapeft.tune.leaves import leaf_shape
 from adapeft.tune.lora import low_rank_sum
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -19,7 +19,8 @@ from adapeft.inputs.wrappers import ATTACHMENT, bare, check_before_trainer, unwr
 from adapeft.rounding import warn_of_coarse_training
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
 from adapeft.tune.buffers import set_buffers, stored_buffers
-from adapeft.tune.leaves import DensePart, add_dense_leaves, add_leaf, leaf_shape, remove_leaves
+from adapeft.tune.leaf_functions import DensePart
+from adapeft.tune.leaves import add_dense_leaves, add_leaf, leaf_shape, remove_leaves
 from adapeft.tune.lora import add_lora, check_lora, remove_lora
 from adapeft.tune.rules.make import rule_of
 from adapeft.tune.rules.rule import DIFFERENCE, Place, Rule

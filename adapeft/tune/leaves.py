@@ -4,43 +4,31 @@ A module is turned into a subclass of its own class, so that it keeps its parame
 ZeRO-3 the module's pre-forward hook gathers weight and leaf together, which a wrapper around another module's weight
 would not get. A leaf starts at zero and is all that the optimizer, the gradients and the checkpoints see; weight decay
 on it pulls towards the pretrained value.
+
+Whoever reads such a parameter as an attribute, within the module's forward or anywhere else, gets the sum of parameter
+and leaf. What works on parameters as such (``named_parameters``, ``state_dict``, ``get_parameter``, optimizers, ZeRO,
+FSDP) finds them in ``_parameters`` and gets the parameter alone.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
-from adapeft.tune.rules.rule import DIFFERENCE, Place, Rule
+from adapeft.tune.leaf_functions import Block, DenseLinear, DensePart, Effective, ElementsLinear
+from adapeft.tune.rules.rule import DIFFERENCE
 
 _SMALLER = 4
 """Times that a block is smaller than its matrix for its gradient to be worth the copies of its rows and columns."""
-
-_Block = tuple[Tensor, Tensor, Tensor]
-"""Rows, columns, and the elements' places in the block of both; int64 each."""
-
-
-@dataclass(frozen=True)
-class DensePart:
-    """A parameter that trains under a rule: where it is, and the names of its leaves, the difference first."""
-
-    place: Place
-    rule: Rule
-    leaves: tuple[str, ...]
-
-    def effective(self, leaves: Sequence[Tensor], training: bool) -> Tensor:
-        """What the forward pass adds to the parameter."""
-        return self.rule.effective(self.place, leaves, training)
 
 
 def add_leaf(module: nn.Module, name: str, part: Part, leaf: nn.Parameter) -> str:
@@ -51,7 +39,7 @@ def add_leaf(module: nn.Module, name: str, part: Part, leaf: nn.Parameter) -> st
     """
     assert part.indices is not None
     with_leaves = _with_leaves(module)
-    parameter = getattr(module, name)
+    parameter = module.get_parameter(name)
     module.register_parameter(_leaf_name(name), leaf)
     module.register_buffer(_indices_name(name), part.indices.to(parameter.device), persistent=False)
     if isinstance(with_leaves, _LinearWithLeaves):
@@ -161,13 +149,25 @@ def _indices_name(name: str) -> str:
 
 
 class _WithLeaves(nn.Module):
-    """Any module: the parameters that have leaves are replaced for the length of one forward by their sums.
+    """Any module: its parameters that have leaves read as their sums.
 
-    Correct for whatever the module does with its parameters; the sum is a dense transient.
+    Correct for whatever the module, or another one that reads its parameters, does with them; a sum is a dense
+    transient, built once for the module's own forward and once for every read from elsewhere.
     """
 
     leaf_parts: dict[str, tuple[str, int]]
     dense_parts: dict[str, DensePart]
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here for what is in neither the instance nor its class, so for every parameter.
+        if name in self.__dict__.get("leaf_parts", ()) and not _is_asked_by_get_parameter():
+            return self.summed(name)
+        return super().__getattr__(name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A class made at run time cannot be imported: copies and pickles make it anew from the module's own class.
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _blank, (type(self).__bases__[1],), *reduced[2:]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of the module's own class on the sums."""
@@ -178,13 +178,13 @@ class _WithLeaves(nn.Module):
             return super().forward(*args, **kwargs)
         finally:
             for name in sums:
-                del self.__dict__[name]
+                self.__dict__.pop(name, None)  # a forward within this one has taken them away already
 
     def leaf(self, name: str) -> tuple[Tensor, Tensor]:
         """The leaf of parameter ``name`` and its indices."""
         return self._parameters[_leaf_name(name)], self._buffers[_indices_name(name)]  # type: ignore[return-value]
 
-    def block(self, name: str) -> _Block | None:
+    def block(self, name: str) -> Block | None:
         """Of the elements of parameter ``name``, where their gradient is computed on it alone."""
         rows, columns, places = (
             self._buffers.get(f"{_indices_name(name)}_{piece}") for piece in ("rows", "columns", "places")
@@ -204,7 +204,7 @@ class _WithLeaves(nn.Module):
             return parameter
         kind, dim = self.leaf_parts[name]
         if kind == "dense":
-            effective = _Effective.apply(self.dense_parts[name], self.training, *self.dense_leaves(name))
+            effective = Effective.apply(self.dense_parts[name], self.training, *self.dense_leaves(name))
             return parameter + effective.to(parameter.dtype)
         leaf, indices = self.leaf(name)
         leaf = leaf.to(parameter.dtype)
@@ -218,16 +218,18 @@ class _LinearWithLeaves(_WithLeaves):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out]."""
+        if self._parameters.get("weight") is None:  # computed from other parameters, as by weight normalization
+            return super().forward(x)
         transposed = isinstance(self, Conv1D)
         bias = self.summed("bias") if self._parameters.get("bias") is not None else None
         weight = self._parameters["weight"]
         assert weight is not None
         kind, dim = self.leaf_parts.get("weight", ("", 0))
         if kind == "elements":
-            return _ElementsLinear.apply(x, weight, bias, *self.leaf("weight"), self.block("weight"), transposed)
+            return ElementsLinear.apply(x, weight, bias, *self.leaf("weight"), self.block("weight"), transposed)
         if kind == "dense":
             part, leaves = self.dense_parts["weight"], self.dense_leaves("weight")
-            return _DenseLinear.apply(x, weight, bias, part, self.training, transposed, *leaves)
+            return DenseLinear.apply(x, weight, bias, part, self.training, transposed, *leaves)
         if kind == "rows" and dim != (1 if transposed else 0):
             return F.linear(x, self.summed("weight").t() if transposed else self.summed("weight"), bias)
         output = F.linear(x, weight.t() if transposed else weight, bias)
@@ -241,11 +243,14 @@ class _EmbeddingWithLeaves(_WithLeaves):
     """``nn.Embedding`` whose trained rows are looked up in the leaf, without a dense sum."""
 
     padding_idx: int | None
+    max_norm: float | None
+    scale_grad_by_freq: bool
+    sparse: bool
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens int64 [...] → [..., embedding]."""
-        kind, dim = self.leaf_parts["weight"]
-        if kind != "rows" or dim != 0:
+        kind, dim = self.leaf_parts.get("weight", ("", 0))
+        if kind != "rows" or dim != 0 or self.max_norm is not None or self.scale_grad_by_freq or self.sparse:
             return super().forward(tokens)
         leaf, rows = self.leaf("weight")
         place = torch.searchsorted(rows, tokens.contiguous()).clamp(max=len(rows) - 1)
@@ -255,123 +260,50 @@ class _EmbeddingWithLeaves(_WithLeaves):
             # The row of the padding gets no gradient from nn.Embedding, nor does its leaf.
             padding = tokens.eq(self.padding_idx).unsqueeze(-1)
             looked_up = torch.where(padding, looked_up.detach(), looked_up)
-        output = nn.Embedding.forward(self, tokens)  # type: ignore[arg-type]
+        weight = self._parameters["weight"]
+        assert weight is not None
+        output = F.embedding(tokens, weight, self.padding_idx)
         return output + torch.where(hit, looked_up, 0.0).to(output.dtype)
+
+
+class _RecurrentWithLeaves(_WithLeaves):
+    """``nn.LSTM`` and its like, which keep their parameters in a list besides and compute with that."""
+
+    _flat_weights: list[Tensor]
+    _flat_weights_names: list[str]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward of the module's own class on a list of the sums."""
+        parameters = self._flat_weights
+        self.__dict__["_flat_weights"] = [self.summed(name) for name in self._flat_weights_names]
+        try:
+            return super(_WithLeaves, self).forward(*args, **kwargs)
+        finally:
+            self.__dict__["_flat_weights"] = parameters
+
+    def _weights_have_changed(self) -> bool:
+        # The sums of every forward are new, which torch would take for new parameters to lay out anew and keep.
+        return False
 
 
 @cache
 def _class_with_leaves(cls: type[nn.Module]) -> type[nn.Module]:
     fast = {nn.Linear: _LinearWithLeaves, Conv1D: _LinearWithLeaves, nn.Embedding: _EmbeddingWithLeaves}
     # Only the classes themselves: a subclass may compute something else from the same weight.
+    general = _RecurrentWithLeaves if issubclass(cls, nn.RNNBase) else _WithLeaves
     # Named as the class itself: transformers writes the name of a model's class into its config.
-    return type(cls.__name__, (fast.get(cls, _WithLeaves), cls), {})
+    return type(cls.__name__, (fast.get(cls, general), cls), {})
 
 
-class _ElementsLinear(torch.autograd.Function):
-    """x (W + S)ᵀ + b, S zero but for the leaf at flat ``indices`` of W.
+def _blank(cls: type[nn.Module]) -> nn.Module:
+    """An instance of the class with leaves of ``cls``, to be filled by whoever copies or unpickles one."""
+    with_leaves = _class_with_leaves(cls)  # type: ignore[arg-type]
+    return with_leaves.__new__(with_leaves)
 
-    Saves the parameter W and not the sum: under ZeRO-3 the backward hook has gathered W again, and elsewhere the sum
-    would be a second copy of every trained matrix for the length of a step. The leaf's gradient is gathered from that
-    of the rows and columns that hold its elements, or from the transient dense one where they hold most of W.
+
+def _is_asked_by_get_parameter() -> bool:
+    """Whether ``nn.Module.get_parameter`` reads the attribute: it wants the parameter, to write to it or to tie it.
+
+    It reads an attribute like anyone else, of a module below the one that it is called on.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        leaf: Tensor,
-        indices: Tensor,
-        block: _Block | None,
-        transposed: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, leaf, indices)
-        ctx.block, ctx.transposed = block, transposed
-        return F.linear(x, _sum_of(weight, leaf, indices, transposed), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, leaf, indices = ctx.saved_tensors
-        needs_x, _, needs_bias, needs_leaf, *_ = ctx.needs_input_grad
-        rows = grad.reshape(-1, grad.shape[-1])
-        grad_x = grad_leaf = None
-        if needs_x:
-            grad_x = grad @ _sum_of(weight, leaf, indices, ctx.transposed).to(grad.dtype)
-        if needs_leaf:
-            inputs = x.reshape(-1, x.shape[-1]).to(grad.dtype)
-            # Of W [first, second], as it is stored.
-            first, second = (inputs, rows) if ctx.transposed else (rows, inputs)
-            places = indices
-            if ctx.block is not None:
-                some_rows, some_columns, places = ctx.block
-                first, second = first.index_select(1, some_rows), second.index_select(1, some_columns)
-            grad_leaf = (first.t() @ second).flatten()[places].to(leaf.dtype)
-        return grad_x, None, rows.sum(0) if needs_bias else None, grad_leaf, None, None, None
-
-
-def _sum_of(weight: Tensor, leaf: Tensor, indices: Tensor, transposed: bool) -> Tensor:
-    dense = weight.detach().flatten().index_add(0, indices, leaf.to(weight.dtype)).view(weight.shape)
-    return dense.t() if transposed else dense
-
-
-class _Effective(torch.autograd.Function):
-    """What a dense part adds to its parameter; saves the leaves alone, for the same reason as ``_ElementsLinear``."""
-
-    @staticmethod
-    def forward(ctx: Any, part: DensePart, training: bool, *leaves: Tensor) -> Tensor:
-        ctx.save_for_backward(*leaves)
-        ctx.part, ctx.training = part, training
-        return part.effective(leaves, training).clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        effective, leaves = _effective_again(ctx.part, ctx.saved_tensors, ctx.training)
-        return None, None, *torch.autograd.grad(effective, leaves, grad.to(effective.dtype))
-
-
-class _DenseLinear(torch.autograd.Function):
-    """x (W + E)ᵀ + b, E what the rule makes of the leaves; saves the parameters and neither E nor the sum."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        part: DensePart,
-        training: bool,
-        transposed: bool,
-        *leaves: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, *leaves)
-        ctx.part, ctx.training, ctx.transposed = part, training, transposed
-        total = weight + part.effective(leaves, training).to(weight.dtype)
-        return F.linear(x, total.t() if transposed else total, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *leaves = ctx.saved_tensors
-        effective, leaves = _effective_again(ctx.part, leaves, ctx.training)
-        rows = grad.reshape(-1, grad.shape[-1])
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            total = (weight + effective.to(weight.dtype)).to(grad.dtype)
-            grad_x = grad @ (total.t() if ctx.transposed else total)
-        inputs = x.reshape(-1, x.shape[-1]).to(grad.dtype)
-        dense = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs
-        grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        gradients = torch.autograd.grad(effective, leaves, dense.to(effective.dtype))
-        return grad_x, None, grad_bias, None, None, None, *gradients
-
-
-def _effective_again(part: DensePart, leaves: Sequence[Tensor], training: bool) -> tuple[Tensor, list[Tensor]]:
-    """What ``part`` added in the forward pass, and the leaves that it then depends on. The step being the same, so are
-    the draws.
-    """
-    with torch.enable_grad():
-        again = [leaf.detach().requires_grad_() for leaf in leaves]
-        return part.effective(again, training), again
+    return not torch.compiler.is_compiling() and sys._getframe(2).f_code is nn.Module.get_parameter.__code__

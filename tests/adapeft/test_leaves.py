@@ -279,4 +279,4 @@ def test_a_forward_that_fails_leaves_no_sum_behind():
     with pytest.raises(RuntimeError):
         module(torch.ones(2, 3, dtype=torch.float64))
     assert "weight" not in module.__dict__
-    assert module.weight is module._parameters["weight"]
+    assert module.get_parameter("weight") is module._parameters["weight"]
