@@ -174,7 +174,7 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
 
     loaded, terminal = load_config(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
-        from cluster.estimate import estimate_of
+        from cluster.estimate import estimate_of, unknowns
         from cluster.estimate_table import show_estimate
         from cluster.inspect import inspect
         from cluster.zero import zero_of
@@ -182,8 +182,10 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
         _silence_libraries()
     with terminal.busy("running the model without its weights"):
         zero, found = zero_of(loaded.cluster), estimate_of(loaded, inspect(loaded))
-        loads, grid = found.loads(zero), found.grid(zero)
+        loads, grid, uncounted = found.loads(zero), found.grid(zero), unknowns(found, zero)
     show_estimate(loads, zero, grid, terminal)
+    for line in uncounted:
+        terminal.note(line)
     if loaded.cluster.workers > zero.workers:
         terminal.note(f"{zero.workers} workers are the fewest of cluster.min_workers to cluster.workers, and hold most")
 

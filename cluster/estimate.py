@@ -19,6 +19,7 @@ from adapeft.choose.groups import parts_of
 from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.subset import Part, Subset
 from adapeft.config import Config
+from adapeft.errors import AdapeftError
 from adapeft.inputs.batches import num_micro_batches
 from adapeft.inputs.objective import objective_for
 from adapeft.measure.groups import Groups
@@ -26,6 +27,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods import METHODS, Plan, ValuedMethod, get_method
 from adapeft.ranks import OneRank
 from adapeft.tune.attach import attach
+from cluster.console import size_of
 from cluster.run_folder import RunFolder
 from cluster.zero import zero_of
 
@@ -96,6 +98,7 @@ class Estimate:
             statistics=statistics,
             process=self._process,
             freed=0.0 if self.config.cluster.gpus_per_worker else FREED,
+            unknown=counted.unknown,
         )
 
     def training(self, zero: Zero) -> Load:
@@ -113,6 +116,7 @@ class Estimate:
             base=0 if self.config.cluster.gpus_per_worker else FLOAT32 * whole,
             process=self._process,
             freed=0.0 if self.config.cluster.gpus_per_worker else FREED,
+            unknown=counted.unknown,
         )
 
     def memory(self, zero: Zero) -> dict[str, Memory]:
@@ -165,6 +169,16 @@ class Estimate:
         return count
 
 
+def unknowns(estimate: Estimate, zero: Zero) -> list[str]:
+    """What could not be counted, a line for each stage of the run, and the bound that stands in for it."""
+    return [
+        f"{stage}: its activations cannot be counted without weights ({load.unknown}); by the shapes they are at most "
+        f"{size_of(load.passes.activations)} on a device"
+        for stage, load in estimate.loads(zero).items()
+        if load.unknown is not None
+    ]
+
+
 def estimate_of(config: Config, inspection: Inspection) -> Estimate:
     """What is known of a run once its config is found good; nothing is loaded but the subset, where there is one."""
     select, output = config.select, RunFolder.of(config).subset
@@ -206,7 +220,15 @@ def limit_of(
             sizes.remove(part.count)
     # Activations are the most that any subset can keep, all else is without one.
     fixed = replace(load, sizes=sizes, num_trained=always, num_stepped=always, num_micro=2, base=0)
-    return MemoryLimit.of(limit, fixed, zero, keeps_base=not config.cluster.gpus_per_worker)
+    try:
+        return MemoryLimit.of(limit, fixed, zero, keeps_base=not config.cluster.gpus_per_worker)
+    except AdapeftError as error:
+        if load.unknown is None:
+            raise
+        raise AdapeftError(
+            f"{error} The activations are a wide bound, as they cannot be counted without weights ({load.unknown}): "
+            "give select.budget instead."
+        ) from error
 
 
 def _most_at_work(groups: Groups) -> Subset:

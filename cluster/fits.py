@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import torch
 
+from adapeft.choose.estimate import Pass, memory
 from adapeft.errors import AdapeftError
 from cluster.estimate import Estimate
 from cluster.zero import zero_of
@@ -20,6 +22,8 @@ wrong refusal is worse than a failure that says the same a minute later."""
 def check_memory(estimate: Estimate) -> None:
     """Checks that the run fits this machine, where the run is to be on it.
 
+    Activations of which only a bound is known do not count: the bound is wide, and forbids nothing.
+
     Raises:
         AdapeftError: it would need more than ``TOLERANCE`` times what there is.
     """
@@ -28,7 +32,9 @@ def check_memory(estimate: Estimate) -> None:
     if available is None:
         return
     workers = 1 if cluster.gpus_per_worker else cluster.fewest  # those that share the memory
-    for stage, held in estimate.memory(zero_of(cluster)).items():
+    zero = zero_of(cluster)
+    for stage, load in estimate.loads(zero).items():
+        held = memory(load if load.unknown is None else replace(load, passes=Pass(0, 0)), zero)
         if held.total * workers > TOLERANCE * available:
             several = (
                 f"{workers} workers need {size(held.total)} each" if workers > 1 else f"it needs {size(held.total)}"

@@ -13,7 +13,7 @@ from adapeft.config import Config
 from adapeft.errors import AdapeftError
 from adapeft.places import is_url
 from cluster.console import Terminal
-from cluster.estimate import estimate_of
+from cluster.estimate import estimate_of, unknowns
 from cluster.events import to_all
 from cluster.failure import WorkerError
 from cluster.fits import check_memory
@@ -23,6 +23,7 @@ from cluster.json_log import EventLog
 from cluster.metrics_file import load_metrics
 from cluster.mirror import Mirror
 from cluster.run_folder import RunFolder
+from cluster.zero import zero_of
 
 if TYPE_CHECKING:  # with Ray, for which nobody waits who runs no stage
     from cluster.metrics import Metrics
@@ -111,7 +112,11 @@ class Session:
     def check_memory(self) -> None:
         """See ``cluster.fits.check_memory``."""
         with self.terminal.busy("estimating memory"):
-            check_memory(estimate_of(self.config, self.inspection))
+            estimate = estimate_of(self.config, self.inspection)
+            check_memory(estimate)
+            uncounted = unknowns(estimate, zero_of(self.config.cluster))
+        for line in uncounted:
+            self.terminal.note(line)
 
     def metrics(self) -> dict[str, Any]:
         """What ``metrics.json`` holds so far."""

@@ -1,7 +1,8 @@
 """What a forward and backward pass keeps alive, counted on tensors that have shapes and no memory.
 
 The model's own code runs, with its attention kernels, dropout, gradient checkpointing and attached leaves, so nothing
-is assumed of an architecture. The kernels are those of a CPU; a GPU's keep the same tensors, save for dropout.
+is assumed of an architecture. The kernels are those of a CPU; a GPU's keep the same tensors, save for dropout. Where
+the code needs a number that only weights decide, a bound from shapes stands in (``adapeft.choose.activation_bound``).
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
+from adapeft.choose.activation_bound import bound_pass
 from adapeft.choose.estimate import Pass
 from adapeft.inputs.data import Batch
 from adapeft.inputs.model import build_structure
 from adapeft.inputs.objective import NextToken, Objective, Regression
+from adapeft.inputs.weightless import Weightless
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Counted:
         passes: bytes of a micro-batch.
         sizes: elements of every parameter.
         num_trained: elements that get gradients.
+        unknown: why the pass could not be followed, so that ``passes`` is only a bound; None where it was.
     """
 
     passes: Pass
     sizes: tuple[int, ...]
     num_trained: int
+    unknown: str | None = None
 
 
 def count_pass(
@@ -62,23 +67,39 @@ def count_pass(
         num_tokens: of each of them.
         dtype: of the weights.
         trust_remote_code: as when loading the model.
+
+    Returns:
+        What was counted, or a bound where the model's code cannot be followed without weights.
     """
-    model = build_structure(config, task, trust_remote_code=trust_remote_code)
+    weightless = Weightless(selects_all=True)
+    with weightless:
+        model = build_structure(config, task, trust_remote_code=trust_remote_code)
+    weightless.forget(list(model.parameters()))
     model.config.use_cache = False
     prepare(model)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
-        _to_fake(model, dtype)
-        batch = _batch(objective, num_examples, num_tokens)
-        with _Allocations() as allocations:
-            allocations.start_with([*model.parameters(), *model.buffers(), *batch.inputs.values(), batch.labels])
-            objective.loss_sum(objective.forward(model, batch), batch.labels).backward()
-            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        passes = Pass(allocations.peak(without=gradients), allocations.peak())
-        trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-        return Counted(passes, tuple(parameter.numel() for parameter in model.parameters()), sum(trained))
+    unknown = None
+    with FakeTensorMode(allow_non_fake_inputs=True), weightless, torch.random.fork_rng(devices=[]):
+        _to_fake(model, dtype, weightless)
+        try:
+            passes = _followed(model, objective, _batch(model.config, objective, num_examples, num_tokens))
+        except Exception as error:  # whatever a model's own code raises without weights: it may run with them
+            unknown = str(error).strip().partition("\n")[0] or type(error).__name__
+    if unknown is not None:
+        passes = bound_pass(model, num_examples, num_tokens)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Counted(passes, tuple(parameter.numel() for parameter in model.parameters()), trained, unknown)
 
 
-def _to_fake(model: nn.Module, dtype: torch.dtype) -> None:
+def _followed(model: nn.Module, objective: Objective, batch: Batch) -> Pass:
+    """What lives at once while the batch goes forward and backward."""
+    with _Allocations() as allocations:
+        allocations.start_with([*model.parameters(), *model.buffers(), *batch.inputs.values(), batch.labels])
+        objective.loss_sum(objective.forward(model, batch), batch.labels).backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return Pass(allocations.peak(without=gradients), allocations.peak())
+
+
+def _to_fake(model: nn.Module, dtype: torch.dtype, weightless: Weightless) -> None:
     """Takes a model from the meta device to a CPU's kernels, all parameters in one type, as DeepSpeed casts them."""
     made: dict[int, tuple[Tensor, Tensor]] = {}
     for module in model.modules():
@@ -90,12 +111,20 @@ def _to_fake(model: nn.Module, dtype: torch.dtype) -> None:
                 if id(tensor) not in made:  # else it is tied
                     is_parameter = isinstance(tensor, nn.Parameter)
                     fake = torch.empty_like(tensor, device="cpu", dtype=dtype if is_parameter else tensor.dtype)
+                    if not is_parameter:
+                        weightless.carry(tensor, fake)
                     made[id(tensor)] = tensor, nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
                 store[name] = made[id(tensor)][1]
 
 
-def _batch(objective: Objective, num_examples: int, num_tokens: int) -> Batch:
-    ids = torch.zeros(num_examples, num_tokens, dtype=torch.int64)
+def _batch(config: PretrainedConfig, objective: Objective, num_examples: int, num_tokens: int) -> Batch:
+    """Examples of one ordinary token, each with an end: encoder-decoders classify by the end's state."""
+    text = config.get_text_config()
+    special = [getattr(text, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")]
+    ids = torch.full((num_examples, num_tokens), next(token for token in range(5) if token not in special))
+    end = special[2]
+    if isinstance(end, int) and end < getattr(text, "vocab_size", 0):
+        ids[:, -1] = end
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if isinstance(objective, NextToken):
         labels = ids.clone()

@@ -62,6 +62,7 @@ class Load:
         base: bytes of pretrained values kept beside those that are trained whole.
         process: bytes of a process that has loaded its libraries and data.
         freed: what the allocator keeps of the activations when they are freed, as a part of them.
+        unknown: why ``passes`` are only a bound; None where they were counted.
     """
 
     sizes: Sequence[int]
@@ -74,6 +75,7 @@ class Load:
     base: int = 0
     process: int = 0
     freed: float = 0.0
+    unknown: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ tables as indices, and take sizes from them, none of which shapes alone can answ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -52,13 +53,24 @@ class Weightless(TorchDispatchMode):
     Args:
         selects_all: whether a mask that depends on weights counts as true everywhere, as a bound on what it selects;
             else it raises ``UnknownValueError``.
+        most_operations: after which ``UnknownValueError`` is raised, each time it is entered: some models loop over
+            tokens in Python.
     """
 
-    def __init__(self, *, selects_all: bool = False) -> None:
+    def __init__(self, *, selects_all: bool = False, most_operations: int | None = None) -> None:
         super().__init__()
-        self.selects_all = selects_all
+        self.selects_all, self.most_operations = selects_all, most_operations
+        self._done = 0
         # By storage, so that views and writes into them need no care: bytes of the same layout.
         self._bytes: WeakKeyDictionary[torch.UntypedStorage, Tensor] = WeakKeyDictionary()
+
+    def __enter__(self) -> Self:
+        self._done = 0
+        return super().__enter__()
+
+    def known(self, value: Tensor) -> Tensor:
+        """A tensor on the meta device whose values are known."""
+        return self._made(value, torch.device("meta"))
 
     def forget(self, tensors: Sequence[Tensor]) -> None:
         """Makes values unknown, such as those that parameters are initialized with."""
@@ -73,15 +85,19 @@ class Weightless(TorchDispatchMode):
 
     def value(self, tensor: Tensor) -> Tensor | None:
         """The values of a tensor, None where they are unknown. A view: what is written there is known henceforth."""
-        if not tensor.is_meta and type(tensor) is Tensor:
+        if not _is_weightless(tensor):
             return tensor
         flat = self._bytes.get(tensor.untyped_storage())
         if flat is None or tensor.is_conj() or tensor.is_neg():
             return None
-        return flat.view(tensor.dtype).as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+        with _disable_current_modes():
+            return flat.view(tensor.dtype).as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self._done += 1
+        if self.most_operations is not None and self._done > self.most_operations:
+            raise UnknownValueError(f"more than {self.most_operations:,} operations")
         self._check_indices(func, args)
         if func is aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
             # Its meta kernel takes bfloat16 alone, the others do not.
@@ -102,7 +118,8 @@ class Weightless(TorchDispatchMode):
         elif not written:
             values = [leaf for leaf in tree_leaves(real) if isinstance(leaf, Tensor)]
             for tensor, value in zip(tensors, values, strict=True):
-                self._keep(tensor, value)
+                if _is_weightless(tensor):
+                    self._keep(tensor, value)
         return result
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -119,7 +136,7 @@ class Weightless(TorchDispatchMode):
                 return leaf
             value = self.value(leaf)
             if value is None and func.overloadpacket in _SHAPE_ONLY:
-                return torch.empty(1, dtype=leaf.dtype).expand(leaf.shape)
+                return torch.empty((), dtype=leaf.dtype, device="cpu").expand(leaf.shape)
             is_unknown = is_unknown or value is None
             return value
 
@@ -138,7 +155,7 @@ class Weightless(TorchDispatchMode):
             if not self.selects_all or func not in (aten.nonzero.default, aten.masked_select.default):
                 raise UnknownValueError(f"{func} of values that depend on the weights")
             with _disable_current_modes():
-                mask = torch.ones(args[-1].shape, dtype=torch.bool)
+                mask = torch.ones(args[-1].shape, dtype=torch.bool, device="cpu")
                 real = mask.nonzero() if func is aten.nonzero.default else None
             if real is None:
                 return args[0].new_empty(args[1].numel())
@@ -156,7 +173,7 @@ class Weightless(TorchDispatchMode):
             if value is None and not self.selects_all:
                 raise UnknownValueError("a mask that depends on the weights")
             with _disable_current_modes():
-                value = torch.ones(index.shape, dtype=torch.bool) if value is None else value
+                value = torch.ones(index.shape, dtype=torch.bool, device="cpu") if value is None else value
                 columns = value.nonzero(as_tuple=True)
             numbers += [self._made(column, index.device) for column in columns]
         return numbers
@@ -169,7 +186,7 @@ class Weightless(TorchDispatchMode):
 
     def _keep(self, tensor: Tensor, value: Tensor) -> None:
         with _disable_current_modes():
-            flat = torch.zeros(tensor.untyped_storage().nbytes(), dtype=torch.uint8)
+            flat = torch.zeros(tensor.untyped_storage().nbytes(), dtype=torch.uint8, device="cpu")
             kept = flat.view(tensor.dtype).as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
             kept.copy_(value)
         self._bytes[tensor.untyped_storage()] = flat
@@ -192,6 +209,10 @@ class Weightless(TorchDispatchMode):
                 lowest, highest = int(value.min()), int(value.max())
             if highest >= size or lowest < (-size if func is aten.index.Tensor else 0):
                 raise BeyondTableError(table, size, highest if highest >= size else lowest)
+
+
+def _is_weightless(tensor: Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def _is_mask(index: Tensor | None) -> bool:

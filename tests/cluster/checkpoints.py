@@ -37,12 +37,12 @@ WORDS = TELLING + FILLING
 
 def write_bert(folder: Path, **options: Any) -> Path:
     """A base model without a head, and its tokenizer."""
-    return _save(BertModel(_bert_config(**options)), folder)
+    return save_model(BertModel(_bert_config(**options)), folder)
 
 
 def write_classifier(folder: Path, num_labels: int) -> Path:
     """A model with a trained head of so many classes."""
-    return _save(BertForSequenceClassification(_bert_config(num_labels=num_labels)), folder)
+    return save_model(BertForSequenceClassification(_bert_config(num_labels=num_labels)), folder)
 
 
 def write_gpt2(folder: Path) -> Path:
@@ -50,7 +50,7 @@ def write_gpt2(folder: Path) -> Path:
     config = GPT2Config(
         vocab_size=len(_vocabulary()), n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3
     )
-    return _save(GPT2LMHeadModel(config), folder)
+    return save_model(GPT2LMHeadModel(config), folder)
 
 
 def write_colours(folder: Path, num_train: int = 160, num_evaluation: int = 41) -> tuple[Path, Path]:
@@ -118,7 +118,7 @@ def _vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
 
 
-def _save(model: PreTrainedModel, folder: Path) -> Path:
+def save_model(model: PreTrainedModel, folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         # Weights of working size: at transformers' initial 0.02 a tiny model's output hardly depends on them.

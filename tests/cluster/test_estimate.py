@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import ray
 import torch
-from transformers import PreTrainedModel
+from transformers import JetMoeConfig, JetMoeForCausalLM, PreTrainedModel
 
 from adapeft.choose.choose import choose
+from adapeft.choose.estimate import Pass, memory
 from adapeft.config_file import load_config
+from adapeft.errors import AdapeftError
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.methods import METHODS
@@ -20,7 +22,7 @@ from cluster import fits
 from cluster.estimate import estimate_of
 from cluster.inspect import inspect
 from cluster.zero import zero_of
-from tests.cluster.checkpoints import write_bert, write_colours, write_config, write_gpt2, write_text
+from tests.cluster.checkpoints import save_model, write_bert, write_colours, write_config, write_gpt2, write_text
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +151,47 @@ def test_what_does_not_go_with_a_limit_is_refused(command, classifier):
     assert "should be bytes such as 24GiB" in " ".join(errors.split())
     errors = command("config", classifier, "memory_per_device=2GiB", "budget=0.5%", "method=lora").stderr
     assert "lora takes a budget of parameters" in " ".join(errors.split())
+
+
+def write_jet_moe(folder):
+    """A mixture of experts that routes by lists of numbers, which only weights decide."""
+    blocks = {"hidden_size": 16, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 8}
+    experts = {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
+    return save_model(JetMoeForCausalLM(JetMoeConfig(vocab_size=25, eos_token_id=3, **blocks, **experts)), folder)
+
+
+@pytest.fixture(scope="module")
+def uncountable(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uncountable")
+    train, evaluation = write_text(folder / "train.txt", 1600), write_text(folder / "validation.txt", 330)
+    return write_config(folder / "run.yaml", write_jet_moe(folder / "base"), train, evaluation, task="causal-lm")
+
+
+def test_what_cannot_be_counted_is_bounded_and_said(command, uncountable, weightless):
+    done = command("estimate", uncountable)
+    assert done.returncode == 0, done.stderr
+    assert "training: its activations cannot be counted without weights" in done.stdout
+    assert next(line for line in done.stdout.splitlines() if line.startswith("activations")).count("≤") == 2
+
+
+def test_a_bound_forbids_nothing(uncountable, monkeypatch):
+    """The rest of the estimate still does."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("cluster.estimate.PROCESS", 0)  # or this tiny model would hardly matter
+    config = load_config(uncountable, [])
+    estimate = estimate_of(config, inspect(config))
+    zero = zero_of(config.cluster)
+    loads = estimate.loads(zero).values()
+    rest = max(2 * memory(replace(load, passes=Pass(0, 0)), zero).total for load in loads)
+    assert rest < min(2 * memory(load, zero).total for load in loads) / fits.TOLERANCE
+    monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.01 * rest / fits.TOLERANCE))
+    fits.check_memory(estimate)
+    monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(0.9 * rest / fits.TOLERANCE))
+    with pytest.raises(AdapeftError, match="does not fit"):
+        fits.check_memory(estimate)
+
+
+def test_a_limit_that_a_bound_exceeds_says_so(command, uncountable):
+    done = command("estimate", uncountable, "memory_per_device=705MiB", "budget=0.5%", "groups=row")
+    assert done.returncode == 2
+    assert "The activations are a wide bound, as they cannot be counted without weights" in done.stderr
