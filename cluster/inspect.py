@@ -20,12 +20,16 @@ from adapeft.inputs.batches import draw_calibration
 from adapeft.inputs.data import DataDescription, describe, load_rows
 from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import build_structure, check_inputs, load_model_config, load_tokenizer
-from adapeft.inputs.tokenize import tokenize
+from adapeft.inputs.tokenize import TokenizedData, tokenize
+from adapeft.inputs.trial import Trial
+from adapeft.inputs.weightless import Weightless
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import check_precision
 from cluster.estimate import limit_of
 
 _LONG_TEXTS = 64
+_MOST_OPERATIONS = 50_000
+"""Of a trial: seconds. A model of 80 layers takes about 5,000; loops over tokens, as in Zamba's, take 100 a token."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,18 @@ def inspect(config: Config) -> Inspection:
     tokenizer = load_tokenizer(config.model)
     _check_calibration(config, description, tokenizer)
     model_config = load_model_config(config.model, description, tokenizer)
-    check_inputs(config.model, config.data, model_config, description)
-    structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
+    check_inputs(config.model, model_config, description)
+    weightless = Weightless(most_operations=_MOST_OPERATIONS)
+    with weightless:
+        structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
+    sample = _sample(config, description, tokenizer)
+    trial = Trial(structure, weightless, sample)
+    trial.check(config.data.max_length, lambda: _largest_token(config, tokenizer, description))
     select = config.select
     groups = groups_of(structure, select)
     if config.train.subset is not None:
         Subset.load(config.train.subset).check_fits(structure)
-    num_tokens = _longest(config, description, tokenizer)
+    num_tokens = max(sample.lengths)
     limit = limit_of(config, model_config, groups, num_tokens, is_regression=description.is_regression)
     counts = {name: parameter.numel() for name, parameter in structure.named_parameters()}
     return Inspection(
@@ -87,18 +96,26 @@ def inspect(config: Config) -> Inspection:
     )
 
 
-def _longest(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the longest training example, judged by the texts of most characters."""
+def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> TokenizedData:
+    """Training examples with the longest among them, judged by the texts of most characters."""
     data = config.data
-    if config.model.task == "causal-lm":
-        return data.max_length
+    if config.model.task == "causal-lm":  # all are as long
+        return _blocks(config, "data.train", tokenizer, at_least=1)
     rows = load_rows(data.train, "data.train")
     columns = [data.text] if data.text_pair is None else [data.text, data.text_pair]
     characters = sum(pc.utf8_length(rows.with_format("arrow")[column][:]).to_numpy() for column in columns)
     longest = np.argsort(characters)[-_LONG_TEXTS:]
-    return max(
-        map(len, tokenize(rows.select(longest), data, config.model.task, tokenizer, description).rows["input_ids"])
-    )
+    return tokenize(rows.select(longest), data, config.model.task, tokenizer, description)
+
+
+def _largest_token(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> tuple[str, int]:
+    """The largest token id of all examples, and the split that has it."""
+    largest = []
+    for field, source in (("data.train", config.data.train), ("data.evaluation", config.data.evaluation)):
+        found = tokenize(load_rows(source, field), config.data, config.model.task, tokenizer, description)
+        largest.append((pc.max(pc.list_flatten(found.rows.data.column("input_ids"))).as_py(), field))
+    token, field = max(largest)
+    return field, token
 
 
 def _check_model_folder(name: str) -> None:
@@ -118,20 +135,20 @@ def _check_calibration(config: Config, description: DataDescription, tokenizer: 
     workers = config.cluster.workers
     num_examples = description.num_train
     if config.model.task == "causal-lm":
-        num_examples = _count_blocks(config, "data.train", tokenizer, at_least=max(2, workers))
-        _count_blocks(config, "data.evaluation", tokenizer, at_least=1)
+        num_examples = len(_blocks(config, "data.train", tokenizer, at_least=max(2, workers)))
+        _blocks(config, "data.evaluation", tokenizer, at_least=1)
     draw_calibration(num_examples, config.select.calibration, config.select.batch_size, workers, config.seed)
 
 
-def _count_blocks(config: Config, field: str, tokenizer: PreTrainedTokenizerBase, at_least: int) -> int:
-    """Blocks in a growing part of the texts, until there are enough or no more texts."""
+def _blocks(config: Config, field: str, tokenizer: PreTrainedTokenizerBase, at_least: int) -> TokenizedData:
+    """Blocks of a growing part of the texts, until there are enough or no more texts."""
     rows = load_rows(config.data.train if field == "data.train" else config.data.evaluation, field)
     size = 64
     while True:
         try:
             blocks = tokenize(rows.select(range(min(size, len(rows)))), config.data, config.model.task, tokenizer)
             if len(blocks) >= at_least or size >= len(rows):
-                return len(blocks)
+                return blocks
         except AdapeftError as error:  # not one block yet
             if size >= len(rows):
                 raise AdapeftError(f"{field}: {error}") from error

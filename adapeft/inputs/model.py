@@ -25,7 +25,7 @@ from adapeft.inputs.structure import MISSING, always_trained
 from adapeft.inputs.tokenize import with_padding
 
 if TYPE_CHECKING:
-    from adapeft.config import Data, Model
+    from adapeft.config import Model
 
 _AUTO_CLASSES = {
     "sequence-classification": AutoModelForSequenceClassification,
@@ -152,17 +152,12 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return with_padding(tokenizer)
 
 
-def check_inputs(model: Model, data: Data, config: PretrainedConfig, description: DataDescription) -> None:
+def check_inputs(model: Model, config: PretrainedConfig, description: DataDescription) -> None:
     """Checks the data against the model's config, before any weight is loaded.
 
     Raises:
-        AdapeftError: labels outside of a trained head's classes, or texts longer than the model's positions.
+        AdapeftError: labels outside of a trained head's classes.
     """
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if positions and data.max_length > positions:
-        raise AdapeftError(
-            f"data.max_length = {data.max_length}: the model has {positions} positions. Lower it to that or less."
-        )
     architectures = getattr(config, "architectures", None) or []
     if model.task == "sequence-classification" and any(
         name.endswith("ForSequenceClassification") for name in architectures

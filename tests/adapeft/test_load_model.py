@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, ViTConfig
 from transformers.utils import is_flash_attn_2_available
 
 from adapeft import AdapeftError
-from adapeft.config import Data, Model
+from adapeft.config import Model
 from adapeft.inputs.data import DataDescription
 from adapeft.inputs.model import (
     build_structure,
@@ -125,15 +125,6 @@ def test_a_language_model_has_no_new_parameters(gpt2_folder):
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-@pytest.mark.parametrize(("maker", "positions"), [(make_bert, 16), (make_gpt2, 16)])
-def test_texts_longer_than_the_positions_are_refused(maker, positions):
-    model, config = Model(name="unread", task="causal-lm"), maker().config
-    data = {"train": "a.jsonl", "evaluation": "b.jsonl"}
-    check_inputs(model, Data(**data, max_length=positions), config, TEXT)
-    with pytest.raises(AdapeftError, match=r"data.max_length = 17: the model has 16 positions"):
-        check_inputs(model, Data(**data, max_length=positions + 1), config, TEXT)
-
-
 @pytest.mark.parametrize(
     ("num_labels", "is_regression", "message"),
     [(3, False, None), (2, False, "2 classes, but the head of model.name has 3 outputs"),
@@ -147,12 +138,11 @@ def test_labels_are_held_against_a_trained_head(num_labels, is_regression, messa
     model = Model(name=str(tmp_path), task="sequence-classification")
     description = DataDescription(9, 9, None, is_regression=is_regression, num_labels=num_labels)
     config = load_model_config(model, description, load_tokenizer(model))
-    data = Data(train="a.jsonl", evaluation="b.jsonl", max_length=8)
     if message is None:
-        check_inputs(model, data, config, description)
+        check_inputs(model, config, description)
     else:
         with pytest.raises(AdapeftError, match=message):
-            check_inputs(model, data, config, description)
+            check_inputs(model, config, description)
 
 
 def test_a_trained_head_is_kept(tmp_path):
