@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -73,6 +74,41 @@ def label_options(task: str, description: DataDescription) -> dict[str, Any]:
             labels["label2id"] = {name: index for index, name in enumerate(description.label_names)}
         labels["problem_type"] = "regression" if description.is_regression else "single_label_classification"
     return labels
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """What a model says of itself: name, class, the task whose class it is (None for another), and its labels.
+
+    In JSON types, and as ``label_options`` says it of a run's data.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PretrainedConfig):
+        return {"name": None, "architecture": type(model).__name__, "task": None, "labels": {}}
+    task = task_of(model)
+    labels: dict[str, Any] = {}
+    if task == "sequence-classification":
+        labels["num_labels"] = config.num_labels
+        names = list((config.id2label or {}).values())
+        if names != [f"LABEL_{index}" for index in range(len(names))]:
+            labels |= {
+                "id2label": dict(enumerate(names)),
+                "label2id": {name: index for index, name in enumerate(names)},
+            }
+        # transformers' models set it in their first forward pass with labels.
+        problem_type = config.problem_type or ("regression" if config.num_labels == 1 else None)
+        labels |= {"problem_type": problem_type} if problem_type else {}
+    architecture = type(model).__name__.removeprefix("FSDP")
+    return {"name": config.name_or_path or None, "architecture": architecture, "task": task, "labels": labels}
+
+
+def task_of(model: nn.Module) -> str | None:
+    """The task for which transformers builds just this class from the model's config; None for another class."""
+    for task, auto_class in _AUTO_CLASSES.items():
+        built = auto_class._model_mapping.get(type(getattr(model, "config", None)), None)  # type: ignore[attr-defined]
+        classes = built if isinstance(built, tuple) else (built,)
+        if any(cls is not None and isinstance(model, cls) for cls in classes):
+            return task
+    return None
 
 
 def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from adapeft.config import Task
 from adapeft.errors import AdapeftError
 from adapeft.inputs.checkpoint import Checkpoint, open_checkpoint
 from adapeft.inputs.model import CONFIG_ERRORS, build_structure
@@ -59,9 +60,17 @@ def base_of(delta: Delta, name: str) -> Base:
     """The base of ``delta`` in the folder or under the hub name ``name``; its fingerprint is not checked yet.
 
     Raises:
-        AdapeftError: no such base, none with weights, or the delta does not name its task.
+        AdapeftError: no such base, none with weights, or the delta does not name a task.
     """
-    described = delta.description.get("model")
-    if not isinstance(described, dict):
-        raise AdapeftError("the delta does not say which task it was trained for: apply it in Python instead.")
-    return open_base(name, described["task"], described.get("labels", {}))
+    described = delta.description.get("model") or {}
+    task, architecture = described.get("task"), described.get("architecture")
+    if task is None:
+        trained_on = (
+            f"was trained on a {architecture}" if architecture else "does not say which model it was trained on"
+        )
+        raise AdapeftError(
+            f"the delta {trained_on}, and does not say which task it was trained for: merge and export know "
+            f"{' and '.join(get_args(Task))}. Load that model in Python instead, and call "
+            f"adapeft.Delta.load(path).apply(model) and then model.save_pretrained(out)."
+        )
+    return open_base(name, task, described.get("labels", {}))

@@ -20,6 +20,7 @@ from adapeft.errors import AdapeftError
 from adapeft.inputs.divided import full_value as whole_value
 from adapeft.inputs.divided import unsharded
 from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.inputs.model import describe_model
 from adapeft.inputs.wrappers import ATTACHMENT, bare, unwrap
 from adapeft.reading import Header, Line, reading
 from adapeft.rounding import Rounding
@@ -126,12 +127,13 @@ class _Labels(Header):
     num_labels: Annotated[int, Field(ge=1, le=_MOST_LABELS)] | None = None
     id2label: dict[str, str] | None = None
     label2id: dict[str, int] | None = None
-    problem_type: Literal["regression", "single_label_classification"] | None = None
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
 
 
 class _Model(Header):
     name: Line | None = None
-    task: Task
+    architecture: Line | None = None
+    task: Task | None = None
     labels: _Labels = _Labels()
 
 
@@ -349,7 +351,8 @@ def extract_delta(
     of_base = [name for name in attachment.owners if name not in attachment.subset.new]
     check_moved(attachment, {name: _has_moved(changes.get(name)) for name in of_base})
     buffers = changed_buffers(inner, attachment.buffers)
-    return Delta(changes, new, attachment.fingerprint, dict(description or {}), buffers)
+    described = {"model": describe_model(inner), **(description or {})}
+    return Delta(changes, new, attachment.fingerprint, described, buffers)
 
 
 def _trained(

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -299,7 +300,15 @@ def test_a_shard_may_not_come_from_outside(tmp_path):
 
 def test_a_delta_that_does_not_name_its_task_is_refused(tmp_path):
     base = save(make_bert().bert, tmp_path / "base")
-    refused("does not say which task", trained_delta(make_bert)[0], base, tmp_path / "out")
+    for description, message in (
+        ({}, r"does not say which model it was trained on.*Delta\.load\(path\)\.apply"),
+        (
+            {"model": {"architecture": "BertForTokenClassification", "task": None}},
+            "on a BertForTokenClassification, and",
+        ),
+    ):
+        delta = replace(trained_delta(make_bert)[0], description=description)
+        refused(f"{message}.*model\.save_pretrained", delta, base, tmp_path / "out")
 
 
 @pytest.mark.parametrize("out_exists", [False, True])
