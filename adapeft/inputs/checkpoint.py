@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adapeft.errors import AdapeftError
-from adapeft.inputs.fingerprint import base_name, fingerprint, sample
+from adapeft.inputs.fingerprint import Entry, base_name, fingerprint, sample
 from adapeft.inputs.structure import parameter_names
 from adapeft.inputs.weight_files import local_folder, weight_files
 from adapeft.inputs.weight_names import WeightNames
@@ -82,14 +82,17 @@ class Checkpoint(ABC):
         Raises:
             AdapeftError: the checkpoint does not hold a parameter.
         """
+        return fingerprint(self.entries(new))
+
+    def entries(self, new: Collection[str] = ()) -> Iterator[Entry]:
+        """What the fingerprint is made of; raises as ``fingerprint``."""
         names = self.parameters(new)
         missing = sorted(set(names) - self.stored())
         if missing:
             raise AdapeftError(self._not_stored(missing))
         prefix = self.structure.base_model_prefix
-        return fingerprint(
-            (base_name(name, prefix), sample(tensor), tuple(tensor.shape)) for name, tensor in self.tensors(names)
-        )
+        for name, tensor in self.tensors(names):
+            yield base_name(name, prefix), sample(tensor), tuple(tensor.shape)
 
     def settle_ties(self) -> None:
         """Says in the config that nothing is tied, where the weights contradict all that it ties."""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+Entry = tuple[str, Tensor, tuple[int, ...]]
+"""(name without the base model's prefix, sample, shape) of a parameter."""
+
+RESIZED = (
+    "Where the vocabulary was resized before training, save the base with save_pretrained when it has been resized, "
+    "before training, and give that folder."
+)
 _SAMPLE = 65_536
+DIGEST_BYTES = 7
+"""Of a parameter: four of its name, one of its shape, two of its sample; enough to say what differs, not whether."""
 
 
 def fingerprint_model(model: nn.Module, new: Collection[str] = ()) -> str:
@@ -16,22 +25,53 @@ def fingerprint_model(model: nn.Module, new: Collection[str] = ()) -> str:
 
     Empty for a model without weights.
     """
-    if next(model.parameters()).is_meta:
-        return ""
+    return "" if next(model.parameters()).is_meta else fingerprint(entries_of(model, new))
+
+
+def entries_of(model: nn.Module, new: Collection[str] = ()) -> Iterator[Entry]:
+    """What a fingerprint is made of, for a model in memory without its ``new`` parameters."""
     prefix = getattr(model, "base_model_prefix", "")
-    return fingerprint(
-        (base_name(name, prefix), sample(parameter.detach()), tuple(parameter.shape))
-        for name, parameter in model.named_parameters()
-        if name not in new
-    )
+    for name, parameter in model.named_parameters():
+        if name not in new:
+            yield base_name(name, prefix), sample(parameter.detach()), tuple(parameter.shape)
 
 
-def fingerprint(entries: Iterable[tuple[str, Tensor, tuple[int, ...]]]) -> str:
+def digests_of(entries: Iterable[Entry]) -> Tensor:
+    """A few bytes of every parameter, uint8 [count, 7]: says in which of them another model differs."""
+    rows = [_hash(name, 4) + _hash(str(shape), 1) + _hash(_bytes(picks), 2) for name, picks, shape in entries]
+    return torch.tensor(list(b"".join(rows)), dtype=torch.uint8).reshape(len(rows), DIGEST_BYTES)
+
+
+def difference_from(digests: Tensor, entries: Iterable[Entry]) -> str:
+    """How the model of ``entries`` differs from the one of ``digests``, in a sentence; empty where it is not known."""
+    known = {bytes(row[:4]): bytes(row[4:]) for row in digests.tolist()}
+    others: list[str] = []
+    reshaped: list[str] = []
+    changed: list[str] = []
+    for name, picks, shape in entries:
+        found = known.pop(_hash(name, 4), None)
+        if found is None:
+            others.append(repr(name))
+        elif found[:1] != _hash(str(shape), 1):
+            reshaped.append(f"{name!r}, here {shape}")
+        elif found[1:] != _hash(_bytes(picks), 2):
+            changed.append(repr(name))
+    if others or known:
+        example = f", such as {others[0]}" if others else ""
+        return (
+            f"That one lacks {len(others)} parameters of this one{example}, and has {len(known)} that this one lacks."
+        )
+    if reshaped:
+        return f"That one has another shape of {_few(reshaped)}. {RESIZED}"
+    return f"They differ in {_few(changed)} of {len(digests)} parameters." if changed else ""
+
+
+def fingerprint(entries: Iterable[Entry]) -> str:
     """Hash of (name, sample, shape) of every tensor, in any order."""
     digest = hashlib.sha256()
     for name, picks, shape in sorted(entries, key=lambda entry: entry[0]):
         digest.update(f"{name}{shape}".encode())
-        digest.update(picks.view(torch.int16).numpy().tobytes())
+        digest.update(_bytes(picks))
     return digest.hexdigest()
 
 
@@ -49,3 +89,15 @@ def sample(tensor: Tensor) -> Tensor:
 def base_name(name: str, prefix: str) -> str:
     """A parameter's name without the base model's prefix, which checkpoints of the base model leave out."""
     return name.removeprefix(f"{prefix}.") if prefix else name
+
+
+def _bytes(picks: Tensor) -> bytes:
+    return picks.view(torch.int16).numpy().tobytes()
+
+
+def _hash(content: str | bytes, count: int) -> bytes:
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).digest()[:count]
+
+
+def _few(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -155,7 +155,7 @@ def _combined(
     new = {name: value for name, value in whole.items() if name not in names}
     buffers = {name: value for name, value in whole.items() if name in names}
     described = description if model is None else {"model": model, **description}
-    return Delta(moved, new, reference.fingerprint, described, buffers)
+    return Delta(moved, new, reference.fingerprint, described, buffers, reference.digests)
 
 
 def _sources(deltas: Mapping[str, Delta], weights: Sequence[float]) -> Iterable[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from adapeft.config import Task
 from adapeft.errors import AdapeftError
 from adapeft.inputs.divided import full_value as whole_value
 from adapeft.inputs.divided import unsharded
-from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.inputs.fingerprint import DIGEST_BYTES, RESIZED, Entry, difference_from, entries_of, fingerprint_model
 from adapeft.inputs.model import describe_model
 from adapeft.inputs.wrappers import ATTACHMENT, bare, unwrap
 from adapeft.reading import Header, Line, reading
@@ -35,6 +35,7 @@ from adapeft.tune.lora import low_rank_sum
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MOST_LABELS = 2**20
 """transformers makes a dictionary of as many names."""
+_DIGESTS = "base.digests"
 _OWN_KEYS = ("parts", "new", "buffers", "fingerprint")
 
 
@@ -165,6 +166,7 @@ class Delta:
         fingerprint: of the base.
         description: method, budget, scores, config; whatever the maker wanted to say.
         buffers: values of the base's buffers that training changed, such as running statistics, in their own dtypes.
+        digests: of the base's parameters, to say in which of them another base differs; older files have none.
     """
 
     changes: Mapping[str, Change]
@@ -172,6 +174,7 @@ class Delta:
     fingerprint: str
     description: Mapping[str, Any] = field(default_factory=dict)
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    digests: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -194,6 +197,8 @@ class Delta:
         for name, value in self.new.items():
             tensors[f"{name}.new"] = value
         tensors.update({f"{name}.buffer": value for name, value in self.buffers.items()})
+        if self.digests is not None:
+            tensors[_DIGESTS] = self.digests
         own = {"parts": parts, "new": list(self.new), "buffers": list(self.buffers), "fingerprint": self.fingerprint}
         content = {**self.description, **own}
         with reading("the delta's description cannot be saved", "Put it under another key."):
@@ -218,7 +223,7 @@ class Delta:
             new = {name: tensors[f"{name}.new"] for name in said.new}
             buffers = {name: tensors[f"{name}.buffer"] for name in said.buffers}
             rest = {key: value for key, value in content.items() if key not in _OWN_KEYS}
-            return cls(changes, new, said.fingerprint, rest, buffers)
+            return cls(changes, new, said.fingerprint, rest, buffers, _digests(path, tensors))
 
     def check_fits(self, model: nn.Module) -> None:
         """Checks names, shapes and fingerprint against ``model``.
@@ -227,7 +232,7 @@ class Delta:
             AdapeftError: another architecture, other shapes or another base.
         """
         self.check_shapes(model)
-        self.check_fingerprint(fingerprint_model(model, self.new))
+        self.check_fingerprint(fingerprint_model(model, self.new), entries_of(model, self.new))
 
     def check_shapes(self, model: nn.Module) -> None:
         """Checks names and shapes against ``model``, which may be on the meta device.
@@ -241,27 +246,36 @@ class Delta:
         wanted |= {name: tuple(value.shape) for name, value in self.new.items()}
         for name, shape in wanted.items():
             if shapes.get(name) != shape:
-                found = shapes.get(name, "nothing")
-                raise AdapeftError(f"the delta changes {name!r} of shape {shape}; this model has {found} there.")
+                found = shapes.get(name)
+                is_longer = found is not None and len(found) == len(shape) > 1 and found[1:] == shape[1:]
+                raise AdapeftError(
+                    f"the delta changes {name!r} of shape {shape}; this model has {found or 'nothing'} there."
+                    f"{is_longer * f' {RESIZED}'}"
+                )
         buffers = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
         for name, value in self.buffers.items():
             if buffers.get(name) != tuple(value.shape):
-                found = buffers.get(name, "none of this name")
                 raise AdapeftError(
-                    f"the delta replaces the buffer {name!r} of shape {tuple(value.shape)}; this model has {found}."
+                    f"the delta replaces the buffer {name!r} of shape {tuple(value.shape)}; this model has "
+                    f"{buffers.get(name, 'none of this name')}."
                 )
         check_adapters(model, adapters)
 
-    def check_fingerprint(self, found: str) -> None:
+    def check_fingerprint(self, found: str, entries: Iterable[Entry]) -> None:
         """Checks the base's fingerprint.
+
+        Args:
+            found: of the base at hand.
+            entries: what it was made of, read where it is not the delta's, to say what differs.
 
         Raises:
             AdapeftError: the delta belongs to another base.
         """
         if found != self.fingerprint:
+            difference = "" if self.digests is None else difference_from(self.digests, entries)
             raise AdapeftError(
                 f"the delta belongs to a base model of fingerprint {self.fingerprint[:12]}, this one has {found[:12]}: "
-                f"apply it to the base it was trained on."
+                f"apply it to the base it was trained on.{difference and f' {difference}'}"
             )
 
     def apply(self, model: nn.Module) -> Applied:
@@ -305,10 +319,19 @@ class Delta:
         return Applied(model, undo, replaced, adapters)
 
 
+def _digests(path: str | Path, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    found = tensors.get(_DIGESTS)
+    if found is not None and (found.dtype != torch.uint8 or found.ndim != 2 or found.shape[1] != DIGEST_BYTES):
+        raise AdapeftError(
+            f"{path}: {_DIGESTS!r} holds {found.dtype} {tuple(found.shape)}, not uint8 [count, {DIGEST_BYTES}]."
+        )
+    return found
+
+
 def _check_values(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises ``AdapeftError`` where what is no index is not numbers."""
     for name, value in tensors.items():
-        if not name.endswith((".indices", ".buffer")) and value.dtype not in _DTYPES:
+        if name != _DIGESTS and not name.endswith((".indices", ".buffer")) and value.dtype not in _DTYPES:
             raise AdapeftError(f"{path}: {name!r} holds {value.dtype}, not float32.")
 
 
@@ -352,7 +375,7 @@ def extract_delta(
     check_moved(attachment, {name: _has_moved(changes.get(name)) for name in of_base})
     buffers = changed_buffers(inner, attachment.buffers)
     described = {"model": describe_model(inner), **(description or {})}
-    return Delta(changes, new, attachment.fingerprint, described, buffers)
+    return Delta(changes, new, attachment.fingerprint, described, buffers, attachment.digests)
 
 
 def _trained(

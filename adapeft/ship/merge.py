@@ -57,7 +57,7 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) ->
     check_new_folder(out)
     found = base_of(delta, base)
     delta.check_shapes(found.structure)
-    delta.check_fingerprint(found.checkpoint.fingerprint(delta.new))
+    delta.check_fingerprint(found.checkpoint.fingerprint(delta.new), found.checkpoint.entries(delta.new))
     merging = _Merging(delta, found.checkpoint, None if dtype is None else getattr(torch, dtype))
     with new_folder(out) as temporary:
         rounding = merging.write(temporary)

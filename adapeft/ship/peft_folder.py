@@ -49,7 +49,7 @@ def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
     check_new_folder(out)
     found = base_of(delta, base)
     parts = sort_for_peft(delta, found.structure)
-    delta.check_fingerprint(found.checkpoint.fingerprint(delta.new))
+    delta.check_fingerprint(found.checkpoint.fingerprint(delta.new), found.checkpoint.entries(delta.new))
     both = bool(parts.elements and parts.needs_lora)
     adapters: dict[str, tuple[LoraConfig | ShiraConfig, dict[str, Tensor]]] = {}
     if parts.elements:

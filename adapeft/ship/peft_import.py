@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError, did_you_mean
-from adapeft.inputs.fingerprint import base_name
+from adapeft.inputs.fingerprint import base_name, digests_of
 from adapeft.inputs.structure import describe_parameters, is_linear_layer
 from adapeft.ship.base import Base, open_base
 from adapeft.ship.delta import Change, Delta
@@ -53,7 +53,9 @@ def load_from_peft(folder: str | Path, base: str, task: str | None = None) -> De
     for path, (indices, rows) in adapter.tokens.items():
         making.add_rows(path, indices, rows)
     description = {"method": "lora", "model": {"name": base, "task": task, "labels": labels}}
-    return Delta(making.changes, making.new, opened.checkpoint.fingerprint(new), description, making.buffers)
+    digests = digests_of(opened.checkpoint.entries(new))
+    fingerprint = opened.checkpoint.fingerprint(new)
+    return Delta(making.changes, making.new, fingerprint, description, making.buffers, digests)
 
 
 def _labels(adapter: PeftAdapter, base: Base) -> dict[str, Any]:

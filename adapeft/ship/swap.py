@@ -9,7 +9,7 @@ from typing import Self
 from torch import nn
 
 from adapeft.errors import AdapeftError, did_you_mean
-from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.inputs.fingerprint import entries_of, fingerprint_model
 from adapeft.inputs.wrappers import bare
 from adapeft.ship.delta import Applied, Delta
 
@@ -72,7 +72,7 @@ def _check_all(model: nn.Module, deltas: Mapping[str, Delta]) -> None:
             delta.check_shapes(model)
             if new not in fingerprints:
                 fingerprints[new] = fingerprint_model(model, new)
-            delta.check_fingerprint(fingerprints[new])
+            delta.check_fingerprint(fingerprints[new], entries_of(model, new))
         except AdapeftError as error:
             raise AdapeftError(f"{name!r}: {error}") from error
 

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from adapeft.choose.empty import check_not_empty
 from adapeft.choose.subset import Part, Subset
 from adapeft.errors import AdapeftError
-from adapeft.inputs.fingerprint import fingerprint_model
+from adapeft.inputs.fingerprint import digests_of, entries_of, fingerprint_model
 from adapeft.inputs.wrappers import ATTACHMENT, bare, check_before_trainer, unwrap
 from adapeft.rounding import warn_of_coarse_training
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
@@ -52,6 +52,7 @@ class Attachment:
     Attributes:
         subset: the subset attached.
         fingerprint: of the base model.
+        digests: of its parameters, see ``adapeft.inputs.fingerprint``; None without weights.
         owners: name of a part or of an always-trained parameter → its trained parameters by their own names: the
             pieces that a part adds, the leaves of a dense part, else one under the empty name.
         base: name → its value before training, float32 on the CPU, where it is trained whole and not new.
@@ -67,6 +68,7 @@ class Attachment:
 
     subset: Subset
     fingerprint: str
+    digests: Tensor | None = field(repr=False)
     owners: dict[str, dict[str, Owner]] = field(repr=False)
     base: dict[str, Tensor]
     required_grad: dict[str, bool] = field(repr=False)
@@ -150,6 +152,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
             f"the subset was chosen for a base model of fingerprint {chosen_for[:12]}, this one has "
             f"{fingerprint[:12]}: load the base model it was chosen on."
         )
+    digests = digests_of(entries_of(model, subset.new)) if fingerprint else None
     rule = rule_of(subset)
     buffers = stored_buffers(model)
     parameters = dict(model.named_parameters())
@@ -180,7 +183,9 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     warn_of_coarse_training({name: parameters[name] for name in whole if not parameters[name].is_meta})
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
     hooks = [model.register_forward_pre_hook(_check_trainable), *hook_saving(model)]
-    attachment = Attachment(subset, fingerprint, trained, base, required_grad, rule, dense, buffers, dropout, hooks)
+    attachment = Attachment(
+        subset, fingerprint, digests, trained, base, required_grad, rule, dense, buffers, dropout, hooks
+    )
     for name in trained:
         for parameter in attachment.pieces(name).values():
             parameter.requires_grad_(True)

@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.modeling_utils import _get_resolved_checkpoint_files
 
-from adapeft import AdapeftError, Delta, merge, save_for_peft
-from adapeft.choose.subset import Part
+from adapeft import AdapeftError, Delta, attach, delta, merge, save_for_peft
+from adapeft.choose.subset import Part, Subset
 from adapeft.inputs.checkpoint import LoadedCheckpoint
 from adapeft.inputs.structure import describe_parameters
 from adapeft.inputs.weight_files import weight_files
@@ -286,3 +286,52 @@ def test_a_refusal_names_the_cause(make, message, tmp_path):
     with pytest.raises(AdapeftError, match=message):
         merge(found, str(base), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("trains_embedding", [False, True])
+def test_a_vocabulary_that_was_resized(trains_embedding, tmp_path):
+    base = saved(make_llama(), tmp_path / "base")
+    model = load(base)
+    model.resize_token_embeddings(31, mean_resizing=False)
+    saved(model, tmp_path / "resized")
+    parts = {"model.norm.weight": Part("tensor", (12,))}
+    if trains_embedding:
+        parts[EMBEDDING] = Part("rows", (31, 12), torch.tensor([2, 30]))
+    attach(model, Subset(parts))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    delta(model, {"model": LANGUAGE}).save(tmp_path / "delta")
+    found = Delta.load(tmp_path / "delta")
+    message = r"(embed_tokens|lm_head).weight'(,| of shape).*Where the vocabulary was resized before training"
+    with pytest.raises(AdapeftError, match=message):
+        merge(found, str(base), tmp_path / "out")
+    with pytest.raises(AdapeftError, match=message):
+        found.apply(load(base))
+    merge(found, str(tmp_path / "resized"), tmp_path / "out")
+    torch.testing.assert_close(logits(load(tmp_path / "out")), logits(model))
+
+
+def test_another_base_is_told_by_what_differs(tmp_path):
+    model = make_llama()
+    attach(model, Subset({"model.norm.weight": Part("tensor", (12,))}))
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    found = delta(model, {"model": LANGUAGE})
+    other = make_llama()
+    with torch.no_grad():
+        other.lm_head.weight.mul_(2)
+    with pytest.raises(AdapeftError, match=r"They differ in 'lm_head.weight' of 21 parameters"):
+        found.apply(other)
+    with pytest.raises(AdapeftError, match=r"They differ in 'lm_head.weight' of 21 parameters"):
+        merge(found, str(saved(other, tmp_path / "other")), tmp_path / "out")
+    with pytest.raises(AdapeftError, match=r"That one lacks 1 parameters of this one, such as 'lm_head.weight'"):
+        attached_tied().apply(make_llama())
+
+
+def attached_tied() -> Delta:
+    """A delta of a model whose head is its embedding."""
+    model = attach(make_llama(tied=True), Subset({"model.norm.weight": Part("tensor", (12,))}))
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    return delta(model)
