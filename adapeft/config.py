@@ -442,6 +442,18 @@ class Config(Section):
     cluster: Cluster = Cluster()
     seed: NonNegativeInt = Field(default=0, description="of everything random", lt=2**32)
 
+    @model_validator(mode="after")
+    def _attention_can_train(self) -> Config:
+        attention = self.model.attn_implementation
+        if attention in (None, "eager", "sdpa"):
+            return self
+        given = f"model.attn_implementation = {attention}"
+        if not self.cluster.gpus_per_worker:
+            raise ValueError(f"{given}: it trains on GPUs alone; set cluster.gpus_per_worker: 1, or take eager or sdpa")
+        if attention != "flex_attention" and self.model.dtype == "float32":
+            raise ValueError(f"{given}: its kernels take no float32; set model.dtype: bfloat16, or take eager or sdpa")
+        return self
+
     def paths(self) -> dict[str, str]:
         """What lies on a file system, as it is spelled: ``{"data.train": "train.jsonl", "output": "runs/mine", …}``."""
         given = {key: self._at(key) for key in PLACES}

@@ -10,6 +10,7 @@ from torch import nn
 from adapeft.config import Config
 from adapeft.inputs.batches import evaluation_batches
 from adapeft.inputs.metrics import Scorer
+from adapeft.inputs.refused_batch import naming_examples
 from adapeft.ship.delta import Delta
 from cluster.engine import DistributedRanks, inference_engine, join
 from cluster.events import Report
@@ -33,7 +34,8 @@ def score(model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Rep
         examples = inputs.evaluation.collate(share if len(share) else batch[:1]).to(ranks.device)
         logits = inputs.objective.forward(model, examples)
         if len(share):
-            loss_sum = inputs.objective.loss_sum(logits, examples.labels)
+            with naming_examples(examples):
+                loss_sum = inputs.objective.loss_sum(logits, examples.labels)
             scorer.update(logits, examples.labels, loss_sum, inputs.objective.num_predictions(examples.labels))
         report({"step": "evaluating", "done": done + 1, "total": len(batches)})
     model.train(was_training)

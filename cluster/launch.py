@@ -125,6 +125,7 @@ def run_on_workers(
         run_config=run,
     )
     result: dict[str, Any] = {}
+    refused: str | None = None
     if _missing(config.cluster, ray.available_resources()):
         watch({"stage": stage, "step": "waiting for workers that others use"})
     fit = _in_background(trainer.fit)
@@ -136,10 +137,14 @@ def run_on_workers(
                 continue
             if "result" in event:
                 result = event["result"]
+            elif "refused" in event:
+                refused = refused or event["refused"]
             else:
                 watch({"stage": stage, **event})
         fit.result()
     except TrainingFailedError as error:
+        if refused is not None:
+            raise AdapeftError(refused) from error
         raise _cause(error, folder.logs) from error
     finally:
         mark.unlink(missing_ok=True)
@@ -221,6 +226,15 @@ def _in_background(call: Callable[[], Any]) -> Future[Any]:
 
 
 def _on_rank(loop: dict[str, Any]) -> None:
+    try:
+        _work(loop)
+    except AdapeftError as error:
+        # Told at once: the other ranks lose this one, and Ray may see only their failure.
+        loop["events"].put({"refused": str(error)})
+        raise
+
+
+def _work(loop: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     config, stage, run = loop["config"], loop["stage"], loop["run"]
@@ -345,12 +359,15 @@ def _missing(cluster: Cluster, there: dict[str, float]) -> dict[str, float]:
 
 
 def _cause(error: TrainingFailedError, logs: Path) -> Exception:
-    """The user's error that a rank raised, else the first rank's failure and where to read on."""
+    """The first rank's failure and where to read on."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     causes = [_innermost(failure) for _, failure in sorted(failures.items())] or [_innermost(error)]
     for cause in causes:
-        if isinstance(cause, AdapeftError):
-            return AdapeftError(str(cause))
+        if "device-side assert" in str(cause):  # an index out of range, seen only when the GPU got to it
+            return AdapeftError(
+                "the model was given an index that one of its tables does not have: a token, a position or a class. "
+                f"Check that tokenizer, data.max_length and classes belong to the model. More in {logs}."
+            )
     lost = [cause for cause in causes if isinstance(cause, RayActorError)]
     first = (lost or causes)[0]
     lines = str(first).strip().splitlines()

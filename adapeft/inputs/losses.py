@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adapeft.inputs.batches import micro_batches
 from adapeft.inputs.data import Batch
 from adapeft.inputs.objective import Objective
+from adapeft.inputs.refused_batch import naming_examples
 from adapeft.ranks import Ranks
 
 Collate = Callable[[np.ndarray], Batch]
@@ -53,7 +54,8 @@ def micro_losses(
         def loss(model: nn.Module) -> Tensor:
             logits = objective.forward(model, micro)
             labels = micro.labels if sample_seed is None else objective.sample_labels(logits, micro, sample_seed)
-            return objective.loss_sum(logits, labels) * weight
+            with naming_examples(micro):
+                return objective.loss_sum(logits, labels) * weight
 
         return loss
 

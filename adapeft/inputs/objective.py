@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.data import Batch
+from adapeft.inputs.refused_batch import naming_examples
 
 IGNORED = -100
 
@@ -29,7 +30,8 @@ class Objective(ABC):
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits of a micro-batch, in the model's dtype."""
-        return model(**batch.inputs).logits
+        with naming_examples(batch):
+            return model(**batch.inputs).logits
 
     @abstractmethod
     def num_predictions(self, labels: Tensor) -> int:

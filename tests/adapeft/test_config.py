@@ -165,6 +165,26 @@ def test_override_refused(load, override, message):
 
 
 @pytest.mark.parametrize(
+    ("attention", "overrides", "message"),
+    [
+        ("flex_attention", [], "it trains on GPUs alone; set cluster.gpus_per_worker: 1"),
+        ("flash_attention_2", [], "it trains on GPUs alone"),
+        ("flash_attention_2", ["gpus_per_worker=1"], "its kernels take no float32; set model.dtype: bfloat16"),
+        ("flash_attention_3", ["gpus_per_worker=1", "dtype=bfloat16"], None),
+        ("flex_attention", ["gpus_per_worker=1"], None),
+        ("sdpa", [], None),
+    ],
+)
+def test_attention_that_could_not_train(load, attention, overrides, message):
+    arguments = (MINIMAL, f"model.attn_implementation={attention}", *overrides)
+    if message is None:
+        assert load(*arguments).model.attn_implementation == attention
+    else:
+        with pytest.raises(AdapeftError, match=f"model.attn_implementation = {attention}: {message}"):
+            load(*arguments)
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("select.budget=0", r"select\.budget = 0: must be above 0; write a fraction such as 0\.5%"),

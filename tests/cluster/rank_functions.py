@@ -22,6 +22,21 @@ def refuse(config, report):
     raise AdapeftError("data.text = 'x': found only by a rank. Mend it.")
 
 
+class OneRankError(AdapeftError):
+    """Cannot be made again from its message alone, as pickle would."""
+
+    def __init__(self, field, value):
+        super().__init__(f"{field} = {value}: found only by rank 1. Mend it.")
+
+
+def refuse_on_one(config, report):
+    """Rank 1 refuses its input while rank 0 waits for it."""
+    if torch.distributed.get_rank() == 1:
+        raise OneRankError("data.text", "x")
+    torch.distributed.all_reduce(torch.ones(1))
+    return {}
+
+
 def break_down(config, report):
     raise ZeroDivisionError("no value to divide by\nand a second line")
 

@@ -63,6 +63,11 @@ def test_results_and_events_come_back(local_ray, config, capfd):
     assert said.out + said.err == ""
 
 
+def test_a_users_error_of_one_rank_is_no_lost_worker(local_ray, config):
+    with pytest.raises(AdapeftError, match=r"^data\.text = x: found only by rank 1\. Mend it\.$"):
+        launch.run_on_workers(rank_functions.refuse_on_one, config, "refuse-on-one", print)
+
+
 def test_a_users_error_comes_back_as_such(local_ray, config):
     with pytest.raises(AdapeftError, match=r"^data\.text = 'x': found only by a rank\. Mend it\.$"):
         launch.run_on_workers(rank_functions.refuse, config, "refuse", print)
