@@ -66,6 +66,16 @@ def difference_from(digests: Tensor, entries: Iterable[Entry]) -> str:
     return f"They differ in {_few(changed)} of {len(digests)} parameters." if changed else ""
 
 
+def changed_names(digests: Tensor, entries: Iterable[Entry]) -> list[str]:
+    """Names of ``entries`` that ``digests`` knows with another shape or other values."""
+    known = {bytes(row[:4]): bytes(row[4:]) for row in digests.tolist()}
+    return [
+        name
+        for name, picks, shape in entries
+        if (found := known.get(_hash(name, 4))) and found != _hash(str(shape), 1) + _hash(_bytes(picks), 2)
+    ]
+
+
 def fingerprint(entries: Iterable[Entry]) -> str:
     """Hash of (name, sample, shape) of every tensor, in any order."""
     digest = hashlib.sha256()

@@ -28,6 +28,7 @@ from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.tune.attach import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import changed_buffers
 from adapeft.tune.check import check_in_place, check_moved
+from adapeft.tune.frozen import check_frozen
 from adapeft.tune.leaf_functions import DensePart
 from adapeft.tune.leaves import leaf_shape
 from adapeft.tune.lora import low_rank_sum
@@ -369,6 +370,7 @@ def extract_delta(
     inner = unwrap(model)
     attachment = attachment_of(inner)
     check_in_place(inner, attachment)
+    check_frozen(inner, attachment)
     with unsharded(model), _as_shipped(attachment):
         changes, new = _trained(attachment, full_value)
     of_base = [name for name in attachment.owners if name not in attachment.subset.new]
