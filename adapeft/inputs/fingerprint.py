@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Entry = tuple[str, Tensor, tuple[int, ...]]
 """(name without the base model's prefix, sample, shape) of a parameter."""
@@ -91,9 +92,20 @@ def sample(tensor: Tensor) -> Tensor:
     Another checkpoint differs in the samples of some tensor, and so does this one after a delta of a few thousand
     elements; a change of fewer, or smaller than bfloat16 resolves, may go unnoticed.
     """
-    flat = tensor.flatten()
+    flat = _numbers(tensor).flatten()
     picks = torch.linspace(0, max(len(flat) - 1, 0), min(len(flat), _SAMPLE), dtype=torch.float64).long()
     return flat[picks.to(flat.device)].to(torch.bfloat16).cpu()
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """The tensor, or what it is made of where single elements of it cannot be picked or rounded."""
+    if is_traceable_wrapper_subclass(tensor):
+        tensor = tensor.dequantize()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.view(torch.uint8) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def base_name(name: str, prefix: str) -> str:

@@ -15,6 +15,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.inputs.dense import logical_shape
 
 MISSING = "adapeft_missing"
 """Attribute of a loaded model: names of the parameters that were not in its checkpoint."""
@@ -26,7 +27,7 @@ class ParameterInfo:
 
     Attributes:
         name: qualified name, as in ``model.named_parameters()``.
-        shape: full shape, also under ZeRO-3.
+        shape: full shape, also under ZeRO-3 and of packed weights.
         role: the name without its place in the block list, shared by all layers (``attention.self.query.weight``).
         layer: index in the outermost block list, -1 outside of any.
         depth: relative depth in [0, 1]; 0 before the blocks and 1 after them.
@@ -62,10 +63,10 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
     num_uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     described = []
     for position, (name, parameter) in enumerate(model.named_parameters()):
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        role, layer, depth = _place(name, position, block_lists, first_block)
         owner, _, local_name = name.rpartition(".")
-        is_layer = local_name == "weight" and is_linear_layer(model.get_submodule(owner))
+        shape = logical_shape(model.get_submodule(owner), local_name)
+        role, layer, depth = _place(name, position, block_lists, first_block)
+        is_layer = local_name == "weight" and is_called_layer(model, owner)
         output_dim = _output_dim(model, name, len(shape))
         is_linear = is_layer and num_uses[id(parameter)] == 1
         described.append(ParameterInfo(name, shape, role, layer, depth, output_dim, is_linear))
@@ -80,6 +81,18 @@ def is_linear_layer(module: nn.Module | None) -> TypeGuard[nn.Linear | Conv1D]:
     would be passed over.
     """
     return isinstance(module, nn.Linear | Conv1D) and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
+def is_called_layer(model: nn.Module, path: str) -> bool:
+    """Whether ``path`` is a linear layer that is always called, by whatever kernels the model computes.
+
+    A state-space mixer (Mamba's, with its A_log and D) calls its input projection alone where its fused kernels are
+    installed, and hands them the weights of the others.
+    """
+    parent, _, name = path.rpartition(".")
+    mixer = model.get_submodule(parent)
+    is_read = hasattr(mixer, "A_log") and hasattr(mixer, "D") and name != "in_proj"
+    return is_linear_layer(model.get_submodule(path)) and not is_read
 
 
 def new_parameters(model: nn.Module) -> tuple[str, ...]:
@@ -174,15 +187,29 @@ def _output_projections(parameters: Sequence[ParameterInfo]) -> dict[str, Litera
 
 
 def _outermost_block_lists(model: nn.Module) -> dict[str, int]:
-    """Prefix → length of every list of like blocks that is not inside another one."""
+    """Prefix → length of every list of blocks that is not inside another one."""
     lists: dict[str, int] = {}
     for prefix, module in model.named_modules():
-        is_list = isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 0
-        alike = is_list and len({type(child) for child in module}) == 1
-        has_parameters = alike and next(module.parameters(), None) is not None
-        if has_parameters and not any(prefix.startswith(outer + ".") for outer in lists):
+        if _is_block_list(module) and not any(prefix.startswith(outer + ".") for outer in lists):
             lists[prefix] = len(module)
     return lists
+
+
+def _is_block_list(module: nn.Module) -> TypeGuard[nn.ModuleList | nn.Sequential]:
+    """Whether a module is a numbered list of like modules, or one of blocks of several classes.
+
+    The blocks of a hybrid model (attention and state-space layers in turn) have a class each, and consist of modules
+    themselves; a list of single layers of several classes is one network.
+    """
+    if not isinstance(module, nn.ModuleList | nn.Sequential) or next(module.parameters(), None) is None:
+        return False
+    # A parametrization is a list too, whose parameters are its own; a Sequential may have names for its parts.
+    if module._parameters or not all(name.isdigit() for name in module._modules):
+        return False
+    if len({type(block) for block in module}) == 1:
+        return True
+    blocks = [block for block in module if next(block.parameters(), None) is not None]
+    return isinstance(module, nn.ModuleList) and all(next(block.children(), None) is not None for block in blocks)
 
 
 def _place(

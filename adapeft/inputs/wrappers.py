@@ -12,6 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from adapeft.errors import AdapeftError
+from adapeft.inputs.dense import check_own_memory, check_resident
 from adapeft.inputs.divided import is_divided
 
 ATTACHMENT = "adapeft_attachment"
@@ -78,6 +79,8 @@ def bare(model: nn.Module, call: str) -> nn.Module:
                 f"adapeft.{call}: the module {path!r} inside the model is wrapped in {type(module).__name__}, which "
                 f"changes the names of its parameters. Call adapeft.{call} first and wrap the module afterwards."
             )
+    check_resident(inner, call)
+    check_own_memory(inner, call)
     return inner
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from adapeft.errors import AdapeftError
+from adapeft.inputs.dense import obstacles
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.inputs.structure import (
     ParameterInfo,
@@ -42,6 +45,8 @@ class Groups:
         always_train: names of the parameters trained whatever is chosen.
         new: those of them that no base checkpoint holds.
         fingerprint: of the base model; empty when only its structure was there.
+        left_out: names of the parameters that would be candidates if their elements could be changed; see
+            ``adapeft.inputs.dense``.
     """
 
     parameters: tuple[ParameterInfo, ...]
@@ -50,6 +55,7 @@ class Groups:
     always_train: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     fingerprint: str = ""
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -174,7 +180,7 @@ def build_groups(
         exclude: patterns taken out again.
 
     Raises:
-        AdapeftError: a pattern matches nothing.
+        AdapeftError: a pattern matches nothing, or nothing whose elements can be changed.
     """
     parameters = describe_parameters(model)
     names = parameter_names(model)
@@ -182,13 +188,27 @@ def build_groups(
     always = always_trained(model, always_train)
     included = match_patterns("select.include", list(include), names) if include else set(names.values())
     candidates = included - match_patterns("select.exclude", list(exclude), names) - always - set(new)
+    left_out = {name: reason for name, reason in obstacles(model).items() if name in candidates}
+    if candidates and len(left_out) == len(candidates):
+        raise AdapeftError(f"select: nothing may be chosen. {_left_out(left_out)}")
+    if left_out:
+        warnings.warn(f"select: {_left_out(left_out)}", stacklevel=2)
     return Groups(
-        parameters=tuple(info for info in parameters if info.name in candidates),
+        parameters=tuple(info for info in parameters if info.name in candidates - left_out.keys() and info.count),
         granularity=granularity,
         num_total=sum(info.count for info in parameters if info.name not in new),
         always_train=tuple(info.name for info in parameters if info.name in always),
         new=new,
         fingerprint=fingerprint_model(model, new),
+        left_out=tuple(left_out),
+    )
+
+
+def _left_out(reasons: Mapping[str, str]) -> str:
+    name, reason = next(iter(reasons.items()))
+    return (
+        f"{len(reasons)} of the parameters cannot be changed element by element and are left out, such as {name!r}, "
+        f"which {reason}. Load the model without quantization to choose among them too."
     )
 
 

@@ -36,8 +36,13 @@ class LoRA(Method):
         matrices = _matrices(groups)
         if not matrices:
             raise AdapeftError(
-                "select.method = lora: no linear layer of a block is among what may be chosen. Widen select.include "
-                "and select.exclude."
+                "select.method = lora: no linear layer of a block is among what may be chosen. "
+                + (
+                    f"{len(groups.left_out)} parameters such as {groups.left_out[0]!r} are not, for they are packed: a "
+                    "delta could not be added to them. Load the model without quantization."
+                    if groups.left_out
+                    else "Widen select.include and select.exclude."
+                )
             )
         least = _count(matrices, 1)
         if least > budget:

@@ -17,6 +17,7 @@ from adapeft.artifact import load_tensors, save_tensors
 from adapeft.choose.subset import Part, compact_indices, load_part
 from adapeft.config import Task
 from adapeft.errors import AdapeftError
+from adapeft.inputs.dense import check_dense, check_resident
 from adapeft.inputs.divided import full_value as whole_value
 from adapeft.inputs.divided import unsharded
 from adapeft.inputs.fingerprint import DIGEST_BYTES, RESIZED, Entry, difference_from, entries_of, fingerprint_model
@@ -88,7 +89,7 @@ class Change:
             return parameter.detach().clone()
         place = self.part.indices.to(parameter.device)
         if self.part.kind == "elements":
-            return parameter.detach().view(-1)[place]
+            return parameter.detach()[torch.unravel_index(place, parameter.shape)]
         return parameter.detach().index_select(self.part.dim, place)
 
     def put_back(self, parameter: Tensor, entries: Tensor) -> None:
@@ -96,8 +97,11 @@ class Change:
         if self.part.indices is None:
             parameter.copy_(entries)
             return
-        view, dim = (parameter.view(-1), 0) if self.part.kind == "elements" else (parameter, self.part.dim)
-        view.index_copy_(dim, self.part.indices.to(parameter.device), entries)
+        place = self.part.indices.to(parameter.device)
+        if self.part.kind == "elements":  # in the parameter's own order, however its memory is laid out
+            parameter[torch.unravel_index(place, parameter.shape)] = entries
+        else:
+            parameter.index_copy_(self.part.dim, place, entries)
 
 
 @dataclass
@@ -239,8 +243,10 @@ class Delta:
         """Checks names and shapes against ``model``, which may be on the meta device.
 
         Raises:
-            AdapeftError: another architecture or other shapes.
+            AdapeftError: another architecture or other shapes, or a parameter that cannot be changed.
         """
+        changed = {*self.changes, *self.new}
+        check_dense("Delta.apply", [entry for entry in model.named_parameters() if entry[0] in changed])
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         adapters = {name: change.part for name, change in self.changes.items() if change.part.kind == "adapter"}
         wanted = {name: tuple(change.part.shape) for name, change in self.changes.items() if name not in adapters}
@@ -368,6 +374,7 @@ def extract_delta(
         AdapeftError: nothing is attached, or what is trained was frozen, taken out or replaced since.
     """
     inner = unwrap(model)
+    check_resident(inner, "delta")
     attachment = attachment_of(inner)
     check_in_place(inner, attachment)
     check_frozen(inner, attachment)

@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from adapeft.artifact import check_new_folder, new_folder, save_json
 from adapeft.errors import AdapeftError
 from adapeft.inputs.checkpoint import Checkpoint, SafetensorsCheckpoint
+from adapeft.inputs.dense import check_dense
 from adapeft.inputs.tokenize import with_padding
 from adapeft.rounding import Rounding
 from adapeft.ship.base import base_of
@@ -129,6 +130,7 @@ class _Merging:
         change = self.delta.changes.get(name)
         if change is None:
             return tensor.to(dtype), Rounding()
+        check_dense("merge", [(name, tensor)])
         if dtype == tensor.dtype:
             return tensor, change.add_to(tensor)
         wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))

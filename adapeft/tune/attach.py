@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from adapeft.choose.empty import check_not_empty
 from adapeft.choose.subset import Part, Subset
 from adapeft.errors import AdapeftError
+from adapeft.inputs.dense import check_dense
 from adapeft.inputs.fingerprint import digests_of, entries_of, fingerprint_model
 from adapeft.inputs.wrappers import ATTACHMENT, bare, check_before_trainer, unwrap
 from adapeft.rounding import warn_of_coarse_training
@@ -144,6 +145,8 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     if hasattr(model, ATTACHMENT):
         raise AdapeftError("this model already has a subset attached: call adapeft.detach(model) first.")
     check_not_empty(subset)
+    changed = {*subset.parts, *subset.always_train}
+    check_dense("attach", [entry for entry in model.named_parameters() if entry[0] in changed])
     subset.check_fits(model)
     fingerprint = fingerprint_model(model, subset.new)
     chosen_for = subset.description.get("fingerprint")
@@ -206,7 +209,8 @@ def detach(model: nn.Module) -> nn.Module:
     for name, part in parts.items():
         if part.kind == "adapter":
             remove_adapter(model, name)
-    remove_lora(model, [name for name, part in parts.items() if part.kind == "lora"])
+    if lora := [name for name, part in parts.items() if part.kind == "lora"]:
+        remove_lora(model, lora)
     for module in model.modules():
         remove_leaves(module)
     parameters = dict(model.named_parameters())

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BambaConfig,
+    DeepseekV3Config,
+    JambaConfig,
+    T5Config,
+)
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import always_trained, describe_parameters, match_patterns, new_parameters
@@ -103,3 +113,57 @@ def test_the_meta_device_has_the_same_structure(bert):
         empty = type(bert)(bert.config)
     assert describe_parameters(empty) == describe_parameters(bert)
     assert new_parameters(empty) == new_parameters(bert)
+
+
+SIZES = {"vocab_size": 29, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
+
+
+def built(config, auto=AutoModelForCausalLM):
+    with torch.device("meta"):
+        return auto.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "role", "layers"),
+    [
+        (
+            JambaConfig(**SIZES, num_key_value_heads=1, attn_layer_period=2, attn_layer_offset=1, num_experts=2),
+            "self_attn.q_proj.weight", [1, 3],
+        ),
+        (
+            JambaConfig(**SIZES, num_key_value_heads=1, attn_layer_period=2, attn_layer_offset=1, num_experts=2),
+            "mamba.in_proj.weight", [0, 2],
+        ),
+        (BambaConfig(**SIZES, num_key_value_heads=1, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=8),
+         "mamba.in_proj.weight", [0, 2, 3]),
+        (DeepseekV3Config(**SIZES, first_k_dense_replace=1, n_routed_experts=8), "mlp.down_proj.weight", [0]),
+        (DeepseekV3Config(**SIZES, first_k_dense_replace=1, n_routed_experts=8), "mlp.gate.weight", [1, 2, 3]),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)  # fmt: skip
+def test_blocks_of_several_kinds_are_one_list(config, role, layers):
+    infos = describe_parameters(built(config))
+    assert {info.layer for info in infos} == {-1, 0, 1, 2, 3}
+    assert [info.layer for info in infos if info.role == role] == layers
+    assert {info.depth for info in infos if info.layer == 3} == {1.0}
+    assert all(info.layer >= 0 for info in infos if ".layers." in info.name)
+
+
+def test_encoder_and_decoder_have_a_list_each():
+    """The first block of T5 has the relative positions of all."""
+    config = T5Config(vocab_size=29, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)
+    infos = describe_parameters(built(config, AutoModelForSeq2SeqLM))
+    for side in ("encoder", "decoder"):
+        layers = [i.layer for i in infos if i.name.startswith(side) and i.role.endswith("SelfAttention.q.weight")]
+        assert layers == [0, 1, 2]
+        (positions,) = [i for i in infos if i.name.startswith(side) and "relative_attention_bias" in i.name]
+        assert positions.layer == 0
+
+
+def test_what_is_no_list_of_blocks():
+    """A network of single layers, parts with names, and a parametrization, which is a ModuleList as well."""
+    model = nn.Module()
+    model.network = nn.ModuleList([nn.Linear(2, 2), nn.ReLU(), nn.LayerNorm(2)])
+    model.named = nn.Sequential(OrderedDict(first=nn.Linear(2, 2), second=nn.Linear(2, 2)))
+    model.normed = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    assert {info.layer for info in describe_parameters(model)} == {-1}
