@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError
-from adapeft.inputs.structure import is_linear_layer
+from adapeft.inputs.structure import is_called_layer, is_linear_layer
 from adapeft.tune.rules.draw import uniform
 
 _NAME = "adapeft_adapter"
@@ -48,7 +48,7 @@ def check_adapters(model: nn.Module, parts: Mapping[str, Part]) -> None:
     modules = dict(model.named_modules())
     for name, part in parts.items():
         module = modules.get(name)
-        if not is_linear_layer(module):
+        if not is_linear_layer(module) or not is_called_layer(model, name):
             raise AdapeftError(
                 f"the subset has an adapter behind {name!r}, which is no linear layer that this model calls."
             )

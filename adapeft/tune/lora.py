@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError
-from adapeft.inputs.structure import is_linear_layer
+from adapeft.inputs.structure import is_called_layer, is_linear_layer
 from adapeft.tune.rules.draw import uniform
 
 ADAPTER_NAME = "default"
@@ -45,6 +45,11 @@ def check_lora(
                 f"the subset has LoRA on {name!r}, a parameter of {type(module).__name__}: it is for the weights of "
                 f"linear layers. Train rows or elements of this one."
             )
+        if not is_called_layer(model, _layer(name)):
+            raise AdapeftError(
+                f"the subset has LoRA on {name!r}, whose weight its state-space mixer hands to fused kernels without "
+                f"calling the layer, so LoRA would be passed over. Train rows or elements of it."
+            )
         if len(owners[name]) > 1 or paths[module] > 1:
             raise AdapeftError(
                 f"the subset has LoRA on {name!r}, which is tied and used in several places: they would part. Train "
@@ -71,13 +76,71 @@ def add_lora(model: nn.Module, parts: Mapping[str, Part], seed: int) -> dict[str
 
     Returns:
         name → A and B → the module that holds it, and its name there.
+
+    Raises:
+        AdapeftError: PEFT refuses a layer, or wraps others or with other ranks; the model is as before.
+    """
+    required_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        _inject(model, parts)
+        _check_injected(model, parts)
+    except BaseException:
+        remove_lora(model, _injected(model))
+        for parameter, required in required_grad:
+            parameter.requires_grad_(required)
+        raise
+    return {name: _start(model.get_submodule(_layer(name)), name, part, seed) for name, part in parts.items()}
+
+
+def _inject(model: nn.Module, parts: Mapping[str, Part]) -> None:
+    """Lets PEFT wrap exactly the layers of ``parts``.
+
+    Its matching of ``target_modules`` does not: for a mixture of experts it reads them as names from transformers 4
+    and cuts them down to their last part, which other layers have too. So the layers are given as the keys of a
+    state dict, which it takes as they are, and the targets name nothing.
     """
     config = lora_config(parts)
+    targets, config.target_modules = config.target_modules, ["none"]
+    keys = {f"{_layer(name)}.lora_A.weight": torch.empty(0) for name in parts}
     with warnings.catch_warnings():
-        # PEFT finds out by itself which layers are Conv1D, and tells.
+        # PEFT finds out by itself which layers are Conv1D, and tells; and that the targets are not the keys.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
-        inject_adapter_in_model(config, model, ADAPTER_NAME)
-    return {name: _start(model.get_submodule(_layer(name)), name, part, seed) for name, part in parts.items()}
+        warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")
+        try:
+            inject_adapter_in_model(config, model, ADAPTER_NAME, state_dict=keys)
+        except ValueError as error:
+            raise AdapeftError(
+                f"PEFT refuses LoRA on {len(parts)} layers, among them {_layer(next(iter(parts)))!r}: {error} Leave "
+                f"such layers out with select.exclude, or train rows or elements of them."
+            ) from error
+    config.target_modules = targets
+
+
+def _injected(model: nn.Module) -> dict[str, LoraLayer]:
+    """The layers of LoRA in ``model`` by the names of the weights that they adapt."""
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {f"{path}.weight": layer for path, layer in layers.items()}
+
+
+def _check_injected(model: nn.Module, parts: Mapping[str, Part]) -> None:
+    """Checks that PEFT has wrapped the layers of ``parts``, with their ranks and scales, and no others.
+
+    Raises:
+        AdapeftError: it has not.
+    """
+    found = {
+        name: (layer.r.get(ADAPTER_NAME), layer.scaling.get(ADAPTER_NAME)) for name, layer in _injected(model).items()
+    }
+    wanted = {name: (part.rank, part.alpha / part.rank) for name, part in parts.items()}
+    if found != wanted:
+        extra = sorted(found.keys() - wanted.keys())
+        missing = sorted(wanted.keys() - found.keys())
+        others = sorted(name for name in found.keys() & wanted.keys() if found[name] != wanted[name])
+        raise AdapeftError(
+            f"PEFT did not put LoRA where the subset has it. Wrapped without being asked for: {extra or 'none'}. "
+            f"Asked for and not wrapped: {missing or 'none'}. Another rank or scale: {others or 'none'}. Nothing was "
+            f"attached. Train rows or elements of these layers, or install another version of peft."
+        )
 
 
 def lora_config(parts: Mapping[str, Part]) -> LoraConfig:
@@ -91,14 +154,13 @@ def lora_config(parts: Mapping[str, Part]) -> LoraConfig:
     )
 
 
-def remove_lora(model: nn.Module, names: Sequence[str]) -> None:
+def remove_lora(model: nn.Module, names: Collection[str]) -> None:
     """Puts the base's own layers back: modules, names and classes are as before ``add_lora``."""
     for name in names:
         path, _, layer = _layer(name).rpartition(".")
         parent = model.get_submodule(path)
         setattr(parent, layer, getattr(parent, layer).base_layer)
-    if names:
-        del model.peft_config
+    vars(model).pop("peft_config", None)  # not there where PEFT refused before it began
 
 
 @torch.no_grad()

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+)
 
 import adapeft
 from adapeft import AdapeftError, Delta, attach, delta, detach, merge
@@ -21,7 +35,7 @@ from tests.adapeft.test_merge import CLASSIFIER, LANGUAGE, save
 from tests.oracles_lora import MODELS, low_rank_product, make_llama, mixed_subset
 from tests.oracles_ship import save_base
 from tests.oracles_tune import changed, logits, train, weights
-from tests.tiny import make_batches, make_bert, make_gpt2
+from tests.tiny import VOCABULARY, make_batches, make_bert, make_gpt2
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 
@@ -279,3 +293,109 @@ def test_the_rank_is_free_of_what_the_matrices_hold():
 def test_keys_of_other_methods_are_refused():
     with pytest.raises(AdapeftError, match=r"select\.groups = row: lora chooses by tensor"):
         parse_select({"method": "lora", "groups": "row"})
+
+
+def moe(name):
+    """Tiny mixtures of experts of transformers 5, whose experts are fused and whose configs PEFT rewrites."""
+    sizes = dict(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=24, max_position_embeddings=16,
+    )  # fmt: skip
+    routed = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 8}
+    shared = {"shared_expert_intermediate_size": 8}
+    linear = {
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 4,
+    }
+    hybrid = {"layer_types": ["linear_attention", "full_attention"]}
+    torch.manual_seed(0)
+    model = {
+        "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=3)),
+        "qwen2-moe": lambda: Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes, **routed, **shared)),
+        "qwen3-moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **routed)),
+        "qwen3-next": lambda: Qwen3NextForCausalLM(Qwen3NextConfig(**sizes, **routed, **shared, **linear, **hybrid)),
+        "deepseek-v3": lambda: DeepseekV3ForCausalLM(
+            DeepseekV3Config(
+                **{**sizes, "num_key_value_heads": 2}, n_routed_experts=4, moe_intermediate_size=8, n_group=1,
+                topk_group=1, num_experts_per_tok=2, q_lora_rank=4, kv_lora_rank=4, qk_rope_head_dim=4,
+                qk_nope_head_dim=4, v_head_dim=4, first_k_dense_replace=1,
+            )
+        ),
+    }[name]()  # fmt: skip
+    model.config.architectures = [type(model).__name__]
+    model.config.use_cache = False
+    return model.eval()
+
+
+def everything_about(model):
+    """The module graph: classes, names and their order, hooks, modes, attributes, and which parameters are open."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [
+        (
+            path, id(module), type(module), module.training, sorted(vars(module)), list(module._modules),
+            [(name, id(p), p is not None and p.requires_grad) for name, p in module._parameters.items()],
+            list(module._buffers), [list(getattr(module, kind).values()) for kind in hooks],
+        )
+        for path, module in model.named_modules()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("which", ["one layer", "all layers"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "qwen3-moe", "qwen3-next", "deepseek-v3"])
+def test_peft_wraps_what_was_asked_for_and_detach_undoes_exactly_that(name, which):
+    model = moe(name)
+    linear = [info for info in describe_parameters(model) if info.is_linear and info.layer >= 0]
+    chosen = (
+        linear if which == "all layers" else [i for i in linear if i.role.startswith("self_attn.") and i.layer == 1][:1]
+    )
+    subset = Subset({info.name: Part("lora", info.shape, None, 0, min(2, *info.shape), 3.0) for info in chosen})
+    model.get_parameter(linear[0].name).requires_grad_(False)
+    before, start = everything_about(model), logits(model)
+    attach(model, subset)
+    wrapped = {path for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+    assert wrapped == {info.name.removesuffix(".weight") for info in chosen}
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == subset.count
+    train(model)
+    fresh = moe(name)
+    delta(model).apply(fresh)
+    torch.testing.assert_close(logits(fresh), logits(model), rtol=1e-4, atol=1e-4)
+    detach(model)
+    assert everything_about(model) == before
+    assert torch.equal(logits(model), start)
+
+
+def test_what_peft_wraps_otherwise_is_an_error_and_undone(monkeypatch):
+    """Whatever a version of PEFT makes of a request: here it is passed on with another layer and another rank."""
+    model = make_llama()
+    first, second = (f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1))
+    subset = Subset({f"{first}.weight": Part("lora", (12, 12), None, 0, 2, 3.0)})
+    before = everything_about(model)
+
+    def widened(config, model, name, state_dict):
+        config.rank_pattern = {}
+        return inject_adapter_in_model(config, model, name, state_dict=state_dict | {f"{second}.lora_A.weight": None})
+
+    monkeypatch.setattr("adapeft.tune.lora.inject_adapter_in_model", widened)
+    said = rf"without being asked for: \['{second}\.weight'\].*not wrapped: none.*rank or scale: \['{first}\.weight'\]"
+    with pytest.raises(AdapeftError, match=said):
+        attach(model, subset)
+    assert everything_about(model) == before
+
+
+def test_what_peft_refuses_is_an_error_that_names_it():
+    """A layer that its parent reads by itself, in a subset from elsewhere."""
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=12, num_hidden_layers=2, state_size=4)
+    model = MambaForCausalLM(config).eval()
+    model.config.architectures = ["MambaForCausalLM"]
+    infos = {info.role: info for info in describe_parameters(model) if info.layer == 0}
+    assert infos["mixer.in_proj.weight"].is_linear
+    assert not any(infos[f"mixer.{name}.weight"].is_linear for name in ("x_proj", "dt_proj", "out_proj", "conv1d"))
+    before = everything_about(model)
+    out = infos["mixer.out_proj.weight"]
+    with pytest.raises(AdapeftError, match=rf"LoRA on '{out.name}', .* fused kernels"):
+        attach(model, Subset({out.name: Part("lora", out.shape, None, 0, 2, 2.0)}))
+    with pytest.raises(AdapeftError, match=rf"adapter behind '{out.name.removesuffix('.weight')}'"):
+        attach(model, Subset({out.name.removesuffix(".weight"): Part("adapter", (12,), rank=2)}))
+    assert everything_about(model) == before
