@@ -254,9 +254,19 @@ def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
         unit, more = "", f", {data.num_labels} classes" if data.num_labels > 1 else ""
     device = "GPU" if config.cluster.gpus_per_worker else "CPU"
     return {
+        **_beyond_training(config, inspection),
         "data": f"{data.num_train:,}{unit} to train on, {data.num_evaluation:,} to evaluate{more}",
         "workers": f"{_workers(config.cluster)} ({device}), ZeRO stage {config.cluster.zero_stage}",
     }
+
+
+def _beyond_training(config: Config, inspection: Inspection) -> dict[str, str]:
+    """That examples may be longer than those the model was trained with, where it takes them."""
+    trained = getattr(inspection.model_config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(trained, int) or config.data.max_length <= trained:
+        return {}
+    said = f"data.max_length = {config.data.max_length} is beyond the {trained} that the model was trained with"
+    return {"positions": f"{said}; they are relative, so it runs, but it may do worse there"}
 
 
 def _workers(cluster: Cluster) -> str:

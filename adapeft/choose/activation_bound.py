@@ -78,7 +78,16 @@ def _scores(config: PretrainedConfig) -> int:
 
 
 def _largest(config: PretrainedConfig, *names: str) -> int:
-    """Of these numbers in the config and the configs within it."""
+    """Of these numbers in the config, the configs within it and, where layers differ, those of its layers."""
     parts = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))]
-    given = (getattr(part, name, 0) for part in parts for name in names)
-    return max((value for value in given if isinstance(value, int)), default=0)
+    parts += [layer for part in parts if part.is_heterogeneous for layer in part.per_layer_config]
+    given = (_number(part, name) for part in parts for name in names)
+    return max(given, default=0)
+
+
+def _number(config: PretrainedConfig, name: str) -> int:
+    try:
+        value = getattr(config, name, 0)
+    except RuntimeError:  # layers differ in it, and each has its own
+        return 0
+    return value if isinstance(value, int) else 0

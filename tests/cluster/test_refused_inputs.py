@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import ray
-from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+from rich.console import Console
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
+from adapeft.config_file import load_config
+from cluster.console import Terminal
+from cluster.inspect import inspect
 from tests.cluster.checkpoints import save_model, write_bert, write_colours, write_config, write_gpt2, write_text
 
 
@@ -69,3 +74,19 @@ def test_a_tokenizer_larger_than_the_model(command, tmp_path):
     said = refusal(command, "run", config)
     assert "data.evaluation: the tokenizer of model.name gives 'violet' the id 25, and the model has 25 embedd" in said
     assert "resize_token_embeddings(26)" in said
+
+
+def test_relative_positions_have_no_limit_and_are_remarked(tmp_path):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    base = save_model(
+        LlamaForCausalLM(LlamaConfig(vocab_size=25, max_position_embeddings=32, **size)), tmp_path / "base"
+    )
+    train, evaluation = write_text(tmp_path / "train.txt", 1600), write_text(tmp_path / "validation.txt", 330)
+    path = write_config(tmp_path / "run.yaml", base, train, evaluation, task="causal-lm")
+    remarks = []
+    for length in (32, 33):
+        config = load_config(path, [f"max_length={length}"])
+        written = io.StringIO()
+        Terminal(Console(file=written, width=200)).show_inputs(config, inspect(config))
+        remarks.append("data.max_length = 33 is beyond the 32 that the model was trained with" in written.getvalue())
+    assert remarks == [False, True]
