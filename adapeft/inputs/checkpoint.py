@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from adapeft.errors import AdapeftError
 from adapeft.inputs.fingerprint import Entry, base_name, fingerprint, sample
 from adapeft.inputs.structure import parameter_names
-from adapeft.inputs.weight_files import local_folder, weight_files
+from adapeft.inputs.weight_files import has_weights, local_folder, weight_files
 from adapeft.inputs.weight_names import WeightNames
 from adapeft.reading import reading
 
@@ -43,6 +43,20 @@ def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
         if not found.is_converted:
             return found
     return LoadedCheckpoint(folder, structure)
+
+
+def is_tied(folder: Path, structure: PreTrainedModel) -> bool:
+    """Whether ``tie_word_embeddings`` holds when transformers loads ``folder`` into a model like ``structure``.
+
+    Not where the folder has another head than the embedding that its config ties it to. Pickled weights are not read.
+    """
+    explicit = getattr(structure.config, "transformers_weights", None)
+    files = weight_files(folder, str(folder), explicit) if has_weights(folder) or explicit else []
+    if files and all(file.suffix == ".safetensors" for file in files):
+        found = SafetensorsCheckpoint(folder, files, structure)
+        if not found.is_converted:
+            found.settle_ties()
+    return structure.config.tie_word_embeddings
 
 
 class Checkpoint(ABC):
@@ -111,8 +125,8 @@ class Checkpoint(ABC):
                 f"{self.folder}: the base checkpoint has {name!r} of shape {self.mismatched[name]}, and by its config "
                 f"and the delta's labels the model has {shape} there. Give the base that the delta was trained on."
             )
-        head, is_tied = self.structure.get_output_embeddings(), self.structure.config.tie_word_embeddings
-        is_head_alone = len(missing) == 1 and not is_tied and head is not None
+        head = self.structure.get_output_embeddings()
+        is_head_alone = len(missing) == 1 and not self.structure.config.tie_word_embeddings and head is not None
         if is_head_alone and self.structure.get_parameter(name) is getattr(head, "weight", None):
             return (
                 f"{said}, and config.json says tie_word_embeddings = false: transformers starts it at random each time "

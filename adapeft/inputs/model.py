@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from adapeft.errors import AdapeftError
+from adapeft.inputs.checkpoint import is_tied
 from adapeft.inputs.data import DataDescription, check_labels
 from adapeft.inputs.structure import MISSING, always_trained
 from adapeft.inputs.tokenize import with_padding
@@ -56,12 +58,16 @@ def load_model_config(
         # Classifiers in the manner of GPT-2 look for the last token that is not padding.
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
-        return config
     except CONFIG_ERRORS as error:
         raise AdapeftError(
             f"model.name = {model.name!r}: cannot be loaded ({_first_line(error)}). Give a folder with a config.json "
             f"and weights, or the name of a model on the hub."
         ) from error
+    # Budget and estimate are of the parameters that the loaded model will have.
+    if model.task == "causal-lm" and getattr(config, "tie_word_embeddings", False) and Path(model.name).is_dir():
+        structure = build_structure(config, model.task, trust_remote_code=model.trust_remote_code)
+        config.tie_word_embeddings = is_tied(Path(model.name), structure)
+    return config
 
 
 def label_options(task: str, description: DataDescription) -> dict[str, Any]:

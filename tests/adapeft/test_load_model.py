@@ -60,6 +60,24 @@ def load(folder: Path, seed: int = 0, always_train=AUTO, description=CLASSES, **
     return load_model(model, load_model_config(model, description, load_tokenizer(model)), seed, always_train)
 
 
+@pytest.mark.parametrize("has_another_head", [False, True])
+def test_the_structure_has_the_parameters_of_the_loaded_model(has_another_head, tmp_path):
+    """A head that the config ties to the embedding, and the file does not."""
+    make_gpt2().save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, eos_token="<end>")
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    if has_another_head:
+        save_file({**tensors, "lm_head.weight": tensors["transformer.wte.weight"] + 1}, file, {"format": "pt"})
+    model = Model(name=str(tmp_path), task="causal-lm")
+    config = load_model_config(model, CLASSES, load_tokenizer(model))
+    structure = build_structure(config, "causal-lm")
+    loaded = load_model(model, config, 0, AUTO)
+    names = [name for name, _ in loaded.named_parameters()]
+    assert [name for name, _ in structure.named_parameters()] == names
+    assert ("lm_head.weight" in names) == has_another_head != config.tie_word_embeddings
+
+
 def test_the_new_head_depends_on_the_seed_alone(bert_folder):
     first = weights(load(bert_folder))
     torch.rand(5)
