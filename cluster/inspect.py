@@ -28,8 +28,6 @@ from adapeft.measure.measure import check_precision
 from cluster.estimate import limit_of
 
 _LONG_TEXTS = 64
-_MOST_OPERATIONS = 50_000
-"""Of a trial: seconds. A model of 80 layers takes about 5,000; loops over tokens, as in Zamba's, take 100 a token."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def inspect(config: Config) -> Inspection:
     _check_calibration(config, description, tokenizer)
     model_config = load_model_config(config.model, description, tokenizer)
     check_inputs(config.model, model_config, description)
-    weightless = Weightless(most_operations=_MOST_OPERATIONS)
+    weightless = Weightless()
     with weightless:
         structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
     sample = _sample(config, description, tokenizer)

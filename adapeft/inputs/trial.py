@@ -21,6 +21,8 @@ from adapeft.inputs.weightless import BeyondTableError, UnknownValueError, Weigh
 Row = Mapping[str, list[int]]
 
 _SHORT = 4
+MOST_OPERATIONS = 50_000
+"""Of a pass: seconds. A model of 80 layers takes about 5,000; loops over tokens, as in Zamba's, take 100 a token."""
 
 
 class Trial:
@@ -30,10 +32,18 @@ class Trial:
         model: on the meta device, built while ``weightless`` was active.
         weightless: what knows the model's buffers.
         sample: some examples, the longest among them.
+        most_operations: after which a pass is given up.
     """
 
-    def __init__(self, model: PreTrainedModel, weightless: Weightless, sample: TokenizedData) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weightless: Weightless,
+        sample: TokenizedData,
+        most_operations: int = MOST_OPERATIONS,
+    ) -> None:
         self._model, self._weightless, self._tokenizer = model, weightless, sample.tokenizer
+        weightless.most_operations = most_operations
         weightless.forget(list(model.parameters()))
         lengths = sample.lengths
         self._longest, self._shortest = (

@@ -53,13 +53,16 @@ class Weightless(TorchDispatchMode):
     Args:
         selects_all: whether a mask that depends on weights counts as true everywhere, as a bound on what it selects;
             else it raises ``UnknownValueError``.
-        most_operations: after which ``UnknownValueError`` is raised, each time it is entered: some models loop over
-            tokens in Python.
+
+    Attributes:
+        most_operations: after which ``UnknownValueError`` is raised, each time it is entered, as some models loop over
+            tokens in Python; None: no limit.
     """
 
-    def __init__(self, *, selects_all: bool = False, most_operations: int | None = None) -> None:
+    def __init__(self, *, selects_all: bool = False) -> None:
         super().__init__()
-        self.selects_all, self.most_operations = selects_all, most_operations
+        self.selects_all = selects_all
+        self.most_operations: int | None = None
         self._done = 0
         # By storage, so that views and writes into them need no care: bytes of the same layout.
         self._bytes: WeakKeyDictionary[torch.UntypedStorage, Tensor] = WeakKeyDictionary()
@@ -142,7 +145,10 @@ class Weightless(TorchDispatchMode):
 
         with _disable_current_modes():
             known_args, known_kwargs = tree_map(real, (args, kwargs))
-            return None if is_unknown else func(*known_args, **known_kwargs)
+            try:
+                return None if is_unknown else func(*known_args, **known_kwargs)
+            except NotImplementedError:  # a processor lacks kernels of some types, which only a GPU computes with
+                return None
 
     def _data_dependent(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The result of an operation whose result, or its shape, depends on values."""

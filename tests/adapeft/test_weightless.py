@@ -124,7 +124,8 @@ def _grouped(dtype, device, known=lambda tensor: tensor):
 
 
 def test_endless_loops_end():
-    weightless = Weightless(most_operations=10)
+    weightless = Weightless()
+    weightless.most_operations = 10
     for _ in range(2):  # each time anew
         with weightless, torch.device("meta"):
             for _ in range(10):
