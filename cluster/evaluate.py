@@ -36,7 +36,7 @@ def score(model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Rep
         if len(share):
             with naming_examples(examples):
                 loss_sum = inputs.objective.loss_sum(logits, examples.labels)
-            scorer.update(logits, examples.labels, loss_sum, inputs.objective.num_predictions(examples.labels))
+            scorer.update(logits, examples.labels, loss_sum, inputs.objective.predicted(examples.labels))
         report({"step": "evaluating", "done": done + 1, "total": len(batches)})
     model.train(was_training)
     gathered = ranks.all_gather_object(scorer)

@@ -30,7 +30,7 @@ from cluster.checkpoint import Checkpoints
 from cluster.engine import DistributedRanks, backward_of_sum, join, training_engine
 from cluster.evaluate import score
 from cluster.events import Report
-from cluster.inputs import Inputs, load_inputs
+from cluster.inputs import Inputs, check_loss, load_inputs
 from cluster.peak import peak_memory
 from cluster.plan import TrainingPlan, plan_training
 from cluster.run_folder import RunFolder
@@ -101,6 +101,7 @@ class _Training:
         """Trains to the plan's end."""
         progress = self.progress
         if not progress.before:
+            check_loss(self.engine.eval(), self.inputs, self.ranks.world_size)
             progress.before = score(self.engine, self.inputs, self.ranks, self.report)
             self._log(progress.before, "evaluation")
         self.engine.train()  # transformers loads models in evaluation mode

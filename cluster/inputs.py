@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from adapeft.config import Config
@@ -13,6 +15,7 @@ from adapeft.inputs.batches import epoch_batches
 from adapeft.inputs.data import DataDescription, describe, load_rows
 from adapeft.inputs.model import load_model, load_model_config, load_tokenizer
 from adapeft.inputs.objective import Objective, objective_for
+from adapeft.inputs.own_loss import check_own_loss
 from adapeft.inputs.tokenize import TokenizedData, tokenize
 
 
@@ -37,6 +40,26 @@ class Inputs:
         settings = self.config.train
         lengths = self.train.lengths if settings.train_sampling_strategy == "group_by_length" else None
         return epoch_batches(len(self.train), settings.batch_size, self.config.seed, epoch, lengths)
+
+
+def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
+    """Compares the loss that is measured and trained with the model's own, on a training micro-batch.
+
+    Collective under ZeRO: every rank runs the same micro-batch, so that all come to the same end.
+
+    Args:
+        model: or an engine around it, in evaluation mode.
+        inputs: of the run.
+        world_size: ranks that share a training batch.
+
+    Raises:
+        AdapeftError: the losses differ.
+    """
+    train, collate, objective = inputs.config.train, inputs.train.collate, inputs.objective
+    size = train.micro_batch_size or math.ceil(train.batch_size / world_size)
+    micros = (collate(batch[:size]) for batch in inputs.training_batches(epoch=0))
+    first = next(micro for micro in micros if objective.num_predictions(micro.labels))
+    check_own_loss(objective, first.to(next(model.parameters()).device), model)
 
 
 def count_examples(config: Config, description: DataDescription) -> int:

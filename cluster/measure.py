@@ -28,7 +28,7 @@ from adapeft.methods import get_method
 from adapeft.ranks import Ranks
 from cluster.engine import DistributedRanks, join, measuring_engine
 from cluster.events import Report
-from cluster.inputs import Inputs, load_inputs
+from cluster.inputs import Inputs, check_loss, load_inputs
 from cluster.peak import peak_memory
 from cluster.plan import plan_training
 from cluster.run_folder import RunFolder
@@ -83,6 +83,7 @@ def measuring_passes(
     candidates = [info.name for info in groups.parameters]
     num_micro = num_micro_batches(batch_size, ranks.world_size, config.select.micro_batch_size)
     engine = measuring_engine(model, candidates, groups.always_train, config.cluster.zero_stage, num_micro)
+    check_loss(engine, inputs, ranks.world_size)
     yield Passes(
         ZeroShards(engine, candidates, ranks, groups.always_train),
         inputs.objective,

@@ -33,7 +33,7 @@ from adapeft.keys import as_yaml
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import mean_gradient
 from adapeft.measure.groups import Groups, groups_of
-from adapeft.measure.measure import with_warm_up
+from adapeft.measure.measure import ready
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.measure.statistics import Statistics
@@ -41,7 +41,7 @@ from adapeft.measure.storage import load_statistics
 from adapeft.methods import Plan, ValuedMethod, get_method
 from adapeft.ranks import OneRank
 from cluster.console import Terminal, number_table, short
-from cluster.inputs import load_inputs
+from cluster.inputs import check_loss, load_inputs
 from cluster.pipeline import select
 from cluster.place import check_is_folder
 from cluster.run_folder import RunFolder
@@ -295,9 +295,10 @@ def _passes(config: Config, groups: Groups) -> Iterator[Passes]:
     select = config.select
     calibration = draw_calibration(len(inputs.train), select.calibration, select.batch_size, 1, config.seed)
     with measuring_mode(model, restore=groups.always_train):
+        check_loss(model, inputs, world_size=1)
         shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
         passes = Passes(shards, inputs.objective, calibration, inputs.train.collate, config.seed)
-        yield with_warm_up(get_method(select.method), passes, groups, select)
+        yield ready(get_method(select.method), passes, groups, select)
 
 
 def _values(statistics: Statistics, method: ValuedMethod, reach: float) -> Scores:

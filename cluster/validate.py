@@ -14,7 +14,7 @@ from adapeft.experiments import Trials
 from adapeft.inputs.batches import draw_calibration, evaluation_batches
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import planned_reach
-from adapeft.measure.measure import with_warm_up
+from adapeft.measure.measure import ready
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.methods import get_method
@@ -24,7 +24,7 @@ from adapeft.validate.estimators import Measured, measure_estimators
 from adapeft.validate.outcome import Trial
 from cluster.engine import join
 from cluster.events import Report
-from cluster.inputs import load_inputs
+from cluster.inputs import check_loss, load_inputs
 
 _NUM_FISHER_EXAMPLES = 128
 
@@ -46,6 +46,7 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
         len(inputs.train), config.select.calibration, config.select.batch_size, 1, config.seed
     )
     with measuring_mode(model, restore=()):
+        check_loss(model, inputs, ranks.world_size)
         shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
         plain = Passes(
             shards,
@@ -55,7 +56,7 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
             config.seed,
             lambda step, done, total: report({"step": step, "done": done, "total": total}),
         )
-        passes = with_warm_up(get_method(config.select.method), plain, groups, config.select)
+        passes = ready(get_method(config.select.method), plain, groups, config.select)
         singles = tuple(np.concatenate(calibration.batches)[:_NUM_FISHER_EXAMPLES, None])
         examples = replace(passes, calibration=replace(calibration, half_a=singles, half_b=()))
         measured = measure_estimators(model, passes, groups, draws, examples)

@@ -47,7 +47,7 @@ def sampled(model: nn.Module, batches: Sequence[Mapping[str, Tensor]], seed: int
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         ids = torch.arange(seen, seen + len(batch["labels"]))
         seen += len(ids)
-        objective = infer_objective(model, inputs, batch["labels"])
+        objective = infer_objective(model, batch["labels"])
         with torch.no_grad():
             labels = objective.sample_labels(model(**inputs).logits, Batch(inputs, batch["labels"], ids), seed)
         relabelled.append({**inputs, "labels": labels})

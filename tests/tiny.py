@@ -5,11 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 VOCABULARY = 29
@@ -42,6 +52,54 @@ def make_gpt2() -> GPT2LMHeadModel:
     return _at_work(model)
 
 
+def make_t5() -> T5ForConditionalGeneration:
+    """One layer of encoder and decoder each."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 10, "num_layers": 1, "num_heads": 2}
+    return _at_work(T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0, **sizes)))
+
+
+def make_bart() -> BartForConditionalGeneration:
+    """One layer of encoder and decoder each."""
+    torch.manual_seed(0)
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {"d_model": 8, "encoder_ffn_dim": 10, "decoder_ffn_dim": 10, "max_position_embeddings": 16}
+    return _at_work(BartForConditionalGeneration(BartConfig(vocab_size=VOCABULARY, **layers, **sizes)))
+
+
+def make_whisper() -> WhisperForConditionalGeneration:
+    """Speech to text: reads ``input_features`` [n, 4, 12]."""
+    torch.manual_seed(0)
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {"d_model": 8, "encoder_ffn_dim": 10, "decoder_ffn_dim": 10, "num_mel_bins": 4}
+    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    positions = {"max_source_positions": 6, "max_target_positions": 16, "decoder_start_token_id": 1}
+    return _at_work(WhisperForConditionalGeneration(WhisperConfig(**layers, **sizes, **tokens, **positions)))
+
+
+def make_vit() -> ViTForImageClassification:
+    """Reads ``pixel_values`` [n, 3, 8, 8]; three classes."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 10}
+    return _at_work(ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **sizes)))
+
+
+def make_wav2vec2() -> Wav2Vec2ForSequenceClassification:
+    """Reads ``input_values`` [n, 200]; three classes."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 10}
+    convolutions = {"conv_dim": (6, 6), "conv_stride": (5, 4), "conv_kernel": (10, 8), "num_conv_pos_embeddings": 4}
+    config = Wav2Vec2Config(
+        vocab_size=VOCABULARY,
+        num_conv_pos_embedding_groups=2,
+        num_labels=3,
+        classifier_proj_size=6,
+        **sizes,
+        **convolutions,
+    )
+    return _at_work(Wav2Vec2ForSequenceClassification(config))
+
+
 def make_batches(model: PreTrainedModel, num_batches: int = 6, size: int = 5) -> list[dict[str, Tensor]]:
     """Batches as a DataLoader yields them: padded inputs and labels, the last one short."""
     generator = torch.Generator().manual_seed(1)
@@ -52,7 +110,7 @@ def make_batches(model: PreTrainedModel, num_batches: int = 6, size: int = 5) ->
         lengths = torch.randint(4, 10, (rows, 1), generator=generator)
         mask = (torch.arange(9) < lengths).long()
         batch = {"input_ids": ids * mask, "attention_mask": mask}
-        if hasattr(model, "lm_head"):
+        if hasattr(model, "lm_head"):  # a causal one, or an encoder-decoder that writes its input
             batch["labels"] = torch.where(mask.bool(), ids, -100)
         else:
             batch["labels"] = torch.randint(0, 3, (rows,), generator=generator)

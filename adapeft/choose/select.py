@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from adapeft.choose.choose import check_budget, choose
@@ -16,7 +15,9 @@ from adapeft.config_file import parse_select
 from adapeft.errors import AdapeftError
 from adapeft.inputs.batches import Calibration
 from adapeft.inputs.data import Batch
-from adapeft.inputs.objective import infer_objective
+from adapeft.inputs.objective import Objective, infer_objective
+from adapeft.inputs.own_loss import check_own_loss
+from adapeft.inputs.script_batches import as_batches, check_labels, examples_of
 from adapeft.inputs.wrappers import ATTACHMENT, bare
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import reach_of
@@ -53,8 +54,9 @@ def select(
             those that say how a command batches its calibration: here ``batches`` do.
 
     Raises:
-        AdapeftError: fewer than two batches, a batch without labels, an invalid option or budget, or a model that is
-            sharded, has PEFT's layers, or has a subset attached.
+        AdapeftError: fewer than two batches with a prediction, inputs or labels that the model or the method cannot
+            take, a loss that is not the model's own, an invalid option or budget, or a model that is sharded, has
+            PEFT's layers, or has a subset attached.
     """
     model = bare(model, "select")
     if hasattr(model, ATTACHMENT):
@@ -66,11 +68,10 @@ def select(
             f"select.{option} = {options[option]!r} is the command's: here the batches you give decide it."
         )
     settings = parse_select({"budget": budget, **options})
-    examples = _as_batches(batches, next(model.parameters()).device)
-    if get_method(settings.method).measures_examples:
-        examples = [batch.example(index) for batch in examples for index in range(len(batch.labels))]
-    middle = len(examples) // 2
-    order = tuple(np.array([index]) for index in range(len(examples)))
+    method = get_method(settings.method)
+    given = as_batches(batches, model)
+    objective = infer_objective(model, given[0].labels)
+    examples = examples_of(given, method.name) if method.measures_examples else given
     groups = groups_of(model, settings)
     check_budget(groups, settings)
     candidates = [info.name for info in groups.parameters]
@@ -78,30 +79,27 @@ def select(
     displaced = candidates if settings.displaces_weights else []
     with measuring_mode(model, restore=[*groups.always_train, *displaced]):
         shards = WholeModel(model, candidates, groups.always_train)
+        if method.measures_loss:
+            check_labels(objective, given, model)
+            counted = [batch for batch in given if objective.num_predictions(batch.labels)]
+            for batch in counted[:1]:  # a whole one: of a single example a weighted mean is a plain one
+                check_own_loss(objective, batch, model)
         passes = Passes(
             shards,
-            infer_objective(model, examples[0].inputs, examples[0].labels),
-            Calibration(order[:middle], order[middle:]),
+            objective,
+            _calibration(objective, examples),
             lambda indices: examples[int(indices[0])],
             seed,
         )
-        statistics = measure(get_method(settings.method), passes, groups, settings)
+        statistics = measure(method, passes, groups, settings)
     reach = reach_of(settings, learning_rate * num_steps, num_steps)
     subset = choose(settings, statistics, reach=reach, seed=seed, ranks=shards.ranks)
     check_not_empty(subset)
     return subset
 
 
-def _as_batches(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> list[Batch]:
-    examples, seen = [], 0
-    for batch in batches:
-        if "labels" not in batch:
-            raise AdapeftError(f"a batch has no 'labels', only {', '.join(map(repr, batch))}: measuring needs them.")
-        labels = batch["labels"]
-        ids = torch.arange(seen, seen + len(labels))
-        seen += len(labels)
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-        examples.append(Batch(inputs, labels.to(device), ids))
-    if len(examples) < 2:
-        raise AdapeftError(f"batches: {len(examples)} given, at least 2 are needed to measure gradient and gain apart.")
-    return examples
+def _calibration(objective: Objective, examples: Sequence[Batch]) -> Calibration:
+    """Halves of what holds a prediction, a batch each: one without takes no place of those that have weight."""
+    order = [np.array([index]) for index, batch in enumerate(examples) if objective.num_predictions(batch.labels)]
+    middle = len(order) // 2
+    return Calibration(tuple(order[:middle]), tuple(order[middle:]))

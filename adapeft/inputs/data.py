@@ -58,24 +58,40 @@ class DataDescription:
 class Batch:
     """Examples side by side: n examples, T tokens after padding.
 
-    ``inputs``: keyword arguments of the model's forward (``input_ids``, ``attention_mask`` … int64 [n, T]).
-    ``labels``: classes int64 [n], targets float32 [n] or, for a language model, its own tokens int64 [n, T], not
-    shifted, −100 on padding. ``ids``: int64 [n], where each example stands in its data set; whatever is drawn at
-    random for an example is seeded by it, so that no batching changes the draw.
+    ``inputs``: keyword arguments of the model's forward (``input_ids``, ``attention_mask`` … int64 [n, T]); those that
+    are no tensors, such as ``max_length_q``, are shared by all examples. ``labels``: classes int64 [n], targets float32
+    [n] or, for a language model, its own tokens int64 [n, T], not shifted, −100 on padding. ``ids``: int64 [n], where
+    each example stands in its data set; whatever is drawn at random for an example is seeded by it, so that no batching
+    changes the draw.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     labels: Tensor
     ids: Tensor
 
     def example(self, index: int) -> Batch:
-        """One of the examples, with the batch's padding."""
+        """One of the examples, with the batch's padding.
+
+        Raises:
+            AdapeftError: a tensor among the inputs is not divided by example.
+        """
+        num_examples = len(self.labels)
+        if num_examples == 1:
+            return self
         one = slice(index, index + 1)
-        return Batch({name: tensor[one] for name, tensor in self.inputs.items()}, self.labels[one], self.ids[one])
+        inputs = {}
+        for name, value in self.inputs.items():
+            if hasattr(value, "shape") and value.shape[:1] != (num_examples,):
+                raise AdapeftError(
+                    f"{name!r} of shape {list(value.shape)} cannot be divided into the {num_examples} examples of its "
+                    "batch. Give batches of one example each."
+                )
+            inputs[name] = value[one] if hasattr(value, "shape") else value
+        return Batch(inputs, self.labels[one], self.ids[one])
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
-        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in self.inputs.items()}
         return Batch(inputs, self.labels.to(device), self.ids.to(device))
 
 

@@ -42,7 +42,8 @@ def micro_losses(
         sample_seed: labels are sampled from the model under this seed; None takes the true ones.
 
     Returns:
-        The losses, and the number of predictions that the mean is over. Collective.
+        The losses, and the number of predictions that the mean is over; where that is 0, so are losses and gradients.
+        Collective.
     """
     shares = micro_batches(batch, ranks.rank, ranks.world_size, num_micro)
     # A rank without examples still takes part in every collective of the model's forward, at weight 0.
@@ -59,4 +60,4 @@ def micro_losses(
 
         return loss
 
-    return [loss_of(micro.to(device), 1.0 / total if counts else 0.0) for micro, counts in micros], total
+    return [loss_of(micro.to(device), 1.0 / total if counts and total else 0.0) for micro, counts in micros], total

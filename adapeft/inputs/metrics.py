@@ -62,27 +62,28 @@ class Scorer:
         self._predictions: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._loss_sum = 0.0
-        self._num_targets = 0
+        self._num_predictions = 0
 
-    def update(self, logits: Tensor | None, labels: Tensor | None, loss_sum: Tensor | float, num_targets: int) -> None:
+    def update(self, logits: Tensor | None, labels: Tensor | None, loss_sum: Tensor | float, predicted: Tensor) -> None:
         """Adds a batch of n examples.
 
         Args:
             logits: [n, C] for classes; [n, 1] or [n] for targets; not read for causal-lm.
             labels: [n]; not read for causal-lm.
-            loss_sum: summed over the targets, in nats or squared units.
-            num_targets: n, or the tokens that a language model was asked for.
+            loss_sum: summed over the predictions, in nats or squared units.
+            predicted: which labels these are, bool [n], or [n, T] for causal-lm; from ``Objective.predicted``.
         """
         self._loss_sum += float(loss_sum)
-        self._num_targets += num_targets
+        self._num_predictions += int(predicted.sum())
         if self._kind == "causal-lm":
             return
         assert logits is not None
         assert labels is not None
+        logits, labels = logits.detach()[predicted], labels.detach()[predicted]
         is_class = self._kind == "classification"
-        predictions = logits.detach().argmax(-1) if is_class else logits.detach().double().reshape(len(labels))
+        predictions = logits.argmax(-1) if is_class else logits.double().reshape(len(labels))
         self._predictions.append(predictions.cpu())
-        self._labels.append(labels.detach().cpu())
+        self._labels.append(labels.cpu())
 
     def merge(self, others: Iterable[Scorer]) -> None:
         """Adds what other scorers, of other ranks and other examples, have collected."""
@@ -91,12 +92,12 @@ class Scorer:
             self._predictions += other._predictions
             self._labels += other._labels
             self._loss_sum += other._loss_sum
-            self._num_targets += other._num_targets
+            self._num_predictions += other._num_predictions
 
     def compute(self) -> dict[str, float]:
         """Every metric of the task by name, the mean ``loss`` first."""
-        assert self._num_targets, "nothing to judge"
-        loss = self._loss_sum / self._num_targets
+        assert self._num_predictions, "nothing to judge"
+        loss = self._loss_sum / self._num_predictions
         if self._kind == "causal-lm":
             return {"loss": loss, "perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
         predictions, labels = torch.cat(self._predictions), torch.cat(self._labels)

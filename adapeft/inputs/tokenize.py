@@ -142,6 +142,11 @@ def _labels(rows: datasets.Dataset, column: str, description: DataDescription) -
 
 
 def _blocks(rows: datasets.Dataset, data: Data, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    if data.max_length < 2:
+        raise AdapeftError(
+            f"data.max_length = {data.max_length}: the first token of a block predicts nothing, so blocks of that "
+            "length have no loss. Raise it to 2 at least."
+        )
     is_one_text = rows.builder_name == "text"
     end = [] if is_one_text or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 

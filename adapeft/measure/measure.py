@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from adapeft.errors import AdapeftError
+from adapeft.inputs.batches import Calibration
+from adapeft.inputs.objective import IGNORED
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.probe import measure_along_probe
@@ -23,7 +27,7 @@ def measure(method: Method, passes: Passes, groups: Groups, settings: Select) ->
 
     Warm-ups and probe move the always-trained parameters; whoever owns the model puts them back or drops the model.
     """
-    passes = with_warm_up(method, passes, groups, settings)
+    passes = ready(method, passes, groups, settings)
     if settings.probe_steps:
         return measure_along_probe(passes, groups, settings, lambda: method.measure(passes, groups, settings))
     return method.measure(passes, groups, settings)
@@ -46,7 +50,29 @@ def _displacing(settings: Select) -> str:
     return f"select.probe_steps = {settings.probe_steps}" if settings.probe_steps else "select.curvature = parabola"
 
 
-def with_warm_up(method: Method, passes: Passes, groups: Groups, settings: Select) -> Passes:
-    """``passes`` that warm the always-trained part up for as long as the settings say, or the method asks for."""
+def ready(method: Method, passes: Passes, groups: Groups, settings: Select) -> Passes:
+    """``passes`` with the warm-up that ``method`` needs, over the batches that hold a prediction.
+
+    Raises:
+        AdapeftError: a half of the calibration holds none.
+    """
     steps = method.default_warmup_steps if settings.warmup_steps == "auto" else settings.warmup_steps
-    return replace(passes, warmup_steps=steps if groups.always_train else 0)
+    passes = replace(passes, warmup_steps=steps if groups.always_train else 0)
+    return replace(passes, calibration=_with_predictions(passes)) if method.measures_loss else passes
+
+
+def _with_predictions(passes: Passes) -> Calibration:
+    """The calibration without the global batches that hold no prediction: they have no weight in any mean."""
+
+    def counted(name: str, half: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        objective, collate = passes.objective, passes.collate
+        found = tuple(batch for batch in half if objective.num_predictions(collate(batch).labels))
+        if not found:
+            raise AdapeftError(
+                f"half {name} of the calibration holds no prediction: every label of its {len(half)} batches is "
+                f"{IGNORED}. Each half needs one: give more batches with labels (in a config, raise "
+                "select.calibration), and check that cutting texts to the maximum length leaves some."
+            )
+        return found
+
+    return Calibration(counted("A", passes.calibration.half_a), counted("B", passes.calibration.half_b))

@@ -33,6 +33,7 @@ class Adapters(Method):
     cost = "nothing"
     adds_parameters = True
     source = "Houlsby et al. 2019"
+    measures_loss = False
 
     def check(self, groups: Groups, budget: int, settings: Select) -> None:
         places = _places(groups, settings)

@@ -31,6 +31,7 @@ class BitFit(Method):
     summary = "the bias terms"
     cost = "nothing"
     source = "Ben Zaken et al. 2022"
+    measures_loss = False
 
     def check(self, groups: Groups, budget: int, settings: Select) -> None:
         biases = int(groups.counts[_is_bias(groups)].sum())

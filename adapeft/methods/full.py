@@ -26,6 +26,7 @@ class Full(Method):
     summary = "all parameters, whatever the budget"
     cost = "nothing"
     source = "the reference"
+    measures_loss = False
     is_budgeted = False
 
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:

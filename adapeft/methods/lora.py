@@ -31,6 +31,7 @@ class LoRA(Method):
     cost = "nothing"
     adds_parameters = True
     source = "Hu et al. 2022"
+    measures_loss = False
 
     def check(self, groups: Groups, budget: int, settings: Select) -> None:
         matrices = _matrices(groups)

@@ -27,6 +27,7 @@ class Magnitude(ValuedMethod):
     summary = "elements of largest pretrained weight"
     cost = "nothing"
     source = "Fu et al. 2023"
+    measures_loss = False
 
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
         magnitudes = [piece.abs() for piece in passes.shards.weights()]

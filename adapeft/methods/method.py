@@ -50,6 +50,7 @@ class Method(ABC):
         default_warmup_steps: warm-up of the always-trained part when ``select.warmup_steps`` is ``auto``.
         is_budgeted: whether what is shipped stays within ``select.budget``.
         adds_parameters: whether it trains parameters beside the candidates, not some of these.
+        measures_loss: whether it measures anything of the loss, so that the loss must be the model's own.
         measures_examples: whether it wants the gradient of every single example, not of batches.
     """
 
@@ -61,6 +62,7 @@ class Method(ABC):
     default_warmup_steps: int = 0
     is_budgeted: bool = True
     adds_parameters: bool = False
+    measures_loss: bool = True
     measures_examples: bool = False
 
     def check(self, groups: Groups, budget: int, settings: Select) -> None:  # noqa: B027 - most can serve any

@@ -31,6 +31,7 @@ class Random(Method):
     summary = "a uniform draw of elements or groups"
     cost = "nothing"
     source = "Fu et al. 2023"
+    measures_loss = False
 
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
         return Statistics(groups, {})

@@ -24,6 +24,7 @@ class RuleMethod(Method):
     memory and an optimizer's state.
     """
 
+    measures_loss = False
     cost = "nothing; training holds a weight and an optimizer's state for every candidate"
 
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:

@@ -392,6 +392,8 @@ def test_language_model_blocks_have_no_special_tokens():
 def test_too_little_text_for_a_block():
     with pytest.raises(AdapeftError, match=r"data.max_length = 100: the texts have only 9 tokens, not one block"):
         tokenize(datasets.Dataset.from_list(ROWS), config(max_length=100), "causal-lm", tokenizer(is_bert=False))
+    with pytest.raises(AdapeftError, match=r"data.max_length = 1: the first token of a block predicts nothing"):
+        tokenize(datasets.Dataset.from_list(ROWS), config(max_length=1), "causal-lm", tokenizer(is_bert=False))
 
 
 def test_processes_at_once(folder, tmp_path):

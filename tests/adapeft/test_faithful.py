@@ -205,6 +205,7 @@ def test_the_direction_is_measured_anew_at_every_point():
 
     class Spy:
         default_warmup_steps = 0
+        measures_loss = True
 
         def measure(self, passes, groups, settings):
             directions.append(torch.cat(measure_direction(passes, "adam")))

@@ -23,8 +23,13 @@ def classes(num_labels: int) -> DataDescription:
 def score(description: DataDescription, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     scorer = Scorer("sequence-classification", "auto", description)
     for part in torch.arange(len(labels)).split(7):
-        scorer.update(logits[part], labels[part], loss_sum=2.0 * len(part), num_targets=len(part))
+        scorer.update(logits[part], labels[part], loss_sum=2.0 * len(part), predicted=every(len(part)))
     return scorer.compute()
+
+
+def every(num_labels: int) -> torch.Tensor:
+    """That all labels are predicted."""
+    return torch.ones(num_labels, dtype=torch.bool)
 
 
 def one_hot(predictions: list[int], num_outputs: int) -> torch.Tensor:
@@ -75,7 +80,7 @@ def test_many_ties_against_scipy():
     labels = torch.randint(3, (200_000,), generator=generator).double()
     predictions = labels + torch.randn(200_000, generator=generator).double()
     scorer = Scorer("sequence-classification", "auto", TARGETS)
-    scorer.update(predictions, labels, 1.0, len(labels))
+    scorer.update(predictions, labels, 1.0, every(len(labels)))
     assert scorer.compute()["spearman"] == pytest.approx(stats.spearmanr(predictions, labels)[0], abs=1e-12)
 
 
@@ -117,14 +122,26 @@ def test_a_head_with_more_outputs_than_classes():
 
 def test_language_models_are_judged_by_the_token():
     scorer = Scorer("causal-lm", "auto", TOKENS)
-    scorer.update(None, None, loss_sum=torch.tensor(6.0), num_targets=3)
-    scorer.update(None, None, loss_sum=1.0, num_targets=4)
+    scorer.update(None, None, loss_sum=torch.tensor(6.0), predicted=every(3))
+    scorer.update(None, None, loss_sum=1.0, predicted=every(4))
     assert scorer.compute() == pytest.approx({"loss": 1.0, "perplexity": math.e})
+
+
+@pytest.mark.parametrize("description", [classes(3), TARGETS])
+def test_what_is_not_predicted_counts_nothing(description):
+    """Whatever the model says of it, and the same as leaving those rows out."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(20, description.num_labels, generator=generator)
+    labels = torch.randint(3, (20,), generator=generator)
+    predicted = torch.rand(20, generator=generator) < 0.6
+    scorer = Scorer("sequence-classification", "auto", description)
+    scorer.update(logits, torch.where(predicted, labels, -100), 2.0 * int(predicted.sum()), predicted)
+    assert scorer.compute() == pytest.approx(score(description, logits[predicted], labels[predicted]), abs=1e-12)
 
 
 def test_perplexity_of_a_model_that_diverged():
     scorer = Scorer("causal-lm", "perplexity", TOKENS)
-    scorer.update(None, None, loss_sum=1e4, num_targets=1)
+    scorer.update(None, None, loss_sum=1e4, predicted=every(1))
     assert scorer.compute()["perplexity"] == math.inf
 
 
@@ -138,7 +155,7 @@ def test_ranks_merge_to_one(description, cuts):
     ranks = []
     for part in torch.arange(40).split(cuts):
         rank = Scorer("sequence-classification", "auto", description)
-        rank.update(logits[part], labels[part], 2.0 * len(part), len(part))
+        rank.update(logits[part], labels[part], 2.0 * len(part), every(len(part)))
         ranks.append(pickle.loads(pickle.dumps(rank)))
     ranks[0].merge(ranks[1:])
     assert ranks[0].compute() == pytest.approx(score(description, logits, labels), abs=1e-12)
@@ -184,6 +201,6 @@ def test_metrics_of_another_task(metric, task, is_regression, message):
 )
 def test_the_metric_that_decides_is_computed(task, description):
     scorer = Scorer(task, "auto", description)
-    scorer.update(torch.zeros(2, max(description.num_labels, 1)), torch.tensor([0, 1]), 1.0, 2)
+    scorer.update(torch.zeros(2, max(description.num_labels, 1)), torch.tensor([0, 1]), 1.0, every(2))
     assert scorer.primary in scorer.compute()
     assert next(iter(scorer.compute())) == "loss"

@@ -14,7 +14,7 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.groups import build_groups
 from adapeft.measure.influence import planned_reach
 from tests.adapeft.test_shards import assert_same, state_of
-from tests.tiny import make_batches, make_gpt2
+from tests.tiny import make_batches, make_bert, make_gpt2, make_t5
 
 
 @pytest.mark.parametrize("method", ["adapeft", "sam", "random"])
@@ -119,3 +119,84 @@ def test_batches_without_labels(bert):
     batches = [{"input_ids": batch["input_ids"]} for batch in make_batches(bert)]
     with pytest.raises(AdapeftError, match="a batch has no 'labels', only 'input_ids'"):
         adapeft.select(bert, batches)
+
+
+MASKABLE = ["adapeft", "sam", "fish", "child-tuning-d"]
+
+
+def masked(batch: dict, rows: slice = slice(None)) -> dict:
+    labels = batch["labels"].clone()
+    labels[rows] = -100
+    return {**batch, "labels": labels}
+
+
+def assert_same_choice(one, other):
+    assert one.parts
+    assert repr(one.parts) == repr(other.parts)
+    assert one.description["value"] == other.description["value"]
+
+
+OPTIONS = [
+    *({"method": method} for method in MASKABLE),
+    {"groups": "row"},
+    {"probe_steps": 3, "probe_points": 2},
+    {"groups": "role", "curvature": "parabola"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("make", [make_gpt2, make_bert])
+def test_batches_without_a_prediction_have_no_weight(make, options):
+    """They come last, because sampled labels are seeded by the place of an example."""
+    model = make()
+    batches = make_batches(model)
+    options = {"budget": 1500, "groups": "element", "warmup_steps": 7, **options}
+    alone = adapeft.select(model, batches, **options)
+    assert_same_choice(alone, adapeft.select(model, [*batches, masked(batches[0]), masked(batches[1])], **options))
+
+
+@pytest.mark.parametrize("make", [make_gpt2, make_bert])
+@pytest.mark.parametrize("method", ["fish", "sam"])
+def test_examples_without_a_prediction_have_no_weight(make, method):
+    model = make()
+    batches = make_batches(model)
+    kept = [{name: value[:3] for name, value in batch.items()} for batch in batches]
+    hidden = [masked(batch, slice(3, None)) for batch in batches]
+    first, second = (
+        adapeft.select(model, given, method=method, budget=200, warmup_steps=0) for given in (kept, hidden)
+    )
+    assert first.parts.keys() == second.parts.keys()
+    same = sum(len(set(p.indices.tolist()) & set(second.parts[n].indices.tolist())) for n, p in first.parts.items())
+    assert same >= 199, "the last places may be exchanged by rounding"
+    assert first.description["value"] == pytest.approx(second.description["value"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", MASKABLE)
+@pytest.mark.parametrize("make", [make_gpt2, make_bert])
+def test_a_calibration_without_predictions(make, method):
+    model = make()
+    batches = make_batches(model)
+    for given in ([masked(batch) for batch in batches], [batches[0], *map(masked, batches[1:])]):
+        if method == "fish" and given[0] is batches[0]:
+            continue  # the examples of one batch make two halves
+        with pytest.raises(AdapeftError, match="half A of the calibration holds no prediction"):
+            adapeft.select(model, given, method=method, budget=100)
+
+
+@pytest.mark.parametrize("method", MASKABLE)
+@pytest.mark.parametrize(("make", "num_outputs"), [(make_gpt2, 29), (make_bert, 3), (make_t5, 29)])
+@pytest.mark.parametrize("label", [-1, -99, -101, "num_outputs"])
+def test_labels_outside_the_classes(make, num_outputs, label, method):
+    model = make()
+    batches = make_batches(model)
+    value = num_outputs if label == "num_outputs" else label
+    batches[3]["labels"][2, ...] = value
+    said = rf"labels of batch 3 \(counted from 0\): {value} is outside the model's {num_outputs} outputs, 0 to"
+    with pytest.raises(AdapeftError, match=said):
+        adapeft.select(model, batches, method=method, budget=100)
+
+
+def test_whole_numbers_of_any_type_are_classes(bert):
+    batches = make_batches(bert)
+    short = [{**batch, "labels": batch["labels"].to(torch.uint8)} for batch in batches]
+    assert_same_choice(*(adapeft.select(bert, given, budget=200, warmup_steps=0) for given in (batches, short)))

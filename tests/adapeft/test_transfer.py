@@ -20,7 +20,7 @@ from adapeft.inputs.structure import describe_parameters
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import mean_gradient
 from adapeft.measure.groups import build_groups
-from adapeft.measure.measure import measure, with_warm_up
+from adapeft.measure.measure import measure, ready
 from adapeft.measure.shards import WholeModel
 from adapeft.methods import get_method
 from tests.cluster.rank_statistics import passes_for
@@ -98,9 +98,7 @@ def with_slopes_of(make, granularity, curvatures):
     model = make().eval()
     groups = build_groups(model, granularity)
     shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
-    passes = with_warm_up(
-        METHOD, passes_for(model, shards), groups, parse_select({"groups": granularity, "warmup_steps": 3})
-    )
+    passes = ready(METHOD, passes_for(model, shards), groups, parse_select({"groups": granularity, "warmup_steps": 3}))
     passes.warm_up(passes.calibration.half_a)
     direction = measure_direction(passes, "adam")
     passes.warm_up(passes.calibration.half_b)

@@ -43,7 +43,7 @@ class Bench:
         self.draws = draw_subsets(self.groups, SIZES, 4, 5, seed=0)
         names = [info.name for info in self.groups.parameters]
         self.shards = WholeModel(self.model, names, self.groups.always_train)
-        self.objective = infer_objective(self.model, examples[0].inputs, examples[0].labels)
+        self.objective = infer_objective(self.model, examples[0].labels)
         self.passes = Passes(self.shards, self.objective, Calibration(order[:3], order[3:]), self.collate, 0)
         with measuring_mode(self.model, restore=()):
             before = copy.deepcopy(self.model.state_dict())

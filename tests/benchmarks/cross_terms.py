@@ -21,7 +21,7 @@ from adapeft.config import Config
 from adapeft.config_file import load_config
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.groups import Groups, groups_of
-from adapeft.measure.measure import with_warm_up
+from adapeft.measure.measure import ready
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.shards import Slice
@@ -61,7 +61,7 @@ def measured(config: Config) -> Iterator[tuple[Passes, Groups, list[Tensor]]]:
     settings = config.select.model_copy(update={"groups": "tensor"})
     groups = groups_of(model, settings)
     with measuring_passes(config, inputs, model, groups, settings.batch_size, ranks, lambda event: None) as plain:
-        passes = with_warm_up(get_method("adapeft"), plain, groups, settings)
+        passes = ready(get_method("adapeft"), plain, groups, settings)
         passes.warm_up(passes.calibration.half_a)
         direction = measure_direction(passes, "adam")
         passes.warm_up(passes.calibration.half_b)

@@ -84,7 +84,7 @@ def passes_for(model, shards: Shards, *, by_example: bool = False) -> Passes:
     order, examples = examples_of(model)
     if by_example:
         order = [index[None] for batch in order for index in batch]
-    objective = infer_objective(model, examples[0].inputs, examples[0].labels)
+    objective = infer_objective(model, examples[0].labels)
     calibration = Calibration(tuple(order[:3]), tuple(order[3:]))
     return Passes(shards, objective, calibration, lambda ids: joined(examples, ids), seed=3)
 

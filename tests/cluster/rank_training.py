@@ -72,7 +72,7 @@ def subset_of(model: nn.Module, kind: str) -> Subset:
 
 def losses_of(model: nn.Module, step: int, ranks: Ranks, num_micro: int) -> list:
     order, examples = examples_of(model)
-    objective = infer_objective(model, examples[0].inputs, examples[0].labels)
+    objective = infer_objective(model, examples[0].labels)
     return micro_losses(
         order[step], lambda ids: joined(examples, ids), objective, ranks, num_micro, torch.device("cpu")
     )[0]

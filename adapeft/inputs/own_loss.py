@@ -1,0 +1,127 @@
+"""The loss that is measured, compared with the one that the model computes itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapeft.errors import AdapeftError
+from adapeft.inputs.data import Batch
+from adapeft.inputs.objective import Objective
+
+_ROUNDINGS = 4
+"""Of a mean cross-entropy. On a CPU the largest of 1 to 4,000 predictions in any precision was 1.3."""
+
+_REMEDY = (
+    "Usual reasons: config.output_router_logits adds a mixture of experts' auxiliary loss, class weights or label "
+    "smoothing change it, several tasks are added up, or the labels are shifted in the batch and by the model. Switch "
+    "that off for measuring, or give batches and a model of one of the losses that are known."
+)
+
+
+@torch.no_grad()
+def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> Tensor:
+    """The model's own mean loss of ``batch``, once it is known to be the objective's. Runs the model twice.
+
+    Equal to the rounding of the precision in which the model computes its loss; what is not finite is not compared.
+
+    Args:
+        objective: of the measurement.
+        batch: with at least one prediction, its labels within the model's outputs.
+        model: or an engine around it, in evaluation mode. Under ZeRO every rank gives the same batch.
+
+    Raises:
+        AdapeftError: the model gives no loss or no logits, logits of other shapes, or another loss.
+    """
+    labels = batch.labels
+    logits = logits_of(objective, batch, model)
+    output = _with_labels(model, batch)
+    own = getattr(output, "loss", None)
+    if not isinstance(own, Tensor) or own.numel() != 1:
+        given = "no loss" if own is None else f"{own!r} as its loss"
+        raise AdapeftError(
+            f"{_name(model)} returns {given} for a batch with labels, so there is nothing to compare what would be "
+            f"measured with ({objective.summary}). Let its forward return the loss that it is trained with."
+        )
+    if not _are_alike(logits, output.logits):
+        raise AdapeftError(
+            f"{_name(model)} computes other logits when it is given labels than without them. Add to the batches "
+            "whatever it derives from the labels, such as decoder_input_ids."
+        )
+    ours = float(objective.loss_sum(output.logits, labels)) / objective.num_predictions(labels)
+    if math.isfinite(ours) and not abs(float(own) - ours) <= _tolerance(own.dtype, ours, output.logits):
+        raise AdapeftError(
+            f"the loss that {_name(model)} computes of the first batch is {float(own):.6g}, but what would be measured "
+            f"({objective.summary}) is {ours:.6g}. {_REMEDY}"
+        )
+    return own.reshape(())
+
+
+def logits_of(objective: Objective, batch: Batch, model: nn.Module) -> Tensor:
+    """The logits of ``batch``.
+
+    Raises:
+        AdapeftError: there are none, or they have other shapes than the objective's.
+    """
+    try:
+        logits = objective.forward(model, batch)
+    except AttributeError as error:
+        if error.name != "logits":
+            raise
+        raise AdapeftError(
+            f"{_name(model)} returns no logits, only {_keys(error.obj)}: it cannot be measured."
+        ) from error
+    if not isinstance(logits, Tensor) or not objective.fits(logits, batch.labels):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise AdapeftError(
+            f"{_name(model)} gives logits of shape {shape} for labels of shape {list(batch.labels.shape)}, which do "
+            f"not fit a {objective.summary}."
+        )
+    return logits
+
+
+def _with_labels(model: nn.Module, batch: Batch) -> Any:
+    config = getattr(model, "config", None)
+    problem = getattr(config, "problem_type", None)
+    try:
+        return model(**batch.inputs, labels=batch.labels)
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise AdapeftError(
+            f"{_name(model)} fails to compute its loss of the first batch, whose labels have the shape "
+            f"{list(batch.labels.shape)} and type {str(batch.labels.dtype).removeprefix('torch.')}: {error}"
+        ) from error
+    finally:
+        if config is not None and getattr(config, "problem_type", None) != problem:
+            config.problem_type = problem  # transformers writes what it guesses into the config
+
+
+def _are_alike(logits: Tensor, others: Tensor) -> bool:
+    """Equal but for other kernels, which a model may choose when it is given labels."""
+    if logits.shape != others.shape:
+        return False
+    finite = logits.isfinite() & others.isfinite()
+    differences = torch.where(finite, logits - others, 0).double().norm()
+    return bool(differences <= torch.finfo(logits.dtype).eps ** 0.5 * torch.where(finite, logits, 0).double().norm())
+
+
+def _tolerance(dtype: torch.dtype, loss: float, logits: Tensor) -> float:
+    """Rounding of a mean loss that was computed in ``dtype``.
+
+    A term is the difference of numbers as large as the logits, which every kernel adds in float32 at least.
+    """
+    largest = float(logits.amax(-1).double().abs().mean())
+    eps = torch.finfo(dtype).eps
+    return _ROUNDINGS * (eps * abs(loss) + min(eps, torch.finfo(torch.float32).eps) * largest)
+
+
+def _name(model: nn.Module) -> str:
+    return type(getattr(model, "module", model)).__name__
+
+
+def _keys(output: Any) -> str:
+    return ", ".join(map(repr, output)) if hasattr(output, "keys") else f"a {type(output).__name__}"
