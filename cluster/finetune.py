@@ -101,7 +101,8 @@ class _Training:
         """Trains to the plan's end."""
         progress = self.progress
         if not progress.before:
-            check_loss(self.engine.eval(), self.inputs, self.ranks.world_size)
+            self.engine.eval()
+            check_loss(self.engine, self.inputs, self.ranks.world_size)
             progress.before = score(self.engine, self.inputs, self.ranks, self.report)
             self._log(progress.before, "evaluation")
         self.engine.train()  # transformers loads models in evaluation mode
