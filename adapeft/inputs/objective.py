@@ -156,7 +156,8 @@ class SequenceToSequence(Objective):
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         # Given the labels, the model makes the decoder's input of them where the batch has none, each in its own way
         # (without them BART would make it of the encoder's input). The loss that it computes as well is not used.
-        return model(**batch.inputs, labels=batch.labels).logits
+        with naming_examples(batch):
+            return model(**batch.inputs, labels=batch.labels).logits
 
     def predicted(self, labels: Tensor) -> Tensor:
         return labels != IGNORED

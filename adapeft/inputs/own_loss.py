@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adapeft.errors import AdapeftError
 from adapeft.inputs.data import Batch
 from adapeft.inputs.objective import Objective
+from adapeft.inputs.refused_batch import naming_examples
 
 _ROUNDINGS = 4
 """Of a mean cross-entropy. On a CPU the largest of 1 to 4,000 predictions in any precision was 1.3."""
@@ -87,10 +88,11 @@ def _with_labels(model: nn.Module, batch: Batch) -> Any:
     config = getattr(model, "config", None)
     problem = getattr(config, "problem_type", None)
     try:
-        return model(**batch.inputs, labels=batch.labels)
-    except torch.OutOfMemoryError:
+        with naming_examples(batch):
+            return model(**batch.inputs, labels=batch.labels)
+    except AdapeftError:
         raise
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise AdapeftError(
             f"{_name(model)} fails to compute its loss of the first batch, whose labels have the shape "
             f"{list(batch.labels.shape)} and type {str(batch.labels.dtype).removeprefix('torch.')}: {error}"

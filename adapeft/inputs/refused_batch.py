@@ -37,7 +37,8 @@ def naming_examples(batch: Batch) -> Iterator[None]:
             raise
         # From shapes alone: after an assertion on a GPU no value can be read there.
         ids = ", ".join(map(str, batch.ids[:_SHOWN].tolist())) + (", …" if len(batch.ids) > _SHOWN else "")
-        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in batch.inputs.items())
+        tensors = {name: value for name, value in batch.inputs.items() if hasattr(value, "shape")}
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())
         raise AdapeftError(
             f"the model cannot take a batch of examples {ids} (counted from 0; {shapes}, labels "
             f"{list(batch.labels.shape)}): {type(error).__name__}: {reason}. Check these examples and data.max_length, "
