@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -58,14 +59,30 @@ _MEASURED = (
 )
 
 
-def measurement_key(config: Config) -> dict[str, Any]:
-    """Everything that measuring depends on: equal keys mean that statistics can be used again."""
+_READ = ("model.name", "data.train")
+"""Those of these keys that name a place, which may come to hold something else."""
+_UNREAD: Mapping[str, str] = MappingProxyType({})
+
+
+def measurement_key(config: Config, contents: Mapping[str, str] = _UNREAD) -> dict[str, Any]:
+    """Everything that measuring depends on: equal keys mean that statistics can be used again.
+
+    Args:
+        config: of the run.
+        contents: hashes of what the places that it names hold; places alone may come to hold something else.
+    """
     flat = comparable(config)
     key = {name: flat[name] for name in _MEASURED}
+    key.update({content_key(name): contents[name] for name in _READ if name in contents})
     key["select.groups"] = config.select.granularity
     # Single elements are measured alike either way.
     key["select.joint"] = config.select.chooses_jointly and config.select.granularity != "element"
     return key
+
+
+def content_key(place: str) -> str:
+    """Under which a measurement's key has the hash of what a place holds."""
+    return f"content of {place}"
 
 
 def differences(a: Config, b: Config) -> list[str]:

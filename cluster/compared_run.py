@@ -20,7 +20,9 @@ from adapeft.config import Config, Select
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
+from adapeft.inputs.data import describe
 from adapeft.methods import get_method
+from cluster.contents import contents_of
 from cluster.metrics_file import load_metrics
 from cluster.run_folder import RunFolder
 
@@ -189,7 +191,7 @@ def run_apart(config: Config, execute: Callable[[Path, Path], int]) -> Outcome:
     folder = RunFolder(place)
     try:
         if "after" in (content := load_metrics(folder.metrics)):
-            folder.check_is_of(config)
+            folder.check_is_of(config, contents_of(config, describe(config.data, config.model.task)))
             return content, None
     except AdapeftError as error:
         return None, f"{REFUSED}{error}"

@@ -251,11 +251,16 @@ def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
     if config.model.task == "causal-lm":
         unit, more = " texts", f", in blocks of {config.data.max_length} tokens"
     else:
-        unit, more = "", f", {data.num_labels} classes" if data.num_labels > 1 else ""
+        unit, more = "", ", targets of a regression" if data.is_regression else f", {data.num_labels} classes"
     device = "GPU" if config.cluster.gpus_per_worker else "CPU"
+    read = {
+        "data.train": (config.data.train, data.num_train),
+        "data.evaluation": (config.data.evaluation, data.num_evaluation),
+    }
     return {
         **_beyond_training(config, inspection),
         "data": f"{data.num_train:,}{unit} to train on, {data.num_evaluation:,} to evaluate{more}",
+        "read": ", ".join(_counted(source, rows, data.lines.get(field)) for field, (source, rows) in read.items()),
         "workers": f"{_workers(config.cluster)} ({device}), ZeRO stage {config.cluster.zero_stage}",
     }
 
@@ -267,6 +272,13 @@ def _beyond_training(config: Config, inspection: Inspection) -> dict[str, str]:
         return {}
     said = f"data.max_length = {config.data.max_length} is beyond the {trained} that the model was trained with"
     return {"positions": f"{said}; they are relative, so it runs, but it may do worse there"}
+
+
+def _counted(source: str, num_rows: int, num_lines: int | None) -> str:
+    """Rows beside the lines that they came from: a CSV with line breaks inside texts has more of these."""
+    name = source.rpartition("/")[2]
+    of = "" if num_lines is None else f" of {num_lines:,} {'in all' if name.endswith('.parquet') else 'lines'}"
+    return f"{num_rows:,} rows{of} in {name}"
 
 
 def _workers(cluster: Cluster) -> str:

@@ -48,8 +48,9 @@ def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> d
     """Scores the ``base`` model, or with the delta in the file ``delta`` applied, which None lets be the run's own."""
     ranks = join()
     report({"step": "loading model and data"})
-    inputs = load_inputs(config)
+    trained = None if base else Delta.load(delta or RunFolder.of(config).delta)
+    inputs = load_inputs(config, None if trained is None else trained.head)
     model = inputs.model()
-    if not base:
-        Delta.load(delta or RunFolder.of(config).delta).apply(model)
+    if trained is not None:
+        trained.apply(model)
     return score(inference_engine(model, config.cluster.zero_stage), inputs, ranks, report)

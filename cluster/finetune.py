@@ -42,6 +42,7 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
     ranks = join()
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
+    contents = inputs.claimed_contents()
     plan = plan_training(config.train, len(inputs.train))
     with warnings.catch_warnings():
         # DeepSpeed steps copies in float32.
@@ -56,7 +57,7 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
         max_grad_norm=config.train.max_grad_norm,
         schedule=plan.schedule,
     )
-    return _Training(config, inputs, plan, engine, model, ranks, report).run()
+    return _Training(config, inputs, contents, plan, engine, model, ranks, report).run()
 
 
 @dataclass
@@ -78,13 +79,14 @@ class _Training:
         self,
         config: Config,
         inputs: Inputs,
+        contents: dict[str, str],
         plan: TrainingPlan,
         engine: DeepSpeedEngine,
         model: nn.Module,
         ranks: DistributedRanks,
         report: Report,
     ) -> None:
-        self.config, self.inputs, self.plan = config, inputs, plan
+        self.config, self.inputs, self.contents, self.plan = config, inputs, contents, plan
         self.engine, self.model, self.ranks, self.report = engine, model, ranks, report
         self.folder = RunFolder.of(config)
         self.metric, self.higher_is_better = primary(
@@ -183,6 +185,7 @@ class _Training:
             "step": self.progress.step,
             "scores": self.progress.best,
             "config": to_yaml(config),
+            "contents": self.contents,
         }
 
     def _resumed(self) -> _Progress | None:

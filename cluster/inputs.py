@@ -12,11 +12,15 @@ from transformers import PreTrainedModel
 
 from adapeft.config import Config
 from adapeft.inputs.batches import epoch_batches
-from adapeft.inputs.data import DataDescription, describe, load_rows
-from adapeft.inputs.model import load_model, load_model_config, load_tokenizer
+from adapeft.inputs.data import DataDescription, describe
+from adapeft.inputs.labels import Head
+from adapeft.inputs.model import load_model, load_model_config, load_tokenizer, trained_head
 from adapeft.inputs.objective import Objective, objective_for
 from adapeft.inputs.own_loss import check_own_loss
+from adapeft.inputs.sources import rows_of
 from adapeft.inputs.tokenize import TokenizedData, tokenize
+from adapeft.keys import flatten
+from cluster.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,18 @@ class Inputs:
         torch.set_float32_matmul_precision(self.config.model.matmul_precision)
         config = load_model_config(self.config.model, self.description, self.train.tokenizer)
         return load_model(self.config.model, config, self.config.seed, self.config.select.always_train)
+
+    def claimed_contents(self) -> dict[str, str]:
+        """Hashes of what the run read when its folder was claimed, of the data and all else; none where it was not.
+
+        Raises:
+            AdapeftError: this process has read other data than that, perhaps a copy on another machine.
+        """
+        folder = RunFolder.of(self.config)
+        claimed = folder.contents()
+        if claimed:
+            folder.check_contents(self.description.content, flatten(self.config))
+        return claimed
 
     def training_batches(self, epoch: int) -> tuple[np.ndarray, ...]:
         """The global batches of an epoch of training, counted from 0."""
@@ -67,13 +83,18 @@ def count_examples(config: Config, description: DataDescription) -> int:
     return len(load_inputs(config).train) if config.model.task == "causal-lm" else description.num_train
 
 
-def load_inputs(config: Config) -> Inputs:
-    """Reads and tokenizes both splits."""
-    description = describe(config.data, config.model.task)
+def load_inputs(config: Config, head: Head | None = None) -> Inputs:
+    """Reads and tokenizes both splits.
+
+    Args:
+        config: of the run.
+        head: by which the classes are numbered, where it is not the model's own: that of a delta.
+    """
+    description = describe(config.data, config.model.task, head or trained_head(config.model))
     tokenizer = load_tokenizer(config.model)
     splits = [
-        tokenize(load_rows(source, field), config.data, config.model.task, tokenizer, description)
-        for source, field in ((config.data.train, "data.train"), (config.data.evaluation, "data.evaluation"))
+        tokenize(rows_of(config.data, field), config.data, config.model.task, tokenizer, description)
+        for field in ("data.train", "data.evaluation")
     ]
     objective = objective_for(config.model.task, description.is_regression)
     return Inputs(config, description, splits[0], splits[1], objective)

@@ -17,9 +17,10 @@ from adapeft.choose.subset import Subset
 from adapeft.config import Config
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.inputs.batches import draw_calibration
-from adapeft.inputs.data import DataDescription, describe, load_rows
+from adapeft.inputs.data import DataDescription, describe
 from adapeft.inputs.metrics import primary
-from adapeft.inputs.model import build_structure, check_inputs, load_model_config, load_tokenizer
+from adapeft.inputs.model import build_structure, load_model_config, load_tokenizer, trained_head
+from adapeft.inputs.sources import rows_of
 from adapeft.inputs.tokenize import TokenizedData, tokenize
 from adapeft.inputs.trial import Trial
 from adapeft.inputs.weightless import Weightless
@@ -63,12 +64,11 @@ def inspect(config: Config) -> Inspection:
     """
     _check_model_folder(config.model.name)
     check_precision(config.select, getattr(torch, config.model.dtype))
-    description = describe(config.data, config.model.task)
+    description = describe(config.data, config.model.task, trained_head(config.model))
     primary(config.data.metric, config.model.task, description.is_regression)
     tokenizer = load_tokenizer(config.model)
     _check_calibration(config, description, tokenizer)
     model_config = load_model_config(config.model, description, tokenizer)
-    check_inputs(config.model, model_config, description)
     weightless = Weightless()
     with weightless:
         structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
@@ -99,7 +99,7 @@ def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedT
     data = config.data
     if config.model.task == "causal-lm":  # all are as long
         return _blocks(config, "data.train", tokenizer, at_least=1)
-    rows = load_rows(data.train, "data.train")
+    rows = rows_of(data, "data.train")
     columns = [data.text] if data.text_pair is None else [data.text, data.text_pair]
     characters = sum(pc.utf8_length(rows.with_format("arrow")[column][:]).to_numpy() for column in columns)
     longest = np.argsort(characters)[-_LONG_TEXTS:]
@@ -109,8 +109,8 @@ def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedT
 def _largest_token(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> tuple[str, int]:
     """The largest token id of all examples, and the split that has it."""
     largest = []
-    for field, source in (("data.train", config.data.train), ("data.evaluation", config.data.evaluation)):
-        found = tokenize(load_rows(source, field), config.data, config.model.task, tokenizer, description)
+    for field in ("data.train", "data.evaluation"):
+        found = tokenize(rows_of(config.data, field), config.data, config.model.task, tokenizer, description)
         largest.append((pc.max(pc.list_flatten(found.rows.data.column("input_ids"))).as_py(), field))
     token, field = max(largest)
     return field, token
@@ -140,7 +140,7 @@ def _check_calibration(config: Config, description: DataDescription, tokenizer: 
 
 def _blocks(config: Config, field: str, tokenizer: PreTrainedTokenizerBase, at_least: int) -> TokenizedData:
     """Blocks of a growing part of the texts, until there are enough or no more texts."""
-    rows = load_rows(config.data.train if field == "data.train" else config.data.evaluation, field)
+    rows = rows_of(config.data, field)
     size = 64
     while True:
         try:

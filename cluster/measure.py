@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,13 +44,14 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
     ranks = join()
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
+    contents = inputs.claimed_contents()
     settings = config.select
     method = get_method(settings.method)
     batch_size = 1 if method.measures_examples else settings.batch_size
     model = inputs.model().eval()
     groups = groups_of(model, settings)
     folder = RunFolder.of(config)
-    key = sums_key(config, groups, len(inputs.train), ranks.world_size)
+    key = sums_key(config, contents, groups, len(inputs.train), ranks.world_size)
     saved = PartialSums(folder.path, key, config.cluster.save_interval, ranks)
     if saved.dropped:
         report({"step": f"measuring from the start: saved sums are of another {', '.join(saved.dropped)}"})
@@ -60,7 +61,7 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
         save_elements(folder.path, statistics.elements, ranks)
     peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
     report({"step": "choosing"})
-    choose_and_save(config, statistics, len(inputs.train), ranks, limit)
+    choose_and_save(config, contents, statistics, len(inputs.train), ranks, limit)
     saved.remove()
     return {"measuring_peak_memory_bytes": peak}
 
@@ -96,10 +97,12 @@ def measuring_passes(
     engine.destroy()
 
 
-def sums_key(config: Config, groups: Groups, num_examples: int, world_size: int) -> dict[str, Any]:
+def sums_key(
+    config: Config, contents: Mapping[str, str], groups: Groups, num_examples: int, world_size: int
+) -> dict[str, Any]:
     """What partial sums depend on, to the last bit: besides what is measured, how the work is divided."""
     return {
-        **measurement_key(config),
+        **measurement_key(config, contents),
         "base model": groups.fingerprint,
         "number of examples": num_examples,
         "cluster.workers": world_size,
@@ -109,7 +112,12 @@ def sums_key(config: Config, groups: Groups, num_examples: int, world_size: int)
 
 
 def choose_and_save(
-    config: Config, statistics: Statistics, num_examples: int, ranks: Ranks, limit: MemoryLimit | None
+    config: Config,
+    contents: Mapping[str, str],
+    statistics: Statistics,
+    num_examples: int,
+    ranks: Ranks,
+    limit: MemoryLimit | None,
 ) -> Subset:
     """Chooses from ``statistics`` and writes ``groups.parquet`` and ``subset.safetensors``. Collective.
 
@@ -119,14 +127,14 @@ def choose_and_save(
     training = plan_training(config.train, num_examples)
     reach = reach_of(config.select, sum(training.learning_rates()), training.num_steps)
     subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
-    subset = subset.described(config=to_yaml(config))
+    subset = subset.described(config=to_yaml(config), contents=dict(contents))
     if ranks.rank == 0:
         derived = {"chosen": chosen_of(groups, subset)}
         values = get_method(config.select.method).group_values(statistics, reach)
         if values is not None:
             derived["influence"] = values
         folder = RunFolder.of(config)
-        save_groups(folder.path, groups, statistics.columns, measurement_key(config), **derived)
+        save_groups(folder.path, groups, statistics.columns, measurement_key(config, contents), **derived)
         options = statistics.options
         if options is not None:
             influence = get_method(config.select.method).option_values(statistics, reach)

@@ -129,7 +129,7 @@ def _choose_again(session: Session, source: Path) -> Subset:
     from cluster.measure import choose_and_save
 
     statistics, measured = load_statistics(source)
-    wanted = measurement_key(session.config)
+    wanted = measurement_key(session.config, session.contents)
     other = differing(wanted, {key: measured.get(key) for key in wanted})
     if other:
         raise AdapeftError(
@@ -138,6 +138,7 @@ def _choose_again(session: Session, source: Path) -> Subset:
         )
     return choose_and_save(
         session.config,
+        session.contents,
         statistics,
         count_examples(session.config, session.inspection.description),
         OneRank(),

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from filelock import FileLock
 
-from adapeft.artifact import save_text
+from adapeft.artifact import save_json, save_text
 from adapeft.config import Config
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
-from adapeft.keys import differences
+from adapeft.keys import differences, flatten
 from adapeft.measure.partial import FOLDER as PARTIAL_SUMS
 from adapeft.measure.storage import ELEMENTS, TABLE
 from adapeft.places import is_in_job_folder
+from adapeft.reading import load_json
 from cluster.lock import LOCK, hold
 from cluster.place import RECORD, working_folder
 
 CONFIG = "config.yaml"
+CONTENTS = "contents.json"
 
 # What may be in a folder before its run: the demo's data, and what a run leaves that fails before it has measured.
-_WELCOME = ("data", "logs", LOCK, ELEMENTS, PARTIAL_SUMS, RECORD)
+_WELCOME = ("data", "logs", CONTENTS, LOCK, ELEMENTS, PARTIAL_SUMS, RECORD)
+
+_REMEDY = "Give another folder: output=…"
+_UNREAD: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,11 @@ class RunFolder:
     def config(self) -> Path:
         """The whole config, defaults included."""
         return self.path / CONFIG
+
+    @property
+    def contents_path(self) -> Path:
+        """Hashes of what the run reads, as ``contents_of`` gives them."""
+        return self.path / CONTENTS
 
     @property
     def table(self) -> Path:
@@ -80,8 +93,17 @@ class RunFolder:
         """Resumable checkpoints of what is trained."""
         return self.path / "checkpoints"
 
-    def claim(self, config: Config) -> FileLock:
+    def contents(self) -> dict[str, str]:
+        """Hashes of what the run read when it began; empty before."""
+        path = self.contents_path
+        return load_json(path, "what a run writes of its inputs", _REMEDY) if path.is_file() else {}
+
+    def claim(self, config: Config, contents: Mapping[str, str] = _UNREAD) -> FileLock:
         """Makes the folder this config's, or takes it up again where the same run left it, perhaps on other machines.
+
+        Args:
+            config: of the run.
+            contents: hashes of what it reads, from ``contents_of``.
 
         Returns:
             What keeps other commands from writing there until it is released.
@@ -96,7 +118,7 @@ class RunFolder:
                 "absolute path on storage that all machines share: output=/…"
             )
         if self.config.is_file() and self._has_results():
-            self.check_is_of(config)
+            self.check_is_of(config, contents)
             lock = hold(self.path)
             if config.cluster != load_config(self.config).cluster:
                 self._write(config)
@@ -113,13 +135,14 @@ class RunFolder:
         lock = hold(self.path)
         self.logs.mkdir(exist_ok=True)
         self._write(config)
+        save_json(self.contents_path, dict(contents))
         return lock
 
-    def check_is_of(self, config: Config) -> None:
-        """That what is here came of such a config, on whatever machines.
+    def check_is_of(self, config: Config, contents: Mapping[str, str] = _UNREAD) -> None:
+        """Checks that what is here came of such a config, on whatever machines, and of the same data and models.
 
         Raises:
-            AdapeftError: it holds another run.
+            AdapeftError: it holds another run, or one whose inputs have changed since.
         """
         before = load_config(self.config)
         other = differences(config, before.model_copy(update={"cluster": config.cluster}))
@@ -129,6 +152,31 @@ class RunFolder:
                 + "\n  ".join(other)
                 + "\nGive another folder: output=…; "
                 f"select.statistics={self.path} uses its measurements again."
+            )
+
+        self.check_contents(contents, flatten(config))
+
+    def check_contents(self, contents: Mapping[str, str], places: Mapping[str, Any]) -> None:
+        """Checks that what was read now is what the run read when it began.
+
+        Args:
+            contents: hashes of what was read.
+            places: key of the config → the place that it names.
+
+        Raises:
+            AdapeftError: names each place that holds something else than it did.
+        """
+        before = self.contents()
+        changed = [
+            f"{key} = {places[key]}: content {found[:12]} now, {before.get(key, 'not recorded')[:12]} then"
+            for key, found in contents.items()
+            if found != before.get(key)
+        ]
+        if changed:
+            raise AdapeftError(
+                f"output = {self.path} holds results of other inputs, which have changed since at the same place:\n  "
+                + "\n  ".join(changed)
+                + "\nPut back what was there, or give another folder to run with the new inputs: output=…"
             )
 
     def _write(self, config: Config) -> None:

@@ -13,6 +13,7 @@ from adapeft.config import Config
 from adapeft.errors import AdapeftError
 from adapeft.places import is_url
 from cluster.console import Terminal
+from cluster.contents import contents_of
 from cluster.estimate import estimate_of, unknowns
 from cluster.events import to_all
 from cluster.failure import WorkerError
@@ -42,6 +43,7 @@ class Session:
         self.config, self.terminal, self.claims = config, terminal, claims
         self.folder = RunFolder.of(config)
         self.inspection: Inspection
+        self.contents: dict[str, str] = {}
         self._mirror = Mirror(config.output) if is_url(config.output) else None
         self._log = EventLog(self.folder.events, run_id(config))
         self._joined: tuple[Config, Metrics] | None = None
@@ -51,11 +53,13 @@ class Session:
     def __enter__(self) -> Session:
         with self.terminal.busy("checking config, data and model"):
             self.inspection = inspect(self.config)
+            if self.claims:
+                self.contents = contents_of(self.config, self.inspection.description)
         if self._mirror is not None:
             with self.terminal.busy("fetching what the output holds"):
                 self._mirror.fetch()
         if self.claims:
-            self._lock = self.folder.claim(self.config)
+            self._lock = self.folder.claim(self.config, self.contents)
             self._put()
             self.terminal.show_plan(self.config, self.inspection)
         else:
@@ -126,7 +130,7 @@ class Session:
         """Adds to ``metrics.json``."""
         content = self.metrics()
         seconds = {**content.get("seconds", {}), **metrics.pop("seconds", {})}
-        content = {**content, **metrics, "seconds": seconds, "provenance": provenance()}
+        content = {**content, **metrics, "seconds": seconds, "contents": self.contents, "provenance": provenance()}
         save_json(self.folder.metrics, content)
         if self._joined is not None:
             self._joined[1].record(content)

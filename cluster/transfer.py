@@ -29,7 +29,7 @@ from adapeft.inputs.batches import draw_calibration
 from adapeft.inputs.checkpoint import Checkpoint, open_checkpoint
 from adapeft.inputs.model import CONFIG_ERRORS, build_structure
 from adapeft.inputs.weight_files import has_weights
-from adapeft.keys import as_yaml
+from adapeft.keys import as_yaml, content_key
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import mean_gradient
 from adapeft.measure.groups import Groups, groups_of
@@ -122,7 +122,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
         AdapeftError: nothing was measured there, no such target, too little of it has a counterpart, or nothing there
             promises a lower loss.
     """
-    statistics, _ = load_statistics(source)
+    statistics, key = load_statistics(source)
     method = get_method(config.select.method)
     if not statistics.columns or not isinstance(method, ValuedMethod):
         raise AdapeftError(f"--from {source}: {config.select.method} measures nothing that could be transferred.")
@@ -139,13 +139,13 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     checkpoint = _checkpoint(config, structure)
     if settings.inside == "slope":
         unmapped, mapped = counterparts(profiles, groups)
-        own = _by_slope(config, groups, statistics)
+        own = _by_slope(config, groups, statistics, key)
         subset = choose(config.select, own, reach=reach, seed=config.seed, ranks=OneRank())
         subset = subset.described(unmapped=list(unmapped), mapped=mapped)
         scores: Scores | None = _values(own, method, reach)
     else:
         allotment = allot(profiles, groups, budget)
-        scores = _scores(config, settings, groups, checkpoint)
+        scores = _scores(config, settings, groups, checkpoint, key)
         subset = fill(groups, allotment, scores)
         plan = Plan(budget, reach, config.seed, config.select)
         subset = or_random(subset, config.select, lambda: _drawn(groups, plan))
@@ -237,7 +237,9 @@ def _checkpoint(config: Config, structure: PreTrainedModel) -> Checkpoint | None
     return open_checkpoint(config.model.name, structure)
 
 
-def _scores(config: Config, settings: Transfer, groups: Groups, checkpoint: Checkpoint | None) -> Scores | None:
+def _scores(
+    config: Config, settings: Transfer, groups: Groups, checkpoint: Checkpoint | None, key: Mapping[str, Any]
+) -> Scores | None:
     if groups.granularity not in ("row", "element"):
         if settings.inside != "auto":
             raise AdapeftError(
@@ -245,7 +247,7 @@ def _scores(config: Config, settings: Transfer, groups: Groups, checkpoint: Chec
             )
         return None
     if settings.inside == "gradient":
-        return _by_gradient(config, groups)
+        return _by_gradient(config, groups, key)
     return None if checkpoint is None else _by_weight_norm(groups, checkpoint)
 
 
@@ -258,20 +260,20 @@ def _by_weight_norm(groups: Groups, checkpoint: Checkpoint) -> Scores:
     return scores.__getitem__
 
 
-def _by_gradient(config: Config, groups: Groups) -> Scores:
+def _by_gradient(config: Config, groups: Groups, key: Mapping[str, Any]) -> Scores:
     """Squared mean gradients over the calibration."""
-    with _passes(config, groups) as passes:
+    with _passes(config, groups, key) as passes:
         passes.warm_up(passes.calibration.batches)
         mean = mean_gradient(passes, "gradient", passes.calibration.batches)
     return lambda index: _of_groups(groups, index, mean[index].square())
 
 
-def _by_slope(config: Config, groups: Groups, source: Statistics) -> Statistics:
+def _by_slope(config: Config, groups: Groups, source: Statistics, key: Mapping[str, Any]) -> Statistics:
     """The target's slopes over the calibration, a half of which gives the direction, and the source's curvature."""
     if not {"slope", "curvature"} <= source.columns.keys():
         raise AdapeftError(f"inside = slope: {config.select.method} measures no slopes. Take inside=gradient.")
     curvatures = Profiles.of(source, _curvature)
-    with _passes(config, groups) as passes:
+    with _passes(config, groups, key) as passes:
         passes.warm_up(passes.calibration.half_a)
         direction = measure_direction(passes, config.select.direction)
         passes.warm_up(passes.calibration.half_b)
@@ -288,9 +290,19 @@ def _curvature(columns: dict[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def _passes(config: Config, groups: Groups) -> Iterator[Passes]:
-    """Passes over the calibration through the target, whole and in this process."""
+def _passes(config: Config, groups: Groups, key: Mapping[str, Any]) -> Iterator[Passes]:
+    """Passes over the calibration through the target, whole and in this process.
+
+    Raises:
+        AdapeftError: the source measured other data in the same place, as its ``key`` says.
+    """
     inputs = load_inputs(config)
+    measured, found = key.get(content_key("data.train")), inputs.description.content["data.train"]
+    if measured not in (None, found) and config.data.train == key["data.train"]:
+        raise AdapeftError(
+            f"data.train = {config.data.train}: its content has changed since the source was measured "
+            f"({measured[:12]} then, {found[:12]} now). Put back what was there, or measure the source again."
+        )
     model = inputs.model()
     select = config.select
     calibration = draw_calibration(len(inputs.train), select.calibration, select.batch_size, 1, config.seed)

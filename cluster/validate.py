@@ -38,6 +38,7 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
     ranks = join()
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
+    contents = inputs.claimed_contents()
     model: nn.Module = inputs.model()
     model.to(ranks.device)
     groups = groups_of(model, config.select)
@@ -78,7 +79,8 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
     everyone = {index: value for part in ranks.all_gather_object(found) for index, value in part.items()}
     # [draws, learning rates, horizons]
     outcomes = np.array([everyone[index] for index in range(len(draws))])
-    return summarize(trials, draws, measured, outcomes) | {"granularity": groups.granularity, "base": trial.base_loss}
+    said = {"granularity": groups.granularity, "base": trial.base_loss, "contents": contents}
+    return summarize(trials, draws, measured, outcomes) | said
 
 
 def summarize(trials: Trials, draws: Sequence[Draw], measured: Measured, outcomes: np.ndarray) -> dict[str, Any]:

@@ -1,21 +1,19 @@
-"""Examples as they arrive, in files or from the hub: read, checked and described before anything is trained on them."""
+"""Examples as they arrive: checked and described before anything is trained on them, and batches of them."""
 
 from __future__ import annotations
 
-import contextlib
-import glob
+import dataclasses
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from datasets.exceptions import DatasetsError
 
 from adapeft.errors import AdapeftError, did_you_mean
-from adapeft.reading import DAMAGE
+from adapeft.inputs.content import rows_hash
+from adapeft.inputs.labels import Head, SplitLabels, number_classes, values_of
+from adapeft.inputs.sources import load_rows, num_lines, rows_of
 
 if TYPE_CHECKING:
     import torch
@@ -23,19 +21,7 @@ if TYPE_CHECKING:
 
     from adapeft.config import Data
 
-# What reads a file, and the options that keep its texts as they are: 'NA' and 'null' in a CSV are words (only an empty
-# cell is missing), and the lines of a text keep their breaks.
-_WORDS_STAY_WORDS = {"keep_default_na": False, "na_values": [""]}
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".csv": ("csv", _WORDS_STAY_WORDS),
-    ".tsv": ("csv", {"sep": "\t", **_WORDS_STAY_WORDS}),
-    ".parquet": ("parquet", {}),
-    ".txt": ("text", {"keep_linebreaks": True}),
-}
-_DEFAULT_SPLITS = {"data.train": "train", "data.evaluation": "validation"}
-_HUB_SOURCE = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))?")
+__all__ = ["Batch", "DataDescription", "describe", "load_rows"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +31,9 @@ class DataDescription:
     ``label_names`` are the classes in the order of their numbers, or None where labels are numbers already (integers
     are their own class, floats are targets) or where there are none. ``num_labels`` is how many outputs the model's
     head needs: the classes, 1 for regression, 0 for a language model, which has its own.
+
+    By ``data.train`` and ``data.evaluation``: ``lines`` that ``num_lines`` has counted, and the ``content`` that was
+    read, hashed. Two descriptions are equal whatever these are.
     """
 
     num_train: int
@@ -52,6 +41,8 @@ class DataDescription:
     label_names: tuple[str, ...] | None
     is_regression: bool
     num_labels: int
+    lines: Mapping[str, int | None] = dataclasses.field(default_factory=dict, compare=False)
+    content: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -95,149 +86,45 @@ class Batch:
         return Batch(inputs, self.labels.to(device), self.ids.to(device))
 
 
-def load_rows(source: str, field: str) -> datasets.Dataset:
-    """All rows of a file or of one split of a hub data set.
+def describe(data: Data, task: str, head: Head | None = None) -> DataDescription:
+    """Reads both sources, checks every text and label of theirs, and says what they hold.
 
     Args:
-        source: a file with a suffix of ``_READERS``, or ``name``, ``name:config``, ``name@split``,
-            ``name:config@split``. A text file gives a row a line, which keeps its line break.
-        field: ``data.train`` or ``data.evaluation``, for errors and for the split taken when none is named.
-
-    Raises:
-        AdapeftError: no such file or data set, it cannot be read, or it is empty.
-    """
-    rows = _read_file(source, field) if _looks_like_a_file(source) else _read_hub(source, field)
-    if not len(rows):
-        raise AdapeftError(f"{field} = {source}: holds no rows. Name a source that has some.")
-    return rows
-
-
-def describe(data: Data, task: str) -> DataDescription:
-    """Reads both sources, checks every text and label of theirs, and says what they hold.
+        data: the config's section.
+        task: ``sequence-classification`` or ``causal-lm``.
+        head: the trained head that the labels are for; None where it is new.
 
     Raises:
         AdapeftError: a column is missing, a text or label is missing or of the wrong type, labels do not form classes
             or targets, or evaluation has classes that train does not.
     """
-    train, evaluation = load_rows(data.train, "data.train"), load_rows(data.evaluation, "data.evaluation")
-    for rows, split in ((train, "data.train"), (evaluation, "data.evaluation")):
+    splits = {split: rows_of(data, split) for split in ("data.train", "data.evaluation")}
+    for split, rows in splits.items():
         _check_texts(rows, split, data, task)
         if task != "causal-lm":
             _check_column(rows, split, "data.label", data.label)
-            _check_values(rows, split, "data.label", data.label, _is_no_label, "not a label. Mend or drop such rows")
-    if task == "causal-lm":
-        return DataDescription(len(train), len(evaluation), label_names=None, is_regression=False, num_labels=0)
-
-    kind = _label_kind(train, "data.train", data.label)
-    evaluation_kind = _label_kind(evaluation, "data.evaluation", data.label)
-    if kind == "float" and evaluation_kind in ("float", "integer"):
-        return DataDescription(len(train), len(evaluation), label_names=None, is_regression=True, num_labels=1)
-    if kind != evaluation_kind:
-        raise AdapeftError(
-            f"data.label = {data.label!r}: its type is {kind} in data.train and {evaluation_kind} in data.evaluation. "
-            "Write the labels of both in the same way (whole numbers without a decimal point for classes)."
-        )
-    names = _class_names(train, data.label)
-    _check_classes(train, evaluation, data.label)
-    num_labels = len(names) if names else max(_values(train, data.label)) + 1
-    return DataDescription(len(train), len(evaluation), names, is_regression=False, num_labels=num_labels)
-
-
-def check_labels(description: DataDescription, num_labels_of_model: int) -> None:
-    """Raises when the model's head has too few outputs for the classes, or any number but one for targets."""
-    if description.is_regression and num_labels_of_model != 1:
-        raise AdapeftError(
-            f"data.label: targets (floats) need a head of 1 output, but model.name has one of {num_labels_of_model}. "
-            "Name a model without a head of its own, or write the labels as integers if they are classes."
-        )
-    if description.num_labels > num_labels_of_model:
-        raise AdapeftError(
-            f"data.label: {description.num_labels} classes, but the head of model.name has {num_labels_of_model} "
-            "outputs. Name a model without a head of its own, or number the classes from 0 to "
-            f"{num_labels_of_model - 1}."
-        )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Within it ``datasets`` shows no progress bars: every rank would show its own."""
-    were_shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_shown:
-            datasets.enable_progress_bars()
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _looks_like_a_file(source: str) -> bool:
-    """Whether ``source`` is a file, be it a missing one. Hub names may hold versions: ``owner/corpus-1.0``."""
-    if Path(source).suffix.lower() in _READERS or Path(source).expanduser().exists():
-        return True
-    name = re.split("[:@]", source)[0]
-    is_rooted = name.startswith(("/", "./", "../", "~"))
-    return is_rooted or bool("/" in name and re.fullmatch(r"\.[A-Za-z]\w*", Path(name).suffix))
-
-
-def _read_file(source: str, field: str) -> datasets.Dataset:
-    path = Path(source).expanduser()
-    known = ", ".join(_READERS)
-    if not path.exists():
-        siblings = [str(path.parent / other.name) for other in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise AdapeftError(
-            f"{field} = {source}: no such file.{did_you_mean(str(path), siblings)} Relative paths start at "
-            f"{Path.cwd()}; a hub data set is written name, name@split or name:config@split."
-        )
-    if path.is_dir():
-        raise AdapeftError(f"{field} = {source}: is a folder. Name one file in it ({known}).")
-    if path.suffix.lower() not in _READERS:
-        raise AdapeftError(f"{field} = {source}: cannot read '{path.suffix}' files. Convert it to one of {known}.")
-    if not path.stat().st_size:
-        raise AdapeftError(f"{field} = {source}: is empty. Name a file with rows.")
-    builder, options = _READERS[path.suffix.lower()]
-    remedy = f"Check that it is {'plain text in UTF-8' if builder == 'text' else f'well-formed {path.suffix[1:]}'}"
-    # Escaped, because the builders read brackets and stars in a path as a pattern.
-    return _load(builder, field, source, remedy, data_files=glob.escape(str(path.absolute())), split="train", **options)
-
-
-def _read_hub(source: str, field: str) -> datasets.Dataset:
-    spelling = _HUB_SOURCE.fullmatch(source)
-    if spelling is None:
-        raise AdapeftError(
-            f"{field} = {source!r}: neither a file nor a hub data set; write name, name:config, name@split or "
-            "name:config@split."
-        )
-    split = spelling["split"] or _DEFAULT_SPLITS[field]
-    remedy = (
-        f"It was taken for a hub data set, split {split!r} (name:config@split chooses others); without network, "
-        f"name a file ({', '.join(_READERS)})"
+            _check_values(rows, split, "data.label", data.label, _is_no_label, "not a label. Correct or drop such rows")
+    label_names, is_regression, num_labels = None, False, 0
+    if task != "causal-lm":
+        train, evaluation = (SplitLabels.of(rows, split, data.label) for split, rows in splits.items())
+        is_regression = _is_regression(train, evaluation, data.label)
+        if is_regression:
+            num_labels = 1
+            _check_head_of_targets(head)
+        else:
+            _check_classes(train, evaluation, data.label)
+            label_names, num_labels = number_classes(train, head, data.label)
+    columns = [data.text, data.text_pair, None if task == "causal-lm" else data.label]
+    read = [column for column in columns if column is not None]
+    return DataDescription(
+        len(splits["data.train"]),
+        len(splits["data.evaluation"]),
+        label_names,
+        is_regression,
+        num_labels,
+        lines={"data.train": num_lines(data.train), "data.evaluation": num_lines(data.evaluation)},
+        content={split: rows_hash(rows, read) for split, rows in splits.items()},
     )
-    return _load(spelling["name"], field, source, remedy, name=spelling["config"], split=split)
-
-
-def _load(path: str, field: str, source: str, remedy: str, **options: Any) -> datasets.Dataset:
-    """``datasets.load_dataset``, which runs no code of the data set's; its many errors become ours."""
-    try:
-        with quiet():
-            rows = datasets.load_dataset(path, **options)
-        rows.data.validate(full=True)  # the JSON reader does not look whether its texts are UTF-8
-        return rows
-    except (*DAMAGE, DatasetsError, StopIteration) as error:
-        # The error itself often says no more than that generation failed; a file without rows says nothing at all.
-        reason = str(error.__cause__ or error).strip().rstrip(".") or "it holds no rows"
-        raise AdapeftError(f"{field} = {source}: cannot be read: {reason}. {remedy}.") from error
-
-
-# --- checking --------------------------------------------------------------------------------------------------------
-
-
-def _values(rows: datasets.Dataset, column: str) -> Iterator[Any]:
-    # As Arrow: datasets would decode images and sounds, by opening whatever file a row names.
-    for batch in rows.select_columns(column).with_format("arrow").iter(batch_size=1000):
-        yield from batch[column].to_pylist()
 
 
 def _check_texts(rows: datasets.Dataset, split: str, data: Data, task: str) -> None:
@@ -246,7 +133,7 @@ def _check_texts(rows: datasets.Dataset, split: str, data: Data, task: str) -> N
     for field, column in (("data.text", data.text), ("data.text_pair", data.text_pair)):
         if column is not None:
             _check_column(rows, split, field, column)
-            _check_values(rows, split, field, column, _is_no_text, "not a text. Mend or drop such rows")
+            _check_values(rows, split, field, column, _is_no_text, "not a text. Correct or drop such rows")
 
 
 def _check_column(rows: datasets.Dataset, split: str, field: str, column: str) -> None:
@@ -260,7 +147,7 @@ def _check_column(rows: datasets.Dataset, split: str, field: str, column: str) -
 def _check_values(
     rows: datasets.Dataset, split: str, field: str, column: str, is_bad: Callable[[Any], bool], complaint: str
 ) -> None:
-    bad = [(row, value) for row, value in enumerate(_values(rows, column)) if is_bad(value)]
+    bad = [(row, value) for row, value in enumerate(values_of(rows, column)) if is_bad(value)]
     if bad:
         row, value = bad[0]
         raise AdapeftError(
@@ -280,39 +167,46 @@ def _is_no_label(value: Any) -> bool:
     return value is None or (isinstance(value, int) and value < 0)
 
 
-def _label_kind(rows: datasets.Dataset, split: str, column: str) -> str:
-    """``integer`` (named or not), ``boolean``, ``string`` or ``float``."""
-    feature = rows.features[column]
-    dtype = feature.dtype if isinstance(feature, datasets.ClassLabel | datasets.Value) else ""
-    for kind, pattern in (("integer", "u?int"), ("boolean", "bool"), ("string", "(large_)?string"), ("float", "float")):
-        if re.match(pattern, dtype):
-            return kind
-    raise AdapeftError(
-        f"data.label = {column!r}: {split} holds {feature} in it. Labels are integers, booleans or strings (classes) "
-        "or floats (targets), of one type throughout."
-    )
-
-
-def _class_names(rows: datasets.Dataset, column: str) -> tuple[str, ...] | None:
-    """The classes of checked labels by number: a hub data set's own names, else sorted; None for plain integers."""
-    feature = rows.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names)
-    present = set(_values(rows, column))
-    return None if all(type(label) is int for label in present) else tuple(sorted(map(str, present)))
-
-
-def _check_classes(train: datasets.Dataset, evaluation: datasets.Dataset, column: str) -> None:
-    known = set(_values(train, column))
-    if len(known) < 2:
+def _is_regression(train: SplitLabels, evaluation: SplitLabels, column: str) -> bool:
+    """Whether the labels are targets rather than classes."""
+    if train.kind == "float" and evaluation.kind in ("float", "integer"):
+        return True
+    if train.described != evaluation.described and not train.kind == evaluation.kind == "string":
         raise AdapeftError(
-            f"data.label = {column!r}: every row of data.train has the label {known.pop()!r}. Give at least two "
-            "classes (or floats, with a decimal point, for regression)."
+            f"data.label = {column!r}: its type is {train.described} in data.train and {evaluation.described} in "
+            "data.evaluation. Write the labels of both in the same way (whole numbers without a decimal point for "
+            "classes)."
         )
-    unknown = [label for label in _values(evaluation, column) if label not in known]
+    return False
+
+
+def _check_head_of_targets(head: Head | None) -> None:
+    if head is not None and head.num_outputs != 1:
+        raise AdapeftError(
+            f"data.label: targets (floats) need a head of 1 output, but {head.owner} has one of {head.num_outputs}. "
+            "Name a model without a head of its own, or write the labels as integers if they are classes."
+        )
+
+
+def _check_classes(train: SplitLabels, evaluation: SplitLabels, column: str) -> None:
+    if len(train.counts) < 2:
+        raise AdapeftError(
+            f"data.label = {column!r}: every row of data.train has the label {next(iter(train.counts))!r}. Give at "
+            "least two classes (or floats, with a decimal point, for regression)."
+        )
+    for labels in (train, evaluation):
+        names = labels.declared or sorted(map(str, labels.counts))
+        alike = [name for name in names if name != name.strip() and name.strip() in names]
+        if alike:
+            raise AdapeftError(
+                f"data.label = {column!r}: {labels.split} has the labels {alike[0]!r} and {alike[0].strip()!r}, which "
+                "differ by spaces alone. Write them in the same way."
+            )
+    unknown = sorted(label for label in evaluation.counts if label not in train.counts)
     if unknown:
+        num_rows = sum(evaluation.counts[label] for label in unknown)
         raise AdapeftError(
             f"data.label = {column!r}: data.evaluation has labels that data.train does not: "
-            f"{', '.join(map(repr, sorted(set(unknown))))} ({len(unknown)} of {len(evaluation)} rows). Add such rows "
-            "to data.train or drop them."
+            f"{', '.join(map(repr, unknown[:20]))}{' …' * (len(unknown) > 20)} "
+            f"({num_rows} of {sum(evaluation.counts.values())} rows). Add such rows to data.train or drop them."
         )

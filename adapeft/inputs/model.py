@@ -23,9 +23,10 @@ from transformers.utils import logging
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.checkpoint import is_tied
-from adapeft.inputs.data import DataDescription, check_labels
+from adapeft.inputs.data import DataDescription
+from adapeft.inputs.labels import Head
+from adapeft.inputs.padding import set_padding, with_padding
 from adapeft.inputs.structure import MISSING, always_trained
-from adapeft.inputs.tokenize import with_padding
 
 if TYPE_CHECKING:
     from adapeft.config import Model
@@ -41,33 +42,48 @@ CONFIG_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, StrictDatacla
 def load_model_config(
     model: Model, description: DataDescription, tokenizer: PreTrainedTokenizerBase
 ) -> PretrainedConfig:
-    """The model's own config, with the labels of the data and the padding of the tokenizer.
+    """The model's own config, with the labels of the data and the padding of ``load_tokenizer``'s tokenizer.
 
     Raises:
         AdapeftError: no such model.
     """
-    labels = label_options(model.task, description)
-    try:
-        config = AutoConfig.from_pretrained(
-            model.name,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            attn_implementation=model.attn_implementation,
-            **labels,
-        )
-        # Classifiers in the manner of GPT-2 look for the last token that is not padding.
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = tokenizer.pad_token_id
-    except CONFIG_ERRORS as error:
-        raise AdapeftError(
-            f"model.name = {model.name!r}: cannot be loaded ({_first_line(error)}). Give a folder with a config.json "
-            f"and weights, or the name of a model on the hub."
-        ) from error
+    config = _own_config(model, attn_implementation=model.attn_implementation, **label_options(model.task, description))
+    set_padding(config, tokenizer)
     # Budget and estimate are of the parameters that the loaded model will have.
     if model.task == "causal-lm" and getattr(config, "tie_word_embeddings", False) and Path(model.name).is_dir():
         structure = build_structure(config, model.task, trust_remote_code=model.trust_remote_code)
         config.tie_word_embeddings = is_tied(Path(model.name), structure)
     return config
+
+
+def trained_head(model: Model) -> Head | None:
+    """The head for classes or targets that the model was saved with; None where it gets a new one.
+
+    Raises:
+        AdapeftError: no such model.
+    """
+    if model.task != "sequence-classification":
+        return None
+    config = _own_config(model)
+    head = Head.of_labels(config.id2label or {})
+    architectures = getattr(config, "architectures", None) or []
+    # A config that does not say what the weights are of, and names classes: those are of a head beside it.
+    is_trained = any(name.endswith("ForSequenceClassification") for name in architectures) or (
+        not architectures and head.names is not None
+    )
+    return head if is_trained else None
+
+
+def _own_config(model: Model, **options: Any) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
+        )
+    except CONFIG_ERRORS as error:
+        raise AdapeftError(
+            f"model.name = {model.name!r}: cannot be loaded ({_first_line(error)}). Give a folder with a config.json "
+            f"and weights, or the name of a model on the hub."
+        ) from error
 
 
 def label_options(task: str, description: DataDescription) -> dict[str, Any]:
@@ -180,7 +196,7 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """The model's tokenizer, which pads as the model reads; see ``with_padding``.
 
     Raises:
         AdapeftError: there is none.
@@ -191,26 +207,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError) as error:
         raise AdapeftError(f"model.name = {model.name!r}: no tokenizer ({_first_line(error)}).") from error
-    return with_padding(tokenizer)
-
-
-def check_inputs(model: Model, config: PretrainedConfig, description: DataDescription) -> None:
-    """Checks the data against the model's config, before any weight is loaded.
-
-    Raises:
-        AdapeftError: labels outside of a trained head's classes.
-    """
-    architectures = getattr(config, "architectures", None) or []
-    if model.task == "sequence-classification" and any(
-        name.endswith("ForSequenceClassification") for name in architectures
-    ):
-        own = AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
-        check_labels(description, own.num_labels)
-        if description.num_labels < own.num_labels:
-            raise AdapeftError(
-                f"data.label: {description.num_labels} classes, but the head of model.name has {own.num_labels} "
-                f"outputs, and a trained head is not cut. Name a model without a head of its own."
-            )
+    return with_padding(tokenizer, _own_config(model))
 
 
 def _first_line(error: Exception) -> str:

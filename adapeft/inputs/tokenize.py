@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,11 @@ import torch
 from torch import Tensor
 
 from adapeft.errors import AdapeftError
-from adapeft.inputs.data import Batch, DataDescription, quiet
+from adapeft.inputs.data import Batch, DataDescription
+from adapeft.inputs.labels import class_numbers
 from adapeft.inputs.objective import IGNORED
+from adapeft.inputs.padding import with_padding
+from adapeft.inputs.sources import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,20 +90,6 @@ def tokenize(
     return TokenizedData(_examples(rows, data, tokenizer), _labels(rows, data.label, description), tokenizer)
 
 
-def with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A copy that can pad: with the end-of-text token (or token 0) where it has none of its own, as GPT-2.
-
-    Which token it is changes nothing where the attention mask is heeded. Models that look for the last token that is
-    not padding (GPT-2 and its kin with a classification head) need the copy's ``pad_token_id`` in their config.
-    """
-    tokenizer = copy.deepcopy(tokenizer)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    # Tokenizing all at once and padding later is the point here, not the oversight that this warning is meant for.
-    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
-    return tokenizer
-
-
 def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:
     """``rows`` with ``function``'s columns in place of their own, kept in memory: a cache on disk would be shared."""
     with quiet():
@@ -134,11 +122,9 @@ def _examples(rows: datasets.Dataset, data: Data, tokenizer: PreTrainedTokenizer
 
 def _labels(rows: datasets.Dataset, column: str, description: DataDescription) -> Tensor:
     """Targets float32 [N] or classes int64 [N]."""
-    labels = rows[column][:]
     if description.is_regression:
-        return torch.tensor(labels, dtype=torch.float32)
-    numbers = {name: number for number, name in enumerate(description.label_names or ())}
-    return torch.tensor([numbers[label] if isinstance(label, str) else int(label) for label in labels])
+        return torch.tensor(rows[column][:], dtype=torch.float32)
+    return torch.tensor(class_numbers(rows, column, description.label_names))
 
 
 def _blocks(rows: datasets.Dataset, data: Data, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:

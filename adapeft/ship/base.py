@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from adapeft.config import Task
 from adapeft.errors import AdapeftError
 from adapeft.inputs.checkpoint import Checkpoint, open_checkpoint
 from adapeft.inputs.model import CONFIG_ERRORS, build_structure
+from adapeft.inputs.padding import set_padding, with_padding
 from adapeft.inputs.weight_files import local_folder
 from adapeft.reading import reading
 from adapeft.ship.delta import Delta
@@ -23,9 +25,11 @@ class Base:
 
     Attributes:
         checkpoint: the weights, under the names of ``structure``.
+        tokenizer: the base's, padding as ``config`` reads, where it has to be written for that; None elsewhere.
     """
 
     checkpoint: Checkpoint
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
     def structure(self) -> PreTrainedModel:
@@ -52,8 +56,9 @@ def open_base(name: str, task: str, labels: Mapping[str, Any]) -> Base:
     folder = local_folder(name)
     with reading(f"--model {name!r}: no model", "Give a folder with config.json and weights.", *CONFIG_ERRORS):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
+        tokenizer = _repadded(folder, config, task)
         structure = build_structure(config, task)
-    return Base(open_checkpoint(name, structure))
+    return Base(open_checkpoint(name, structure), tokenizer)
 
 
 def base_of(delta: Delta, name: str) -> Base:
@@ -74,3 +79,22 @@ def base_of(delta: Delta, name: str) -> Base:
             f"adapeft.Delta.load(path).apply(model) and then model.save_pretrained(out)."
         )
     return open_base(name, task, described.get("labels", {}))
+
+
+def _repadded(folder: Path, config: PretrainedConfig, task: str) -> PreTrainedTokenizerBase | None:
+    """Makes ``config`` pad as a run does; the base's tokenizer where it would pad otherwise.
+
+    Classifiers look for the last token that is not padding: config and tokenizer have to agree which token that is.
+    """
+    try:
+        own = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError):  # a base without a tokenizer
+        return None
+    padding = with_padding(own, config)
+    if task == "causal-lm":  # no example of it is padded, and generating wants the side that the tokenizer has
+        if config.get_text_config().pad_token_id is None:
+            set_padding(config, padding)
+        return None
+    set_padding(config, padding)
+    is_same = (own.pad_token_id, own.padding_side) == (padding.pad_token_id, padding.padding_side)
+    return None if is_same else padding

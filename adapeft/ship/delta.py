@@ -21,6 +21,7 @@ from adapeft.inputs.dense import check_dense, check_resident
 from adapeft.inputs.divided import full_value as whole_value
 from adapeft.inputs.divided import unsharded
 from adapeft.inputs.fingerprint import DIGEST_BYTES, RESIZED, Entry, difference_from, entries_of, fingerprint_model
+from adapeft.inputs.labels import Head
 from adapeft.inputs.model import describe_model
 from adapeft.inputs.wrappers import ATTACHMENT, bare, unwrap
 from adapeft.reading import Header, Line, reading
@@ -112,6 +113,7 @@ class Applied:
     _changes: list[tuple[Change, Tensor, Tensor]]
     _whole: list[tuple[Tensor, Tensor]]
     _adapters: list[str]
+    _labels: dict[str, Any]
 
     @torch.no_grad()
     def revert(self) -> None:
@@ -122,6 +124,9 @@ class Applied:
             place.copy_(value)
         for name in self._adapters:
             remove_adapter(self.model, name)
+        config: Any = getattr(self.model, "config", None)
+        for key, value in self._labels.items():
+            setattr(config, key, value)
         self._changes, self._whole, self._adapters = [], [], []
 
 
@@ -185,6 +190,17 @@ class Delta:
     def count(self) -> int:
         """Changed elements of the base; of LoRA and adapters the elements they add."""
         return sum(change.values.numel() for change in self.changes.values())
+
+    @property
+    def head(self) -> Head | None:
+        """The outputs that it was trained for; None where its description does not say."""
+        said = self.description.get("model")
+        if said is None:
+            return None
+        labels = _Model.model_validate(json.loads(json.dumps(said))).labels
+        if labels.id2label:
+            return Head.of_labels(labels.id2label, "the delta")
+        return None if labels.num_labels is None else Head(labels.num_labels, None, "the delta")
 
     def save(self, path: str | Path) -> None:
         """Writes ``delta.safetensors``: 8 bytes a trained element, 4 in rows and whole tensors, and a header.
@@ -323,7 +339,18 @@ class Delta:
                 module.get_parameter(local_name).requires_grad_(False)
         for name, value in whole.items():
             places[name].copy_(value)
-        return Applied(model, undo, replaced, adapters)
+        return Applied(model, undo, replaced, adapters, self._name_outputs(model))
+
+    def _name_outputs(self, model: nn.Module) -> dict[str, Any]:
+        """Gives the config of the model the class names of a head that the delta brings; returns those that it had."""
+        names = self.head.names if self.new and self.head is not None else None
+        config: Any = getattr(model, "config", None)
+        if names is None or config is None:
+            return {}
+        had = {"id2label": config.id2label, "label2id": config.label2id}
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
+        return had
 
 
 def _digests(path: str | Path, tensors: Mapping[str, Tensor]) -> Tensor | None:

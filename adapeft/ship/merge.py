@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from adapeft.artifact import check_new_folder, new_folder, save_json
 from adapeft.errors import AdapeftError
 from adapeft.inputs.checkpoint import Checkpoint, SafetensorsCheckpoint
 from adapeft.inputs.dense import check_dense
-from adapeft.inputs.tokenize import with_padding
 from adapeft.rounding import Rounding
 from adapeft.ship.base import base_of
 from adapeft.ship.delta import Delta
@@ -67,6 +65,8 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) ->
             for companion in found.checkpoint.folder.glob(pattern):
                 if companion.is_file():
                     shutil.copy(companion, temporary)
+        if found.tokenizer is not None:
+            found.tokenizer.save_pretrained(temporary)
     rounding.warn('Merge in float32 to keep them: dtype="float32", or adapeft merge --dtype float32.')
     return out
 
@@ -77,8 +77,6 @@ class _Merging:
     def __init__(self, delta: Delta, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
         self.delta, self.checkpoint, self.dtype = delta, checkpoint, dtype
         self.config = checkpoint.structure.config
-        if getattr(self.config, "pad_token_id", None) is None:
-            self.config.pad_token_id = _pad_token_id(checkpoint.folder)
         self.config.architectures = [type(checkpoint.structure).__name__]
         if dtype is not None:
             self.config.dtype = dtype
@@ -147,11 +145,3 @@ def _report(delta: Delta, base: str, rounding: Rounding) -> dict[str, Any]:
         "method": delta.description.get("method"),
         "rounding": {"entries": rounding.entries, "lost": rounding.lost},
     }
-
-
-def _pad_token_id(folder: Path) -> int | None:
-    """What the run padded with where the base's config names nothing: classifiers in the manner of GPT-2 need it."""
-    try:
-        return with_padding(AutoTokenizer.from_pretrained(folder)).pad_token_id
-    except (OSError, ValueError):  # a base without a tokenizer
-        return None

@@ -379,6 +379,13 @@ def test_statistics_of_elements_serve_either_way_of_valuing_them(load):
     assert measurement_key(load(MINIMAL, "joint=true")) != measurement_key(load(MINIMAL, "joint=auto"))
 
 
+@pytest.mark.parametrize("place", ["data.train", "model.name"])
+def test_statistics_of_other_contents_are_others(load, place):
+    contents = {"data.train": "a", "model.name": "b", "data.evaluation": "c"}
+    assert measurement_key(load(), {**contents, place: "d"}) != measurement_key(load(), contents)
+    assert measurement_key(load(), {**contents, "data.evaluation": "d"}) == measurement_key(load(), contents)
+
+
 def test_measurement_key_names_known_keys_and_is_plain(load):
     key = measurement_key(load())
     assert set(key) <= set(KEYS)

@@ -17,8 +17,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from adapeft.errors import AdapeftError
-from adapeft.inputs.data import DataDescription, check_labels, describe, load_rows
-from adapeft.inputs.tokenize import tokenize, with_padding
+from adapeft.inputs.data import DataDescription, describe
+from adapeft.inputs.labels import Head
+from adapeft.inputs.padding import with_padding
+from adapeft.inputs.sources import load_rows
+from adapeft.inputs.tokenize import tokenize
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"the benchmark data is not at {SHARED}")
@@ -154,8 +157,8 @@ def test_missing_file_beside_a_similar_one(folder):
         ("a.jsonl", "no json\n{", "cannot be read: JSON parse error.*well-formed jsonl"),
         ("a.parquet", "no parquet", "cannot be read: Parquet magic.*well-formed parquet"),
         ("a.jsonl", "", "is empty"),
-        ("a.jsonl", "\n", "no data"),
-        ("a.csv", "text,label\n", "no data"),
+        ("a.jsonl", "\n", "holds no rows"),
+        ("a.csv", "text,label\n", "holds no rows"),
         ("a.txt", "", "is empty"),
     ],
 )
@@ -176,7 +179,7 @@ def test_folders_are_refused(tmp_path):
     ("labels", "names", "is_regression", "num_labels"),
     [
         ([0, 1, 0], None, False, 2),
-        ([1, 3, 1], None, False, 4),
+        ([1, 3, 1], ("1", "3"), False, 2),
         ([True, False, True], ("False", "True"), False, 2),
         (["yes", "no", "maybe"], ("maybe", "no", "yes"), False, 3),
         ([0.5, -1.0, 2], None, True, 1),
@@ -267,15 +270,11 @@ def test_evaluation_that_does_not_fit(folder, train, evaluation, message):
         describe(config(*paths), "sequence-classification")
 
 
-def test_labels_and_the_head_of_the_model():
-    targets = DataDescription(3, 3, None, is_regression=True, num_labels=1)
-    check_labels(CLASSES, 2)
-    check_labels(CLASSES, 3)
-    check_labels(targets, 1)
-    with pytest.raises(AdapeftError, match=r"data.label: 2 classes, but the head of model.name has 1 .* from 0 to 0"):
-        check_labels(CLASSES, 1)
+def test_targets_and_the_head_of_the_model(folder):
+    path = folder("a.jsonl", [{"text": "a", "label": label} for label in (0.5, 1.5)])
+    assert describe(config(path), "sequence-classification", Head(1, None)).is_regression
     with pytest.raises(AdapeftError, match=r"targets .* need a head of 1 output, but model.name has one of 2"):
-        check_labels(targets, 2)
+        describe(config(path), "sequence-classification", Head(2, None))
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,15 @@ from transformers import PreTrainedTokenizerFast, ViTConfig
 from transformers.utils import is_flash_attn_2_available
 
 from adapeft import AdapeftError
-from adapeft.config import Model
-from adapeft.inputs.data import DataDescription
+from adapeft.config import Data, Model
+from adapeft.inputs.data import DataDescription, describe
 from adapeft.inputs.model import (
     build_structure,
-    check_inputs,
     label_options,
     load_model,
     load_model_config,
     load_tokenizer,
+    trained_head,
 )
 from adapeft.inputs.structure import new_parameters
 from adapeft.measure.groups import build_groups
@@ -154,13 +155,15 @@ def test_labels_are_held_against_a_trained_head(num_labels, is_regression, messa
     trained.save_pretrained(tmp_path)
     save_tokenizer(tmp_path, pad_token="t0")
     model = Model(name=str(tmp_path), task="sequence-classification")
-    description = DataDescription(9, 9, None, is_regression=is_regression, num_labels=num_labels)
-    config = load_model_config(model, description, load_tokenizer(model))
+    path = tmp_path / "a.jsonl"
+    labels = [0.5, 1.5] if is_regression else range(num_labels)
+    path.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in labels))
+    data, head = Data(train=str(path), evaluation=str(path), max_length=8), trained_head(model)
     if message is None:
-        check_inputs(model, config, description)
+        assert describe(data, model.task, head).num_labels == num_labels
     else:
         with pytest.raises(AdapeftError, match=message):
-            check_inputs(model, config, description)
+            describe(data, model.task, head)
 
 
 def test_a_trained_head_is_kept(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 from scipy import stats
@@ -14,10 +15,13 @@ from scipy import stats
 from adapeft.config_file import load_config, parse_section
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, load_comparison
+from adapeft.inputs.data import describe
+from adapeft.inputs.sources import load_rows
 from cluster.compare import check, compare, finished
 from cluster.compared_run import run_apart, run_command, with_values
 from cluster.comparison import Row, against, plot_spread, rows_of, steps_to, write_report
-from cluster.data_parts import held_out
+from cluster.contents import contents_of
+from cluster.data_parts import held_out, perturbed
 from cluster.inspect import inspect
 from cluster.run_folder import RunFolder
 from cluster.sweep import climb
@@ -92,9 +96,9 @@ def test_the_learning_rate_is_swept_on_a_part_of_the_training_data(config):
     assert [one.train.learning_rate for one in final] == [1e-2, 1e-2] == [run.learning_rate for run in runs]
     assert {one.seed for one in sweep} == {3}
     original = Path(config.data.train).read_text().splitlines()
-    held_out, rest = (Path(getattr(sweep[0].data, key)).read_text().splitlines() for key in ("evaluation", "train"))
+    held_out, rest = (load_rows(getattr(sweep[0].data, key), "data.train").to_list() for key in ("evaluation", "train"))
     assert len(held_out) == round(len(original) * 0.25)
-    assert sorted(map(json.loads, held_out + rest), key=str) == sorted(map(json.loads, original), key=str)
+    assert sorted(held_out + rest, key=str) == sorted(map(json.loads, original), key=str)
     assert {one.data.evaluation for one in final} == {config.data.evaluation}
     assert {one.data.train for one in final} == {config.data.train}
 
@@ -219,7 +223,7 @@ def finished_run(settings, log):
     """What stands for a run in another process."""
     config = load_config(settings)
     folder = RunFolder.of(config)
-    folder.claim(config)
+    folder.claim(config, contents_of(config, describe(config.data, config.model.task)))
     scores = {"accuracy": 0.5, "loss": 1.0}
     content = {"metric": "accuracy", "choice": {}, "seconds": {}, "history": []}
     sizes = (
@@ -280,11 +284,31 @@ def test_parts_of_the_data_are_files_of_their_own(config, tmp_path):
 def test_perturbing_leaves_out_other_examples_for_each_seed(config):
     runner = Runner()
     compare(config, settings("methods=[random,full]", "seeds=[0,1]", "perturb=0.1"), lambda text: None, runner)
-    by_seed = {one.seed: Path(one.data.train).read_text() for one in runner.configs}
+    by_seed = {one.seed: load_rows(one.data.train, "data.train").to_list() for one in runner.configs}
     assert by_seed[0] != by_seed[1]
     original = Path(config.data.train).read_text().splitlines()
-    for text in by_seed.values():
-        assert len(text.splitlines()) == len(original) - round(0.1 * len(original))
+    for rows in by_seed.values():
+        assert len(rows) == len(original) - round(0.1 * len(original))
+
+
+def test_parts_of_the_data_keep_the_names_of_classes(config, tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["red", "blue"])})
+    rows = Dataset.from_dict({"text": list("abcdefgh"), "label": [0, 1] * 4}, features=features)
+    rows.to_parquet(tmp_path / "named.parquet")
+    named = with_values(config, "data", train=str(tmp_path / "named.parquet"))
+    for part in (held_out(named, 0.25, tmp_path / "parts"), perturbed(named, 0.25, 0, tmp_path / "parts")):
+        assert load_rows(part.data.train, "data.train").features["label"].names == ["red", "blue"]
+
+
+def test_a_finished_run_of_data_that_has_changed_is_refused(config):
+    metrics, _ = run_apart(config, finished_run)
+    path = Path(config.data.train)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[1:] + lines[:1]))
+    _, failure = run_apart(config, never)
+    assert f"data.train = {path}: content" in failure
+    path.write_text("".join(lines))
+    assert run_apart(config, never) == (metrics, None)
 
 
 def test_a_key_of_one_method_is_no_other_ones(config):

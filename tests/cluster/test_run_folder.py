@@ -10,7 +10,7 @@ import sys
 import pytest
 from filelock import FileLock
 
-from adapeft.config import Cluster
+from adapeft.config import Cluster, Config
 from adapeft.config_file import load_config, parse_config
 from adapeft.errors import AdapeftError
 from cluster.run_folder import RunFolder
@@ -125,3 +125,46 @@ signal.pause()
         assert not folder.config.exists(), "who is refused writes nothing"
         process.kill()
     folder.claim(config_for(folder.path)).release()
+
+
+CONTENTS = {"data.train": "a" * 32, "data.evaluation": "b" * 32, "model.name": "c" * 32}
+
+
+def finished(folder: RunFolder, config: Config) -> None:
+    folder.claim(config, CONTENTS).release()
+    folder.subset.touch()
+
+
+def test_the_same_contents_are_taken_up(folder):
+    config = config_for(folder.path)
+    finished(folder, config)
+    folder.claim(config, CONTENTS).release()
+    folder.check_is_of(config, CONTENTS)
+    assert folder.contents() == CONTENTS
+
+
+@pytest.mark.parametrize("key", CONTENTS)
+def test_results_of_other_contents_are_refused_by_place(folder, key):
+    config = config_for(folder.path)
+    finished(folder, config)
+    changed = {**CONTENTS, key: "d" * 32}
+    for check in (folder.claim, folder.check_is_of):
+        with pytest.raises(AdapeftError, match=rf"{key} = .*: content dddddddddddd now, {CONTENTS[key][:12]} then"):
+            check(config, changed)
+    folder.claim(config, CONTENTS).release()
+
+
+def test_results_that_do_not_say_of_what_are_refused(folder):
+    config = config_for(folder.path)
+    finished(folder, config)
+    folder.contents_path.unlink()
+    with pytest.raises(AdapeftError, match=r"data.train = .*: content aaaaaaaaaaaa now, not recorded then"):
+        folder.claim(config, CONTENTS)
+
+
+def test_a_run_without_results_takes_the_new_contents(folder):
+    config = config_for(folder.path)
+    folder.claim(config, CONTENTS).release()
+    changed = {**CONTENTS, "data.train": "d" * 32}
+    folder.claim(config, changed).release()
+    assert folder.contents() == changed

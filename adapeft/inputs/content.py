@@ -1,0 +1,69 @@
+"""Hashes of what a run reads, by which it knows its data and its base again: a path may come to hold something else.
+
+XXH3 with 128 bits, which runs at the speed of memory (4.2 GB/s in one thread of a 2-core machine, where SHA-256 has
+0.6); it detects changes, and is no defence against who wants to deceive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import xxhash
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+_BLOCK = 1 << 24
+_BATCH = 10_000
+_OF_A_MODEL = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*.py"),
+    *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
+)
+"""Files of a model's folder that decide what is computed; a training state or a model card beside them does not."""
+
+
+def file_hash(path: Path) -> str:
+    """Of a file's bytes."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def rows_hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
+    """Of the values, types and class names in ``columns`` of strings or numbers without missing values.
+
+    Equal for equal values, whatever file they came from.
+    """
+    digest = xxhash.xxh3_128()
+    for column in columns:
+        digest.update(f"{rows.features[column]}\0".encode())
+        for batch in rows.select_columns(column).with_format("arrow").iter(batch_size=_BATCH):
+            array = batch[column].combine_chunks()
+            if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+                # The characters alone would not tell 'a b', 'c' from 'a', 'b c'.
+                _, offsets, characters = array.cast(pa.large_string()).buffers()
+                bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+                digest.update(np.diff(bounds).tobytes())
+                digest.update(memoryview(characters or b"")[bounds[0] : bounds[-1]])
+            else:
+                digest.update(array.to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
+
+
+def model_hash(name: str, revision: str | None) -> str:
+    """Of the weights, the config and the tokenizer in a model's folder; of a hub model the commit that is cached."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        try:
+            return Path(snapshot_download(name, revision=revision, local_files_only=True)).name
+        except (LocalEntryNotFoundError, HFValidationError):  # its loading reports what is wrong with it
+            return ""
+    digest = xxhash.xxh3_128()
+    for path in sorted({path for pattern in _OF_A_MODEL for path in folder.glob(pattern) if path.is_file()}):
+        digest.update(f"{path.name}\0{file_hash(path)}\0".encode())
+    return digest.hexdigest()

@@ -1,0 +1,212 @@
+"""CSV, TSV and JSON files as tables whose types are decided by whole columns, so that nothing is guessed or lost.
+
+Builders that infer types read a chunk at a time: texts such as '007', '1e5' or '2024-01-01' become numbers and dates,
+and a column whose first chunk holds numbers cannot hold words later.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# Of a column of a CSV or TSV that is not configured as text: the first pattern that every cell matches decides, else
+# they are strings. '01' is a string, because no number is written that way.
+_INTEGER = r"^-?(0|[1-9][0-9]*)$"
+_FLOAT = r"^(-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(nan|NaN|inf|Infinity))$"
+_BOOLEAN = r"^(True|False|true|false|TRUE|FALSE)$"
+
+_CHUNK = 65_536
+
+
+def read_csv(path: Path, texts: Collection[str]) -> datasets.Dataset:
+    """Rows of a comma-separated file as RFC 4180 has it, or of a tab-separated one, in which quotes mean nothing.
+
+    Blank lines are skipped and empty cells are missing values; columns without a name are left out.
+
+    Args:
+        path: UTF-8, with or without a byte order mark; ``.tsv`` is read by lines and tabs, anything else as CSV.
+        texts: columns that are read as they are written; the type of any other is decided by all of its cells.
+
+    Raises:
+        ValueError: names the line that has more or fewer cells than the first one, an unclosed quote, a name that
+            occurs twice, or a TSV that was written with the quotes of CSV.
+    """
+    is_tsv = path.suffix.lower() == ".tsv"
+    csv.field_size_limit(2**31 - 1)  # of one text; the module's own limit is 128 KiB
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, **(_TSV if is_tsv else _CSV))
+        rows = _cells(lines, is_tsv)
+        header = next(rows, [])
+        names = [name for name in header if name]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two columns have the name {twice!r}; rename one of them")
+        chunks: dict[str, list[pa.Array]] = {name: [] for name in names}
+        for rows_of_chunk in _chunked(rows):
+            for name, cells in zip(header, zip(*rows_of_chunk, strict=True), strict=True):
+                if name:
+                    chunks[name].append(pa.array([cell or None for cell in cells], pa.string()))
+    columns = {name: pa.chunked_array(arrays, pa.string()) for name, arrays in chunks.items()}
+    if is_tsv:
+        for name, column in columns.items():
+            _check_unquoted(name, column)
+    return datasets.Dataset(
+        pa.table({name: column if name in texts else _typed(column) for name, column in columns.items()})
+    )
+
+
+def read_json(path: Path) -> datasets.Dataset:
+    """Rows of a JSON file: one object per line, an array of objects, or one object of columns.
+
+    Strings stay strings. A column of one type has it; integers and floats together are floats; whatever else is mixed
+    becomes ``datasets.Json``, in which every value is what it was.
+
+    Raises:
+        ValueError: names the line that is no object, or a field that occurs twice in one.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        columns: dict[str, list[Any]] = {}
+        for count, row in enumerate(_objects(file, path.suffix.lower() == ".json")):
+            if not isinstance(row, dict):  # a line or an entry of an array may be any JSON
+                raise ValueError(f"row {count} (counted from 0) is {_shown(row)}, not an object of fields and values")
+            for name in row:
+                if name not in columns:
+                    columns[name] = [None] * count
+            for name, values in columns.items():
+                values.append(row.get(name))
+    found = {name: _column(values) for name, values in columns.items()}
+    features = datasets.Features({name: feature for name, (_, feature) in found.items()})
+    table = pa.table({name: array for name, (array, _) in found.items()})
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+
+
+_CSV: dict[str, Any] = {"strict": True}
+_TSV: dict[str, Any] = {"strict": True, "delimiter": "\t", "quoting": csv.QUOTE_NONE}
+
+
+def _cells(lines: Any, is_tsv: bool) -> Iterator[list[str]]:
+    """Cells of every line that is not blank, the header first."""
+    width = None
+    try:
+        for cells in lines:
+            if not cells:
+                continue
+            width = width or len(cells)
+            if len(cells) != width:
+                hint = "A TSV has no quoting: a tab or line break inside a text needs a CSV" if is_tsv else (
+                    "A text that holds commas, quotes or line breaks stands in double quotes, which are doubled inside"
+                )  # fmt: skip
+                raise ValueError(f"line {lines.line_num} has {len(cells)} cells, the first line {width}. {hint}")
+            yield cells
+    except csv.Error as error:
+        raise ValueError(
+            f"line {lines.line_num}: {error}. A text that begins with a double quote ends with one, and those inside "
+            "are doubled; a file without quoting is a .tsv"
+        ) from error
+
+
+def _chunked(rows: Iterator[list[str]]) -> Iterator[list[list[str]]]:
+    chunk: list[list[str]] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _check_unquoted(name: str, column: pa.ChunkedArray) -> None:
+    """Refuses texts that were written with the quotes of CSV, which would stay in them.
+
+    All cells that begin with a quote are quoted as a whole, and one of them has a doubled quote inside: of texts that
+    were written without quoting not all would be.
+    """
+    quoted = pc.filter(column, pc.starts_with(column, '"'))
+    whole = pc.all(pc.match_substring_regex(quoted, r'^"([^"]|"")*"$')).as_py()
+    if whole and pc.any(pc.match_substring_regex(quoted, r'^".*"".*"$')).as_py():
+        raise ValueError(
+            f"column {name!r} is quoted as in a CSV, with doubled quotes inside, and a TSV is read without quoting. "
+            "Write it without quotes, or with commas as a .csv"
+        )
+
+
+def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Integers, floats or booleans where every cell is one; integers beyond 64 bits stay strings."""
+    for pattern, dtype in ((_INTEGER, pa.int64()), (_FLOAT, pa.float64()), (_BOOLEAN, pa.bool_())):
+        if column.null_count < len(column) and pc.all(pc.match_substring_regex(column, pattern)).as_py():
+            try:
+                return column.cast(dtype)
+            except pa.ArrowInvalid:
+                return column
+    return column
+
+
+def _objects(file: TextIO, may_be_whole: bool) -> Iterable[Any]:
+    """The rows of a file: of its array or its columns where it is one value, else one per line."""
+    start = file.read(1)
+    while start.isspace():
+        start = file.read(1)
+    file.seek(0)
+    if start == "[":
+        return _parsed(file.read(), "")
+    if may_be_whole:
+        with suppress(json.JSONDecodeError):
+            return _rows_of(_parsed(file.read(), ""))
+        file.seek(0)
+    return (_parsed(line, f"line {number}: ") for number, line in enumerate(file, 1) if line.strip())
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise json.JSONDecodeError(f"JSON parse error: {place}{error.msg}", error.doc, error.pos) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return found
+
+
+def _rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of ``{"text": […], "label": […]}``, or the one row of ``{"text": "a", "label": 0}``."""
+    columns = list(content.values())
+    if not columns or not all(isinstance(column, list) for column in columns):
+        return [content]
+    if any(isinstance(value, dict) for column in columns for value in column):
+        raise ValueError(f"holds its rows in a field ({', '.join(content)}). Write the rows alone, one object per line")
+    if len({len(column) for column in columns}) > 1:
+        lengths = ", ".join(f"{name!r} {len(column)}" for name, column in content.items())
+        raise ValueError(f"its columns have different lengths ({lengths})")
+    return [dict(zip(content, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _column(values: list[Any]) -> tuple[pa.Array, Any]:
+    """A column, and the feature that it is."""
+    kinds = {type(value) for value in values if value is not None}
+    try:
+        if len(kinds) > 1 and kinds != {int, float}:
+            raise pa.ArrowInvalid("mixed types")
+        # The type is named where pyarrow would take strings for something else, or look at the first values alone.
+        array = pa.array(values, pa.string() if kinds == {str} else pa.float64() if float in kinds else None)
+        return array, datasets.Features.from_arrow_schema(pa.schema({"column": array.type}))["column"]
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        encoded = [None if value is None else json.dumps(value) for value in values]
+        return pa.array(encoded, pa.json_()), datasets.Json()
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]} …"
