@@ -16,7 +16,7 @@ def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def changed_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of ``stored_buffers`` whose values are other than ``before``, whatever module changed them.
+    """Those of ``stored_buffers`` whose values are other than ``before``, whatever module changed them, in its dtypes.
 
     They are compared, for no list of module types is complete: a forward in training mode may write to any buffer.
 
@@ -32,9 +32,10 @@ def changed_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str,
                 f"the buffer {name!r} had shape {tuple(before[name].shape)} when the subset was attached and has "
                 f"{tuple(buffer.shape)} now: the base has no place for it. Save the model with save_pretrained instead."
             )
-        value = buffer.detach().to("cpu", copy=True)
-        if not torch.equal(value, before[name]):
-            found[name] = value
+        value = buffer.detach().cpu()
+        # An engine may have cast the model since, which is no training.
+        if not torch.equal(value, before[name].to(value.dtype)):
+            found[name] = value.to(before[name].dtype, copy=True)
     return found
 
 

@@ -126,10 +126,20 @@ def test_detaching_gives_the_base_back():
     assert torch.equal(outputs(model), before)
 
 
-def test_frozen_statistics_are_no_part_of_a_delta(tmp_path):
-    model = attach(make_normalized(), Subset(DENSE))
-    model.eval()(**make_batches(make_bert())[0]).loss.backward()
-    assert delta(model).buffers == {}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_statistics_are_no_part_of_a_delta(dtype):
+    model = attach(make_normalized(), Subset(DENSE)).eval()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(**make_batches(make_bert())[0]).loss.backward()
+    optimizer.step()
+    assert delta(model.to(dtype)).buffers == {}
+
+
+def test_statistics_keep_the_dtype_of_the_base():
+    _, model = trained()
+    found = delta(model.bfloat16())
+    assert found.buffers.keys() == CHANGED
+    assert all(value.dtype == make_normalized().get_buffer(name).dtype for name, value in found.buffers.items())
 
 
 def test_sums_and_means_of_deltas(tmp_path):
