@@ -125,7 +125,10 @@ class Terminal:
         if trained:
             self.console.print(table)
         self.show_empty(subset)
-        self.pairs({"influence": _influence(subset.description), **_bought(subset.description, subset.count)})
+        said = {"influence": _influence(subset.description), **_bought(subset.description, subset.count)}
+        if unreached := subset.description.get("unreached"):
+            said["left out"] = f"{', '.join(unreached)}: no calibration batch gives them a gradient"
+        self.pairs(said)
 
     def show_empty(self, subset: Subset) -> None:
         """That the choice came out empty, where it did."""

@@ -24,7 +24,7 @@ from adapeft.inputs.losses import micro_losses
 from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import label_options
 from adapeft.ship.delta import extract_delta
-from adapeft.tune.attach import attach
+from adapeft.tune.attach import attach, attachment_of
 from cluster.buffers import share_buffers
 from cluster.checkpoint import Checkpoints
 from cluster.engine import DistributedRanks, backward_of_sum, join, training_engine
@@ -33,6 +33,7 @@ from cluster.events import Report
 from cluster.inputs import Inputs, check_loss, load_inputs
 from cluster.peak import peak_memory
 from cluster.plan import TrainingPlan, plan_training
+from cluster.reach import ReachCheck
 from cluster.run_folder import RunFolder
 from cluster.zero_leaves import follow_in_engine
 
@@ -97,6 +98,7 @@ class _Training:
         self.checkpoints = Checkpoints(self.folder.checkpoints, engine, ranks)
         self.progress = self._resumed() or _Progress()
         self.follower = follow_in_engine(engine, model, ranks, plan.num_steps, self.progress.step)
+        self.reach_check = ReachCheck(attachment_of(model), ranks)
         self.writer = SummaryWriter(str(self.folder.logs)) if ranks.rank == 0 else None
 
     def run(self) -> dict[str, Any]:
@@ -119,11 +121,13 @@ class _Training:
                 steps += 1
                 progress.step = step
                 is_last = step == self.plan.num_steps
+                is_evaluated = step % self.eval_steps == 0 or is_last
+                self.reach_check.after_step(is_last_chance=is_evaluated)
                 if step % self.config.train.logging_steps == 0 or is_last:
                     self._log_loss(loss, steps)
                     loss, steps = torch.zeros_like(loss), 0
                 share_buffers(self.model, self.ranks)
-                if step % self.eval_steps == 0 or is_last:
+                if is_evaluated:
                     self._evaluate()
                 if step % self.save_steps == 0 or is_last:
                     self.checkpoints.save(progress.step, vars(progress))

@@ -19,7 +19,7 @@ from adapeft.inputs.batches import draw_calibration, num_micro_batches
 from adapeft.keys import measurement_key
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.influence import reach_of
-from adapeft.measure.measure import measure
+from adapeft.measure.measure import measure, not_reached
 from adapeft.measure.partial import PartialSums
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
@@ -57,6 +57,8 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
         report({"step": f"measuring from the start: saved sums are of another {', '.join(saved.dropped)}"})
     with measuring_passes(config, inputs, model, groups, batch_size, ranks, report, saved) as passes:
         statistics = measure(method, passes, groups, settings)
+    if statistics.groups.unreached:
+        report({"step": not_reached(statistics.groups.unreached)})
     if groups.granularity == "element" and statistics.columns:  # also on a rank that happens to hold none
         save_elements(folder.path, statistics.elements, ranks)
     peak = max(ranks.all_gather_object(peak_memory(ranks.device)))

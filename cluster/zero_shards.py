@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from deepspeed import DeepSpeedEngine
@@ -33,6 +34,11 @@ class ZeroShards:
         self.ranks: Ranks = ranks
         self.device = torch.device(engine.device)
         self.num_micro = engine.gradient_accumulation_steps()
+        self.names = (*candidates, *always_train)
+        self.reached: set[str] = set()
+        for name in self.names:
+            # Of what received no gradient, the stages show zeros or None, each in its own way.
+            parameters[name].register_hook(partial(self._note, name))
         self._stage = engine.zero_optimization_stage()
         self._masters = MasterWeights(engine, ranks)
         held = [(index, parameters[name], *self._range(parameters[name])) for index, name in enumerate(candidates)]
@@ -109,6 +115,9 @@ class ZeroShards:
     def publish(self) -> None:
         """See ``adapeft.measure.shards.Shards.publish``."""
         self._masters.publish()
+
+    def _note(self, name: str, gradient: Tensor) -> None:
+        self.reached.add(name)
 
     def _backward(self, losses: Sequence[Loss]) -> None:
         for loss in losses:

@@ -45,6 +45,8 @@ def choose(
         plan = _plan_in_bytes(groups, settings, limit, reach, seed)
     subset = get_method(settings.method).choose(groups, statistics, plan, ranks)
     subset = or_random(subset, settings, lambda: get_method("random").choose(groups, statistics, plan, ranks))
+    if groups.unreached:
+        subset = subset.described(unreached=list(groups.unreached))
     if limit is not None:
         subset = subset.described(memory_per_device=limit.limit, memory_bytes=limit.price_of(subset))
     return subset.of_model(groups.always_train, groups.new).described(
@@ -113,9 +115,10 @@ def check_budget(groups: Groups, settings: Select) -> int:
         method.check(groups, limit, settings)
         return limit
     if limit > available:
+        left_out = f" ({', '.join(groups.unreached)} received no gradient)" if groups.unreached else ""
         raise AdapeftError(
-            f"select.budget = {budget} is {limit:,} parameters, more than the {available:,} there are to choose from. "
-            f"Lower it, or widen select.include and select.exclude."
+            f"select.budget = {budget} is {limit:,} parameters, more than the {available:,} there are to choose from"
+            f"{left_out}. Lower it, or widen select.include and select.exclude."
         )
     cheapest = 1 if groups.granularity == "element" else int(groups.counts.min())
     if limit < cheapest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from adapeft.inputs.script_batches import as_batches, check_labels, examples_of
 from adapeft.inputs.wrappers import ATTACHMENT, bare
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import reach_of
-from adapeft.measure.measure import check_precision, measure
+from adapeft.measure.measure import check_precision, measure, not_reached
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.methods import get_method
@@ -92,6 +93,8 @@ def select(
             seed,
         )
         statistics = measure(method, passes, groups, settings)
+    if statistics.groups.unreached:
+        warnings.warn(f"adapeft.select: {not_reached(statistics.groups.unreached)}.", stacklevel=2)
     reach = reach_of(settings, learning_rate * num_steps, num_steps)
     subset = choose(settings, statistics, reach=reach, seed=seed, ranks=shards.ranks)
     check_not_empty(subset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,8 @@ class Groups:
         fingerprint: of the base model; empty when only its structure was there.
         left_out: names of the parameters that would be candidates if their elements could be changed; see
             ``adapeft.inputs.dense``.
+        unreached: names of the parameters left out of the candidates and of ``always_train`` because no batch of the
+            calibration gave them a gradient.
     """
 
     parameters: tuple[ParameterInfo, ...]
@@ -56,6 +58,7 @@ class Groups:
     new: tuple[str, ...] = ()
     fingerprint: str = ""
     left_out: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -125,6 +128,16 @@ class Groups:
         if info.output_dim == 0:
             return slice(offset + first, offset + last), matrix.sum(1, dtype=torch.float64)
         return slice(offset, offset + width), matrix.sum(0, dtype=torch.float64)
+
+    def without(self, unreached: Sequence[str]) -> Groups:
+        """The groups of the other parameters."""
+        left_out = set(unreached)
+        return replace(
+            self,
+            parameters=tuple(info for info in self.parameters if info.name not in left_out),
+            always_train=tuple(name for name in self.always_train if name not in left_out),
+            unreached=(*self.unreached, *unreached),
+        )
 
     def to_table(self, columns: dict[str, np.ndarray], metadata: dict[str, str]) -> pa.Table:
         """The table of ``groups.parquet``: the groups, then the given statistics, [K] or [K, M].

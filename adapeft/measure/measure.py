@@ -26,11 +26,30 @@ def measure(method: Method, passes: Passes, groups: Groups, settings: Select) ->
     """The method's statistics of ``groups``. Collective.
 
     Warm-ups and probe move the always-trained parameters; whoever owns the model puts them back or drops the model.
+
+    What no batch of the calibration reaches is no longer among the groups, whatever the method: a pooler that the task
+    does not use, or a module that computes without gradients, would be chosen and never train.
+
+    Raises:
+        AdapeftError: the calibration reaches no candidate.
     """
     passes = ready(method, passes, groups, settings)
     if settings.probe_steps:
-        return measure_along_probe(passes, groups, settings, lambda: method.measure(passes, groups, settings))
-    return method.measure(passes, groups, settings)
+        found = measure_along_probe(passes, groups, settings, lambda: method.measure(passes, groups, settings))
+    else:
+        found = method.measure(passes, groups, settings)
+    unreached = passes.unreached()
+    if set(unreached) >= {info.name for info in groups.parameters}:
+        raise AdapeftError(
+            f"none of the {len(groups.parameters)} candidates received a gradient from the calibration, such as "
+            f"{groups.parameters[0].name!r}: the loss does not depend on them. Widen select.include and select.exclude."
+        )
+    return found.without(unreached)
+
+
+def not_reached(names: Sequence[str]) -> str:
+    """What to say of the parameters that were left out of the groups."""
+    return f"left out, because no calibration batch gives them a gradient: {', '.join(names)}"
 
 
 def check_precision(settings: Select, dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ What LoRA does in its first step says nothing of it, for its A has no gradient w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,12 @@ class Options:
     counts: np.ndarray
     slopes: np.ndarray
     curvatures: np.ndarray
+
+    def of(self, places: Mapping[int, int]) -> Options:
+        """Those of some of the candidates: ``places`` is from their index to the new one."""
+        kept = np.isin(self.parameters, list(places))
+        columns = (column[kept] for column in (self.ranks, self.counts, self.slopes, self.curvatures))
+        return Options(np.array([places[int(old)] for old in self.parameters[kept]], dtype=np.int64), *columns)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from adapeft.inputs.batches import Calibration
@@ -36,6 +37,7 @@ class Passes:
         seed: of the sampled labels.
         warmup_steps: of every warm-up.
         saved: where passes save their sums and take them up again; None: nowhere.
+        seen: the first example of each batch whose gradient was computed.
     """
 
     shards: Shards
@@ -46,6 +48,7 @@ class Passes:
     progress: Progress = lambda name, done, total: None
     warmup_steps: int = 0
     saved: PartialSums | None = None
+    seen: set[int] = field(default_factory=set)
 
     def gradients(
         self, name: str, batches: Sequence[np.ndarray], sums: Sequence[Tensor], *, sampled_labels: bool = False
@@ -57,6 +60,7 @@ class Passes:
         """
         for index in self.steps(name, len(batches), sums):
             losses, num_predictions = self._losses(batches[index], sampled_labels=sampled_labels)
+            self.seen.add(int(batches[index][0]))
             with self.shards.gradients(losses) as gradients:
                 yield gradients, num_predictions
 
@@ -106,6 +110,31 @@ class Passes:
             losses, _ = self._losses(batches[step % len(batches)], sampled_labels=False)
             # Falling to zero: a head still swinging about its optimum asks every layer to shift all logits alike.
             self.shards.train_step(losses, WARMUP_LEARNING_RATE * (1 - step / self.warmup_steps))
+
+    def unreached(self) -> tuple[str, ...]:
+        """The candidates and always-trained parameters that no batch of the calibration gives a gradient. Collective.
+
+        Passes over gradients have seen whole halves; otherwise one batch usually shows that all are reached. Experts
+        that no token of a batch is routed to need another one.
+        """
+        unseen = [batch for batch in self.calibration.batches if int(batch[0]) not in self.seen]
+        missing = self._unreached()
+        for index, batch in enumerate(unseen):
+            if not missing:
+                break
+            losses, _ = self._losses(batch, sampled_labels=False)
+            with self.shards.gradients(losses):
+                pass
+            missing = self._unreached()
+            self.progress("reach", index + 1, len(unseen))
+        return missing
+
+    def _unreached(self) -> tuple[str, ...]:
+        names = self.shards.names
+        reached = torch.tensor([name in self.shards.reached for name in names], dtype=torch.int64)
+        return tuple(
+            name for name, ranks in zip(names, self.shards.ranks.all_reduce(reached), strict=True) if not ranks
+        )
 
     def _losses(self, batch: np.ndarray, *, sampled_labels: bool) -> tuple[list[Loss], int]:
         return micro_losses(

@@ -36,6 +36,10 @@ class Shards(Protocol):
     """Micro-batches that every gradient is accumulated over, the same on all ranks."""
     slices: tuple[Slice, ...]
     """This rank's elements, at most one slice of a candidate; over all ranks every element occurs exactly once."""
+    names: tuple[str, ...]
+    """The candidates, then the always-trained parameters."""
+    reached: set[str]
+    """Those of ``names`` that a backward pass on this rank has given a gradient, if only of zeros."""
 
     def gradients(self, losses: Sequence[Loss]) -> AbstractContextManager[list[Tensor]]:
         """float32 gradients of the sum of ``losses`` over all ranks, aligned with ``slices``; valid within the context.
@@ -84,6 +88,8 @@ class WholeModel:
         self.model = model
         self.ranks: Ranks = OneRank()
         self.num_micro = num_micro
+        self.names = (*candidates, *always_train)
+        self.reached: set[str] = set()
         self._candidates = [parameters[name] for name in candidates]
         self._always = [parameters[name] for name in always_train]
         self._optimizer = torch.optim.AdamW(self._always, weight_decay=0.0) if self._always else None
@@ -93,7 +99,7 @@ class WholeModel:
     @contextmanager
     def gradients(self, losses: Sequence[Loss]) -> Iterator[list[Tensor]]:
         """See ``Shards.gradients``."""
-        self._backward(losses, self._candidates)
+        self._backward(losses, [*self._candidates, *self._always])
         gradients = [
             (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten().float()
             for parameter in self._candidates
@@ -147,6 +153,9 @@ class WholeModel:
             parameter.requires_grad_(True)
         for loss in losses:
             loss(self.model).backward()
+        for name, parameter in zip(self.names, [*self._candidates, *self._always], strict=True):
+            if parameter.grad is not None:
+                self.reached.add(name)
 
 
 def adam_state(optimizer: torch.optim.Optimizer, stepped: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -36,3 +37,21 @@ class Statistics:
     columns: dict[str, np.ndarray]
     elements: tuple[ElementShard, ...] = field(default=())
     options: Options | None = None
+
+    def without(self, unreached: Sequence[str]) -> Statistics:
+        """The statistics of the groups of the other parameters."""
+        if not unreached:
+            return self
+        groups = self.groups.without(unreached)
+        names = [info.name for info in groups.parameters]
+        kept = np.array([index for index, info in enumerate(self.groups.parameters) if info.name in set(names)])
+        of = groups.parameter_of
+        rows = self.groups.firsts[kept[of]] + np.arange(groups.num_groups) - groups.firsts[of]
+        places = {int(old): new for new, old in enumerate(kept)}
+        elements = tuple(
+            replace(shard, slice=replace(shard.slice, parameter=places[shard.slice.parameter]))
+            for shard in self.elements
+            if shard.slice.parameter in places
+        )
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Statistics(groups, columns, elements, self.options and self.options.of(places))

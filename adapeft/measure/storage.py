@@ -107,6 +107,7 @@ def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, 
             tuple(said.always_train),
             tuple(said.new),
             said.fingerprint,
+            unreached=tuple(said.unreached),
         )
         if groups.num_groups != table.num_rows:
             raise AdapeftError(
@@ -158,6 +159,7 @@ class _Header(Header):
     always_train: list[Line]
     new: list[Line]
     fingerprint: Line
+    unreached: list[Line] = []
     key: dict[str, Any]
 
     @model_validator(mode="after")

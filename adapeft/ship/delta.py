@@ -29,7 +29,7 @@ from adapeft.rounding import Rounding
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.tune.attach import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import changed_buffers
-from adapeft.tune.check import check_in_place, check_moved
+from adapeft.tune.check import check_in_place, check_moved, check_reached
 from adapeft.tune.frozen import check_frozen
 from adapeft.tune.leaf_functions import DensePart
 from adapeft.tune.leaves import leaf_shape
@@ -398,7 +398,8 @@ def extract_delta(
         full_value: reads a trained parameter whole and in float32; by default from FSDP's and ZeRO's shards too.
 
     Raises:
-        AdapeftError: nothing is attached, or what is trained was frozen, taken out or replaced since.
+        AdapeftError: nothing is attached, or what is trained was frozen, taken out or replaced since, or has never
+            received a gradient.
     """
     inner = unwrap(model)
     check_resident(inner, "delta")
@@ -408,7 +409,9 @@ def extract_delta(
     with unsharded(model), _as_shipped(attachment):
         changes, new = _trained(attachment, full_value)
     of_base = [name for name in attachment.owners if name not in attachment.subset.new]
-    check_moved(attachment, {name: _has_moved(changes.get(name)) for name in of_base})
+    moved = {name: _has_moved(changes.get(name)) for name in of_base}
+    check_moved(attachment, moved)
+    check_reached(attachment, moved)
     buffers = changed_buffers(inner, attachment.buffers)
     described = {"model": describe_model(inner), **(description or {})}
     return Delta(changes, new, attachment.fingerprint, described, buffers, attachment.digests)

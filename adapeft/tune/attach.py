@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,8 @@ class Attachment:
         dropout: module and attribute → the probability before, where the rule turned dropout off.
         hooks: what ``attach`` has registered: the check before each forward pass that the subset is trained, and
             what reads merged checkpoints.
+        reached: names and pieces, as in ``owners``, of the trained parameters that a backward pass has given a
+            gradient. Copies, and trainers that replace the parameters, see nothing of it.
         follower: what keeps the rule, once an optimizer is there.
     """
 
@@ -78,7 +81,25 @@ class Attachment:
     buffers: dict[str, Tensor] = field(repr=False)
     dropout: dict[tuple[nn.Module, str], float] = field(repr=False)
     hooks: list[RemovableHandle] = field(repr=False)
+    reached: set[tuple[str, str]] = field(default_factory=set, repr=False)
     follower: Follower | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A follower writes to the leaves that its optimizer steps, which are not those of a copy.
+        return {**self.__dict__, "follower": None}
+
+    @property
+    def unreached(self) -> list[str]:
+        """The names in ``owners`` of which a trained parameter has not yet received a gradient."""
+        return [
+            name for name, pieces in self.owners.items() if any((name, piece) not in self.reached for piece in pieces)
+        ]
+
+    def note_gradients(self) -> None:
+        """Makes ``reached`` follow the backward passes."""
+        for name in self.owners:
+            for piece, parameter in self.pieces(name).items():
+                parameter.register_hook(partial(_note, self.reached, (name, piece)))
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -192,6 +213,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     for name in trained:
         for parameter in attachment.pieces(name).values():
             parameter.requires_grad_(True)
+    attachment.note_gradients()
     setattr(model, ATTACHMENT, attachment)
     return passed
 
@@ -239,6 +261,10 @@ def attachment_of(model: nn.Module) -> Attachment:
     if attachment is None:
         raise AdapeftError("no subset is attached to this model: call adapeft.attach(model, subset) first.")
     return attachment
+
+
+def _note(reached: set[tuple[str, str]], piece: tuple[str, str], gradient: Tensor) -> None:
+    reached.add(piece)
 
 
 def _check_trainable(model: nn.Module, inputs: object) -> None:

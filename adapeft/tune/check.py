@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from adapeft.errors import AdapeftError
 from adapeft.tune.attach import Attachment, frozen_error
+
+_ADDED = {"lora", "adapter"}
+"""Kinds of parts that work on the output of a layer, and so only where it is called."""
 
 
 def check_in_place(model: nn.Module, attachment: Attachment) -> None:
@@ -32,6 +35,33 @@ def check_in_place(model: nn.Module, attachment: Attachment) -> None:
                 f"PEFT has put a layer of its own into the model at {path!r} since adapeft.attach, which a delta would "
                 f"leave out. Train a subset or PEFT's adapters; for LoRA within a subset use select(method='lora')."
             )
+
+
+def unreached_error(attachment: Attachment, names: Sequence[str]) -> AdapeftError:
+    """What to say where training gave ``names`` of a subset no gradient."""
+    kinds = {attachment.subset.parts[name].kind for name in names if name in attachment.subset.parts}
+    adds = "LoRA and adapters also miss a layer whose weight another module reads. " if kinds & _ADDED else ""
+    return AdapeftError(
+        f"{len(names)} of the {len(attachment.owners)} trained parts of the subset received no gradient from any "
+        f"training step so far, so they would stay at the base's values: {', '.join(names)}. The model does not use "
+        f"them for these batches. {adds}Leave them out of the subset with select.exclude, or out of "
+        f"select.always_train."
+    )
+
+
+def check_reached(attachment: Attachment, moved: Mapping[str, bool]) -> None:
+    """Checks that whatever is trained has received a gradient at some time, or has its value from elsewhere.
+
+    Args:
+        attachment: of the model. Where no gradient was noted at all, nothing is known.
+        moved: name of each part of the base → whether it differs from its start.
+
+    Raises:
+        AdapeftError: gradients reached some parts and others not.
+    """
+    still = [name for name in attachment.unreached if not moved.get(name, False)]
+    if attachment.reached and still:
+        raise unreached_error(attachment, still)
 
 
 def check_moved(attachment: Attachment, moved: Mapping[str, bool]) -> None:
