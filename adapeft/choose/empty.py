@@ -62,7 +62,7 @@ def announcement(subset: Subset) -> str | None:
 
 
 def reason(subset: Subset) -> str:
-    """Why an empty subset is empty, as its description tells."""
+    """Why an empty subset is empty, according to its description."""
     said = subset.description
     if said.get("method") is None:
         return "the subset is empty"

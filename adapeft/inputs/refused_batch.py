@@ -1,4 +1,4 @@
-"""A batch that the model cannot take: the input's fault, told with the examples."""
+"""A batch that the model cannot take: an error of the input, which names the examples."""
 
 from __future__ import annotations
 

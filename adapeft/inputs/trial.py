@@ -91,17 +91,17 @@ class Trial:
         failure = self._run(self._at_length(max_length))
         if failure is None:
             return
-        if not _tells(failure):
+        if not _is_certain(failure):
             positions = _positions_by_table(self._model)
             if positions is None or max_length <= positions:
                 return
-        elif _tells(self._run(self._at_length(_SHORT))):
+        elif _is_certain(self._run(self._at_length(_SHORT))):
             return  # another fault than the length, and not certain to be one of the examples
         else:
             positions, fails = _SHORT, max_length
             while fails - positions > 1:
                 middle = (positions + fails) // 2
-                is_too_long = _tells(self._run(self._at_length(middle)))
+                is_too_long = _is_certain(self._run(self._at_length(middle)))
                 positions, fails = (positions, middle) if is_too_long else (middle, fails)
         raise AdapeftError(
             f"data.max_length = {max_length}: the model has {positions} positions. Lower it to that or less."
@@ -168,7 +168,7 @@ def _numbers(row: Mapping[str, Any]) -> Row:
     return {name: values for name, values in row.items() if isinstance(values, list)}
 
 
-def _tells(failure: Exception | None) -> bool:
+def _is_certain(failure: Exception | None) -> bool:
     """Whether it is one that the model would raise with its weights, too."""
     if isinstance(failure, UnknownValueError | NotImplementedError):
         return False
@@ -185,7 +185,7 @@ def _same(failure: BeyondTableError, other: Exception | None) -> bool:
 
 
 def _positions_by_table(model: PreTrainedModel) -> int | None:
-    """Rows of a table of positions, but for those that its offset leaves unused; None where there is no such table."""
+    """Rows of a table of positions, less those that its offset leaves unused; None where there is no such table."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2] and module.num_embeddings > 2:
             offset = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)

@@ -87,7 +87,7 @@ class Weightless(TorchDispatchMode):
             self._keep(other, value)
 
     def value(self, tensor: Tensor) -> Tensor | None:
-        """The values of a tensor, None where they are unknown. A view: what is written there is known henceforth."""
+        """The values of a tensor, None where they are unknown. A view: writes into it count."""
         if not _is_weightless(tensor):
             return tensor
         flat = self._bytes.get(tensor.untyped_storage())

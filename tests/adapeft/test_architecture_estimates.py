@@ -60,7 +60,7 @@ SHARE_FOLLOWED = 0.97
 
 
 def saved_bytes(config, task):
-    """The oracle: distinct storages that autograd keeps for a real backward pass, but for the model's own."""
+    """The oracle: distinct storages that autograd keeps for a real backward pass, except the model's own."""
     torch.manual_seed(0)
     model = AUTO[task].from_config(config).train()
     model.config.use_cache = False

@@ -117,7 +117,7 @@ def test_a_choice_of_something_is_as_it_was():
 def test_the_library_refuses_and_draws():
     """One text with both of two labels: the gradients of the two halves are opposite.
 
-    But for the biases of keys, whose exact gradient is zero: what they have is rounding.
+    Except for the biases of keys, whose exact gradient is zero: what they have is rounding.
     """
     torch.manual_seed(0)
     model = BertForSequenceClassification(_trained_head_of_two())

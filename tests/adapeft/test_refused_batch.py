@@ -66,7 +66,7 @@ def test_failures_of_machines_pass(error):
         RuntimeError("shape '[2, -1, 16]' is invalid for input of size 48"),
     ],
 )
-def test_failures_of_inputs_are_told(error):
+def test_failures_of_inputs_name_the_examples(error):
     said = r"examples 100, 101, .*, 107, … \(counted from 0; input_ids \[10, 4\]"
     with pytest.raises(AdapeftError, match=said), naming_examples(BATCH):
         raise error

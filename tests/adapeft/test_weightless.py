@@ -126,7 +126,7 @@ def _grouped(dtype, device, known=lambda tensor: tensor):
 def test_endless_loops_end():
     weightless = Weightless()
     weightless.most_operations = 10
-    for _ in range(2):  # each time anew
+    for _ in range(2):
         with weightless, torch.device("meta"):
             for _ in range(10):
                 torch.ones(1)
