@@ -17,17 +17,18 @@ _ROUNDINGS = 4
 """Of a mean cross-entropy. On a CPU the largest of 1 to 4,000 predictions in any precision was 1.3."""
 
 _REMEDY = (
-    "Usual reasons: config.output_router_logits adds a mixture of experts' auxiliary loss, class weights or label "
-    "smoothing change it, several tasks are added up, or the labels are shifted in the batch and by the model. Switch "
-    "that off for measuring, or give batches and a model of one of the losses that are known."
+    "Usual reasons: config.output_router_logits adds a mixture of experts' auxiliary loss; class weights or label "
+    "smoothing change it; several tasks are added up; or the labels are shifted twice, or not at all, on their way to "
+    "a language model. Switch that off for measuring, or give a model and batches of one of the losses that are known."
 )
 
 
 @torch.no_grad()
-def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> Tensor:
-    """The model's own mean loss of ``batch``, once it is known to be the objective's. Runs the model twice.
+def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None:
+    """Checks that the model's own mean loss of ``batch`` is the objective's. Runs the model twice.
 
-    Equal to the rounding of the precision in which the model computes its loss; what is not finite is not compared.
+    They are equal up to the rounding of the precision in which the model computes its loss; what is not finite is not
+    compared.
 
     Args:
         objective: of the measurement.
@@ -58,7 +59,6 @@ def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> Tens
             f"the loss that {_name(model)} computes of the first batch is {float(own):.6g}, but what would be measured "
             f"({objective.summary}) is {ours:.6g}. {_REMEDY}"
         )
-    return own.reshape(())
 
 
 def logits_of(objective: Objective, batch: Batch, model: nn.Module) -> Tensor:
