@@ -30,7 +30,7 @@ def with_padding(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig | 
         size, wanted = None, own
     else:
         text_config = config.get_text_config()
-        size, wanted = getattr(text_config, "vocab_size", None), [text_config.pad_token_id, *own]
+        size, wanted = getattr(text_config, "vocab_size", None), [getattr(text_config, "pad_token_id", None), *own]
         tokenizer.padding_side = "left" if getattr(config, "summary_type", None) == "last" else "right"
     for number in wanted:
         # Some models of old have -1 for no token, and others lists.

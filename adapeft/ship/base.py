@@ -92,7 +92,7 @@ def _repadded(folder: Path, config: PretrainedConfig, task: str) -> PreTrainedTo
         return None
     padding = with_padding(own, config)
     if task == "causal-lm":  # no example of it is padded, and generating wants the side that the tokenizer has
-        if config.get_text_config().pad_token_id is None:
+        if getattr(config.get_text_config(), "pad_token_id", None) is None:
             set_padding(config, padding)
         return None
     set_padding(config, padding)
