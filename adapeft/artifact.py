@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import platform
 import re
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adapeft.errors import AdapeftError
+from adapeft.json_numbers import dumps, loads
 from adapeft.reading import reading
 
 _KEY = "adapeft"
@@ -133,8 +133,8 @@ def save_text(path: Path, text: str) -> None:
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes indented JSON."""
-    save_text(path, json.dumps(content, indent=2) + "\n")
+    """Writes indented JSON; see ``json_numbers`` for numbers that are not finite."""
+    save_text(path, dumps(content, indent=2) + "\n")
 
 
 def save_table(path: Path, table: pa.Table) -> None:
@@ -169,7 +169,7 @@ def _check_claim(path: Path, num_values: int) -> None:
 
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Writes a safetensors file whose header says what ``kind`` of artifact it is and describes it."""
-    header = {_KEY: json.dumps({**description, "kind": kind, "provenance": provenance()}), "format": "pt"}
+    header = {_KEY: dumps({**description, "kind": kind, "provenance": provenance()}), "format": "pt"}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
 
@@ -215,7 +215,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         header = (file.metadata() or {}).get(_KEY)
         if header is None:
             raise AdapeftError(f"{path} is a safetensors file, but not one of adapeft's: expected a {kind}.")
-        description = json.loads(header)
+        description = loads(header)
         if not isinstance(description, dict) or description.pop("kind", None) != kind:
             raise AdapeftError(f"{path} holds another kind of artifact: expected a {kind}.")
         return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from adapeft.choose.budget import Budget
+from adapeft.json_numbers import infinity_in_words
 from adapeft.places import DATA_SUFFIXES, PLACES, absolute
 from adapeft.tune.rules.options import OPTIONS, parse_options
 
@@ -65,11 +66,6 @@ _WITHOUT_VALUES = ("full", "random", "bitfit", "lora", "adapter", *OPTIONS)
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
-
-
-def infinity_in_words(value: float | str) -> float | str:
-    """A number as a config spells it and JSON can hold it."""
-    return "inf" if value == math.inf else value
 
 
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
@@ -375,6 +371,9 @@ class Train(Section):
     )
     max_grad_norm: NonNegativeFloat | None = Field(
         default=1.0, description="gradients are clipped to this norm; null or 0: off"
+    )
+    max_skipped_steps: NonNegativeInt = Field(
+        default=0, description="steps to leave out because their loss or gradient is not finite; one more ends the run"
     )
     eval_steps: PositiveInt | None = Field(default=None, description="steps between evaluations; null: once an epoch")
     save_steps: PositiveInt | None = Field(

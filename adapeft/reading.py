@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from adapeft.errors import AdapeftError
+from adapeft.json_numbers import loads
 
 # What parsers raise on bytes and values that they do not expect. Deep nesting ends in a RecursionError, a number of
 # many digits in a ValueError, one that no machine word holds in an OverflowError.
@@ -98,7 +98,7 @@ def load_json(path: Path, expected: str, remedy: str) -> dict[str, Any]:
         AdapeftError: missing, no JSON, or no object.
     """
     with reading(f"{path} is not {expected}, or it is truncated", remedy):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, Mapping):
             raise TypeError(f"{type(content).__name__} instead of keys and values")
         return dict(content)

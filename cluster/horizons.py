@@ -10,9 +10,9 @@ from adapeft.artifact import provenance, save_json
 from adapeft.choose.choose import check_budget
 from adapeft.choose.horizons import across_horizons
 from adapeft.choose.subset import Subset
-from adapeft.config import infinity_in_words
 from adapeft.config_file import load_config
 from adapeft.errors import AdapeftError
+from adapeft.json_numbers import infinity_in_words, undefined_as_null
 from adapeft.measure.probe import probe_points
 from adapeft.measure.storage import load_statistics
 from adapeft.methods import Plan, ValuedMethod, get_method
@@ -54,7 +54,7 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
         **across_horizons(statistics, method, plan),
     }
     path = source / "horizons.json"
-    save_json(path, {**found, "provenance": provenance()})
+    save_json(path, {**undefined_as_null(found), "provenance": provenance()})
     _show(found, terminal)
     terminal.note(f"all figures: {short(path)}")
 

@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             content["traceback"] = self.formatException(record.exc_info)
-        return json.dumps({name: _plain(value) for name, value in content.items()}, default=str, allow_nan=False)
+        return json.dumps(_plain(content), default=str, allow_nan=False)
 
 
 @contextmanager
@@ -104,5 +104,9 @@ def _handler(path: Path, **fields: Any) -> logging.FileHandler:
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows no infinity, which the perplexity of an untrained model can be."""
+    """``value`` with every number that is not finite as text: a log of what went wrong must not fail on it."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import FiniteFloat, PositiveInt, model_validator
 
+from adapeft.json_numbers import decoded
 from adapeft.reading import Count, Header, Line, load_json, reading
 
 
 class _Choice(Header):
-    value: float | None = None
-    bound: float | None = None
-    gap: float | None = None
+    value: FiniteFloat | None = None
+    bound: FiniteFloat | None = None
+    gap: FiniteFloat | None = None
     status: Line | None = None
     num_groups: Count | None = None
     num_chosen: Count | None = None
@@ -54,14 +55,14 @@ class _Trained(_Metrics):
 
 
 def load_metrics(path: Path) -> dict[str, Any]:
-    """What ``metrics.json`` holds so far; empty where there is none.
+    """What ``metrics.json`` holds so far, infinities as numbers; empty where there is none.
 
     Raises:
         AdapeftError: it is damaged.
     """
     if not path.is_file():
         return {}
-    content = load_json(path, "what a run writes", "Remove it, and run again.")
+    content = decoded(load_json(path, "what a run writes", "Remove it, and run again."))
     with reading(f"{path}: damaged", "Remove it, and run again."):
         (_Trained if "after" in content else _Metrics).model_validate(content)
     return content

@@ -21,7 +21,7 @@ from adapeft.choose.empty import check_not_empty, or_random
 from adapeft.choose.subset import Subset
 from adapeft.choose.transfer import Profiles, Scores, allot, counterparts, fill, with_own_slopes
 from adapeft.choose.verify import agreement, tensor_densities, uniform
-from adapeft.config import Config, infinity_in_words
+from adapeft.config import Config
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Transfer
@@ -29,6 +29,7 @@ from adapeft.inputs.batches import draw_calibration
 from adapeft.inputs.checkpoint import Checkpoint, open_checkpoint
 from adapeft.inputs.model import CONFIG_ERRORS, build_structure
 from adapeft.inputs.weight_files import has_weights
+from adapeft.json_numbers import infinity_in_words, undefined_as_null
 from adapeft.keys import as_yaml, content_key
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import mean_gradient
@@ -207,7 +208,9 @@ def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict
     found.subset.save(folder / "subset.safetensors")
     said = {key: found.subset.description[key] for key in ("value", "bound", "gap", "status", "unmapped", "mapped")}
     content = {"from": str(source), "to": found.config.model.name, **said, "trained": found.subset.count}
-    save_json(folder / "transfer.json", {**content, "verified": verified, "provenance": provenance()})
+    save_json(
+        folder / "transfer.json", {**content, "verified": undefined_as_null(verified), "provenance": provenance()}
+    )
 
 
 def _density_correlation(found: Transferred, measured: Statistics) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pydantic import Field, PositiveInt
 from adapeft.artifact import provenance, save_json
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Trials
+from adapeft.json_numbers import undefined_as_null
 from adapeft.keys import differing
 from adapeft.reading import Header, Line, load_json, reading
 
@@ -35,7 +35,7 @@ class _Validation(Header):
 def save_validation(path: Path, result: Mapping[str, Any], trials: Trials) -> None:
     """Writes the file; NaN (no correlation) becomes null."""
     content = {**result, "trials": trials.model_dump(mode="json"), "provenance": provenance()}
-    save_json(path, json.loads(json.dumps(content), parse_constant=lambda name: None))
+    save_json(path, undefined_as_null(content))
 
 
 def load_validation(path: Path, trials: Trials) -> dict[str, Any]:

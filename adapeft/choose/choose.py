@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from adapeft.choose.empty import or_random
 from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.subset import Subset
-from adapeft.config import Select, infinity_in_words
+from adapeft.config import Select
 from adapeft.errors import AdapeftError
+from adapeft.json_numbers import infinity_in_words
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
 from adapeft.methods import Plan, get_method
@@ -36,7 +39,7 @@ def choose(
         limit: what ``settings.memory_per_device`` comes to; it then is the budget.
 
     Raises:
-        AdapeftError: the budget does not fit the groups.
+        AdapeftError: the budget does not fit the groups, or what they are worth is not finite.
     """
     groups = statistics.groups
     if limit is None:
@@ -44,6 +47,7 @@ def choose(
     else:
         plan = _plan_in_bytes(groups, settings, limit, reach, seed)
     subset = get_method(settings.method).choose(groups, statistics, plan, ranks)
+    _check_value(subset, reach)
     subset = or_random(subset, settings, lambda: get_method("random").choose(groups, statistics, plan, ranks))
     if groups.unreached:
         subset = subset.described(unreached=list(groups.unreached))
@@ -58,6 +62,16 @@ def choose(
         seed=seed,
         fingerprint=groups.fingerprint,
     )
+
+
+def _check_value(subset: Subset, reach: float) -> None:
+    for key in ("value", "bound", "gap"):
+        number = subset.description.get(key)
+        if number is not None and not math.isfinite(number):
+            raise AdapeftError(
+                f"the {key} of the choice is {number:g}: the statistics, or select.reach = {reach:g}, are too large to "
+                f"compute influence with. Lower select.reach, and check the scale of the targets."
+            )
 
 
 def check_limit(groups: Groups, settings: Select, limit: MemoryLimit) -> int:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from adapeft.choose.subset import Part, Subset
 from adapeft.choose.topk import top_k
+from adapeft.errors import AdapeftError
+from adapeft.finite import is_finite
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import ElementShard
 from adapeft.ranks import Ranks
@@ -32,8 +34,17 @@ def choose_elements(
     With ``by_tensor`` every tensor gets its share of the budget, in proportion to its size, and its own top-k.
 
     Every rank returns the same subset; only chosen indices travel, never values.
+
+    Raises:
+        AdapeftError: values that are not finite, which have no order.
     """
     values = [value(shard.columns) for shard in elements]
+    overflown = torch.tensor([sum(not is_finite(scores) for scores in values)])
+    if int(ranks.all_reduce(overflown)):
+        raise AdapeftError(
+            "the values of single elements are not finite: their statistics, or select.reach, are too large for "
+            "float32. Lower select.reach, and check the scale of the targets."
+        )
     positions = positions_of(groups, elements)
     if by_tensor:
         local = _top_k_by_tensor(groups, elements, values, budget, ranks)

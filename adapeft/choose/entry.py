@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from adapeft.errors import AdapeftError
+from adapeft.json_numbers import Number
 from adapeft.reading import Count, Line, check_yaml, reading
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def check_name(name: str) -> None:
 class _Record(BaseModel):
     """Read-only; keys that a later version may add are left aside."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Provenance(_Record):
@@ -69,14 +70,14 @@ class Summary(_Record):
     budget: Count | None = None
     count: Count
     num_total: Count | None = None
-    value: float | None = None
-    bound: float | None = None
-    gap: float | None = None
+    value: FiniteFloat | None = None
+    bound: FiniteFloat | None = None
+    gap: FiniteFloat | None = None
     task: Line | None = None
     data: Line | None = None
     metric: Line | None = None
-    before: dict[Line, float] = {}
-    after: dict[Line, float] = {}
+    before: dict[Line, Number] = {}
+    after: dict[Line, Number] = {}
     provenance: Provenance = Provenance()
 
     @classmethod

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from adapeft.choose.subset import Part, Subset
+from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from solver import CoreKnapsack, KnapsackProblem, Solution, Solver
 
@@ -22,6 +23,7 @@ def choose_groups(
     groups: Groups, values: np.ndarray, budget: int, solver: Solver | None = None, costs: np.ndarray | None = None
 ) -> Subset:
     """The groups of largest total value [K] within ``budget``, of elements or whatever ``costs`` [K] count."""
+    check_values(groups, values)
     solution = knapsack(values, groups.counts if costs is None else costs, budget, solver)
     return Subset(parts_of(groups, solution.chosen)).described(
         value=solution.value,
@@ -33,6 +35,21 @@ def choose_groups(
         num_groups=groups.num_groups,
         num_chosen=int(solution.chosen.sum()),
     )
+
+
+def check_values(groups: Groups, values: np.ndarray) -> None:
+    """Checks the values [K] of groups.
+
+    Raises:
+        AdapeftError: names the parameter of the first that is not finite.
+    """
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise AdapeftError(
+            f"the value of {groups.parameters[groups.parameter_of[bad[0]]].name!r} is {values[bad[0]]:g} ({len(bad):,} "
+            f"such): its statistics, or select.reach, are too large. Lower select.reach, and check the scale of the "
+            f"targets."
+        )
 
 
 def knapsack(values: np.ndarray, costs: np.ndarray, budget: int, solver: Solver | None = None) -> Solution:

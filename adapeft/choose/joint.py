@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from adapeft.choose.groups import knapsack, parts_of
+from adapeft.choose.groups import check_values, knapsack, parts_of
 from adapeft.choose.subset import Subset
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
@@ -31,6 +31,7 @@ def choose_groups_jointly(groups: Groups, columns: Mapping[str, np.ndarray], bud
     """
     slopes, projections = columns["slope"], columns["projections"]
     single = _value(slopes, columns["curvature"], reach)
+    check_values(groups, single)
     sets = {
         "joint greedy": choose_jointly(slopes, projections, groups.counts, budget, reach),
         "knapsack": knapsack(single, groups.counts, budget).chosen,

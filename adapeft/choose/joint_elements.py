@@ -39,7 +39,7 @@ class _Candidate:
         return float(influence(slope, curvature, reach))
 
     def bound(self, reach: float, price: float) -> float:
-        return reach * (self.slope - price * self.root) + 0.5 * price**2
+        return reach * (self.slope - price * self.root) + 0.5 * price * price
 
 
 def choose_elements_jointly(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adapeft.choose.groups import STABLE_GAP, parts_of
+from adapeft.choose.groups import STABLE_GAP, check_values, parts_of
 from adapeft.choose.subset import Part, Subset
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
@@ -26,6 +26,7 @@ def choose_options(
     Args:
         greedy: by value per element alone.
     """
+    check_values(groups, values)
     problem = choice_problem(groups, values, options, option_values, budget, with_rows=with_rows)
     solver = MultipleChoiceGreedy() if greedy else MultipleChoiceCore(relative_gap=STABLE_GAP)
     solution = solver.solve(problem)

@@ -91,6 +91,7 @@ def select(
             _calibration(objective, examples),
             lambda indices: examples[int(indices[0])],
             seed,
+            source="the batches",
         )
         statistics = measure(method, passes, groups, settings)
     if statistics.groups.unreached:

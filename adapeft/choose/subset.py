@@ -128,9 +128,9 @@ class _SubsetHeader(Header):
     unspent: Count | None = None
     seed: int = 0
     reach: float | Literal["inf"] | None = None
-    value: float | None = None
-    bound: float | None = None
-    gap: float | None = None
+    value: FiniteFloat | None = None
+    bound: FiniteFloat | None = None
+    gap: FiniteFloat | None = None
     fingerprint: Line | None = None
     config: str | None = None
 

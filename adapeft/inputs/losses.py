@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,11 +54,63 @@ def micro_losses(
 
     def loss_of(micro: Batch, weight: float) -> Loss:
         def loss(model: nn.Module) -> Tensor:
-            logits = objective.forward(model, micro)
-            labels = micro.labels if sample_seed is None else objective.sample_labels(logits, micro, sample_seed)
-            with naming_examples(micro):
-                return objective.loss_sum(logits, labels) * weight
+            return _loss_sum(objective, micro, sample_seed, model) * weight
 
         return loss
 
     return [loss_of(micro.to(device), 1.0 / total if counts and total else 0.0) for micro, counts in micros], total
+
+
+class Watched:
+    """Losses whose values are kept, so that it can be told afterwards whether they were finite.
+
+    Attributes:
+        losses: the same losses.
+        values: of those that were computed, detached.
+    """
+
+    def __init__(self, losses: list[Loss]) -> None:
+        self.values: list[Tensor] = []
+        self.losses: list[Loss] = [partial(self._keep, loss) for loss in losses]
+
+    def total(self) -> float:
+        """Sum of the values."""
+        return float(sum(value.double() for value in self.values))
+
+    def _keep(self, loss: Loss, model: nn.Module) -> Tensor:
+        value = loss(model)
+        self.values.append(value.detach())
+        return value
+
+
+def example_losses(
+    batch: np.ndarray,
+    collate: Collate,
+    objective: Objective,
+    device: torch.device,
+    evaluate: Callable[[Loss], float],
+    sample_seed: int | None = None,
+) -> dict[int, float]:
+    """The summed loss of each example of a global batch by itself, by its id: one forward pass per example.
+
+    Args:
+        batch: what ``collate`` takes.
+        collate: makes a micro-batch.
+        objective: the task's.
+        device: where the model is.
+        evaluate: computes a loss without gradients. Where that is collective, every rank goes through all examples.
+        sample_seed: as for ``micro_losses``.
+    """
+    found = {}
+    for index in batch:
+        micro = collate(np.array([index])).to(device)
+        for row, example in enumerate(micro.ids.tolist()):
+            found[example] = evaluate(partial(_loss_sum, objective, micro.example(row), sample_seed))
+    return found
+
+
+def _loss_sum(objective: Objective, batch: Batch, sample_seed: int | None, model: nn.Module) -> Tensor:
+    logits = objective.forward(model, batch)
+    labels = batch.labels if sample_seed is None else objective.sample_labels(logits, batch, sample_seed)
+    with naming_examples(batch):
+        return objective.loss_sum(logits, labels)

@@ -24,7 +24,7 @@ def influence(slope: Tensor, curvature: Tensor, reach: float) -> Tensor:
         limited = torch.zeros_like(slope)
         inside = torch.zeros_like(slope, dtype=torch.bool)
     else:
-        limited = reach * slope - 0.5 * reach**2 * curvature
+        limited = reach * slope - 0.5 * reach * (reach * curvature)  # reach**2 may overflow
         inside = reach * curvature < slope
     unlimited = torch.where(curvature > 0, slope.square() / (2 * curvature), 0.0)
     return torch.where(slope > 0, torch.where(inside, limited, unlimited), 0.0)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def measure(method: Method, passes: Passes, groups: Groups, settings: Select) -> Statistics:
-    """The method's statistics of ``groups``. Collective.
+    """The method's statistics of ``groups``, all finite. Collective.
 
     Warm-ups and probe move the always-trained parameters; whoever owns the model puts them back or drops the model.
 
@@ -31,13 +31,19 @@ def measure(method: Method, passes: Passes, groups: Groups, settings: Select) ->
     does not use, or a module that computes without gradients, would be chosen and never train.
 
     Raises:
-        AdapeftError: the calibration reaches no candidate.
+        AdapeftError: the calibration reaches no candidate, or a loss, a sum over batches or a statistic is not finite.
     """
     passes = ready(method, passes, groups, settings)
     if settings.probe_steps:
         found = measure_along_probe(passes, groups, settings, lambda: method.measure(passes, groups, settings))
     else:
         found = method.measure(passes, groups, settings)
+    found.check_finite(
+        f"measuring for select.method = {settings.method}",
+        "The weights of the base are not finite there, or its gradients are too large for float32: check the base, and "
+        "the scale of the targets.",
+        passes.shards.ranks,
+    )
     unreached = passes.unreached()
     if set(unreached) >= {info.name for info in groups.parameters}:
         raise AdapeftError(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from adapeft.errors import AdapeftError
+from adapeft.finite import blame, is_finite
 from adapeft.inputs.batches import Calibration
-from adapeft.inputs.losses import Collate, Loss, micro_losses
+from adapeft.inputs.losses import Collate, Watched, example_losses, micro_losses
 from adapeft.inputs.objective import Objective
 from adapeft.measure.partial import PartialSums
 from adapeft.measure.shards import Shards
@@ -38,6 +42,10 @@ class Passes:
         warmup_steps: of every warm-up.
         saved: where passes save their sums and take them up again; None: nowhere.
         seen: the first example of each batch whose gradient was computed.
+        source: where the examples are from, for messages.
+
+    Every pass raises ``AdapeftError`` on all ranks at the first batch whose loss, or whatever is summed over the
+    batches, is not finite; nothing of that batch is saved.
     """
 
     shards: Shards
@@ -49,6 +57,7 @@ class Passes:
     warmup_steps: int = 0
     saved: PartialSums | None = None
     seen: set[int] = field(default_factory=set)
+    source: str = "data.train"
 
     def gradients(
         self, name: str, batches: Sequence[np.ndarray], sums: Sequence[Tensor], *, sampled_labels: bool = False
@@ -59,10 +68,11 @@ class Passes:
         hold the batches that were done, and the others follow.
         """
         for index in self.steps(name, len(batches), sums):
-            losses, num_predictions = self._losses(batches[index], sampled_labels=sampled_labels)
+            watched, num_predictions = self._losses(batches[index], sampled_labels=sampled_labels)
             self.seen.add(int(batches[index][0]))
-            with self.shards.gradients(losses) as gradients:
+            with self.shards.gradients(watched.losses) as gradients:
                 yield gradients, num_predictions
+            self._check(name, batches[index], watched, sums, sampled_labels=sampled_labels)
 
     def steps(self, name: str, total: int, sums: Sequence[Tensor]) -> Iterator[int]:
         """The steps of a pass that are still to do; ``sums`` as for ``gradients``. Collective."""
@@ -80,18 +90,20 @@ class Passes:
         """Mean loss over all predictions of ``batches``, without gradients. Collective."""
         total, weight = 0.0, 0
         for batch in batches:
-            losses, num_predictions = self._losses(batch, sampled_labels=False)
-            total += self.shards.loss(losses) * num_predictions
+            watched, num_predictions = self._losses(batch, sampled_labels=False)
+            total += self.shards.loss(watched.losses) * num_predictions
+            self._check("losses", batch, watched, ())
             weight += num_predictions
         return total / weight
 
     @contextmanager
     def training_gradients(self, batch: np.ndarray, learning_rate: float) -> Iterator[list[Tensor]]:
         """The candidates' gradients for a global batch; on leaving, the always-trained part steps on the same batch."""
-        losses, _ = self._losses(batch, sampled_labels=False)
-        with self.shards.gradients(losses) as gradients:
+        watched, _ = self._losses(batch, sampled_labels=False)
+        with self.shards.gradients(watched.losses) as gradients:
+            self._check("probe", batch, watched, gradients)
             yield gradients
-        self.shards.train_step(losses, learning_rate)
+        self.shards.train_step(watched.losses, learning_rate)
 
     def warm_up(self, batches: Sequence[np.ndarray]) -> None:
         """Trains the always-trained part over ``batches``: behind a head that has not learned gradients mean nothing.
@@ -106,10 +118,14 @@ class Passes:
         """
         if not self.warmup_steps:
             return
-        for step in self.steps("warm-up", self.warmup_steps, self.shards.trained_state()):
-            losses, _ = self._losses(batches[step % len(batches)], sampled_labels=False)
+        state = self.shards.trained_state()
+        for step in self.steps("warm-up", self.warmup_steps, state):
+            batch = batches[step % len(batches)]
+            watched, _ = self._losses(batch, sampled_labels=False)
+            before = [tensor.detach().clone() for tensor in state]
             # Falling to zero: a head still swinging about its optimum asks every layer to shift all logits alike.
-            self.shards.train_step(losses, WARMUP_LEARNING_RATE * (1 - step / self.warmup_steps))
+            self.shards.train_step(watched.losses, WARMUP_LEARNING_RATE * (1 - step / self.warmup_steps))
+            self._check("warm-up", batch, watched, state, partial(self._put_back, state, before))
 
     def unreached(self) -> tuple[str, ...]:
         """The candidates and always-trained parameters that no batch of the calibration gives a gradient. Collective.
@@ -122,8 +138,8 @@ class Passes:
         for index, batch in enumerate(unseen):
             if not missing:
                 break
-            losses, _ = self._losses(batch, sampled_labels=False)
-            with self.shards.gradients(losses):
+            watched, _ = self._losses(batch, sampled_labels=False)
+            with self.shards.gradients(watched.losses):
                 pass
             missing = self._unreached()
             self.progress("reach", index + 1, len(unseen))
@@ -136,8 +152,8 @@ class Passes:
             name for name, ranks in zip(names, self.shards.ranks.all_reduce(reached), strict=True) if not ranks
         )
 
-    def _losses(self, batch: np.ndarray, *, sampled_labels: bool) -> tuple[list[Loss], int]:
-        return micro_losses(
+    def _losses(self, batch: np.ndarray, *, sampled_labels: bool) -> tuple[Watched, int]:
+        losses, num_predictions = micro_losses(
             batch,
             self.collate,
             self.objective,
@@ -145,4 +161,51 @@ class Passes:
             self.shards.num_micro,
             self.shards.device,
             self.seed if sampled_labels else None,
+        )
+        return Watched(losses), num_predictions
+
+    @torch.no_grad()
+    def _put_back(self, state: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        self.shards.publish()
+
+    def _check(
+        self,
+        name: str,
+        batch: np.ndarray,
+        watched: Watched,
+        sums: Sequence[Tensor],
+        undo: Callable[[], None] = lambda: None,
+        *,
+        sampled_labels: bool = False,
+    ) -> None:
+        """Raises ``AdapeftError`` on all ranks where the loss of ``batch``, or what is summed, is not finite.
+
+        ``undo`` puts back the weights that gave the loss, where they have been stepped since.
+        """
+        overflown = sum(not is_finite(total) for total in sums)
+        found = torch.tensor([watched.total(), overflown], dtype=torch.float64)
+        loss, overflown = self.shards.ranks.all_reduce(found).tolist()
+        if math.isfinite(loss) and not overflown:
+            return
+        undo()
+        examples = example_losses(
+            batch,
+            self.collate,
+            self.objective,
+            self.shards.device,
+            lambda one: self.shards.loss([one]) / self.shards.ranks.world_size,
+            self.seed if sampled_labels else None,
+        )
+        subject = (
+            f"the loss of a calibration batch is {loss:g}"
+            if not math.isfinite(loss)
+            else f"the loss of a calibration batch is {loss:.3g}, and its gradient, or the square of that, is too "
+            f"large for float32"
+        )
+        raise AdapeftError(
+            f"measuring ({name}): {subject}. {blame(examples, self.source)} Correct or drop such examples; regression "
+            f"targets belong on a scale of about 1. If the weights are at fault, the base model is damaged, or "
+            f"select.probe_learning_rate is too high, or model.dtype: float32 is needed."
         )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from adapeft.errors import AdapeftError
+from adapeft.finite import is_finite
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
+from adapeft.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,52 @@ class Statistics:
         )
         columns = {name: column[rows] for name, column in self.columns.items()}
         return Statistics(groups, columns, elements, self.options and self.options.of(places))
+
+    def check_finite(self, owner: str, remedy: str, ranks: Ranks) -> None:
+        """Checks every number. Collective.
+
+        Args:
+            owner: what the statistics are of, such as a path.
+            remedy: a sentence.
+            ranks: who holds the shards.
+
+        Raises:
+            AdapeftError: names a statistic that is not finite and its parameter, on all ranks the same.
+        """
+        check_columns(self.groups, self.columns, owner, remedy)
+        if self.options is not None:
+            check_options(self.groups, self.options, owner, remedy)
+        # Those of the columns first: a rank may hold no elements.
+        names = sorted({*self.columns, *(name for shard in self.elements for name in shard.columns)})
+        found = [
+            (shard.slice.parameter, names.index(name))
+            for shard in self.elements
+            for name, column in shard.columns.items()
+            if not is_finite(column)
+        ]
+        everywhere = torch.cat(ranks.all_gather(torch.tensor([*found, (-1, -1)], dtype=torch.int64).flatten()))
+        for parameter, number in everywhere.view(-1, 2).tolist():
+            if parameter >= 0:
+                _refuse(self.groups, names[number], parameter, owner, remedy)
+
+
+def check_columns(groups: Groups, columns: Mapping[str, np.ndarray], owner: str, remedy: str) -> None:
+    """Checks the statistics of groups; see ``Statistics.check_finite``."""
+    for name, column in columns.items():
+        # A slope from a single batch has no standard error: NaN says that it is unknown.
+        good = ~np.isinf(column) if name == "slope_error" else np.isfinite(column)
+        bad = np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))
+        if len(bad):
+            _refuse(groups, name, int(groups.parameter_of[bad[0]]), owner, remedy)
+
+
+def check_options(groups: Groups, options: Options, owner: str, remedy: str) -> None:
+    """Checks the statistics of options; see ``Statistics.check_finite``."""
+    for name, column in (("slope", options.slopes), ("curvature", options.curvatures)):
+        bad = np.flatnonzero(~np.isfinite(column))
+        if len(bad):
+            _refuse(groups, name, int(options.parameters[bad[0]]), owner, remedy)
+
+
+def _refuse(groups: Groups, statistic: str, parameter: int, owner: str, remedy: str) -> NoReturn:
+    raise AdapeftError(f"{owner}: {statistic!r} of {groups.parameters[parameter].name!r} is not finite. {remedy}")

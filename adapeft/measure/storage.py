@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,11 +15,13 @@ from pydantic import Field, model_validator
 
 from adapeft.artifact import load_table, load_tensors, provenance, save_table
 from adapeft.errors import AdapeftError
+from adapeft.finite import check_finite
 from adapeft.inputs.structure import ParameterInfo
+from adapeft.json_numbers import dumps, loads
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
-from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.measure.statistics import ElementShard, Statistics, check_columns, check_options
 from adapeft.rank_files import rank_paths, save_on_ranks
 from adapeft.ranks import Ranks
 from adapeft.reading import MOST, Count, Header, Line, reading
@@ -45,7 +46,7 @@ def save_groups(
     """
     assert set(derived) <= set(_DERIVED)
     header = {**asdict(groups), "key": dict(key), "provenance": provenance()}
-    save_table(folder / TABLE, groups.to_table({**columns, **derived}, {"adapeft": json.dumps(header)}))
+    save_table(folder / TABLE, groups.to_table({**columns, **derived}, {"adapeft": dumps(header)}))
 
 
 def save_options(folder: Path, groups: Groups, options: Options, **derived: np.ndarray) -> None:
@@ -67,7 +68,7 @@ def load_options(folder: Path, groups: Groups) -> Options | None:
     """What ``save_options`` wrote; None where nothing was.
 
     Raises:
-        AdapeftError: the file is damaged, or of other groups.
+        AdapeftError: the file is damaged, of other groups, or a statistic is not finite.
     """
     path = folder / OPTIONS
     if not path.is_file():
@@ -81,7 +82,9 @@ def load_options(folder: Path, groups: Groups) -> Options | None:
             raise ValueError("lists instead of numbers")
         if any(numbers[name].dtype.kind != "i" or (numbers[name] < 0).any() for name in ("rank", "count")):
             raise ValueError("a rank or count is no whole number")
-        return Options(parameters, numbers["rank"], numbers["count"], numbers["slope"], numbers["curvature"])
+        found = Options(parameters, numbers["rank"], numbers["count"], numbers["slope"], numbers["curvature"])
+        check_options(groups, found, str(path), "Measure again.")
+        return found
 
 
 def save_elements(folder: Path, elements: tuple[ElementShard, ...], ranks: Ranks) -> None:
@@ -95,11 +98,11 @@ def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, 
     """Groups, their columns without what was derived, and the key they were measured under.
 
     Raises:
-        AdapeftError: there are none, or the file is damaged or foreign.
+        AdapeftError: there are none, the file is damaged or foreign, or a statistic is not finite.
     """
     table = load_table(folder / TABLE)
     with reading(f"{folder / TABLE}: not a group table of adapeft", "Measure again."):
-        said = _Header.model_validate(json.loads((table.schema.metadata or {})[b"adapeft"]))
+        said = _Header.model_validate(loads((table.schema.metadata or {})[b"adapeft"]))
         groups = Groups(
             tuple(info.as_parameter() for info in said.parameters),
             said.granularity,
@@ -114,7 +117,9 @@ def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, 
                 f"{folder / TABLE}: {table.num_rows} rows for {groups.num_groups} groups. Measure again."
             )
         names = [name for name in table.column_names if name not in (*_DESCRIBED, *_DERIVED)]
-        return groups, _Columns(folder / TABLE, {name: _as_numpy(table[name]) for name in names}), said.key
+        columns = {name: _as_numpy(table[name]) for name in names}
+        check_columns(groups, columns, str(folder / TABLE), "Measure again.")
+        return groups, _Columns(folder / TABLE, columns), said.key
 
 
 class _Columns(dict[str, np.ndarray]):
@@ -185,7 +190,7 @@ def load_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:
     """Everything measured in a run's folder, all ranks' shards together, and its key.
 
     Raises:
-        AdapeftError: there is nothing, a rank's shard is missing, or a file is damaged.
+        AdapeftError: there is nothing, a rank's shard is missing, a file is damaged, or a statistic is not finite.
     """
     groups, columns, key = load_groups(folder)
     elements: list[ElementShard] = []
@@ -223,6 +228,7 @@ def _load_shard(path: Path) -> list[ElementShard]:
                         f"{index}.{name} is {column.dtype} {list(column.shape)} for {piece.length} elements"
                     )
             found.append(ElementShard(Slice(**dict(piece)), columns))
+        check_finite(tensors, str(path), "Measure again.")
         return found
 
 

@@ -38,7 +38,7 @@ def saved(tmp_path):
     torch.manual_seed(0)
     groups = groups_of("element")
     shards = [(shard(0, 0, 7),), (shard(0, 7, 5), shard(1, 0, 5)), ()]
-    columns = {"slope": np.array([1.0, -2.0]), "curvature": np.array([0.1, np.nan])}
+    columns = {"slope": np.array([1.0, -2.0]), "curvature": np.array([0.1, 0.2])}
     save_groups(tmp_path, groups, columns, KEY, influence=np.array([3.0, 4.0]), chosen=np.array([1, 0]))
     on_ranks(3, lambda ranks: save_elements(tmp_path, shards[ranks.rank], ranks))
     return tmp_path, groups, columns, [one for elements in shards for one in elements]
