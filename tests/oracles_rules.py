@@ -158,7 +158,7 @@ def dense_values(delta: adapeft.Delta, shapes: dict[str, torch.Size]) -> dict[st
     """What a delta changes, in zeros of the parameters' shapes; the head's values besides."""
     values = {name: torch.zeros(shape) for name, shape in shapes.items()}
     for name, change in delta.changes.items():
-        change.add_to(values[name])
+        change.add_to(name, values[name])
     return {**values, **delta.new}
 
 

@@ -155,7 +155,11 @@ def _combined(
     new = {name: value for name, value in whole.items() if name not in names}
     buffers = {name: value for name, value in whole.items() if name in names}
     described = description if model is None else {"model": model, **description}
-    return Delta(moved, new, reference.fingerprint, described, buffers, reference.digests)
+    result = Delta(moved, new, reference.fingerprint, described, buffers, reference.digests)
+    result.check_finite(
+        f"the {method} with weights {list(weights)}", "A delta that goes in is not finite, or a weight is too large."
+    )
+    return result
 
 
 def _sources(deltas: Mapping[str, Delta], weights: Sequence[float]) -> Iterable[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, FiniteFloat
 from torch import Tensor, nn
 
 from adapeft.artifact import load_tensors, save_tensors
 from adapeft.choose.subset import Part, compact_indices, load_part
 from adapeft.config import Task
 from adapeft.errors import AdapeftError
+from adapeft.finite import DIVERGED, check_finite
 from adapeft.inputs.dense import check_dense, check_resident
 from adapeft.inputs.divided import full_value as whole_value
 from adapeft.inputs.divided import unsharded
@@ -24,6 +24,7 @@ from adapeft.inputs.fingerprint import DIGEST_BYTES, RESIZED, Entry, difference_
 from adapeft.inputs.labels import Head
 from adapeft.inputs.model import describe_model
 from adapeft.inputs.wrappers import ATTACHMENT, bare, unwrap
+from adapeft.json_numbers import Number, dumps, loads
 from adapeft.reading import Header, Line, reading
 from adapeft.rounding import Rounding
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
@@ -35,6 +36,10 @@ from adapeft.tune.leaf_functions import DensePart
 from adapeft.tune.leaves import leaf_shape
 from adapeft.tune.lora import low_rank_sum
 
+_TOO_LARGE = (
+    "The delta's values are too large: merge in float32 (--dtype float32), scale the delta by less, or train it again "
+    "at a lower learning rate."
+)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MOST_LABELS = 2**20
 """transformers makes a dictionary of as many names."""
@@ -52,19 +57,25 @@ class Change:
     part: Part
     values: Tensor
 
-    def add_to(self, parameter: Tensor, touched: Tensor | None = None) -> Rounding:
+    def add_to(self, name: str, parameter: Tensor, touched: Tensor | None = None) -> Rounding:
         """Adds the difference in place, in float32, rounded once to the parameter's dtype.
 
         Args:
+            name: of the parameter, for messages.
             parameter: of the base.
             touched: what the method of that name has returned, where it is at hand: then it is not read again.
 
         Returns:
             What was lost in that rounding.
+
+        Raises:
+            AdapeftError: the sum is not finite; the parameter is as before.
         """
         difference = self._difference(parameter.device)
         before = self.touched(parameter) if touched is None else touched
         after = (before + difference).to(parameter.dtype)  # torch adds in the wider dtype
+        check_finite({name: before}, "the base model", "Its checkpoint is damaged: get it again.")
+        check_finite({name: after}, f"base plus delta in {after.dtype}", _TOO_LARGE)
         self.put_back(parameter, after)
         return Rounding.between(before, after, difference)
 
@@ -150,7 +161,7 @@ class _Model(Header):
 
 class _Source(Header):
     name: Line
-    weight: float
+    weight: FiniteFloat
 
 
 class _Header(Header):
@@ -161,7 +172,7 @@ class _Header(Header):
     buffers: list[Line] = []
     fingerprint: Line
     method: Line | None = None
-    scores: dict[Line, float] = {}
+    scores: dict[Line, Number] = {}
     model: _Model | None = None
     sources: list[_Source] = []
 
@@ -206,8 +217,10 @@ class Delta:
         """Writes ``delta.safetensors``: 8 bytes a trained element, 4 in rows and whole tensors, and a header.
 
         Raises:
-            AdapeftError: ``description`` holds something else under a key that ``load`` knows.
+            AdapeftError: a value is not finite, or ``description`` holds something else under a key that ``load``
+                knows.
         """
+        self.check_finite(str(path), "Train again at a lower learning rate, or in float32; it is not saved.")
         tensors, parts = {}, {}
         for name, change in self.changes.items():
             parts[name] = change.part.describe()
@@ -223,7 +236,7 @@ class Delta:
         own = {"parts": parts, "new": list(self.new), "buffers": list(self.buffers), "fingerprint": self.fingerprint}
         content = {**self.description, **own}
         with reading("the delta's description cannot be saved", "Put it under another key."):
-            _Header.model_validate(json.loads(json.dumps(content)))
+            _Header.model_validate(loads(dumps(content)))
         save_tensors(Path(path), "delta", tensors, content)
 
     @classmethod
@@ -231,7 +244,8 @@ class Delta:
         """Reads ``delta.safetensors``.
 
         Raises:
-            AdapeftError: not a delta, truncated, or tensors that do not fit their description.
+            AdapeftError: not a delta, truncated, tensors that do not fit their description, or values that are not
+                finite.
         """
         tensors, content = load_tensors(Path(path), "delta")
         with reading(f"{path}: damaged description of a delta", "Get it again from where it was made."):
@@ -244,7 +258,23 @@ class Delta:
             new = {name: tensors[f"{name}.new"] for name in said.new}
             buffers = {name: tensors[f"{name}.buffer"] for name in said.buffers}
             rest = {key: value for key, value in content.items() if key not in _OWN_KEYS}
+            if said.scores:
+                rest["scores"] = said.scores
+            check_finite(tensors, str(path), "Its training diverged: train again at a lower learning rate.")
             return cls(changes, new, said.fingerprint, rest, buffers, _digests(path, tensors))
+
+    def check_finite(self, owner: str, remedy: str) -> None:
+        """Checks every value.
+
+        Args:
+            owner: what the message begins with.
+            remedy: a sentence.
+
+        Raises:
+            AdapeftError: names the first parameter with one that is not finite.
+        """
+        changed = {name: change.values for name, change in self.changes.items()}
+        check_finite([*changed.items(), *self.new.items(), *self.buffers.items()], owner, remedy)
 
     def check_fits(self, model: nn.Module) -> None:
         """Checks names, shapes and fingerprint against ``model``.
@@ -331,7 +361,12 @@ class Delta:
         whole = {**self.new, **self.buffers}
         replaced = [(places[name], places[name].detach().clone()) for name in whole]
         adapters = [name for name in self.changes if name not in in_place]
-        rounding = sum((change.add_to(parameter, entries) for change, parameter, entries in undo), Rounding())
+        try:
+            added = (one.add_to(name, *rest) for name, (one, *rest) in zip(in_place, undo, strict=True))
+            rounding = sum(added, Rounding())
+        except AdapeftError:
+            Applied(model, undo, [], []).revert()
+            raise
         rounding.warn("Load the base in float32 to keep them.")
         for name in adapters:
             pieces = add_adapter(model, name, self.changes[name].part.split(self.changes[name].values))
@@ -414,7 +449,9 @@ def extract_delta(
     check_reached(attachment, moved)
     buffers = changed_buffers(inner, attachment.buffers)
     described = {"model": describe_model(inner), **(description or {})}
-    return Delta(changes, new, attachment.fingerprint, described, buffers, attachment.digests)
+    delta = Delta(changes, new, attachment.fingerprint, described, buffers, attachment.digests)
+    delta.check_finite(DIVERGED, "Train again at a lower learning rate, or in float32.")
+    return delta
 
 
 def _trained(

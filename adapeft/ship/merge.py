@@ -14,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from adapeft.artifact import check_new_folder, new_folder, save_json
 from adapeft.errors import AdapeftError
+from adapeft.finite import check_finite
 from adapeft.inputs.checkpoint import Checkpoint, SafetensorsCheckpoint
 from adapeft.inputs.dense import check_dense
 from adapeft.rounding import Rounding
@@ -42,7 +43,8 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) ->
             float32 nothing of a delta is rounded away.
 
     Raises:
-        AdapeftError: another base, a base without weights, adapters, or ``out`` is not empty.
+        AdapeftError: another base, a base without weights, adapters, weights that are not finite before or after, or
+            ``out`` is not empty.
     """
     out = Path(out)
     if dtype is not None and dtype not in _DTYPES:
@@ -57,6 +59,7 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) ->
     found = base_of(delta, base)
     delta.check_shapes(found.structure)
     delta.check_fingerprint(found.checkpoint.fingerprint(delta.new), found.checkpoint.entries(delta.new))
+    delta.check_finite("the delta", "Its training diverged: train again at a lower learning rate.")
     merging = _Merging(delta, found.checkpoint, None if dtype is None else getattr(torch, dtype))
     with new_folder(out) as temporary:
         rounding = merging.write(temporary)
@@ -126,15 +129,18 @@ class _Merging:
         """A tensor of the base with its change, in the dtype to write, and what was rounded away."""
         dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
         change = self.delta.changes.get(name)
-        if change is None:
-            return tensor.to(dtype), Rounding()
-        check_dense("merge", [(name, tensor)])
-        if dtype == tensor.dtype:
-            return tensor, change.add_to(tensor)
-        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        if change is not None:
+            check_dense("merge", [(name, tensor)])
+        check_finite({name: tensor}, "the base model", "Its checkpoint is damaged: get it again.")
+        if change is not None and dtype == tensor.dtype:
+            return tensor, change.add_to(name, tensor)
         before = tensor.to(dtype)
-        change.add_to(wide)
-        return wide.to(dtype), change.rounding(before, wide.to(dtype))
+        if change is not None:
+            tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+            change.add_to(name, tensor)
+        after = tensor.to(dtype)
+        check_finite({name: after}, f"merging in {dtype}", "Its values are too large for this dtype: take float32.")
+        return after, Rounding() if change is None else change.rounding(before, after)
 
 
 def _report(delta: Delta, base: str, rounding: Rounding) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adapeft.errors import AdapeftError
+from adapeft.finite import check_finite
 from adapeft.reading import reading
 from adapeft.ship.peft_parts import PREFIX
 
@@ -136,7 +137,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             f"with PEFT and call save_pretrained, which writes adapter_model.safetensors."
         )
     with reading(f"{path}: not there, truncated or not safetensors", "Give the folder of a PEFT adapter."):
-        return load_file(path)
+        tensors = load_file(path)
+        check_finite(tensors, str(path), "Its training diverged: get an adapter of another.")
+        return tensors
 
 
 def _low_rank(folder: Path, path: str, pieces: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRank:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adapeft.artifact import check_new_folder, new_folder
 from adapeft.errors import AdapeftError
+from adapeft.finite import check_finite
 from adapeft.rounding import Rounding
 from adapeft.ship.base import Base, base_of
 from adapeft.ship.delta import Change, Delta
@@ -67,6 +68,7 @@ def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
             folder = temporary / name if both else temporary
             folder.mkdir(exist_ok=True)
             renamed = {PREFIX + key: value.contiguous() for key, value in tensors.items()}
+            check_finite(renamed, "the adapter for PEFT", "The delta's values are too large: scale it by less.")
             save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
             config.save_pretrained(str(folder))
     return [out / name for name in adapters] if both else [out]
@@ -84,7 +86,7 @@ def _lora(parts: PeftParts, delta: Delta, base: Base, before: str) -> tuple[Lora
         if config.lora_bias:
             bias = torch.zeros(len(b))
             if layer in parts.biases:
-                parts.biases[layer].add_to(bias)
+                parts.biases[layer].add_to(f"{layer}.bias", bias)
             tensors[f"{layer}.lora_B.bias"] = bias
     if parts.tokens:
         rows = {path: _indices(change) for path, change in parts.tokens.items()}
@@ -136,7 +138,9 @@ def _modules(paths: Collection[str], delta: Delta, base: Base) -> dict[str, Tens
 def _trained(names: Collection[str], delta: Delta, base: Base) -> dict[str, Tensor]:
     """Values of parameters and buffers with the delta in them, in the base's dtype."""
     found = base.checkpoint.read(set(names))
-    rounding = sum((delta.changes[name].add_to(found[name]) for name in found if name in delta.changes), Rounding())
+    rounding = sum(
+        (delta.changes[name].add_to(name, found[name]) for name in found if name in delta.changes), Rounding()
+    )
     rounding.warn('Merge the delta in float32 instead: adapeft.merge(…, dtype="float32"), or merge --dtype float32.')
     whole = {**delta.new, **delta.buffers}
     return {**found, **{name: whole[name] for name in names if name in whole}}

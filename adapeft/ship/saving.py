@@ -135,7 +135,7 @@ def _merged(model: nn.Module, state: Mapping[str, Tensor], *, keep_leaves: bool)
             # A tied weight is in the state dict under all its names, and has to stay one tensor.
             place = (weight.data_ptr(), *(leaf.data_ptr() for leaf in leaves.values()))
             if place not in done:
-                done[place], lost = _sum(module, trained, weight, list(leaves.values()))
+                done[place], lost = _sum(prefix + trained.plain, module, trained, weight, list(leaves.values()))
                 rounding += lost
             merged[keys[0]] = done[place]
             if keep_leaves:
@@ -158,7 +158,9 @@ def _trained(module: nn.Module) -> list[_Trained]:
     return [_Trained(name, name, tuple(leaves.values())) for name, leaves in leaves_of(module).items()]
 
 
-def _sum(module: nn.Module, trained: _Trained, weight: Tensor, leaves: list[Tensor]) -> tuple[Tensor, Rounding]:
+def _sum(
+    name: str, module: nn.Module, trained: _Trained, weight: Tensor, leaves: list[Tensor]
+) -> tuple[Tensor, Rounding]:
     """A copy of the base's ``weight`` with the training of ``leaves`` in it, and what it was too coarse for."""
     if isinstance(module, LoraLayer):
         dim = 1 if isinstance(module.get_base_layer(), Conv1D) else 0
@@ -168,7 +170,7 @@ def _sum(module: nn.Module, trained: _Trained, weight: Tensor, leaves: list[Tens
     else:
         part, values = difference_of(module, trained.weight, leaves, tuple(weight.shape))
     total = weight.clone()
-    return total, Change(part, values.float()).add_to(total)
+    return total, Change(part, values.float()).add_to(name, total)
 
 
 def _obstacle(model: nn.Module) -> str:
@@ -208,7 +210,7 @@ def _take_apart(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: An
             values = [state.pop(leaf) for leaf in leaves]
             found = state.pop(plain)
             base = own.to(found.device, found.dtype)
-            if not is_divided(own) and not _nearly_equal(_sum(module, trained, base, values)[0], found):
+            if not is_divided(own) and not _nearly_equal(_sum(plain, module, trained, base, values)[0], found):
                 raise AdapeftError(
                     f"the checkpoint's {plain!r} is not the base's weight of this model with the checkpoint's training "
                     f"in it: it was trained on another base. Load that base, attach the subset, and resume again."
