@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adapeft.artifact import load_tensors
 from adapeft.errors import AdapeftError
+from adapeft.finite import DIVERGED, check_finite, is_finite
 from adapeft.measure.shards import adam_state
 from adapeft.rank_files import rank_paths, save_on_ranks
 from adapeft.ranks import Ranks
@@ -43,7 +44,11 @@ class Checkpoints:
         self._trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
 
     def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        """Writes ``step-N``, then removes the older ones. Collective."""
+        """Writes ``step-N``, then removes the older ones. Collective.
+
+        Raises:
+            AdapeftError: a value or moment is not finite; the older ones stay.
+        """
         # At stage 0 every rank has everything.
         places = self._places() if self._engine.zero_optimization_stage() or self._ranks.rank == 0 else {}
         # Whole, as the optimizer steps them: pieces would have to be copied, for safetensors takes no views.
@@ -57,6 +62,7 @@ class Checkpoints:
         }
         buffers = changed_buffers(self._engine.module, self._buffers_before)
         tensors |= {f"{_BUFFER}{name}": value for name, value in buffers.items()}
+        self._check_finite(step, places, buffers)
         path = self._folder / f"step-{step}"
         save_on_ranks(path, _KIND, tensors, {"progress": dict(progress), "parts": parts}, self._ranks)
         if self._ranks.rank == 0:
@@ -78,6 +84,7 @@ class Checkpoints:
         missing = {name: place.length for name, place in places.items()}
         for path in rank_paths(folder, _REMEDY):
             tensors, description = load_tensors(path, _KIND)
+            check_finite(tensors, str(path), _REMEDY)
             try:
                 for name in description["parts"].keys() & places.keys():
                     missing[name] -= self._take(places[name], description["parts"][name], tensors)
@@ -95,6 +102,25 @@ class Checkpoints:
         schedule.last_epoch = max(steps) - 1
         schedule.step()  # sets the learning rates of the step that follows
         return progress
+
+    def _check_finite(self, step: int, places: Mapping[str, Range], buffers: Mapping[str, Tensor]) -> None:
+        """Raises ``AdapeftError`` on all ranks, with the first parameter that any of them finds."""
+        names = [*self._trained, *buffers]
+        bad = [names.index(name) for name, place in places.items() if not all(map(is_finite, self._parts(place)))]
+        bad += [names.index(name) for name, value in buffers.items() if not is_finite(value)]
+        found = torch.cat(self._ranks.all_gather(torch.tensor([*bad, len(names)])))
+        if (first := int(found.min())) < len(names):
+            raise AdapeftError(
+                f"{DIVERGED}: after step {step}, {names[first]!r} or its Adam moments hold values that are not finite. "
+                f"This checkpoint is not saved, earlier ones are kept. Lower train.learning_rate, or set "
+                f"train.max_grad_norm if it is off."
+            )
+
+    def _parts(self, place: Range) -> Iterator[Tensor]:
+        """Values and moments of a range."""
+        for name, tensor in self._state(place.flat).items():
+            if name != "step":
+                yield tensor.view(-1).narrow(0, place.offset, place.length)
 
     def _places(self) -> dict[str, Range]:
         """This rank's part of every trained parameter."""

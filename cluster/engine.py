@@ -25,7 +25,7 @@ import deepspeed
 from adapeft.artifact import replacing
 from adapeft.tune.parameter_groups import parameter_groups
 from cluster.compiled import load_compiled
-from cluster.optimizer import AlwaysTrainedAdamW
+from cluster.optimizer import AlwaysTrainedAdamW, SkippableAdamW
 from cluster.zero import LIVE, PERSISTENCE_THRESHOLD, REDUCE_BUCKET
 
 _CHUNK = 2**26
@@ -130,7 +130,7 @@ def training_engine(
     """An engine over what is attached to ``model``; see ``parameter_groups``."""
     return _engine(
         model,
-        torch.optim.AdamW(parameter_groups(model, learning_rate, weight_decay)),
+        SkippableAdamW(parameter_groups(model, learning_rate, weight_decay)),
         zero_stage,
         num_micro,
         persistence_threshold=persistence_threshold,

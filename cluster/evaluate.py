@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapeft.config import Config
+from adapeft.errors import AdapeftError
+from adapeft.finite import listed
 from adapeft.inputs.batches import evaluation_batches
+from adapeft.inputs.data import Batch
 from adapeft.inputs.metrics import Scorer
+from adapeft.inputs.objective import Objective
 from adapeft.inputs.refused_batch import naming_examples
 from adapeft.ship.delta import Delta
 from cluster.engine import DistributedRanks, inference_engine, join
@@ -19,14 +24,21 @@ from cluster.run_folder import RunFolder
 
 
 @torch.no_grad()
-def score(model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Report) -> dict[str, float]:
-    """All metrics of the evaluation set, equal on every rank. Collective."""
+def score(
+    model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Report, subject: str = "the model"
+) -> dict[str, float]:
+    """All metrics of the evaluation set, equal on every rank. Collective.
+
+    Raises:
+        AdapeftError: begins with ``subject`` and names the examples whose loss is not finite.
+    """
     config = inputs.config
     scorer = Scorer(config.model.task, config.data.metric, inputs.description)
     was_training = model.training
     model.eval()
     # A rank holds no more at once than in training: of a language model the logits are the largest part.
     most = (config.train.micro_batch_size or config.train.batch_size) * ranks.world_size
+    bad: list[int] = []
     batches = evaluation_batches(len(inputs.evaluation), min(config.train.batch_size, most))
     for done, batch in enumerate(batches):
         share = batch[ranks.rank :: ranks.world_size]
@@ -36,12 +48,30 @@ def score(model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Rep
         if len(share):
             with naming_examples(examples):
                 loss_sum = inputs.objective.loss_sum(logits, examples.labels)
+            if not math.isfinite(float(loss_sum)):
+                bad += _not_finite(inputs.objective, logits, examples)
             scorer.update(logits, examples.labels, loss_sum, inputs.objective.predicted(examples.labels))
         report({"step": "evaluating", "done": done + 1, "total": len(batches)})
     model.train(was_training)
+    found = sorted(example for each in ranks.all_gather_object(bad) for example in each)
+    if found:
+        raise AdapeftError(
+            f"{subject}: the loss of {len(found):,} of the {len(inputs.evaluation):,} examples of data.evaluation is "
+            f"not finite: {listed(found)} (counted from 0). If it is all of them, the weights are at fault: lower "
+            f"train.learning_rate, or check the base model; else correct or drop these examples."
+        )
     gathered = ranks.all_gather_object(scorer)
     gathered[0].merge(gathered[1:])
     return gathered[0].compute()
+
+
+def _not_finite(objective: Objective, logits: Tensor, examples: Batch) -> list[int]:
+    """The examples whose own loss is not finite; all of them where it is their sum alone."""
+    rows = range(len(examples.labels))
+    one = [slice(row, row + 1) for row in rows]
+    losses = [float(objective.loss_sum(logits[row], examples.labels[row])) for row in one]
+    ids = examples.ids.tolist()
+    return [ids[row] for row in rows if not math.isfinite(losses[row])] or ids
 
 
 def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> dict[str, Any]:

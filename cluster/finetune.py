@@ -18,18 +18,21 @@ from torch.utils.tensorboard import SummaryWriter
 from adapeft.choose.subset import Subset
 from adapeft.config import Config
 from adapeft.config_file import to_yaml
-from adapeft.errors import RoundingWarning
+from adapeft.errors import AdapeftError, RoundingWarning
+from adapeft.finite import DIVERGED, blame
 from adapeft.inputs.batches import num_micro_batches
-from adapeft.inputs.losses import micro_losses
+from adapeft.inputs.losses import example_losses, micro_losses
 from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import label_options
+from adapeft.json_numbers import decoded
 from adapeft.ship.delta import extract_delta
 from adapeft.tune.attach import attach, attachment_of
 from cluster.buffers import share_buffers
 from cluster.checkpoint import Checkpoints
-from cluster.engine import DistributedRanks, backward_of_sum, join, training_engine
+from cluster.engine import DistributedRanks, join, training_engine
 from cluster.evaluate import score
 from cluster.events import Report
+from cluster.finite_steps import FiniteSteps, Step
 from cluster.inputs import Inputs, check_loss, load_inputs
 from cluster.peak import peak_memory
 from cluster.plan import TrainingPlan, plan_training
@@ -71,6 +74,7 @@ class _Progress:
     best_step: int = 0
     last: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
 
 class _Training:
@@ -97,6 +101,7 @@ class _Training:
         self.save_steps = config.train.save_steps or plan.steps_per_epoch
         self.checkpoints = Checkpoints(self.folder.checkpoints, engine, ranks)
         self.progress = self._resumed() or _Progress()
+        self.steps = FiniteSteps(engine, ranks)
         self.follower = follow_in_engine(engine, model, ranks, plan.num_steps, self.progress.step)
         self.reach_check = ReachCheck(attachment_of(model), ranks)
         self.writer = SummaryWriter(str(self.folder.logs)) if ranks.rank == 0 else None
@@ -107,25 +112,28 @@ class _Training:
         if not progress.before:
             self.engine.eval()
             check_loss(self.engine, self.inputs, self.ranks.world_size)
-            progress.before = score(self.engine, self.inputs, self.ranks, self.report)
+            progress.before = score(self.engine, self.inputs, self.ranks, self.report, "before training")
             self._log(progress.before, "evaluation")
         self.engine.train()  # transformers loads models in evaluation mode
-        started, steps = time.perf_counter(), 0
-        loss = torch.zeros(1, device=self.ranks.device)
+        started = time.perf_counter()
+        losses: list[float] = []
         for epoch in range(math.ceil(self.plan.num_steps / self.plan.steps_per_epoch)):
             for index, batch in enumerate(self.inputs.training_batches(epoch)):
                 step = epoch * self.plan.steps_per_epoch + index + 1
                 if step <= progress.step or step > self.plan.num_steps:
                     continue
-                loss += self._step(batch)
-                steps += 1
+                taken = self._step(batch)
                 progress.step = step
+                if taken.is_taken:
+                    losses.append(taken.loss)
+                else:
+                    self._skip(batch, taken)
                 is_last = step == self.plan.num_steps
                 is_evaluated = step % self.eval_steps == 0 or is_last
                 self.reach_check.after_step(is_last_chance=is_evaluated)
-                if step % self.config.train.logging_steps == 0 or is_last:
-                    self._log_loss(loss, steps)
-                    loss, steps = torch.zeros_like(loss), 0
+                if losses and (step % self.config.train.logging_steps == 0 or is_last):
+                    self._log_loss(losses)
+                    losses = []
                 share_buffers(self.model, self.ranks)
                 if is_evaluated:
                     self._evaluate()
@@ -139,28 +147,54 @@ class _Training:
             "best_step": progress.best_step,
             "last": progress.last,
             "history": progress.history,
+            "skipped_steps": progress.skipped,
             "metric": self.metric,
             "num_steps": self.plan.num_steps,
             "loop_seconds": time.perf_counter() - started,
             "peak_memory_bytes": max(self.ranks.all_gather_object(peak_memory(self.ranks.device))),
         }
 
-    def _step(self, batch: Any) -> Tensor:
-        """One optimizer step; returns this rank's part of the batch's mean loss."""
+    def _step(self, batch: Any) -> Step:
+        """One optimizer step on the batch's mean loss."""
         num_micro = self.engine.gradient_accumulation_steps()
         # Dropout by step and rank: a resumed run draws what an undisturbed one would have drawn.
         torch.manual_seed(_mixed(self.config.seed, self.progress.step, self.ranks.rank))
         losses, _ = micro_losses(
             batch, self.inputs.train.collate, self.inputs.objective, self.ranks, num_micro, self.ranks.device
         )
-        mean = torch.zeros(1, device=self.ranks.device)
-        for loss in losses:
-            part = loss(self.engine)
-            mean += part.detach()
-            backward_of_sum(self.engine, part)
-            self.engine.step()
-        self.follower.after_step()
-        return mean
+        step = self.steps.take(losses)
+        self.follower.after_step()  # its schedule counts skipped steps too
+        return step
+
+    def _skip(self, batch: Any, step: Step) -> None:
+        """Notes a step that was not taken.
+
+        Raises:
+            AdapeftError: it is one more than may be skipped. What was saved before stays.
+        """
+        progress, most = self.progress, self.config.train.max_skipped_steps
+        losses = self._example_losses(batch)
+        said = f"{step.problem}. {blame(losses, 'data.train')}"
+        if len(progress.skipped) >= most:
+            before = f", after {most} skipped step{'s' * (most > 1)}" if most else ""
+            kept = "Checkpoints of earlier steps are kept. " if any(self.folder.checkpoints.glob("step-*")) else ""
+            raise AdapeftError(
+                f"{DIVERGED} at step {progress.step} of {self.plan.num_steps}{before}: {said} {kept}Lower "
+                f"train.learning_rate or raise train.warmup_ratio; correct or drop such examples; or set "
+                f"train.max_skipped_steps to skip that many such steps."
+            )
+        bad = [example for example, loss in losses.items() if not math.isfinite(loss)]
+        progress.skipped.append({"step": progress.step, "problem": step.problem, "examples": bad or list(losses)})
+        self.report({"step": "skipped a step", "at": progress.step, "problem": said})
+
+    @torch.no_grad()
+    def _example_losses(self, batch: Any) -> dict[int, float]:
+        """Collective."""
+        self.engine.eval()
+        collate, objective = self.inputs.train.collate, self.inputs.objective
+        found = example_losses(batch, collate, objective, self.ranks.device, lambda loss: float(loss(self.engine)))
+        self.engine.train()
+        return found
 
     def _evaluate(self) -> None:
         with self.follower.as_shipped():
@@ -168,7 +202,8 @@ class _Training:
 
     def _score_and_save(self) -> None:
         progress = self.progress
-        progress.last = score(self.engine, self.inputs, self.ranks, self.report)
+        subject = f"{DIVERGED}, as the evaluation after step {progress.step} shows"
+        progress.last = score(self.engine, self.inputs, self.ranks, self.report, subject)
         self._log(progress.last, "evaluation")
         progress.history.append({"step": progress.step, **progress.last})
         if not self.follower.is_ready:  # what is not within the budget yet is no candidate for the delta
@@ -197,13 +232,12 @@ class _Training:
         saved = self.checkpoints.load()
         if saved is None:
             return None
-        progress = _Progress(**saved)
+        progress = _Progress(**decoded(saved))
         self.report({"step": "resuming", "done": progress.step, "total": self.plan.num_steps})
         return progress
 
-    def _log_loss(self, loss: Tensor, steps: int) -> None:
-        mean = float(self.ranks.all_reduce(loss) / steps)
-        rate = self.engine.get_lr()[0]
+    def _log_loss(self, losses: list[float]) -> None:
+        mean, rate = math.fsum(losses) / len(losses), self.engine.get_lr()[0]
         self.report(
             {"step": "training", "done": self.progress.step, "total": self.plan.num_steps, "loss": mean, "lr": rate}
         )

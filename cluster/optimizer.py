@@ -1,4 +1,4 @@
-"""The optimizer of a measuring engine."""
+"""The optimizers of the engines: one that mostly rests, for measuring, and one that can skip a step."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ class AlwaysTrainedAdamW(torch.optim.AdamW):
         finally:
             for group, params in zip(resting, members, strict=True):
                 group["params"] = params
+
+
+class SkippableAdamW(torch.optim.AdamW):
+    """AdamW whose steps change nothing while ``skips`` is true: neither weights nor moments nor step counts."""
+
+    skips = False
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Steps, or does not."""
+        return None if self.skips else super().step(closure)

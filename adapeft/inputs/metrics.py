@@ -95,7 +95,23 @@ class Scorer:
             self._num_predictions += other._num_predictions
 
     def compute(self) -> dict[str, float]:
-        """Every metric of the task by name, the mean ``loss`` first."""
+        """Every metric of the task by name, the mean ``loss`` first.
+
+        The perplexity of a loss above 709 nats is infinite, which is the worst that it can be; all others are finite.
+
+        Raises:
+            AdapeftError: names a metric that is not.
+        """
+        scores = self._scores()
+        for name, value in scores.items():
+            if math.isnan(value) or (math.isinf(value) and name != "perplexity"):
+                raise AdapeftError(
+                    f"the metric {name!r} is {value:g}: the model's predictions are not finite numbers, so it has no "
+                    f"score. Train again at a lower learning rate, or check the base model and the evaluation data."
+                )
+        return scores
+
+    def _scores(self) -> dict[str, float]:
         assert self._num_predictions, "nothing to judge"
         loss = self._loss_sum / self._num_predictions
         if self._kind == "causal-lm":

@@ -108,9 +108,26 @@ def test_constant_targets_or_predictions_have_no_correlation():
 
 @pytest.mark.filterwarnings("ignore:The variance of predictions")
 def test_predictions_that_diverged_show():
-    scores = score(TARGETS, torch.tensor([[1.0], [math.nan], [3.0]]), torch.arange(3.0))
-    assert math.isnan(scores["pearson"])
-    assert math.isnan(scores["spearman"])
+    with pytest.raises(AdapeftError, match="the metric 'pearson' is nan: the model's predictions are not finite"):
+        score(TARGETS, torch.tensor([[1.0], [math.nan], [3.0]]), torch.arange(3.0))
+
+
+@pytest.mark.parametrize(("task", "loss"), [("causal-lm", math.nan), ("causal-lm", math.inf)])
+def test_a_loss_that_is_no_number_is_no_score(task, loss):
+    scorer = Scorer(task, "auto", TOKENS)
+    scorer.update(None, None, loss_sum=loss, predicted=every(3))
+    with pytest.raises(AdapeftError, match=f"the metric 'loss' is {loss:g}"):
+        scorer.compute()
+
+
+def test_classes_told_from_logits_that_are_no_numbers_are_no_score():
+    """The largest of them is class 0 to ``argmax``, which may be the most frequent one."""
+    scorer = Scorer("sequence-classification", "auto", classes(2))
+    logits, labels = torch.full((4, 2), math.nan), torch.zeros(4, dtype=torch.int64)
+    loss_sum = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    scorer.update(logits, labels, loss_sum, every(4))
+    with pytest.raises(AdapeftError, match="the metric 'loss' is nan"):
+        scorer.compute()
 
 
 def test_a_head_with_more_outputs_than_classes():

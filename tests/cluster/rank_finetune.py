@@ -1,7 +1,7 @@
 """Run under torchrun: ``finetune`` on a config, as Ray would call it, perhaps to be stopped at a step.
 
 ``torchrun --nproc-per-node 2 -m tests.cluster.rank_finetune STOP CONFIG key=value …`` raises after the
-step STOP, unless that is 0.
+step STOP, unless that is 0. What a rank refuses is in ``error-RANK.txt`` of the run's folder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from adapeft.config_file import load_config
+from adapeft.errors import AdapeftError
 from cluster.finetune import finetune
 from cluster.measure import measure_and_choose
 from cluster.run_folder import RunFolder
@@ -39,6 +40,9 @@ def main(stop: int, path: str, *overrides: str) -> None:
     try:
         result = finetune(config, report)
     except StoppedError:
+        return
+    except AdapeftError as error:
+        (folder.path / f"error-{dist.get_rank()}.txt").write_text(str(error))
         return
     if dist.get_rank() == 0:
         (folder.path / "result.json").write_text(json.dumps(result))
