@@ -20,6 +20,7 @@ from adapeft.config import Config, Select
 from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
+from adapeft.finite import DIVERGED
 from adapeft.inputs.data import describe
 from adapeft.methods import get_method
 from cluster.contents import contents_of
@@ -71,7 +72,12 @@ class Run:
     @property
     def is_refused(self) -> bool:
         """Whether its input was at fault, such as too small a budget for any rank: no learning rate mends that."""
-        return self.failure is not None and self.failure.startswith(REFUSED)
+        return self.failure is not None and self.failure.startswith(REFUSED) and not self.has_diverged
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether its training diverged, which another learning rate may not: an outcome, and the worst one."""
+        return self.failure is not None and f"{REFUSED}{DIVERGED}" in self.failure
 
 
 @dataclass(frozen=True)

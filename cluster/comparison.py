@@ -42,6 +42,7 @@ class Row:
         train_seconds: of training.
         learning_rate: of training.
         failures: reasons of the runs that failed.
+        num_diverged: of these, the runs whose training diverged; they have no score, and count as the worst.
     """
 
     method: str
@@ -56,6 +57,7 @@ class Row:
     train_seconds: float
     learning_rate: float
     failures: tuple[str, ...]
+    num_diverged: int = 0
 
     @property
     def mean(self) -> float:
@@ -93,6 +95,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
                 train_seconds=mean("seconds", "train"),
                 learning_rate=group[0].learning_rate,
                 failures=tuple(run.failure for run in group if run.failure is not None),
+                num_diverged=sum(run.has_diverged for run in group),
             )
         )
     return rows
@@ -123,6 +126,8 @@ def against(row: Row, baseline: Row, higher_is_better: bool) -> str:
 
 def steps_to(row: Row, score: float, higher_is_better: bool) -> float:
     """Mean over the seeds of the steps until an evaluation reached ``score``; NaN when a seed never did."""
+    if row.num_diverged:
+        return float("nan")
     sign = 1 if higher_is_better else -1
     reached = [
         min((step for step, value in curve.items() if sign * value >= sign * score), default=np.nan)
@@ -196,7 +201,7 @@ def table(rows: Sequence[Row], metric: str) -> str:
         if row.scores:
             spread = "" if np.isnan(row.std) else f" ± {row.std:.4f}"
             cells = [
-                f"{row.mean:.4f}{spread}",
+                f"{row.mean:.4f}{spread}{_diverged(row)}",
                 ", ".join(f"{score:.3f}" for _, score in sorted(row.scores.items())),
                 f"{row.learning_rate:g}",
                 f"{row.trained:,.0f}",
@@ -207,9 +212,15 @@ def table(rows: Sequence[Row], metric: str) -> str:
             ]
         else:
             is_empty = bool(row.failures) and all(NOTHING in failure for failure in row.failures)
-            cells = [NOTHING if is_empty else "failed", *["–"] * (len(heads) - 3)]
+            cells = [NOTHING if is_empty else "diverged" if row.num_diverged else "failed", *["–"] * (len(heads) - 3)]
         lines.append(f"| {row.method} | {row.budget or '–'} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _diverged(row: Row) -> str:
+    """How many seeds a mean leaves out because training diverged there."""
+    total = len(row.scores) + row.num_diverged
+    return f", without {row.num_diverged} of {total} seeds, which diverged" if row.num_diverged else ""
 
 
 def plot_scores(path: Path, rows: Sequence[Row], metric: str) -> Path:
@@ -265,7 +276,11 @@ def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
         if not row.scores or not baselines or row in baselines:
             continue
         baseline = (same or baselines)[0]
-        verdict = against(row, baseline, higher_is_better)
+        verdict = against(row, baseline, higher_is_better) + "".join(
+            f"; {one.method} diverged on {one.num_diverged} seed{'s' * (one.num_diverged > 1)}, the worst outcome"
+            for one in (row, baseline)
+            if one.num_diverged
+        )
         lowest = (min if higher_is_better else max)(baseline.scores.values())
         steps = [steps_to(one, lowest, higher_is_better) for one in (row, baseline)]
         mine, theirs = ("never" if np.isnan(count) else f"{count:,.0f} steps" for count in steps)

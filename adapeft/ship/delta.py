@@ -208,7 +208,7 @@ class Delta:
         said = self.description.get("model")
         if said is None:
             return None
-        labels = _Model.model_validate(json.loads(json.dumps(said))).labels
+        labels = _Model.model_validate(loads(dumps(said))).labels
         if labels.id2label:
             return Head.of_labels(labels.id2label, "the delta")
         return None if labels.num_labels is None else Head(labels.num_labels, None, "the delta")

@@ -19,7 +19,7 @@ from adapeft.inputs.data import describe
 from adapeft.inputs.sources import load_rows
 from cluster.compare import check, compare, finished
 from cluster.compared_run import run_apart, run_command, with_values
-from cluster.comparison import Row, against, plot_spread, rows_of, steps_to, write_report
+from cluster.comparison import Row, against, plot_spread, rows_of, steps_to, table, write_report
 from cluster.contents import contents_of
 from cluster.data_parts import held_out, perturbed
 from cluster.inspect import inspect
@@ -143,6 +143,46 @@ def test_a_run_that_came_apart_does_not_end_a_climb(config):
     comparison = settings("methods=[random]", "seeds=[0]", "learning_rates=[1e-4,1e-3,1e-2,1e-1,1]")
     runs = compare(config, comparison, lambda text: None, run)
     assert [one.learning_rate for one in runs] == [1e-3]
+
+
+def diverging_above(most: float):
+    def run(settings):
+        if settings.train.learning_rate > most:
+            return None, "error training diverged at step 3 of 8: the loss is nan. (all of it: seed-0.log)"
+        return Runner()(settings)
+
+    return run
+
+
+def test_a_rate_at_which_training_diverges_is_the_worst(config):
+    """It is tried first, is no refusal that would hold at every rate, and neither wins nor ends the climb."""
+    comparison = settings("methods=[random]", "seeds=[0]", "learning_rates=[1e-4,1e-3,1e-2]")
+    said = []
+    runs = compare(config, comparison, said.append, diverging_above(1e-4))
+    assert [(one.learning_rate, one.failure) for one in runs] == [(1e-4, None)]
+    assert "training diverged at step 3" in said[0]
+
+
+def test_where_training_diverges_at_every_rate_the_report_says_so(config):
+    comparison = settings("methods=[random]", "seeds=[0]", "learning_rates=[1e-3,1e-2]")
+    (run,) = compare(config, comparison, print, diverging_above(0))
+    assert run.failure.startswith("sweep: error training diverged")
+    assert run.has_diverged
+    assert "| diverged |" in table(rows_of([run]), "accuracy").splitlines()[-1]
+
+
+def test_a_seed_that_diverges_is_counted_and_never_reaches_a_score(config):
+    def run(settings):
+        if settings.select.method == "adapeft" and settings.seed == 1:
+            return None, "error training diverged at step 3 of 8: the loss is nan."
+        return Runner()(settings)
+
+    comparison = settings("methods=[adapeft,random]", "seeds=[0,1,2]")
+    rows = rows_of(compare(config, comparison, print, run))
+    row = next(row for row in rows if row.method.startswith("adapeft"))
+    assert (len(row.scores), row.num_diverged) == (2, 1)
+    assert "without 1 of 3 seeds, which diverged" in table([row], "accuracy")
+    assert np.isnan(steps_to(row, -1.0, higher_is_better=True))
 
 
 def test_a_budget_that_excludes_a_method_is_tried_at_one_rate(config):
@@ -487,8 +527,8 @@ def test_the_real_thing(tmp_path):
     done = adapeft("compare", config, *options, *more, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "run 8/8" in done.stdout
-    table = (tmp_path / "out" / "comparison.md").read_text()
-    assert "| adapeft:row | 40.0% |" in table or "| adapeft:row | 40% |" in table
+    report = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| adapeft:row | 40.0% |" in report or "| adapeft:row | 40% |" in report
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*/*/delta.safetensors"))
     again = adapeft("compare", config, *options, *more, timeout=600)
     assert again.returncode == 0
