@@ -365,7 +365,7 @@ class Delta:
             added = (one.add_to(name, *rest) for name, (one, *rest) in zip(in_place, undo, strict=True))
             rounding = sum(added, Rounding())
         except AdapeftError:
-            Applied(model, undo, [], []).revert()
+            Applied(model, undo, [], [], {}).revert()
             raise
         rounding.warn("Load the base in float32 to keep them.")
         for name in adapters:
