@@ -270,3 +270,12 @@ def test_an_interrupt_ends_a_run_quickly(tmp_path):
     assert re.fullmatch(r"stopped; the same command goes on with what is in .*run\n", rest), rest
     events = (tmp_path / "run" / "logs" / "events.jsonl").read_text().splitlines()
     assert json.loads(events[-1])["message"] == "interrupted"
+
+
+def test_an_index_that_only_a_gpu_has_seen_is_the_inputs():
+    """CUDA reports it in whatever call comes next, so that no batch can be named."""
+    error = RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronous")
+    found = launch._cause(error, Path("logs"))
+    assert isinstance(found, AdapeftError)
+    assert "an index that one of its tables does not have" in str(found)
+    assert isinstance(launch._cause(RuntimeError("CUDA error: an illegal memory access"), Path("logs")), WorkerError)
