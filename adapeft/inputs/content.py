@@ -1,7 +1,7 @@
 """Hashes of what a run reads, by which it knows its data and its base again: a path may come to hold something else.
 
 XXH3 with 128 bits, which runs at the speed of memory (4.2 GB/s in one thread of a 2-core machine, where SHA-256 has
-0.6); it detects changes, and is no defence against who wants to deceive.
+0.6). It detects changes, not forgeries.
 """
 
 from __future__ import annotations
