@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from transformers import BertForSequenceClassification, GPT2LMHeadModel
 
 from tests.tiny import make_bert, make_gpt2
+
+# What a user has set for their own work: no test joins their cluster, writes into their store, prints for their
+# terminal, or asks their proxy for a server on this machine.
+for _name in list(os.environ):
+    if _name.startswith(("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_", "ADAPEFT_")):
+        del os.environ[_name]
+_PROXIES = [f"{scheme}_proxy" for scheme in ("http", "https", "all")]
+for _name in (
+    *_PROXIES,
+    *map(str.upper, _PROXIES),
+    "XDG_CACHE_HOME",
+    "XDG_DATA_HOME",
+    "COLUMNS",
+    "LINES",
+    "FORCE_COLOR",
+    "NO_COLOR",
+):
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture

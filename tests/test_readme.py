@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_tree_names_files_that_are_there():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = text[text.index("## The tree") : text.index("## Limits")]
     named = set(re.findall(r"\b[a-z]\w*\.py\b", tree))
     there = {path.name for folder in ("solver", "adapeft", "cluster") for path in (ROOT / folder).rglob("*.py")}
@@ -24,7 +24,7 @@ def test_the_tree_names_files_that_are_there():
 
 
 def test_links_lead_to_files():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
@@ -38,7 +38,7 @@ def test_the_lines_of_python_run_from_select_to_a_merged_checkpoint(tmp_path, mo
         torch.manual_seed(0)
         return AutoModelForSequenceClassification.from_pretrained("path-or-hub-name", num_labels=3)
 
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = text[text.index("## In your own script") :].split("```python\n")[1].split("```")[0]
     before, after = lines.split("delta = adapeft.delta(model)\n")
     model = load()

@@ -95,7 +95,7 @@ def test_the_learning_rate_is_swept_on_a_part_of_the_training_data(config):
     sweep, final = runner.configs[:3], runner.configs[3:]
     assert [one.train.learning_rate for one in final] == [1e-2, 1e-2] == [run.learning_rate for run in runs]
     assert {one.seed for one in sweep} == {3}
-    original = Path(config.data.train).read_text().splitlines()
+    original = Path(config.data.train).read_text(encoding="utf-8").splitlines()
     held_out, rest = (load_rows(getattr(sweep[0].data, key), "data.train").to_list() for key in ("evaluation", "train"))
     assert len(held_out) == round(len(original) * 0.25)
     assert sorted(held_out + rest, key=str) == sorted(map(json.loads, original), key=str)
@@ -326,7 +326,7 @@ def test_perturbing_leaves_out_other_examples_for_each_seed(config):
     compare(config, settings("methods=[random,full]", "seeds=[0,1]", "perturb=0.1"), lambda text: None, runner)
     by_seed = {one.seed: load_rows(one.data.train, "data.train").to_list() for one in runner.configs}
     assert by_seed[0] != by_seed[1]
-    original = Path(config.data.train).read_text().splitlines()
+    original = Path(config.data.train).read_text(encoding="utf-8").splitlines()
     for rows in by_seed.values():
         assert len(rows) == len(original) - round(0.1 * len(original))
 
@@ -343,7 +343,7 @@ def test_parts_of_the_data_keep_the_names_of_classes(config, tmp_path):
 def test_a_finished_run_of_data_that_has_changed_is_refused(config):
     metrics, _ = run_apart(config, finished_run)
     path = Path(config.data.train)
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[1:] + lines[:1]))
     _, failure = run_apart(config, never)
     assert f"data.train = {path}: content" in failure
@@ -407,12 +407,12 @@ def test_one_failure_loses_nothing_of_the_rest(config):
     runs = compare(config, settings("methods=[adapeft,sam,random]"), lambda text: None, Runner())
     assert not finished(runs)
     report = write_report(Path(config.output), config, settings(), runs)
-    text = report.read_text()
+    text = report.read_text(encoding="utf-8")
     assert "| adapeft | 0.5% | 0.6401 ± 0.0100 |" in text
     assert "sam at 0.5% failed (1 runs): out of memory" in text
     assert "sam against random at 0.5%: 0.1 better on every seed" in text
     assert (report.parent / "scores.png").stat().st_size > 5000
-    assert len(json.loads((report.parent / "comparison.json").read_text())["runs"]) == 9
+    assert len(json.loads((report.parent / "comparison.json").read_text(encoding="utf-8"))["runs"]) == 9
 
 
 def test_a_baseline_is_of_the_same_granularity(config):
@@ -420,7 +420,7 @@ def test_a_baseline_is_of_the_same_granularity(config):
     comparison = settings("methods=[random:row,random,adapeft,adapeft:element,sam]", "seeds=[0,2]")
     text = write_report(
         Path(config.output), config, comparison, compare(config, comparison, print, Runner())
-    ).read_text()
+    ).read_text(encoding="utf-8")
     pairs = (("adapeft", "random:row"), ("adapeft:element", "random"), ("sam", "random"))
     for method, baseline in pairs:
         assert f"- {method} against {baseline} at 0.5%:" in text
@@ -429,7 +429,7 @@ def test_a_baseline_is_of_the_same_granularity(config):
 
 def test_the_report_says_how_many_steps_the_baselines_score_took(config):
     runs = compare(config, settings("methods=[adapeft,random,sam]", "seeds=[0,2]"), print, Runner())
-    text = write_report(Path(config.output), config, settings(), runs).read_text()
+    text = write_report(Path(config.output), config, settings(), runs).read_text(encoding="utf-8")
     assert "To random's worst score (0.4301) on every seed: 10 steps, random 20 steps." in text
     rows = {row.method: row for row in rows_of(runs)}
     assert steps_to(rows["random"], rows["random"].scores[0], higher_is_better=True) == 20
@@ -527,7 +527,7 @@ def test_the_real_thing(tmp_path):
     done = adapeft("compare", config, *options, *more, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "run 8/8" in done.stdout
-    report = (tmp_path / "out" / "comparison.md").read_text()
+    report = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert "| adapeft:row | 40.0% |" in report or "| adapeft:row | 40% |" in report
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*/*/delta.safetensors"))
     again = adapeft("compare", config, *options, *more, timeout=600)

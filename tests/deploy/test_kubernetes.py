@@ -17,7 +17,10 @@ SCHEMAS = ROOT.parent / "shared" / "schemas" / "kuberay"
 
 def documents(kind: str) -> list[dict[str, Any]]:
     return [
-        document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text()) if document["kind"] == kind
+        document
+        for path in MANIFESTS
+        for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+        if document["kind"] == kind
     ]
 
 
@@ -55,7 +58,9 @@ def schema_of(kind: str) -> dict[str, Any]:
     path = SCHEMAS / f"ray.io_{kind.lower()}s.yaml"
     if not path.is_file():
         pytest.skip(f"the published schemas are not at {path}")
-    versions = {version["name"]: version for version in yaml.safe_load(path.read_text())["spec"]["versions"]}
+    versions = {
+        version["name"]: version for version in yaml.safe_load(path.read_text(encoding="utf-8"))["spec"]["versions"]
+    }
     schema = strict(versions["v1"]["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"].pop("additionalProperties", None)
     return schema
@@ -81,7 +86,7 @@ def test_tokens_are_asked_for_and_nobody_is_invited():
 
 
 def test_ray_is_the_version_of_the_image():
-    pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert pinned is not None
     assert {cluster["rayVersion"] for cluster in clusters()} == {pinned[1]}
     assert len({container["image"] for container in containers()}) == 1

@@ -31,7 +31,7 @@ CONFIGS = [*sorted((DEPLOY / "configs").glob("*.yaml")), DEPLOY / "demo" / "demo
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_ready_configs(path):
-    is_open = "???" in path.read_text()
+    is_open = "???" in path.read_text(encoding="utf-8")
     config = load_config(path, ["model.name=some/model"] if is_open else [])
     micro, workers = config.train.micro_batch_size, config.cluster.workers
     assert config.train.batch_size % (workers * (micro or 1)) == 0
@@ -42,7 +42,7 @@ def test_ready_configs(path):
 
 
 def instructions() -> list[str]:
-    text = (DEPLOY / "Containerfile").read_text()
+    text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
     text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
@@ -63,7 +63,7 @@ def test_the_image_is_pinned():
     assert len(installs) == 2
     assert all("--constraint constraints.txt" in install for install in installs)
     assert "3.11" in instructions()[0]
-    assert "Python 3.11" in (ROOT / "constraints.txt").read_text()
+    assert "Python 3.11" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
 
 
 def test_the_image_has_what_the_launchers_call():
@@ -85,8 +85,8 @@ def test_the_image_does_not_run_as_root():
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
 def test_ray_accepts_the_cluster(path):
     """By its published schema, and by what it does with a file before it calls a cloud."""
-    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    cluster = yaml.safe_load(path.read_text())
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
+    cluster = yaml.safe_load(path.read_text(encoding="utf-8"))
     jsonschema.validate(cluster, schema)
     validate_config(prepare_config(cluster))
     with pytest.raises(jsonschema.ValidationError, match="file_mount'"):
@@ -95,14 +95,14 @@ def test_ray_accepts_the_cluster(path):
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
 def test_the_cluster_asks_for_a_token_and_hides_its_dashboard(path):
-    cluster = yaml.safe_load(path.read_text())
+    cluster = yaml.safe_load(path.read_text(encoding="utf-8"))
     head = [line for line in cluster["head_start_ray_commands"] if "ray start" in line]
     workers = [line for line in cluster["worker_start_ray_commands"] if "ray start" in line]
     assert all("RAY_AUTH_MODE=token ray start" in line for line in head + workers)
     assert all("--dashboard-host=127.0.0.1" in line for line in head)
     assert "~/.ray/auth_token" in cluster["file_mounts"].values()
-    assert "RAY_AUTH_TOKEN=" not in path.read_text()
-    assert "0.0.0.0/0" not in path.read_text()
+    assert "RAY_AUTH_TOKEN=" not in path.read_text(encoding="utf-8")
+    assert "0.0.0.0/0" not in path.read_text(encoding="utf-8")
     assert "privileged" not in str(cluster["docker"])
 
 
@@ -166,6 +166,6 @@ def test_the_slurm_script_is_sound_bash():
 
 
 def test_the_guide_names_files_that_are_there():
-    named = set(re.findall(r"deploy/[\w./-]+\w", (DEPLOY / "README.md").read_text()))
+    named = set(re.findall(r"deploy/[\w./-]+\w", (DEPLOY / "README.md").read_text(encoding="utf-8")))
     assert {"deploy/Containerfile", "deploy/kubernetes/cluster.yaml", "deploy/slurm/adapeft.sbatch"} <= named
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
