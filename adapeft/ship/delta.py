@@ -440,8 +440,8 @@ def extract_delta(
     check_resident(inner, "delta")
     attachment = attachment_of(inner)
     check_in_place(inner, attachment)
-    check_frozen(inner, attachment)
     with unsharded(model), _as_shipped(attachment):
+        check_frozen(inner, attachment)
         changes, new = _trained(attachment, full_value)
     of_base = [name for name in attachment.owners if name not in attachment.subset.new]
     moved = {name: _has_moved(changes.get(name)) for name in of_base}

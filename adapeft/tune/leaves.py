@@ -160,7 +160,9 @@ class _WithLeaves(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         # Python asks here for what is in neither the instance nor its class, so for every parameter.
-        if name in self.__dict__.get("leaf_parts", ()) and not _is_asked_by_get_parameter():
+        # A parameter that FSDP has taken out to put another in its place is not there for a moment.
+        with_leaves = name in self.__dict__.get("leaf_parts", ()) and name in self.__dict__["_parameters"]
+        if with_leaves and not _is_asked_for_the_parameter():
             return self.summed(name)
         return super().__getattr__(name)
 
@@ -301,9 +303,13 @@ def _blank(cls: type[nn.Module]) -> nn.Module:
     return with_leaves.__new__(with_leaves)
 
 
-def _is_asked_by_get_parameter() -> bool:
-    """Whether ``nn.Module.get_parameter`` reads the attribute: it wants the parameter, to write to it or to tie it.
+def _is_asked_for_the_parameter() -> bool:
+    """Whether who reads the attribute wants the parameter itself: to write to it or to tie it, or to divide it.
 
-    It reads an attribute like anyone else, of a module below the one that it is called on.
+    ``nn.Module.get_parameter`` and FSDP read an attribute like anyone else, of modules that they do not own.
     """
-    return not torch.compiler.is_compiling() and sys._getframe(2).f_code is nn.Module.get_parameter.__code__
+    if torch.compiler.is_compiling():
+        return False
+    reader = sys._getframe(2)
+    is_fsdp = str(reader.f_globals.get("__name__")).startswith("torch.distributed.")
+    return is_fsdp or reader.f_code is nn.Module.get_parameter.__code__
