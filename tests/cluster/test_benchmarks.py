@@ -26,7 +26,7 @@ def test_runs_in_forks_work_with_several_threads(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.methods", str(config), *overrides, "methods=[adapeft:element]",
          "budgets=[5%,10%]", "seeds=[0]"],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=600, check=False,
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=1500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "run 2/2: adapeft:element, 10%, seed 0, learning rate 0.05: accuracy" in done.stdout
