@@ -2,9 +2,10 @@
 
 Of every parameter some elements, some rows or the whole are trained. Not in the table, because they cannot be built
 tiny on a CPU: vision models behind timm, models whose sizes are fixed by their code (CLIP's towers, EfficientNet,
-MobileNet, Perceiver, Whisper's 3,000 frames) and multimodal models whose configs contain others. Nor are FSMT, which
-loads with float32 masks beside float64 weights, PP-LCNet, which returns no logits, and Marian's encoder-decoder, whose
-tables of positions its checkpoints leave out.
+MobileNet, Perceiver, Whisper's 3,000 frames) and multimodal models whose configs contain others. Nor are PP-LCNet,
+which returns no logits, and those that transformers itself does not bring back as they were saved: FSMT and XLNet have
+float32 tensors beside float64 weights, Youtu clears the row of the padding, and Marian's encoder-decoder leaves its
+tables of positions out of its checkpoints.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ KINDS = {
             "mpt mvp nanochat nemotron olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt pegasus persimmon phi "
             "phi3 phimoe plbart prophetnet qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next recurrent_gemma rembert "
             "roberta roberta-prelayernorm roformer rwkv seed_oss smollm3 solar_open stablelm starcoder2 trocr "
-            "vaultgemma whisper xlm xlm-roberta xlm-roberta-xl xlnet xlstm youtu "
+            "vaultgemma whisper xlm xlm-roberta xlm-roberta-xl xlstm "
         ),
     ),
     "encoder": Kind(
