@@ -101,6 +101,7 @@ def summarize(trials: Trials, draws: Sequence[Draw], measured: Measured, outcome
                     "fitted_constant": constant,
                     "planned_constant": reach / (rate * steps),
                     "overshooting": float((decreases < 0).mean()),
+                    "diverged": float(np.isneginf(decreases).mean()),
                     "correlations": {
                         name: {"all": value.all, **{_size(size): rho for size, rho in value.by_size.items()}}
                         for name, value in found.items()

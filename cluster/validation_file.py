@@ -24,6 +24,7 @@ class _Setting(Header):
     planned_constant: float
     fitted_constant: float
     overshooting: float
+    diverged: float = 0.0
     correlations: dict[Line, dict[Line, float | None]] = Field(min_length=1)
     at_fitted_reach: dict[Line, float | None]
 

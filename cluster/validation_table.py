@@ -22,7 +22,8 @@ def show_validation(result: Mapping[str, Any], terminal: Terminal) -> None:
             {
                 "reach": f"τ = {setting['planned_constant']:.3g} · Σ learning rates; outcomes fit "
                 f"{setting['fitted_constant']:.3g}",
-                "overshot": f"{setting['overshooting']:.0%} of the subsets lost instead of gaining",
+                "overshot": f"{setting['overshooting']:.0%} of the subsets lost instead of gaining"
+                + (f", {diverged:.0%} diverged" if (diverged := setting.get("diverged", 0.0)) else ""),
             }
         )
 

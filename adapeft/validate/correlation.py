@@ -57,6 +57,7 @@ def fit_constant(predict: Callable[[float], np.ndarray], decreases: np.ndarray, 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's ρ, NaN where one of the two is constant."""
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+    # Not by the range of the values: a training that diverged has a decrease of −inf, and −inf − (−inf) is NaN.
+    if len(a) < 3 or len(np.unique(a)) == 1 or len(np.unique(b)) == 1:
         return float("nan")
     return float(spearmanr(a, b).statistic)

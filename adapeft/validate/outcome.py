@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from adapeft.choose.subset import Subset
+from adapeft.errors import AdapeftError
+from adapeft.finite import blame
 from adapeft.inputs.losses import Collate, micro_losses
 from adapeft.inputs.objective import Objective
 from adapeft.ranks import OneRank
@@ -46,22 +49,36 @@ class Trial:
         )
         self.device = next(model.parameters()).device
         self.base_loss = self.held_out_loss()
+        if not math.isfinite(self.base_loss):
+            raise AdapeftError(
+                f"the held-out loss of the base is {self.base_loss}, so no decrease can be measured. "
+                f"{blame(self._held_out_losses(), 'data.evaluation')}"
+            )
         self._alone: dict[tuple[float, tuple[int, ...]], list[float]] = {}
 
     def decreases(self, subset: Subset, learning_rate: float, horizons: Sequence[int]) -> list[float]:
         """Decrease of the held-out loss after each of ``horizons`` steps of Adam at a constant learning rate.
 
-        Beyond that of the always-trained part alone at the same learning rate. The model is as before when this
-        returns.
+        Beyond that of the always-trained part alone at the same learning rate; −inf once training has diverged, which
+        ranks it behind every other outcome. The model is as before when this returns.
+
+        Raises:
+            AdapeftError: training the always-trained part alone diverges, so there is nothing to compare with.
         """
         key = (learning_rate, tuple(horizons))
         if key not in self._alone:
             alone = replace(subset, parts={})
-            self._alone[key] = self._losses(alone, *key) if alone.always_train else [self.base_loss] * len(horizons)
+            losses = self._losses(alone, *key) if alone.always_train else [self.base_loss] * len(horizons)
+            if not all(map(math.isfinite, losses)):
+                raise AdapeftError(
+                    f"training what select.always_train names alone diverges at a learning rate of {learning_rate:g}: "
+                    f"the gain of a subset cannot be measured against it. Leave that learning rate out."
+                )
+            self._alone[key] = losses
         return [without - loss for without, loss in zip(self._alone[key], self._losses(subset, *key), strict=True)]
 
     def _losses(self, subset: Subset, learning_rate: float, horizons: Sequence[int]) -> list[float]:
-        """Held-out losses after each of ``horizons`` steps."""
+        """Held-out losses after each of ``horizons`` steps; infinite from where training has diverged."""
         parameters = dict(self.model.named_parameters())
         # Detaching puts back what a base has; a new head is in none.
         heads = {name: parameters[name].detach().clone() for name in subset.always_train}
@@ -77,7 +94,8 @@ class Trial:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 if step + 1 in horizons:
-                    found.append(self.held_out_loss())
+                    loss = self.held_out_loss()
+                    found.append(loss if math.isfinite(loss) else math.inf)
             return found
         finally:
             detach(self.model)
@@ -85,14 +103,22 @@ class Trial:
                 for name, value in heads.items():
                     parameters[name].copy_(value)
 
-    @torch.no_grad()
     def held_out_loss(self) -> float:
         """Mean loss over the held-out predictions."""
-        collate, batches = self.held_out
         total, count = 0.0, 0
-        for batch in batches:
-            examples = collate(batch).to(self.device)
-            logits = self.objective.forward(self.model, examples)
-            total += float(self.objective.loss_sum(logits, examples.labels))
-            count += self.objective.num_predictions(examples.labels)
+        for batch in self.held_out[1]:
+            loss, num_predictions = self._held_out(batch)
+            total, count = total + loss, count + num_predictions
         return total / count
+
+    def _held_out_losses(self) -> dict[int, float]:
+        """Each held-out example's own loss, by its number."""
+        numbers = (int(number) for batch in self.held_out[1] for number in batch)
+        return {number: self._held_out(np.array([number]))[0] for number in numbers}
+
+    @torch.no_grad()
+    def _held_out(self, batch: np.ndarray) -> tuple[float, int]:
+        """Summed loss over some held-out examples, and the number of their predictions."""
+        examples = self.held_out[0](batch).to(self.device)
+        logits = self.objective.forward(self.model, examples)
+        return float(self.objective.loss_sum(logits, examples.labels)), self.objective.num_predictions(examples.labels)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from adapeft.errors import AdapeftError
 from adapeft.inputs.batches import Calibration
 from adapeft.inputs.data import Batch
-from adapeft.inputs.objective import infer_objective
+from adapeft.inputs.objective import Regression, infer_objective
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.groups import build_groups
 from adapeft.measure.passes import Passes
@@ -172,6 +174,33 @@ def test_a_trial_is_adam_on_the_draw_beyond_adam_on_the_head(bench):
     assert found == pytest.approx([a - b for a, b in zip(alone, both, strict=True)], rel=1e-2, abs=1e-4)
 
 
+def test_a_trial_that_diverges_is_the_worst_outcome(bench, monkeypatch):
+    whole = subset_of(bench.groups, bench.draws[4])
+    subset = replace(whole, always_train=(), new=())
+    with measuring_mode(bench.model, restore=()):
+        trial = Trial(bench.model, bench.objective, bench.collate, bench.order, (bench.collate, bench.order))
+        assert trial.decreases(subset, 3e37, [2, 5]) == [-np.inf, -np.inf]
+        assert np.isfinite(trial.decreases(subset, 1e-3, [2, 5])).all(), "the model is as before"
+        monkeypatch.setattr(trial, "held_out_loss", lambda: float("nan"))
+        with pytest.raises(AdapeftError, match=r"always_train names alone diverges at a learning rate of 0\.5"):
+            trial.decreases(whole, 0.5, [2, 5])
+
+
+def test_a_base_whose_held_out_loss_is_not_finite_names_the_examples(bench):
+    spoilt = copy.deepcopy(bench.model).eval()
+    collate = lambda indices: bench.collate(indices)  # noqa: E731
+    broken = lambda indices: _with_targets(bench.collate(indices), 1e38 if int(indices[0]) == 1 else None)  # noqa: E731
+    objective = Regression()
+    with pytest.raises(AdapeftError, match=r"held-out loss of the base is inf.*example 1 of data\.evaluation"):
+        Trial(spoilt, objective, collate, bench.order, (broken, bench.order))
+
+
+def _with_targets(batch, value):
+    """One target for each output of the model, those of class numbers where no value is given."""
+    targets = torch.zeros(len(batch.labels), 3) if value is None else torch.full((len(batch.labels), 3), value)
+    return Batch(batch.inputs, targets, batch.ids)
+
+
 def _masked_adam(bench, masks):
     """Losses after 2 and 5 steps of dense Adam whose steps outside ``masks`` are taken back."""
     model = copy.deepcopy(bench.model).eval().requires_grad_(False)
@@ -207,6 +236,10 @@ def test_correlations_and_the_constant():
     assert np.isnan(found["flat"].all)
 
     slopes = np.array([1.0, 3.0, 0.5])
+    diverged = np.array([-np.inf, -np.inf, 3.0, 4.0, 5.0, 6.0])
+    assert correlate({"good": outcome}, diverged, draws)["good"].all > 0.9
+    assert np.isnan(correlate({"good": outcome}, np.full(6, -np.inf), draws)["good"].all)
+
     constant = fit_constant(lambda reach: slopes * reach, 0.1 * 2.0 * slopes, sum_of_rates=2.0)
     assert constant == pytest.approx(0.1, rel=0.2)
 
