@@ -84,6 +84,12 @@ def bare(model: nn.Module, call: str) -> nn.Module:
     return inner
 
 
+def name_inside(name: str) -> str:
+    """The name in the bare model of what has ``name`` in a model whose modules are wrapped for training."""
+    inside = {attribute for attribute in _INSIDE.values() if attribute.startswith("_")}
+    return ".".join(piece for piece in name.split(".") if piece not in inside)
+
+
 def check_before_trainer(model: nn.Module, call: str) -> None:
     """Checks that no wrapper that has already noted which parameters train is around ``model``.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
+from adapeft.inputs.wrappers import name_inside
 
 
 def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -48,8 +49,11 @@ def set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name in the base, buffer) of every persistent buffer; PEFT puts layers with LoRA under ``base_layer``."""
+    """(name in the base, buffer) of every persistent buffer.
+
+    PEFT puts layers with LoRA under ``base_layer``, and trainers may have wrapped modules since ``attach``.
+    """
     for path, module in model.named_modules():
         for local_name, buffer in module.named_buffers(recurse=False):
             if local_name not in module._non_persistent_buffers_set:
-                yield f"{path}.{local_name}".lstrip(".").replace(".base_layer.", "."), buffer
+                yield name_inside(f"{path}.{local_name}".lstrip(".")).replace(".base_layer.", "."), buffer

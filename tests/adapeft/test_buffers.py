@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import AutoModelForSequenceClassification, LevitConfig, LevitForImageClassification
 
 from adapeft import AdapeftError, Delta, Deltas, attach, delta, detach, interpolation, merge, save_for_peft, sum_of
@@ -41,6 +42,13 @@ def trained(parts: dict[str, Part] = DENSE, steps: int = 4) -> tuple[Delta, nn.M
 @torch.no_grad()
 def outputs(model: nn.Module) -> Tensor:
     return model.eval()(make_batches(make_bert())[0]["input_ids"]).logits
+
+
+def test_a_module_wrapped_since_attach_keeps_the_names_of_its_buffers():
+    model = attach(make_normalized(), Subset(DENSE))
+    model.norm = checkpoint_wrapper(model.norm)
+    train(model)
+    assert set(delta(model).buffers) == CHANGED
 
 
 def test_attached_applied_swapped_and_merged_are_one(tmp_path):
