@@ -121,6 +121,14 @@ def parameter_names(model: nn.Module) -> dict[str, str]:
     }
 
 
+def unsaved_parameters(model: nn.Module) -> frozenset[str]:
+    """Parameters that the model's class leaves out of its checkpoints, as Marian does with its tables of positions.
+
+    ``from_pretrained`` computes them anew, so whatever was trained of them is lost.
+    """
+    return frozenset(getattr(model, "_keys_to_ignore_on_save", None) or ())
+
+
 def always_trained(model: nn.Module, patterns: Sequence[str]) -> set[str]:
     """Names that ``select.always_train`` stands for; ``auto`` among the patterns is a new head.
 

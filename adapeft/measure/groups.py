@@ -23,6 +23,7 @@ from adapeft.inputs.structure import (
     match_patterns,
     new_parameters,
     parameter_names,
+    unsaved_parameters,
 )
 
 if TYPE_CHECKING:
@@ -201,6 +202,14 @@ def build_groups(
     always = always_trained(model, always_train)
     included = match_patterns("select.include", list(include), names) if include else set(names.values())
     candidates = included - match_patterns("select.exclude", list(exclude), names) - always - set(new)
+    unsaved = candidates & unsaved_parameters(model)
+    if unsaved:
+        warnings.warn(
+            f"select: {len(unsaved)} of the parameters are left out, such as {min(unsaved)!r}: "
+            f"{type(model).__name__} does not write them into its checkpoints, so their training would be lost.",
+            stacklevel=2,
+        )
+        candidates -= unsaved
     left_out = {name: reason for name, reason in obstacles(model).items() if name in candidates}
     if candidates and len(left_out) == len(candidates):
         raise AdapeftError(f"select: nothing may be chosen. {_left_out(left_out)}")

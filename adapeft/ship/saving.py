@@ -29,6 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError
 from adapeft.inputs.divided import full_value, is_divided
+from adapeft.inputs.structure import unsaved_parameters
 from adapeft.rounding import Rounding
 from adapeft.ship.delta import Change
 from adapeft.tune.adapter import has_adapter
@@ -175,11 +176,15 @@ def _sum(
 
 def _obstacle(model: nn.Module) -> str:
     """Why the training cannot be merged into plain weights; empty where it can."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for path, module in model.named_modules():
+        trained.update(f"{path}.{one.plain}".lstrip(".") for one in _trained(module))
         if has_adapter(module):
             return f"an adapter stands behind {path!r}"
         if getattr(module, "hf_quantizer", None) is not None:
             return "the base is quantized"
+    if unsaved := trained & unsaved_parameters(model):
+        return f"{type(model).__name__} does not write {min(unsaved)!r} into its checkpoints"
     return ""
 
 
