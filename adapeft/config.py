@@ -132,6 +132,11 @@ class Data(Section):
     text_pair: str | None = Field(default=None, description="column of the second text, for tasks on pairs")
     label: str = Field(default="label", description="column of the label; not read for causal-lm")
     max_length: PositiveInt = Field(default=128, description="tokens an example is cut to")
+    padding: Literal["longest", "max_length"] = Field(
+        default="longest",
+        description="how long a batch is: its longest example; max_length: as data.max_length, for models whose "
+        "predictions depend on the padding",
+    )
     metric: Metric = Field(default="auto", description="how evaluation judges; auto fits the task and its labels")
 
 

@@ -37,7 +37,7 @@ KEYS: dict[str, FieldInfo] = {
 _MEASURED = (
     *("model.name", "model.task", "model.revision"),
     *("model.dtype", "model.matmul_precision", "model.attn_implementation"),
-    *("data.train", "data.text", "data.text_pair", "data.label", "data.max_length"),
+    *("data.train", "data.text", "data.text_pair", "data.label", "data.max_length", "data.padding"),
     *(
         "select.method",
         "select.shrinkage",

@@ -16,7 +16,7 @@ from adapeft.inputs.data import DataDescription, describe
 from adapeft.inputs.labels import Head
 from adapeft.inputs.model import load_model, load_model_config, load_tokenizer, trained_head
 from adapeft.inputs.objective import Objective, objective_for
-from adapeft.inputs.own_loss import check_own_loss
+from adapeft.inputs.own_loss import check_own_loss, check_padding
 from adapeft.inputs.sources import rows_of
 from adapeft.inputs.tokenize import TokenizedData, tokenize
 from adapeft.keys import flatten
@@ -59,7 +59,7 @@ class Inputs:
 
 
 def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
-    """Compares the loss that is measured and trained with the model's own, on a training micro-batch.
+    """Compares the loss that is measured and trained with the model's own, and an example alone with one in a batch.
 
     Collective under ZeRO: every rank runs the same micro-batch, so that all come to the same end.
 
@@ -69,13 +69,17 @@ def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
         world_size: ranks that share a training batch.
 
     Raises:
-        AdapeftError: the losses differ.
+        AdapeftError: the losses differ, or padding changes what the model predicts.
     """
     train, collate, objective = inputs.config.train, inputs.train.collate, inputs.objective
     size = train.micro_batch_size or math.ceil(train.batch_size / world_size)
     micros = (collate(batch[:size]) for batch in inputs.training_batches(epoch=0))
     first = next(micro for micro in micros if objective.num_predictions(micro.labels))
-    check_own_loss(objective, first.to(next(model.parameters()).device), model)
+    device = next(model.parameters()).device
+    check_own_loss(objective, first.to(device), model)
+    order = np.argsort(inputs.train.lengths, kind="stable")
+    alone, batched = (collate(indices).to(device) for indices in (order[:1], order[[0, -1]]))
+    check_padding(objective, alone, batched, model)
 
 
 def count_examples(config: Config, description: DataDescription) -> int:

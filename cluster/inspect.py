@@ -79,7 +79,7 @@ def inspect(config: Config) -> Inspection:
     groups = groups_of(structure, select)
     if config.train.subset is not None:
         Subset.load(config.train.subset).check_fits(structure)
-    num_tokens = max(sample.lengths)
+    num_tokens = sample.fixed_length or max(sample.lengths)
     limit = limit_of(config, model_config, groups, num_tokens, is_regression=description.is_regression)
     counts = {name: parameter.numel() for name, parameter in structure.named_parameters()}
     return Inspection(

@@ -1,4 +1,4 @@
-"""The loss that is measured, compared with the one that the model computes itself."""
+"""What the model computes by itself: the loss that is measured, and one example whatever is batched with it."""
 
 from __future__ import annotations
 
@@ -58,6 +58,34 @@ def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None
         raise AdapeftError(
             f"the loss that {_name(model)} computes of the first batch is {float(own):.6g}, but what would be measured "
             f"({objective.summary}) is {ours:.6g}. {_REMEDY}"
+        )
+
+
+@torch.no_grad()
+def check_padding(objective: Objective, alone: Batch, batched: Batch, model: nn.Module) -> None:
+    """Checks that padding does not change the logits of an example. Runs the model twice.
+
+    Fourier transforms over the tokens (FNet) and convolutions without a mask (ConvBERT) read what the padding holds.
+
+    Args:
+        objective: of the measurement.
+        alone: one example.
+        batched: the same example first, and a longer one.
+        model: or an engine around it, in evaluation mode. Under ZeRO every rank gives the same batches.
+
+    Raises:
+        AdapeftError: the logits differ by more than rounding.
+    """
+    length, padded_length = (batch.inputs["input_ids"].shape[1] for batch in (alone, batched))
+    if length == padded_length:
+        return
+    by_itself, padded = (logits_of(objective, batch, model)[0] for batch in (alone, batched))
+    if not _are_alike(by_itself, padded):
+        difference = float((by_itself - padded).abs().max())
+        raise AdapeftError(
+            f"data.padding = longest: {_name(model)} computes other logits for an example of {length} tokens "
+            f"when it is padded to {padded_length} (by up to {difference:.3g}), so its results would depend on "
+            "what stands in the same batch. Set data.padding: max_length."
         )
 
 

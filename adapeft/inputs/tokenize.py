@@ -31,12 +31,14 @@ class TokenizedData:
     """Every example of a split, tokenized.
 
     ``rows`` hold the model's inputs, not padded; ``labels`` are classes int64 [N] or targets float32 [N] of the N
-    examples, None for a language model, whose labels are its inputs. ``tokenizer`` can pad.
+    examples, None for a language model, whose labels are its inputs. ``tokenizer`` can pad. Every batch has
+    ``fixed_length`` tokens, or where that is None those of its longest example.
     """
 
     rows: datasets.Dataset
     labels: Tensor | None
     tokenizer: PreTrainedTokenizerBase
+    fixed_length: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -47,11 +49,14 @@ class TokenizedData:
         return pc.list_value_length(self.rows.data.column("input_ids")).to_pylist()
 
     def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """The examples at ``indices`` (one at least), padded to the longest among them on the tokenizer's side."""
+        """The examples at ``indices`` (one at least), padded on the tokenizer's side."""
         ids = torch.tensor([int(index) for index in indices])
         assert len(ids), "a batch has at least one example"
         columns = self.rows[ids.tolist()]
-        inputs = dict(self.tokenizer.pad(columns, return_attention_mask=True, return_tensors="pt"))
+        padding = "longest" if self.fixed_length is None else "max_length"
+        inputs = dict(
+            self.tokenizer.pad(columns, padding, self.fixed_length, return_attention_mask=True, return_tensors="pt")
+        )
         if self.labels is not None:
             return Batch(inputs, self.labels[ids], ids)
         return Batch(inputs, inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED), ids)
@@ -87,7 +92,9 @@ def tokenize(
     if task == "causal-lm":
         return TokenizedData(_blocks(rows, data, tokenizer), None, tokenizer)
     assert description is not None, "classes are numbered by the description of the training data"
-    return TokenizedData(_examples(rows, data, tokenizer), _labels(rows, data.label, description), tokenizer)
+    labels = _labels(rows, data.label, description)
+    fixed_length = data.max_length if data.padding == "max_length" else None
+    return TokenizedData(_examples(rows, data, tokenizer), labels, tokenizer, fixed_length)
 
 
 def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:

@@ -13,6 +13,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    FNetConfig,
+    FNetModel,
     GPT2Config,
     GPT2Model,
     LlamaConfig,
@@ -27,8 +29,11 @@ from transformers import (
 
 from adapeft.choose.subset import Part, Subset
 from adapeft.config import Data, Model
+from adapeft.errors import AdapeftError
 from adapeft.inputs.data import DataDescription
 from adapeft.inputs.model import label_options, load_model_config, load_tokenizer
+from adapeft.inputs.objective import Classification
+from adapeft.inputs.own_loss import check_padding
 from adapeft.inputs.padding import set_padding, with_padding
 from adapeft.inputs.tokenize import tokenize
 from adapeft.ship.delta import extract_delta
@@ -219,3 +224,23 @@ def test_what_is_merged_classifies_alike_in_any_batch(tmp_path, maker, config_pa
         as_trained = trained.double().eval()(**tokenizer(examples, padding=True, return_tensors="pt")).logits
     assert ((together - alone).abs().max() / together.abs().max()).item() < BOUND
     assert ((together - as_trained).abs().max() / together.abs().max()).item() < 1e-6, "float32 weights, merged once"
+
+
+@pytest.mark.parametrize("padding", ["longest", "max_length"])
+def test_a_model_that_reads_its_padding_needs_batches_of_one_length(padding, tmp_path):
+    sizes = {name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")}
+    save_tokenizer(tmp_path, "right", "t0")
+    FNetModel(FNetConfig(**sizes, max_position_embeddings=32, pad_token_id=0)).save_pretrained(tmp_path)
+    model, tokenizer, description = loaded(tmp_path)
+    rows = datasets.Dataset.from_dict({"text": texts(ends_in_eos=False), "label": [0, 1] * 8})
+    data = Data(train="x", evaluation="x", max_length=16, padding=padding)
+    tokenized = tokenize(rows, data, TASK, tokenizer, description)
+    order = sorted(range(16), key=lambda index: tokenized.lengths[index])
+    alone, batched = tokenized.collate(order[:1]), tokenized.collate([order[0], order[-1]])
+    if padding == "longest":
+        with pytest.raises(AdapeftError, match=r"FNet.* other logits .* Set data\.padding: max_length"):
+            check_padding(Classification(), alone, batched, model)
+    else:
+        check_padding(Classification(), alone, batched, model)
+        assert alone.inputs["input_ids"].shape == (1, 16)
+        assert difference(model, tokenized) < BOUND
