@@ -87,7 +87,7 @@ def test_lines_in_latin_1(tmp_path):
     rows = [{"text": "café", "label": "blue"}, *ROWS]
     path.write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("latin-1"))
     data = Data(train=str(path), evaluation=str(path))
-    with pytest.raises(AdapeftError, match=r"data.train = .*latin.jsonl: cannot be read: .*UTF8"):
+    with pytest.raises(AdapeftError, match=r"data.train = .*latin.jsonl: cannot be read: .*utf-8.* in UTF-8"):
         describe(data, "sequence-classification")
 
 

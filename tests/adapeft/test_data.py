@@ -8,7 +8,6 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -16,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from adapeft.config import Data
 from adapeft.errors import AdapeftError
 from adapeft.inputs.data import DataDescription, describe
 from adapeft.inputs.labels import Head
@@ -58,9 +58,8 @@ def folder(tmp_path):
     return write
 
 
-def config(train: str = "", evaluation: str = "", **changes):
-    defaults = {"text": "text", "text_pair": None, "label": "label", "max_length": 8, "metric": "auto"}
-    return SimpleNamespace(train=train, evaluation=evaluation or train, **{**defaults, **changes})
+def config(train: str = "none.jsonl", evaluation: str = "", **changes) -> Data:
+    return Data(train=str(train), evaluation=str(evaluation or train), **{"max_length": 8, **changes})
 
 
 def tokenizer(is_bert: bool = True) -> PreTrainedTokenizerFast:
