@@ -41,8 +41,9 @@ def write_bert(folder: Path, **options: Any) -> Path:
 
 
 def write_classifier(folder: Path, num_labels: int) -> Path:
-    """A model with a trained head of so many classes."""
-    return save_model(BertForSequenceClassification(_bert_config(num_labels=num_labels)), folder)
+    """A model with a trained head of so many of the colours, by their names."""
+    names = dict(enumerate(sorted(COLOURS)[:num_labels]))
+    return save_model(BertForSequenceClassification(_bert_config(id2label=names)), folder)
 
 
 def write_gpt2(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.ranks import OneRank
 from cluster.compared_run import Run, run_apart
 from cluster.comparison import rows_of, table
+from cluster.contents import contents_of
 from cluster.inspect import inspect
 from cluster.measure import choose_and_save
 from tests.cluster.checkpoints import write_bert, write_classifier, write_colours, write_config
@@ -28,11 +29,12 @@ def uphill(tmp_path):
 
 def _measured(path, folder):
     config = load_config(path, [f"output={folder}"]).resolved()
-    groups = inspect(config).groups
+    inspection = inspect(config)
+    groups, contents = inspection.groups, contents_of(config, inspection.description)
     folder.mkdir()
     (folder / "config.yaml").write_text(to_yaml(config))
     columns = {"slope": np.full(groups.num_groups, -1.0), "curvature": np.ones(groups.num_groups)}
-    choose_and_save(config, Statistics(groups, columns), 160, OneRank(), None)
+    choose_and_save(config, contents, Statistics(groups, columns), 160, OneRank(), None)
     return folder
 
 

@@ -73,7 +73,7 @@ def refused(files, tmp_path, command, monkeypatch):
         ("data.train=tran.jsonl", "tran.jsonl: no such file. Did you mean"),
         ("data.label=colour", "data.label = 'colour': data.train has no such column. It has 'text', 'label'."),
         ("data.text=txt", "data.text = 'txt': data.train has no such column. Did you mean 'text'?"),
-        ("model.name=two-classes", "data.label: 3 classes, but the head of model.name has 2 outputs. Name a model"),
+        ("model.name=two-classes", "'green', 'red', 'blue', but the head of model.name has 'blue', 'green'. Write the"),
         ("data.evaluation=other-classes.jsonl", "data.evaluation has labels that data.train does not: 'yellow'"),
         ("data.train=empty.jsonl", "empty.jsonl: is empty. Name a file with rows."),
         ("cluster.zero_stage=4", "cluster.zero_stage = 4: should be less than or equal to 3"),
