@@ -231,7 +231,8 @@ def _on_rank(loop: dict[str, Any]) -> None:
     except AdapeftError as error:
         # Told at once: the other ranks lose this one, and Ray may see only their failure.
         loop["events"].put({"refused": str(error)})
-        raise
+        # Ray's controller waits forever for an error that cannot be unpickled from its message alone.
+        raise AdapeftError(str(error)) from None
 
 
 def _work(loop: dict[str, Any]) -> None:
