@@ -13,8 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
-    Trainer,
-    TrainingArguments,
     Wav2Vec2Config,
     Wav2Vec2Model,
 )
@@ -25,9 +23,10 @@ from adapeft.choose.subset import Part, Subset
 from adapeft.errors import RoundingWarning
 from adapeft.tune.attach import attachment_of
 from tests.adapeft.test_attach import make_mixtral
+from tests.adapeft.trainers import saving_trainer
 from tests.oracles_lora import MODELS, make_llama, mixed_subset
 from tests.oracles_tune import SUBSETS, changed, logits, make_subset, train, weights
-from tests.tiny import make_batches, make_bert
+from tests.tiny import make_bert
 
 KINDS = (*SUBSETS, "lora")
 
@@ -113,26 +112,8 @@ def test_adapters_are_refused_with_the_call_to_use(tmp_path):
     with pytest.raises(AdapeftError, match=r"an adapter stands behind 'bert.*adapeft\.delta\(model\)\.save"):
         model.save_pretrained(tmp_path / "out")
     with pytest.raises(AdapeftError, match="save_strategy='no'"):
-        trainer_of(model, tmp_path / "out", 2).train()
+        saving_trainer(model, tmp_path / "out", 2).train()
     assert not list(tmp_path.rglob("*.safetensors"))
-
-
-def examples(model: nn.Module) -> list[dict[str, torch.Tensor]]:
-    return [{name: value[row] for name, value in batch.items()} for batch in make_batches(model) for row in range(3)]
-
-
-def trainer_of(model: nn.Module, folder: object, steps: int) -> Trainer:
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        save_steps=2,
-        learning_rate=2e-2,
-        lr_scheduler_type="constant",
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-    )
-    return Trainer(model, arguments, train_dataset=examples(model))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("bert", "mixed"), ("gpt2", "row"), ("gpt2", "lora")])
@@ -142,9 +123,9 @@ def test_a_checkpoint_of_the_trainer_is_the_trained_model_and_resumes_exactly(na
         return adapeft.attach(model, subset_of(model, kind))
 
     through = attached()
-    trainer_of(through, tmp_path, 4).train()
+    saving_trainer(through, tmp_path, 4).train()
     resumed = attached()
-    trainer = trainer_of(resumed, tmp_path, 4)
+    trainer = saving_trainer(resumed, tmp_path, 4)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     found, expected = adapeft.delta(resumed), adapeft.delta(through)
     assert all(torch.equal(found.changes[key].values, change.values) for key, change in expected.changes.items())

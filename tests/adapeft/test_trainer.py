@@ -9,17 +9,9 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 import adapeft
 from adapeft.tune.attach import attachment_of
+from tests.adapeft.trainers import examples, saving_trainer
 from tests.oracles_tune import changed, inside, logits, train, weights
 from tests.tiny import make_batches, make_bert, make_gpt2
-
-
-def examples(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
-    """Single examples, as a data set gives them."""
-    return [
-        {name: value[row] for name, value in batch.items()}
-        for batch in make_batches(model)
-        for row in range(len(batch["labels"]))
-    ]
 
 
 def assert_shipped(model: torch.nn.Module, base: torch.nn.Module, tolerance: float) -> None:
@@ -75,25 +67,12 @@ def test_a_checkpoint_of_the_trainer_resumes(tmp_path):
     def attached(base: torch.nn.Module) -> torch.nn.Module:
         return adapeft.attach(base, subset)
 
-    def trainer(model: torch.nn.Module, steps: int) -> Trainer:
-        arguments = TrainingArguments(
-            output_dir=str(tmp_path),
-            max_steps=steps,
-            save_steps=2,
-            learning_rate=2e-2,
-            lr_scheduler_type="constant",
-            use_cpu=True,
-            report_to=[],
-            disable_tqdm=True,
-        )
-        return Trainer(model, arguments, train_dataset=examples(model))
-
     subset = adapeft.select(make_gpt2(), make_batches(make_gpt2()), budget="10%", include=["*wte*", "*c_attn*"])
     assert "transformer.wte.weight" in subset.parts
     through = attached(make_gpt2())
-    trainer(through, 4).train()
+    saving_trainer(through, tmp_path, 4).train()
     resumed = attached(make_gpt2())
-    trainer(resumed, 4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    saving_trainer(resumed, tmp_path, 4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     for name, leaf in attachment_of(through).trained.items():
         torch.testing.assert_close(attachment_of(resumed).trained[name], leaf)
     assert resumed.lm_head.weight_leaf is resumed.transformer.wte.weight_leaf
