@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from adapeft.inputs.batches import num_micro_batches
 from adapeft.ship.delta import extract_delta
 from adapeft.tune.attach import attach
 from tests.cluster.rank_statistics import BATCH_SIZE
-from tests.cluster.rank_training import LEARNING_RATE, NUM_STEPS, falling, losses_of, subset_of, values_of
+from tests.cluster.rank_training import NUM_STEPS, engine_of, losses_of, subset_of, values_of
 from tests.cluster.ranks import leave
 from tests.tiny import make_bert
 
@@ -64,7 +63,7 @@ def state_of(checkpoints) -> list[torch.Tensor]:
 
 def main(out: Path) -> None:
     from cluster.checkpoint import Checkpoints
-    from cluster.engine import join, training_engine
+    from cluster.engine import join
     from cluster.finetune import full_value
     from cluster.finite_steps import FiniteSteps
 
@@ -76,16 +75,7 @@ def main(out: Path) -> None:
             model = make_bert().to(getattr(torch, dtype)).eval()
             attach(model, subset_of(model, "rows"))
             num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
-            engine = training_engine(
-                model,
-                zero_stage=stage,
-                num_micro=num_micro,
-                learning_rate=LEARNING_RATE,
-                weight_decay=0.1,
-                max_grad_norm=clip,
-                schedule=lambda optimizer: LambdaLR(optimizer, falling),
-                persistence_threshold=0,
-            )
+            engine = engine_of(model, stage, num_micro, clip)
             steps, checkpoints = FiniteSteps(engine, ranks), Checkpoints(out / "none", engine, ranks)
             taken, rates, changed = [], [], False
             for step in range(NUM_STEPS):

@@ -78,6 +78,22 @@ def losses_of(model: nn.Module, step: int, ranks: Ranks, num_micro: int) -> list
     )[0]
 
 
+def engine_of(model: nn.Module, zero_stage: int, num_micro: int, max_grad_norm: float | None = 0.5):
+    """A training engine with the settings of ``train_plainly``."""
+    from cluster.engine import training_engine
+
+    return training_engine(
+        model,
+        zero_stage=zero_stage,
+        num_micro=num_micro,
+        learning_rate=LEARNING_RATE,
+        weight_decay=0.1,
+        max_grad_norm=max_grad_norm,
+        schedule=lambda optimizer: LambdaLR(optimizer, falling),
+        persistence_threshold=0,
+    )
+
+
 def train_plainly(name: str, kind: str) -> dict[str, torch.Tensor]:
     """The oracle: plain torch, one process, AdamW with decay on matrices, a falling learning rate and clipping."""
     model = MODELS[name]().eval()
@@ -134,7 +150,7 @@ def falling(step: int) -> float:
 
 def main(out: Path) -> None:
     from cluster.checkpoint import Checkpoints
-    from cluster.engine import join, training_engine
+    from cluster.engine import join
     from cluster.finetune import full_value
     from tests.cluster.rank_statistics import optimizer_state_elements
 
@@ -153,16 +169,7 @@ def main(out: Path) -> None:
             attach(model, subset_of(model, kind))
             start_equal = torch.equal(first_logits(model), before)
             num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
-            engine = training_engine(
-                model,
-                zero_stage=stage,
-                num_micro=num_micro,
-                learning_rate=LEARNING_RATE,
-                weight_decay=0.1,
-                max_grad_norm=0.5,
-                schedule=lambda optimizer: LambdaLR(optimizer, falling),
-                persistence_threshold=0,
-            )
+            engine = engine_of(model, stage, num_micro)
 
             def step(number: int, engine=engine, model=model, num_micro=num_micro) -> None:
                 for loss in losses_of(model, number, ranks, num_micro):
