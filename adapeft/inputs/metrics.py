@@ -7,13 +7,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_f1_score,
-    multiclass_accuracy,
-    multiclass_f1_score,
-    multiclass_matthews_corrcoef,
-)
-from torchmetrics.functional.regression import pearson_corrcoef
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.inputs.data import DataDescription
@@ -130,6 +123,14 @@ def _kind(task: str, is_regression: bool) -> str:
 
 def _agreement(predictions: Tensor, labels: Tensor, num_classes: int) -> dict[str, float]:
     """Of classes [N]. F1 is that of class 1 where there are two, else the mean over the classes that occur."""
+    # Imported where it is used: importing it takes 3 s, which neither the command nor a measuring worker needs.
+    from torchmetrics.functional.classification import (
+        binary_f1_score,
+        multiclass_accuracy,
+        multiclass_f1_score,
+        multiclass_matthews_corrcoef,
+    )
+
     # A model whose head has more outputs than the data has classes may predict any of them.
     num_outputs = max(num_classes, int(predictions.max()) + 1)
     accuracy = multiclass_accuracy(predictions, labels, num_outputs, average="micro").item()
@@ -153,6 +154,8 @@ def _correlations(predictions: Tensor, targets: Tensor) -> dict[str, float]:
 
 def _correlation(x: Tensor, y: Tensor) -> float:
     """Pearson's of x and y [N], in float64: 0 where one is constant, nan where one is not finite."""
+    from torchmetrics.functional.regression import pearson_corrcoef
+
     if x.unique().numel() == 1 or y.unique().numel() == 1:
         return 0.0
     return pearson_corrcoef(x.double(), y.double()).item()
