@@ -37,17 +37,20 @@ WORDS = TELLING + FILLING
 
 def write_bert(folder: Path, **options: Any) -> Path:
     """A base model without a head, and its tokenizer."""
+    torch.manual_seed(0)
     return save_model(BertModel(_bert_config(**options)), folder)
 
 
 def write_classifier(folder: Path, num_labels: int) -> Path:
     """A model with a trained head of so many of the colours, by their names."""
+    torch.manual_seed(0)
     names = dict(enumerate(sorted(COLOURS)[:num_labels]))
     return save_model(BertForSequenceClassification(_bert_config(id2label=names)), folder)
 
 
 def write_gpt2(folder: Path) -> Path:
     """A causal language model of 32 positions."""
+    torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(_vocabulary()), n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3
     )
