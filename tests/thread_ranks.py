@@ -44,7 +44,7 @@ class ThreadRanks:
 
 def on_ranks(world_size: int, function: Callable[[Ranks], Any]) -> list[Any]:
     """What ``function`` returns on each rank."""
-    gathered, barrier = [None] * world_size, Barrier(world_size, timeout=60)
+    gathered, barrier = [None] * world_size, Barrier(world_size, timeout=120)
     with ThreadPoolExecutor(world_size) as pool:
         return list(
             pool.map(function, [ThreadRanks(rank, world_size, gathered, barrier) for rank in range(world_size)])

@@ -413,7 +413,7 @@ def test_processes_at_once(folder, tmp_path):
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    answers = [rank.communicate(timeout=120)[0] for rank in ranks]
+    answers = [rank.communicate(timeout=900)[0] for rank in ranks]
     assert answers[0].split()[1] == "1500"
     assert answers[0] == answers[1]
 

@@ -276,9 +276,9 @@ def test_many_writers_of_the_same_names(tmp_path):
     start, done, results, seen = SPAWN.Barrier(5), SPAWN.Event(), SPAWN.Queue(), SPAWN.Queue()
     writers = [in_another_process(_add_all, store.url, tmp_path, n, start, results) for n in range(1, 5)]
     reader = in_another_process(_read_all, store.url, start, done, seen)
-    won = dict(results.get(timeout=300) for _ in writers)
+    won = dict(results.get(timeout=900) for _ in writers)
     done.set()
-    problems, num_seen = seen.get(timeout=300)
+    problems, num_seen = seen.get(timeout=900)
     for process in (*writers, reader):
         process.join()
         assert process.exitcode == 0

@@ -35,7 +35,7 @@ def chosen_by_ranks(scores, k, owners):
     world_size = max(owners) + 1
     pieces, positions = divide(scores, [len(scores) * i // len(owners) for i in range(1, len(owners))])
     owners = owners[: len(pieces)]
-    barrier, shared, found = threading.Barrier(world_size, timeout=20), [None] * world_size, {}
+    barrier, shared, found = threading.Barrier(world_size, timeout=120), [None] * world_size, {}
 
     def rank_main(rank):
         def all_reduce(tensor):

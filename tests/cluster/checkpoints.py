@@ -101,7 +101,7 @@ def write_config(path: Path, model: Path, train: Path, evaluation: Path, task: s
     return path
 
 
-def adapeft(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def adapeft(*arguments: object, timeout: float = 1500, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs the command as a user does."""
     return subprocess.run(
         [str(COMMAND), *map(str, arguments)],

@@ -23,7 +23,7 @@ def torchrun(world_size: int, module: str, *arguments: object) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-20000:]

@@ -20,7 +20,7 @@ LOAD = "import os; os.environ['DS_ACCELERATOR'] = 'cpu'; from cluster.compiled i
 @pytest.fixture
 def extensions(tmp_path, monkeypatch):
     """A copy of what is compiled already, in a place of its own, with a lock of nobody's."""
-    subprocess.run([sys.executable, "-c", f"import cluster.engine; {LOAD}"], cwd=ROOT, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", f"import cluster.engine; {LOAD}"], cwd=ROOT, check=True, timeout=900)
     compiled = Path(_get_build_directory("deepspeed_shm_comm", False))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     folder = Path(_get_build_directory("deepspeed_shm_comm", False))

@@ -42,7 +42,7 @@ def killing(arguments: list[str], *moments: str) -> tuple[int, str]:
             del waiting[0]
             os.kill(workers_of(process)[-1].pid, signal.SIGKILL)
     assert not waiting, "".join(lines)
-    return process.wait(timeout=300), "".join(lines)
+    return process.wait(timeout=900), "".join(lines)
 
 
 def assert_same_tensors(kind: str, folders: list[Path]) -> None:

@@ -128,7 +128,7 @@ def test_a_lost_node_ends_training_and_the_same_command_goes_on(config, cluster,
         _wait_for_a_checkpoint(output, process)
         (worker,) = cluster.worker_nodes
         cluster.remove_node(worker, allow_graceful=False)
-        said, errors = process.communicate(timeout=300)
+        said, errors = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == 1, said + errors
@@ -164,7 +164,7 @@ def _start_ray(node: Namespace, environment: dict[str, str], *arguments: str) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stdout
