@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from adapeft.choose.entry import is_name
-
+SUBSET_SUFFIX = ".safetensors"
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _JOB_FOLDER = re.compile(r".*/working_dir_files/_ray_pkg_[0-9a-f]+/")
 
@@ -56,6 +55,11 @@ def is_url(place: str) -> bool:
 def is_path(place: str) -> bool:
     """The contrary of ``is_url``."""
     return not is_url(place)
+
+
+def is_name(place: str) -> bool:
+    """Whether ``place`` can only be a name in a store: it looks like no path or URL, and no file has it."""
+    return not ("/" in place or os.sep in place or place.endswith(SUBSET_SUFFIX) or os.path.isfile(place))
 
 
 def absolute(path: str) -> str:

@@ -109,7 +109,6 @@ def _file_and_summary(source: str) -> tuple[Path, Summary]:
     Raises:
         AdapeftError: neither a run with a subset nor a subset.
     """
-    from adapeft.choose.entry import Summary
     from adapeft.choose.locate import locate
     from adapeft.choose.subset import Subset
     from adapeft.reading import load_json, reading
@@ -117,11 +116,11 @@ def _file_and_summary(source: str) -> tuple[Path, Summary]:
 
     if not Path(source).is_dir():
         path = locate(source)
-        return path, Summary.of(Subset.load(path))
+        return path, Subset.load(path).summary()
     folder = RunFolder(Path(source))
     if not folder.config.is_file() or not folder.subset.is_file():
         raise AdapeftError(f"{source}: no run with a subset (config.yaml, subset.safetensors). Run select first.")
     metrics = load_json(folder.metrics, "what a run writes", "Run again.") if folder.metrics.is_file() else {}
     with reading(f"{folder.config}: cannot be read", "Run select again."):
         config = folder.config.read_text(encoding="utf-8")
-    return folder.subset, Summary.of(Subset.load(folder.subset), config, metrics)
+    return folder.subset, Subset.load(folder.subset).summary(config, metrics)

@@ -1,38 +1,29 @@
-"""What a store says of a subset, and how its name is told from a path."""
+"""What a store says of a subset."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from adapeft.errors import AdapeftError
 from adapeft.json_numbers import Number
+from adapeft.places import SUBSET_SUFFIX
 from adapeft.reading import Count, Line, check_yaml, reading
 
-if TYPE_CHECKING:
-    from adapeft.choose.subset import Subset
-
-SUFFIX = ".safetensors"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-
-
-def is_name(place: str) -> bool:
-    """Whether ``place`` can only be a name in a store: it looks like no path or URL, and no file has it."""
-    return not ("/" in place or os.sep in place or place.endswith(SUFFIX) or os.path.isfile(place))
 
 
 def check_name(name: str) -> None:
     """Raises ``AdapeftError`` for what could be mistaken for a path, or is none on some file system."""
-    if not re.fullmatch(_NAME, name) or name.endswith(SUFFIX):
+    if not re.fullmatch(_NAME, name) or name.endswith(SUBSET_SUFFIX):
         raise AdapeftError(
             f"{name!r} is no name for a subset: take letters, digits, '.', '_' and '-', at most 100, a letter or digit "
-            f"first, and not {SUFFIX} at the end."
+            f"first, and not {SUBSET_SUFFIX} at the end."
         )
 
 
@@ -81,27 +72,34 @@ class Summary(_Record):
     provenance: Provenance = Provenance()
 
     @classmethod
-    def of(cls, subset: Subset, config: str | None = None, metrics: Mapping[str, Any] | None = None) -> Summary:
-        """Summary of a subset.
+    def of(
+        cls,
+        description: Mapping[str, Any],
+        count: int,
+        config: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Summary:
+        """Summary of a subset; see ``Subset.summary``.
 
         Args:
-            subset: of which its own header is used.
+            description: of the subset, from its header.
+            count: elements that it trains.
             config: YAML of the run that trained it; the one it was chosen under when None.
             metrics: of that run, as far as it came.
 
         Raises:
             AdapeftError: its header, or the config, is damaged.
         """
-        said, scores = subset.description, metrics or {}
-        known: dict[str, Any] = {key: said[key] for key in cls.model_fields if key in said}
+        scores = metrics or {}
+        known: dict[str, Any] = {key: description[key] for key in cls.model_fields if key in description}
         with reading("what the subset says of itself is damaged", "Choose again.", yaml.YAMLError):
-            text = config or said.get("config", "")
+            text = config or description.get("config", "")
             check_yaml(text)
             tree = yaml.safe_load(text) or {}
             if tree:
                 known |= {"base": tree["model"]["name"], "task": tree["model"]["task"], "data": tree["data"]["train"]}
             known |= {key: scores[key] for key in ("metric", "before", "after") if key in scores}
-            return cls(**{**known, "count": subset.count})
+            return cls(**{**known, "count": count})
 
 
 class Entry(_Record):
@@ -126,4 +124,4 @@ class Entry(_Record):
     @property
     def file(self) -> str:
         """Name of the subset's file, beside the entry."""
-        return f"{self.name}@{self.token}{SUFFIX}"
+        return f"{self.name}@{self.token}{SUBSET_SUFFIX}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapeft.choose.entry import is_name
 from adapeft.choose.store import SubsetStore, download
-from adapeft.places import is_url
+from adapeft.places import is_name, is_url
 
 
 def locate(place: str | Path) -> Path:

@@ -22,8 +22,9 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
-from adapeft.choose.entry import SUFFIX, Entry, Summary, check_name
+from adapeft.choose.entry import Entry, Summary, check_name
 from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.places import SUBSET_SUFFIX
 
 STORE_VARIABLE = "ADAPEFT_STORE"
 HALF_WRITTEN = "half written"
@@ -94,7 +95,7 @@ class SubsetStore:
         if content is None:
             raise AdapeftError(
                 f"{name!r}: no such subset in the store {self.url}.{did_you_mean(name, known)} `adapeft subsets list` "
-                f"lists them; a path has a slash or ends in {SUFFIX}."
+                f"lists them; a path has a slash or ends in {SUBSET_SUFFIX}."
             )
         return self._parse(name, content)
 
@@ -295,7 +296,7 @@ def _keep(content: bytes) -> Path:
 
 
 def _kept(sha256: str) -> Path:
-    return _home("XDG_CACHE_HOME", "~/.cache") / f"{sha256}{SUFFIX}"
+    return _home("XDG_CACHE_HOME", "~/.cache") / f"{sha256}{SUBSET_SUFFIX}"
 
 
 def _home(variable: str, otherwise: str) -> Path:

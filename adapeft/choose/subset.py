@@ -13,6 +13,7 @@ from pydantic import FiniteFloat, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from adapeft.artifact import load_tensors, save_tensors
+from adapeft.choose.entry import Summary
 from adapeft.choose.locate import locate
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.reading import MOST, Count, Header, Line, reading
@@ -192,6 +193,10 @@ class Subset:
                     f"the subset's {name!r} has shape {part.shape}, this model's {shapes[name]}: it was chosen for "
                     f"another model."
                 )
+
+    def summary(self, config: str | None = None, metrics: Mapping[str, Any] | None = None) -> Summary:
+        """What a store says of this subset; see ``Summary.of`` for the arguments and errors."""
+        return Summary.of(self.description, self.count, config, metrics)
 
     def save(self, path: str | Path) -> None:
         """Writes ``subset.safetensors``."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from adapeft.choose.entry import Entry, Summary
+from adapeft.choose.entry import Entry
 from adapeft.choose.store import SubsetStore
 from adapeft.choose.subset import Subset
 from tests.adapeft.test_damaged_subset import SUBSET
@@ -23,7 +23,7 @@ def store(tmp_path) -> SubsetStore:
     metrics = {"metric": "accuracy", "before": {"accuracy": 0.5}, "after": {"accuracy": 0.75}}
     subset = Subset.load(tmp_path / "subset.safetensors")
     opened = SubsetStore(str(tmp_path / "store"))
-    opened.add("mine", tmp_path / "subset.safetensors", Summary.of(subset, None, metrics))
+    opened.add("mine", tmp_path / "subset.safetensors", subset.summary(None, metrics))
     return opened
 
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapeft.artifact import save_tensors
-from adapeft.choose.entry import Summary
 from adapeft.choose.subset import Part, Subset, check_part
 from tests.damage import check, damaged_safetensors, examples
 
@@ -54,7 +53,7 @@ def test_subsets(tmp_path):
         found = check(lambda: Subset.load(path), path)
         if found is not None:
             whole(found)
-            check(lambda: Summary.of(found), path, names="subset")
+            check(lambda: found.summary(), path, names="subset")
 
     run()
 

@@ -35,7 +35,7 @@ def store(tmp_path, monkeypatch, subset):
     monkeypatch.chdir(tmp_path / "here")
     subset.save(tmp_path / "chosen.safetensors")
     store = SubsetStore()
-    store.add("cola", tmp_path / "chosen.safetensors", Summary.of(subset))
+    store.add("cola", tmp_path / "chosen.safetensors", subset.summary())
     return store
 
 
@@ -108,11 +108,11 @@ def test_where_the_store_is(monkeypatch):
 
 
 def test_the_summary_of_a_header(subset):
-    said = Summary.of(subset.described(config=to_yaml(parse_config(CONFIG))))
+    said = subset.described(config=to_yaml(parse_config(CONFIG))).summary()
     assert (said.base, said.task, said.data) == ("bert", "causal-lm", "glue:cola@train")
     assert (said.method, said.budget, said.count, said.fingerprint, said.after) == ("sam", 20, 12, "f", {})
-    assert Summary.of(subset).base is None
+    assert subset.summary().base is None
     with pytest.raises(AdapeftError, match="what the subset says of itself is damaged"):
-        Summary.of(subset.described(config="model: [1"))
+        subset.described(config="model: [1").summary()
     with pytest.raises(AdapeftError, match="what the subset says of itself is damaged"):
-        Summary.of(subset.described(budget="much"))
+        subset.described(budget="much").summary()

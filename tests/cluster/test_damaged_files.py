@@ -15,7 +15,6 @@ import torch
 from hypothesis import given
 from rich.console import Console
 
-from adapeft.choose.entry import Summary
 from adapeft.choose.store import STORE_VARIABLE, SubsetStore
 from adapeft.choose.subset import Part, Subset
 from adapeft.config_file import load_config
@@ -214,7 +213,7 @@ def test_damaged_entries_are_shown(folder):
     store, terminal = SubsetStore(str(folder / "store")), Terminal(Console(file=StringIO()))
     metrics = {"metric": "accuracy", "before": SCORES, "after": SCORES}
     config = (folder / "run" / "config.yaml").read_text()
-    store.add("mine", folder / SUBSET, Summary.of(Subset.load(folder / SUBSET), config, metrics))
+    store.add("mine", folder / SUBSET, Subset.load(folder / SUBSET).summary(config, metrics))
     path = folder / "store" / "mine.json"
 
     @examples(150)
