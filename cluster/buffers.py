@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from adapeft.tune.buffers import changed_buffers, set_buffers
 from cluster.engine import DistributedRanks
 

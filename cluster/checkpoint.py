@@ -17,7 +17,7 @@ from adapeft.finite import DIVERGED, check_finite, is_finite
 from adapeft.measure.shards import adam_state
 from adapeft.rank_files import rank_paths, save_on_ranks
 from adapeft.ranks import Ranks
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from adapeft.tune.buffers import changed_buffers, set_buffers
 from adapeft.tune.leaf_shards import Range
 from cluster.master_weights import MasterWeights

@@ -26,7 +26,8 @@ from adapeft.inputs.metrics import primary
 from adapeft.inputs.model import label_options
 from adapeft.json_numbers import decoded
 from adapeft.ship.delta import extract_delta
-from adapeft.tune.attach import attach, attachment_of
+from adapeft.tune.attach import attach
+from adapeft.tune.attachment import attachment_of
 from cluster.buffers import share_buffers
 from cluster.checkpoint import Checkpoints
 from cluster.engine import DistributedRanks, join, training_engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from adapeft.ranks import Ranks
-from adapeft.tune.attach import Attachment
+from adapeft.tune.attachment import Attachment
 from adapeft.tune.check import unreached_error
 
 PATIENCE = 8

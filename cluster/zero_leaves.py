@@ -7,8 +7,8 @@ from torch import nn
 
 from adapeft.errors import AdapeftError
 from adapeft.ranks import OneRank, Ranks
-from adapeft.tune.attach import attachment_of
-from adapeft.tune.follow import Follower
+from adapeft.tune.attachment import attachment_of
+from adapeft.tune.follower import Follower
 from adapeft.tune.leaf_shards import leaf_shards, whole
 from cluster.engine import DistributedRanks
 from cluster.master_weights import MasterWeights
@@ -36,4 +36,4 @@ def follow_in_engine(
     # At stage 0 every rank holds everything, and all do the same to it.
     owners: Ranks = ranks if stage else OneRank()
     leaves = leaf_shards(attachment, masters.range_of if stage else whole, owners, masters.publish)
-    return Follower(attachment, leaves, engine.basic_optimizer, num_steps, step)
+    return attachment.follow(leaves, engine.basic_optimizer, num_steps, step)

@@ -28,7 +28,7 @@ from adapeft.json_numbers import Number, dumps, loads
 from adapeft.reading import Header, Line, reading
 from adapeft.rounding import Rounding
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter
-from adapeft.tune.attach import Attachment, Owner, attachment_of
+from adapeft.tune.attachment import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import changed_buffers
 from adapeft.tune.check import check_in_place, check_moved, check_reached
 from adapeft.tune.frozen import check_frozen

@@ -9,7 +9,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from adapeft.errors import AdapeftError
-from adapeft.tune.attach import Attachment, frozen_error
+from adapeft.tune.attach import frozen_error
+from adapeft.tune.attachment import Attachment
 
 _ADDED = {"lora", "adapter"}
 """Kinds of parts that work on the output of a layer, and so only where it is called."""

@@ -8,7 +8,7 @@ from torch import nn
 from adapeft.errors import AdapeftError
 from adapeft.inputs.divided import is_divided
 from adapeft.inputs.fingerprint import base_name, changed_names, sample
-from adapeft.tune.attach import Attachment
+from adapeft.tune.attachment import Attachment
 
 
 def check_frozen(model: nn.Module, attachment: Attachment) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from adapeft.ranks import OneRank, Ranks
-from adapeft.tune.attach import Attachment
+from adapeft.tune.attachment import Attachment
 from adapeft.tune.rules.rule import LeafShard, LeafShards
 
 

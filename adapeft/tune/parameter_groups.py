@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from adapeft.tune.rules.rule import DIFFERENCE
 
 

@@ -16,7 +16,8 @@ from adapeft.finite import blame
 from adapeft.inputs.losses import Collate, micro_losses
 from adapeft.inputs.objective import Objective
 from adapeft.ranks import OneRank
-from adapeft.tune.attach import attach, attachment_of, detach
+from adapeft.tune.attach import attach, detach
+from adapeft.tune.attachment import attachment_of
 
 
 class Trial:

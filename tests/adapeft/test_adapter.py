@@ -11,7 +11,7 @@ from adapeft import AdapeftError, Delta, attach, delta, detach, merge
 from adapeft.choose.subset import Part, Subset
 from adapeft.config_file import parse_select
 from adapeft.inputs.structure import describe_parameters
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.oracles_lora import MODELS
 from tests.oracles_tune import logits, train
 from tests.tiny import make_batches, make_bert, make_gpt2

@@ -12,7 +12,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from adapeft import AdapeftError, attach, detach
 from adapeft.choose.subset import Part, Subset
 from adapeft.inputs.fingerprint import fingerprint_model
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.oracles_tune import SUBSETS, changed, densify, gather, logits, make_subset, train, weights
 from tests.tiny import make_batches, make_bert, make_gpt2
 

@@ -13,7 +13,7 @@ from adapeft import AdapeftError, Delta, attach, merge, save_for_peft
 from adapeft.artifact import load_tensors, save_tensors
 from adapeft.ship.arithmetic import interpolation, scaled, sum_of
 from adapeft.ship.delta import extract_delta
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.adapeft.test_merge import CLASSIFIER, save
 from tests.oracles_tune import make_subset, trained_delta, weights
 from tests.tiny import make_bert

@@ -30,7 +30,7 @@ from adapeft.choose.subset import Part, Subset
 from adapeft.config_file import parse_select
 from adapeft.inputs.structure import describe_parameters
 from adapeft.ship.peft_folder import save_for_peft
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.adapeft.test_merge import CLASSIFIER, LANGUAGE, save
 from tests.oracles_lora import MODELS, low_rank_product, make_llama, mixed_subset
 from tests.oracles_ship import save_base

@@ -22,7 +22,7 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel
 from adapeft.measure.storage import load_statistics, save_groups
 from adapeft.methods import METHODS, get_method
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.tiny import make_batches, make_bert, make_gpt2
 
 UNUSED = "bert.encoder.layer.0.unused.weight"

@@ -17,7 +17,7 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from adapeft import attach, delta, detach
 from adapeft.choose.subset import Part, Subset
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.oracles_tune import densify, gather
 from tests.tiny import make_gpt2
 

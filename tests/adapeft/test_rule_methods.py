@@ -10,7 +10,7 @@ import adapeft
 from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
 from adapeft.methods import METHODS, RuleMethod
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.oracles_tune import changed, logits, weights
 from tests.tiny import make_batches, make_bert, make_gpt2
 

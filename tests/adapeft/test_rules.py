@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import adapeft
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from adapeft.tune.rules.diff_pruning import SHUT, expected_open, hard_concrete
 from adapeft.tune.rules.mixout import mixed
 from adapeft.tune.rules.rule import Place

@@ -21,7 +21,7 @@ import adapeft
 from adapeft import AdapeftError
 from adapeft.choose.subset import Part, Subset
 from adapeft.errors import RoundingWarning
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.adapeft.test_attach import make_mixtral
 from tests.adapeft.trainers import saving_trainer
 from tests.oracles_lora import MODELS, make_llama, mixed_subset

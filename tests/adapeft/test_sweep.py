@@ -24,7 +24,7 @@ from transformers.models.auto import modeling_auto
 from adapeft import attach, delta
 from adapeft.choose.subset import Part, Subset
 from adapeft.measure.shards import WholeModel
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.oracles_tune import densify, gather
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 import adapeft
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.adapeft.trainers import examples, saving_trainer
 from tests.oracles_tune import changed, inside, logits, train, weights
 from tests.tiny import make_batches, make_bert, make_gpt2

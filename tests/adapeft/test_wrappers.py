@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 import adapeft
 from adapeft import AdapeftError
 from adapeft.choose.subset import Part, Subset
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from tests.oracles_tune import SUBSETS, logits, make_subset, train, weights
 from tests.tiny import make_batches, make_bert, make_gpt2
 

@@ -19,7 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 
 import adapeft
 from adapeft.config_file import load_config
-from adapeft.tune.attach import attachment_of
+from adapeft.tune.attachment import attachment_of
 from cluster.inputs import Inputs, load_inputs
 from tests.benchmarks.report import RESULTS, machine
 

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from adapeft.choose.subset import Part, Subset
 from adapeft.errors import AdapeftError
 from adapeft.ship.delta import extract_delta
-from adapeft.tune.attach import attach, attachment_of
+from adapeft.tune.attach import attach
+from adapeft.tune.attachment import attachment_of
 from tests.cluster.ranks import leave
 
 RUNS = [(stage, checkpointing) for stage in (0, 1, 2, 3) for checkpointing in (False, True)]

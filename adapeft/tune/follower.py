@@ -1,0 +1,74 @@
+"""A rule while an optimizer trains: gradients edited before its step, leaves projected after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from adapeft.tune.rules.rule import LeafShards, Rule
+
+
+class Follower:
+    """A rule at work on the leaves that an optimizer steps.
+
+    Args:
+        rule: of the dense parts.
+        leaves: this process's shards of the leaves.
+        optimizer: the one that steps them; it may step them in several calls.
+        num_steps: of the whole training.
+        step: steps done before, for a resumed training.
+    """
+
+    def __init__(self, rule: Rule, leaves: LeafShards, optimizer: Optimizer, num_steps: int, step: int = 0) -> None:
+        self.rule, self.leaves, self.num_steps = rule, leaves, num_steps
+        self.rule.step = step
+        self._is_projected = False
+        optimizer.register_step_pre_hook(self._edit_gradients)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether what is trained so far may be shipped."""
+        return self.rule.is_ready(self.num_steps)
+
+    def after_step(self) -> None:
+        """Counts an optimizer step and projects where the rule says so. Collective."""
+        self.rule.step += 1
+        self._is_projected = False
+        if self.rule.projects_after(self.rule.step, self.num_steps):
+            self._project()
+
+    @contextmanager
+    def as_shipped(self) -> Iterator[None]:
+        """Within it the model is within the budget, where the rule scores and ships it so. Collective.
+
+        Training goes on from what it had before: how often a model is scored must not change it.
+        """
+        if self._is_projected or not self.rule.projects_to_evaluate:
+            yield
+            return
+        before = [shard.values.clone() for shard in self.leaves.shards]
+        self._project()
+        yield  # no finally: to publish is collective, and a rank that failed would wait for the others
+        if self.rule.step < self.num_steps:
+            with torch.no_grad():
+                for shard, values in zip(self.leaves.shards, before, strict=True):
+                    shard.values.copy_(values)
+            self.leaves.publish()
+            self._is_projected = False
+
+    def _project(self) -> None:
+        self.rule.project(self.leaves)
+        self.leaves.publish()
+        self._is_projected = True
+
+    def _edit_gradients(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            for flat in group["params"]:
+                if flat.grad is not None:
+                    gradient = flat.grad.view(-1)
+                    for offset, shard in self.leaves.flats.get(id(flat), ()):
+                        self.rule.edit_gradient(shard, gradient.narrow(0, offset, len(shard.values)))
