@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adapeft import Delta
 from adapeft.choose.subset import Part
 from adapeft.inputs.fingerprint import fingerprint_model
-from adapeft.ship.delta import Change
+from adapeft.tune.change import Change
 from adapeft.tune.leaves import leaf_shape
 from tests.oracles_lora import low_rank_product
 from tests.oracles_tune import densify

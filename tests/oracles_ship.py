@@ -11,7 +11,7 @@ from adapeft import Delta
 from adapeft.choose.subset import Part
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.inputs.structure import new_parameters
-from adapeft.ship.delta import Change
+from adapeft.tune.change import Change
 from adapeft.tune.leaves import leaf_shape
 from tests.oracles_lora import low_rank_product
 from tests.oracles_tune import densify

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError
-from adapeft.ship.delta import Change, Delta
+from adapeft.ship.delta import Delta
 from adapeft.ship.entries import Entries, smallest_change, weighted_sum
+from adapeft.tune.change import Change
 
 _LINEAR_PIECES = ("lora_B", "up.weight", "up.bias")
 """Those that a factor goes to: the output of LoRA and of an adapter is linear in them."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapeft.choose.subset import Part, compact_indices
-from adapeft.ship.delta import Change
+from adapeft.tune.change import Change
 from adapeft.tune.lora import low_rank_sum
 
 

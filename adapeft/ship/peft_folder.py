@@ -17,9 +17,10 @@ from adapeft.errors import AdapeftError
 from adapeft.finite import check_finite
 from adapeft.rounding import Rounding
 from adapeft.ship.base import Base, base_of
-from adapeft.ship.delta import Change, Delta
+from adapeft.ship.delta import Delta
 from adapeft.ship.peft_lora import lora_for_peft, target_modules
 from adapeft.ship.peft_parts import PREFIX, REMEDY, PeftParts, shira_rank, sort_for_peft
+from adapeft.tune.change import Change
 
 # A second adapter is matched against names with PEFT's prefix.
 _OPTIONAL_PREFIX = f"({PREFIX})?".replace(".", r"\.")

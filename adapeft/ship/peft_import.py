@@ -13,9 +13,10 @@ from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.inputs.fingerprint import base_name, digests_of
 from adapeft.inputs.structure import describe_parameters, is_linear_layer
 from adapeft.ship.base import Base, open_base
-from adapeft.ship.delta import Change, Delta
+from adapeft.ship.delta import Delta
 from adapeft.ship.peft_adapter import MERGE_IN_PEFT, LowRank, PeftAdapter, read_adapter
 from adapeft.ship.peft_parts import is_plain, owner_of, parameter_places
+from adapeft.tune.change import Change
 from adapeft.tune.lora import low_rank_sum
 
 _TASKS = {"SEQ_CLS": "sequence-classification", "CAUSAL_LM": "causal-lm"}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from adapeft.ship.delta import Change
+from adapeft.tune.change import Change
 
 _MOST_PADDING = 1.5
 """Elements with every matrix at the largest rank, per element at its own rank, up to which the file is padded."""

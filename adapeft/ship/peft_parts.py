@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError
 from adapeft.inputs.structure import ParameterInfo, describe_parameters
-from adapeft.ship.delta import Change, Delta
+from adapeft.ship.delta import Delta
+from adapeft.tune.change import Change
 
 PREFIX = "base_model.model."
 """What PEFT puts before a parameter's name."""

@@ -31,8 +31,8 @@ from adapeft.errors import AdapeftError
 from adapeft.inputs.divided import full_value, is_divided
 from adapeft.inputs.structure import unsaved_parameters
 from adapeft.rounding import Rounding
-from adapeft.ship.delta import Change
 from adapeft.tune.adapter import has_adapter
+from adapeft.tune.change import Change
 from adapeft.tune.leaves import difference_of, leaves_of
 from adapeft.tune.lora import ADAPTER_NAME
 

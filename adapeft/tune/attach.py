@@ -15,6 +15,7 @@ from adapeft.inputs.dense import check_dense
 from adapeft.inputs.fingerprint import digests_of, entries_of, fingerprint_model
 from adapeft.inputs.wrappers import ATTACHMENT, bare, check_before_trainer
 from adapeft.rounding import warn_of_coarse_training
+from adapeft.ship.saving import hook_saving, unhook_saving
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
 from adapeft.tune.attachment import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import set_buffers, stored_buffers
@@ -45,8 +46,6 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
         AdapeftError: the model already has a subset, is sharded or wrapped for training, or the subset is empty or was
             chosen for another model, or a part does not go with its layer.
     """
-    from adapeft.ship.saving import hook_saving  # adapeft.ship imports this file
-
     check_before_trainer(model, "attach")
     passed, model = model, bare(model, "attach")
     if hasattr(model, ATTACHMENT):
@@ -109,8 +108,6 @@ def detach(model: nn.Module) -> nn.Module:
 
     New parameters (a head) keep their trained values, for there is no base to go back to.
     """
-    from adapeft.ship.saving import unhook_saving
-
     passed, model = model, bare(model, "detach")
     attachment = attachment_of(model)
     parts = attachment.subset.parts

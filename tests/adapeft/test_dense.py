@@ -15,7 +15,7 @@ from adapeft.choose.subset import Part, Subset
 from adapeft.inputs.dense import obstacle
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.measure.groups import build_groups
-from adapeft.ship.delta import Change
+from adapeft.tune.change import Change
 from tests.oracles_tune import logits, train
 from tests.tiny import make_batches, make_bert
 

@@ -15,7 +15,7 @@ from adapeft.choose.subset import Part, Subset
 from adapeft.errors import RoundingWarning
 from adapeft.inputs.fingerprint import fingerprint_model
 from adapeft.rounding import Rounding
-from adapeft.ship.delta import Change
+from adapeft.tune.change import Change
 from tests.oracles_delta import dense_of
 from tests.oracles_ship import LANGUAGE
 from tests.oracles_tune import logits

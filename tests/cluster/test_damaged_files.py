@@ -22,7 +22,8 @@ from adapeft.experiments import Trials
 from adapeft.keys import measurement_key
 from adapeft.measure.groups import groups_of
 from adapeft.measure.storage import save_groups
-from adapeft.ship.delta import Change, Delta
+from adapeft.ship.delta import Delta
+from adapeft.tune.change import Change
 from cluster.console import Terminal
 from cluster.metrics_file import load_metrics
 from cluster.run_folder import RunFolder
