@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -19,10 +19,20 @@ from adapeft.measure.statistics import Statistics
 
 if TYPE_CHECKING:
     from adapeft.config import Select
-    from adapeft.methods import Method
 
 
-def measure(method: Method, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+class Measurement(Protocol):
+    """What measuring needs to know of a method; see ``adapeft.methods.method.Method``."""
+
+    default_warmup_steps: int
+    measures_loss: bool
+
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        """Statistics of the groups. Collective."""
+        ...
+
+
+def measure(method: Measurement, passes: Passes, groups: Groups, settings: Select) -> Statistics:
     """The method's statistics of ``groups``, all finite. Collective.
 
     Warm-ups and probe move the always-trained parameters; whoever owns the model puts them back or drops the model.
@@ -75,7 +85,7 @@ def _displacing(settings: Select) -> str:
     return f"select.probe_steps = {settings.probe_steps}" if settings.probe_steps else "select.curvature = parabola"
 
 
-def ready(method: Method, passes: Passes, groups: Groups, settings: Select) -> Passes:
+def ready(method: Measurement, passes: Passes, groups: Groups, settings: Select) -> Passes:
     """``passes`` with the warm-up that ``method`` needs, over the batches that hold a prediction.
 
     Raises:
