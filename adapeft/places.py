@@ -52,6 +52,11 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
+def has_password(text: str) -> bool:
+    """Whether there is a URL with a password in ``text``."""
+    return re.search(r"://[^/@\s]*:[^/@\s]+@", text) is not None
+
+
 def is_path(place: str) -> bool:
     """The contrary of ``is_url``."""
     return not is_url(place)

@@ -22,9 +22,8 @@ from fsspec.core import url_to_fs
 
 from adapeft.artifact import replacing, save_json
 from adapeft.errors import AdapeftError
-from adapeft.places import is_url
+from adapeft.places import has_password, is_url
 from cluster.failure import WorkerError
-from cluster.package import has_password
 from cluster.place import RECORD, working_folder
 
 INTERVAL = 10.0

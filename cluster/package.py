@@ -7,7 +7,6 @@ other run, no checkout.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,11 @@ from pathlib import Path
 from adapeft.config import Config
 from adapeft.config_file import to_yaml
 from adapeft.errors import AdapeftError
+from adapeft.places import has_password
 
 CONFIG = "config.yaml"
 MOST_BYTES = 512 * 2**20
 """Ray passes a job's files through the memory of the head node, and takes no more than this."""
-
-
-def has_password(text: str) -> bool:
-    """Whether there is a URL with a password in ``text``."""
-    return re.search(r"://[^/@\s]*:[^/@\s]+@", text) is not None
 
 
 @dataclass(frozen=True)

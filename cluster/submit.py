@@ -11,9 +11,10 @@ import requests
 from ray.job_submission import JobSubmissionClient
 
 from adapeft.errors import AdapeftError
+from adapeft.places import has_password
 from cluster.failure import WorkerError
 from cluster.identity import job_metadata, run_id
-from cluster.package import CONFIG, Package, has_password
+from cluster.package import CONFIG, Package
 
 ENTRYPOINT = f"adapeft run {CONFIG}"
 
