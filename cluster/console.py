@@ -23,6 +23,7 @@ from adapeft.errors import RoundingWarning
 from adapeft.places import is_url
 from cluster.events import Report
 from cluster.progress import watching
+from cluster.units import size_of
 
 if TYPE_CHECKING:
     # The terminal is there before torch is: it shows that torch is being imported.
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from adapeft.choose.subset import Subset
     from adapeft.methods import Method
     from adapeft.ship.delta import Delta
-    from cluster.inspect import Inspection
+    from cluster.inspection import Inspection
     from cluster.run_folder import RunFolder
     from solver import Frontier
 
@@ -333,12 +334,3 @@ def short(path: str | Path) -> str:
 
 def _short_name(model: str) -> str:
     return short(model) if os.path.exists(model) else model
-
-
-def size_of(num_bytes: float) -> str:
-    """Bytes in the unit that a person would say them in."""
-    for unit in ("B", "KiB", "MiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} GiB"

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,12 +26,10 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods import METHODS, Plan, ValuedMethod, get_method
 from adapeft.ranks import OneRank
 from adapeft.tune.attach import attach
-from cluster.console import size_of
+from cluster.inspection import Inspection
 from cluster.run_folder import RunFolder
+from cluster.units import size_of
 from cluster.zero import zero_of
-
-if TYPE_CHECKING:
-    from cluster.inspect import Inspection
 
 PROCESS = 700 * 2**20
 """Bytes of a worker with its libraries and a small data set, on a CPU: Python, torch, transformers, DeepSpeed.

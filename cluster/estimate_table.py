@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapeft.choose.estimate import Load, Zero, memory, traffic
-from cluster.console import Terminal, number_table, size_of
+from cluster.console import Terminal, number_table
+from cluster.units import size_of
 
 
 def show_estimate(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from adapeft.choose.choose import check_budget, check_limit
-from adapeft.choose.memory_limit import MemoryLimit
 from adapeft.choose.subset import Subset
 from adapeft.config import Config
 from adapeft.errors import AdapeftError, did_you_mean
@@ -24,36 +22,12 @@ from adapeft.inputs.sources import rows_of
 from adapeft.inputs.tokenize import TokenizedData, tokenize
 from adapeft.inputs.trial import Trial
 from adapeft.inputs.weightless import Weightless
-from adapeft.measure.groups import Groups, groups_of
+from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import check_precision
 from cluster.estimate import limit_of
+from cluster.inspection import Inspection
 
 _LONG_TEXTS = 64
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """A config found good.
-
-    Attributes:
-        architecture: class of the model.
-        description: of the data.
-        groups: the candidates, without a fingerprint.
-        budget: in elements; about, where it is given in bytes.
-        limit: the budget in bytes, where it is.
-        num_always_trained: elements outside the budget.
-        model_config: of the model, with the labels of the data.
-        num_tokens: of the longest example.
-    """
-
-    architecture: str
-    description: DataDescription
-    groups: Groups
-    budget: int
-    num_always_trained: int
-    model_config: PretrainedConfig
-    num_tokens: int
-    limit: MemoryLimit | None
 
 
 def inspect(config: Config) -> Inspection:

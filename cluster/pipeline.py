@@ -19,7 +19,7 @@ from adapeft.ranks import OneRank
 from adapeft.ship.delta import Delta
 from cluster.console import short
 from cluster.inputs import count_examples
-from cluster.inspect import Inspection
+from cluster.inspection import Inspection
 from cluster.mirror import fetched
 from cluster.run_folder import CONFIG, RunFolder
 from cluster.session import Session

@@ -19,7 +19,8 @@ from cluster.events import to_all
 from cluster.failure import WorkerError
 from cluster.fits import check_memory
 from cluster.identity import job_metadata, run_id
-from cluster.inspect import Inspection, inspect
+from cluster.inspect import inspect
+from cluster.inspection import Inspection
 from cluster.json_log import EventLog
 from cluster.metrics_file import load_metrics
 from cluster.mirror import Mirror

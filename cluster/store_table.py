@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapeft.choose.entry import Entry, Summary
-from cluster.console import Terminal, plain_table, size_of
+from cluster.console import Terminal, plain_table
+from cluster.units import size_of
 
 
 def show_entries(entries: Sequence[Entry], terminal: Terminal) -> None:
