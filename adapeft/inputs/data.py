@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import datasets
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.inputs.content import rows_hash
-from adapeft.inputs.labels import Head, SplitLabels, number_classes, values_of
+from adapeft.inputs.labels import MOST_CLASSES_OF_FEW, Head, SplitLabels, number_classes, shown, values_of
 from adapeft.inputs.sources import load_rows, num_lines, rows_of
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def describe(data: Data, task: str, head: Head | None = None) -> DataDescription
         if is_regression:
             num_labels = 1
             _check_head_of_targets(head)
+            _warn_of_whole_targets(splits["data.train"], data.label)
         else:
             _check_classes(train, evaluation, data.label)
             label_names, num_labels = number_classes(train, head, data.label)
@@ -185,6 +187,17 @@ def _check_head_of_targets(head: Head | None) -> None:
         raise AdapeftError(
             f"data.label: targets (floats) need a head of 1 output, but {head.owner} has one of {head.num_outputs}. "
             "Name a model without a head of its own, or write the labels as integers if they are classes."
+        )
+
+
+def _warn_of_whole_targets(rows: datasets.Dataset, column: str) -> None:
+    # pandas writes the classes 0 and 1 as 0.0 and 1.0 once their column has held a missing value.
+    targets = set(values_of(rows, column))
+    if len(targets) <= MOST_CLASSES_OF_FEW and all(target.is_integer() for target in targets):
+        warnings.warn(
+            f"data.label = {column!r}: the floats in data.train are targets of a regression, though all of them are "
+            f"whole numbers ({shown(sorted(targets))}). Write them without a decimal point if they are classes.",
+            stacklevel=3,
         )
 
 

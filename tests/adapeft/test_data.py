@@ -205,6 +205,14 @@ def test_whole_targets_in_evaluation(folder):
     assert describe(config(train, evaluation), "sequence-classification").is_regression
 
 
+def test_classes_written_as_floats_are_announced(folder, recwarn):
+    describe(config(folder("targets.csv", "text,label\na,0.5\nb,1.0\n")), "sequence-classification")
+    assert not recwarn
+    path = folder("classes.csv", "text,label\na,1.0\nb,0.0\nc,1.0\n")
+    with pytest.warns(UserWarning, match=r"targets of a regression, though all .* whole numbers \(0\.0, 1\.0\)"):
+        assert describe(config(path), "sequence-classification").is_regression
+
+
 def test_a_language_model_needs_no_labels(folder):
     path = folder("a.txt", "a b\nc\n")
     assert describe(config(path), "causal-lm") == DataDescription(2, 2, None, is_regression=False, num_labels=0)
