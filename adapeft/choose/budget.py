@@ -12,7 +12,11 @@ from adapeft.errors import AdapeftError
 SPELLINGS = "write a fraction such as 0.5% or 0.005, or a number of parameters such as 100000, 100k or 1.5M"
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
-_TEXT = re.compile(r"\s*([-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(%|[kmgb]?)\s*", re.IGNORECASE)
+# Commas divide thousands and nothing else: in many languages '0,5%' is half a percent, and five without its comma.
+_TEXT = re.compile(
+    r"\s*([-+]?(?:[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?|\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d{1,3})?)\s*(%|[kmgb]?)\s*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
