@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.inputs.content import rows_hash
-from adapeft.inputs.labels import MOST_CLASSES_OF_FEW, Head, SplitLabels, number_classes, shown, values_of
+from adapeft.inputs.labels import (
+    MOST_CLASSES_OF_FEW,
+    Head,
+    SplitLabels,
+    are_floats,
+    check_names,
+    number_classes,
+    shown,
+    values_of,
+)
 from adapeft.inputs.sources import load_rows, num_lines, rows_of
 
 if TYPE_CHECKING:
@@ -21,6 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapeft.config import Data
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 __all__ = ["Batch", "DataDescription", "describe", "load_rows"]
 
@@ -96,15 +107,17 @@ def describe(data: Data, task: str, head: Head | None = None) -> DataDescription
         head: the trained head that the labels are for; None where it is new.
 
     Raises:
-        AdapeftError: a column is missing, a text or label is missing or of the wrong type, labels do not form classes
-            or targets, or evaluation has classes that train does not.
+        AdapeftError: a column is missing or is named twice, a text or label is missing or of the wrong type, labels do
+            not form classes or targets, or evaluation has classes that train does not.
     """
+    columns = _columns(data, task)
     splits = {split: rows_of(data, split) for split in ("data.train", "data.evaluation")}
     for split, rows in splits.items():
         _check_texts(rows, split, data, task)
         if task != "causal-lm":
             _check_column(rows, split, "data.label", data.label)
-            _check_values(rows, split, "data.label", data.label, _is_no_label, "not a label. Correct or drop such rows")
+    if task != "causal-lm":
+        _check_labels(splits, data)
     label_names, is_regression, num_labels = None, False, 0
     if task != "causal-lm":
         train, evaluation = (SplitLabels.of(rows, split, data.label) for split, rows in splits.items())
@@ -115,9 +128,9 @@ def describe(data: Data, task: str, head: Head | None = None) -> DataDescription
             _warn_of_whole_targets(splits["data.train"], data.label)
         else:
             _check_classes(train, evaluation, data.label)
+            if head is None or head.names is None:  # what has a name is one
+                check_names(train, data.label)
             label_names, num_labels = number_classes(train, head, data.label)
-    columns = [data.text, data.text_pair, None if task == "causal-lm" else data.label]
-    read = [column for column in columns if column is not None]
     return DataDescription(
         len(splits["data.train"]),
         len(splits["data.evaluation"]),
@@ -125,8 +138,24 @@ def describe(data: Data, task: str, head: Head | None = None) -> DataDescription
         is_regression,
         num_labels,
         lines={"data.train": num_lines(data.train), "data.evaluation": num_lines(data.evaluation)},
-        content={split: rows_hash(rows, read) for split, rows in splits.items()},
+        content={split: rows_hash(rows, columns) for split, rows in splits.items()},
     )
+
+
+def _columns(data: Data, task: str) -> list[str]:
+    """The columns that are read.
+
+    Raises:
+        AdapeftError: one of them is named twice: labels that stand in the text would be predicted without any training.
+    """
+    fields: dict[str, str] = {}
+    for field in ("text", "text_pair", *(() if task == "causal-lm" else ("label",))):
+        column = getattr(data, field)
+        if column in fields:
+            raise AdapeftError(f"data.{field} = {column!r}: is also data.{fields[column]}. Name another column.")
+        if column is not None:
+            fields[column] = field
+    return list(fields)
 
 
 def _check_texts(rows: datasets.Dataset, split: str, data: Data, task: str) -> None:
@@ -162,11 +191,30 @@ def _is_no_text(value: Any) -> bool:
     return not isinstance(value, str)
 
 
-def _is_no_label(value: Any) -> bool:
-    """None, NaN, ±∞ and negative classes: −1 is how unlabelled rows are marked. A negative float is a target."""
-    if isinstance(value, float):
-        return not math.isfinite(value)
+def _check_labels(splits: Mapping[str, datasets.Dataset], data: Data) -> None:
+    are_targets = are_floats(splits["data.train"].features[data.label])
+    for split, rows in splits.items():
+        _check_values(
+            rows,
+            split,
+            "data.label",
+            data.label,
+            _is_no_target if are_targets else _is_no_class,
+            "not a label: a class is a name or a number from 0 on, a target a number with a decimal point that float32 "
+            "can hold. Correct or drop such rows",
+        )
+
+
+def _is_no_class(value: Any) -> bool:
+    """None, blank names, and negative numbers: −1 is how unlabelled rows are marked."""
+    if isinstance(value, str):
+        return not value.strip()
     return value is None or (isinstance(value, int) and value < 0)
+
+
+def _is_no_target(value: Any) -> bool:
+    """None, and numbers that are not finite in float32."""
+    return value is None or (isinstance(value, int | float) and not abs(value) <= _LARGEST)
 
 
 def _is_regression(train: SplitLabels, evaluation: SplitLabels, column: str) -> bool:

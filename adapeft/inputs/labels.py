@@ -20,6 +20,11 @@ MOST_CLASSES_OF_FEW = 50
 
 _GENERIC = re.compile(r"LABEL_\d+")
 _NUMERAL = re.compile(r"-?(0|[1-9]\d*)")
+# Numbers as people write them, with a decimal comma, a plus or a per cent sign or divided thousands; and how they mark
+# that there is none.
+_WRITTEN_NUMBER = re.compile(r"[+-]?(\d{1,3}([,. ]\d{3})+|\d+)?([.,]\d*)?([eE][+-]?\d+)?\s*%?")
+_WRITTEN_INTEGER = re.compile(r"[+-]?\d+")
+_MISSING = {"na", "n/a", "#n/a", "<na>", "nan", "null", "none", "-", "?", "."}
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,39 @@ class SplitLabels:
         raise AdapeftError(
             f"data.label = {column!r}: {split} holds {_held(rows, column)} in it. Labels are integers, booleans or "
             "strings (classes) or floats (targets), of one type throughout."
+        )
+
+
+def are_floats(feature: Any) -> bool:
+    """Whether a column holds targets."""
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith("float")
+
+
+def check_names(labels: SplitLabels, column: str) -> None:
+    """Checks that texts are names, not numbers that were meant as targets, nor the mark of a missing one among numbers.
+
+    Raises:
+        AdapeftError: they are such.
+    """
+    if labels.kind != "string" or labels.declared is not None:
+        return
+    names = {name: name.strip() for name in labels.counts}
+    marks = [name for name, text in names.items() if text.casefold() in _MISSING]
+    numbers = [text for name, text in names.items() if name not in marks]
+    if not numbers or not all(any(map(str.isdigit, text)) and _WRITTEN_NUMBER.fullmatch(text) for text in numbers):
+        return
+    if marks:
+        raise AdapeftError(
+            f"data.label = {column!r}: {labels.split} has {marks[0]!r} in {labels.counts[marks[0]]} rows, and numbers in "
+            f"all others ({shown(sorted(numbers))}), so that it would be a class like them. Drop such rows, or name the "
+            "classes by words."
+        )
+    fractions = [text for text in sorted(numbers) if not _WRITTEN_INTEGER.fullmatch(text)]
+    if fractions:
+        raise AdapeftError(
+            f"data.label = {column!r}: the labels of {labels.split} are numbers written as texts, such as "
+            f"{fractions[0]!r}, and each would be a class. Write targets as numbers (without quotes in JSON, with a "
+            "decimal point, without '+', '%' or commas), or name the classes by words."
         )
 
 
@@ -211,5 +249,5 @@ def _held(rows: datasets.Dataset, column: str) -> str:
         return feature
     first: dict[str, str] = {}
     for row, value in enumerate(values_of(rows, column)):
-        first.setdefault(type(value).__name__, f"{str(value)[:40]!r} in row {row}")
+        first.setdefault(type(value).__name__, f"{repr(value)[:40]} in row {row}")
     return f"{feature}, {' and '.join(list(first.values())[:2])} (counted from 0)"

@@ -86,7 +86,7 @@ def tokenize(
         description: of the training data, which numbers the classes; not needed for causal-lm.
 
     Raises:
-        AdapeftError: too few tokens for one block, or a row without any token.
+        AdapeftError: too few tokens for one block or for a text among special tokens, or a row without any token.
     """
     tokenizer = with_padding(tokenizer)
     if task == "causal-lm":
@@ -112,6 +112,15 @@ def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:
 
 
 def _examples(rows: datasets.Dataset, data: Data, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    is_pair = data.text_pair is not None
+    num_special = tokenizer.num_special_tokens_to_add(is_pair)
+    # Beneath that tokenizers cut texts to nothing, or do not cut them at all.
+    if data.max_length < (shortest := num_special + 1 + is_pair):
+        raise AdapeftError(
+            f"data.max_length = {data.max_length}: {num_special} special tokens stand around the text{'s' * is_pair} of "
+            f"an example, so that nothing of {'both' if is_pair else 'it'} is left. Raise it to {shortest} at least."
+        )
+
     def encode(batch: dict[str, list[str]]) -> dict[str, list]:
         pairs = None if data.text_pair is None else batch[data.text_pair]
         return dict(tokenizer(batch[data.text], pairs, truncation=True, max_length=data.max_length))

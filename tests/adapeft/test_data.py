@@ -201,7 +201,7 @@ def test_named_classes_keep_their_order(tmp_path):
 
 def test_whole_targets_in_evaluation(folder):
     train = folder("train.csv", "text,label\na,0.5\nb,1\n")
-    evaluation = folder("evaluation.csv", "text,label\na,3\n")
+    evaluation = folder("evaluation.csv", "text,label\na,3\nb,-2\n")
     assert describe(config(train, evaluation), "sequence-classification").is_regression
 
 
@@ -231,6 +231,21 @@ def test_missing_columns(folder, changes, message):
         describe(config(folder("a.jsonl", ROWS), **changes), "sequence-classification")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "text"}, "data.label = 'text': is also data.text. Name another column"),
+        ({"text_pair": "text"}, "data.text_pair = 'text': is also data.text"),
+        ({"text": "label", "text_pair": "text"}, "data.label = 'label': is also data.text"),
+    ],
+)
+def test_a_column_is_named_once(folder, changes, message):
+    with pytest.raises(AdapeftError, match=message):
+        describe(config(folder("a.jsonl", ROWS), **changes), "sequence-classification")
+    text = config(folder("a.txt", "a\n"), label="text")
+    assert describe(text, "causal-lm").num_train == 1, "no label is read"
+
+
 def test_language_models_read_one_text(folder):
     with pytest.raises(AdapeftError, match=r"data.text_pair = 'label': causal-lm reads one text. Set it to null"):
         describe(config(folder("a.jsonl", ROWS), text_pair="label"), "causal-lm")
@@ -245,6 +260,8 @@ def test_language_models_read_one_text(folder):
         ('{"text": "a", "label": 1}\n{"text": "b", "label": "x"}', "data.train holds Json.* of one type throughout"),
         ('{"text": "a", "label": [1]}\n{"text": "b", "label": [0]}', "data.train holds List.* in it"),
         ('{"text": "a", "label": 1}\n{"text": "b", "label": 1}', "every row of data.train has the label 1. Give at"),
+        ('{"text": "a", "label": "x"}\n{"text": "b", "label": " "}', r"row 1 of data.train .* ' ', not a label.*1 of 2"),
+        ('{"text": "a", "label": 0.5}\n{"text": "b", "label": -1e39}', r"row 1 of .* -1e\+39, not a label.* float32"),
         ('{"text": "a", "label": 1}\n{"text": null, "label": 0}', "data.text = 'text': row 1 of .* None, not a text"),
         ('{"text": 4, "label": 1}\n{"text": 5, "label": 0}', r"row 0 of data.train .* has 4, not a text.*\(2 of 2\)"),
     ],
@@ -298,6 +315,21 @@ def test_a_batch_of_single_texts(folder):
     assert torch.equal(batch.ids, torch.tensor([2, 1]))
     moved = batch.to("meta")
     assert {moved.labels.device.type, moved.ids.device.type, moved.inputs["input_ids"].device.type} == {"meta"}
+
+
+@pytest.mark.parametrize(("columns", "shortest"), [({}, 3), ({"text_pair": "other"}, 5)])
+def test_an_example_without_room_for_its_text(columns, shortest):
+    rows = datasets.Dataset.from_list([{"text": "a b c", "other": "d e", "label": 0}])
+    for length in range(1, shortest):
+        with pytest.raises(AdapeftError, match=rf"data.max_length = {length}: .* Raise it to {shortest} at least"):
+            tokenize(rows, config(max_length=length, **columns), "sequence-classification", tokenizer(), CLASSES)
+    shortest_batch = tokenize(
+        rows, config(max_length=shortest, **columns), "sequence-classification", tokenizer(), CLASSES
+    ).collate([0])
+    assert shortest_batch.inputs["input_ids"].shape == (1, shortest)
+    without = tokenizer(is_bert=False)
+    one = tokenize(rows, config(max_length=1), "sequence-classification", without, CLASSES)
+    assert words(one.collate([0]).inputs["input_ids"], without) == ["a"]
 
 
 def test_a_batch_of_pairs():

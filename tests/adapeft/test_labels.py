@@ -105,6 +105,42 @@ def test_labels_that_disagree_with_a_trained_head_are_refused_with_both(tmp_path
 
 
 @pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["0.5", "1.5", "1"], "are numbers written as texts, such as '0.5', and each would be a class"),
+        (["1.0", "2.0"], "numbers written as texts, such as '1.0'"),
+        (["0,5", "1,5"], "numbers written as texts, such as '0,5'"),
+        (["+0.5", "-1.5", "1"], r"numbers written as texts, such as '\+0.5'"),
+        (["1,000", "2,500"], "numbers written as texts, such as '1,000'"),
+        (["5%", "7 %"], "numbers written as texts, such as '5%'"),
+        (["1e-3", ".5"], "numbers written as texts, such as '.5'"),
+        (["0", "1", "NA"], "data.train has 'NA' in 1 rows, and numbers in all others"),
+        (["0.5", "1.5", "nan", "nan"], "data.train has 'nan' in 2 rows"),
+        (["1", "-", "0"], "data.train has '-' in 1 rows"),
+    ],
+)
+def test_texts_that_are_numbers_are_no_names(tmp_path, labels, message):
+    path = write(tmp_path, "a", labels)
+    with pytest.raises(AdapeftError, match=f"data.label = 'label': .*{message}"):
+        numbered(path, path)
+    declared = sorted(set(labels))
+    named = write(tmp_path, "b", [declared.index(label) for label in labels], declared)
+    assert numbered(named, named)[0].label_names == tuple(declared), "a declared name may be anything"
+    head = Head(len(declared), tuple(declared))
+    assert numbered(path, path, head)[0].label_names == tuple(declared), "and so may one of a trained head"
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["007", "1"], ["+1", "-1"], ["1", "x"], ["0.5", "other"], ["none", "some"], ["1.2.3", "1.10.0"], ["-", "."]],
+    ids=str,
+)
+def test_texts_that_may_be_names(tmp_path, labels):
+    path = write(tmp_path, "a", labels)
+    assert numbered(path, path)[0].label_names == tuple(sorted(labels))
+
+
+@pytest.mark.parametrize(
     ("train", "evaluation", "head", "expected"),
     [
         (([0, 1, 1], ["neg", "pos"]), ([0, 1, 0], ["pos", "neg"]), None, ([0, 1, 1], [1, 0, 1])),
