@@ -7,6 +7,7 @@ XXH3 with 128 bits, which runs at the speed of memory (4.2 GB/s in one thread of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import datasets
@@ -18,11 +19,11 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 _BLOCK = 1 << 24
 _BATCH = 10_000
-_OF_A_MODEL = (
-    *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*.py"),
-    *("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json"),
+_UNREAD = (
+    *(".*", "*.md", "LICENSE*", "*.log", "events.out.tfevents.*", "*.h5", "*.msgpack", "*.onnx", "*.ot"),
+    *("trainer_state.json", "training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "generation_config.json"),
 )
-"""Files of a model's folder that decide what is computed; a training state or a model card beside them does not."""
+"""Files of a model's folder that no run reads; tokenizers have files of any name, so that all others count."""
 
 
 def file_hash(path: Path) -> str:
@@ -56,7 +57,7 @@ def rows_hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
 
 
 def model_hash(name: str, revision: str | None) -> str:
-    """Of the weights, the config and the tokenizer in a model's folder; of a hub model the commit that is cached."""
+    """Of the weights, the config, the code and the tokenizer in a model's folder; of a hub model the commit that is cached."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         try:
@@ -64,6 +65,7 @@ def model_hash(name: str, revision: str | None) -> str:
         except (LocalEntryNotFoundError, HFValidationError):  # its loading reports what is wrong with it
             return ""
     digest = xxhash.xxh3_128()
-    for path in sorted({path for pattern in _OF_A_MODEL for path in folder.glob(pattern) if path.is_file()}):
+    read = [path for path in folder.iterdir() if not any(fnmatch(path.name, unread) for unread in _UNREAD)]
+    for path in sorted(path for path in read if path.is_file()):
         digest.update(f"{path.name}\0{file_hash(path)}\0".encode())
     return digest.hexdigest()

@@ -135,6 +135,31 @@ def test_every_edit_of_a_model_changes_its_hash(tmp_path, edit):
     assert model_hash(str(tmp_path / "base"), None) != before
 
 
+@pytest.mark.parametrize("name", ["spiece.model", "source.spm", "bpe.codes", "tekken.json", "qwen.tiktoken", "dict.txt"])
+def test_every_file_that_a_tokenizer_may_read_counts(tmp_path, name):
+    save_model(tmp_path / "base")
+    found = {model_hash(str(tmp_path / "base"), None)}
+    for content in ("a", "b"):
+        (tmp_path / "base" / name).write_text(content)
+        found.add(model_hash(str(tmp_path / "base"), None))
+    assert len(found) == 3
+
+
+def test_neither_links_nor_times_change_the_hash_of_a_model(tmp_path):
+    save_model(tmp_path / "base")
+    before = model_hash(str(tmp_path / "base"), None)
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.rename(tmp_path / "blob")
+    weights.symlink_to(tmp_path / "blob")
+    os.utime(weights, (10**9, 10**9))
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    assert model_hash(str(tmp_path / "base"), None) == before == model_hash(str(tmp_path / "link"), None)
+    (tmp_path / "other").write_bytes((tmp_path / "blob").read_bytes() + b" ")
+    weights.unlink()
+    weights.symlink_to(tmp_path / "other")
+    assert model_hash(str(tmp_path / "base"), None) != before
+
+
 def test_a_file_is_hashed_by_all_its_bytes(tmp_path):
     content = bytearray(np.random.default_rng(0).bytes(2**24 + 5))
     found = set()
