@@ -25,8 +25,9 @@ from pydantic import (
 )
 
 from adapeft.choose.budget import Budget
+from adapeft.errors import AdapeftError
 from adapeft.json_numbers import infinity_in_words
-from adapeft.places import DATA_SUFFIXES, PLACES, absolute
+from adapeft.places import DATA_SUFFIXES, PLACES, absolute, impossible
 from adapeft.tune.rules.options import OPTIONS, parse_options
 
 Task = Literal["sequence-classification", "causal-lm"]
@@ -472,8 +473,16 @@ class Config(Section):
         return Config.model_validate(tree)
 
     def resolved(self) -> Config:
-        """The same with absolute paths, because workers run in other folders. Names on a hub stay as they are."""
-        return self.with_paths({key: absolute(path) for key, path in self.paths().items()})
+        """The same with absolute paths, because workers run in other folders. Names on a hub stay as they are.
+
+        Raises:
+            AdapeftError: names a path that no file system takes, such as one that is too long.
+        """
+        paths = {key: absolute(path) for key, path in self.paths().items()}
+        for key, path in paths.items():
+            if (reason := impossible(path)) is not None:
+                raise AdapeftError(f"{key} = {path}: is not a possible path ({reason}). Give another one.")
+        return self.with_paths(paths)
 
     def _at(self, key: str) -> Any:
         section, _, name = key.rpartition(".")

@@ -72,6 +72,19 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+def impossible(path: str) -> str | None:
+    """Why there can be no file of that path, and everything that asks for it would raise; None where there can."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return error.strerror
+    except ValueError as error:  # a null byte
+        return str(error)
+    return None
+
+
 PLACES: dict[str, Callable[[str], bool]] = {
     "model.name": exists,
     "data.train": is_local,

@@ -17,9 +17,15 @@ def hold(folder: Path) -> FileLock:
     Where no lock can be had, as on storage without them or in a finished run that may only be read, nobody is kept out.
 
     Raises:
-        AdapeftError: another command holds it.
+        AdapeftError: another command holds it, or it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AdapeftError(
+            f"output = {folder}: cannot be made ({error.strerror}). Give a folder on storage that can be written: "
+            "output=…"
+        ) from error
     lock = FileLock(folder / LOCK, blocking=False)
     try:
         lock.acquire()

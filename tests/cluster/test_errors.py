@@ -88,7 +88,7 @@ def test_refusals(refused, override, message):
     assert message in refused(override)
 
 
-@pytest.mark.parametrize("name", ["./bse", "/nowhere/bse"])
+@pytest.mark.parametrize("name", ["./bse", "/nowhere/bse", f"/{'a' * 300}/bse"])
 def test_a_missing_model(refused, name):
     """Said at once, where the hub would be asked for half a minute without a network."""
     message = refused(f"model.name={name}")

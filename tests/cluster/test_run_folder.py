@@ -69,6 +69,36 @@ def test_data_may_be_there(folder):
     folder.claim(config_for(folder.path))
 
 
+@pytest.mark.parametrize("obstacle", ["file", "dangling link"])
+def test_a_folder_that_cannot_be_made(tmp_path, obstacle):
+    place = tmp_path / "place"
+    if obstacle == "file":
+        place.write_text("")
+        place = place / "run"
+    else:
+        place.symlink_to(tmp_path / "nowhere" / "run")
+    with pytest.raises(AdapeftError, match=rf"output = {place}: cannot be made .*Give a folder on storage that can be"):
+        RunFolder(place).claim(config_for(place))
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "/".join(["a" * 200] * 30), "a\0b", "loop/run"])
+@pytest.mark.parametrize("key", ["output", "data.train", "select.statistics", "train.subset"])
+def test_a_path_that_no_file_can_have(tmp_path, key, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = str(tmp_path / f"{name}{'.txt' * (key == 'data.train')}")
+    tree = {
+        "model": {"name": "base", "task": "causal-lm"},
+        "data": {"train": "a.txt", "evaluation": "b.txt"},
+        "output": str(tmp_path / "run"),
+        "select": {},
+        "train": {},
+    }
+    section, _, last = key.rpartition(".")
+    (tree[section] if section else tree)[last] = path
+    with pytest.raises(AdapeftError, match=rf"{key} = .*: is not a possible path \(.*\). Give another one"):
+        parse_config(tree).resolved()
+
+
 def test_a_file_is_no_folder(folder):
     folder.path.write_text("")
     with pytest.raises(AdapeftError, match=r"output = .*run is a file\. Give a folder\."):
@@ -168,3 +198,32 @@ def test_a_run_without_results_takes_the_new_contents(folder):
     changed = {**CONTENTS, "data.train": "d" * 32}
     folder.claim(config, changed).release()
     assert folder.contents() == changed
+
+
+def interrupted(folder: RunFolder, config: Config) -> None:
+    """As a run leaves it that dies while it trains."""
+    folder.claim(config, CONTENTS).release()
+    (folder.checkpoints / "step-10").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("key", CONTENTS)
+def test_no_training_is_resumed_on_other_inputs(folder, key):
+    config = config_for(folder.path)
+    interrupted(folder, config)
+    with pytest.raises(AdapeftError, match=rf"{key} = .*: content dddddddddddd now, {CONTENTS[key][:12]} then"):
+        folder.claim(config, {**CONTENTS, key: "d" * 32})
+    assert (folder.checkpoints / "step-10").is_dir()
+    folder.claim(config, CONTENTS).release()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("learning_rate", 5e-3), ("epochs", 4.0), ("batch_size", 8), ("weight_decay", 0.0), ("max_grad_norm", None)],
+)
+def test_no_training_is_resumed_under_other_settings(folder, key, value):
+    config = config_for(folder.path)
+    interrupted(folder, config)
+    other = config.model_copy(update={"train": config.train.model_copy(update={key: value})})
+    with pytest.raises(AdapeftError, match=rf"holds another run:\n  train.{key}: .* here, .* there\nGive another"):
+        folder.claim(other, CONTENTS)
+    assert load_config(folder.config) == config
