@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
 from adapeft.keys import flatten
 from cluster.compared_run import Counter, Job, Line, Note, Run, Runner, budgets_of, job_of, run_command
+from cluster.contents import KnownContents
 from cluster.data_parts import perturbed
 from cluster.lock import hold
 from cluster.place import check_is_folder
@@ -43,7 +45,7 @@ def compare(config: Config, comparison: Comparison, note: Note, run: Runner | No
     """
     lock = hold(Path(config.output))
     try:
-        return _compare(config, comparison, note, run or run_command)
+        return _compare(config, comparison, note, run or partial(run_command, contents=KnownContents()))
     finally:
         lock.release()
 

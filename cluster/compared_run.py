@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -21,9 +21,8 @@ from adapeft.config_file import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, Contender
 from adapeft.finite import DIVERGED
-from adapeft.inputs.data import describe
 from adapeft.methods import get_method
-from cluster.contents import contents_of
+from cluster.contents import KnownContents
 from cluster.metrics_file import load_metrics
 from cluster.run_folder import RunFolder
 
@@ -37,6 +36,7 @@ Note = Callable[[str], None]
 Outcome = tuple[dict[str, Any] | None, str | None]
 """A run's metrics, or the reason why there are none."""
 Runner = Callable[[Config], Outcome]
+Contents = Callable[[Config], Mapping[str, str]]
 
 REFUSED = "error "
 """What a command's message begins with when its input is at fault."""
@@ -180,24 +180,25 @@ def _slug(contender: Contender) -> str:
     return str(contender).replace(":", "-").replace("+", "-")
 
 
-def run_command(config: Config) -> Outcome:
-    """``adapeft run`` in a process of its own."""
-    return run_apart(config, _command)
+def run_command(config: Config, contents: Contents | None = None) -> Outcome:
+    """``adapeft run`` in a process of its own; see ``run_apart``."""
+    return run_apart(config, _command, contents)
 
 
-def run_apart(config: Config, execute: Callable[[Path, Path], int]) -> Outcome:
+def run_apart(config: Config, execute: Callable[[Path, Path], int], contents: Contents | None = None) -> Outcome:
     """A run in another process, unless an earlier call has finished it: metrics, or the reason of its failure.
 
     Args:
         config: of the run.
         execute: runs a config file with all output to a log, in a process of its own; its exit status.
+        contents: hashes of what a config's run reads, by which a finished run is known again; None reads it anew.
     """
     place = Path(config.output)
     place.parent.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(place)
     try:
         if "after" in (content := load_metrics(folder.metrics)):
-            folder.check_is_of(config, contents_of(config, describe(config.data, config.model.task)))
+            folder.check_is_of(config, (contents or KnownContents())(config))
             return content, None
     except AdapeftError as error:
         return None, f"{REFUSED}{error}"

@@ -140,10 +140,10 @@ def write_report(folder: Path, config: Config, comparison: Comparison, runs: Seq
     """Writes ``comparison.md``, ``comparison.json`` and the plots; returns the first."""
     from adapeft.inputs.data import describe
     from adapeft.inputs.metrics import primary
+    from adapeft.inputs.model import trained_head
 
-    metric, higher_is_better = primary(
-        config.data.metric, config.model.task, describe(config.data, config.model.task).is_regression
-    )
+    description = describe(config.data, config.model.task, trained_head(config.model))
+    metric, higher_is_better = primary(config.data.metric, config.model.task, description.is_regression)
     rows = rows_of(runs)
     save_json(
         folder / "comparison.json",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 from adapeft.choose.locate import locate
-from adapeft.config import Config
+from adapeft.config import Config, Data, Model
 from adapeft.inputs.content import file_hash, model_hash
-from adapeft.inputs.data import DataDescription
+from adapeft.inputs.data import DataDescription, describe
+from adapeft.inputs.model import trained_head
 from adapeft.measure.storage import TABLE
 from cluster.mirror import fetched
 
@@ -17,7 +20,31 @@ def contents_of(config: Config, description: DataDescription) -> dict[str, str]:
         config: of the run.
         description: of its data, which was read for it.
     """
-    contents = {**description.content, "model.name": model_hash(config.model.name, config.model.revision)}
+    return {**_inputs_of(config.model, description), **_chosen_from(config)}
+
+
+class KnownContents:
+    """``contents_of`` the configs of one comparison: each data and base that they name is read once for all of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Data, Model], dict[str, str]] = {}
+        self._lock = Lock()
+
+    def __call__(self, config: Config) -> dict[str, str]:
+        """The hashes; those of what a run chooses from are its own, and read anew."""
+        data, model = config.data, config.model
+        with self._lock:
+            if (data, model) not in self._known:
+                self._known[data, model] = _inputs_of(model, describe(data, model.task, trained_head(model)))
+        return {**self._known[data, model], **_chosen_from(config)}
+
+
+def _inputs_of(model: Model, description: DataDescription) -> dict[str, str]:
+    return {**description.content, "model.name": model_hash(model.name, model.revision)}
+
+
+def _chosen_from(config: Config) -> dict[str, str]:
+    contents = {}
     if config.train.subset is not None:
         contents["train.subset"] = file_hash(locate(config.train.subset))
     elif config.select.statistics is not None:

@@ -15,6 +15,7 @@ from scipy import stats
 from adapeft.config_file import load_config, parse_section
 from adapeft.errors import AdapeftError
 from adapeft.experiments import Comparison, load_comparison
+from adapeft.inputs.content import model_hash
 from adapeft.inputs.data import describe
 from adapeft.inputs.sources import load_rows
 from cluster.compare import check, compare, finished
@@ -349,6 +350,26 @@ def test_a_finished_run_of_data_that_has_changed_is_refused(config):
     assert f"data.train = {path}: content" in failure
     path.write_text("".join(lines))
     assert run_apart(config, never) == (metrics, None)
+
+
+def test_data_and_base_are_hashed_once_for_all_finished_runs(config, monkeypatch):
+    comparison = settings("methods=[random,adapeft]", "seeds=[0,1]", "budgets=[20%,40%]")
+    monkeypatch.setattr("cluster.compared_run._command", finished_run)
+    compare(config, comparison, print)
+    read = []
+
+    def counted(name, revision):
+        read.append(name)
+        return model_hash(name, revision)
+
+    monkeypatch.setattr("cluster.contents.model_hash", counted)
+    monkeypatch.setattr("cluster.compared_run._command", never)
+    assert finished(compare(config, comparison, print))
+    assert read == [config.model.name]
+    path = Path(config.data.evaluation)
+    path.write_text(path.read_text(encoding="utf-8").replace("red", "blue"))
+    changed = compare(config, comparison, print)
+    assert all(f"data.evaluation = {path}: content" in run.failure for run in changed), "another call reads anew"
 
 
 def test_a_key_of_one_method_is_no_other_ones(config):
