@@ -135,7 +135,7 @@ def test_every_edit_of_a_model_changes_its_hash(tmp_path, edit):
     assert model_hash(str(tmp_path / "base"), None) != before
 
 
-@pytest.mark.parametrize("name", ["spiece.model", "source.spm", "bpe.codes", "tekken.json", "qwen.tiktoken", "dict.txt"])
+@pytest.mark.parametrize("name", ["spiece.model", "source.spm", "bpe.codes", "tekken.json", "q.tiktoken", "dict.txt"])
 def test_every_file_that_a_tokenizer_may_read_counts(tmp_path, name):
     save_model(tmp_path / "base")
     found = {model_hash(str(tmp_path / "base"), None)}
