@@ -57,7 +57,7 @@ def rows_hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
 
 
 def model_hash(name: str, revision: str | None) -> str:
-    """Of the weights, the config, the code and the tokenizer in a model's folder; of a hub model the commit that is cached."""
+    """Of what a model's folder holds for those who load it; of a hub model the commit that is cached."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         try:

@@ -114,9 +114,9 @@ def check_names(labels: SplitLabels, column: str) -> None:
         return
     if marks:
         raise AdapeftError(
-            f"data.label = {column!r}: {labels.split} has {marks[0]!r} in {labels.counts[marks[0]]} rows, and numbers in "
-            f"all others ({shown(sorted(numbers))}), so that it would be a class like them. Drop such rows, or name the "
-            "classes by words."
+            f"data.label = {column!r}: {labels.split} has {marks[0]!r} in {labels.counts[marks[0]]} rows, and numbers "
+            f"in all others ({shown(sorted(numbers))}), so that it would be a class like them. Drop such rows, or name "
+            "the classes by words."
         )
     fractions = [text for text in sorted(numbers) if not _WRITTEN_INTEGER.fullmatch(text)]
     if fractions:

@@ -117,8 +117,8 @@ def _examples(rows: datasets.Dataset, data: Data, tokenizer: PreTrainedTokenizer
     # Beneath that tokenizers cut texts to nothing, or do not cut them at all.
     if data.max_length < (shortest := num_special + 1 + is_pair):
         raise AdapeftError(
-            f"data.max_length = {data.max_length}: {num_special} special tokens stand around the text{'s' * is_pair} of "
-            f"an example, so that nothing of {'both' if is_pair else 'it'} is left. Raise it to {shortest} at least."
+            f"data.max_length = {data.max_length}: {num_special} special tokens stand around the text{'s' * is_pair} "
+            f"of an example, so that nothing of {'both' if is_pair else 'it'} is left. Raise it to {shortest} at least."
         )
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list]:
