@@ -7,7 +7,7 @@ from torch import nn
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.divided import is_divided
-from adapeft.inputs.fingerprint import base_name, changed_names, sample
+from adapeft.inputs.fingerprint import base_name, changed_names, entry_of
 from adapeft.tune.attachment import Attachment
 
 
@@ -25,7 +25,7 @@ def check_frozen(model: nn.Module, attachment: Attachment) -> None:
     prefix = getattr(model, "base_model_prefix", "")
     trained = {id(parameter) for parameter in attachment.trained.values()}
     entries = (
-        (base_name(path.replace(".base_layer.", "."), prefix), sample(parameter.detach()), tuple(parameter.shape))
+        entry_of(base_name(path.replace(".base_layer.", "."), prefix), parameter)
         for path, parameter in model.named_parameters()
         if id(parameter) not in trained
         and parameter.numel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,35 @@ def test_every_parameter_matters(name):
     with torch.no_grad():
         model.get_parameter(name).view(-1)[-1] += 0.5
     assert fingerprint_model(model) != before
+
+
+class FourBits(nn.Parameter):
+    """Codes 0 … 15 [out, in], two to a byte, in one of the two layouts that bitsandbytes gives them on a CPU."""
+
+    @classmethod
+    def of(cls, codes, *, is_blocked):
+        if is_blocked:  # by 32 outputs, for the kernel of AVX512-BF16
+            blocks = codes.view(len(codes) // 32, 32, -1, 2).transpose(1, 2).reshape(-1, 64)
+            packed = (blocks[:, 32:] << 4 | blocks[:, :32]).view(len(codes), -1)
+        else:
+            packed = (codes.flatten()[::2] << 4 | codes.flatten()[1::2]).view(-1, 1)
+        parameter = cls(packed, requires_grad=False)
+        parameter.quant_state = SimpleNamespace(shape=codes.shape)
+        return parameter
+
+
+def test_the_layout_of_four_bit_codes_does_not_matter():
+    codes = torch.randint(0, 16, (64, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    layer = nn.Linear(24, 64)
+
+    def with_codes(is_blocked):
+        layer.weight = FourBits.of(codes, is_blocked=is_blocked)
+        return fingerprint_model(layer)
+
+    assert with_codes(False) == with_codes(True)
+    before = with_codes(True)
+    codes[3, 5] ^= 1
+    assert with_codes(False) == with_codes(True) != before
 
 
 def test_names_and_shapes_matter_and_order_does_not():
