@@ -15,8 +15,8 @@ import adapeft
 from adapeft.choose.subset import Part, Subset
 from adapeft.inputs.structure import new_parameters
 from adapeft.tune.rules.draw import uniform
-from adapeft.tune.rules.make import describe_rule
 from adapeft.tune.rules.options import parse_options
+from adapeft.tune.rules.rule import describe_rule
 from tests.tiny import make_batches
 
 SEED, BUDGET, LEARNING_RATE, DECAY, CLIP, NUM_STEPS = 5, 400, 0.02, 0.1, 0.5, 6

@@ -10,8 +10,8 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.method import Method, Plan
 from adapeft.ranks import Ranks
-from adapeft.tune.rules.make import describe_rule
 from adapeft.tune.rules.options import parse_options
+from adapeft.tune.rules.rule import describe_rule
 
 if TYPE_CHECKING:
     from adapeft.config import Select

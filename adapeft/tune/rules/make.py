@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
@@ -11,7 +10,7 @@ from adapeft.tune.rules.child_pruning import ChildPruning
 from adapeft.tune.rules.child_tuning import ChildTuningF
 from adapeft.tune.rules.diff_pruning import DiffPruning
 from adapeft.tune.rules.mixout import Mixout, MixoutReset
-from adapeft.tune.rules.options import RuleOptions, parse_options
+from adapeft.tune.rules.options import parse_options
 from adapeft.tune.rules.rule import FixedMask, Rule
 
 RULES: dict[str, type[Rule]] = {
@@ -21,11 +20,6 @@ RULES: dict[str, type[Rule]] = {
     "child-pruning": ChildPruning,
     "diff-pruning": DiffPruning,
 }
-
-
-def describe_rule(method: str, options: RuleOptions, seed: int, budget: int | None) -> dict[str, Any]:
-    """What a subset has to say so that ``rule_of`` makes the same rule again."""
-    return {"method": method, "seed": seed, "budget": budget, "options": options.model_dump()}
 
 
 def rule_of(subset: Subset) -> Rule:

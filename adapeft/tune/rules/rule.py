@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -166,3 +166,8 @@ def largest(shards: Sequence[LeafShard], scores: Sequence[Tensor], budget: int, 
         mask[picks] = True
         masks.append(mask)
     return masks
+
+
+def describe_rule(method: str, options: RuleOptions, seed: int, budget: int | None) -> dict[str, Any]:
+    """What a subset has to say so that ``rule_of`` makes the same rule again."""
+    return {"method": method, "seed": seed, "budget": budget, "options": options.model_dump()}
