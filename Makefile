@@ -9,9 +9,9 @@ demo: $(VENV)/.installed
 	$(BIN)/python deploy/demo/docstrings.py --out runs/demo/data
 	$(BIN)/adapeft run deploy/demo/demo.yaml model.name=$$($(BIN)/python deploy/demo/docstrings.py --print-model)
 
-# One thread: for tiny tensors several wait for each other longer than they work.
+# One thread: for tiny tensors several wait for each other longer than they work. A file's tests share what they launch.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=5 --numprocesses 2 --dist loadfile
 
 slow: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
