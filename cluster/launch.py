@@ -190,6 +190,14 @@ def _connect(cluster: Cluster, metadata: Mapping[str, str]) -> None:
             f"RAY_ADDRESS = {address}: the cluster there runs other versions: {error}\nInstall those of the cluster "
             "here, or send the run there with `adapeft submit`."
         ) from error
+    except Exception as error:
+        # Ray has no class for it. Seen on two cores under a load of 20.
+        if "timed out during startup" not in str(error):
+            raise
+        raise WorkerError(
+            f"Ray did not start on this machine in time: {error} Run the command again when the machine is "
+            f"less busy; what is finished is kept."
+        ) from error
 
 
 def _check_answers(address: str, timeout: float) -> None:

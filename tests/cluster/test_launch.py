@@ -222,6 +222,15 @@ def test_a_cluster_that_is_not_joined(failure, complaint, monkeypatch):
         launch._connect(Cluster(), {})
 
 
+def test_a_cluster_that_starts_too_slowly(monkeypatch):
+    def time_out(**options):
+        raise Exception("The current node timed out during startup. This could happen")
+
+    monkeypatch.setattr(launch.ray, "init", time_out)
+    with pytest.raises(WorkerError, match="did not start on this machine in time"):
+        launch._connect(Cluster(), {})
+
+
 WATCHED = """
 import sys
 from adapeft.config_file import read_config
