@@ -78,6 +78,9 @@ Limit = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "exclusiveMinimum": 0}]}),
 ]
 
+# A step of Adam divides by 1 - β₁: from 1e37 on it overflows float32, and a worker fails.
+LearningRate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+
 Bytes = Annotated[
     ByteSize,
     Field(gt=0),
@@ -188,9 +191,7 @@ class Select(Section):
     probe_points: int = Field(
         default=4, ge=2, description="points of them, first to last, whose influences are averaged"
     )
-    probe_learning_rate: PositiveFloat = Field(
-        default=5e-5, description="of that training, by Adam", allow_inf_nan=False
-    )
+    probe_learning_rate: LearningRate = Field(default=5e-5, description="of that training, by Adam")
     shrinkage: bool = Field(default=True, description="shrink the noisy curvature of single elements towards its mean")
     scope: Literal["global", "tensor"] = Field(
         default="global", description="elements compete in the whole model, or in each tensor for its share"
@@ -358,9 +359,14 @@ class Select(Section):
 class Train(Section):
     """How the chosen parameters are trained."""
 
-    epochs: PositiveFloat = Field(default=3, description="passes over the training data", allow_inf_nan=False)
-    max_steps: PositiveInt | None = Field(default=None, description="optimizer steps; if given, epochs is not used")
-    learning_rate: PositiveFloat = Field(default=1e-3, description="highest step size of AdamW", allow_inf_nan=False)
+    # Bounded, because the rate of every step is listed before the first one.
+    epochs: PositiveFloat = Field(
+        default=3, le=100_000, description="passes over the training data", allow_inf_nan=False
+    )
+    max_steps: PositiveInt | None = Field(
+        default=None, le=10_000_000, description="optimizer steps; if given, epochs is not used"
+    )
+    learning_rate: LearningRate = Field(default=1e-3, description="highest step size of AdamW")
     batch_size: PositiveInt = Field(default=32, description="examples an optimizer step sees, over all workers")
     micro_batch_size: PositiveInt | None = Field(
         default=None, description="examples a worker holds at once; null: its share"
