@@ -138,12 +138,11 @@ def steps_to(row: Row, score: float, higher_is_better: bool) -> float:
 
 def write_report(folder: Path, config: Config, comparison: Comparison, runs: Sequence[Run]) -> Path:
     """Writes ``comparison.md``, ``comparison.json`` and the plots; returns the first."""
-    from adapeft.inputs.data import describe
     from adapeft.inputs.metrics import primary
-    from adapeft.inputs.model import trained_head
+    from adapeft.inputs.model import describe_for
 
-    description = describe(config.data, config.model.task, trained_head(config.model))
-    metric, higher_is_better = primary(config.data.metric, config.model.task, description.is_regression)
+    is_regression = describe_for(config.model, config.data).is_regression
+    metric, higher_is_better = primary(config.data.metric, config.model.task, is_regression)
     rows = rows_of(runs)
     save_json(
         folder / "comparison.json",

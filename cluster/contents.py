@@ -7,8 +7,8 @@ from threading import Lock
 from adapeft.choose.locate import locate
 from adapeft.config import Config, Data, Model
 from adapeft.inputs.content import file_hash, model_hash
-from adapeft.inputs.data import DataDescription, describe
-from adapeft.inputs.model import trained_head
+from adapeft.inputs.data import DataDescription
+from adapeft.inputs.model import describe_for
 from adapeft.measure.storage import TABLE
 from cluster.mirror import fetched
 
@@ -35,7 +35,7 @@ class KnownContents:
         data, model = config.data, config.model
         with self._lock:
             if (data, model) not in self._known:
-                self._known[data, model] = _inputs_of(model, describe(data, model.task, trained_head(model)))
+                self._known[data, model] = _inputs_of(model, describe_for(model, data))
         return {**self._known[data, model], **_chosen_from(config)}
 
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from adapeft.config import Config
 from adapeft.inputs.batches import epoch_batches
-from adapeft.inputs.data import DataDescription, describe
+from adapeft.inputs.data import DataDescription
 from adapeft.inputs.labels import Head
-from adapeft.inputs.model import load_model, load_model_config, load_tokenizer, trained_head
+from adapeft.inputs.model import describe_for, load_model, load_model_config, load_tokenizer
 from adapeft.inputs.objective import Objective, objective_for
 from adapeft.inputs.own_loss import check_own_loss, check_padding
 from adapeft.inputs.sources import rows_of
@@ -94,7 +94,7 @@ def load_inputs(config: Config, head: Head | None = None) -> Inputs:
         config: of the run.
         head: by which the classes are numbered, where it is not the model's own: that of a delta.
     """
-    description = describe(config.data, config.model.task, head or trained_head(config.model))
+    description = describe_for(config.model, config.data, head)
     tokenizer = load_tokenizer(config.model)
     splits = [
         tokenize(rows_of(config.data, field), config.data, config.model.task, tokenizer, description)

@@ -15,9 +15,9 @@ from adapeft.choose.subset import Subset
 from adapeft.config import Config
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.inputs.batches import draw_calibration
-from adapeft.inputs.data import DataDescription, describe
+from adapeft.inputs.data import DataDescription
 from adapeft.inputs.metrics import primary
-from adapeft.inputs.model import build_structure, load_model_config, load_tokenizer, trained_head
+from adapeft.inputs.model import build_structure, describe_for, load_model_config, load_tokenizer
 from adapeft.inputs.sources import rows_of
 from adapeft.inputs.tokenize import TokenizedData, tokenize
 from adapeft.inputs.trial import Trial
@@ -38,7 +38,7 @@ def inspect(config: Config) -> Inspection:
     """
     _check_model_folder(config.model.name)
     check_precision(config.select, getattr(torch, config.model.dtype))
-    description = describe(config.data, config.model.task, trained_head(config.model))
+    description = describe_for(config.model, config.data)
     primary(config.data.metric, config.model.task, description.is_regression)
     tokenizer = load_tokenizer(config.model)
     _check_calibration(config, description, tokenizer)

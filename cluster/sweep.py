@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 from adapeft.choose.budget import Budget
 from adapeft.config import Config
 from adapeft.experiments import Comparison, Contender
-from adapeft.inputs.data import describe
 from adapeft.inputs.metrics import primary
-from adapeft.inputs.model import trained_head
+from adapeft.inputs.model import describe_for
 from cluster.compared_run import Counter, Line, Note, Run, Runner, budgets_of, job_of
 from cluster.data_parts import held_out
 
@@ -45,7 +44,7 @@ def swept_rates(
     """
     folder = Path(config.output)
     tuning = held_out(config, comparison.tune_fraction, folder / "data")
-    is_regression = describe(config.data, config.model.task, trained_head(config.model)).is_regression
+    is_regression = describe_for(config.model, config.data).is_regression
     metric, higher_is_better = primary(config.data.metric, config.model.task, is_regression)
     rates = sorted(comparison.learning_rates)
     seed = comparison.seeds[0]

@@ -23,13 +23,13 @@ from transformers.utils import logging
 
 from adapeft.errors import AdapeftError
 from adapeft.inputs.checkpoint import is_tied
-from adapeft.inputs.data import DataDescription
+from adapeft.inputs.data import DataDescription, describe
 from adapeft.inputs.labels import Head
 from adapeft.inputs.padding import set_padding, with_padding
 from adapeft.inputs.structure import MISSING, always_trained
 
 if TYPE_CHECKING:
-    from adapeft.config import Model
+    from adapeft.config import Data, Model
 
 _AUTO_CLASSES = {
     "sequence-classification": AutoModelForSequenceClassification,
@@ -72,6 +72,20 @@ def trained_head(model: Model) -> Head | None:
         not architectures and head.names is not None
     )
     return head if is_trained else None
+
+
+def describe_for(model: Model, data: Data, head: Head | None = None) -> DataDescription:
+    """Describes ``data`` as a run on ``model`` reads it, its classes numbered by the head that is trained already.
+
+    Args:
+        model: the config's section.
+        data: likewise.
+        head: another one than the model's own: that of a delta.
+
+    Raises:
+        AdapeftError: no such model, or what ``describe`` raises.
+    """
+    return describe(data, model.task, head or trained_head(model))
 
 
 def _own_config(model: Model, **options: Any) -> PretrainedConfig:
