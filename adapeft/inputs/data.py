@@ -17,8 +17,8 @@ from adapeft.inputs.labels import (
     MOST_CLASSES_OF_FEW,
     Head,
     SplitLabels,
-    are_floats,
     check_names,
+    kind_of,
     number_classes,
     shown,
     values_of,
@@ -116,10 +116,9 @@ def describe(data: Data, task: str, head: Head | None = None) -> DataDescription
         _check_texts(rows, split, data, task)
         if task != "causal-lm":
             _check_column(rows, split, "data.label", data.label)
-    if task != "causal-lm":
-        _check_labels(splits, data)
     label_names, is_regression, num_labels = None, False, 0
     if task != "causal-lm":
+        _check_labels(splits, data)
         train, evaluation = (SplitLabels.of(rows, split, data.label) for split, rows in splits.items())
         is_regression = _is_regression(train, evaluation, data.label)
         if is_regression:
@@ -192,7 +191,7 @@ def _is_no_text(value: Any) -> bool:
 
 
 def _check_labels(splits: Mapping[str, datasets.Dataset], data: Data) -> None:
-    are_targets = are_floats(splits["data.train"].features[data.label])
+    are_targets = kind_of(splits["data.train"].features[data.label]) == "float"
     for split, rows in splits.items():
         _check_values(
             rows,

@@ -84,19 +84,21 @@ class SplitLabels:
                     f"({shown(names)}). Correct the names or the numbers."
                 )
             return cls(split, "string", names, {names[number]: count for number, count in numbers.items()})
-        dtype = feature.dtype if isinstance(feature, datasets.Value) else ""
-        for kind, pattern in _KINDS:
-            if re.match(pattern, dtype):
-                return cls(split, kind, None, {} if kind == "float" else Counter(values_of(rows, column)))
-        raise AdapeftError(
-            f"data.label = {column!r}: {split} holds {_held(rows, column)} in it. Labels are integers, booleans or "
-            "strings (classes) or floats (targets), of one type throughout."
-        )
+        if (kind := kind_of(feature)) is None:
+            raise AdapeftError(
+                f"data.label = {column!r}: {split} holds {_held(rows, column)} in it. Labels are integers, booleans or "
+                "strings (classes) or floats (targets), of one type throughout."
+            )
+        return cls(split, kind, None, {} if kind == "float" else Counter(values_of(rows, column)))
 
 
-def are_floats(feature: Any) -> bool:
-    """Whether a column holds targets."""
-    return isinstance(feature, datasets.Value) and feature.dtype.startswith("float")
+_KINDS = (("integer", "u?int"), ("boolean", "bool"), ("string", "(large_)?string"), ("float", "float"))
+
+
+def kind_of(feature: Any) -> str | None:
+    """The kind of label that a column of plain values holds, as in ``SplitLabels``; None where they are no labels."""
+    dtype = feature.dtype if isinstance(feature, datasets.Value) else ""
+    return next((kind for kind, pattern in _KINDS if re.match(pattern, dtype)), None)
 
 
 def check_names(labels: SplitLabels, column: str) -> None:
@@ -125,9 +127,6 @@ def check_names(labels: SplitLabels, column: str) -> None:
             f"{fractions[0]!r}, and each would be a class. Write targets as numbers (without quotes in JSON, with a "
             "decimal point, without '+', '%' or commas), or name the classes by words."
         )
-
-
-_KINDS = (("integer", "u?int"), ("boolean", "bool"), ("string", "(large_)?string"), ("float", "float"))
 
 
 def number_classes(train: SplitLabels, head: Head | None, column: str) -> tuple[tuple[str, ...] | None, int]:
