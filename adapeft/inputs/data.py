@@ -239,13 +239,16 @@ def _check_head_of_targets(head: Head | None) -> None:
 
 def _warn_of_whole_targets(rows: datasets.Dataset, column: str) -> None:
     # pandas writes the classes 0 and 1 as 0.0 and 1.0 once their column has held a missing value.
-    targets = set(values_of(rows, column))
-    if len(targets) <= MOST_CLASSES_OF_FEW and all(target.is_integer() for target in targets):
-        warnings.warn(
-            f"data.label = {column!r}: the floats in data.train are targets of a regression, though all of them are "
-            f"whole numbers ({shown(sorted(targets))}). Write them without a decimal point if they are classes.",
-            stacklevel=3,
-        )
+    targets: set[float] = set()
+    for target in values_of(rows, column):
+        targets.add(target)
+        if not target.is_integer() or len(targets) > MOST_CLASSES_OF_FEW:
+            return  # most often at the first row
+    warnings.warn(
+        f"data.label = {column!r}: the floats in data.train are targets of a regression, though all of them are whole "
+        f"numbers ({shown(sorted(targets))}). Write them without a decimal point if they are classes.",
+        stacklevel=3,
+    )
 
 
 def _check_classes(train: SplitLabels, evaluation: SplitLabels, column: str) -> None:
