@@ -94,7 +94,8 @@ def _check_model_folder(name: str) -> None:
     """Checks what can only be a folder: for everything else the hub is asked, which takes long without a network."""
     if name.startswith(("/", "./", "../", "~")) and not os.path.exists(os.path.expanduser(name)):
         parent = os.path.dirname(os.path.expanduser(name))
-        beside = os.listdir(parent) if os.path.isdir(parent) else []  # not Path: it raises for a name too long
+        # Not Path, which raises for a name too long.
+        beside = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if os.path.isdir(parent) else []
         hint = did_you_mean(Path(name).name, beside)
         raise AdapeftError(f"model.name = {name}: no such folder.{hint} Give a folder or the name of a hub model.")
 

@@ -89,8 +89,9 @@ def test_refusals(refused, override, message):
 
 
 @pytest.mark.parametrize("name", ["./bse", "/nowhere/bse", f"/{'a' * 300}/bse"])
-def test_a_missing_model(refused, name):
-    """Said at once, where the hub would be asked for half a minute without a network."""
+def test_a_missing_model(refused, files, name):
+    """Said at once, where the hub would be asked for half a minute without a network; a file is no model."""
+    (files / "bsee").touch()
     message = refused(f"model.name={name}")
     assert f"model.name = {name}: no such folder." in message
     assert ("Did you mean 'base'?" in message) == (name == "./bse")
