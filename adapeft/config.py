@@ -78,8 +78,8 @@ Limit = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "exclusiveMinimum": 0}]}),
 ]
 
-# A step of Adam divides by 1 - β₁: from 1e37 on it overflows float32, and a worker fails.
-LearningRate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+# A step of Adam divides by 1 - β₁: above 3e37 that overflows float32, and a worker fails. Below, training diverges.
+LearningRate = Annotated[float, Field(gt=0, le=1e37, allow_inf_nan=False)]
 
 Bytes = Annotated[
     ByteSize,
