@@ -37,6 +37,7 @@ def main(stop: int, path: str, *overrides: str) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     if not folder.subset.is_file():
         measure_and_choose(config, lambda event: None)
+        dist.barrier()  # rank 0 writes the subset after the others are done; Ray waits for all before it trains
     try:
         result = finetune(config, report)
     except StoppedError:
