@@ -129,6 +129,7 @@ def first_logits(model: nn.Module) -> torch.Tensor:
 
 def refusals(checkpoints, folder: Path, ranks: Ranks) -> list[str]:
     """What loading says of a checkpoint without parameters, and of one without its first file."""
+    ranks.all_reduce(torch.zeros(1))  # another rank may still be reading this one's file
     path = rank_path(folder, ranks.rank, ranks.world_size)
     tensors, description = load_tensors(path, "training checkpoint")
     save_tensors(path, "training checkpoint", tensors, {**description, "parts": {}})
