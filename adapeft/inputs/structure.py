@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeGuard
@@ -12,6 +13,11 @@ from typing import Literal, TypeGuard
 import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.errors import AdapeftError, did_you_mean
@@ -19,6 +25,9 @@ from adapeft.inputs.dense import logical_shape
 
 MISSING = "adapeft_missing"
 """Attribute of a loaded model: names of the parameters that were not in its checkpoint."""
+
+_HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)
+"""By which torch's older functions compute a weight before each forward pass."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,29 @@ def unsaved_parameters(model: nn.Module) -> frozenset[str]:
     ``from_pretrained`` computes them anew, so whatever was trained of them is lost.
     """
     return frozenset(getattr(model, "_keys_to_ignore_on_save", None) or ())
+
+
+def reparametrized(model: PreTrainedModel) -> str:
+    """Path of a module in which a weight is computed from other parameters, unlike in the model's own class.
+
+    ``from_pretrained`` starts such a weight at random. Classes that normalize weights themselves (Wav2Vec2's
+    convolution of positions) know what to load. Empty where there is none.
+    """
+    computing = [path for path, module in model.named_modules() if is_parametrized(module) or _has_hook(module)]
+    if not computing:
+        return ""
+    with torch.device("meta"):
+        plain = dict(type(model)(deepcopy(model.config)).named_modules())
+    for path in computing:
+        module, own = model.get_submodule(path), plain.get(path)
+        names = {name for name, _ in own.named_parameters()} if own is not None else set()
+        if not names <= {name for name, _ in module.named_parameters()}:
+            return path
+    return ""
+
+
+def _has_hook(module: nn.Module) -> bool:
+    return any(isinstance(hook, _HOOKS) for hook in module._forward_pre_hooks.values())
 
 
 def always_trained(model: nn.Module, patterns: Sequence[str]) -> set[str]:

@@ -29,7 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from adapeft.choose.subset import Part
 from adapeft.errors import AdapeftError
 from adapeft.inputs.divided import full_value, is_divided
-from adapeft.inputs.structure import unsaved_parameters
+from adapeft.inputs.structure import reparametrized, unsaved_parameters
 from adapeft.rounding import Rounding
 from adapeft.tune.adapter import has_adapter
 from adapeft.tune.change import Change
@@ -183,6 +183,11 @@ def _obstacle(model: nn.Module) -> str:
             return f"an adapter stands behind {path!r}"
         if getattr(module, "hf_quantizer", None) is not None:
             return "the base is quantized"
+    if isinstance(model, PreTrainedModel) and (path := reparametrized(model)):
+        return (
+            f"{path!r} computes a weight from other parameters (by pruning, weight_norm, spectral_norm or a "
+            f"parametrization; removing that before adapeft.attach makes it plain), which from_pretrained does not know"
+        )
     if unsaved := trained & unsaved_parameters(model):
         return f"{type(model).__name__} does not write {min(unsaved)!r} into its checkpoints"
     return ""

@@ -24,9 +24,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.choose.subset import Part
+from adapeft.errors import AdapeftError
 from adapeft.tune.leaf_functions import Block, DenseLinear, DensePart, Effective, ElementsLinear
 from adapeft.tune.rules.rule import DIFFERENCE
 
+_CHANGE_FIRST = (
+    "Tie, prune, normalize (weight_norm, spectral_norm) and parametrize the model before adapeft.attach, or after "
+    "adapeft.detach."
+)
 _SMALLER = 4
 """Times that a block is smaller than its matrix for its gradient to be worth the copies of its rows and columns."""
 
@@ -166,6 +171,17 @@ class _WithLeaves(nn.Module):
             return self.summed(name)
         return super().__getattr__(name)
 
+    # No __setattr__: FSDP2 writes into _parameters only where a module has nn.Module's own.
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As ``nn.Module``'s, which pruning gives what it has read: the sum, and no parameter."""
+        if isinstance(param, Tensor) and not isinstance(param, nn.Parameter):
+            trained = ", ".join(map(repr, self.leaf_parts))
+            raise AdapeftError(
+                f"the parameter {name!r} of a {type(self).__name__} cannot be set to a tensor that is no parameter. A "
+                f"subset trains {trained} there: what is read is the sum of the base and its training. {_CHANGE_FIRST}"
+            )
+        super().register_parameter(name, param)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A class made at run time cannot be imported: copies and pickles make it anew from the module's own class.
         reduced: Any = super().__reduce_ex__(protocol)
@@ -200,8 +216,13 @@ class _WithLeaves(nn.Module):
 
     def summed(self, name: str) -> Tensor:
         """Parameter plus leaf, dense."""
-        parameter = self._parameters[name]
-        assert parameter is not None
+        # ZeRO-3 gathers what is read with [], not with get.
+        parameter = self._parameters[name] if name in self._parameters else None  # noqa: SIM401
+        if parameter is None:
+            raise AdapeftError(
+                f"the parameter {name!r} of a {type(self).__name__} is trained by a subset and was taken out of it "
+                f"after adapeft.attach. {_CHANGE_FIRST}"
+            )
         if name not in self.leaf_parts:
             return parameter
         kind, dim = self.leaf_parts[name]
