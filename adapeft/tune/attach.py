@@ -19,6 +19,7 @@ from adapeft.ship.saving import hook_saving, unhook_saving
 from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
 from adapeft.tune.attachment import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import set_buffers, stored_buffers
+from adapeft.tune.check import check_step
 from adapeft.tune.leaf_functions import DensePart
 from adapeft.tune.leaves import add_dense_leaves, add_leaf, leaf_shape, remove_leaves
 from adapeft.tune.lora import add_lora, check_lora, remove_lora
@@ -91,7 +92,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     }
     warn_of_coarse_training({name: parameters[name] for name in whole if not parameters[name].is_meta})
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
-    hooks = [model.register_forward_pre_hook(_check_trainable), *hook_saving(model)]
+    hooks = [model.register_forward_pre_hook(check_step), *hook_saving(model)]
     attachment = Attachment(
         subset, fingerprint, digests, trained, base, required_grad, rule, dense, buffers, dropout, hooks
     )
@@ -132,28 +133,6 @@ def detach(model: nn.Module) -> nn.Module:
         hook.remove()
     delattr(model, ATTACHMENT)
     return passed
-
-
-def _check_trainable(model: nn.Module, inputs: object) -> None:
-    """Raises ``AdapeftError`` in a training step whose gradients would not reach the whole subset.
-
-    Not while torch.compile traces it, which has no use for a check; ``adapeft.delta`` looks again.
-    """
-    if not model.training or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return
-    frozen = [name for name, parameter in attachment_of(model).trained.items() if not parameter.requires_grad]
-    if frozen:
-        raise frozen_error(frozen, len(attachment_of(model).owners))
-
-
-def frozen_error(names: Sequence[str], count: int) -> AdapeftError:
-    """What to say where ``names`` of a subset of ``count`` parts were frozen after ``attach``."""
-    return AdapeftError(
-        f"{len(names)} of the {count} trained parts of the subset are frozen, such as {names[0]!r}: something set "
-        f"requires_grad to False after adapeft.attach, as PEFT does in get_peft_model, in a trainer's peft_config and "
-        f"in prepare_model_for_kbit_training. They would stay at the base's values. Call adapeft.attach after it, on a "
-        f"model without PEFT's layers; for LoRA within the subset use select(method='lora')."
-    )
 
 
 def _add(

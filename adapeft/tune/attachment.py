@@ -54,6 +54,7 @@ class Attachment:
             what reads merged checkpoints.
         reached: names and pieces, as in ``owners``, of the trained parameters that a backward pass has given a
             gradient. Copies, and trainers that replace the parameters, see nothing of it.
+        is_checked: whether a training step has found the model as ``attach`` left it.
         follower: what keeps the rule, once an optimizer is there.
     """
 
@@ -69,6 +70,7 @@ class Attachment:
     dropout: dict[tuple[nn.Module, str], float] = field(repr=False)
     hooks: list[RemovableHandle] = field(repr=False)
     reached: set[tuple[str, str]] = field(default_factory=set, repr=False)
+    is_checked: bool = False
     follower: Follower | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -5,15 +5,80 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from adapeft.errors import AdapeftError
-from adapeft.tune.attach import frozen_error
-from adapeft.tune.attachment import Attachment
+from adapeft.inputs.divided import is_divided
+from adapeft.tune.attachment import Attachment, attachment_of
+from adapeft.tune.frozen import check_frozen
 
 _ADDED = {"lora", "adapter"}
 """Kinds of parts that work on the output of a layer, and so only where it is called."""
+
+
+def check_step(model: nn.Module, inputs: object) -> None:
+    """Checks before a training step that it trains the subset and nothing else; a hook of the forward pass.
+
+    Not while torch.compile traces it, which has no use for a check; ``adapeft.delta`` looks again. The first step
+    also compares values and shapes, as ``adapeft.delta`` does: what was loaded or resized since ``attach`` would
+    otherwise be refused after the training.
+
+    Raises:
+        AdapeftError: gradients would not reach the whole subset, or would reach more than it, or the model is no
+            longer the one that it was attached to.
+    """
+    if not model.training or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    _check_step(model, attachment_of(model))
+
+
+@torch.compiler.disable  # where a compiled model calls its hooks untraced, what they call would be traced
+def _check_step(model: nn.Module, attachment: Attachment) -> None:
+    frozen = [name for name, parameter in attachment.trained.items() if not parameter.requires_grad]
+    if frozen:
+        raise frozen_error(frozen, len(attachment.owners))
+    if _is_flattened(model):
+        return
+    if not attachment.is_checked:
+        check_in_place(model, attachment)
+        _check_shapes(attachment)
+        check_frozen(model, attachment)
+        attachment.is_checked = True
+    _check_nothing_else(model, attachment)
+
+
+def _is_flattened(model: nn.Module) -> bool:
+    """Whether FullyShardedDataParallel has put views of its flat parameters where the model's own were."""
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
+        not isinstance(parameter, nn.Parameter) for parameter in model.parameters()
+    )
+
+
+def _check_shapes(attachment: Attachment) -> None:
+    for name, owners in attachment.owners.items():
+        for piece, parameter in attachment.pieces(name).items():
+            if not is_divided(parameter) and tuple(parameter.shape) != owners[piece].shape:
+                raise AdapeftError(
+                    f"the parameter that trains {name!r} had shape {owners[piece].shape} when the subset was attached "
+                    f"and has {tuple(parameter.shape)} now: the base has no place for it. Resize the model first, save "
+                    f"it as the base with save_pretrained, and call adapeft.attach then."
+                )
+
+
+def _check_nothing_else(model: nn.Module, attachment: Attachment) -> None:
+    trained = {id(parameter) for name in attachment.owners for parameter in attachment.pieces(name).values()}
+    others = [name for name, value in model.named_parameters() if value.requires_grad and id(value) not in trained]
+    if others:
+        raise AdapeftError(
+            f"{len(others)} parameters outside of the subset require gradients, such as {others[0]!r}: something set "
+            f"requires_grad to True, added a module or untied a weight after adapeft.attach, as "
+            f"model.requires_grad_(True), resize_token_embeddings and load_state_dict(assign=True) do. "
+            f"They would be trained, and no delta would hold it. Choose them in the subset (select's include or "
+            f"always_train), and change the model before adapeft.attach."
+        )
 
 
 def check_in_place(model: nn.Module, attachment: Attachment) -> None:
@@ -86,3 +151,13 @@ def check_moved(attachment: Attachment, moved: Mapping[str, bool]) -> None:
             f"and steps other parameters.",
             stacklevel=4,
         )
+
+
+def frozen_error(names: Sequence[str], count: int) -> AdapeftError:
+    """What to say where ``names`` of a subset of ``count`` parts were frozen after ``attach``."""
+    return AdapeftError(
+        f"{len(names)} of the {count} trained parts of the subset are frozen, such as {names[0]!r}: something set "
+        f"requires_grad to False after adapeft.attach, as PEFT does in get_peft_model, in a trainer's peft_config and "
+        f"in prepare_model_for_kbit_training. They would stay at the base's values. Call adapeft.attach after it, on a "
+        f"model without PEFT's layers; for LoRA within the subset use select(method='lora')."
+    )

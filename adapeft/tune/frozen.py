@@ -36,7 +36,8 @@ def check_frozen(model: nn.Module, attachment: Attachment) -> None:
     changed = changed_names(attachment.digests, entries)
     if changed:
         raise AdapeftError(
-            f"{changed[0]!r} (and {len(changed) - 1} more) was frozen by adapeft.attach, and has other values now: an "
-            f"optimizer of its own trains it, or a module writes to it in its forward. A delta would leave that out. "
-            f"Train it with the subset (select's always_train), or keep it as it was."
+            f"{changed[0]!r} (and {len(changed) - 1} more) was frozen by adapeft.attach, and has other values or "
+            f"another shape now: it was loaded or resized since, an optimizer of its own trains it, or a module writes "
+            f"to it in its forward. A delta would leave that out. Load and resize the model before adapeft.attach, and "
+            f"train this parameter with the subset (select's always_train) or keep it as it was."
         )
