@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from adapeft.choose.choose import check_budget, choose
@@ -30,6 +31,7 @@ from adapeft.methods import get_method
 _OF_THE_COMMAND = {"calibration", "batch_size", "micro_batch_size", "statistics", "memory_per_device"}
 
 
+@torch.enable_grad()
 def select(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],

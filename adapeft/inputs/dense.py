@@ -13,6 +13,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from adapeft.errors import AdapeftError
 
+_NEEDS_GRADIENTS = ("select", "attach")
+"""Calls whose tensors are to have gradients."""
+
 _STRUCTURE_DOES = ("attach", "detach")
 """Calls that a model without any weights, on the meta device, may be passed to."""
 
@@ -27,6 +30,8 @@ def check_resident(model: nn.Module, call: str) -> None:
     Raises:
         AdapeftError: a parameter has no shape or no values yet, is offloaded, or was made in inference mode.
     """
+    if call in _NEEDS_GRADIENTS and torch.is_inference_mode_enabled():
+        raise AdapeftError(f"adapeft.{call}: within torch.inference_mode() nothing has a gradient. Call it outside.")
     parameters = dict(model.named_parameters())
     for name, tensor in [*parameters.items(), *model.named_buffers()]:
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
@@ -115,20 +120,49 @@ def check_own_memory(model: nn.Module, call: str) -> None:
     Raises:
         AdapeftError: two do.
     """
-    owners: dict[tuple[torch.device, int], str] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta or not parameter.numel() or isinstance(parameter, DTensor) or obstacle(parameter):
-            continue
-        other = owners.setdefault((parameter.device, parameter.data_ptr()), name)
-        if other != name:
-            raise AdapeftError(
-                f"adapeft.{call}: the parameters {other!r} and {name!r} share their memory and are two parameters, so "
-                f"changing one changes the other unseen. Tie them as one parameter (model.tie_weights()), or give each "
-                f"a copy of its own (parameter.data = parameter.data.clone())."
-            )
+    spans = [
+        (str(parameter.device), start, start + _span(parameter) * parameter.element_size(), name, parameter)
+        for name, parameter in model.named_parameters()
+        if not parameter.is_meta
+        and parameter.numel()
+        and not isinstance(parameter, DTensor)
+        and not obstacle(parameter)
+        for start in [parameter.data_ptr()]
+    ]
+    reaching: list[tuple[str, int, int, str, Tensor]] = []
+    for span in sorted(spans, key=lambda span: span[:2]):  # stable: of two that begin together, the model's first
+        device, start, _, name, parameter = span
+        reaching = [other for other in reaching if other[0] == device and other[2] > start]
+        for *_, other_name, other in reaching:
+            if _share_elements(other, parameter):
+                raise AdapeftError(
+                    f"adapeft.{call}: the parameters {other_name!r} and {name!r} share their memory and are two "
+                    f"parameters, so changing one changes the other unseen. Tie them as one parameter "
+                    f"(model.tie_weights()), or give each a copy of its own (parameter.data = parameter.data.clone())."
+                )
+        reaching.append(span)
+
+
+def _share_elements(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors, whose memory reaches over a common stretch, have an element in common.
+
+    The columns of one matrix reach over the same stretch and share none.
+    """
+    if first.data_ptr() == second.data_ptr() or (first.is_contiguous() and second.is_contiguous()):
+        return True
+    addresses = (
+        torch.arange(_span(tensor)).as_strided(tensor.shape, tensor.stride()) * tensor.element_size()
+        + tensor.data_ptr()
+        for tensor in (first, second)
+    )
+    return bool(torch.isin(*addresses).any())
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
     """Whether a strided tensor reaches over less memory than it has elements."""
-    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return span < math.prod(tensor.shape)
+    return _span(tensor) < math.prod(tensor.shape)
+
+
+def _span(tensor: Tensor) -> int:
+    """Over how many elements of its memory a strided tensor reaches."""
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1

@@ -268,6 +268,18 @@ def over_one_memory():
     return model
 
 
+def in_one_buffer(first, second):
+    """Query and key of the first layer as views of one matrix [24, 24]."""
+    model, buffer = make_bert(), torch.linspace(-0.3, 0.3, 24 * 24).sin().view(24, 24)
+    attention = model.bert.encoder.layer[0].attention.self
+    attention.query.weight.data, attention.key.weight.data = buffer[first], buffer[second]
+    return model
+
+
+def rows_over_rows():
+    return in_one_buffer((slice(0, 12), slice(0, 12)), (slice(11, 23), slice(11, 23)))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -275,6 +287,7 @@ def over_one_memory():
         (partly_meta, r"2 of 41 parameters are on the meta device, .*'bert\.pooler\.dense\.weight'"),
         (lazy, r"'bert\.lazy\.weight' of a lazy module has no shape yet"),
         (in_inference_mode, r"'bert\.embeddings\.word_embeddings\.weight' was made under torch\.inference_mode"),
+        (rows_over_rows, r"'bert\.encoder\.layer\.0\.attention\.self\.query\.weight' and .* share their memory"),
         (over_one_memory, r"'bert\.encoder\.layer\.0\.output\.dense\.weight' and .* share their memory"),
     ],
 )
@@ -290,6 +303,17 @@ def test_what_is_not_in_memory_of_its_own(make, said, call):
         act()
 
 
+@pytest.mark.parametrize(
+    "columns", [(slice(0, 12), slice(12, 24)), (slice(0, 24, 2), slice(1, 24, 2))], ids=["beside", "between"]
+)
+def test_parts_of_one_matrix_that_share_no_element_are_parameters_of_their_own(columns):
+    model = in_one_buffer(*((slice(0, 12), one) for one in columns))
+    train(attach(model, select(model, make_batches(model), budget="20%")))
+    fresh = in_one_buffer(*((slice(0, 12), one) for one in columns))
+    delta(model).apply(fresh)
+    torch.testing.assert_close(logits(fresh), logits(model), rtol=1e-4, atol=1e-5)
+
+
 def test_offloading_after_training_is_refused_by_delta():
     model = attach(make_bert(), a_norm(make_bert()))
     train(model)
@@ -297,3 +321,17 @@ def test_offloading_after_training_is_refused_by_delta():
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     with pytest.raises(AdapeftError, match=r"adapeft\.delta: .* is offloaded by accelerate"):
         adapeft.delta(model)
+
+
+def test_measuring_turns_gradients_on_where_it_can():
+    batches = make_batches(make_bert())
+    expected = adapeft.select(make_bert(), batches, budget="5%", groups="tensor")
+    with torch.no_grad():
+        found = adapeft.select(make_bert(), batches, budget="5%", groups="tensor")
+        assert not torch.is_grad_enabled()
+    assert found.parts == expected.parts
+    model = make_bert()
+    with torch.inference_mode():
+        for call in (lambda: adapeft.select(model, batches), lambda: adapeft.attach(model, expected)):
+            with pytest.raises(AdapeftError, match=r"within torch\.inference_mode\(\) nothing has a gradient"):
+                call()
