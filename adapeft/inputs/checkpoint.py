@@ -20,6 +20,7 @@ from adapeft.inputs.fingerprint import Entry, base_name, fingerprint, sample
 from adapeft.inputs.structure import parameter_names
 from adapeft.inputs.weight_files import has_weights, local_folder, weight_files
 from adapeft.inputs.weight_names import WeightNames
+from adapeft.inputs.wrappers import wrapped_names
 from adapeft.reading import reading
 
 
@@ -133,6 +134,8 @@ class Checkpoint(ABC):
                 f"it loads this folder. Save the model that was trained on with save_pretrained, or set "
                 f"tie_word_embeddings to true if the head is the embedding."
             )
+        if wrapped := wrapped_names(missing, self.unknown, prefix):
+            return f"{said}: {wrapped}"
         similar = [key for key in self.unknown if key.endswith(base_name(name, prefix))]
         stored_as = f"; it has {similar[0]!r}, a name that transformers does not know" if similar else ""
         return (

@@ -27,6 +27,7 @@ from adapeft.inputs.data import DataDescription, describe
 from adapeft.inputs.labels import Head
 from adapeft.inputs.padding import set_padding, with_padding
 from adapeft.inputs.structure import MISSING, always_trained
+from adapeft.inputs.wrappers import wrapped_names
 
 if TYPE_CHECKING:
     from adapeft.config import Data, Model
@@ -197,6 +198,8 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
     )
     names = [name for name, _ in loaded.named_parameters()]
     random = sorted(set(info["missing_keys"]) & set(names) - always_trained(loaded, always_train))
+    if random and (wrapped := wrapped_names(random, info["unexpected_keys"], loaded.base_model_prefix)):
+        raise AdapeftError(f"model.name = {model.name!r}: the checkpoint has no {random[0]!r}: {wrapped}")
     if random:
         raise AdapeftError(
             f"model.name = {model.name!r}: the checkpoint has no {', '.join(random)}, so they start random and frozen. "

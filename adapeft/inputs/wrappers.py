@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from peft import PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -14,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from adapeft.errors import AdapeftError
 from adapeft.inputs.dense import check_own_memory, check_resident
 from adapeft.inputs.divided import is_divided
+from adapeft.inputs.fingerprint import base_name
 
 ATTACHMENT = "adapeft_attachment"
 """Attribute of a model that a subset is attached to."""
@@ -27,6 +30,9 @@ _INSIDE: dict[type[nn.Module], str] = {
     AveragedModel: "module",
 }
 """Wrapper → the attribute that holds what it wraps."""
+
+_OTHER_WRAPPERS = ("base_model", "model")
+"""Further attributes under which wrappers hold a model, in checkpoints: those of PEFT and Lightning."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -88,6 +94,26 @@ def name_inside(name: str) -> str:
     """The name in the bare model of what has ``name`` in a model whose modules are wrapped for training."""
     inside = {attribute for attribute in _INSIDE.values() if attribute.startswith("_")}
     return ".".join(piece for piece in name.split(".") if piece not in inside)
+
+
+def wrapped_names(missing: Sequence[str], unknown: Collection[str], base_prefix: str) -> str:
+    """Says that a checkpoint was saved of a wrapped model, where that is why parameters are missing; empty elsewhere.
+
+    Args:
+        missing: names of parameters that transformers has not found in the checkpoint.
+        unknown: keys of the checkpoint that it has no place for.
+        base_prefix: of the base model, which its own checkpoints leave out.
+    """
+    for names in (missing, [base_name(name, base_prefix) for name in missing]):
+        before = next((key.removesuffix(names[0]) for key in unknown if key.endswith(f".{names[0]}")), "")
+        pieces = set(before.rstrip(".").split("."))
+        if pieces <= {*_INSIDE.values(), *_OTHER_WRAPPERS} and all(before + name in unknown for name in names):
+            return (
+                f"its names begin with {before!r}, as those of a wrapped model do (torch.compile, DataParallel, PEFT), "
+                f"so transformers starts the parameters at random. Save the model inside the wrapper with "
+                f"save_pretrained, or take {before!r} off the names in the checkpoint."
+            )
+    return ""
 
 
 def check_before_trainer(model: nn.Module, call: str) -> None:

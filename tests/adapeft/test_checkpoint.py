@@ -270,7 +270,7 @@ def wider(folder: Path) -> Path:
         (untied_without_head, r"no 'lm_head.weight', and config.json says tie_word_embeddings = false"),
         (
             prefixed,
-            r"no 'lm_head.weight' \(and 20 more\); it has 'module.lm_head.weight', a name that transformers",
+            r"no 'lm_head.weight' \(and 20 more\): its names begin with 'module.', as those of a wrapped model do",
         ),
         (variant, r"no model.safetensors and no pytorch_model.bin, only 'model.fp16.safetensors'.*variant=…"),
         (adapter_alone, r"it holds a PEFT adapter, no base model"),

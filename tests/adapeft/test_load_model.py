@@ -112,6 +112,16 @@ def test_parameters_that_would_stay_random_are_refused_unless_trained(bert_folde
         load(bert_folder, always_train=("*pooler*",))
 
 
+@pytest.mark.parametrize("before", ["module.", "_orig_mod.", "base_model.model.", "model.module."])
+def test_a_checkpoint_of_a_wrapped_model_is_named_as_such(before, bert_folder):
+    """Training what it lacks, as elsewhere, would be training from random weights."""
+    for model in (make_bert(), make_bert().bert):
+        file = bert_folder / "model.safetensors"
+        save_file({before + key: value.clone() for key, value in model.state_dict().items()}, file, {"format": "pt"})
+        with pytest.raises(AdapeftError, match=f"no 'bert.*: its names begin with '{before}', as those of a wrapped"):
+            load(bert_folder)
+
+
 def test_what_the_checkpoint_lacks_is_new_and_no_part_of_the_base(bert_folder):
     file = bert_folder / "model.safetensors"
     save_file({key: value for key, value in load_file(file).items() if "pooler" not in key}, file, {"format": "pt"})
