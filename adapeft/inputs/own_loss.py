@@ -25,7 +25,8 @@ _REMEDY = (
 
 @torch.no_grad()
 def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None:
-    """Checks that the model's own mean loss of ``batch`` is the objective's. Runs the model twice.
+    """Checks that the model's own mean loss of ``batch`` is the objective's. Runs the model twice, and once more to say
+    why the logits differ.
 
     They are equal up to the rounding of the precision in which the model computes its loss; what is not finite is not
     compared.
@@ -49,6 +50,12 @@ def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None
             f"measured with ({objective.summary}). Let its forward return the loss that it is trained with."
         )
     if not _are_alike(logits, output.logits):
+        if not _are_alike(logits, logits_of(objective, batch, model)):
+            raise AdapeftError(
+                f"{_name(model)} computes other logits each time it is given the same batch, in evaluation mode too, "
+                f"so no measurement of it could be repeated. Fix what it draws at random, such as config.hash_seed of "
+                f"Reformer."
+            )
         raise AdapeftError(
             f"{_name(model)} computes other logits when it is given labels than without them. Add to the batches "
             "whatever it derives from the labels, such as decoder_input_ids."
@@ -100,9 +107,7 @@ def logits_of(objective: Objective, batch: Batch, model: nn.Module) -> Tensor:
     except AttributeError as error:
         if error.name != "logits":
             raise
-        raise AdapeftError(
-            f"{_name(model)} returns no logits, only {_keys(error.obj)}: it cannot be measured."
-        ) from error
+        raise AdapeftError(_no_logits(_name(model), error.obj)) from error
     if not isinstance(logits, Tensor) or not objective.fits(logits, batch.labels):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise AdapeftError(
@@ -153,5 +158,13 @@ def _name(model: nn.Module) -> str:
     return type(getattr(model, "module", model)).__name__
 
 
-def _keys(output: Any) -> str:
-    return ", ".join(map(repr, output)) if hasattr(output, "keys") else f"a {type(output).__name__}"
+def _no_logits(name: str, output: Any) -> str:
+    """What to say of an output without an attribute ``logits``."""
+    if isinstance(output, tuple) or (type(output) is dict and "logits" in output):
+        return (
+            f"{name} returns a {type(output).__name__}, whose values have no names that can be read as attributes: set "
+            f"model.config.return_dict = True, or let its forward return a ModelOutput of transformers with loss and "
+            f"logits."
+        )
+    found = ", ".join(map(repr, output)) if hasattr(output, "keys") else f"a {type(output).__name__}"
+    return f"{name} returns no logits, only {found}: it cannot be measured."

@@ -151,7 +151,7 @@ def test_several_labels_for_each_example():
         (lambda logits, loss: SimpleNamespace(logits=logits, loss=None), "Answering returns no loss for a batch with"),
         (lambda logits, loss: SimpleNamespace(logits=logits), "Answering returns no loss for a batch with labels"),
         (lambda logits, loss: SimpleNamespace(logits=logits, loss=logits), r"returns tensor\([\s\S]* as its loss"),
-        (lambda logits, loss: (loss, logits), "Answering returns no logits, only a tuple"),
+        (lambda logits, loss: (loss, logits), "Answering returns a tuple, whose values have no names"),
         (lambda logits, loss: {"loss": loss, "scores": logits}, "no logits, only 'loss', 'scores'"),
         (lambda logits, loss: SimpleNamespace(logits=(logits, logits), loss=loss), "logits of shape tuple for labels"),
         (
@@ -162,6 +162,11 @@ def test_several_labels_for_each_example():
             lambda logits, loss: SimpleNamespace(logits=logits if loss is None else -logits, loss=loss),
             "computes other logits when it is given labels",
         ),
+        (
+            lambda logits, loss: SimpleNamespace(logits=torch.rand_like(logits), loss=loss),
+            "computes other logits each time it is given the same batch",
+        ),
+        (lambda logits, loss: {"loss": loss, "logits": logits}, "Answering returns a dict, whose values have no names"),
     ],
 )
 def test_models_that_answer_otherwise(output, message):
