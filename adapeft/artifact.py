@@ -221,6 +221,23 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
 
 
+def artifact_kind(path: Path) -> str:
+    """The kind of artifact that a file says it is; empty for what is no artifact of ours.
+
+    Raises:
+        AdapeftError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise AdapeftError(f"{path}: no such file; expected a subset or a delta.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_KEY, "{}")
+        description = loads(header)
+    except (SafetensorError, OSError, ValueError):
+        return ""
+    return str(description.get("kind", "")) if isinstance(description, dict) else ""
+
+
 @contextmanager
 def _reading(path: Path, expected: str) -> Iterator[None]:
     if not Path(path).is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from adapeft.artifact import artifact_kind
 from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.ship.delta import Delta
@@ -66,10 +67,7 @@ def _beyond_lora(folder: Path) -> list[str]:
 
 
 def _load(path: Path) -> Subset | Delta:
-    try:
-        return Delta.load(path)
-    except AdapeftError as no_delta:
-        try:
-            return Subset.load(path)
-        except AdapeftError:
-            raise AdapeftError(f"{path}: neither a delta nor a subset ({no_delta}).") from no_delta
+    kind = artifact_kind(path)
+    if kind not in ("subset", "delta"):
+        raise AdapeftError(f"{path}: neither a delta nor a subset. Give the file that a run wrote.")
+    return Subset.load(path) if kind == "subset" else Delta.load(path)

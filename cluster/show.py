@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 from pathlib import Path
 
+from adapeft.artifact import artifact_kind
 from adapeft.choose.locate import locate
 from adapeft.choose.options import choice_problem
 from adapeft.choose.subset import Subset
@@ -35,13 +36,13 @@ def show(place: str, terminal: Terminal) -> None:
         _show_run(RunFolder(fetched(place)), terminal)
         return
     path = locate(place)
-    try:
+    kind = artifact_kind(path)
+    if kind == "subset":
         terminal.show_choice(Subset.load(path))
-    except AdapeftError as no_subset:
-        try:
-            terminal.show_delta(Delta.load(path), path)
-        except AdapeftError:
-            raise AdapeftError(f"{path}: neither a run's folder, nor a subset, nor a delta.") from no_subset
+    elif kind == "delta":
+        terminal.show_delta(Delta.load(path), path)
+    else:
+        raise AdapeftError(f"{path}: neither a run's folder, nor a subset, nor a delta.")
 
 
 def _show_frontier(folder: RunFolder, subset: Subset, terminal: Terminal) -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from adapeft import Delta
 from adapeft.choose.subset import Part, Subset
@@ -27,6 +29,7 @@ def files(tmp_path):
     elements = Part("elements", (12, 12), torch.tensor([3]))
     random_delta(make_bert(), {QUERY: LORA, KEY: elements}).save(tmp_path / "both.safetensors")
     Subset({QUERY: ROWS}).save(tmp_path / "subset.safetensors")
+    save_file({QUERY: torch.zeros(2)}, tmp_path / "foreign.safetensors")
     return tmp_path
 
 
@@ -86,7 +89,8 @@ def test_to_a_list_of_patterns(command, files):
         ("lora", ("--to", "unfrozen-parameters"), f"'{QUERY}' is trained as lora"),
         ("subset", ("--to", "unfrozen-parameters", "--model", "x"), "--model: unfrozen-parameters needs the names"),
         ("subset", ("--to", "peft", "--model", "x"), "a subset, and a PEFT adapter holds trained values"),
-        ("nothing", ("--to", "peft", "--model", "x"), "neither a delta nor a subset"),
+        ("nothing", ("--to", "peft", "--model", "x"), "no such file; expected a subset or a delta"),
+        ("foreign", ("--to", "peft", "--model", "x"), "neither a delta nor a subset"),
     ],
 )
 def test_what_is_refused(command, files, name, arguments, message):
@@ -94,3 +98,18 @@ def test_what_is_refused(command, files, name, arguments, message):
     assert status == 2
     assert message in errors
     assert not (files / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [("show",), ("export", "--to", "peft", "--model", "x", "--out", "out")])
+def test_a_delta_that_is_refused_is_called_a_delta(command, files, arguments):
+    first, *rest = arguments
+    path = files / "lora.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    save_file(
+        {key: value / 0 if key.endswith("lora_B") else value for key, value in load_file(path).items()}, path, header
+    )
+    status, _, errors = command(first, path, *rest)
+    assert status == 2
+    assert "values that are not finite" in errors
+    assert "neither" not in errors
