@@ -15,7 +15,7 @@ def count_to_three(config, report, start):
     print("printed on a rank")
     for done in range(1, 4):
         report({"step": "counting", "done": done, "total": 3})
-    return {"sum": start + 3, "output": config.output}
+    return {"sum": start + 3, "output": config.output, "priority": os.getpriority(os.PRIO_PROCESS, 0)}
 
 
 def refuse(config, report):
