@@ -1,6 +1,7 @@
 """Run under torchrun: rules at every ZeRO stage, stopped and resumed in the middle where a case says so.
 
-``torchrun --nproc-per-node 2 -m tests.cluster.rank_rules OUT`` writes a file a model, case and stage.
+``torchrun --nproc-per-node 2 -m tests.cluster.rank_rules OUT fast`` writes one file per model, case and stage;
+``every`` instead of ``fast`` adds those that only slow tests look at.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ RUNS = [
     *(("gpt2", case, 3, 2, True, 0, 0) for case in CASES),
     *(("bert", case, 3, None, False, 0, 200) for case in PROJECTING),
     *(("bert", case, 2, None, False, 5, 0) for case in PROJECTING),
+    *(("bert", case, 3, None, False, 5, 0) for case in CASES),
+]
+FAST = [
+    *(("bert", case, 1, None, False, 0, 0) for case in CASES),
+    *(("gpt2", case, 3, 2, True, 0, 0) for case in PROJECTING),
+    ("bert", "child-pruning", 3, None, False, 0, 200),
     *(("bert", case, 3, None, False, 5, 0) for case in CASES),
 ]
 
@@ -115,17 +122,17 @@ def train(run: tuple, ranks, full_value: Callable, folder: Path) -> dict:
     return content
 
 
-def main(out: Path) -> None:
+def main(out: Path, runs: list[tuple]) -> None:
     from cluster.engine import join
     from cluster.finetune import full_value
 
     ranks = join()
-    for run in RUNS:
+    for run in runs:
         content = train(run, ranks, full_value, out / "checkpoints" / tag_of(run))
         if ranks.rank == 0:
             torch.save(content, out / f"{tag_of(run)}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), FAST if sys.argv[2] == "fast" else RUNS)
     leave()

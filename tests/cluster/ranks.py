@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import pytest
 import torch.distributed as dist
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +29,19 @@ def torchrun(world_size: int, module: str, *arguments: object) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-20000:]
+
+
+def with_slow(fast: Sequence[tuple], every: Sequence[tuple]) -> list:
+    """Every run as the parameter of a test; those that are not ``fast`` are marked slow."""
+    return [
+        pytest.param(run, id="-".join(map(str, run)), marks=[] if run in fast else pytest.mark.slow) for run in every
+    ]
+
+
+def needed(request: pytest.FixtureRequest) -> str:
+    """Which runs the tests of this module need in this session, for the rank's script: ``fast`` or ``every``."""
+    selected = [item for item in request.session.items if item.path == request.path]
+    return "every" if any(item.get_closest_marker("slow") for item in selected) else "fast"
 
 
 def leave() -> NoReturn:

@@ -7,19 +7,19 @@ import math
 import pytest
 import torch
 
-from tests.cluster.rank_skips import BAD_STEP, NUM_STEPS, RUNS, tag_of
+from tests.cluster.rank_skips import BAD_STEP, FAST, NUM_STEPS, RUNS, tag_of
 from tests.cluster.rank_training import LEARNING_RATE, falling
-from tests.cluster.ranks import torchrun
+from tests.cluster.ranks import needed, torchrun, with_slow
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("skips")
-    torchrun(2, "tests.cluster.rank_skips", folder)
+    torchrun(2, "tests.cluster.rank_skips", folder, needed(request))
     return folder
 
 
-@pytest.mark.parametrize("run", RUNS, ids=tag_of)
+@pytest.mark.parametrize("run", with_slow(FAST, RUNS))
 def test_a_skipped_step_is_as_if_it_had_not_been(trained, run):
     found = torch.load(trained / f"{tag_of(run)}.pt", weights_only=False)
     spoilt, without = found["spoilt"], found["without"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.cluster.rank_rules import RUNS, tag_of
+from tests.cluster.rank_rules import FAST, RUNS, tag_of
 from tests.cluster.rank_statistics import MODELS
-from tests.cluster.ranks import torchrun
+from tests.cluster.ranks import needed, torchrun, with_slow
 from tests.oracles_rules import CASES, NUM_STEPS, dense_values, make_model, train_with_adapeft
 from tests.tiny import make_batches
 
@@ -16,7 +16,7 @@ from tests.tiny import make_batches
 def trained(request, tmp_path_factory):
     """Folder of what this many ranks trained, and their number."""
     folder = tmp_path_factory.mktemp(f"rules-{request.param}")
-    torchrun(request.param, "tests.cluster.rank_rules", folder)
+    torchrun(request.param, "tests.cluster.rank_rules", folder, needed(request))
     return folder, request.param
 
 
@@ -25,7 +25,7 @@ def plain():
     return {(name, case): train_with_adapeft(MODELS[name], case) for name in MODELS for case in CASES}
 
 
-@pytest.mark.parametrize("run", RUNS, ids=tag_of)
+@pytest.mark.parametrize("run", with_slow(FAST, RUNS))
 def test_training_on_shards_is_plain_training(trained, plain, run):
     folder, world_size = trained
     name, case, stage, *_, persistence = run

@@ -13,13 +13,14 @@ from adapeft.measure.parabola import LEAST_R2
 from adapeft.measure.shards import WholeModel, measuring_mode
 from tests.cluster.rank_statistics import (
     CASES,
+    FAST,
     MODELS,
     RUNS,
     measure_case,
     settings_for,
     whole_elements,
 )
-from tests.cluster.ranks import torchrun
+from tests.cluster.ranks import needed, torchrun, with_slow
 
 
 @pytest.fixture(
@@ -28,7 +29,7 @@ from tests.cluster.ranks import torchrun
 def measured(request, tmp_path_factory):
     """Folder of what this many ranks measured, and their number."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
-    torchrun(request.param, "tests.cluster.rank_statistics", folder)
+    torchrun(request.param, "tests.cluster.rank_statistics", folder, needed(request))
     return folder, request.param
 
 
@@ -59,10 +60,10 @@ def rounding_alone(groups, elements):
     return {info.name for info, is_small in zip(groups.parameters, small, strict=True) if is_small}
 
 
-@pytest.mark.parametrize(("case", "stage", "micro_batch_size"), RUNS)
-@pytest.mark.parametrize("name", MODELS)
-def test_sharding_changes_rounding_only(measured, plain, name, case, stage, micro_batch_size):
+@pytest.mark.parametrize("run", with_slow(FAST, RUNS))
+def test_sharding_changes_rounding_only(measured, plain, run):
     folder, world_size = measured
+    name, case, stage, micro_batch_size = run
     found = torch.load(folder / f"{name}-{case}-{stage}-{micro_batch_size}.pt", weights_only=False)
     statistics, elements, chosen = plain[name, case]
 

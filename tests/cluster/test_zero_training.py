@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.cluster.rank_training import CASES, RUNS, train_plainly
-from tests.cluster.ranks import torchrun
+from tests.cluster.rank_training import CASES, FAST, RUNS, STAGES, train_plainly
+from tests.cluster.ranks import needed, torchrun, with_slow
 
 
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def trained(request, tmp_path_factory):
     """Folder of what this many ranks trained, and their number."""
     folder = tmp_path_factory.mktemp(f"trained-{request.param}")
-    torchrun(request.param, "tests.cluster.rank_training", folder)
+    torchrun(request.param, "tests.cluster.rank_training", folder, needed(request))
     return folder, request.param
 
 
@@ -22,10 +22,10 @@ def plain():
     return {case: train_plainly(*case) for case in CASES}
 
 
-@pytest.mark.parametrize(("stage", "micro_batch_size", "checkpointing"), RUNS)
-@pytest.mark.parametrize(("name", "kind"), CASES)
-def test_training_is_plain_adamw_on_the_subset(trained, plain, name, kind, stage, micro_batch_size, checkpointing):
+@pytest.mark.parametrize("run", with_slow(FAST, RUNS))
+def test_training_is_plain_adamw_on_the_subset(trained, plain, run):
     folder, world_size = trained
+    name, kind, stage, micro_batch_size, _ = run
     found = torch.load(folder / f"{name}-{kind}-{stage}-{micro_batch_size}.pt", weights_only=False)
     expected = plain[name, kind]
 
@@ -52,7 +52,7 @@ def test_training_is_plain_adamw_on_the_subset(trained, plain, name, kind, stage
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_checkpoint_is_as_large_as_the_subset(trained, stage):
     folder, world_size = trained
-    micro_batch_size = next(micro for run_stage, micro, checkpointing in RUNS if run_stage == stage)
+    micro_batch_size = next(micro for run_stage, micro, checkpointing in STAGES if run_stage == stage)
     sizes = {}
     for kind in ("tensor", "elements"):
         found = torch.load(folder / f"bert-{kind}-{stage}-{micro_batch_size}.pt", weights_only=False)
