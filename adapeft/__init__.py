@@ -13,18 +13,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adapeft.choose.select import select
-    from adapeft.choose.subset import Subset
+    from adapeft.deltas.arithmetic import difference, interpolation, scaled, sum_of
+    from adapeft.deltas.conflict import conflict_of
+    from adapeft.deltas.delta import Delta
+    from adapeft.deltas.delta import extract_delta as delta
+    from adapeft.deltas.merge import merge
+    from adapeft.deltas.swap import Deltas
     from adapeft.errors import AdapeftError
-    from adapeft.ship.arithmetic import difference, interpolation, scaled, sum_of
-    from adapeft.ship.conflict import conflict_of
-    from adapeft.ship.delta import Delta
-    from adapeft.ship.delta import extract_delta as delta
-    from adapeft.ship.merge import merge
-    from adapeft.ship.peft_folder import save_for_peft
-    from adapeft.ship.peft_import import load_from_peft
-    from adapeft.ship.swap import Deltas
-    from adapeft.ship.unfrozen import unfrozen_parameters
+    from adapeft.formats.peft.folder import save_for_peft
+    from adapeft.formats.peft.reader import load_from_peft
+    from adapeft.formats.unfrozen import unfrozen_parameters
+    from adapeft.selection.select import select
+    from adapeft.subset.subset import Subset
     from adapeft.tune.attach import attach, detach
     from adapeft.tune.follow import follow_rule
     from adapeft.tune.parameter_groups import parameter_groups
@@ -34,24 +34,24 @@ __version__ = "0.1.0"
 # Loaded on first use, so that `adapeft config` and `import adapeft` do not wait for torch.
 _EXPORTS = {
     "AdapeftError": ("adapeft.errors", "AdapeftError"),
-    "Delta": ("adapeft.ship.delta", "Delta"),
-    "Deltas": ("adapeft.ship.swap", "Deltas"),
-    "Subset": ("adapeft.choose.subset", "Subset"),
+    "Delta": ("adapeft.deltas.delta", "Delta"),
+    "Deltas": ("adapeft.deltas.swap", "Deltas"),
+    "Subset": ("adapeft.subset.subset", "Subset"),
     "attach": ("adapeft.tune.attach", "attach"),
-    "conflict_of": ("adapeft.ship.conflict", "conflict_of"),
-    "delta": ("adapeft.ship.delta", "extract_delta"),
+    "conflict_of": ("adapeft.deltas.conflict", "conflict_of"),
+    "delta": ("adapeft.deltas.delta", "extract_delta"),
     "detach": ("adapeft.tune.attach", "detach"),
-    "difference": ("adapeft.ship.arithmetic", "difference"),
+    "difference": ("adapeft.deltas.arithmetic", "difference"),
     "follow_rule": ("adapeft.tune.follow", "follow_rule"),
-    "interpolation": ("adapeft.ship.arithmetic", "interpolation"),
-    "load_from_peft": ("adapeft.ship.peft_import", "load_from_peft"),
-    "merge": ("adapeft.ship.merge", "merge"),
+    "interpolation": ("adapeft.deltas.arithmetic", "interpolation"),
+    "load_from_peft": ("adapeft.formats.peft.reader", "load_from_peft"),
+    "merge": ("adapeft.deltas.merge", "merge"),
     "parameter_groups": ("adapeft.tune.parameter_groups", "parameter_groups"),
-    "save_for_peft": ("adapeft.ship.peft_folder", "save_for_peft"),
-    "scaled": ("adapeft.ship.arithmetic", "scaled"),
-    "select": ("adapeft.choose.select", "select"),
-    "sum_of": ("adapeft.ship.arithmetic", "sum_of"),
-    "unfrozen_parameters": ("adapeft.ship.unfrozen", "unfrozen_parameters"),
+    "save_for_peft": ("adapeft.formats.peft.folder", "save_for_peft"),
+    "scaled": ("adapeft.deltas.arithmetic", "scaled"),
+    "select": ("adapeft.selection.select", "select"),
+    "sum_of": ("adapeft.deltas.arithmetic", "sum_of"),
+    "unfrozen_parameters": ("adapeft.formats.unfrozen", "unfrozen_parameters"),
 }
 __all__ = [
     "AdapeftError",

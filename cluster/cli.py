@@ -15,14 +15,15 @@ from rich.console import Console
 from rich.text import Text
 
 from adapeft.errors import AdapeftError
-from cluster import delta_cli, subsets_cli
-from cluster.exit_status import EPILOG, ExitStatus
+from cluster.commands.delta import cli as delta_cli
+from cluster.commands.jobs.cli import add_commands
+from cluster.commands.subsets import cli as subsets_cli
 from cluster.failure import WorkerError
-from cluster.jobs_cli import add_commands
+from cluster.terminal.exit_status import EPILOG, ExitStatus
 
 # What a command needs beyond this is imported in it: torch takes seconds, and the config is judged before.
 if TYPE_CHECKING:
-    from cluster.session import Session
+    from cluster.run.session import Session
 
 app = typer.Typer(
     help="Find which parameters are worth training within a budget, train only those, ship a small delta.",
@@ -52,7 +53,7 @@ def main() -> None:
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Measure, choose, train, evaluate; takes up again what the same run has finished."""
     with _session(config, overrides) as session:
-        from cluster import pipeline
+        from cluster.run import pipeline
 
         pipeline.run(session)
 
@@ -61,7 +62,7 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
 def select(config: ConfigPath, overrides: Overrides = None) -> None:
     """Measure and choose; with select.statistics=RUN choose again from what another run measured, in seconds."""
     with _session(config, overrides) as session:
-        from cluster import pipeline
+        from cluster.run import pipeline
 
         pipeline.select(session)
 
@@ -70,7 +71,7 @@ def select(config: ConfigPath, overrides: Overrides = None) -> None:
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train the subset that is in the run's folder, or the one that train.subset names."""
     with _session(config, overrides) as session:
-        from cluster import pipeline
+        from cluster.run import pipeline
 
         if not session.folder.subset.is_file() and session.config.train.subset is None:
             raise AdapeftError(
@@ -89,7 +90,7 @@ def evaluate(
 ) -> None:
     """Score base and delta on the evaluation data."""
     with _session(config, overrides, claims=False) as session:
-        from cluster import pipeline
+        from cluster.run import pipeline
 
         chosen = delta or session.folder.delta
         if not base and not chosen.is_file():
@@ -100,14 +101,14 @@ def evaluate(
 @app.command()
 def compare(config: ConfigPath, overrides: Overrides = None) -> None:
     """Run methods=[…] at budgets=[…] under seeds=[…] and write a table and plots; goes on where it stopped."""
-    from adapeft.experiments import load_comparison
-    from cluster.console import Terminal
+    from adapeft.config.experiments import load_comparison
+    from cluster.terminal.console import Terminal
 
     (comparison, loaded), terminal = load_comparison(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
-        from cluster.compare import check, compare, finished
-        from cluster.comparison import write_report
-        from cluster.inspect import inspect
+        from cluster.commands.compare.compare import check, compare, finished
+        from cluster.commands.compare.report import write_report
+        from cluster.inspection.inspect import inspect
 
         _silence_libraries()
     with terminal.busy("checking config, data and model"):
@@ -123,13 +124,13 @@ def compare(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train random subsets briefly and say how well each estimator foretold their gain (subsets=, steps= …)."""
-    from adapeft.config_file import load_config, parse_section
-    from adapeft.experiments import Trials
+    from adapeft.config.experiments import Trials
+    from adapeft.config.load import load_config, parse_section
 
     trials, others = parse_section(Trials, overrides or [])
     trials.check(load_config(config, others))  # before anything is written
     with _session(config, others) as session:
-        from cluster import pipeline
+        from cluster.run import pipeline
 
         pipeline.validate(session, trials)
 
@@ -141,14 +142,14 @@ def transfer(
     overrides: Overrides = None,
 ) -> None:
     """Choose for another size of the model from a run's statistics (budget=, groups=tensor, inside=, verify=true)."""
-    from adapeft.config_file import parse_section
-    from adapeft.experiments import Transfer
-    from cluster.console import Terminal
+    from adapeft.config.experiments import Transfer
+    from adapeft.config.load import parse_section
+    from cluster.terminal.console import Terminal
 
     settings, others = parse_section(Transfer, overrides or [])
     terminal = Terminal()
     with terminal.busy("loading libraries"):
-        from cluster import transfer as transferring
+        from cluster.commands import transfer as transferring
 
         _silence_libraries()
     transferring.run(source, model, settings, others, terminal)
@@ -160,8 +161,8 @@ def horizons(
     budget: Annotated[str | None, typer.Option(help="another than the run's, such as 1%")] = None,
 ) -> None:
     """Say how long a choice stays good: what each point of the probe chooses, held against the others' best."""
-    from cluster.console import Terminal
-    from cluster.horizons import horizons as across
+    from cluster.commands.horizons import horizons as across
+    from cluster.terminal.console import Terminal
 
     across(run, budget, Terminal())
 
@@ -169,15 +170,15 @@ def horizons(
 @app.command()
 def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Say what measuring and training will hold on each device, by part, ZeRO stage and number of workers."""
-    from adapeft.config_file import load_config
-    from cluster.console import Terminal
+    from adapeft.config.load import load_config
+    from cluster.terminal.console import Terminal
 
     loaded, terminal = load_config(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
-        from cluster.estimate import estimate_of, unknowns
-        from cluster.estimate_table import show_estimate
-        from cluster.inspect import inspect
-        from cluster.zero import zero_of
+        from cluster.commands.estimate import show_estimate
+        from cluster.inspection.estimate import estimate_of, unknowns
+        from cluster.inspection.inspect import inspect
+        from cluster.zero.settings import zero_of
 
         _silence_libraries()
     with terminal.busy("running the model without its weights"):
@@ -200,10 +201,10 @@ def merge(
     ] = None,
 ) -> None:
     """Write base + delta as a plain Hugging Face checkpoint, a shard at a time."""
-    from adapeft.choose.locate import locate
-    from adapeft.ship.delta import Delta
-    from adapeft.ship.merge import merge as merge_into
-    from cluster.console import Terminal
+    from adapeft.deltas.delta import Delta
+    from adapeft.deltas.merge import merge as merge_into
+    from adapeft.subset.locate import locate
+    from cluster.terminal.console import Terminal
 
     _silence_libraries()
     with Terminal.on_stderr().noting():
@@ -219,8 +220,8 @@ def export(
     model: Annotated[str | None, typer.Option(help="base model: folder or hub name")] = None,
 ) -> None:
     """Write a delta as other tools take it; as a plain checkpoint: adapeft merge."""
-    from cluster.console import Terminal
-    from cluster.export import export as export_to
+    from cluster.commands.export import export as export_to
+    from cluster.terminal.console import Terminal
 
     _silence_libraries()
     export_to(path, to, model, out, Terminal())
@@ -236,7 +237,7 @@ def import_adapter(
     ] = None,
 ) -> None:
     """Make a delta of a PEFT LoRA adapter."""
-    from adapeft.ship.peft_import import load_from_peft
+    from adapeft.formats.peft.reader import load_from_peft
 
     if out.exists():
         raise AdapeftError(f"--out {out}: there already. Give a new file.")
@@ -250,8 +251,8 @@ def show(
     path: Annotated[str, typer.Argument(help="a run's folder or URL, a subset (or its name in the store) or a delta")],
 ) -> None:
     """Say what is in a run's folder, a subset or a delta."""
-    from cluster.console import Terminal
-    from cluster.show import show as show_path
+    from cluster.commands.show import show as show_path
+    from cluster.terminal.console import Terminal
 
     show_path(path, Terminal())
 
@@ -259,8 +260,8 @@ def show(
 @app.command()
 def methods() -> None:
     """List the methods: what each trains, what choosing costs, where it comes from."""
-    from adapeft.methods import METHODS
-    from cluster.console import Terminal
+    from adapeft.methods.registry import METHODS
+    from cluster.terminal.console import Terminal
 
     Terminal().show_methods(METHODS)
 
@@ -272,7 +273,7 @@ def config(
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema")] = False,
 ) -> None:
     """Check a config and print it whole, or print every key with its default."""
-    from adapeft.config_file import defaults_yaml, json_schema, load_config, to_yaml
+    from adapeft.config.load import defaults_yaml, json_schema, load_config, to_yaml
 
     if schema:
         print(json.dumps(json_schema(), indent=2))
@@ -287,12 +288,12 @@ add_commands(app)
 
 @contextmanager
 def _session(config: Path, overrides: list[str] | None, *, claims: bool = True) -> Iterator[Session]:
-    from adapeft.config_file import load_config
-    from cluster.console import Terminal, short
+    from adapeft.config.load import load_config
+    from cluster.terminal.console import Terminal, short
 
     loaded, terminal = load_config(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
-        from cluster.session import Session
+        from cluster.run.session import Session
 
         _silence_libraries()
     with Session(loaded, terminal, claims=claims) as session:

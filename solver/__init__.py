@@ -6,14 +6,14 @@ Numbers alone: numpy in, numpy out. What the items are is the caller's business.
 from __future__ import annotations
 
 from solver.branch_and_bound import BranchAndBound
-from solver.choice_core import MultipleChoiceCore
-from solver.choice_cp_sat import MultipleChoiceCpSat
-from solver.choice_greedy import MultipleChoiceGreedy
 from solver.core import CoreKnapsack
 from solver.cp_sat import CpSat
 from solver.frontier import Frontier, choice_frontier, frontier
 from solver.greedy import Greedy
-from solver.multiple_choice import MultipleChoiceProblem, MultipleChoiceSolver
+from solver.multiple_choice.core import MultipleChoiceCore
+from solver.multiple_choice.cp_sat import MultipleChoiceCpSat
+from solver.multiple_choice.greedy import MultipleChoiceGreedy
+from solver.multiple_choice.problem import MultipleChoiceProblem, MultipleChoiceSolver
 from solver.problem import KnapsackProblem
 from solver.solution import Solution, Solver, Status
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from solver.choice_core import MultipleChoiceCore
 from solver.core import CoreKnapsack
-from solver.multiple_choice import MultipleChoiceProblem, MultipleChoiceSolver
+from solver.multiple_choice.core import MultipleChoiceCore
+from solver.multiple_choice.problem import MultipleChoiceProblem, MultipleChoiceSolver
 from solver.problem import KnapsackProblem
 from solver.solution import Solution, Solver
 

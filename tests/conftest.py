@@ -8,7 +8,7 @@ import zlib
 import pytest
 from transformers import BertForSequenceClassification, GPT2LMHeadModel, set_seed
 
-from tests.tiny import make_bert, make_gpt2
+from tests.support.tiny import make_bert, make_gpt2
 
 # What a user has set for their own work: no test joins their cluster, writes into their store, prints for their
 # terminal, or asks their proxy for a server on this machine.

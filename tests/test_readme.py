@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from tests.oracles_tune import logits, train
-from tests.tiny import make_batches, make_bert
+from tests.oracles.leaves import logits, train
+from tests.support.tiny import make_batches, make_bert
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,1 +1,1 @@
-"""From statistics to a subset: the budget, the knapsack, the top-k."""
+"""Choosing within a budget: knapsack over groups, top-k of elements, options, joint influence."""

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapeft.choose.subset import Part, Subset
 from adapeft.choose.topk import top_k
 from adapeft.errors import AdapeftError
 from adapeft.finite import is_finite
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import ElementShard
 from adapeft.ranks import Ranks
+from adapeft.subset.subset import Part, Subset
 
 Value = Callable[[dict[str, Tensor]], Tensor]
 """Columns of statistics → the value of each element, of the same shape."""

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from adapeft.choose.groups import check_values, knapsack, parts_of
-from adapeft.choose.subset import Subset
+from adapeft.choose.knapsack import check_values, knapsack, parts_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
+from adapeft.subset.subset import Subset
 
 _ROUNDS = 200
 """At most a two-hundredth of the budget is chosen on one evaluation of all gains: cost K·M·200, whatever the budget."""

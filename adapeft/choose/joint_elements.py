@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from adapeft.choose.elements import positions_of, subset_of
-from adapeft.choose.subset import Subset
 from adapeft.choose.topk import top_k
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
 from adapeft.measure.statistics import ElementShard
 from adapeft.ranks import Ranks
+from adapeft.subset.subset import Subset
 
 _GAP = 1e-4
 _HALVINGS = 40

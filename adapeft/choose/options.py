@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from adapeft.choose.groups import STABLE_GAP, check_values, parts_of
-from adapeft.choose.subset import Part, Subset
+from adapeft.choose.knapsack import STABLE_GAP, check_values, parts_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
+from adapeft.subset.subset import Part, Subset
 from solver import MultipleChoiceCore, MultipleChoiceGreedy, MultipleChoiceProblem
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from adapeft.errors import AdapeftError
-from adapeft.inputs.dense import obstacles
-from adapeft.inputs.fingerprint import fingerprint_model
-from adapeft.inputs.structure import (
+from adapeft.model.dense import obstacles
+from adapeft.model.fingerprint import fingerprint_model
+from adapeft.model.structure import (
     ParameterInfo,
     always_trained,
     describe_parameters,
@@ -27,7 +27,7 @@ from adapeft.inputs.structure import (
 )
 
 if TYPE_CHECKING:
-    from adapeft.config import Select
+    from adapeft.config.sections import Select
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Groups:
         new: those of them that no base checkpoint holds.
         fingerprint: of the base model; empty when only its structure was there.
         left_out: names of the parameters that would be candidates if their elements could be changed; see
-            ``adapeft.inputs.dense``.
+            ``adapeft.model.dense``.
         unreached: names of the parameters left out of the candidates and of ``always_train`` because no batch of the
             calibration gave them a gradient.
     """

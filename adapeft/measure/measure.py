@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from adapeft.data.batches import Calibration
 from adapeft.errors import AdapeftError
-from adapeft.inputs.batches import Calibration
-from adapeft.inputs.objective import IGNORED
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.probe import measure_along_probe
 from adapeft.measure.statistics import Statistics
+from adapeft.tasks.objective import IGNORED
 
 if TYPE_CHECKING:
-    from adapeft.config import Select
+    from adapeft.config.sections import Select
 
 
 class Measurement(Protocol):
-    """What measuring needs to know of a method; see ``adapeft.methods.method.Method``."""
+    """What measuring needs to know of a method; see ``adapeft.methods.base.method.Method``."""
 
     default_warmup_steps: int
     measures_loss: bool

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapeft.inputs.structure import ParameterInfo
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import Projector, measure_curvatures, measure_slopes
 from adapeft.measure.shards import Shards
+from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import Ranks
 
 _OVERSAMPLING = 8

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapeft.artifact import load_tensors, save_json
 from adapeft.errors import AdapeftError
-from adapeft.rank_files import rank_path, save_on_ranks
+from adapeft.files.artifact import load_tensors, save_json
+from adapeft.files.damage import load_json
+from adapeft.files.rank_files import rank_path, save_on_ranks
 from adapeft.ranks import Ranks
-from adapeft.reading import load_json
 
 FOLDER = "partial-sums"
 _KEY = "key.json"

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapeft.data.batches import Calibration
 from adapeft.errors import AdapeftError
 from adapeft.finite import blame, is_finite
-from adapeft.inputs.batches import Calibration
-from adapeft.inputs.losses import Collate, Watched, example_losses, micro_losses
-from adapeft.inputs.objective import Objective
 from adapeft.measure.partial import PartialSums
 from adapeft.measure.shards import Shards
+from adapeft.tasks.losses import Collate, Watched, example_losses, micro_losses
+from adapeft.tasks.objective import Objective
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a pass, the batches done and their number."""

@@ -1,6 +1,6 @@
 """The small interface through which statistics see parameters: one rank's slice of each, and the ranks they are on.
 
-``WholeModel`` is the case of one process that holds everything; ``cluster.zero_shards.ZeroShards`` is any ZeRO stage.
+``WholeModel`` is the case of one process that holds everything; ``cluster.zero.shards.ZeroShards`` is any ZeRO stage.
 Nothing else in ``measure`` knows which of the two it runs on.
 """
 
@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from adapeft.inputs.losses import Loss
 from adapeft.ranks import OneRank, Ranks
+from adapeft.tasks.losses import Loss
 
 
 @dataclass(frozen=True)

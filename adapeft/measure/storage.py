@@ -13,18 +13,18 @@ import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
 
-from adapeft.artifact import load_table, load_tensors, provenance, save_table
 from adapeft.errors import AdapeftError
+from adapeft.files.artifact import load_table, load_tensors, provenance, save_table
+from adapeft.files.damage import MOST, Count, Header, Line, reading
+from adapeft.files.json_numbers import dumps, loads
+from adapeft.files.rank_files import rank_paths, save_on_ranks
 from adapeft.finite import check_finite
-from adapeft.inputs.structure import ParameterInfo
-from adapeft.json_numbers import dumps, loads
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics, check_columns, check_options
-from adapeft.rank_files import rank_paths, save_on_ranks
+from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import Ranks
-from adapeft.reading import MOST, Count, Header, Line, reading
 
 TABLE = "groups.parquet"
 OPTIONS = "options.parquet"
@@ -42,7 +42,7 @@ def save_groups(
 ) -> None:
     """Writes ``groups.parquet``: the groups, their statistics, and what was ``derived`` (influence, chosen elements).
 
-    ``key`` is what the statistics depend on; see ``adapeft.keys.measurement_key``.
+    ``key`` is what the statistics depend on; see ``adapeft.config.keys.measurement_key``.
     """
     assert set(derived) <= set(_DERIVED)
     header = {**asdict(groups), "key": dict(key), "provenance": provenance()}

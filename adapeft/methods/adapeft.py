@@ -10,7 +10,6 @@ from torch import Tensor
 from adapeft.choose.joint import choose_groups_jointly
 from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.choose.options import choose_options
-from adapeft.choose.subset import Subset
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import measure_elements
 from adapeft.measure.groups import Groups
@@ -20,11 +19,12 @@ from adapeft.measure.parabola import measure_parabolas
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.method import Plan, ValuedMethod
+from adapeft.methods.base.method import Plan, ValuedMethod
 from adapeft.ranks import Ranks
+from adapeft.subset.subset import Subset
 
 if TYPE_CHECKING:
-    from adapeft.config import Select
+    from adapeft.config.sections import Select
 
 
 class AdaPEFT(ValuedMethod):

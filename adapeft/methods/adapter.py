@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapeft.choose.subset import Part, Subset
 from adapeft.errors import AdapeftError
-from adapeft.inputs.structure import ParameterInfo
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.method import Method, Plan
+from adapeft.methods.base.method import Method, Plan
+from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import Ranks
+from adapeft.subset.subset import Part, Subset
 
 if TYPE_CHECKING:
-    from adapeft.config import Select
+    from adapeft.config.sections import Select
 
 _SUBLAYERS = {"pfeiffer": ("feed-forward",), "houlsby": ("feed-forward", "attention")}
 

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapeft.choose.groups import parts_of
-from adapeft.choose.subset import Subset
+from adapeft.choose.knapsack import parts_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.method import Method, Plan
+from adapeft.methods.base.method import Method, Plan
 from adapeft.ranks import Ranks
+from adapeft.subset.subset import Subset
 
 if TYPE_CHECKING:
-    from adapeft.config import Select
+    from adapeft.config.sections import Select
 
 
 class Full(Method):

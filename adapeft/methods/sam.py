@@ -10,10 +10,10 @@ from adapeft.measure.elementwise import element_statistics, mean_gradient
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.method import ValuedMethod
+from adapeft.methods.base.method import ValuedMethod
 
 if TYPE_CHECKING:
-    from adapeft.config import Select
+    from adapeft.config.sections import Select
 
 
 class SAM(ValuedMethod):

@@ -1,1 +1,1 @@
-"""Training a subset: small ordinary leaf parameters beside a frozen model, for any trainer."""
+"""Training a subset: small ordinary leaf parameters next to a frozen model, for any trainer."""

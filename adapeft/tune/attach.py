@@ -8,23 +8,23 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adapeft.choose.empty import check_not_empty
-from adapeft.choose.subset import Part, Subset
 from adapeft.errors import AdapeftError
-from adapeft.inputs.dense import check_dense
-from adapeft.inputs.fingerprint import digests_of, entries_of, fingerprint_model
-from adapeft.inputs.wrappers import ATTACHMENT, bare, check_before_trainer
-from adapeft.rounding import warn_of_coarse_training
-from adapeft.ship.saving import hook_saving, unhook_saving
-from adapeft.tune.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
+from adapeft.methods.base.rule import DIFFERENCE, Place, Rule
+from adapeft.methods.rules import rule_of
+from adapeft.model.dense import check_dense
+from adapeft.model.fingerprint import digests_of, entries_of, fingerprint_model
+from adapeft.model.rounding import warn_of_coarse_training
+from adapeft.model.wrappers import ATTACHMENT, bare, check_before_trainer
+from adapeft.parts.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
+from adapeft.parts.functions import DensePart
+from adapeft.parts.leaves import add_dense_leaves, add_leaf, leaf_shape, remove_leaves
+from adapeft.parts.lora import add_lora, check_lora, remove_lora
+from adapeft.subset.empty import check_not_empty
+from adapeft.subset.subset import Part, Subset
 from adapeft.tune.attachment import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import set_buffers, stored_buffers
 from adapeft.tune.check import check_step
-from adapeft.tune.leaf_functions import DensePart
-from adapeft.tune.leaves import add_dense_leaves, add_leaf, leaf_shape, remove_leaves
-from adapeft.tune.lora import add_lora, check_lora, remove_lora
-from adapeft.tune.rules.make import rule_of
-from adapeft.tune.rules.rule import DIFFERENCE, Place, Rule
+from adapeft.tune.saving import hook_saving, unhook_saving
 
 
 def attach(model: nn.Module, subset: Subset) -> nn.Module:
@@ -41,7 +41,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
 
     The model's ``state_dict`` holds the base and the leaves under names of their own, to be loaded into a model with
     the same subset attached. ``save_pretrained``, and so the Trainer, writes the trained model: see
-    ``adapeft.ship.saving``.
+    ``adapeft.tune.saving``.
 
     Raises:
         AdapeftError: the model already has a subset, is sharded or wrapped for training, or the subset is empty or was

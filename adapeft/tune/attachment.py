@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
-from adapeft.inputs.wrappers import ATTACHMENT, unwrap
+from adapeft.methods.base.rule import DIFFERENCE, LeafShards, Rule
+from adapeft.model.wrappers import ATTACHMENT, unwrap
+from adapeft.parts.functions import DensePart
+from adapeft.subset.subset import Subset
 from adapeft.tune.follower import Follower
-from adapeft.tune.leaf_functions import DensePart
-from adapeft.tune.rules.rule import DIFFERENCE, LeafShards, Rule
 
 
 class Owner(NamedTuple):
@@ -41,7 +41,7 @@ class Attachment:
     Attributes:
         subset: the subset attached.
         fingerprint: of the base model.
-        digests: of its parameters, see ``adapeft.inputs.fingerprint``; None without weights.
+        digests: of its parameters, see ``adapeft.model.fingerprint``; None without weights.
         owners: name of a part or of an always-trained parameter → its trained parameters by their own names: the
             pieces that a part adds, the leaves of a dense part, else one under the empty name.
         base: name → its value before training, float32 on the CPU, where it is trained whole and not new.

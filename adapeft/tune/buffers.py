@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
-from adapeft.inputs.wrappers import name_inside
+from adapeft.model.wrappers import name_inside
 
 
 def stored_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from adapeft.errors import AdapeftError
-from adapeft.inputs.divided import is_divided
+from adapeft.model.divided import is_divided
 from adapeft.tune.attachment import Attachment, attachment_of
 from adapeft.tune.frozen import check_frozen
 

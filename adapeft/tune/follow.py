@@ -6,9 +6,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from adapeft.errors import AdapeftError
-from adapeft.inputs.divided import is_divided
+from adapeft.model.divided import is_divided
 from adapeft.tune.attachment import attachment_of
-from adapeft.tune.leaf_shards import whole_leaves
+from adapeft.tune.shards import whole_leaves
 
 
 def follow_rule(model: nn.Module, optimizer: Optimizer, *, num_steps: int, step: int = 0) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from adapeft.errors import AdapeftError
-from adapeft.inputs.divided import is_divided
-from adapeft.inputs.fingerprint import base_name, changed_names, entry_of
+from adapeft.model.divided import is_divided
+from adapeft.model.fingerprint import base_name, changed_names, entry_of
 from adapeft.tune.attachment import Attachment
 
 

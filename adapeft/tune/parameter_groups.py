@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from adapeft.methods.base.rule import DIFFERENCE
 from adapeft.tune.attachment import attachment_of
-from adapeft.tune.rules.rule import DIFFERENCE
 
 
 def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""Does the influence predict? Random subsets are trained briefly, and what they gain is held against the forecast."""
+"""Whether the influence predicts: random subsets are trained briefly, and choices compared over time."""

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapeft.choose.subset import Part, Subset
 from adapeft.measure.groups import Groups
+from adapeft.subset.subset import Part, Subset
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from adapeft.choose.subset import Subset
 from adapeft.errors import AdapeftError
 from adapeft.finite import blame
-from adapeft.inputs.losses import Collate, micro_losses
-from adapeft.inputs.objective import Objective
 from adapeft.ranks import OneRank
+from adapeft.subset.subset import Subset
+from adapeft.tasks.losses import Collate, micro_losses
+from adapeft.tasks.objective import Objective
 from adapeft.tune.attach import attach, detach
 from adapeft.tune.attachment import attachment_of
 

@@ -10,16 +10,16 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 import adapeft
-from adapeft.choose.choose import choose
-from adapeft.config_file import parse_select
+from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
 from adapeft.finite import blame, check_finite, is_finite, listed
 from adapeft.measure.groups import groups_of
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.ranks import OneRank
-from tests.thread_ranks import on_ranks
-from tests.tiny import make_bert
+from adapeft.selection.choose import choose
+from tests.support.thread_ranks import on_ranks
+from tests.support.tiny import make_bert
 
 SIZE, BAD = 3, 5
 """Examples of a batch, and the number of the bad one among all: it is in the first half of six batches."""

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapeft.choose.subset import Subset
-from adapeft.config_file import load_config
+from adapeft.config.load import load_config
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
-from cluster.run_folder import RunFolder
+from adapeft.subset.subset import Subset
+from cluster.output.folder import RunFolder
 from tests.benchmarks.cross_terms import mask_of, measured
 
 

@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapeft.choose.subset import Subset
-from adapeft.config import Config
-from adapeft.config_file import load_config
+from adapeft.config.load import load_config
+from adapeft.config.sections import Config
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import ready
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.shards import Slice
-from adapeft.methods import get_method
-from cluster.engine import join
-from cluster.inputs import load_inputs
-from cluster.measure import measuring_passes
-from cluster.run_folder import RunFolder
+from adapeft.methods.registry import get_method
+from adapeft.subset.subset import Subset
+from cluster.output.folder import RunFolder
+from cluster.ranks.inputs import load_inputs
+from cluster.ranks.measure import measuring_passes
+from cluster.zero.engine import join
 from tests.benchmarks.forks import be_the_only_rank
 
 

@@ -18,9 +18,9 @@ import torch
 from transformers import get_linear_schedule_with_warmup
 
 import adapeft
-from adapeft.config_file import load_config
+from adapeft.config.load import load_config
 from adapeft.tune.attachment import attachment_of
-from cluster.inputs import Inputs, load_inputs
+from cluster.ranks.inputs import Inputs, load_inputs
 from tests.benchmarks.report import RESULTS, machine
 
 PROBED = 64

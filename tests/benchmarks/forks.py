@@ -15,16 +15,16 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from adapeft.config import Config
-from adapeft.config_file import load_config
+from adapeft.config.load import load_config
+from adapeft.config.sections import Config
 from adapeft.errors import AdapeftError
-from cluster import pipeline
-from cluster.compared_run import Outcome, run_apart
-from cluster.console import Terminal
-from cluster.session import Session
+from cluster.commands.compare.run import Outcome, run_apart
+from cluster.run import pipeline
+from cluster.run.session import Session
+from cluster.terminal.console import Terminal
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload([__name__, "cluster.measure", "cluster.finetune"])
+FORKSERVER.set_forkserver_preload([__name__, "cluster.ranks.measure", "cluster.ranks.finetune"])
 
 
 class ForkSession(Session):
@@ -40,7 +40,7 @@ class ForkSession(Session):
 
 
 def run_in_fork(config: Config) -> Outcome:
-    """As ``cluster.compared_run.run_command``, with one worker."""
+    """As ``cluster.commands.compare.run.run_command``, with one worker."""
     assert config.cluster.workers == 1, "a fork is one worker"
     return run_apart(config, _fork)
 

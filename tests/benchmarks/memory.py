@@ -15,9 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from adapeft.config import Config
-from adapeft.config_file import load_config
-from tests.cluster.ranks import leave
+from adapeft.config.load import load_config
+from adapeft.config.sections import Config
+from tests.support.torchrun import leave
 
 SETTINGS = [(stage, workers) for workers in (1, 2) for stage in (0, 1, 2, 3)]
 RESULTS = Path(__file__).parent / "results" / "memory.md"
@@ -65,9 +65,9 @@ def write_config(folder: Path, model: str, data: Path, stage: int, workers: int)
 
 def estimated(config: Config, everything: Path) -> dict[str, int]:
     """Bytes on a device by stage of the run; writes the subset that is trained to ``everything``."""
-    from cluster.estimate import estimate_of
-    from cluster.inspect import inspect
-    from cluster.zero import zero_of
+    from cluster.inspection.estimate import estimate_of
+    from cluster.inspection.inspect import inspect
+    from cluster.zero.settings import zero_of
 
     zero = zero_of(config.cluster)
     by_row = estimate_of(config, inspect(config))
@@ -89,9 +89,9 @@ def on_rank(config: Config, folder: Path, what: str) -> None:
     """One stage of the run; rank 0 writes the peak."""
     import torch.distributed as dist
 
-    from cluster.finetune import finetune
-    from cluster.measure import measure_and_choose
-    from cluster.run_folder import RunFolder
+    from cluster.output.folder import RunFolder
+    from cluster.ranks.finetune import finetune
+    from cluster.ranks.measure import measure_and_choose
 
     RunFolder.of(config).path.mkdir(exist_ok=True)
     if what == "measuring":

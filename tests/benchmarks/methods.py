@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from adapeft.experiments import load_comparison
-from cluster.compare import check, compare
-from cluster.comparison import write_report
-from cluster.inspect import inspect
+from adapeft.config.experiments import load_comparison
+from cluster.commands.compare.compare import check, compare
+from cluster.commands.compare.report import write_report
+from cluster.inspection.inspect import inspect
 from tests.benchmarks.forks import run_in_fork
 
 

@@ -27,11 +27,11 @@ from transformers import AutoModel
 from transformers.utils import logging
 
 from adapeft import Delta, Deltas
-from adapeft.choose.subset import Part
-from adapeft.inputs.structure import describe_parameters
-from adapeft.ship.peft_folder import save_for_peft
-from tests.oracles_delta import drawn_delta
-from tests.oracles_tune import changed, weights
+from adapeft.formats.peft.folder import save_for_peft
+from adapeft.model.structure import describe_parameters
+from adapeft.subset.subset import Part
+from tests.oracles.deltas import drawn_delta
+from tests.oracles.leaves import changed, weights
 
 SHARE, SMALL_SHARE = 0.005, 0.0001
 ROUNDS = 31

@@ -19,14 +19,14 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from adapeft.choose.budget import Budget
-from adapeft.choose.subset import Subset
-from adapeft.choose.verify import agreement, uniform
-from adapeft.config_file import load_config
-from adapeft.experiments import Transfer
+from adapeft.config.budget import Budget
+from adapeft.config.experiments import Transfer
+from adapeft.config.load import load_config
 from adapeft.measure.storage import load_statistics
-from adapeft.methods import get_method
-from cluster.transfer import target_config, transfer
+from adapeft.methods.registry import get_method
+from adapeft.subset.subset import Subset
+from adapeft.transfer.verify import agreement, uniform
+from cluster.commands.transfer import target_config, transfer
 from deploy.demo.docstrings import model_folder
 from tests.benchmarks.forks import run_in_fork
 from tests.benchmarks.language_model import train_language_model

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from cluster.cli import main
-from tests.cluster.checkpoints import write_bert, write_colours, write_config
+from tests.support.checkpoints import write_bert, write_colours, write_config
 
 
 class Said(NamedTuple):

@@ -8,7 +8,7 @@ import sys
 
 import yaml
 
-from adapeft.methods import METHODS
+from adapeft.methods.registry import METHODS
 
 
 def test_without_arguments_it_lists_the_commands(command):
@@ -65,7 +65,7 @@ def test_help_does_not_wait_for_torch():
     code = "import sys, cluster.cli; print(sorted({'torch', 'ray', 'deepspeed', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    code = code.replace("cluster.cli", "cluster.console")
+    code = code.replace("cluster.cli", "cluster.terminal.console")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", "the terminal has to be there while these are imported"
 

@@ -9,8 +9,8 @@ import pytest
 
 from solver import CoreKnapsack, Frontier, Greedy, KnapsackProblem, Solution, Solver, choice_frontier, frontier
 from solver.solution import certify
-from tests.solver import choice_oracle
-from tests.solver.knapsack_oracle import KINDS, TOLERANCE, brute_force, random_problem
+from tests.oracles import multiple_choice as choice_oracle
+from tests.oracles.knapsack import KINDS, TOLERANCE, brute_force, random_problem
 
 
 @pytest.mark.parametrize("solver", [Greedy(), CoreKnapsack(), CoreKnapsack(relative_gap=1e-2)], ids=repr)

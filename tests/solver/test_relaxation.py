@@ -7,7 +7,7 @@ import pytest
 
 from solver import KnapsackProblem
 from solver.relaxation import Relaxation
-from tests.solver.knapsack_oracle import KINDS, TOLERANCE, brute_force, random_problem
+from tests.oracles.knapsack import KINDS, TOLERANCE, brute_force, random_problem
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,173 @@
+"""What the commands beside a run are asked to do: compare methods, validate predictions, transfer a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from pydantic import Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt, field_validator
+
+from adapeft.config.budget import Budget
+from adapeft.config.keys import as_yaml, plain
+from adapeft.config.load import load_config, parse_section
+from adapeft.config.sections import ANY_GRANULARITY, GRANULARITIES, Config, Granularity, Limit, Method, Section, Select
+from adapeft.errors import AdapeftError, ConflictError, did_you_mean
+
+PAPER: dict[str, Any] = {
+    "groups": "role",
+    "curvature": "parabola",
+    "reach": "inf",
+    "solver": "greedy",
+    "probe_steps": 20,
+}
+"""AdaPEFT as Xu and Bu 2025 have it: semantic groups, fits by forward passes, no limit on the reach, influence
+accumulated over a short probe, chosen by density."""
+
+
+class Contender(NamedTuple):
+    """A method to compare.
+
+    Spelled ``method``, ``method:groups``, ``adapeft:row+lora`` for a choice of options, or ``adapeft:paper`` for the
+    settings of ``PAPER``.
+    """
+
+    method: str
+    groups: str
+    options: tuple[str, ...] = ()
+    is_paper: bool = False
+
+    @property
+    def granularity(self) -> Granularity:
+        """Of what it chooses among."""
+        return Select.model_validate(self.settings).granularity
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keys of ``select`` that make this method what its name says."""
+        chosen = {"method": self.method, "groups": self.groups, "options": self.options}
+        return {**chosen, **PAPER} if self.is_paper else chosen
+
+    def __str__(self) -> str:
+        if self.is_paper:
+            return f"{self.method}:paper"
+        if self.options:
+            return f"{self.method}:{'+'.join(self.options)}"
+        return self.method if self.groups == "auto" else f"{self.method}:{self.groups}"
+
+    @classmethod
+    def parse(cls, text: object) -> Contender:
+        """The contender that a person wrote."""
+        method, _, groups = str(text).partition(":")
+        methods = get_args(Method)
+        if method not in methods:
+            raise ValueError(f"{method!r} is no method.{did_you_mean(method, methods)} `adapeft methods` lists them.")
+        possible = GRANULARITIES.get(method, ANY_GRANULARITY)
+        if (method, groups) == ("adapeft", "paper"):
+            return cls(method, PAPER["groups"], is_paper=True)
+        options = tuple(groups.split("+")) if "+" in groups or groups == "lora" else ()
+        if options:
+            Select(method=method, options=options)  # type: ignore[arg-type]
+            return cls(method, "row", options)
+        if groups and groups not in possible:
+            raise ValueError(f"{method} chooses by {' or '.join(possible)}, not by {groups!r}.")
+        return cls(method, groups or "auto")
+
+
+Rival = Annotated[Contender, PlainValidator(Contender.parse), PlainSerializer(str, return_type=str)]
+
+
+class Comparison(Section):
+    """What ``adapeft compare`` runs: every method at every budget under every seed."""
+
+    methods: tuple[Rival, ...] = Field(
+        default=(Contender("adapeft", "auto"), Contender("random", "auto")),
+        description="methods, or method:groups such as adapeft:element adapeft:row+tensor+lora, adapeft:paper",
+        min_length=1,
+    )
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), description="a run each", min_length=1)
+    budgets: tuple[Limit, ...] = Field(default=(Budget.parse("0.5%"),), description="a run each", min_length=1)
+    learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        default=(),
+        description="tried for every method on a held-out part of the training data, from the middle one on towards "
+        "where scores rise; none: the config's for all",
+    )
+    tune_fraction: float = Field(default=0.1, gt=0, lt=1, description="part of the training data held out for that")
+    perturb: float = Field(default=0.0, ge=0, lt=1, description="part of the training data that each seed leaves out")
+    parallel: PositiveInt = Field(default=1, description="runs at once")
+
+
+def load_comparison(path: Path, overrides: Sequence[str]) -> tuple[Comparison, Config]:
+    """What to compare, and the config of all runs; a key of ``select`` has to fit one of the methods, not all.
+
+    Raises:
+        AdapeftError: there are problems with either; those of the config as it stands, where no method puts them right.
+    """
+    comparison, others = parse_section(Comparison, overrides)
+    try:
+        return comparison, load_config(path, others)
+    except ConflictError:
+        for contender in comparison.methods:
+            settings = [f"select.{key}={as_yaml(plain(value))}" for key, value in contender.settings.items()]
+            with suppress(ConflictError):
+                return comparison, load_config(path, [*others, *settings])
+        raise
+
+
+class Trials(Section):
+    """Random subsets that ``adapeft validate`` trains briefly to see whether predictions hold."""
+
+    subsets: PositiveInt = Field(default=20, description="random subsets of each size")
+    sizes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        default=(0.01, 0.1, 0.5),
+        description="their sizes, as fractions of what may be chosen",
+        min_length=1,
+    )
+    singles: NonNegativeInt = Field(default=20, description="single tensors that are trained alone besides")
+    learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        default=(3e-4, 1e-3), description="constant learning rates of Adam", min_length=1
+    )
+    steps: tuple[PositiveInt, ...] = Field(
+        default=(20, 60), description="optimizer steps after which the held-out loss is measured", min_length=1
+    )
+    held_out: PositiveInt = Field(default=512, description="examples of data.evaluation that measure the loss")
+
+    @field_validator("steps")
+    @classmethod
+    def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(steps)))
+
+    def check(self, config: Config) -> None:
+        """Checks that subsets can be drawn of the config's groups, and trained as it has the weights.
+
+        Raises:
+            AdapeftError: they cannot.
+        """
+        if config.select.granularity == "role":
+            raise AdapeftError(
+                "select.groups = role: validate draws the groups of single tensors. "
+                "Take groups: tensor, row or element."
+            )
+        if config.model.dtype != "float32":
+            raise AdapeftError(
+                f"model.dtype = {config.model.dtype} rounds away the small steps by which validate trains, for it "
+                "keeps no float32 copies as DeepSpeed does. Take model.dtype: float32, with model.matmul_precision: "
+                "medium where speed matters."
+            )
+
+
+class Transfer(Section):
+    """How ``adapeft transfer`` chooses for another model from a run's statistics."""
+
+    budget: Limit | None = Field(default=None, description="of the target; null: as the run's config spells it")
+    groups: Literal["auto", "tensor"] = Field(
+        default="auto", description="auto: as the run measured; tensor: whole tensors, which needs no weights"
+    )
+    inside: Literal["auto", "weight-norm", "gradient", "slope"] = Field(
+        default="auto",
+        description="which rows or elements of a tensor: of largest weight norm; of largest gradient, by one pass over "
+        "the calibration; by the target's own slopes, by one pass too, which divide the budget among tensors besides; "
+        "auto: weight-norm",
+    )
+    verify: bool = Field(default=False, description="measure the target too, and say how good the transfer was")

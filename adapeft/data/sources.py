@@ -1,0 +1,165 @@
+"""Where examples come from: files and data sets of the hub, read whole, or refused by the config's field."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+from datasets.exceptions import DatasetsError
+
+from adapeft.config.paths import DATA_SUFFIXES
+from adapeft.config.sections import Data
+from adapeft.data.content import file_hash
+from adapeft.data.tables import read_csv, read_json
+from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.files.damage import DAMAGE
+
+_DEFAULT_SPLITS = {"data.train": "train", "data.evaluation": "validation"}
+_HUB_SOURCE = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))?")
+
+
+def load_rows(source: str, field: str, texts: Collection[str] = ("text",)) -> datasets.Dataset:
+    """All rows of a file or of one split of a hub data set.
+
+    Args:
+        source: a file with a suffix of ``DATA_SUFFIXES``, or ``name``, ``name:config``, ``name@split``,
+            ``name:config@split``. A text file gives one row per line, which keeps its line break.
+        field: ``data.train`` or ``data.evaluation``, for errors and for the split taken when none is named.
+        texts: columns of text, which a CSV or TSV does not tell from numbers.
+
+    Raises:
+        AdapeftError: no such file or data set, it cannot be read, or it is empty.
+    """
+    rows = _read_file(source, field, texts) if _looks_like_a_file(source) else _read_hub(source, field)
+    if not len(rows):
+        raise AdapeftError(f"{field} = {source}: holds no rows. Name a source that has some.")
+    return rows
+
+
+def rows_of(data: Data, field: str) -> datasets.Dataset:
+    """The rows of ``data.train`` or ``data.evaluation``, with its columns of text as they are written."""
+    texts = {column for column in (data.text, data.text_pair) if column is not None}
+    return load_rows(data.train if field == "data.train" else data.evaluation, field, texts)
+
+
+def num_lines(source: str) -> int | None:
+    """Lines of a file with one row per line, or the rows that a Parquet file says it has; None for other sources.
+
+    Counted apart from what reads the rows. Blank lines count in a text file alone, the header of a CSV does not, and a
+    CSV has more lines than rows where texts hold line breaks.
+    """
+    path, suffix = Path(source).expanduser(), Path(source).suffix.lower()
+    if suffix == ".parquet":
+        return pq.read_metadata(path).num_rows
+    if not _looks_like_a_file(source) or suffix == ".json":
+        return None
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        if suffix == ".txt":
+            return sum(1 for _ in file)
+        return sum(1 for line in file if line.strip("\n")) - 1 if suffix != ".jsonl" else sum(
+            1 for line in file if line.strip()
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within it ``datasets`` shows no progress bars: every rank would show its own."""
+    were_shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            datasets.enable_progress_bars()
+
+
+def _looks_like_a_file(source: str) -> bool:
+    """Whether ``source`` is a file, be it a missing one. Hub names may hold versions: ``owner/corpus-1.0``."""
+    if Path(source).suffix.lower() in DATA_SUFFIXES or Path(source).expanduser().exists():
+        return True
+    name = re.split("[:@]", source)[0]
+    is_rooted = name.startswith(("/", "./", "../", "~"))
+    return is_rooted or bool("/" in name and re.fullmatch(r"\.[A-Za-z]\w*", Path(name).suffix))
+
+
+def _read_file(source: str, field: str, texts: Collection[str]) -> datasets.Dataset:
+    path = Path(source).expanduser()
+    known = ", ".join(DATA_SUFFIXES)
+    suffix = path.suffix.lower()
+    if not path.exists():
+        siblings = [str(path.parent / other.name) for other in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise AdapeftError(
+            f"{field} = {source}: no such file.{did_you_mean(str(path), siblings)} Relative paths start at "
+            f"{Path.cwd()}; a hub data set is written name, name@split or name:config@split."
+        )
+    if path.is_dir():
+        raise AdapeftError(f"{field} = {source}: is a folder. Name one file in it ({known}).")
+    if suffix not in DATA_SUFFIXES:
+        raise AdapeftError(f"{field} = {source}: cannot read '{path.suffix}' files. Convert it to one of {known}.")
+    if not path.stat().st_size:
+        raise AdapeftError(f"{field} = {source}: is empty. Name a file with rows.")
+    remedy = f"Check that it is {'plain text in UTF-8' if suffix == '.txt' else f'well-formed {suffix[1:]} in UTF-8'}"
+    with _reading(field, source, remedy):
+        rows = _rows_of_file(path, suffix, texts)
+        lines = num_lines(source)
+    if lines is not None and (len(rows) > lines or (len(rows) < lines and suffix != ".csv")):
+        raise AdapeftError(
+            f"{field} = {source}: {len(rows)} rows were read from {lines} lines. {remedy}, one row per line."
+        )
+    return rows
+
+
+def _rows_of_file(path: Path, suffix: str, texts: Collection[str]) -> datasets.Dataset:
+    if suffix in (".csv", ".tsv"):
+        return read_csv(path, texts)
+    if suffix in (".json", ".jsonl"):
+        return read_json(path)
+    builder, options = ("parquet", {}) if suffix == ".parquet" else ("text", _TEXT)
+    # Under a name of its content: the cache of ``datasets`` otherwise tells files apart by path and time of change.
+    # Escaped, because the builders read brackets and stars in a path as a pattern.
+    files = glob.escape(str(path.absolute()))
+    with quiet():
+        rows = datasets.load_dataset(builder, file_hash(path), data_files=files, split="train", **options)
+    rows.data.validate(full=True)  # a Parquet file may claim that any bytes are UTF-8
+    return rows
+
+
+# The lines of a text keep their breaks; a byte order mark is none of its characters.
+_TEXT: dict[str, Any] = {"keep_linebreaks": True, "encoding": "utf-8-sig"}
+
+
+def _read_hub(source: str, field: str) -> datasets.Dataset:
+    """``datasets.load_dataset``, which runs no code of the data set's."""
+    spelling = _HUB_SOURCE.fullmatch(source)
+    if spelling is None:
+        raise AdapeftError(
+            f"{field} = {source!r}: neither a file nor a hub data set; write name, name:config, name@split or "
+            "name:config@split."
+        )
+    split = spelling["split"] or _DEFAULT_SPLITS[field]
+    remedy = (
+        f"It was taken for a hub data set, split {split!r} (name:config@split chooses others); without network, "
+        f"name a file ({', '.join(DATA_SUFFIXES)})"
+    )
+    with _reading(field, source, remedy), quiet():
+        rows = datasets.load_dataset(spelling["name"], name=spelling["config"], split=split)
+        rows.data.validate(full=True)
+        return rows
+
+
+@contextlib.contextmanager
+def _reading(field: str, source: str, remedy: str) -> Iterator[None]:
+    """Within it the many errors of those who read become ours."""
+    try:
+        yield
+    except (*DAMAGE, DatasetsError, StopIteration) as error:
+        # Those of ``datasets`` say no more than that generation failed; a file without rows says nothing at all.
+        cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ is not None else error
+        reason = str(cause).strip().rstrip(".") or "it holds no rows"
+        raise AdapeftError(f"{field} = {source}: cannot be read: {reason}. {remedy}.") from error

@@ -1,0 +1,1 @@
+"""Deltas: what training changed, applied, added, swapped and merged into a checkpoint."""

@@ -1,0 +1,228 @@
+"""Deltas of one base as vectors: scale them, add them, take their mean.
+
+Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023. Sums are taken in float64 and rounded once; a sum
+of LoRA stays LoRA while that is smaller than the matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapeft.deltas.delta import Delta
+from adapeft.deltas.entries import Entries, smallest_change, weighted_sum
+from adapeft.errors import AdapeftError
+from adapeft.parts.change import Change
+from adapeft.subset.subset import Part
+
+_LINEAR_PIECES = ("lora_B", "up.weight", "up.bias")
+"""Those that a factor goes to: the output of LoRA and of an adapter is linear in them."""
+
+
+def scaled(delta: Delta, factor: float) -> Delta:
+    """``factor`` times the differences; new parameters, which are no differences, stay as they are.
+
+    Raises:
+        AdapeftError: a factor that is not finite.
+    """
+    return sum_of({"delta": delta}, [factor])
+
+
+def difference(a: Delta, b: Delta, heads: str | None = None) -> Delta:
+    """a − b; ``heads`` is ``"a"`` or ``"b"`` where both have new parameters.
+
+    Raises:
+        AdapeftError: as ``sum_of``.
+    """
+    return sum_of({"a": a, "b": b}, [1.0, -1.0], heads)
+
+
+def sum_of(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | None = None) -> Delta:
+    """Σ weight · delta.
+
+    Args:
+        deltas: of one base, by names for messages and the description.
+        weights: in their order; a delta of weight 0 adds nothing.
+        heads: name of the delta whose new parameters (a head) and buffers the sum has; not needed while one delta
+            alone has any, or all that have some have the same.
+
+    Raises:
+        AdapeftError: another base, weights that are too few, too many or not finite, two adapters on one layer, or
+            several heads.
+    """
+    _check(deltas, weights, heads)
+    owners = [name for name, delta in deltas.items() if _whole(delta)]
+    if heads is None and owners:
+        heads = owners[0]
+        for other in owners[1:]:
+            if not _same(_whole(deltas[heads]), _whole(deltas[other])):
+                raise AdapeftError(
+                    f"{heads!r} and {other!r} each have their own {next(iter(_whole(deltas[heads])))!r}: new "
+                    f"parameters and buffers are no differences to a base, so they have no sum. Say whose to keep: "
+                    f"heads={heads!r}."
+                )
+    return _combined("sum", deltas, weights, _whole(deltas[heads]) if heads else {}, heads)
+
+
+def interpolation(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | None = None) -> Delta:
+    """The weighted mean of deltas, of their new parameters and of their buffers.
+
+    Args:
+        deltas: of one base, by names for messages and the description.
+        weights: in their order; they add up to 1.
+        heads: name of the delta whose new parameters (a head) and buffers the result has, instead of the mean of all.
+
+    Raises:
+        AdapeftError: as ``sum_of``; weights that do not add up to 1, or new parameters that have no mean.
+    """
+    _check(deltas, weights, heads)
+    if not math.isclose(math.fsum(weights), 1, abs_tol=1e-6):
+        raise AdapeftError(
+            f"weights = {list(weights)} add up to {math.fsum(weights):g}: those of an interpolation add up to 1. "
+            f"Others are for a sum."
+        )
+    shares = {name: weight for name, weight in zip(deltas, weights, strict=True) if weight}
+    first = next(iter(shares))
+    if heads is not None or not any(_whole(deltas[name]) for name in shares):
+        return _combined("interpolation", deltas, weights, _whole(deltas[heads]) if heads else {}, heads)
+    whole = _whole(deltas[first])
+    for other in shares:
+        reason = _no_mean(deltas[first], deltas[other])
+        if reason:
+            owner = first if whole else other
+            raise AdapeftError(
+                f"{first!r} and {other!r} {reason}, so these have no mean. Say whose to keep: heads={owner!r}."
+            )
+    mean = {
+        key: torch.stack([share * _whole(deltas[name])[key].double() for name, share in shares.items()]).sum(0).to(old)
+        for key, old in whole.items()
+    }
+    return _combined("interpolation", deltas, weights, mean, None)
+
+
+def _check(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | None) -> None:
+    if not deltas or len(weights) != len(deltas):
+        raise AdapeftError(f"weights = {list(weights)}: give one for each of {len(deltas)} deltas.")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise AdapeftError(f"weights = {list(weights)}: give finite numbers.")
+    check_same_base(deltas)
+    if heads is not None and (heads not in deltas or not _whole(deltas[heads])):
+        owners = ", ".join(repr(name) for name, delta in deltas.items() if _whole(delta)) or "none of them"
+        raise AdapeftError(f"heads = {heads!r}: no delta of that name with new parameters; those are in {owners}.")
+
+
+def check_same_base(deltas: Mapping[str, Delta]) -> None:
+    """Checks that deltas are differences to one base.
+
+    Raises:
+        AdapeftError: other fingerprints, or other shapes of a parameter.
+    """
+    (first, reference), *others = deltas.items()
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, delta in deltas.items():
+        for changed, change in delta.changes.items():
+            owner, shape = shapes.setdefault(changed, (name, change.part.shape))
+            if shape != change.part.shape:
+                raise AdapeftError(f"{changed!r} has shape {shape} in {owner!r} and {change.part.shape} in {name!r}.")
+    for name, delta in others:
+        if delta.fingerprint != reference.fingerprint:
+            raise AdapeftError(
+                f"{first!r} belongs to a base model of fingerprint {reference.fingerprint[:12]}, {name!r} to one of "
+                f"{delta.fingerprint[:12]}: only deltas of one base can be put together."
+            )
+
+
+def _combined(
+    method: str, deltas: Mapping[str, Delta], weights: Sequence[float], whole: Mapping[str, Tensor], heads: str | None
+) -> Delta:
+    terms: dict[str, dict[str, tuple[float, Change]]] = {}
+    for (source, delta), weight in zip(deltas.items(), weights, strict=True):
+        for name, change in delta.changes.items() if weight else ():
+            terms.setdefault(name, {})[source] = (weight, change)
+    changes = {name: _sum_of_changes(name, found) for name, found in terms.items()}
+    moved = {name: change for name, change in changes.items() if change is not None}
+    counted = [delta for delta, weight in zip(deltas.values(), weights, strict=True) if weight]
+    reference = next(iter(counted or deltas.values()))
+    description: dict[str, Any] = {"method": method, "heads": heads, "sources": list(_sources(deltas, weights))}
+    # The task and the labels, which a merge needs: the head's own.
+    model = (deltas[heads] if heads else reference).description.get("model")
+    names = {name for delta in deltas.values() for name in delta.buffers}
+    new = {name: value for name, value in whole.items() if name not in names}
+    buffers = {name: value for name, value in whole.items() if name in names}
+    described = description if model is None else {"model": model, **description}
+    result = Delta(moved, new, reference.fingerprint, described, buffers, reference.digests)
+    result.check_finite(
+        f"the {method} with weights {list(weights)}", "A delta that goes in is not finite, or a weight is too large."
+    )
+    return result
+
+
+def _sources(deltas: Mapping[str, Delta], weights: Sequence[float]) -> Iterable[dict[str, Any]]:
+    for (name, delta), weight in zip(deltas.items(), weights, strict=True):
+        yield {"name": name, "weight": weight, "method": delta.description.get("method")}
+
+
+def _sum_of_changes(name: str, terms: Mapping[str, tuple[float, Change]]) -> Change | None:
+    """None where all cancels."""
+    weights, changes = zip(*terms.values(), strict=True)
+    if len(changes) == 1:
+        return _scaled_change(changes[0], weights[0])
+    if any(change.part.kind == "adapter" for change in changes):
+        first, second, *_ = terms
+        raise AdapeftError(
+            f"{first!r} and {second!r} both have an adapter behind {name!r}: the sum of two adapters is none. Give one "
+            f"of them weight 0, or swap between the deltas."
+        )
+    part = changes[0].part
+    low_rank = all(change.part.kind == "lora" and change.part.dim == part.dim for change in changes)
+    rank = sum(change.part.rank for change in changes)
+    if low_rank and rank * sum(part.shape) <= math.prod(part.shape):
+        return _stacked(replace(part, rank=rank, alpha=float(rank)), changes, weights)
+    total = weighted_sum([Entries.of(change) for change in changes], weights, math.prod(part.shape))
+    return smallest_change(total, part.shape)
+
+
+def _scaled_change(change: Change, weight: float) -> Change:
+    pieces = change.part.split(change.values) if change.part.pieces else {}
+    if not pieces:
+        return replace(change, values=_times(change.values, weight))
+    values = [_times(value, weight if piece in _LINEAR_PIECES else 1.0).flatten() for piece, value in pieces.items()]
+    return replace(change, values=torch.cat(values))
+
+
+def _stacked(part: Part, changes: Sequence[Change], weights: Sequence[float]) -> Change:
+    """Σ w (α/r) B A = [w₁ (α₁/r₁) B₁ …] [A₁; …]: exact but for the rounding of B."""
+    pieces = [change.part.split(change.values) for change in changes]
+    scales = [weight * change.part.alpha / change.part.rank for change, weight in zip(changes, weights, strict=True)]
+    a = torch.cat([own["lora_A"] for own in pieces])
+    b = torch.cat([_times(own["lora_B"], scale) for own, scale in zip(pieces, scales, strict=True)], dim=1)
+    return Change(part, torch.cat([a.flatten(), b.flatten()]))
+
+
+def _times(values: Tensor, weight: float) -> Tensor:
+    return (values.double() * weight).float()
+
+
+def _whole(delta: Delta) -> dict[str, Tensor]:
+    """What a delta holds whole: values that are no differences to the base."""
+    return {**delta.new, **delta.buffers}
+
+
+def _no_mean(a: Delta, b: Delta) -> str | None:
+    """Why what two deltas hold whole has no mean."""
+    # As text: the numbers of classes are strings in what was saved and loaded.
+    labels = [json.dumps(dict(delta.description.get("model", {})).get("labels"), sort_keys=True) for delta in (a, b)]
+    shapes = [{name: value.shape for name, value in _whole(delta).items()} for delta in (a, b)]
+    if shapes[0] != shapes[1]:
+        return f"{'have other' if all(shapes) else 'do not both have'} new parameters or buffers"
+    return "have other labels" if labels[0] != labels[1] else None
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())

@@ -1,0 +1,100 @@
+"""The base of a delta: a checkpoint on disk, and the structure of the task's model to name it for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from adapeft.config.sections import Task
+from adapeft.data.padding import set_padding, with_padding
+from adapeft.deltas.delta import Delta
+from adapeft.errors import AdapeftError
+from adapeft.files.damage import reading
+from adapeft.model.checkpoint import Checkpoint, open_checkpoint
+from adapeft.model.load import CONFIG_ERRORS, build_structure
+from adapeft.model.weight_files import local_folder
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base checkpoint for a task.
+
+    Attributes:
+        checkpoint: the weights, under the names of ``structure``.
+        tokenizer: the base's, padding as ``config`` reads, where it has to be written for that; None elsewhere.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def structure(self) -> PreTrainedModel:
+        """The task's model, on the meta device unless its weights can only be had whole."""
+        return self.checkpoint.structure
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The checkpoint's own, with the task's labels."""
+        return self.structure.config
+
+
+def open_base(name: str, task: str, labels: Mapping[str, Any]) -> Base:
+    """Reads the config and the names of the weights; these are read when they are asked for.
+
+    Args:
+        name: folder or hub name of the base.
+        task: ``sequence-classification`` or ``causal-lm``.
+        labels: what the task sets in the config.
+
+    Raises:
+        AdapeftError: no such base, or none with a config and weights.
+    """
+    folder = local_folder(name)
+    with reading(f"--model {name!r}: no model", "Give a folder with config.json and weights.", *CONFIG_ERRORS):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
+        tokenizer = _repadded(folder, config, task)
+        structure = build_structure(config, task)
+    return Base(open_checkpoint(name, structure), tokenizer)
+
+
+def base_of(delta: Delta, name: str) -> Base:
+    """The base of ``delta`` in the folder or under the hub name ``name``; its fingerprint is not checked yet.
+
+    Raises:
+        AdapeftError: no such base, none with weights, or the delta does not name a task.
+    """
+    described = delta.description.get("model") or {}
+    task, architecture = described.get("task"), described.get("architecture")
+    if task is None:
+        trained_on = (
+            f"was trained on a {architecture}" if architecture else "does not say which model it was trained on"
+        )
+        raise AdapeftError(
+            f"the delta {trained_on}, and does not say which task it was trained for: merge and export know "
+            f"{' and '.join(get_args(Task))}. Load that model in Python instead, and call "
+            f"adapeft.Delta.load(path).apply(model) and then model.save_pretrained(out)."
+        )
+    return open_base(name, task, described.get("labels", {}))
+
+
+def _repadded(folder: Path, config: PretrainedConfig, task: str) -> PreTrainedTokenizerBase | None:
+    """Makes ``config`` pad as a run does; the base's tokenizer where it would pad otherwise.
+
+    Classifiers look for the last token that is not padding: config and tokenizer have to agree which token that is.
+    """
+    try:
+        own = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError):  # a base without a tokenizer
+        return None
+    padding = with_padding(own, config)
+    if task == "causal-lm":  # no example of it is padded, and generating wants the side that the tokenizer has
+        if getattr(config.get_text_config(), "pad_token_id", None) is None:
+            set_padding(config, padding)
+        return None
+    set_padding(config, padding)
+    is_same = (own.pad_token_id, own.padding_side) == (padding.pad_token_id, padding.padding_side)
+    return None if is_same else padding

@@ -1,0 +1,468 @@
+"""A delta: θ − θ⁰ on the subset, and the new parameters. Small, and bound to its base by fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field, FiniteFloat
+from torch import Tensor, nn
+
+from adapeft.config.sections import Task
+from adapeft.data.labels import Head
+from adapeft.errors import AdapeftError
+from adapeft.files.artifact import load_tensors, save_tensors
+from adapeft.files.damage import Header, Line, reading
+from adapeft.files.json_numbers import Number, dumps, loads
+from adapeft.finite import DIVERGED, check_finite
+from adapeft.model.dense import check_dense, check_resident
+from adapeft.model.divided import full_value as whole_value
+from adapeft.model.divided import unsharded
+from adapeft.model.fingerprint import DIGEST_BYTES, RESIZED, Entry, difference_from, entries_of, fingerprint_model
+from adapeft.model.load import describe_model
+from adapeft.model.rounding import Rounding
+from adapeft.model.wrappers import ATTACHMENT, bare, unwrap
+from adapeft.parts.adapter import add_adapter, check_adapters, remove_adapter
+from adapeft.parts.change import Change
+from adapeft.parts.functions import DensePart
+from adapeft.parts.leaves import leaf_shape
+from adapeft.subset.subset import Part, compact_indices, load_part
+from adapeft.tune.attachment import Attachment, Owner, attachment_of
+from adapeft.tune.buffers import changed_buffers
+from adapeft.tune.check import check_in_place, check_moved, check_reached
+from adapeft.tune.frozen import check_frozen
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_MOST_LABELS = 2**20
+"""transformers makes a dictionary of as many names."""
+_DIGESTS = "base.digests"
+_OWN_KEYS = ("parts", "new", "buffers", "fingerprint")
+
+
+@dataclass
+class Applied:
+    """A delta that is in a model's weights; keeps the base entries it replaced."""
+
+    model: nn.Module
+    _changes: list[tuple[Change, Tensor, Tensor]]
+    _whole: list[tuple[Tensor, Tensor]]
+    _adapters: list[str]
+    _labels: dict[str, Any]
+
+    @torch.no_grad()
+    def revert(self) -> None:
+        """Takes the delta out again; the weights are bit-identical to before."""
+        for change, parameter, entries in self._changes:
+            change.put_back(parameter, entries)
+        for place, value in self._whole:
+            place.copy_(value)
+        for name in self._adapters:
+            remove_adapter(self.model, name)
+        config: Any = getattr(self.model, "config", None)
+        for key, value in self._labels.items():
+            setattr(config, key, value)
+        self._changes, self._whole, self._adapters = [], [], []
+
+
+class _Labels(Header):
+    """What ``label_options`` says, and nothing else: transformers takes these as options, such as trust_remote_code."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_labels: Annotated[int, Field(ge=1, le=_MOST_LABELS)] | None = None
+    id2label: dict[str, str] | None = None
+    label2id: dict[str, int] | None = None
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+
+
+class _Model(Header):
+    name: Line | None = None
+    architecture: Line | None = None
+    task: Task | None = None
+    labels: _Labels = _Labels()
+
+
+class _Source(Header):
+    name: Line
+    weight: FiniteFloat
+
+
+class _Header(Header):
+    """Of the description what is computed with; it says whatever else its maker wanted to say."""
+
+    parts: dict[Line, dict[str, Any]]
+    new: list[Line]
+    buffers: list[Line] = []
+    fingerprint: Line
+    method: Line | None = None
+    scores: dict[Line, Number] = {}
+    model: _Model | None = None
+    sources: list[_Source] = []
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Changes by parameter name, adapters by that of their layer, whole new parameters, and buffers.
+
+    Attributes:
+        changes: differences to the base.
+        new: values of parameters that the base does not have (a head).
+        fingerprint: of the base.
+        description: method, budget, scores, config; whatever the maker wanted to say.
+        buffers: values of the base's buffers that training changed, such as running statistics, in their own dtypes.
+        digests: of the base's parameters, to say in which of them another base differs; older files have none.
+    """
+
+    changes: Mapping[str, Change]
+    new: Mapping[str, Tensor]
+    fingerprint: str
+    description: Mapping[str, Any] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    digests: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Changed elements of the base; of LoRA and adapters the elements they add."""
+        return sum(change.values.numel() for change in self.changes.values())
+
+    @property
+    def head(self) -> Head | None:
+        """The outputs that it was trained for; None where its description does not say."""
+        said = self.description.get("model")
+        if said is None:
+            return None
+        labels = _Model.model_validate(loads(dumps(said))).labels
+        if labels.id2label:
+            return Head.of_labels(labels.id2label, "the delta")
+        return None if labels.num_labels is None else Head(labels.num_labels, None, "the delta")
+
+    def save(self, path: str | Path) -> None:
+        """Writes ``delta.safetensors``: 8 bytes a trained element, 4 in rows and whole tensors, and a header.
+
+        Raises:
+            AdapeftError: a value is not finite, or ``description`` holds something else under a key that ``load``
+                knows.
+        """
+        self.check_finite(str(path), "Train again at a lower learning rate, or in float32; it is not saved.")
+        tensors, parts = {}, {}
+        for name, change in self.changes.items():
+            parts[name] = change.part.describe()
+            pieces = change.part.split(change.values) if change.part.pieces else {"values": change.values}
+            tensors.update({f"{name}.{piece}": value.contiguous() for piece, value in pieces.items()})
+            if change.part.indices is not None:
+                tensors[f"{name}.indices"] = compact_indices(change.part.indices, change.part.shape)
+        for name, value in self.new.items():
+            tensors[f"{name}.new"] = value
+        tensors.update({f"{name}.buffer": value for name, value in self.buffers.items()})
+        if self.digests is not None:
+            tensors[_DIGESTS] = self.digests
+        own = {"parts": parts, "new": list(self.new), "buffers": list(self.buffers), "fingerprint": self.fingerprint}
+        content = {**self.description, **own}
+        with reading("the delta's description cannot be saved", "Put it under another key."):
+            _Header.model_validate(loads(dumps(content)))
+        save_tensors(Path(path), "delta", tensors, content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Delta:
+        """Reads ``delta.safetensors``.
+
+        Raises:
+            AdapeftError: not a delta, truncated, tensors that do not fit their description, or values that are not
+                finite.
+        """
+        tensors, content = load_tensors(Path(path), "delta")
+        with reading(f"{path}: damaged description of a delta", "Get it again from where it was made."):
+            said = _Header.model_validate(content)
+            _check_values(path, tensors)
+            changes = {}
+            for name, entry in said.parts.items():
+                part = load_part(path, name, entry, tensors.get(f"{name}.indices"))
+                changes[name] = Change(part, _values(path, name, part, tensors))
+            new = {name: tensors[f"{name}.new"] for name in said.new}
+            buffers = {name: tensors[f"{name}.buffer"] for name in said.buffers}
+            rest = {key: value for key, value in content.items() if key not in _OWN_KEYS}
+            if said.scores:
+                rest["scores"] = said.scores
+            check_finite(tensors, str(path), "Its training diverged: train again at a lower learning rate.")
+            return cls(changes, new, said.fingerprint, rest, buffers, _digests(path, tensors))
+
+    def check_finite(self, owner: str, remedy: str) -> None:
+        """Checks every value.
+
+        Args:
+            owner: what the message begins with.
+            remedy: a sentence.
+
+        Raises:
+            AdapeftError: names the first parameter with one that is not finite.
+        """
+        changed = {name: change.values for name, change in self.changes.items()}
+        check_finite([*changed.items(), *self.new.items(), *self.buffers.items()], owner, remedy)
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Checks names, shapes and fingerprint against ``model``.
+
+        Raises:
+            AdapeftError: another architecture, other shapes or another base.
+        """
+        self.check_shapes(model)
+        self.check_fingerprint(fingerprint_model(model, self.new), entries_of(model, self.new))
+
+    def check_shapes(self, model: nn.Module) -> None:
+        """Checks names and shapes against ``model``, which may be on the meta device.
+
+        Raises:
+            AdapeftError: another architecture or other shapes, or a parameter that cannot be changed.
+        """
+        changed = {*self.changes, *self.new}
+        check_dense("Delta.apply", [entry for entry in model.named_parameters() if entry[0] in changed])
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        adapters = {name: change.part for name, change in self.changes.items() if change.part.kind == "adapter"}
+        wanted = {name: tuple(change.part.shape) for name, change in self.changes.items() if name not in adapters}
+        wanted |= {name: tuple(value.shape) for name, value in self.new.items()}
+        for name, shape in wanted.items():
+            if shapes.get(name) != shape:
+                found = shapes.get(name)
+                is_longer = found is not None and len(found) == len(shape) > 1 and found[1:] == shape[1:]
+                raise AdapeftError(
+                    f"the delta changes {name!r} of shape {shape}; this model has {found or 'nothing'} there."
+                    f"{is_longer * f' {RESIZED}'}"
+                )
+        buffers = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
+        for name, value in self.buffers.items():
+            if buffers.get(name) != tuple(value.shape):
+                raise AdapeftError(
+                    f"the delta replaces the buffer {name!r} of shape {tuple(value.shape)}; this model has "
+                    f"{buffers.get(name, 'none of this name')}."
+                )
+        check_adapters(model, adapters)
+
+    def check_fingerprint(self, found: str, entries: Iterable[Entry]) -> None:
+        """Checks the base's fingerprint.
+
+        Args:
+            found: of the base at hand.
+            entries: what it was made of, read where it is not the delta's, to say what differs.
+
+        Raises:
+            AdapeftError: the delta belongs to another base.
+        """
+        if found != self.fingerprint:
+            difference = "" if self.digests is None else difference_from(self.digests, entries)
+            raise AdapeftError(
+                f"the delta belongs to a base model of fingerprint {self.fingerprint[:12]}, this one has {found[:12]}: "
+                f"apply it to the base it was trained on.{difference and f' {difference}'}"
+            )
+
+    def apply(self, model: nn.Module) -> Applied:
+        """Adds the delta to the model's weights in place; ``revert()`` of the result takes it out again.
+
+        Adapters become modules of the model, in float32.
+
+        Args:
+            model: the delta's base, which may be compiled or wrapped.
+
+        Raises:
+            AdapeftError: the model is not the delta's base, or it is sharded or has a subset attached.
+        """
+        model = bare(model, "Delta.apply")
+        if hasattr(model, ATTACHMENT):
+            raise AdapeftError(
+                "the model has a subset attached, whose training would mix with the delta: call adapeft.detach(model) "
+                "first, or apply the delta to a fresh copy of the base."
+            )
+        self.check_fits(model)
+        return self.install(model)
+
+    @torch.no_grad()
+    def install(self, model: nn.Module) -> Applied:
+        """``apply`` for a model that has been checked: hashing its weights takes longer than changing some of them."""
+        parameters: dict[str, Tensor] = dict(model.named_parameters())
+        in_place = {name: change for name, change in self.changes.items() if change.part.kind != "adapter"}
+        undo = [(change, parameters[name], change.touched(parameters[name])) for name, change in in_place.items()]
+        places = {**parameters, **dict(model.named_buffers())}
+        whole = {**self.new, **self.buffers}
+        replaced = [(places[name], places[name].detach().clone()) for name in whole]
+        adapters = [name for name in self.changes if name not in in_place]
+        try:
+            added = (one.add_to(name, *rest) for name, (one, *rest) in zip(in_place, undo, strict=True))
+            rounding = sum(added, Rounding())
+        except AdapeftError:
+            Applied(model, undo, [], [], {}).revert()
+            raise
+        rounding.warn("Load the base in float32 to keep them.")
+        for name in adapters:
+            pieces = add_adapter(model, name, self.changes[name].part.split(self.changes[name].values))
+            for module, local_name in pieces.values():
+                module.get_parameter(local_name).requires_grad_(False)
+        for name, value in whole.items():
+            places[name].copy_(value)
+        return Applied(model, undo, replaced, adapters, self._name_outputs(model))
+
+    def _name_outputs(self, model: nn.Module) -> dict[str, Any]:
+        """Gives the config of the model the class names of a head that the delta brings; returns those that it had."""
+        names = self.head.names if self.new and self.head is not None else None
+        config: Any = getattr(model, "config", None)
+        if names is None or config is None:
+            return {}
+        had = {"id2label": config.id2label, "label2id": config.label2id}
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
+        return had
+
+
+def _digests(path: str | Path, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    found = tensors.get(_DIGESTS)
+    if found is not None and (found.dtype != torch.uint8 or found.ndim != 2 or found.shape[1] != DIGEST_BYTES):
+        raise AdapeftError(
+            f"{path}: {_DIGESTS!r} holds {found.dtype} {tuple(found.shape)}, not uint8 [count, {DIGEST_BYTES}]."
+        )
+    return found
+
+
+def _check_values(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ``AdapeftError`` where what is no index is not numbers."""
+    for name, value in tensors.items():
+        if name != _DIGESTS and not name.endswith((".indices", ".buffer")) and value.dtype not in _DTYPES:
+            raise AdapeftError(f"{path}: {name!r} holds {value.dtype}, not float32.")
+
+
+def _values(path: str | Path, name: str, part: Part, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What the file holds of a part's values.
+
+    Raises:
+        AdapeftError: they have other shapes than the part.
+    """
+    whole = part.shape if part.indices is None else leaf_shape(part)
+    found = []
+    for piece, shape in (part.pieces or {"values": whole}).items():
+        value = tensors[f"{name}.{piece}"]
+        if tuple(value.shape) != tuple(shape):
+            raise AdapeftError(f"{path}: {name!r} has {piece} of shape {tuple(value.shape)}, not {tuple(shape)}.")
+        found.append(value)
+    return torch.cat([value.flatten() for value in found]) if part.pieces else found[0]
+
+
+def extract_delta(
+    model: nn.Module,
+    description: Mapping[str, Any] | None = None,
+    full_value: Callable[[nn.Parameter], Tensor] = whole_value,
+) -> Delta:
+    """The delta of a model that has a subset attached. Collective where a trainer has divided the model over ranks.
+
+    Args:
+        model: after ``attach`` and training, as it is or as a trainer has wrapped it.
+        description: goes into the file's header, over what the model says of itself.
+        full_value: reads a trained parameter whole and in float32; by default from FSDP's and ZeRO's shards too.
+
+    Raises:
+        AdapeftError: nothing is attached, or what is trained was frozen, taken out or replaced since, or has never
+            received a gradient.
+    """
+    inner = unwrap(model)
+    check_resident(inner, "delta")
+    attachment = attachment_of(inner)
+    check_in_place(inner, attachment)
+    with unsharded(model), _as_shipped(attachment):
+        check_frozen(inner, attachment)
+        changes, new = _trained(attachment, full_value)
+    of_base = [name for name in attachment.owners if name not in attachment.subset.new]
+    moved = {name: _has_moved(changes.get(name)) for name in of_base}
+    check_moved(attachment, moved)
+    check_reached(attachment, moved)
+    buffers = changed_buffers(inner, attachment.buffers)
+    described = {"model": describe_model(inner), **(description or {})}
+    delta = Delta(changes, new, attachment.fingerprint, described, buffers, attachment.digests)
+    delta.check_finite(DIVERGED, "Train again at a lower learning rate, or in float32.")
+    return delta
+
+
+def _trained(
+    attachment: Attachment, full_value: Callable[[nn.Parameter], Tensor]
+) -> tuple[dict[str, Change], dict[str, Tensor]]:
+    """What training has changed in the base, and what it has put beside it."""
+    changes: dict[str, Change] = {}
+    new: dict[str, Tensor] = {}
+    for name, owners in attachment.owners.items():
+        part = attachment.subset.parts.get(name)
+        pieces = attachment.pieces(name)
+        values = [_read(name, owner, pieces[piece], full_value) for piece, owner in owners.items()]
+        if name in attachment.dense:
+            change = _change_of(attachment.dense[name], values)
+            if change is not None:
+                changes[name] = change
+        elif part is not None and part.pieces:
+            changes[name] = Change(part, torch.cat([value.flatten() for value in values]))
+        elif name in attachment.subset.new:
+            new[name] = values[0]
+        elif name in attachment.base:
+            changes[name] = Change(Part("tensor", owners[""].shape), values[0] - attachment.base[name])
+        else:
+            assert part is not None
+            changes[name] = Change(part, values[0])
+    return changes, new
+
+
+def _has_moved(change: Change | None) -> bool:
+    """Whether a change changes anything: of what a part adds, whether the pieces that start at zero still are."""
+    if change is None:
+        return False
+    zeros = {"lora": ("lora_B",), "adapter": ("up.weight", "up.bias")}.get(change.part.kind)
+    if zeros is None:
+        return bool(change.values.any())
+    pieces = change.part.split(change.values)
+    return any(bool(pieces[piece].any()) for piece in zeros)
+
+
+def _read(name: str, owner: Owner, parameter: nn.Parameter, full_value: Callable[[nn.Parameter], Tensor]) -> Tensor:
+    """A trained parameter whole, float32 on the CPU.
+
+    A copy: on one rank ZeRO hands out views of the live values, which training continues to change.
+
+    Raises:
+        AdapeftError: this process holds only a part of it, or none.
+    """
+    value = full_value(parameter)
+    if tuple(value.shape) != owner.shape or value.is_meta:
+        raise AdapeftError(
+            f"the parameter that trains {name!r} has shape {tuple(value.shape)} on {value.device} here instead of "
+            f"{owner.shape}: this process does not hold it whole. Call adapeft.delta on every rank, with the model as "
+            f"the trainer has wrapped it, before the trainer is torn down."
+        )
+    return value.to("cpu", torch.float32, copy=True)
+
+
+def _as_shipped(attachment: Attachment) -> AbstractContextManager[None]:
+    """Within it the model is projected, where its rule ships what is projected.
+
+    Raises:
+        AdapeftError: nobody followed the rule in training, or it is too early to ship.
+    """
+    if not attachment.dense:
+        return nullcontext()
+    method, follower = attachment.subset.description.get("method"), attachment.follower
+    if follower is None:
+        raise AdapeftError(
+            f"the rule of {method} was not kept in training, nor its budget: call adapeft.follow_rule(model, "
+            f"optimizer, num_steps=…) before the first step."
+        )
+    if not follower.is_ready:
+        raise AdapeftError(
+            f"{method} has not projected yet: {follower.rule.step} of {follower.num_steps} steps are done. Train on."
+        )
+    return follower.as_shipped()
+
+
+@torch.no_grad()
+def _change_of(part: DensePart, leaves: Sequence[Tensor]) -> Change | None:
+    """The change that a dense part has made: the elements that moved under a budget, else the whole tensor."""
+    difference = part.effective(leaves, training=False)
+    shape = tuple(difference.shape)
+    if part.rule.budget is None:
+        return Change(Part("tensor", shape), difference)
+    moved = difference.flatten().nonzero().squeeze(1)
+    return Change(Part("elements", shape, moved), difference.flatten()[moved]) if len(moved) else None

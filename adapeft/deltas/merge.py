@@ -1,0 +1,153 @@
+"""Merge a delta into a checkpoint, a shard at a time; what only transformers can read is in memory whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from adapeft.deltas.base import base_of
+from adapeft.deltas.delta import Delta
+from adapeft.errors import AdapeftError
+from adapeft.files.artifact import check_new_folder, new_folder, save_json
+from adapeft.finite import check_finite
+from adapeft.model.checkpoint import Checkpoint, SafetensorsCheckpoint
+from adapeft.model.dense import check_dense
+from adapeft.model.rounding import Rounding
+
+REPORT = "adapeft_merge.json"
+"""Beside the weights: what was merged, and what was rounded away."""
+_DTYPES = ("float32", "bfloat16", "float16")
+_COMPANIONS = (
+    "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json",
+    "generation_config.json", "chat_template*", "preprocessor_config.json",
+)  # fmt: skip
+
+
+def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) -> Path:
+    """Writes base + delta as a plain Hugging Face checkpoint of the task's architecture.
+
+    What the dtype of the weights is too coarse for is counted in ``adapeft_merge.json`` beside them, and warned of.
+
+    Args:
+        delta: from a run; its description names the task and the labels.
+        base: folder or hub name of the delta's base.
+        out: folder to write, which must not hold anything yet.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, of the weights to write; None for the checkpoint's own. In
+            float32 nothing of a delta is rounded away.
+
+    Raises:
+        AdapeftError: another base, a base without weights, adapters, weights that are not finite before or after, or
+            ``out`` is not empty.
+    """
+    out = Path(out)
+    if dtype is not None and dtype not in _DTYPES:
+        raise AdapeftError(f"--dtype {dtype}: give one of {', '.join(_DTYPES)}, or leave it out for the base's own.")
+    adapters = [name for name, change in delta.changes.items() if change.part.kind == "adapter"]
+    if adapters:
+        raise AdapeftError(
+            f"the delta has {len(adapters)} adapters, such as the one behind {adapters[0]!r}: a plain checkpoint has "
+            f"no place for them. Load the base in Python and call Delta.apply, which installs them."
+        )
+    check_new_folder(out)
+    found = base_of(delta, base)
+    delta.check_shapes(found.structure)
+    delta.check_fingerprint(found.checkpoint.fingerprint(delta.new), found.checkpoint.entries(delta.new))
+    delta.check_finite("the delta", "Its training diverged: train again at a lower learning rate.")
+    merging = _Merging(delta, found.checkpoint, None if dtype is None else getattr(torch, dtype))
+    with new_folder(out) as temporary:
+        rounding = merging.write(temporary)
+        save_json(temporary / REPORT, _report(delta, base, rounding))
+        for pattern in _COMPANIONS:
+            for companion in found.checkpoint.folder.glob(pattern):
+                if companion.is_file():
+                    shutil.copy(companion, temporary)
+        if found.tokenizer is not None:
+            found.tokenizer.save_pretrained(temporary)
+    rounding.warn('Merge in float32 to keep them: dtype="float32", or adapeft merge --dtype float32.')
+    return out
+
+
+class _Merging:
+    """A delta and the base's weights under the names of the task's model."""
+
+    def __init__(self, delta: Delta, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
+        self.delta, self.checkpoint, self.dtype = delta, checkpoint, dtype
+        self.config = checkpoint.structure.config
+        self.config.architectures = [type(checkpoint.structure).__name__]
+        if dtype is not None:
+            self.config.dtype = dtype
+        if hasattr(self.config, "transformers_weights"):
+            del self.config.transformers_weights  # the merged files have their usual names
+        checkpoint.settle_ties()
+
+    @torch.no_grad()
+    def write(self, folder: Path) -> Rounding:
+        """Writes the merged weights and the config; returns what was rounded away."""
+        if isinstance(self.checkpoint, SafetensorsCheckpoint):
+            return self._write_shards(self.checkpoint, folder)
+        return self._write_model(folder)
+
+    def _write_shards(self, checkpoint: SafetensorsCheckpoint, folder: Path) -> Rounding:
+        """A shard at a time, and the index when there is more than one."""
+        weight_map, total, rounding = {}, 0, Rounding()
+        whole = {**self.delta.new, **self.delta.buffers}
+        for shard in checkpoint.shards:
+            merged = {}
+            for name, tensor in checkpoint.in_shard(shard):
+                merged[name], lost = self._merged(name, whole.pop(name, tensor))
+                rounding += lost
+            if shard == checkpoint.shards[-1]:
+                merged.update({name: self._merged(name, value)[0].contiguous() for name, value in whole.items()})
+            name = shard.name if len(checkpoint.shards) > 1 else SAFE_WEIGHTS_NAME
+            save_file(merged, folder / name, metadata={"format": "pt"})
+            weight_map.update(dict.fromkeys(merged, name))
+            total += sum(tensor.numel() * tensor.element_size() for tensor in merged.values())
+        if len(checkpoint.shards) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2))
+        self.config.save_pretrained(folder)
+        return rounding
+
+    def _write_model(self, folder: Path) -> Rounding:
+        """The model that transformers has loaded, in the form in which it stores such a model."""
+        model, rounding = self.checkpoint.structure, Rounding()
+        whole = {**self.delta.new, **self.delta.buffers}
+        for name, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
+            tensor.data, lost = self._merged(name, whole.get(name, tensor.data))
+            rounding += lost
+        model.save_pretrained(folder)
+        return rounding
+
+    def _merged(self, name: str, tensor: Tensor) -> tuple[Tensor, Rounding]:
+        """A tensor of the base with its change, in the dtype to write, and what was rounded away."""
+        dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
+        change = self.delta.changes.get(name)
+        if change is not None:
+            check_dense("merge", [(name, tensor)])
+        check_finite({name: tensor}, "the base model", "Its checkpoint is damaged: get it again.")
+        if change is not None and dtype == tensor.dtype:
+            return tensor, change.add_to(name, tensor)
+        before = tensor.to(dtype)
+        if change is not None:
+            tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+            change.add_to(name, tensor)
+        after = tensor.to(dtype)
+        check_finite({name: after}, f"merging in {dtype}", "Its values are too large for this dtype: take float32.")
+        return after, Rounding() if change is None else change.rounding(before, after)
+
+
+def _report(delta: Delta, base: str, rounding: Rounding) -> dict[str, Any]:
+    """What a reader of the merged folder may want to know of it."""
+    return {
+        "base": base,
+        "fingerprint": delta.fingerprint,
+        "method": delta.description.get("method"),
+        "rounding": {"entries": rounding.entries, "lost": rounding.lost},
+    }

@@ -1,0 +1,1 @@
+"""Files: whole or not there, checked when they are read, one per rank where many write."""

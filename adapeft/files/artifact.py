@@ -1,0 +1,257 @@
+"""Files that describe themselves: written under a temporary name and renamed, never pickle, with provenance inside."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from adapeft.errors import AdapeftError
+from adapeft.files.damage import reading
+from adapeft.files.json_numbers import dumps, loads
+
+_KEY = "adapeft"
+_MOST_VALUES_PER_BYTE = 128
+"""Of a Parquet file. Ours have about 5 in tables without statistics, and more only where all statistics are 0."""
+_WAITS = (0.5, 2.0, 5.0)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LASTING = {
+    *_FULL,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
+"""Errors that a moment later are the same. All others of a network's file system may pass."""
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Versions of what made an artifact, and the git revision of adapeft when it runs from a checkout."""
+    packages = ("adapeft", "torch", "transformers", "deepspeed", "ray", "ortools")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    revision = ""
+    if shutil.which("git"):
+        revision = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+    return {"python": platform.python_version(), "versions": versions, "revision": revision or None}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name when the block ends well and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _share(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its name when the block ends well and is removed otherwise.
+
+    Raises:
+        AdapeftError: ``out`` holds something already, or there is no room for it.
+    """
+    check_new_folder(out)
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _share(file)
+        out.mkdir(parents=True, exist_ok=True)
+        temporary.replace(out)
+    except (OSError, SafetensorError) as error:
+        if _errno(error) in _FULL:
+            raise _not_written(out, error) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(out: Path) -> None:
+    """Checks that ``out`` is free to be written.
+
+    Raises:
+        AdapeftError: it is a file, or a folder that holds something.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise AdapeftError(f"--out {out}: not an empty folder. Give a new one.")
+
+
+def save(path: Path, write: Callable[[Path], Any]) -> None:
+    """Gives ``write`` a temporary path beside ``path`` that then takes its name; all of it again after a short wait
+    where storage fails.
+
+    Raises:
+        AdapeftError: it cannot be written; what was there before is whole.
+    """
+
+    def replace() -> None:
+        with replacing(path) as temporary:
+            write(temporary)
+
+    stored(path, replace)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Writes a text file; this and the other writers as ``save`` does, with its errors."""
+    save(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes indented JSON; see ``json_numbers`` for numbers that are not finite."""
+    save_text(path, dumps(content, indent=2) + "\n")
+
+
+def save_table(path: Path, table: pa.Table) -> None:
+    """Writes a Parquet file."""
+    save(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
+
+
+def load_table(path: Path) -> pa.Table:
+    """Reads a Parquet file.
+
+    Raises:
+        AdapeftError: missing, truncated, not Parquet, or one that claims far more values than its bytes can hold.
+    """
+    # Not pq.read_table, which makes columns of what folders above are called: lr=1e-3/groups.parquet.
+    with _reading(path, "a Parquet table"), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        # A run of equal values takes a few bytes, however long it is said to be.
+        _check_claim(path, file.metadata.num_rows)
+        claimed = 0
+        for index in range(file.metadata.num_row_groups):
+            # Reading a row reports a damaged column as an error; RowGroupMetaData.column aborts the process.
+            next(file.iter_batches(batch_size=1, row_groups=[index]), None)
+            group = file.metadata.row_group(index)
+            claimed += sum(group.column(i).num_values for i in range(group.num_columns))
+        _check_claim(path, claimed)
+        return file.read()
+
+
+def _check_claim(path: Path, num_values: int) -> None:
+    if num_values > _MOST_VALUES_PER_BYTE * path.stat().st_size:
+        raise ValueError(f"it claims {num_values} values in {path.stat().st_size} bytes")
+
+
+def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Writes a safetensors file whose header says what ``kind`` of artifact it is and describes it."""
+    header = {_KEY: dumps({**description, "kind": kind, "provenance": provenance()}), "format": "pt"}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
+
+
+def stored(path: Path, action: Callable[[], Any]) -> None:
+    """Does what changes ``path``, again after a short wait where storage fails in a way that may pass.
+
+    Raises:
+        AdapeftError: it cannot be done.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            action()
+            return
+        except (OSError, SafetensorError) as error:
+            if wait is None or _errno(error) in _LASTING:
+                raise _not_written(path, error) from error
+            time.sleep(wait)
+
+
+def _not_written(path: Path, error: Exception) -> AdapeftError:
+    return AdapeftError(
+        f"{path}: cannot be written ({error}). Free space there, mend the storage or take another folder; what was "
+        "there before is whole."
+    )
+
+
+def _errno(error: Exception) -> int | None:
+    """Of safetensors only the message has it."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found.group(1)) if found else None
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a file of this ``kind``.
+
+    Raises:
+        AdapeftError: missing, truncated, not safetensors, or another kind of artifact.
+    """
+    with _reading(path, f"a {kind}"), safe_open(path, framework="pt") as file:
+        header = (file.metadata() or {}).get(_KEY)
+        if header is None:
+            raise AdapeftError(f"{path} is a safetensors file, but not one of adapeft's: expected a {kind}.")
+        description = loads(header)
+        if not isinstance(description, dict) or description.pop("kind", None) != kind:
+            raise AdapeftError(f"{path} holds another kind of artifact: expected a {kind}.")
+        return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+
+
+def artifact_kind(path: Path) -> str:
+    """The kind of artifact that a file says it is; empty for what is no artifact of ours.
+
+    Raises:
+        AdapeftError: there is no such file.
+    """
+    if not Path(path).is_file():
+        raise AdapeftError(f"{path}: no such file; expected a subset or a delta.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_KEY, "{}")
+        description = loads(header)
+    except (SafetensorError, OSError, ValueError):
+        return ""
+    return str(description.get("kind", "")) if isinstance(description, dict) else ""
+
+
+@contextmanager
+def _reading(path: Path, expected: str) -> Iterator[None]:
+    if not Path(path).is_file():
+        raise AdapeftError(f"{path}: no such file; expected {expected}.")
+    with reading(f"{path} is not {expected}, or it is truncated", "Write it again."):
+        yield
+
+
+def _share(path: Path) -> None:
+    """mkstemp and safetensors make files that only their owner reads; artifacts are shared like any other file."""
+    os.chmod(path, 0o666 & ~_umask())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,1 +1,0 @@
-"""What a run starts from: the model and its structure, the data, the objective."""

@@ -1,0 +1,1 @@
+"""Memory: bytes that measuring and training hold, and a budget in bytes."""

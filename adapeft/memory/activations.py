@@ -1,0 +1,176 @@
+"""What a forward and backward pass keeps alive, counted on tensors that have shapes and no memory.
+
+The model's own code runs, with its attention kernels, dropout, gradient checkpointing and attached leaves, so nothing
+is assumed of an architecture. The kernels are those of a CPU; a GPU's keep the same tensors, save for dropout. Where
+the code needs a number that only weights decide, a bound from shapes stands in (``adapeft.memory.bound``).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PretrainedConfig, PreTrainedModel
+
+from adapeft.data.description import Batch
+from adapeft.memory.bound import bound_pass
+from adapeft.memory.estimate import Pass
+from adapeft.model.load import build_structure
+from adapeft.model.weightless import Weightless
+from adapeft.tasks.objective import NextToken, Objective, Regression
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A model at work.
+
+    Attributes:
+        passes: bytes of a micro-batch.
+        sizes: elements of every parameter.
+        num_trained: elements that get gradients.
+        unknown: why the pass could not be followed, so that ``passes`` is only a bound; None where it was.
+    """
+
+    passes: Pass
+    sizes: tuple[int, ...]
+    num_trained: int
+    unknown: str | None = None
+
+
+def count_pass(
+    config: PretrainedConfig,
+    task: str,
+    prepare: Callable[[PreTrainedModel], Any],
+    objective: Objective,
+    *,
+    num_examples: int,
+    num_tokens: int,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> Counted:
+    """Runs one micro-batch forward and backward without weights.
+
+    Args:
+        config: of the model.
+        task: the config's ``model.task``.
+        prepare: sets mode and ``requires_grad``, enables checkpointing, attaches a subset.
+        objective: the loss.
+        num_examples: in the micro-batch.
+        num_tokens: of each of them.
+        dtype: of the weights.
+        trust_remote_code: as when loading the model.
+
+    Returns:
+        What was counted, or a bound where the model's code cannot be followed without weights.
+    """
+    weightless = Weightless(selects_all=True)
+    with weightless:
+        model = build_structure(config, task, trust_remote_code=trust_remote_code)
+    weightless.forget(list(model.parameters()))
+    model.config.use_cache = False
+    prepare(model)
+    unknown = None
+    with FakeTensorMode(allow_non_fake_inputs=True), weightless, torch.random.fork_rng(devices=[]):
+        _to_fake(model, dtype, weightless)
+        try:
+            passes = _followed(model, objective, _batch(model.config, objective, num_examples, num_tokens))
+        except Exception as error:  # whatever a model's own code raises without weights: it may run with them
+            unknown = str(error).strip().partition("\n")[0] or type(error).__name__
+    if unknown is not None:
+        passes = bound_pass(model, num_examples, num_tokens)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return Counted(passes, tuple(parameter.numel() for parameter in model.parameters()), trained, unknown)
+
+
+def _followed(model: nn.Module, objective: Objective, batch: Batch) -> Pass:
+    """What lives at once while the batch goes forward and backward."""
+    with _Allocations() as allocations:
+        allocations.start_with([*model.parameters(), *model.buffers(), *batch.inputs.values(), batch.labels])
+        objective.loss_sum(objective.forward(model, batch), batch.labels).backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return Pass(allocations.peak(without=gradients), allocations.peak())
+
+
+def _to_fake(model: nn.Module, dtype: torch.dtype, weightless: Weightless) -> None:
+    """Takes a model from the meta device to a CPU's kernels, all parameters in one type, as DeepSpeed casts them."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+    for module in model.modules():
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for store in stores:
+            for name, tensor in store.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:  # else it is tied
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    fake = torch.empty_like(tensor, device="cpu", dtype=dtype if is_parameter else tensor.dtype)
+                    if not is_parameter:
+                        weightless.carry(tensor, fake)
+                    made[id(tensor)] = tensor, nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+                store[name] = made[id(tensor)][1]
+
+
+def _batch(config: PretrainedConfig, objective: Objective, num_examples: int, num_tokens: int) -> Batch:
+    """Examples of one ordinary token, each with an end: encoder-decoders classify by the end's state."""
+    text = config.get_text_config()
+    special = [getattr(text, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")]
+    ids = torch.full((num_examples, num_tokens), next(token for token in range(5) if token not in special))
+    end = special[2]
+    if isinstance(end, int) and end < getattr(text, "vocab_size", 0):
+        ids[:, -1] = end
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if isinstance(objective, NextToken):
+        labels = ids.clone()
+    else:
+        labels = torch.zeros(num_examples, dtype=torch.float32 if isinstance(objective, Regression) else torch.int64)
+    return Batch(inputs, labels, torch.arange(num_examples))
+
+
+class _Allocations(TorchDispatchMode):
+    """Every storage that comes and goes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
+        self._sizes: list[int] = []
+        self._events: list[tuple[int, int]] = []
+
+    def start_with(self, tensors: list[Tensor]) -> None:
+        """Storages that are there already, and do not count."""
+        for tensor in tensors:
+            self._numbers[tensor.untyped_storage()] = -1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._note(value.untyped_storage())
+        return result
+
+    def peak(self, without: list[Tensor] | None = None) -> int:
+        """Most bytes that lived at once, those of the storages of ``without`` left out."""
+        sizes = np.array(self._sizes, dtype=np.int64)
+        for tensor in without or []:
+            number = self._numbers.get(tensor.untyped_storage(), -1)
+            if number >= 0:
+                sizes[number] = 0
+        if not self._events:
+            return 0
+        numbers, signs = np.array(self._events, dtype=np.int64).T
+        return int(np.cumsum(sizes[numbers] * signs).max(initial=0))
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._numbers:
+            return
+        number = len(self._sizes)
+        self._numbers[storage] = number
+        self._sizes.append(storage.nbytes())
+        self._events.append((number, 1))
+        weakref.finalize(storage, self._events.append, (number, -1))

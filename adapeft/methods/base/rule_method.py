@@ -1,0 +1,42 @@
+"""Methods that train everything under a rule instead of choosing beforehand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapeft.config.rules import parse_options
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.base.method import Method, Plan
+from adapeft.methods.base.rule import describe_rule
+from adapeft.ranks import Ranks
+from adapeft.subset.subset import Part, Subset
+
+if TYPE_CHECKING:
+    from adapeft.config.sections import Select
+
+
+class RuleMethod(Method):
+    """A method that measures nothing: every candidate becomes a dense part, and its rule decides while training.
+
+    Under a budget that is what the shipped model may differ in; while training, every candidate costs a weight's
+    memory and an optimizer's state.
+    """
+
+    measures_loss = False
+    cost = "nothing; training holds a weight and an optimizer's state for every candidate"
+
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        return Statistics(groups, {})
+
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+        options = parse_options(self.name, plan.settings.rule)
+        budget = plan.budget if self.is_budgeted else None
+        population = int(groups.counts.sum())
+        return Subset({info.name: Part("dense", info.shape) for info in groups.parameters}).described(
+            rule=describe_rule(self.name, options, plan.seed, budget),
+            status="decided while training",
+            num_groups=population,
+            num_chosen=population if budget is None else budget,
+        )

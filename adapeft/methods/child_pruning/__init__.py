@@ -1,0 +1,1 @@
+"""Child pruning: the largest differences are kept, every few steps."""

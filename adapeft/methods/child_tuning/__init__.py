@@ -1,0 +1,1 @@
+"""Child-Tuning: gradients of a task's child network alone, drawn (F) or chosen (D)."""

@@ -1,0 +1,42 @@
+"""ChildTuning-D: a child network by the Fisher information of batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from adapeft.measure.elementwise import element_statistics, mean_square_gradient
+from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.base.method import ValuedMethod
+
+if TYPE_CHECKING:
+    from adapeft.config.sections import Select
+
+
+class ChildTuningD(ValuedMethod):
+    """The elements of largest summed squared batch gradient at θ⁰; the mask then stays.
+
+    Xu et al., "Raise a Child in Large Language Model: Towards Effective and Generalizable Fine-tuning", EMNLP 2021,
+    section 3.3. They keep 30 % and leave embeddings, pooler and head dense: name those in ``select.always_train`` to
+    have them outside the budget as they do.
+    """
+
+    name = "child-tuning-d"
+    family = "projection"
+    summary = "elements of largest squared batch gradients"
+    cost = "one backward pass"
+    source = "Xu et al. 2021"
+
+    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+        passes.warm_up(passes.calibration.batches)
+        fisher = mean_square_gradient(passes, "fisher")
+        return element_statistics(passes.shards, groups, {"fisher": fisher})
+
+    def statistics_bytes(self, settings: Select) -> int:
+        return 4
+
+    def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
+        return columns["fisher"]

@@ -1,0 +1,13 @@
+"""ChildTuning-F: everything, by gradients that are masked at random in each step."""
+
+from adapeft.methods.base.rule_method import RuleMethod
+
+
+class ChildTuningF(RuleMethod):
+    """Xu et al., "Raise a Child in Large Language Model", EMNLP 2021, task-free."""
+
+    name = "child-tuning-f"
+    family = "projection"
+    summary = "everything, a random draw of gradients in each step"
+    source = "Xu et al. 2021"
+    is_budgeted = False

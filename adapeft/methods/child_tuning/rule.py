@@ -1,0 +1,22 @@
+"""ChildTuning-F: each step trains a random part of the network."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from adapeft.config.rules import ChildTuningOptions
+from adapeft.methods.base.draw import uniform
+from adapeft.methods.base.rule import LeafShard, Rule
+
+
+class ChildTuningF(Rule[ChildTuningOptions]):
+    """In each step every gradient × Bernoulli(p) / p, elementwise, before the optimizer's moments.
+
+    Xu et al., "Raise a Child in Large Language Model", EMNLP 2021, eq. 5 and 6. Moments keep masked weights moving, as
+    in their code; weight decay pulls towards the pretrained value.
+    """
+
+    def edit_gradient(self, shard: LeafShard, gradient: Tensor) -> None:
+        drawn = uniform(self.seed, self.step, shard.name, shard.shape, gradient.device).flatten()
+        kept = drawn[shard.start : shard.start + len(gradient)] < self.options.probability
+        gradient.mul_(kept).div_(self.options.probability)

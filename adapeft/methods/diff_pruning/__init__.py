@@ -1,0 +1,1 @@
+"""Diff pruning: gates of each element, opened and closed by training."""

@@ -1,0 +1,1 @@
+"""Mixout: training with weights that are at random the pretrained ones."""

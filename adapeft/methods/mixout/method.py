@@ -1,0 +1,22 @@
+"""Mixout: everything, each weight mixed with its pretrained value."""
+
+from adapeft.methods.base.rule_method import RuleMethod
+
+
+class Mixout(RuleMethod):
+    """Lee et al., "Mixout: Effective Regularization to Finetune Large-scale Pretrained Language Models", ICLR 2020."""
+
+    name = "mixout"
+    family = "random"
+    summary = "everything, inputs of linear layers mixed with the pretrained ones"
+    source = "Lee et al. 2020"
+    is_budgeted = False
+
+
+class MixoutReset(RuleMethod):
+    """Mixout as Fu et al. 2023 compare it, p-sparse: all but a random draw is reset to be evaluated."""
+
+    name = "mixout-reset"
+    family = "random"
+    summary = "mixout, of which a uniform draw of elements is kept"
+    source = "Fu et al. 2023"

@@ -1,0 +1,266 @@
+"""A base model's weights on disk, as transformers loads them: a tensor at a time wherever that is possible."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from adapeft.errors import AdapeftError
+from adapeft.files.damage import reading
+from adapeft.model.fingerprint import Entry, base_name, fingerprint, sample
+from adapeft.model.structure import parameter_names
+from adapeft.model.weight_files import has_weights, local_folder, weight_files
+from adapeft.model.weight_names import WeightNames
+from adapeft.model.wrappers import wrapped_names
+
+
+def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
+    """The weights of ``base`` for a model like ``structure``.
+
+    They are read from safetensors a tensor at a time. Where transformers converts tensors (experts that it fuses), or
+    where they are pickled, it loads the whole model into this process's memory, in the checkpoint's own dtype.
+
+    Args:
+        base: folder or hub name.
+        structure: the model, which may be on the meta device.
+
+    Raises:
+        AdapeftError: no such base, or none with weights.
+    """
+    folder = local_folder(base)
+    files = weight_files(folder, base, getattr(structure.config, "transformers_weights", None))
+    if all(file.suffix == ".safetensors" for file in files):
+        found = SafetensorsCheckpoint(folder, files, structure)
+        if not found.is_converted:
+            return found
+    return LoadedCheckpoint(folder, structure)
+
+
+def is_tied(folder: Path, structure: PreTrainedModel) -> bool:
+    """Whether ``tie_word_embeddings`` holds when transformers loads ``folder`` into a model like ``structure``.
+
+    Not where the folder has another head than the embedding that its config ties it to. Pickled weights are not read.
+    """
+    explicit = getattr(structure.config, "transformers_weights", None)
+    files = weight_files(folder, str(folder), explicit) if has_weights(folder) or explicit else []
+    if files and all(file.suffix == ".safetensors" for file in files):
+        found = SafetensorsCheckpoint(folder, files, structure)
+        if not found.is_converted:
+            found.settle_ties()
+    return structure.config.tie_word_embeddings
+
+
+class Checkpoint(ABC):
+    """Weights by the names of ``structure``; a tied parameter has the first of its names.
+
+    Attributes:
+        folder: of the base model.
+        structure: the model; a tie of its config that the weights contradict is undone in it, as transformers does.
+        mismatched: name → shape in the checkpoint, where the model has another; such a tensor is not among the stored.
+        unknown: keys of the files that the model has no place for.
+    """
+
+    folder: Path
+    structure: PreTrainedModel
+    mismatched: dict[str, tuple[int, ...]]
+    unknown: list[str]
+
+    @abstractmethod
+    def stored(self) -> set[str]:
+        """Names of everything that the checkpoint holds of the model."""
+
+    @abstractmethod
+    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of all that is stored, or of those of ``names`` alone."""
+
+    def read(self, names: Collection[str]) -> dict[str, Tensor]:
+        """Those of ``names`` that the checkpoint holds; no other weight is read."""
+        return dict(self.tensors(names))
+
+    def parameters(self, new: Collection[str] = ()) -> list[str]:
+        """Names of the model's parameters without the ``new`` ones, which no base checkpoint holds."""
+        return [name for name, _ in self.structure.named_parameters() if name not in new]
+
+    def fingerprint(self, new: Collection[str] = ()) -> str:
+        """Fingerprint of the base model without its ``new`` parameters.
+
+        Raises:
+            AdapeftError: the checkpoint does not hold a parameter.
+        """
+        return fingerprint(self.entries(new))
+
+    def entries(self, new: Collection[str] = ()) -> Iterator[Entry]:
+        """What the fingerprint is made of; raises as ``fingerprint``."""
+        names = self.parameters(new)
+        missing = sorted(set(names) - self.stored())
+        if missing:
+            raise AdapeftError(self._not_stored(missing))
+        prefix = self.structure.base_model_prefix
+        for name, tensor in self.tensors(names):
+            yield base_name(name, prefix), sample(tensor), tuple(tensor.shape)
+
+    def settle_ties(self) -> None:
+        """Says in the config that nothing is tied, where the weights contradict all that it ties."""
+        configured = self.structure.get_expanded_tied_weights_keys(all_submodels=True)
+        if configured and not self.structure.all_tied_weights_keys:
+            self.structure.config.tie_word_embeddings = False
+
+    def _not_stored(self, missing: list[str]) -> str:
+        """The message for parameters that transformers would initialize at random."""
+        name, prefix = missing[0], self.structure.base_model_prefix
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        said = f"{self.folder}: the base checkpoint has no {name!r}{more}"
+        if name in self.mismatched:
+            shape = tuple(self.structure.get_parameter(name).shape)
+            return (
+                f"{self.folder}: the base checkpoint has {name!r} of shape {self.mismatched[name]}, and by its config "
+                f"and the delta's labels the model has {shape} there. Give the base that the delta was trained on."
+            )
+        head = self.structure.get_output_embeddings()
+        is_head_alone = len(missing) == 1 and not self.structure.config.tie_word_embeddings and head is not None
+        if is_head_alone and self.structure.get_parameter(name) is getattr(head, "weight", None):
+            return (
+                f"{said}, and config.json says tie_word_embeddings = false: transformers starts it at random each time "
+                f"it loads this folder. Save the model that was trained on with save_pretrained, or set "
+                f"tie_word_embeddings to true if the head is the embedding."
+            )
+        if wrapped := wrapped_names(missing, self.unknown, prefix):
+            return f"{said}: {wrapped}"
+        similar = [key for key in self.unknown if key.endswith(base_name(name, prefix))]
+        stored_as = f"; it has {similar[0]!r}, a name that transformers does not know" if similar else ""
+        return (
+            f"{said}{stored_as}: transformers starts it at random when it loads this folder. Load the model in Python, "
+            f"call save_pretrained, and give that folder."
+        )
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """Safetensors that are read a tensor at a time.
+
+    Attributes:
+        shards: the files.
+        is_converted: whether transformers makes other tensors of those in the files, which are then not to be used.
+    """
+
+    def __init__(self, folder: Path, shards: list[Path], structure: PreTrainedModel) -> None:
+        self.folder, self.shards, self.structure = folder, shards, structure
+        self.mismatched, self.unknown = {}, []
+        names = WeightNames(structure)
+        state = structure.state_dict()
+        self.is_converted = not names.are_stable
+        self._keys: dict[Path, dict[str, str]] = {shard: {} for shard in shards}  # key → name
+        for shard in shards:
+            with _opened(shard) as file:
+                for key in file.keys():  # noqa: SIM118
+                    name, converted = names.find(key)
+                    if name is None:
+                        self.unknown.append(key)
+                        continue
+                    self.is_converted |= converted
+                    shape = tuple(file.get_slice(key).get_shape())
+                    if shape == tuple(state[name].shape) or converted:
+                        self._keys[shard][key] = name
+                    else:
+                        self.mismatched[name] = shape
+        counts = Counter(name for keys in self._keys.values() for name in keys.values())
+        self.is_converted |= any(count > 1 for count in counts.values())
+        if not self.is_converted:
+            self._untie()
+            self._drop_second_names()
+
+    def stored(self) -> set[str]:
+        """See ``Checkpoint.stored``."""
+        return {name for keys in self._keys.values() for name in keys.values()}
+
+    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """See ``Checkpoint.tensors``."""
+        for shard in self.shards:
+            yield from self.in_shard(shard, names)
+
+    def in_shard(self, shard: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """``tensors`` of one file."""
+        wanted = {key: name for key, name in self._keys[shard].items() if names is None or name in names}
+        if wanted:
+            with _opened(shard) as file:
+                for key, name in wanted.items():
+                    yield name, file.get_tensor(key)
+
+    def _untie(self) -> None:
+        """Undoes ties between parameters that are both stored, with other values.
+
+        As ``PreTrainedModel.tie_weights`` when it loads: "both are present in the checkpoints with different values,
+        so we will NOT tie them".
+        """
+        stored = self.stored()
+        for target, source in list(self.structure.all_tied_weights_keys.items()):
+            if target not in stored or source not in stored:
+                continue
+            values = self.read([target, source])
+            if torch.equal(values[target].to(values[source].dtype), values[source]):
+                continue
+            owner, _, local_name = target.rpartition(".")
+            own = nn.Parameter(torch.empty_like(self.structure.get_parameter(source)))
+            setattr(self.structure.get_submodule(owner), local_name, own)
+            del self.structure.all_tied_weights_keys[target]
+
+    def _drop_second_names(self) -> None:
+        """Gives a tied parameter the first of its names, once."""
+        first, seen = parameter_names(self.structure), set()
+        for keys in self._keys.values():
+            for key, name in list(keys.items()):
+                keys[key] = known = first.get(name, name)
+                if known in seen:
+                    del keys[key]
+                seen.add(known)
+
+
+class LoadedCheckpoint(Checkpoint):
+    """Weights that transformers has loaded, whole; ``structure`` holds them."""
+
+    def __init__(self, folder: Path, structure: PreTrainedModel) -> None:
+        with reading(f"{folder}: transformers cannot load the base", "Give a base that it loads."):
+            loaded: Any = type(structure).from_pretrained(
+                folder,
+                config=deepcopy(structure.config),
+                dtype="auto",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )
+        model, info = loaded
+        self.folder, self.structure = folder, model.eval()
+        self.mismatched = {name: tuple(shape) for name, shape, _ in info["mismatched_keys"]}
+        self.unknown = sorted(info["unexpected_keys"])
+        first = parameter_names(model)
+        missing = {*info["missing_keys"], *self.mismatched}
+        self._stored = {first.get(name, name) for name in model.state_dict() if name not in missing}
+
+    def stored(self) -> set[str]:
+        """See ``Checkpoint.stored``."""
+        return self._stored
+
+    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """See ``Checkpoint.tensors``; copies, for a reader may change them."""
+        state = self.structure.state_dict()
+        for name in sorted(self._stored):
+            if names is None or name in names:
+                yield name, state[name].clone()
+
+
+@contextmanager
+def _opened(shard: Path) -> Iterator[safe_open]:
+    """Raises ``AdapeftError`` for a file that is no safetensors."""
+    with reading(f"{shard} is no safetensors, or it is truncated", "Fetch the base again."):
+        file = safe_open(shard, framework="pt")
+    with file:
+        yield file

@@ -1,0 +1,231 @@
+"""Loading: a pretrained model for a task, its tokenizer, and its structure alone without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils import logging
+
+from adapeft.data.description import DataDescription, describe
+from adapeft.data.labels import Head
+from adapeft.data.padding import set_padding, with_padding
+from adapeft.errors import AdapeftError
+from adapeft.model.checkpoint import is_tied
+from adapeft.model.structure import MISSING, always_trained
+from adapeft.model.wrappers import wrapped_names
+
+if TYPE_CHECKING:
+    from adapeft.config.sections import Data, Model
+
+_AUTO_CLASSES = {
+    "sequence-classification": AutoModelForSequenceClassification,
+    "causal-lm": AutoModelForCausalLM,
+}
+CONFIG_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, StrictDataclassError)
+"""What transformers raises on a model's config that is missing, damaged, or has a value of another type."""
+
+
+def load_model_config(
+    model: Model, description: DataDescription, tokenizer: PreTrainedTokenizerBase
+) -> PretrainedConfig:
+    """The model's own config, with the labels of the data and the padding of ``load_tokenizer``'s tokenizer.
+
+    Raises:
+        AdapeftError: no such model.
+    """
+    config = _own_config(model, attn_implementation=model.attn_implementation, **label_options(model.task, description))
+    set_padding(config, tokenizer)
+    # Budget and estimate are of the parameters that the loaded model will have.
+    if model.task == "causal-lm" and getattr(config, "tie_word_embeddings", False) and Path(model.name).is_dir():
+        structure = build_structure(config, model.task, trust_remote_code=model.trust_remote_code)
+        config.tie_word_embeddings = is_tied(Path(model.name), structure)
+    return config
+
+
+def trained_head(model: Model) -> Head | None:
+    """The head for classes or targets that the model was saved with; None where it gets a new one.
+
+    Raises:
+        AdapeftError: no such model.
+    """
+    if model.task != "sequence-classification":
+        return None
+    config = _own_config(model)
+    head = Head.of_labels(config.id2label or {})
+    architectures = getattr(config, "architectures", None) or []
+    # A config that does not say what the weights are of, and names classes: those are of a head beside it.
+    is_trained = any(name.endswith("ForSequenceClassification") for name in architectures) or (
+        not architectures and head.names is not None
+    )
+    return head if is_trained else None
+
+
+def describe_for(model: Model, data: Data, head: Head | None = None) -> DataDescription:
+    """Describes ``data`` as a run on ``model`` reads it, its classes numbered by the head that is trained already.
+
+    Args:
+        model: the config's section.
+        data: likewise.
+        head: another one than the model's own: that of a delta.
+
+    Raises:
+        AdapeftError: no such model, or what ``describe`` raises.
+    """
+    return describe(data, model.task, head or trained_head(model))
+
+
+def _own_config(model: Model, **options: Any) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code, **options
+        )
+    except CONFIG_ERRORS as error:
+        raise AdapeftError(
+            f"model.name = {model.name!r}: cannot be loaded ({_first_line(error)}). Give a folder with a config.json "
+            f"and weights, or the name of a model on the hub."
+        ) from error
+
+
+def label_options(task: str, description: DataDescription) -> dict[str, Any]:
+    """What the data's labels set in a transformers config; JSON types only."""
+    labels: dict[str, Any] = {}
+    if task == "sequence-classification":
+        labels["num_labels"] = description.num_labels
+        if description.label_names:
+            labels["id2label"] = dict(enumerate(description.label_names))
+            labels["label2id"] = {name: index for index, name in enumerate(description.label_names)}
+        labels["problem_type"] = "regression" if description.is_regression else "single_label_classification"
+    return labels
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """What a model says of itself: name, class, the task whose class it is (None for another), and its labels.
+
+    In JSON types, and as ``label_options`` says it of a run's data.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PretrainedConfig):
+        return {"name": None, "architecture": type(model).__name__, "task": None, "labels": {}}
+    task = task_of(model)
+    labels: dict[str, Any] = {}
+    if task == "sequence-classification":
+        labels["num_labels"] = config.num_labels
+        names = list((config.id2label or {}).values())
+        if names != [f"LABEL_{index}" for index in range(len(names))]:
+            labels |= {
+                "id2label": dict(enumerate(names)),
+                "label2id": {name: index for index, name in enumerate(names)},
+            }
+        # transformers' models set it in their first forward pass with labels.
+        problem_type = config.problem_type or ("regression" if config.num_labels == 1 else None)
+        labels |= {"problem_type": problem_type} if problem_type else {}
+    architecture = type(model).__name__.removeprefix("FSDP")
+    return {"name": config.name_or_path or None, "architecture": architecture, "task": task, "labels": labels}
+
+
+def task_of(model: nn.Module) -> str | None:
+    """The task for which transformers builds just this class from the model's config; None for another class."""
+    for task, auto_class in _AUTO_CLASSES.items():
+        built = auto_class._model_mapping.get(type(getattr(model, "config", None)), None)  # type: ignore[attr-defined]
+        classes = built if isinstance(built, tuple) else (built,)
+        if any(cls is not None and isinstance(model, cls) for cls in classes):
+            return task
+    return None
+
+
+def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model on the meta device: names, shapes and modules, no weights.
+
+    Raises:
+        AdapeftError: models of this type have no head for the task, or this one or this machine lacks the attention
+            that the config asks for.
+    """
+    asked = config._attn_implementation
+    try:
+        with torch.device("meta"):
+            return _AUTO_CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
+    except (ImportError, ValueError) as error:
+        reason = _first_line(error)
+        if reason.startswith("Unrecognized configuration class"):
+            raise AdapeftError(
+                f"model.task = {task}: transformers has no {config.model_type} model for it. Give another model.name, "
+                "or the task that this one is for."
+            ) from error
+        if asked is not None and (isinstance(error, ImportError) or "attention" in reason.lower()):
+            raise AdapeftError(
+                f"model.attn_implementation = {asked}: is not to be had ({reason}). Leave it out, or install what it "
+                "needs here and on the workers."
+            ) from error
+        raise
+
+
+def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: Sequence[str]) -> PreTrainedModel:
+    """The pretrained weights; a new head is initialised from ``seed``, the same in every process.
+
+    Args:
+        model: the config's section.
+        config: from ``load_model_config``.
+        seed: of a new head.
+        always_train: patterns of ``select.always_train``; what they match need not be in the checkpoint.
+
+    Raises:
+        AdapeftError: the checkpoint lacks other parameters too, which would stay random.
+    """
+    set_seed(seed)
+    logging.disable_progress_bar()
+    loaded, info = _AUTO_CLASSES[model.task].from_pretrained(
+        model.name,
+        config=config,
+        dtype=getattr(torch, model.dtype),
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        output_loading_info=True,
+    )
+    names = [name for name, _ in loaded.named_parameters()]
+    random = sorted(set(info["missing_keys"]) & set(names) - always_trained(loaded, always_train))
+    if random and (wrapped := wrapped_names(random, info["unexpected_keys"], loaded.base_model_prefix)):
+        raise AdapeftError(f"model.name = {model.name!r}: the checkpoint has no {random[0]!r}: {wrapped}")
+    if random:
+        raise AdapeftError(
+            f"model.name = {model.name!r}: the checkpoint has no {', '.join(random)}, so they start random and frozen. "
+            f"Train them too: select.always_train: [auto, {', '.join(random)}]."
+        )
+    setattr(loaded, MISSING, tuple(name for name in names if name in info["missing_keys"]))
+    loaded.config.use_cache = False
+    if model.gradient_checkpointing:
+        loaded.gradient_checkpointing_enable({"use_reentrant": False})
+    return loaded
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, which pads as the model reads; see ``with_padding``.
+
+    Raises:
+        AdapeftError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise AdapeftError(f"model.name = {model.name!r}: no tokenizer ({_first_line(error)}).") from error
+    return with_padding(tokenizer, _own_config(model))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

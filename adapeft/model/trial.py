@@ -1,0 +1,193 @@
+"""Examples run through the model's structure before a weight is loaded, to find what could only crash a worker.
+
+The model itself is asked: its own code computes positions, token types and masks, and looks them up in tables of their
+real sizes. So offsets of positions, other names for their number, and models without a limit need no table here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from adapeft.errors import AdapeftError
+from adapeft.model.weightless import BeyondTableError, UnknownValueError, Weightless
+from adapeft.tasks.tokenize import TokenizedData
+
+Row = Mapping[str, list[int]]
+
+_SHORT = 4
+MOST_OPERATIONS = 50_000
+"""Of a pass: seconds. A model of 80 layers takes about 5,000; loops over tokens, as in Zamba's, take 100 a token."""
+
+
+class Trial:
+    """A model without weights, and examples of the data.
+
+    Args:
+        model: on the meta device, built while ``weightless`` was active.
+        weightless: what knows the model's buffers.
+        sample: some examples, the longest among them.
+        most_operations: after which a pass is given up.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weightless: Weightless,
+        sample: TokenizedData,
+        most_operations: int = MOST_OPERATIONS,
+    ) -> None:
+        self._model, self._weightless, self._tokenizer = model, weightless, sample.tokenizer
+        weightless.most_operations = most_operations
+        weightless.forget(list(model.parameters()))
+        lengths = sample.lengths
+        self._longest, self._shortest = (
+            _numbers(sample.rows[lengths.index(length)]) for length in (max(lengths), min(lengths))
+        )
+
+    def check(self, max_length: int, largest_used: Callable[[], tuple[str, int]]) -> None:
+        """Checks lengths, token types and token ids.
+
+        Args:
+            max_length: ``data.max_length``, to which examples are cut.
+            largest_used: the largest token id in the data, with the config's key of the split that holds it; called
+                only where the tokenizer has tokens that the model does not have.
+
+        Raises:
+            AdapeftError: the model has no place for these examples.
+        """
+        failure = self._run(self._longest, self._shortest)
+        if failure is not None:
+            self._explain(failure, max_length)
+        elif len(self._longest["input_ids"]) < max_length:
+            self._check_length(max_length)
+        self._check_largest(largest_used)
+
+    def _explain(self, failure: Exception, max_length: int) -> None:
+        """Raises what is wrong with the examples as they are."""
+        if isinstance(failure, BeyondTableError):
+            if not _same(failure, self._run(self._longest, self._shortest, token_type_ids=lambda types: types * 0)):
+                raise AdapeftError(
+                    f"data.train: the tokenizer of model.name gives token type {failure.index} (as of data.text_pair), "
+                    f"and the model has {failure.size}{self._named(failure)}. Leave data.text_pair out, or take the "
+                    "tokenizer that belongs to the model."
+                ) from failure
+            last = failure.size - 1
+            if not _same(failure, self._run(self._longest, self._shortest, input_ids=lambda ids: ids.clamp(max=last))):
+                raise AdapeftError(self._beyond("data.train", failure.index, failure)) from failure
+        self._check_length(max_length)
+        if isinstance(failure, ValueError):
+            raise AdapeftError(
+                f"model.name: the model refuses these examples: {str(failure).strip().splitlines()[0]}"
+            ) from failure
+
+    def _check_length(self, max_length: int) -> None:
+        """Checks the longest example that ``data.max_length`` allows against a short one."""
+        failure = self._run(self._at_length(max_length))
+        if failure is None:
+            return
+        if not _is_certain(failure):
+            positions = _positions_by_table(self._model)
+            if positions is None or max_length <= positions:
+                return
+        elif _is_certain(self._run(self._at_length(_SHORT))):
+            return  # another fault than the length, and not certain to be one of the examples
+        else:
+            positions, fails = _SHORT, max_length
+            while fails - positions > 1:
+                middle = (positions + fails) // 2
+                is_too_long = _is_certain(self._run(self._at_length(middle)))
+                positions, fails = (positions, middle) if is_too_long else (middle, fails)
+        raise AdapeftError(
+            f"data.max_length = {max_length}: the model has {positions} positions. Lower it to that or less."
+        ) from failure
+
+    def _check_largest(self, largest_used: Callable[[], tuple[str, int]]) -> None:
+        """Checks the tokenizer's largest token id, and if the model does not have it, those that the data has."""
+        largest = max(self._tokenizer.get_vocab().values())
+        row = self._at_length(min(len(self._shortest["input_ids"]), _SHORT))
+        ids = list(row["input_ids"])
+        ids[len(ids) // 2] = largest
+        failure = self._run({**row, "input_ids": ids})
+        if not isinstance(failure, BeyondTableError):
+            return
+        field, used = largest_used()
+        if used >= failure.size:
+            raise AdapeftError(self._beyond(field, used, failure)) from failure
+
+    def _beyond(self, field: str, token: int, failure: BeyondTableError) -> str:
+        pad = ", its padding token," if token == self._tokenizer.pad_token_id else ""
+        return (
+            f"{field}: the tokenizer of model.name gives {self._tokenizer.convert_ids_to_tokens(token)!r}{pad} the id "
+            f"{token}, and the model has {failure.size} embeddings{self._named(failure)}. Take the tokenizer that "
+            f"belongs to the model, or give the model as many embeddings (model.resize_token_embeddings"
+            f"({len(self._tokenizer)})) and save it."
+        )
+
+    def _named(self, failure: BeyondTableError) -> str:
+        tensors = [*self._model.named_parameters(), *self._model.named_buffers()]
+        storage = failure.table.untyped_storage()
+        names = [name for name, tensor in tensors if tensor.untyped_storage() is storage]
+        return f" ({names[0]})" if names else ""
+
+    def _at_length(self, length: int) -> Row:
+        """The longest example with some of its ordinary tokens repeated or left out."""
+        ids = self._longest["input_ids"]
+        special = set(self._tokenizer.all_special_ids)
+        ordinary = next((place for place, token in enumerate(ids) if token not in special), 0)
+        more = length - len(ids)
+        if more < 0:
+            return {name: [*values[: length - 1], values[-1]] for name, values in self._longest.items()}
+        return {
+            name: [*values[:ordinary], *[values[ordinary]] * more, *values[ordinary:]]
+            for name, values in self._longest.items()
+        }
+
+    def _run(self, *rows: Row, **changes: Callable[[Tensor], Tensor]) -> Exception | None:
+        """What the model raises for these examples in a batch, where it raises anything."""
+        inputs = TokenizedData(datasets.Dataset.from_list(list(rows)), None, self._tokenizer).collate(range(len(rows)))
+        tensors = {name: changes.get(name, _same_values)(tensor) for name, tensor in inputs.inputs.items()}
+        given = {name: self._weightless.known(tensor) for name, tensor in tensors.items()}
+        was_training = self._model.training
+        try:
+            with self._weightless, torch.no_grad():
+                self._model.train()(**given)
+        except Exception as error:  # whatever a model's own code raises; the caller says what it stands for
+            return error
+        finally:
+            self._model.train(was_training)
+        return None
+
+
+def _numbers(row: Mapping[str, Any]) -> Row:
+    return {name: values for name, values in row.items() if isinstance(values, list)}
+
+
+def _is_certain(failure: Exception | None) -> bool:
+    """Whether it is one that the model would raise with its weights, too."""
+    if isinstance(failure, UnknownValueError | NotImplementedError):
+        return False
+    return isinstance(failure, IndexError | ValueError | RuntimeError)
+
+
+def _same_values(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _same(failure: BeyondTableError, other: Exception | None) -> bool:
+    """Whether both say that one table is too small."""
+    return isinstance(other, BeyondTableError) and other.table.untyped_storage() is failure.table.untyped_storage()
+
+
+def _positions_by_table(model: PreTrainedModel) -> int | None:
+    """Rows of a table of positions, less those that its offset leaves unused; None where there is no such table."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2] and module.num_embeddings > 2:
+            offset = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+            return module.num_embeddings - int(offset)
+    return None

@@ -1,0 +1,140 @@
+"""What modules with leaves compute without a dense gradient or a saved dense sum: autograd functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from adapeft.methods.base.rule import Place, Rule
+
+Block = tuple[Tensor, Tensor, Tensor]
+"""Rows, columns, and the elements' places in the block of both; int64 each."""
+
+
+@dataclass(frozen=True)
+class DensePart:
+    """A parameter that trains under a rule: where it is, and the names of its leaves, the difference first."""
+
+    place: Place
+    rule: Rule
+    leaves: tuple[str, ...]
+
+    def effective(self, leaves: Sequence[Tensor], training: bool) -> Tensor:
+        """What the forward pass adds to the parameter."""
+        return self.rule.effective(self.place, leaves, training)
+
+
+class ElementsLinear(torch.autograd.Function):
+    """x (W + S)ᵀ + b, S zero but for the leaf at flat ``indices`` of W.
+
+    Saves the parameter W and not the sum: under ZeRO-3 the backward hook has gathered W again, and elsewhere the sum
+    would be a second copy of every trained matrix for the length of a step. The leaf's gradient is gathered from that
+    of the rows and columns that hold its elements, or from the transient dense one where they hold most of W.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        leaf: Tensor,
+        indices: Tensor,
+        block: Block | None,
+        transposed: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, leaf, indices)
+        ctx.block, ctx.transposed = block, transposed
+        return F.linear(x, _sum_of(weight, leaf, indices, transposed), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, leaf, indices = ctx.saved_tensors
+        needs_x, _, needs_bias, needs_leaf, *_ = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_x = grad_leaf = None
+        if needs_x:
+            grad_x = grad @ _sum_of(weight, leaf, indices, ctx.transposed).to(grad.dtype)
+        if needs_leaf:
+            inputs = x.reshape(-1, x.shape[-1]).to(grad.dtype)
+            # Of W [first, second], as it is stored.
+            first, second = (inputs, rows) if ctx.transposed else (rows, inputs)
+            places = indices
+            if ctx.block is not None:
+                some_rows, some_columns, places = ctx.block
+                first, second = first.index_select(1, some_rows), second.index_select(1, some_columns)
+            grad_leaf = (first.t() @ second).flatten()[places].to(leaf.dtype)
+        return grad_x, None, rows.sum(0) if needs_bias else None, grad_leaf, None, None, None
+
+
+def _sum_of(weight: Tensor, leaf: Tensor, indices: Tensor, transposed: bool) -> Tensor:
+    dense = weight.detach().flatten().index_add(0, indices, leaf.to(weight.dtype)).view(weight.shape)
+    return dense.t() if transposed else dense
+
+
+class Effective(torch.autograd.Function):
+    """What a dense part adds to its parameter; saves the leaves alone, for the same reason as ``ElementsLinear``."""
+
+    @staticmethod
+    def forward(ctx: Any, part: DensePart, training: bool, *leaves: Tensor) -> Tensor:
+        ctx.save_for_backward(*leaves)
+        ctx.part, ctx.training = part, training
+        return part.effective(leaves, training).clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        effective, leaves = _effective_again(ctx.part, ctx.saved_tensors, ctx.training)
+        return None, None, *torch.autograd.grad(effective, leaves, grad.to(effective.dtype))
+
+
+class DenseLinear(torch.autograd.Function):
+    """x (W + E)ᵀ + b, E what the rule makes of the leaves; saves the parameters and neither E nor the sum."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        part: DensePart,
+        training: bool,
+        transposed: bool,
+        *leaves: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, *leaves)
+        ctx.part, ctx.training, ctx.transposed = part, training, transposed
+        total = weight + part.effective(leaves, training).to(weight.dtype)
+        return F.linear(x, total.t() if transposed else total, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *leaves = ctx.saved_tensors
+        effective, leaves = _effective_again(ctx.part, leaves, ctx.training)
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            total = (weight + effective.to(weight.dtype)).to(grad.dtype)
+            grad_x = grad @ (total.t() if ctx.transposed else total)
+        inputs = x.reshape(-1, x.shape[-1]).to(grad.dtype)
+        dense = inputs.t() @ rows if ctx.transposed else rows.t() @ inputs
+        grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
+        gradients = torch.autograd.grad(effective, leaves, dense.to(effective.dtype))
+        return grad_x, None, grad_bias, None, None, None, *gradients
+
+
+def _effective_again(part: DensePart, leaves: Sequence[Tensor], training: bool) -> tuple[Tensor, list[Tensor]]:
+    """What ``part`` added in the forward pass, and the leaves that it then depends on. The step being the same, so are
+    the draws.
+    """
+    with torch.enable_grad():
+        again = [leaf.detach().requires_grad_() for leaf in leaves]
+        return part.effective(again, training), again

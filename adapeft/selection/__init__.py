@@ -1,0 +1,1 @@
+"""From a model and data to a subset: measuring and choosing by a method, within a budget."""

@@ -1,0 +1,139 @@
+"""Batches of any script's own, as a DataLoader of the Trainer yields them: checked, and put on the model's device."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapeft.data.description import Batch
+from adapeft.errors import AdapeftError
+from adapeft.tasks.objective import IGNORED, Objective
+from adapeft.tasks.own_loss import logits_of
+
+_DIVISOR = "num_items_in_batch"
+"""What the Trainer divides summed losses by; measuring divides by the predictions that it counts, over all batches."""
+
+
+def as_batches(batches: Iterable[Mapping[str, Any]], model: nn.Module) -> list[Batch]:
+    """The batches on the device of ``model``, their examples numbered through.
+
+    Raises:
+        AdapeftError: fewer than two; or one is no mapping, has no labels, or holds what the model's forward does not
+            take.
+    """
+    device = next(model.parameters()).device
+    known = _known_inputs(model)
+    found, seen = [], 0
+    for index, batch in enumerate(batches):
+        if not isinstance(batch, Mapping):
+            raise AdapeftError(
+                f"batch {index} is a {type(batch).__name__}: give mappings of the model's inputs and 'labels', such as "
+                "the data collators of transformers make."
+            )
+        inputs = {name: value for name, value in batch.items() if name not in ("labels", _DIVISOR)}
+        for name, value in inputs.items():
+            _check_input(name, value, index, known)
+        labels = _labels(batch, index)
+        found.append(Batch(inputs, labels, torch.arange(seen, seen + len(labels))).to(device))
+        seen += len(labels)
+    if len(found) < 2:
+        raise AdapeftError(f"batches: {len(found)} given, at least 2 are needed to measure gradient and gain apart.")
+    return found
+
+
+def examples_of(batches: list[Batch], method: str) -> list[Batch]:
+    """Each example of the batches by itself.
+
+    Args:
+        batches: from ``as_batches``.
+        method: that measures example by example, for messages.
+
+    Raises:
+        AdapeftError: a batch cannot be divided.
+    """
+    for index, batch in enumerate(batches):
+        if name := _packing(batch):
+            raise AdapeftError(
+                f"select.method = {method} measures example by example, but batch {index} is packed: {name!r} says "
+                "that several examples share a row. Give batches of one example per row, or take another method."
+            )
+    return [batch.example(index) for batch in batches for index in range(len(batch.labels))]
+
+
+@torch.no_grad()
+def check_labels(objective: Objective, batches: Sequence[Batch], model: nn.Module) -> None:
+    """Checks all labels before any loss is computed: on a GPU one outside the classes ends the process.
+
+    Args:
+        objective: that reads the labels.
+        batches: from ``as_batches``.
+        model: whose logits say how many outputs there are.
+
+    Raises:
+        AdapeftError: a label is outside the model's outputs.
+    """
+    first = batches[0]
+    valid = torch.where(first.labels == IGNORED, first.labels, 0)  # an encoder-decoder reads them
+    num_outputs = logits_of(objective, replace(first, labels=valid), model).shape[-1]
+    for index, batch in enumerate(batches):
+        outside = objective.outside(batch.labels, num_outputs)
+        if len(outside):
+            raise AdapeftError(
+                f"labels of batch {index} (counted from 0): {int(outside[0])} is outside the model's {num_outputs} "
+                f"outputs, 0 to {num_outputs - 1} ({len(outside)} such labels in the batch). Number the classes from 0 "
+                f"or give a model with more outputs; {IGNORED} marks what is not to be predicted."
+            )
+
+
+def _known_inputs(model: nn.Module) -> set[str] | None:
+    """What the model's forward takes by name; None where it takes anything."""
+    parameters = inspect.signature(model.forward).parameters
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return None if is_open else set(parameters)
+
+
+def _check_input(name: str, value: Any, index: int, known: set[str] | None) -> None:
+    if known is not None and name not in known:
+        raise AdapeftError(
+            f"batch {index} holds {name!r}, which the model's forward does not take ({', '.join(sorted(known))}). "
+            "Remove that column, as the Trainer's remove_unused_columns does."
+        )
+    if value is not None and not isinstance(value, Tensor | bool | int | float):
+        raise AdapeftError(
+            f"batch {index} holds {name!r}, which is a {type(value).__name__}: inputs are tensors or single numbers. "
+            "Remove it, or let the data collator make a tensor of it (return_tensors='pt')."
+        )
+
+
+def _labels(batch: Mapping[str, Any], index: int) -> Tensor:
+    """Labels, whole numbers as int64, as every loss takes them."""
+    if batch.get("labels") is None:
+        raise AdapeftError(f"a batch has no 'labels', only {', '.join(map(repr, batch))}: measuring needs them.")
+    labels = batch["labels"]
+    if not isinstance(labels, Tensor) or labels.ndim == 0:
+        given = f"of shape {list(labels.shape)}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+        raise AdapeftError(f"labels of batch {index} are {given}: give a tensor with one row per example.")
+    return labels if labels.is_floating_point() else labels.long()
+
+
+def _packing(batch: Batch) -> str:
+    """The input that shows that rows of the batch hold several examples; empty where none does."""
+    lengths = batch.inputs.get("cu_seq_lens_q")
+    if lengths is not None and len(lengths) - 1 > len(batch.labels):
+        return "cu_seq_lens_q"
+    sequences = batch.inputs.get("seq_idx")
+    if sequences is not None and bool((sequences != sequences[..., :1]).any()):
+        return "seq_idx"
+    positions = batch.inputs.get("position_ids")
+    if positions is None or positions.ndim < 2:
+        return ""
+    # Padding has positions of its own; between two tokens that are none they fall only where an example begins.
+    mask = batch.inputs.get("attention_mask")
+    real = torch.ones_like(positions) if mask is None or mask.ndim != 2 else mask.expand_as(positions)
+    restarts = (positions.diff(dim=-1) < 0) & (real[..., 1:] != 0) & (real[..., :-1] != 0)
+    return "position_ids" if bool(restarts.any()) else ""

@@ -1,0 +1,111 @@
+"""The library's ``select``: measure and choose in one process, on batches of any script's own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapeft.config.load import parse_select
+from adapeft.data.batches import Calibration
+from adapeft.data.description import Batch
+from adapeft.errors import AdapeftError
+from adapeft.measure.groups import groups_of
+from adapeft.measure.influence import reach_of
+from adapeft.measure.measure import check_precision, measure, not_reached
+from adapeft.measure.passes import Passes
+from adapeft.measure.shards import WholeModel, measuring_mode
+from adapeft.methods.registry import get_method
+from adapeft.model.wrappers import ATTACHMENT, bare
+from adapeft.selection.batches import as_batches, check_labels, examples_of
+from adapeft.selection.choose import check_budget, choose
+from adapeft.subset.empty import check_not_empty
+from adapeft.subset.subset import Subset
+from adapeft.tasks.objective import Objective, infer_objective
+from adapeft.tasks.own_loss import check_own_loss
+
+_OF_THE_COMMAND = {"calibration", "batch_size", "micro_batch_size", "statistics", "memory_per_device"}
+
+
+@torch.enable_grad()
+def select(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    budget: str | float | int = "0.5%",
+    learning_rate: float = 1e-3,
+    num_steps: int = 1000,
+    seed: int = 0,
+    **options: Any,
+) -> Subset:
+    """Measures ``model`` on ``batches`` and chooses the subset to train under ``budget``.
+
+    Args:
+        model: a transformers model, which may be compiled or wrapped in DistributedDataParallel; its weights are as
+            before when this returns.
+        batches: what a DataLoader of the Trainer yields: mappings with ``labels`` beside the model's inputs. 16 to 64
+            of about 16 examples will do; the first half gives the direction, the second the gain along it.
+        budget: fraction (``"0.5%"``) or count of the base model's parameters.
+        learning_rate: of the training to come, whose reach limits the influence.
+        num_steps: of the training to come.
+        seed: of sampled labels and random draws.
+        options: keys of the config's ``select`` section (``method``, ``groups``, ``include``, ``reach`` …), but for
+            those that say how a command batches its calibration: here ``batches`` do.
+
+    Raises:
+        AdapeftError: fewer than two batches with a prediction, inputs or labels that the model or the method cannot
+            take, a loss that is not the model's own, an invalid option or budget, or a model that is sharded, has
+            PEFT's layers, or has a subset attached.
+    """
+    model = bare(model, "select")
+    if hasattr(model, ATTACHMENT):
+        raise AdapeftError(
+            "this model has a subset attached, whose leaves are no candidates: call adapeft.detach(model) first."
+        )
+    for option in sorted(_OF_THE_COMMAND & options.keys()):
+        raise AdapeftError(
+            f"select.{option} = {options[option]!r} is the command's: here the batches you give decide it."
+        )
+    settings = parse_select({"budget": budget, **options})
+    method = get_method(settings.method)
+    given = as_batches(batches, model)
+    objective = infer_objective(model, given[0].labels)
+    examples = examples_of(given, method.name) if method.measures_examples else given
+    groups = groups_of(model, settings)
+    check_budget(groups, settings)
+    candidates = [info.name for info in groups.parameters]
+    check_precision(settings, next(model.parameters()).dtype)
+    displaced = candidates if settings.displaces_weights else []
+    with measuring_mode(model, restore=[*groups.always_train, *displaced]):
+        shards = WholeModel(model, candidates, groups.always_train)
+        if method.measures_loss:
+            check_labels(objective, given, model)
+            counted = [batch for batch in given if objective.num_predictions(batch.labels)]
+            for batch in counted[:1]:  # a whole one: of a single example a weighted mean is a plain one
+                check_own_loss(objective, batch, model)
+        passes = Passes(
+            shards,
+            objective,
+            _calibration(objective, examples),
+            lambda indices: examples[int(indices[0])],
+            seed,
+            source="the batches",
+        )
+        statistics = measure(method, passes, groups, settings)
+    if statistics.groups.unreached:
+        warnings.warn(f"adapeft.select: {not_reached(statistics.groups.unreached)}.", stacklevel=2)
+    reach = reach_of(settings, learning_rate * num_steps, num_steps)
+    subset = choose(settings, statistics, reach=reach, seed=seed, ranks=shards.ranks)
+    check_not_empty(subset)
+    return subset
+
+
+def _calibration(objective: Objective, examples: Sequence[Batch]) -> Calibration:
+    """Halves of what holds a prediction, a batch each: one without takes no place of those that have weight."""
+    order = [np.array([index]) for index, batch in enumerate(examples) if objective.num_predictions(batch.labels)]
+    middle = len(order) // 2
+    return Calibration(tuple(order[:middle]), tuple(order[middle:]))

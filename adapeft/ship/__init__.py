@@ -1,1 +1,0 @@
-"""What leaves a run: the delta, the merged checkpoint."""

@@ -1,0 +1,73 @@
+"""The empty choice: no candidate promises a decrease of the loss, which is a legal answer of every solver."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from adapeft.errors import AdapeftError
+from adapeft.subset.subset import Subset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from adapeft.config.sections import Select
+
+NOTHING = "nothing to train"
+"""What the message of an empty choice begins with."""
+
+
+def or_random(subset: Subset, settings: Select, draw: Callable[[], Subset]) -> Subset:
+    """``subset``, or where it is empty and ``select.if_empty`` says so, the random draw in its place.
+
+    Args:
+        subset: the choice, without always-trained parameters.
+        settings: the config's section.
+        draw: draws a subset of the same budget and granularity.
+    """
+    if subset.count or settings.if_empty != "random":
+        return subset
+    # Nothing was predicted for the groups that are drawn: the zeros are those of the empty choice.
+    said = {**subset.description, "value": None, "bound": None, "gap": None, "unspent": None}
+    drawn = draw()
+    return replace(drawn, description={**said, **drawn.description, "drawn_for_empty_choice": True})
+
+
+def check_not_empty(subset: Subset) -> None:
+    """Checks that there is anything to train.
+
+    Raises:
+        AdapeftError: nothing was chosen, and nothing is trained outside the budget either.
+    """
+    # Not subset.count: a part that does not fit its layer, which attach refuses by name, cannot be counted.
+    if not subset.always_train and all(p.indices is not None and not len(p.indices) for p in subset.parts.values()):
+        raise AdapeftError(
+            f"{NOTHING}: {reason(subset)}, and no parameter is trained outside the budget (select.always_train). "
+            "Measure on more or other examples, raise select.budget, widen select.include, or set select.if_empty: "
+            "random to train a random draw of the same budget."
+        )
+
+
+def announcement(subset: Subset) -> str | None:
+    """What a person should know of a choice that came out empty and is trained all the same; else None."""
+    if subset.description.get("drawn_for_empty_choice"):
+        return (
+            "nothing chosen: no candidate promises a lower loss, so a random draw of the same budget is trained "
+            "(select.if_empty: random)"
+        )
+    if subset.count:
+        return None
+    names = ", ".join(subset.always_train[:3]) + (", …" if len(subset.always_train) > 3 else "")
+    return f"nothing chosen: {reason(subset)}; what select.always_train names is trained alone ({names})"
+
+
+def reason(subset: Subset) -> str:
+    """Why an empty subset is empty, according to its description."""
+    said = subset.description
+    if said.get("method") is None:
+        return "the subset is empty"
+    candidates = "no candidate"
+    if said.get("num_groups") is not None:
+        candidates = f"none of the {said['num_groups']:,} candidates (by {said.get('granularity')})"
+    budget = "" if not said.get("budget") else f" within the budget of {said['budget']:,} parameters"
+    return f"{said['method']} chose nothing, because {candidates} promises a lower loss{budget}"

@@ -1,0 +1,1 @@
+"""Tasks: token ids, losses, sampled labels and metrics."""

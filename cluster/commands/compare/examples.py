@@ -1,0 +1,47 @@
+"""Parts of a config's training data, as files of their own."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from adapeft.config.sections import Config
+from adapeft.data.sources import quiet, rows_of
+from adapeft.files.artifact import save
+from cluster.commands.compare.run import with_values
+
+
+def held_out(config: Config, fraction: float, folder: Path) -> Config:
+    """The config trained without a random part of the training data, and evaluated on that part."""
+    rows = rows_of(config.data, "data.train")
+    parts = rows.train_test_split(test_size=fraction, seed=config.seed)
+    train, evaluation = (_written(parts[name], folder, f"sweep-{name}") for name in ("train", "test"))
+    return with_values(config, "data", train=str(train), evaluation=str(evaluation))
+
+
+def perturbed(config: Config, fraction: float, seed: int, folder: Path) -> Config:
+    """The config with a random part of the training data left out, as Table 2 of Fu et al. 2023 does."""
+    if not fraction:
+        return config
+    rows = rows_of(config.data, "data.train")
+    kept = np.random.default_rng([seed, 5]).permutation(len(rows))[round(fraction * len(rows)) :]
+    path = _written(rows.select(np.sort(kept)), folder, f"seed-{seed}-without-{fraction:g}")
+    return with_values(config, "data", train=str(path))
+
+
+def _written(rows: Dataset, folder: Path, name: str) -> Path:
+    """``rows`` in a Parquet file, which keeps types and names of classes, and is named by its content.
+
+    Runs on other data are other runs.
+    """
+    content = BytesIO()
+    with quiet():
+        rows.to_parquet(content)
+    path = folder / f"{name}-{sha256(content.getvalue()).hexdigest()[:12]}.parquet"
+    if not path.is_file():
+        save(path, lambda temporary: temporary.write_bytes(content.getvalue()))
+    return path

@@ -1,0 +1,227 @@
+"""A run of a comparison: its config, where it goes, and what came of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from adapeft.config.budget import Budget
+from adapeft.config.experiments import Comparison, Contender
+from adapeft.config.load import load_config, to_yaml
+from adapeft.config.sections import Config, Select
+from adapeft.errors import AdapeftError
+from adapeft.files.artifact import save_text
+from adapeft.finite import DIVERGED
+from adapeft.methods.registry import get_method
+from cluster.output.contents import KnownContents
+from cluster.output.folder import RunFolder
+from cluster.output.metrics import load_metrics
+
+_OF_SOME_METHODS = (
+    *(("rule",), ("scope",), ("solver",), ("joint",), ("lora_ranks",), ("placement",), ("curvature",), ("if_empty",)),
+    ("probe_steps", "probe_points", "probe_learning_rate"),
+)
+"""Keys of ``select`` that some methods refuse; those of one entry mean nothing without each other."""
+
+Note = Callable[[str], None]
+Outcome = tuple[dict[str, Any] | None, str | None]
+"""A run's metrics, or the reason why there are none."""
+Runner = Callable[[Config], Outcome]
+Contents = Callable[[Config], Mapping[str, str]]
+
+REFUSED = "error "
+"""What a command's message begins with when its input is at fault."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a comparison.
+
+    Attributes:
+        contender: its method.
+        budget: its budget.
+        seed: its seed.
+        folder: where it goes.
+        metrics: of the finished run; None when it failed.
+        learning_rate: of its training.
+        failure: why it failed.
+    """
+
+    contender: Contender
+    budget: Budget
+    seed: int
+    folder: Path
+    learning_rate: float
+    metrics: dict[str, Any] | None = None
+    failure: str | None = None
+
+    @property
+    def scores(self) -> dict[str, float] | None:
+        """After the last step; the best evaluation would be chosen on the data that the scores are for."""
+        return None if self.metrics is None else self.metrics["last"]
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether its input was at fault, such as too small a budget for any rank: no learning rate mends that."""
+        return self.failure is not None and self.failure.startswith(REFUSED) and not self.has_diverged
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether its training diverged, which another learning rate may not: an outcome, and the worst one."""
+        return self.failure is not None and f"{REFUSED}{DIVERGED}" in self.failure
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to make; ``learning_rate`` None leaves the config's."""
+
+    contender: Contender
+    budget: Budget
+    seed: int
+    learning_rate: float | None
+    folder: Path
+
+    def applied_to(self, config: Config) -> Config:
+        """The config of this run."""
+        train = config.train.model_dump()
+        if self.learning_rate is not None:
+            train["learning_rate"] = self.learning_rate
+        mine = {"select": self._select(config.select).model_dump(), "train": train}
+        return Config.model_validate({**config.model_dump(), **mine, "seed": self.seed, "output": str(self.folder)})
+
+    def _select(self, settings: Select) -> Select:
+        """The settings for this method; a key that is some other method's alone keeps its default here."""
+        given = settings.model_dump(exclude=set(chain(*_OF_SOME_METHODS)))
+        mine = {**given, **self.contender.settings, "budget": self.budget}
+        for keys in _OF_SOME_METHODS:
+            theirs = {key: getattr(settings, key) for key in keys if key not in self.contender.settings}
+            with suppress(ValidationError):
+                mine = Select.model_validate({**mine, **theirs}).model_dump(include={*mine, *theirs})
+        return Select.model_validate(mine)
+
+
+class Line:
+    """Runs of one method on one set of examples, one after the other: all choose from the first one's statistics.
+
+    Those that an earlier comparison began keep what they began with.
+    """
+
+    def __init__(self, config: Config, run: Runner, done: Counter) -> None:
+        self._config, self._run, self._done = config, run, done
+        self._measured: str | None = None
+
+    def run(self, job: Job) -> Run:
+        """Makes the run and tells of it."""
+        begun = RunFolder(job.folder).config
+        try:
+            statistics = load_config(begun).select.statistics if begun.is_file() else self._measured
+        except AdapeftError as error:
+            return self.give_up(job, f"{REFUSED}{error}")
+        config = with_values(job.applied_to(self._config), "select", statistics=statistics)
+        metrics, failure = self._run(config)
+        if failure is None and self._measured is None:
+            self._measured = str(job.folder)
+        return self._told(job, metrics, failure)
+
+    def give_up(self, job: Job, reason: str) -> Run:
+        """Tells of a run that cannot be made."""
+        return self._told(job, None, reason)
+
+    def _told(self, job: Job, metrics: dict[str, Any] | None, failure: str | None) -> Run:
+        rate = self._config.train.learning_rate if job.learning_rate is None else job.learning_rate
+        run = Run(job.contender, job.budget, job.seed, job.folder, rate, metrics, failure)
+        self._done(run)
+        return run
+
+
+class Counter:
+    """Tells of runs as they end, from any thread; ``total`` None for those of a sweep, which nobody knows before."""
+
+    def __init__(self, total: int | None, note: Note) -> None:
+        self.total, self.note = total, note
+        self.done = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, run: Run) -> None:
+        with self.lock:
+            self.done += 1
+            number = f"sweep {self.done}" if self.total is None else f"run {self.done}/{self.total}"
+            head = f"{number}: {run.contender}, {run.budget}, seed {run.seed}, learning rate {run.learning_rate:g}"
+            if run.metrics is None or run.scores is None:
+                self.note(f"{head}: {run.failure}")
+            else:
+                metric = run.metrics["metric"]
+                self.note(f"{head}: {metric} {run.scores[metric]:.4f}")
+
+
+def budgets_of(contender: Contender, comparison: Comparison) -> tuple[Budget, ...]:
+    """All budgets, or the first alone for a method that knows none."""
+    return comparison.budgets if get_method(contender.method).is_budgeted else comparison.budgets[:1]
+
+
+def job_of(folder: Path, contender: Contender, budget: Budget, seed: int, learning_rate: float | None) -> Job:
+    """A run of a comparison in ``folder``, in a place of its own."""
+    limit = str(budget) if get_method(contender.method).is_budgeted else "no-budget"
+    name = f"seed-{seed}" if learning_rate is None else f"seed-{seed}-rate-{learning_rate:g}"
+    place = folder / _slug(contender) / limit.replace("%", "-percent") / name
+    return Job(contender, budget, seed, learning_rate, place)
+
+
+def _slug(contender: Contender) -> str:
+    return str(contender).replace(":", "-").replace("+", "-")
+
+
+def run_command(config: Config, contents: Contents | None = None) -> Outcome:
+    """``adapeft run`` in a process of its own; see ``run_apart``."""
+    return run_apart(config, _command, contents)
+
+
+def run_apart(config: Config, execute: Callable[[Path, Path], int], contents: Contents | None = None) -> Outcome:
+    """A run in another process, unless an earlier call has finished it: metrics, or the reason of its failure.
+
+    Args:
+        config: of the run.
+        execute: runs a config file with all output to a log, in a process of its own; its exit status.
+        contents: hashes of what a config's run reads, by which a finished run is known again; None reads it anew.
+    """
+    place = Path(config.output)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(place)
+    try:
+        if "after" in (content := load_metrics(folder.metrics)):
+            folder.check_is_of(config, (contents or KnownContents())(config))
+            return content, None
+    except AdapeftError as error:
+        return None, f"{REFUSED}{error}"
+    # Not with_suffix: a learning rate is a name with a point in it.
+    settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
+    save_text(settings, to_yaml(config))
+    status = execute(settings, log)
+    if status == 0:
+        return load_metrics(folder.metrics), None
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    # A message is the last that a command prints, and may be of several lines.
+    starts = [number for number, line in enumerate(lines) if line.startswith((REFUSED, "failed "))]
+    said = lines[starts[-1] :] if starts else [f"it ended with status {status}:", *(lines or ["no output"])[-1:]]
+    return None, f"{' '.join(map(str.strip, said))} (all of it: {log})"
+
+
+def _command(settings: Path, log: Path) -> int:
+    command = [sys.executable, "-m", "cluster.cli", "run", str(settings)]
+    with log.open("w") as output:
+        return subprocess.run(command, stdout=output, stderr=output, check=False).returncode
+
+
+def with_values(config: Config, section: str, **values: Any) -> Config:
+    """The config with other ``values`` in one of its sections."""
+    tree = config.model_dump()
+    return Config.model_validate({**tree, section: {**tree[section], **values}})

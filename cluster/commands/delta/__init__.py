@@ -1,0 +1,1 @@
+"""``adapeft delta``: arithmetic of deltas and where they conflict."""

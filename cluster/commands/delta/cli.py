@@ -1,0 +1,124 @@
+"""``adapeft delta``: compare deltas of one base, scale them, add them, take their mean."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adapeft.errors import AdapeftError
+
+if TYPE_CHECKING:
+    from adapeft.deltas.delta import Delta
+
+app = typer.Typer(
+    help="Compare deltas of one base, scale them, add them, take their mean. What one holds: `adapeft show`.",
+    no_args_is_help=True,
+)
+
+DeltaPath = Annotated[Path, typer.Argument(help="delta.safetensors")]
+DeltaPaths = Annotated[list[Path], typer.Argument(help="two or more deltas of one base")]
+Out = Annotated[Path, typer.Option(help="delta to write; a new file")]
+Heads = Annotated[Path | None, typer.Option(help="the delta whose new parameters (a head) are kept")]
+
+
+@app.command()
+def diff(a: DeltaPath, b: DeltaPath) -> None:
+    """Say which entries two deltas both change, and where they pull in opposite directions.
+
+    To take one from the other, add them with --weights 1 --weights -1.
+    """
+    _show_conflicts(_load([a, b]), [1.0, 1.0])
+
+
+@app.command()
+def scale(delta: DeltaPath, factor: Annotated[float, typer.Option(help="any finite number")], out: Out) -> None:
+    """Multiply the differences by a factor; a new head stays as it is."""
+    from adapeft.deltas.arithmetic import sum_of
+
+    _check_new(out)
+    _write(sum_of(_load([delta]), [factor]), out)
+
+
+@app.command("sum")
+def add(
+    deltas: DeltaPaths,
+    out: Out,
+    weights: Annotated[list[float] | None, typer.Option(help="one a delta, in their order; 1 each by default")] = None,
+    heads: Heads = None,
+) -> None:
+    """Add deltas: each times its weight."""
+    from adapeft.deltas.arithmetic import sum_of
+
+    _check_new(out)
+    loaded, factors = _load(deltas), weights or [1.0] * len(deltas)
+    result = sum_of(loaded, factors, None if heads is None else str(heads))
+    _show_conflicts(loaded, factors)
+    _write(result, out)
+
+
+@app.command()
+def interpolate(
+    deltas: DeltaPaths,
+    out: Out,
+    weights: Annotated[
+        list[float] | None, typer.Option(help="one a delta, in their order, adding up to 1; equal by default")
+    ] = None,
+    heads: Heads = None,
+) -> None:
+    """Take the weighted mean of deltas, and of their heads where all have one for the same labels."""
+    from adapeft.deltas.arithmetic import interpolation
+
+    _check_new(out)
+    loaded, shares = _load(deltas), weights or [1 / len(deltas)] * len(deltas)
+    result = interpolation(loaded, shares, None if heads is None else str(heads))
+    _show_conflicts(loaded, shares)
+    _write(result, out)
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise AdapeftError(f"--out {out}: is there already. Give a new path.")
+
+
+def _load(paths: Sequence[Path]) -> dict[str, Delta]:
+    from adapeft.deltas.delta import Delta
+
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        raise AdapeftError(f"{twice[0]}: given twice. Give it once, with both weights together as --weights.")
+    return {str(path): Delta.load(path) for path in paths}
+
+
+def _show_conflicts(deltas: Mapping[str, Delta], weights: Sequence[float]) -> None:
+    """As the weights turn them: what agrees in a sum is in conflict in a difference."""
+    from adapeft.deltas.arithmetic import scaled
+    from adapeft.deltas.conflict import conflict_of
+    from cluster.commands.delta.table import show_conflicts
+    from cluster.terminal.console import Terminal
+
+    turned = {
+        name: delta if weight > 0 else scaled(delta, -1)
+        for (name, delta), weight in zip(deltas.items(), weights, strict=True)
+        if weight
+    }
+    conflicts = {pair: conflict_of(turned[pair[0]], turned[pair[1]]) for pair in combinations(turned, 2)}
+    show_conflicts(conflicts, Terminal())
+
+
+def _write(delta: Delta, out: Path) -> None:
+    from cluster.terminal.console import Terminal
+
+    sources = [{**source, "sha256": _digest(Path(source["name"]))} for source in delta.description["sources"]]
+    replace(delta, description={**delta.description, "sources": sources}).save(out)
+    Terminal().show_delta(delta, out)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,82 @@
+"""Where deltas conflict, as tables."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+from rich.table import Table
+
+from adapeft.deltas.conflict import Conflict, Overlap
+from cluster.terminal.console import Terminal, number_table, role_of
+
+_ROLES_SHOWN = 12
+
+
+def show_conflicts(conflicts: Mapping[tuple[str, str], Conflict], terminal: Terminal) -> None:
+    """A line a pair of deltas; of a single pair the roles as well, those in conflict first."""
+    if not conflicts:
+        return
+    names = list(dict.fromkeys(name for pair in conflicts for name in pair))
+    labels = {name: f"#{number}" for number, name in enumerate(names, 1)}
+    for name, label in labels.items():
+        terminal.console.print(f"{label} {name}", soft_wrap=True)
+    terminal.console.print(_pairs(conflicts, labels))
+    for (first, second), conflict in conflicts.items():
+        both = f"{labels[first]} and {labels[second]} both have"
+        if conflict.adapters:
+            terminal.note(f"{both} adapters, which are not compared, behind {', '.join(conflict.adapters)}")
+        if conflict.heads:
+            terminal.note(f"{both} {', '.join(conflict.heads)}, new and not compared")
+    if len(conflicts) > 1:
+        terminal.note("`adapeft delta diff` says where two of them conflict")
+        return
+    (conflict,) = conflicts.values()
+    if conflict.overlaps:
+        terminal.console.print(_roles(conflict))
+        terminal.note("opposite: signs, of the entries that both change; lost: what these take from the whole cosine")
+
+
+def _pairs(conflicts: Mapping[tuple[str, str], Conflict], labels: Mapping[str, str]) -> Table:
+    table = number_table("both change", "parameters", "entries", "opposite", "cosine", "whole cosine")
+    for (first, second), conflict in conflicts.items():
+        total = conflict.total
+        table.add_row(
+            f"{labels[first]} and {labels[second]}",
+            f"{len(conflict.overlaps):,}",
+            f"{total.both:,}",
+            _share(total.opposite_share),
+            _number(total.cosine),
+            _number(conflict.cosine),
+        )
+    return table
+
+
+def _roles(conflict: Conflict) -> Table:
+    roles: defaultdict[str, Overlap] = defaultdict(Overlap)
+    for name, overlap in conflict.overlaps.items():
+        roles[role_of(name)] += overlap
+    rows = sorted(roles.items(), key=lambda item: item[1].opposed, reverse=True)
+    rest = rows[_ROLES_SHOWN:]
+    if rest:
+        together = sum((overlap for _, overlap in rest), Overlap())
+        rows = [*rows[:_ROLES_SHOWN], (f"{len(rest)} other roles", together)]
+    table = number_table("both change", "entries", "opposite", "cosine", "lost")
+    for role, overlap in rows:
+        table.add_row(
+            role,
+            f"{overlap.both:,}",
+            _share(overlap.opposite_share),
+            _number(overlap.cosine),
+            _number(conflict.lost(overlap), digits=4),
+        )
+    return table
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1%}"
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return "–" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.00

@@ -1,0 +1,1 @@
+"""``adapeft submit`` and ``adapeft jobs``: runs as jobs of a Ray cluster."""

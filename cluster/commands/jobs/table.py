@@ -1,0 +1,41 @@
+"""Jobs of a Ray cluster, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from ray.job_submission import JobDetails
+
+from cluster.terminal.console import Terminal, plain_table
+
+
+def show_jobs(jobs: Sequence[JobDetails], terminal: Terminal) -> None:
+    """A line a job."""
+    table = plain_table()
+    for title in ("job", "status", "started", "model", "method", "budget", "output"):
+        table.add_column(title, overflow="fold")
+    for job in jobs:
+        said = job.metadata or {}
+        run = (said["model"], said["method"], said["budget"], said["output"])
+        started = "" if job.start_time is None else _time(job.start_time)
+        table.add_row(job.submission_id, job.status.lower(), started, *run)
+    terminal.console.print(table)
+
+
+def show_job(job: JobDetails, terminal: Terminal) -> None:
+    """What became of a job, and which run it is."""
+    said = job.metadata or {}
+    started = "" if job.start_time is None else f", started {_time(job.start_time)}"
+    ended = "" if job.end_time is None else f", ended {_time(job.end_time)}"
+    run: dict[str, str | tuple[str, ...]] = {
+        name: said[name] for name in ("output", "model", "method", "budget", "attempt") if name in said
+    }
+    # Ray puts the end of the log into its message.
+    message = (job.message or "").strip().partition("\n")[0]
+    terminal.pairs({"job": str(job.submission_id), "status": f"{job.status.lower()}{started}{ended}", **run})
+    terminal.pairs({"message": message})
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,1 @@
+"""``adapeft subsets``: the store of named subsets."""

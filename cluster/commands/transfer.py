@@ -1,0 +1,344 @@
+"""``adapeft transfer``: a subset for another model from a run's statistics, verified where that can be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+from adapeft.config.experiments import Transfer
+from adapeft.config.keys import as_yaml, content_key
+from adapeft.config.load import load_config, to_yaml
+from adapeft.config.sections import Config
+from adapeft.data.batches import draw_calibration
+from adapeft.errors import AdapeftError
+from adapeft.files.artifact import provenance, save_json
+from adapeft.files.json_numbers import infinity_in_words, undefined_as_null
+from adapeft.measure.direction import measure_direction
+from adapeft.measure.elementwise import mean_gradient
+from adapeft.measure.groups import Groups, groups_of
+from adapeft.measure.measure import ready
+from adapeft.measure.passes import Passes
+from adapeft.measure.shards import WholeModel, measuring_mode
+from adapeft.measure.statistics import Statistics
+from adapeft.measure.storage import load_statistics
+from adapeft.methods.registry import Plan, ValuedMethod, get_method
+from adapeft.model.checkpoint import Checkpoint, open_checkpoint
+from adapeft.model.load import CONFIG_ERRORS, build_structure
+from adapeft.model.weight_files import has_weights
+from adapeft.ranks import OneRank
+from adapeft.selection.choose import check_budget, choose
+from adapeft.subset.empty import check_not_empty, or_random
+from adapeft.subset.subset import Subset
+from adapeft.transfer.transfer import Profiles, Scores, allot, counterparts, fill, with_own_slopes
+from adapeft.transfer.verify import agreement, tensor_densities, uniform
+from cluster.output.folder import RunFolder
+from cluster.output.place import check_is_folder
+from cluster.ranks.inputs import check_loss, load_inputs
+from cluster.run.pipeline import select
+from cluster.run.session import Session
+from cluster.terminal.console import Terminal, number_table, short
+
+_RANDOM_DRAWS = 10
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """A subset for the target, and all that it came from."""
+
+    config: Config
+    subset: Subset
+    groups: Groups
+    profiles: Profiles
+    method: ValuedMethod
+    reach: float
+    scores: Scores | None
+
+
+def run(source: Path, model: str, settings: Transfer, overrides: list[str], terminal: Terminal) -> None:
+    """The command: chooses, measures the target if it is to be verified, writes and shows.
+
+    Raises:
+        AdapeftError: see ``target_config`` and ``transfer``; or the output folder is taken.
+    """
+    config = target_config(source, model, settings, overrides)
+    check_is_folder(config.output, "transfer")
+    output = Path(config.output)
+    if output.resolve() == source.resolve() or (output / "subset.safetensors").exists():
+        raise AdapeftError(f"output = {output} holds a subset already. Give another folder: output=….")
+    found = transfer(source, config, settings)
+    verified = None
+    if settings.verify:
+        best = _own_choice(config, output / "measured", config.seed, terminal)
+        # The statistics that the best was chosen by flatter it: what is noise in them was chosen too.
+        _own_choice(config, output / "measured-again", (config.seed + 1) % 2**32, terminal)
+        verified = verify(found, load_statistics(output / "measured-again")[0], best)
+    save_transfer(output, source, found, verified)
+    terminal.show_choice(found.subset)
+    _show(found.subset, verified, terminal)
+    terminal.note(f"to train it: train.subset={short(output / 'subset.safetensors')} model.name={model}")
+
+
+def target_config(source: Path, model: str, settings: Transfer, overrides: list[str]) -> Config:
+    """The source run's config for the target: its model, and the budget if one is given.
+
+    Raises:
+        AdapeftError: ``source`` is no run, or an override is wrong.
+    """
+    folder = RunFolder(source)
+    if not folder.config.is_file() or not folder.table.is_file():
+        raise AdapeftError(f"--from {source}: no run with statistics (config.yaml, groups.parquet). Run select first.")
+    said = [f"model.name={model}", "train.subset=null", "select.statistics=null", "select.joint=false"]
+    if settings.budget is not None:
+        said.append(f"select.budget={settings.budget}")
+    if settings.groups != "auto":
+        said.append(f"select.groups={settings.groups}")
+    config, measured = load_config(folder.config, [*said, *overrides]), load_config(folder.config)
+    if config.select.joint is not False:
+        raise AdapeftError(
+            f"select.joint = {as_yaml(config.select.joint)}: what groups bend together does not travel from one model "
+            "to another; each is valued alone here. Leave it out."
+        )
+    if config.select.method != measured.select.method:
+        raise AdapeftError(
+            f"select.method = {config.select.method}: the run in {source} measured for {measured.select.method}. Leave "
+            f"it out, or give a run of {config.select.method}."
+        )
+    return config
+
+
+def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
+    """Chooses for ``config.model`` from the statistics in ``source``; the target needs no weights for whole tensors.
+
+    Raises:
+        AdapeftError: nothing was measured there, no such target, too little of it has a counterpart, or nothing there
+            promises a lower loss.
+    """
+    statistics, key = load_statistics(source)
+    method = get_method(config.select.method)
+    if not statistics.columns or not isinstance(method, ValuedMethod):
+        raise AdapeftError(f"--from {source}: {config.select.method} measures nothing that could be transferred.")
+    if config.select.options:
+        raise AdapeftError(
+            f"select.options = {list(config.select.options)}: only rows are transferred, no choice among kinds. Give "
+            f"select.options=[] to transfer the rows that were measured with them."
+        )
+    reach = float(Subset.load(RunFolder(source).subset).said("reach"))
+    profiles = Profiles.of(statistics, partial(method.value, reach=reach))
+    structure = _structure(config)
+    groups = groups_of(structure, config.select)
+    budget = check_budget(groups, config.select)
+    checkpoint = _checkpoint(config, structure)
+    if settings.inside == "slope":
+        unmapped, mapped = counterparts(profiles, groups)
+        own = _by_slope(config, groups, statistics, key)
+        subset = choose(config.select, own, reach=reach, seed=config.seed, ranks=OneRank())
+        subset = subset.described(unmapped=list(unmapped), mapped=mapped)
+        scores: Scores | None = _values(own, method, reach)
+    else:
+        allotment = allot(profiles, groups, budget)
+        scores = _scores(config, settings, groups, checkpoint, key)
+        subset = fill(groups, allotment, scores)
+        plan = Plan(budget, reach, config.seed, config.select)
+        subset = or_random(subset, config.select, lambda: _drawn(groups, plan))
+    subset = subset.described(
+        method=config.select.method,
+        budget=budget,
+        reach=infinity_in_words(reach),
+        seed=config.seed,
+        transferred={"from": str(source), "inside": settings.inside},
+        config=to_yaml(config),
+    )
+    check_not_empty(subset)
+    if checkpoint is not None:
+        subset = subset.described(fingerprint=checkpoint.fingerprint(groups.new))
+    return Transferred(config, subset, groups, profiles, method, reach, scores)
+
+
+def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, Any]:
+    """Holds a transferred subset, random ones and a uniform one against the target's own best.
+
+    Args:
+        found: what was transferred.
+        measured: statistics of the target.
+        best: what others of its statistics choose under the same budget.
+    """
+
+    def held(subset: Subset) -> dict[str, float]:
+        return asdict(agreement(measured, found.method, found.reach, subset, best))
+
+    budget = int(found.subset.description["budget"])
+    draws = []
+    for seed in range(_RANDOM_DRAWS):
+        draws.append(held(_drawn(found.groups, Plan(budget, found.reach, seed, found.config.select))))
+    result = {
+        "transferred": held(found.subset),
+        "random": {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]},
+        "density_correlation": _density_correlation(found, measured),
+    }
+    if found.scores is not None:
+        result["uniform"] = held(uniform(found.groups, budget, found.scores))
+    return result
+
+
+def _drawn(groups: Groups, plan: Plan) -> Subset:
+    drawn = get_method("random").choose(groups, Statistics(groups, {}), plan, OneRank())
+    return drawn.of_model(groups.always_train, groups.new)
+
+
+def _own_choice(config: Config, output: Path, seed: int, terminal: Terminal) -> Subset:
+    """Measures the target on examples drawn by ``seed``, and chooses."""
+    own = config.model_copy(update={"output": str(output), "seed": seed}).resolved()
+    with Session(own, terminal) as session:
+        return select(session)
+
+
+def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict[str, Any] | None) -> None:
+    """Writes ``subset.safetensors`` and ``transfer.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found.subset.save(folder / "subset.safetensors")
+    said = {key: found.subset.description[key] for key in ("value", "bound", "gap", "status", "unmapped", "mapped")}
+    content = {"from": str(source), "to": found.config.model.name, **said, "trained": found.subset.count}
+    save_json(
+        folder / "transfer.json", {**content, "verified": undefined_as_null(verified), "provenance": provenance()}
+    )
+
+
+def _density_correlation(found: Transferred, measured: Statistics) -> float:
+    """Spearman's correlation over tensors of the densities foretold with those measured."""
+    foretold = [found.profiles.at(info) for info in found.groups.parameters]
+    own = tensor_densities(measured, found.method, found.reach)
+    known = [index for index, curve in enumerate(foretold) if curve is not None]
+    return float(spearmanr([foretold[index][-1] for index in known], own[known]).statistic)  # type: ignore[index]
+
+
+def _structure(config: Config) -> PreTrainedModel:
+    model = config.model
+    try:
+        target = AutoConfig.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except CONFIG_ERRORS as error:
+        raise AdapeftError(f"--to {model.name!r}: no model's config ({str(error).splitlines()[0]}).") from error
+    return build_structure(target, model.task, trust_remote_code=model.trust_remote_code)
+
+
+def _checkpoint(config: Config, structure: PreTrainedModel) -> Checkpoint | None:
+    """The target's weights on disk; None for a config alone."""
+    folder = Path(config.model.name)
+    if folder.is_dir() and not has_weights(folder):
+        return None
+    return open_checkpoint(config.model.name, structure)
+
+
+def _scores(
+    config: Config, settings: Transfer, groups: Groups, checkpoint: Checkpoint | None, key: Mapping[str, Any]
+) -> Scores | None:
+    if groups.granularity not in ("row", "element"):
+        if settings.inside != "auto":
+            raise AdapeftError(
+                f"inside = {settings.inside}: {groups.granularity} groups are trained whole; leave it out."
+            )
+        return None
+    if settings.inside == "gradient":
+        return _by_gradient(config, groups, key)
+    return None if checkpoint is None else _by_weight_norm(groups, checkpoint)
+
+
+def _by_weight_norm(groups: Groups, checkpoint: Checkpoint) -> Scores:
+    """Squared norms of rows, magnitudes of elements, read a tensor at a time."""
+    places = {info.name: index for index, info in enumerate(groups.parameters)}
+    scores: dict[int, Tensor] = {}
+    for name, tensor in checkpoint.tensors(places):
+        scores[places[name]] = _of_groups(groups, places[name], tensor.float().square().flatten())
+    return scores.__getitem__
+
+
+def _by_gradient(config: Config, groups: Groups, key: Mapping[str, Any]) -> Scores:
+    """Squared mean gradients over the calibration."""
+    with _passes(config, groups, key) as passes:
+        passes.warm_up(passes.calibration.batches)
+        mean = mean_gradient(passes, "gradient", passes.calibration.batches)
+    return lambda index: _of_groups(groups, index, mean[index].square())
+
+
+def _by_slope(config: Config, groups: Groups, source: Statistics, key: Mapping[str, Any]) -> Statistics:
+    """The target's slopes over the calibration, a half of which gives the direction, and the source's curvature."""
+    if not {"slope", "curvature"} <= source.columns.keys():
+        raise AdapeftError(f"inside = slope: {config.select.method} measures no slopes. Take inside=gradient.")
+    curvatures = Profiles.of(source, _curvature)
+    with _passes(config, groups, key) as passes:
+        passes.warm_up(passes.calibration.half_a)
+        direction = measure_direction(passes, config.select.direction)
+        passes.warm_up(passes.calibration.half_b)
+        slopes = mean_gradient(passes, "slope", passes.calibration.half_b)
+        for slope, along in zip(slopes, direction, strict=True):
+            slope.mul_(along)
+        return with_own_slopes(curvatures, passes.shards, groups, slopes)
+
+
+def _curvature(columns: dict[str, Tensor]) -> Tensor:
+    """The column, or its mean over a probe's points."""
+    curvature = columns["curvature"]
+    return curvature.mean(dim=1) if curvature.ndim == 2 else curvature
+
+
+@contextmanager
+def _passes(config: Config, groups: Groups, key: Mapping[str, Any]) -> Iterator[Passes]:
+    """Passes over the calibration through the target, whole and in this process.
+
+    Raises:
+        AdapeftError: the source measured other data in the same place, as its ``key`` says.
+    """
+    inputs = load_inputs(config)
+    measured, found = key.get(content_key("data.train")), inputs.description.content["data.train"]
+    if measured not in (None, found) and config.data.train == key["data.train"]:
+        raise AdapeftError(
+            f"data.train = {config.data.train}: its content has changed since the source was measured "
+            f"({measured[:12]} then, {found[:12]} now). Put back what was there, or measure the source again."
+        )
+    model = inputs.model()
+    select = config.select
+    calibration = draw_calibration(len(inputs.train), select.calibration, select.batch_size, 1, config.seed)
+    with measuring_mode(model, restore=groups.always_train):
+        check_loss(model, inputs, world_size=1)
+        shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
+        passes = Passes(shards, inputs.objective, calibration, inputs.train.collate, config.seed)
+        yield ready(get_method(select.method), passes, groups, select)
+
+
+def _values(statistics: Statistics, method: ValuedMethod, reach: float) -> Scores:
+    """What each candidate's rows or elements are worth."""
+    groups = statistics.groups
+    if groups.granularity == "element":
+        shards = {shard.slice.parameter: shard.columns for shard in statistics.elements}
+        return lambda index: method.value(shards[index], reach)
+    of_groups = torch.from_numpy(method.values(statistics.columns, reach))
+    return lambda index: of_groups[groups.span(index)]
+
+
+def _of_groups(groups: Groups, index: int, squares: Tensor) -> Tensor:
+    return squares if groups.granularity == "element" else groups.sums(index, 0, squares)[1]
+
+
+def _show(subset: Subset, verified: Mapping[str, Any] | None, terminal: Terminal) -> None:
+    """How much of the target had a counterpart, and how near its own best the subset is."""
+    unmapped, mapped = ", ".join(subset.description["unmapped"]), subset.description["mapped"]
+    terminal.pairs({"mapped": f"{mapped:.1%} of the parameters" + (f"; not {unmapped}" if unmapped else "")})
+    if verified is None:
+        return
+    table = number_table("subset", "influence captured", "overlap")
+    for name in ("transferred", "uniform", "random"):
+        if name in verified:
+            table.add_row(name, f"{verified[name]['captured']:.1%}", f"{verified[name]['overlap']:.1%}")
+    terminal.console.print(table)
+    terminal.pairs({"densities": f"rank correlation {verified['density_correlation']:.2f} over the tensors"})

@@ -1,0 +1,257 @@
+"""What measuring and training will hold on each device, and what they will send, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from adapeft.choose.knapsack import parts_of
+from adapeft.config.sections import Config
+from adapeft.data.batches import num_micro_batches
+from adapeft.errors import AdapeftError
+from adapeft.measure.groups import Groups
+from adapeft.measure.statistics import Statistics
+from adapeft.memory.activations import Counted, count_pass
+from adapeft.memory.estimate import FLOAT32, Load, Memory, Zero, memory, share
+from adapeft.memory.limit import MemoryLimit
+from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
+from adapeft.ranks import OneRank
+from adapeft.subset.subset import Part, Subset
+from adapeft.tasks.objective import objective_for
+from adapeft.tune.attach import attach
+from cluster.inspection.inspection import Inspection
+from cluster.output.folder import RunFolder
+from cluster.units import size_of
+from cluster.zero.settings import zero_of
+
+PROCESS = 700 * 2**20
+"""Bytes of a worker with its libraries and a small data set, on a CPU: Python, torch, transformers, DeepSpeed.
+
+Measured before the model is loaded: 694 to 718 MiB. On a GPU it is host memory, and CUDA's own context is not counted.
+"""
+FREED = 0.8
+"""Part of the activations that glibc keeps in its heap in pieces beside what is in use, on a CPU.
+
+Measured: 0.62 to 1.17, mean 0.83, of MiniLM at 7 settings of stages and workers. It gives all of it back when told to
+map large blocks one by one (M_MMAP_THRESHOLD), but then a training step takes 30 % longer.
+"""
+GRID = (1, 2, 4, 8)
+"""Workers that a run is estimated for, besides its own number."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a run.
+
+    Attributes:
+        config: of the run.
+        model_config: of its model.
+        groups: the candidates.
+        subset: what is trained, or one drawn at random in its place where it has yet to be measured.
+        is_measured: whether nothing is left to be measured.
+        num_tokens: of an example.
+        is_regression: of the data.
+    """
+
+    config: Config
+    model_config: PretrainedConfig
+    groups: Groups
+    subset: Subset
+    is_measured: bool
+    num_tokens: int
+    is_regression: bool
+
+    def loads(self, zero: Zero) -> dict[str, Load]:
+        """What measuring (where anything is) and training ask of the engines of ``zero``."""
+        loads = {"measuring": self.measuring(zero), "training": self.training(zero)}
+        return {name: load for name, load in loads.items() if load is not None}
+
+    def measuring(self, zero: Zero) -> Load | None:
+        """None where nothing is left to be measured."""
+        settings = self.config.select
+        if self.is_measured:
+            return None
+        method = get_method(settings.method)
+        batch_size = 1 if method.measures_examples else settings.batch_size
+        counted, num_micro = self._counted("measuring", batch_size, settings.micro_batch_size, zero.workers)
+        candidates = int(self.groups.counts.sum())
+        statistics = share(method.statistics_bytes(settings) * candidates, zero)
+        if self._element_bytes < FLOAT32:  # statistics are made of float32 copies of the gradients
+            statistics += FLOAT32 * (candidates if zero.stage == 0 else share(candidates, zero))
+        return Load(
+            sizes=counted.sizes,
+            element_bytes=self._element_bytes,
+            num_trained=counted.num_trained,
+            num_stepped=counted.num_trained - candidates,
+            passes=counted.passes,
+            num_micro=num_micro,
+            statistics=statistics,
+            process=self._process,
+            freed=0.0 if self.config.cluster.gpus_per_worker else FREED,
+            unknown=counted.unknown,
+        )
+
+    def training(self, zero: Zero) -> Load:
+        """Of the subset."""
+        config = self.config.train
+        counted, num_micro = self._counted("training", config.batch_size, config.micro_batch_size, zero.workers)
+        whole = sum(part.count for part in self.subset.parts.values() if part.kind == "tensor")
+        return Load(
+            sizes=counted.sizes,
+            element_bytes=self._element_bytes,
+            num_trained=counted.num_trained,
+            num_stepped=counted.num_trained,
+            passes=counted.passes,
+            num_micro=num_micro,
+            base=0 if self.config.cluster.gpus_per_worker else FLOAT32 * whole,
+            process=self._process,
+            freed=0.0 if self.config.cluster.gpus_per_worker else FREED,
+            unknown=counted.unknown,
+        )
+
+    def memory(self, zero: Zero) -> dict[str, Memory]:
+        """Bytes on a device by stage of the run."""
+        return {name: memory(load, zero) for name, load in self.loads(zero).items()}
+
+    def grid(self, zero: Zero) -> dict[tuple[int, int], dict[str, int]]:
+        """(stage, workers) → bytes on a device by stage of the run, for every ZeRO stage and 1 to 8 workers.
+
+        Besides for as many as the run may have.
+        """
+        numbers = sorted({*GRID, zero.workers, self.config.cluster.workers})
+        zeros = [replace(zero, stage=stage, workers=workers) for stage in range(4) for workers in numbers]
+        return {(z.stage, z.workers): {name: held.total for name, held in self.memory(z).items()} for z in zeros}
+
+    @property
+    def _element_bytes(self) -> int:
+        return getattr(torch, self.config.model.dtype).itemsize
+
+    @property
+    def _process(self) -> int:
+        return 0 if self.config.cluster.gpus_per_worker else PROCESS
+
+    def _counted(self, stage: str, batch_size: int, micro_batch_size: int | None, workers: int) -> tuple[Counted, int]:
+        num_micro = num_micro_batches(batch_size, workers, micro_batch_size)
+        largest = math.ceil(math.ceil(batch_size / workers) / num_micro)
+        return self._count(stage, largest), num_micro
+
+    @cached_property
+    def _count(self) -> Callable[[str, int], Counted]:
+        model = self.config.model
+        on_gpu = self.config.cluster.gpus_per_worker > 0
+        model_config = _without_dropout(self.model_config) if on_gpu else self.model_config
+
+        @cache
+        def count(stage: str, num_examples: int) -> Counted:
+            return count_pass(
+                model_config,
+                model.task,
+                partial(_measured, self.groups)
+                if stage == "measuring"
+                else partial(_trained, self.subset, self.config),
+                objective_for(model.task, self.is_regression),
+                num_examples=num_examples,
+                num_tokens=self.num_tokens,
+                dtype=getattr(torch, model.dtype),
+                trust_remote_code=model.trust_remote_code,
+            )
+
+        return count
+
+
+def unknowns(estimate: Estimate, zero: Zero) -> list[str]:
+    """What could not be counted, a line for each stage of the run, and the bound that stands in for it."""
+    return [
+        f"{stage}: its activations cannot be counted without weights ({load.unknown}); by the shapes they are at most "
+        f"{size_of(load.passes.activations)} on a device"
+        for stage, load in estimate.loads(zero).items()
+        if load.unknown is not None
+    ]
+
+
+def estimate_of(config: Config, inspection: Inspection) -> Estimate:
+    """What is known of a run once its config is found good; nothing is loaded but the subset, where there is one."""
+    select, output = config.select, RunFolder.of(config).subset
+    chosen = config.train.subset or (str(output) if output.is_file() else None)
+    groups = inspection.groups
+    if chosen is not None:
+        subset = Subset.load(chosen)
+    else:
+        method = get_method(select.method)
+        # What it takes does not depend on which groups have the largest values, but for how many layers they are in.
+        stand_in = METHODS["random"] if isinstance(method, ValuedMethod) else method
+        plan = Plan(inspection.budget, reach=1.0, seed=config.seed, settings=select)
+        subset = stand_in.choose(groups, Statistics(groups, {}), plan, OneRank()).of_model(
+            groups.always_train, groups.new
+        )
+    is_regression = inspection.description.is_regression
+    is_measured = chosen is not None or select.statistics is not None
+    return Estimate(config, inspection.model_config, groups, subset, is_measured, inspection.num_tokens, is_regression)
+
+
+def limit_of(
+    config: Config, model_config: PretrainedConfig, groups: Groups, num_tokens: int, *, is_regression: bool
+) -> MemoryLimit | None:
+    """The budget in bytes, where the config has one.
+
+    Raises:
+        AdapeftError: nothing is left of it for the subset.
+    """
+    limit = config.select.memory_per_device
+    if limit is None:
+        return None
+    zero = zero_of(config.cluster)
+    most = _most_at_work(groups)
+    load = Estimate(config, model_config, groups, most, True, num_tokens, is_regression).training(zero)
+    always = load.num_trained - most.count
+    sizes = list(load.sizes)
+    for part in most.parts.values():
+        if part.indices is not None:
+            sizes.remove(part.count)
+    # Activations are the most that any subset can keep, all else is without one.
+    fixed = replace(load, sizes=sizes, num_trained=always, num_stepped=always, num_micro=2, base=0)
+    try:
+        return MemoryLimit.of(limit, fixed, zero, keeps_base=not config.cluster.gpus_per_worker)
+    except AdapeftError as error:
+        if load.unknown is None:
+            raise
+        raise AdapeftError(
+            f"{error} The activations are a wide bound, as they cannot be counted without weights ({load.unknown}): "
+            "give select.budget instead."
+        ) from error
+
+
+def _most_at_work(groups: Groups) -> Subset:
+    """All groups; of single elements one a tensor, as their activations do not depend on how many there are."""
+    if groups.granularity == "element":
+        parts = {info.name: Part("elements", info.shape, torch.zeros(1).long()) for info in groups.parameters}
+    else:
+        parts = parts_of(groups, np.ones(groups.num_groups, dtype=bool))
+    return Subset(parts, groups.always_train, groups.new)
+
+
+def _measured(groups: Groups, model: nn.Module) -> None:
+    wanted = {*(info.name for info in groups.parameters), *groups.always_train}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in wanted)
+    model.eval()
+
+
+def _trained(subset: Subset, config: Config, model: PreTrainedModel) -> None:
+    attach(model, subset)
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+
+
+def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
+    """A GPU's attention takes dropout without keeping the probabilities, which a CPU's does not."""
+    off = {name: 0.0 for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
+    return type(config).from_dict({**config.to_dict(), **off})

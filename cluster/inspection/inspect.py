@@ -1,0 +1,129 @@
+"""What can be known before anything is measured: the data, the structure, the budget. No weights, no workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from adapeft.config.sections import Config
+from adapeft.data.batches import draw_calibration
+from adapeft.data.description import DataDescription
+from adapeft.data.sources import rows_of
+from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.measure.groups import groups_of
+from adapeft.measure.measure import check_precision
+from adapeft.model.load import build_structure, describe_for, load_model_config, load_tokenizer
+from adapeft.model.trial import Trial
+from adapeft.model.weightless import Weightless
+from adapeft.selection.choose import check_budget, check_limit
+from adapeft.subset.subset import Subset
+from adapeft.tasks.metrics import primary
+from adapeft.tasks.tokenize import TokenizedData, tokenize
+from cluster.inspection.estimate import limit_of
+from cluster.inspection.inspection import Inspection
+
+_LONG_TEXTS = 64
+
+
+def inspect(config: Config) -> Inspection:
+    """Checks data, model structure, patterns and budget.
+
+    Raises:
+        AdapeftError: whatever would fail later, said now.
+    """
+    _check_model_folder(config.model.name)
+    check_precision(config.select, getattr(torch, config.model.dtype))
+    description = describe_for(config.model, config.data)
+    primary(config.data.metric, config.model.task, description.is_regression)
+    tokenizer = load_tokenizer(config.model)
+    _check_calibration(config, description, tokenizer)
+    model_config = load_model_config(config.model, description, tokenizer)
+    weightless = Weightless()
+    with weightless:
+        structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
+    sample = _sample(config, description, tokenizer)
+    trial = Trial(structure, weightless, sample)
+    trial.check(config.data.max_length, lambda: _largest_token(config, tokenizer, description))
+    select = config.select
+    groups = groups_of(structure, select)
+    if config.train.subset is not None:
+        Subset.load(config.train.subset).check_fits(structure)
+    num_tokens = sample.fixed_length or max(sample.lengths)
+    limit = limit_of(config, model_config, groups, num_tokens, is_regression=description.is_regression)
+    counts = {name: parameter.numel() for name, parameter in structure.named_parameters()}
+    return Inspection(
+        type(structure).__name__,
+        description,
+        groups,
+        check_budget(groups, select) if limit is None else check_limit(groups, select, limit),
+        sum(counts[name] for name in groups.always_train),
+        model_config,
+        num_tokens,
+        limit,
+    )
+
+
+def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> TokenizedData:
+    """Training examples with the longest among them, judged by the texts of most characters."""
+    data = config.data
+    if config.model.task == "causal-lm":  # all are as long
+        return _blocks(config, "data.train", tokenizer, at_least=1)
+    rows = rows_of(data, "data.train")
+    columns = [data.text] if data.text_pair is None else [data.text, data.text_pair]
+    characters = sum(pc.utf8_length(rows.with_format("arrow")[column][:]).to_numpy() for column in columns)
+    longest = np.argsort(characters)[-_LONG_TEXTS:]
+    return tokenize(rows.select(longest), data, config.model.task, tokenizer, description)
+
+
+def _largest_token(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> tuple[str, int]:
+    """The largest token id of all examples, and the split that has it."""
+    largest = []
+    for field in ("data.train", "data.evaluation"):
+        found = tokenize(rows_of(config.data, field), config.data, config.model.task, tokenizer, description)
+        largest.append((pc.max(pc.list_flatten(found.rows.data.column("input_ids"))).as_py(), field))
+    token, field = max(largest)
+    return field, token
+
+
+def _check_model_folder(name: str) -> None:
+    """Checks what can only be a folder: for everything else the hub is asked, which takes long without a network."""
+    if name.startswith(("/", "./", "../", "~")) and not os.path.exists(os.path.expanduser(name)):
+        parent = os.path.dirname(os.path.expanduser(name))
+        # Not Path, which raises for a name too long.
+        beside = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if os.path.isdir(parent) else []
+        hint = did_you_mean(Path(name).name, beside)
+        raise AdapeftError(f"model.name = {name}: no such folder.{hint} Give a folder or the name of a hub model.")
+
+
+def _check_calibration(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Checks that there are enough examples for all ranks.
+
+    A language model's examples are blocks, which are there only after tokenizing: just as much is tokenized here as
+    shows that there are enough of them.
+    """
+    workers = config.cluster.workers
+    num_examples = description.num_train
+    if config.model.task == "causal-lm":
+        num_examples = len(_blocks(config, "data.train", tokenizer, at_least=max(2, workers)))
+        _blocks(config, "data.evaluation", tokenizer, at_least=1)
+    draw_calibration(num_examples, config.select.calibration, config.select.batch_size, workers, config.seed)
+
+
+def _blocks(config: Config, field: str, tokenizer: PreTrainedTokenizerBase, at_least: int) -> TokenizedData:
+    """Blocks of a growing part of the texts, until there are enough or no more texts."""
+    rows = rows_of(config.data, field)
+    size = 64
+    while True:
+        try:
+            blocks = tokenize(rows.select(range(min(size, len(rows)))), config.data, config.model.task, tokenizer)
+            if len(blocks) >= at_least or size >= len(rows):
+                return blocks
+        except AdapeftError as error:  # not one block yet
+            if size >= len(rows):
+                raise AdapeftError(f"{field}: {error}") from error
+        size *= 4

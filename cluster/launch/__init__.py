@@ -1,0 +1,1 @@
+"""Launching rank functions on workers."""

@@ -1,0 +1,30 @@
+"""Which run it is, for whoever sees many: in metrics, logs and a cluster's list of jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from importlib import metadata
+
+from adapeft.config.keys import comparable
+from adapeft.config.sections import Config
+
+
+def run_id(config: Config) -> str:
+    """``mine-3fb1a8c0`` for output ``runs/mine``: the same for the same config, whatever job it runs in."""
+    slug = re.sub(r"[^a-z0-9]+", "-", config.output.rstrip("/").rpartition("/")[2].lower()).strip("-")
+    digest = hashlib.sha256(json.dumps(comparable(config)).encode()).hexdigest()[:8]
+    return f"{slug[:40] or 'run'}-{digest}"
+
+
+def job_metadata(config: Config) -> dict[str, str]:
+    """What a list of jobs says of a run."""
+    return {
+        "adapeft": metadata.version("adapeft"),
+        "run": run_id(config),
+        "output": config.output,
+        "model": config.model.name,
+        "method": config.select.method,
+        "budget": str(config.select.budget),
+    }

@@ -1,0 +1,68 @@
+"""``metrics.json`` of a run: what it holds is looked at before anything is computed with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import FiniteFloat, PositiveInt, model_validator
+
+from adapeft.files.damage import Count, Header, Line, load_json, reading
+from adapeft.files.json_numbers import decoded
+
+
+class _Choice(Header):
+    value: FiniteFloat | None = None
+    bound: FiniteFloat | None = None
+    gap: FiniteFloat | None = None
+    status: Line | None = None
+    num_groups: Count | None = None
+    num_chosen: Count | None = None
+    memory_per_device: Count | None = None
+    memory_bytes: Count | None = None
+    unspent: Count | None = None
+
+
+class _Metrics(Header):
+    """What may be in the file of a run that has chosen."""
+
+    choice: _Choice = _Choice()
+    seconds: dict[Line, float] = {}
+
+
+class _Trained(_Metrics):
+    """What is in the file of a run that has trained."""
+
+    choice: _Choice
+    seconds: dict[Line, float]
+    metric: Line
+    before: dict[Line, float]
+    after: dict[Line, float]
+    last: dict[Line, float]
+    history: list[dict[str, Any]]
+    total_parameters: PositiveInt
+    trainable_parameters: Count
+    always_trained_parameters: Count
+    delta_bytes: PositiveInt
+    peak_memory_bytes: Count
+
+    @model_validator(mode="after")
+    def _is_scored(self) -> Self:
+        for scores in (self.before, self.after, self.last, *self.history):
+            if not isinstance(scores.get(self.metric), float | int) or "loss" not in scores:
+                raise ValueError(f"a score is without {self.metric} or loss")
+        return self
+
+
+def load_metrics(path: Path) -> dict[str, Any]:
+    """What ``metrics.json`` holds so far, infinities as numbers; empty where there is none.
+
+    Raises:
+        AdapeftError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    content = decoded(load_json(path, "what a run writes", "Remove it, and run again."))
+    with reading(f"{path}: damaged", "Remove it, and run again."):
+        (_Trained if "after" in content else _Metrics).model_validate(content)
+    return content

@@ -1,0 +1,57 @@
+"""``validation.json``: what ``adapeft validate`` found by which trials, looked at before anything is shown of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt
+
+from adapeft.config.experiments import Trials
+from adapeft.config.keys import differing
+from adapeft.errors import AdapeftError
+from adapeft.files.artifact import provenance, save_json
+from adapeft.files.damage import Header, Line, load_json, reading
+from adapeft.files.json_numbers import undefined_as_null
+
+_REMEDY = "Remove it, and the same command makes it again."
+
+
+class _Setting(Header):
+    learning_rate: float
+    steps: PositiveInt
+    planned_constant: float
+    fitted_constant: float
+    overshooting: float
+    diverged: float = 0.0
+    correlations: dict[Line, dict[Line, float | None]] = Field(min_length=1)
+    at_fitted_reach: dict[Line, float | None]
+
+
+class _Validation(Header):
+    settings: list[_Setting]
+
+
+def save_validation(path: Path, result: Mapping[str, Any], trials: Trials) -> None:
+    """Writes the file; NaN (no correlation) becomes null."""
+    content = {**result, "trials": trials.model_dump(mode="json"), "provenance": provenance()}
+    save_json(path, undefined_as_null(content))
+
+
+def load_validation(path: Path, trials: Trials) -> dict[str, Any]:
+    """What these ``trials`` found.
+
+    Raises:
+        AdapeftError: the file is damaged, or of other trials.
+    """
+    content = load_json(path, "what adapeft validate writes", _REMEDY)
+    with reading(f"{path} is damaged", _REMEDY):
+        _Validation.model_validate(content)
+        before = Trials.model_validate(content["trials"])
+    other = differing(trials.model_dump(mode="json"), before.model_dump(mode="json"))
+    if other:
+        raise AdapeftError(
+            f"{path} is of other random subsets:\n  " + "\n  ".join(other) + "\nGive another folder: output=…"
+        )
+    return content

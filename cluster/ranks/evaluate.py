@@ -1,0 +1,86 @@
+"""Evaluation on the ranks: every example once, whatever their number."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapeft.config.sections import Config
+from adapeft.data.batches import evaluation_batches
+from adapeft.data.description import Batch
+from adapeft.data.refused_batch import naming_examples
+from adapeft.deltas.delta import Delta
+from adapeft.errors import AdapeftError
+from adapeft.finite import listed
+from adapeft.tasks.metrics import Scorer
+from adapeft.tasks.objective import Objective
+from cluster.events import Report
+from cluster.output.folder import RunFolder
+from cluster.ranks.inputs import Inputs, load_inputs
+from cluster.zero.engine import DistributedRanks, inference_engine, join
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Report, subject: str = "the model"
+) -> dict[str, float]:
+    """All metrics of the evaluation set, equal on every rank. Collective.
+
+    Raises:
+        AdapeftError: begins with ``subject`` and names the examples whose loss is not finite.
+    """
+    config = inputs.config
+    scorer = Scorer(config.model.task, config.data.metric, inputs.description)
+    was_training = model.training
+    model.eval()
+    # A rank holds no more at once than in training: of a language model the logits are the largest part.
+    most = (config.train.micro_batch_size or config.train.batch_size) * ranks.world_size
+    bad: list[int] = []
+    batches = evaluation_batches(len(inputs.evaluation), min(config.train.batch_size, most))
+    for done, batch in enumerate(batches):
+        share = batch[ranks.rank :: ranks.world_size]
+        # Under ZeRO-3 a forward is a collective: a rank whose share is empty runs along and counts nothing.
+        examples = inputs.evaluation.collate(share if len(share) else batch[:1]).to(ranks.device)
+        logits = inputs.objective.forward(model, examples)
+        if len(share):
+            with naming_examples(examples):
+                loss_sum = inputs.objective.loss_sum(logits, examples.labels)
+            if not math.isfinite(float(loss_sum)):
+                bad += _not_finite(inputs.objective, logits, examples)
+            scorer.update(logits, examples.labels, loss_sum, inputs.objective.predicted(examples.labels))
+        report({"step": "evaluating", "done": done + 1, "total": len(batches)})
+    model.train(was_training)
+    found = sorted(example for each in ranks.all_gather_object(bad) for example in each)
+    if found:
+        raise AdapeftError(
+            f"{subject}: the loss of {len(found):,} of the {len(inputs.evaluation):,} examples of data.evaluation is "
+            f"not finite: {listed(found)} (counted from 0). If it is all of them, the weights are at fault: lower "
+            f"train.learning_rate, or check the base model; else correct or drop these examples."
+        )
+    gathered = ranks.all_gather_object(scorer)
+    gathered[0].merge(gathered[1:])
+    return gathered[0].compute()
+
+
+def _not_finite(objective: Objective, logits: Tensor, examples: Batch) -> list[int]:
+    """The examples whose own loss is not finite; all of them where it is their sum alone."""
+    rows = range(len(examples.labels))
+    one = [slice(row, row + 1) for row in rows]
+    losses = [float(objective.loss_sum(logits[row], examples.labels[row])) for row in one]
+    ids = examples.ids.tolist()
+    return [ids[row] for row in rows if not math.isfinite(losses[row])] or ids
+
+
+def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> dict[str, Any]:
+    """Scores the ``base`` model, or with the delta in the file ``delta`` applied, which None lets be the run's own."""
+    ranks = join()
+    report({"step": "loading model and data"})
+    trained = None if base else Delta.load(delta or RunFolder.of(config).delta)
+    inputs = load_inputs(config, None if trained is None else trained.head)
+    model = inputs.model()
+    if trained is not None:
+        trained.apply(model)
+    return score(inference_engine(model, config.cluster.zero_stage), inputs, ranks, report)

@@ -1,0 +1,262 @@
+"""What a rank does to train a subset. Runs under any launcher: Ray Train or torchrun."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from adapeft.config.load import to_yaml
+from adapeft.config.sections import Config
+from adapeft.data.batches import num_micro_batches
+from adapeft.deltas.delta import extract_delta
+from adapeft.errors import AdapeftError, RoundingWarning
+from adapeft.files.json_numbers import decoded
+from adapeft.finite import DIVERGED, blame
+from adapeft.model.load import label_options
+from adapeft.subset.subset import Subset
+from adapeft.tasks.losses import example_losses, micro_losses
+from adapeft.tasks.metrics import primary
+from adapeft.tune.attach import attach
+from adapeft.tune.attachment import attachment_of
+from cluster.events import Report
+from cluster.output.folder import RunFolder
+from cluster.ranks.evaluate import score
+from cluster.ranks.inputs import Inputs, check_loss, load_inputs
+from cluster.ranks.peak import peak_memory
+from cluster.ranks.plan import TrainingPlan, plan_training
+from cluster.ranks.reach import ReachCheck
+from cluster.zero.buffers import share_buffers
+from cluster.zero.checkpoint import Checkpoints
+from cluster.zero.engine import DistributedRanks, join, training_engine
+from cluster.zero.leaves import follow_in_engine
+from cluster.zero.steps import FiniteSteps, Step
+
+
+def finetune(config: Config, report: Report) -> dict[str, Any]:
+    """Trains the run's subset, keeps the best evaluation's delta, and returns what ``metrics.json`` says of it."""
+    ranks = join()
+    report({"step": "loading model and data"})
+    inputs = load_inputs(config)
+    contents = inputs.claimed_contents()
+    plan = plan_training(config.train, len(inputs.train))
+    with warnings.catch_warnings():
+        # DeepSpeed steps copies in float32.
+        warnings.simplefilter("ignore", RoundingWarning)
+        model = attach(inputs.model(), Subset.load(RunFolder.of(config).subset))
+    engine = training_engine(
+        model,
+        zero_stage=config.cluster.zero_stage,
+        num_micro=num_micro_batches(config.train.batch_size, ranks.world_size, config.train.micro_batch_size),
+        learning_rate=config.train.learning_rate,
+        weight_decay=config.train.weight_decay,
+        max_grad_norm=config.train.max_grad_norm,
+        schedule=plan.schedule,
+    )
+    return _Training(config, inputs, contents, plan, engine, model, ranks, report).run()
+
+
+@dataclass
+class _Progress:
+    """What a resumed run has to know."""
+
+    step: int = 0
+    before: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Training:
+    """The loop: epochs, steps, evaluations, checkpoints."""
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        contents: dict[str, str],
+        plan: TrainingPlan,
+        engine: DeepSpeedEngine,
+        model: nn.Module,
+        ranks: DistributedRanks,
+        report: Report,
+    ) -> None:
+        self.config, self.inputs, self.contents, self.plan = config, inputs, contents, plan
+        self.engine, self.model, self.ranks, self.report = engine, model, ranks, report
+        self.folder = RunFolder.of(config)
+        self.metric, self.higher_is_better = primary(
+            config.data.metric, config.model.task, inputs.description.is_regression
+        )
+        self.eval_steps = config.train.eval_steps or plan.steps_per_epoch
+        self.save_steps = config.train.save_steps or plan.steps_per_epoch
+        self.checkpoints = Checkpoints(self.folder.checkpoints, engine, ranks)
+        self.progress = self._resumed() or _Progress()
+        self.steps = FiniteSteps(engine, ranks)
+        self.follower = follow_in_engine(engine, model, ranks, plan.num_steps, self.progress.step)
+        self.reach_check = ReachCheck(attachment_of(model), ranks)
+        self.writer = SummaryWriter(str(self.folder.logs)) if ranks.rank == 0 else None
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the plan's end."""
+        progress = self.progress
+        if not progress.before:
+            self.engine.eval()
+            check_loss(self.engine, self.inputs, self.ranks.world_size)
+            progress.before = score(self.engine, self.inputs, self.ranks, self.report, "before training")
+            self._log(progress.before, "evaluation")
+        self.engine.train()  # transformers loads models in evaluation mode
+        started = time.perf_counter()
+        losses: list[float] = []
+        for epoch in range(math.ceil(self.plan.num_steps / self.plan.steps_per_epoch)):
+            for index, batch in enumerate(self.inputs.training_batches(epoch)):
+                step = epoch * self.plan.steps_per_epoch + index + 1
+                if step <= progress.step or step > self.plan.num_steps:
+                    continue
+                taken = self._step(batch)
+                progress.step = step
+                if taken.is_taken:
+                    losses.append(taken.loss)
+                else:
+                    self._skip(batch, taken)
+                is_last = step == self.plan.num_steps
+                is_evaluated = step % self.eval_steps == 0 or is_last
+                self.reach_check.after_step(is_last_chance=is_evaluated)
+                if losses and (step % self.config.train.logging_steps == 0 or is_last):
+                    self._log_loss(losses)
+                    losses = []
+                share_buffers(self.model, self.ranks)
+                if is_evaluated:
+                    self._evaluate()
+                if step % self.save_steps == 0 or is_last:
+                    self.checkpoints.save(progress.step, vars(progress))
+        if self.writer is not None:
+            self.writer.close()
+        return {
+            "before": progress.before,
+            "after": progress.best,
+            "best_step": progress.best_step,
+            "last": progress.last,
+            "history": progress.history,
+            "skipped_steps": progress.skipped,
+            "metric": self.metric,
+            "num_steps": self.plan.num_steps,
+            "loop_seconds": time.perf_counter() - started,
+            "peak_memory_bytes": max(self.ranks.all_gather_object(peak_memory(self.ranks.device))),
+        }
+
+    def _step(self, batch: Any) -> Step:
+        """One optimizer step on the batch's mean loss."""
+        num_micro = self.engine.gradient_accumulation_steps()
+        # Dropout by step and rank: a resumed run draws what an undisturbed one would have drawn.
+        torch.manual_seed(_mixed(self.config.seed, self.progress.step, self.ranks.rank))
+        losses, _ = micro_losses(
+            batch, self.inputs.train.collate, self.inputs.objective, self.ranks, num_micro, self.ranks.device
+        )
+        step = self.steps.take(losses)
+        self.follower.after_step()  # its schedule counts skipped steps too
+        return step
+
+    def _skip(self, batch: Any, step: Step) -> None:
+        """Notes a step that was not taken.
+
+        Raises:
+            AdapeftError: it is one more than may be skipped. What was saved before stays.
+        """
+        progress, most = self.progress, self.config.train.max_skipped_steps
+        losses = self._example_losses(batch)
+        said = f"{step.problem}. {blame(losses, 'data.train')}"
+        if len(progress.skipped) >= most:
+            before = f", after {most} skipped step{'s' * (most > 1)}" if most else ""
+            kept = "Checkpoints of earlier steps are kept. " if any(self.folder.checkpoints.glob("step-*")) else ""
+            raise AdapeftError(
+                f"{DIVERGED} at step {progress.step} of {self.plan.num_steps}{before}: {said} {kept}Lower "
+                f"train.learning_rate or raise train.warmup_ratio; correct or drop such examples; or set "
+                f"train.max_skipped_steps to skip that many such steps."
+            )
+        bad = [example for example, loss in losses.items() if not math.isfinite(loss)]
+        progress.skipped.append({"step": progress.step, "problem": step.problem, "examples": bad or list(losses)})
+        self.report({"step": "skipped a step", "at": progress.step, "problem": said})
+
+    @torch.no_grad()
+    def _example_losses(self, batch: Any) -> dict[int, float]:
+        """Collective."""
+        self.engine.eval()
+        collate, objective = self.inputs.train.collate, self.inputs.objective
+        found = example_losses(batch, collate, objective, self.ranks.device, lambda loss: float(loss(self.engine)))
+        self.engine.train()
+        return found
+
+    def _evaluate(self) -> None:
+        with self.follower.as_shipped():
+            self._score_and_save()
+
+    def _score_and_save(self) -> None:
+        progress = self.progress
+        subject = f"{DIVERGED}, as the evaluation after step {progress.step} shows"
+        progress.last = score(self.engine, self.inputs, self.ranks, self.report, subject)
+        self._log(progress.last, "evaluation")
+        progress.history.append({"step": progress.step, **progress.last})
+        if not self.follower.is_ready:  # what is not within the budget yet is no candidate for the delta
+            return
+        sign = 1 if self.higher_is_better else -1
+        if not progress.best or sign * progress.last[self.metric] > sign * progress.best[self.metric]:
+            progress.best, progress.best_step = dict(progress.last), progress.step
+            delta = extract_delta(self.model, self._description(), full_value)
+            if self.ranks.rank == 0:
+                delta.save(self.folder.delta)
+
+    def _description(self) -> dict[str, Any]:
+        config = self.config
+        labels = label_options(config.model.task, self.inputs.description)
+        return {
+            "model": {"name": config.model.name, "task": config.model.task, "labels": labels},
+            "method": config.select.method,
+            "step": self.progress.step,
+            "scores": self.progress.best,
+            "config": to_yaml(config),
+            "contents": self.contents,
+        }
+
+    def _resumed(self) -> _Progress | None:
+        """State of the newest checkpoint, loaded into the engine; None when there is none."""
+        saved = self.checkpoints.load()
+        if saved is None:
+            return None
+        progress = _Progress(**decoded(saved))
+        self.report({"step": "resuming", "done": progress.step, "total": self.plan.num_steps})
+        return progress
+
+    def _log_loss(self, losses: list[float]) -> None:
+        mean, rate = math.fsum(losses) / len(losses), self.engine.get_lr()[0]
+        self.report(
+            {"step": "training", "done": self.progress.step, "total": self.plan.num_steps, "loss": mean, "lr": rate}
+        )
+        self._log({"loss": mean, "learning_rate": rate}, "train")
+
+    def _log(self, values: dict[str, float], group: str) -> None:
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, self.progress.step)
+        if group == "evaluation":
+            self.report({"step": "evaluated", "at": self.progress.step, "metric": self.metric, **values})
+
+
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def full_value(parameter: nn.Parameter) -> Tensor:
+    """A trained parameter, whole and in float32, at any ZeRO stage. Collective."""
+    value = safe_get_full_fp32_param(parameter)
+    return parameter.detach() if value is None else value

@@ -1,0 +1,104 @@
+"""What every rank loads: model, data, objective. The same in every process, from the config alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from adapeft.config.keys import flatten
+from adapeft.config.sections import Config
+from adapeft.data.batches import epoch_batches
+from adapeft.data.description import DataDescription
+from adapeft.data.labels import Head
+from adapeft.data.sources import rows_of
+from adapeft.model.load import describe_for, load_model, load_model_config, load_tokenizer
+from adapeft.tasks.objective import Objective, objective_for
+from adapeft.tasks.own_loss import check_own_loss, check_padding
+from adapeft.tasks.tokenize import TokenizedData, tokenize
+from cluster.output.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Loaded inputs of a run."""
+
+    config: Config
+    description: DataDescription
+    train: TokenizedData
+    evaluation: TokenizedData
+    objective: Objective
+
+    def model(self) -> PreTrainedModel:
+        """A fresh copy of the base model; sets the precision in which this process computes it."""
+        torch.set_float32_matmul_precision(self.config.model.matmul_precision)
+        config = load_model_config(self.config.model, self.description, self.train.tokenizer)
+        return load_model(self.config.model, config, self.config.seed, self.config.select.always_train)
+
+    def claimed_contents(self) -> dict[str, str]:
+        """Hashes of what the run read when its folder was claimed, of the data and all else; none where it was not.
+
+        Raises:
+            AdapeftError: this process has read other data than that, perhaps a copy on another machine.
+        """
+        folder = RunFolder.of(self.config)
+        claimed = folder.contents()
+        if claimed:
+            folder.check_contents(self.description.content, flatten(self.config))
+        return claimed
+
+    def training_batches(self, epoch: int) -> tuple[np.ndarray, ...]:
+        """The global batches of an epoch of training, counted from 0."""
+        settings = self.config.train
+        lengths = self.train.lengths if settings.train_sampling_strategy == "group_by_length" else None
+        return epoch_batches(len(self.train), settings.batch_size, self.config.seed, epoch, lengths)
+
+
+def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
+    """Compares the loss that is measured and trained with the model's own, and an example alone with one in a batch.
+
+    Collective under ZeRO: every rank runs the same micro-batch, so that all come to the same end.
+
+    Args:
+        model: or an engine around it, in evaluation mode.
+        inputs: of the run.
+        world_size: ranks that share a training batch.
+
+    Raises:
+        AdapeftError: the losses differ, or padding changes what the model predicts.
+    """
+    train, collate, objective = inputs.config.train, inputs.train.collate, inputs.objective
+    size = train.micro_batch_size or math.ceil(train.batch_size / world_size)
+    micros = (collate(batch[:size]) for batch in inputs.training_batches(epoch=0))
+    first = next(micro for micro in micros if objective.num_predictions(micro.labels))
+    device = next(model.parameters()).device
+    check_own_loss(objective, first.to(device), model)
+    order = np.argsort(inputs.train.lengths, kind="stable")
+    alone, batched = (collate(indices).to(device) for indices in (order[:1], order[[0, -1]]))
+    check_padding(objective, alone, batched, model)
+
+
+def count_examples(config: Config, description: DataDescription) -> int:
+    """Training examples: rows, or for a language model the blocks they are packed into."""
+    return len(load_inputs(config).train) if config.model.task == "causal-lm" else description.num_train
+
+
+def load_inputs(config: Config, head: Head | None = None) -> Inputs:
+    """Reads and tokenizes both splits.
+
+    Args:
+        config: of the run.
+        head: by which the classes are numbered, where it is not the model's own: that of a delta.
+    """
+    description = describe_for(config.model, config.data, head)
+    tokenizer = load_tokenizer(config.model)
+    splits = [
+        tokenize(rows_of(config.data, field), config.data, config.model.task, tokenizer, description)
+        for field in ("data.train", "data.evaluation")
+    ]
+    objective = objective_for(config.model.task, description.is_regression)
+    return Inputs(config, description, splits[0], splits[1], objective)

@@ -1,0 +1,147 @@
+"""What a rank does to measure and choose. Runs under any launcher: Ray Train or torchrun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from adapeft.choose.knapsack import chosen_of
+from adapeft.choose.options import options_of
+from adapeft.config.keys import measurement_key
+from adapeft.config.load import to_yaml
+from adapeft.config.sections import Config
+from adapeft.data.batches import draw_calibration, num_micro_batches
+from adapeft.measure.groups import Groups, groups_of
+from adapeft.measure.influence import reach_of
+from adapeft.measure.measure import measure, not_reached
+from adapeft.measure.partial import PartialSums
+from adapeft.measure.passes import Passes
+from adapeft.measure.statistics import Statistics
+from adapeft.measure.storage import save_elements, save_groups, save_options
+from adapeft.memory.limit import MemoryLimit
+from adapeft.methods.registry import get_method
+from adapeft.ranks import Ranks
+from adapeft.selection.choose import choose
+from adapeft.subset.subset import Subset
+from cluster.events import Report
+from cluster.output.folder import RunFolder
+from cluster.ranks.inputs import Inputs, check_loss, load_inputs
+from cluster.ranks.peak import peak_memory
+from cluster.ranks.plan import plan_training
+from cluster.zero.engine import DistributedRanks, join, measuring_engine
+from cluster.zero.shards import ZeroShards
+
+
+def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None = None) -> dict[str, Any]:
+    """Measures the config's groups on this rank's shards, chooses, and writes table, statistics and subset.
+
+    Returns:
+        What ``metrics.json`` says of it.
+    """
+    ranks = join()
+    report({"step": "loading model and data"})
+    inputs = load_inputs(config)
+    contents = inputs.claimed_contents()
+    settings = config.select
+    method = get_method(settings.method)
+    batch_size = 1 if method.measures_examples else settings.batch_size
+    model = inputs.model().eval()
+    groups = groups_of(model, settings)
+    folder = RunFolder.of(config)
+    key = sums_key(config, contents, groups, len(inputs.train), ranks.world_size)
+    saved = PartialSums(folder.path, key, config.cluster.save_interval, ranks)
+    if saved.dropped:
+        report({"step": f"measuring from the start: saved sums are of another {', '.join(saved.dropped)}"})
+    with measuring_passes(config, inputs, model, groups, batch_size, ranks, report, saved) as passes:
+        statistics = measure(method, passes, groups, settings)
+    if statistics.groups.unreached:
+        report({"step": not_reached(statistics.groups.unreached)})
+    if groups.granularity == "element" and statistics.columns:  # also on a rank that happens to hold none
+        save_elements(folder.path, statistics.elements, ranks)
+    peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
+    report({"step": "choosing"})
+    choose_and_save(config, contents, statistics, len(inputs.train), ranks, limit)
+    saved.remove()
+    return {"measuring_peak_memory_bytes": peak}
+
+
+@contextmanager
+def measuring_passes(
+    config: Config,
+    inputs: Inputs,
+    model: nn.Module,
+    groups: Groups,
+    batch_size: int,
+    ranks: DistributedRanks,
+    report: Report,
+    saved: PartialSums | None = None,
+) -> Iterator[Passes]:
+    """Passes over the calibration through this rank's shards of ``model``, of no use afterwards. Collective."""
+    calibration = draw_calibration(
+        len(inputs.train), config.select.calibration, batch_size, ranks.world_size, config.seed
+    )
+    candidates = [info.name for info in groups.parameters]
+    num_micro = num_micro_batches(batch_size, ranks.world_size, config.select.micro_batch_size)
+    engine = measuring_engine(model, candidates, groups.always_train, config.cluster.zero_stage, num_micro)
+    check_loss(engine, inputs, ranks.world_size)
+    yield Passes(
+        ZeroShards(engine, candidates, ranks, groups.always_train),
+        inputs.objective,
+        calibration,
+        inputs.train.collate,
+        config.seed,
+        lambda step, done, total: report({"step": step, "done": done, "total": total}),
+        saved=saved,
+    )
+    engine.destroy()
+
+
+def sums_key(
+    config: Config, contents: Mapping[str, str], groups: Groups, num_examples: int, world_size: int
+) -> dict[str, Any]:
+    """What partial sums depend on, to the last bit: besides what is measured, how the work is divided."""
+    return {
+        **measurement_key(config, contents),
+        "base model": groups.fingerprint,
+        "number of examples": num_examples,
+        "cluster.workers": world_size,
+        "cluster.zero_stage": config.cluster.zero_stage,
+        "select.micro_batch_size": config.select.micro_batch_size,
+    }
+
+
+def choose_and_save(
+    config: Config,
+    contents: Mapping[str, str],
+    statistics: Statistics,
+    num_examples: int,
+    ranks: Ranks,
+    limit: MemoryLimit | None,
+) -> Subset:
+    """Chooses from ``statistics`` and writes ``groups.parquet`` and ``subset.safetensors``. Collective.
+
+    Also what the driver does, as one rank, when the statistics are there already.
+    """
+    groups = statistics.groups
+    training = plan_training(config.train, num_examples)
+    reach = reach_of(config.select, sum(training.learning_rates()), training.num_steps)
+    subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
+    subset = subset.described(config=to_yaml(config), contents=dict(contents))
+    if ranks.rank == 0:
+        derived = {"chosen": chosen_of(groups, subset)}
+        values = get_method(config.select.method).group_values(statistics, reach)
+        if values is not None:
+            derived["influence"] = values
+        folder = RunFolder.of(config)
+        save_groups(folder.path, groups, statistics.columns, measurement_key(config, contents), **derived)
+        options = statistics.options
+        if options is not None:
+            influence = get_method(config.select.method).option_values(statistics, reach)
+            assert influence is not None
+            chosen = options_of(groups, options, subset)
+            save_options(folder.path, groups, options, influence=influence, chosen=chosen)
+        subset.save(folder.subset)
+    return subset

@@ -1,0 +1,163 @@
+"""The flow, top to bottom: config → inspect → measure and choose → train → delta."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from adapeft.config.experiments import Trials
+from adapeft.config.keys import differing, measurement_key
+from adapeft.config.load import load_config
+from adapeft.deltas.delta import Delta
+from adapeft.errors import AdapeftError
+from adapeft.measure.storage import ELEMENTS, OPTIONS, TABLE, load_statistics
+from adapeft.ranks import OneRank
+from adapeft.subset.empty import check_not_empty
+from adapeft.subset.locate import locate
+from adapeft.subset.store import hash_of
+from adapeft.subset.subset import Subset
+from cluster.inspection.inspection import Inspection
+from cluster.output.folder import CONFIG, RunFolder
+from cluster.output.mirror import fetched
+from cluster.ranks.inputs import count_examples
+from cluster.run.session import Session
+from cluster.terminal.console import short
+
+
+def run(session: Session) -> dict[str, Any]:
+    """Measures, chooses, trains and evaluates; takes up again whatever an earlier call of the same run has finished."""
+    if not session.folder.delta.is_file():
+        session.check_memory()
+    return train(session, select(session))
+
+
+def select(session: Session) -> Subset:
+    """The run's subset: a saved one, the one chosen before, or measured and chosen now.
+
+    Raises:
+        AdapeftError: it has nothing to train.
+    """
+    config, folder = session.config, session.folder
+    if folder.subset.is_file():
+        session.terminal.note(f"subset: already chosen, {short(folder.subset)}")
+        subset = Subset.load(folder.subset)
+        check_not_empty(subset)
+        session.terminal.show_empty(subset)
+        return subset
+    started = time.perf_counter()
+    measured: dict[str, Any] = {}
+    if config.train.subset is not None:
+        # A name may come to stand for another subset: the run says which one it had.
+        path = locate(config.train.subset)
+        subset = Subset.load(path).described(source={"subset": config.train.subset, "sha256": hash_of(path)})
+        subset.save(folder.subset)
+    elif config.select.statistics is not None:
+        subset = _choose_again(session, _measured(config.select.statistics))
+    else:
+        from cluster.ranks.measure import measure_and_choose
+
+        measured = session.on_workers(measure_and_choose, "measure", limit=session.inspection.limit)
+        subset = Subset.load(folder.subset)
+    session.record(**_choice_of(subset), **measured, seconds={"select": time.perf_counter() - started})
+    # An empty choice stays in the folder, so that the command repeated says the same without measuring again.
+    check_not_empty(subset)
+    session.terminal.show_choice(subset)
+    return subset
+
+
+def train(session: Session, subset: Subset) -> dict[str, Any]:
+    """Trains the subset and ships the delta; nothing when that was done before."""
+    folder = session.folder
+    metrics = session.metrics()
+    if "after" in metrics and folder.delta.is_file():
+        session.terminal.note(f"training: already done, {short(folder.delta)}")
+    else:
+        from cluster.ranks.finetune import finetune
+
+        started = time.perf_counter()
+        result = session.on_workers(finetune, "train")
+        metrics = session.record(
+            **_choice_of(subset),
+            **result,
+            **_sizes(session.inspection, Delta.load(folder.delta), folder),
+            seconds={"train": time.perf_counter() - started},
+        )
+    session.terminal.show_summary(session.config, metrics, folder)
+    return metrics
+
+
+def evaluate(session: Session, delta: Path | None, *, base: bool) -> dict[str, float]:
+    """Scores of the ``base`` model alone, or of base and ``delta``, which None lets be the run's own."""
+    from cluster.ranks.evaluate import evaluate as evaluate_on_rank
+
+    scores = session.on_workers(evaluate_on_rank, "evaluate", delta=delta and str(delta), base=base)
+    session.terminal.show_scores(scores)
+    return scores
+
+
+def validate(session: Session, trials: Trials) -> dict[str, Any]:
+    """Whether predictions hold for this model and task; writes ``validation.json``, or shows the one that is there."""
+    from cluster.output.validation import load_validation, save_validation
+    from cluster.terminal.validation import show_validation
+
+    path = session.folder.validation
+    if path.is_file():
+        session.terminal.note(f"validation: already done, {short(path)}")
+    else:
+        from cluster.ranks.validate import validate_on_rank
+
+        save_validation(path, session.on_workers(validate_on_rank, "validate", trials=trials), trials)
+    result = load_validation(path, trials)
+    show_validation(result, session.terminal)
+    session.terminal.note(f"all figures: {short(path)}")
+    return result
+
+
+def _measured(place: str) -> Path:
+    """The folder of the run in ``place``, or of the one that it chose from: statistics of elements are not copied."""
+    folder = RunFolder(fetched(place, (CONFIG, TABLE, OPTIONS, ELEMENTS)))
+    if folder.config.is_file():
+        select = load_config(folder.config).select
+        if select.granularity == "element" and select.statistics is not None:
+            return _measured(select.statistics)
+    return folder.path
+
+
+def _choose_again(session: Session, source: Path) -> Subset:
+    """Chooses from another run's measurements, which must have been made under the same conditions."""
+    from cluster.ranks.measure import choose_and_save
+
+    statistics, measured = load_statistics(source)
+    wanted = measurement_key(session.config, session.contents)
+    other = differing(wanted, {key: measured.get(key) for key in wanted})
+    if other:
+        raise AdapeftError(
+            f"select.statistics = {source} was measured otherwise:\n  " + "\n  ".join(other) + "\nMeasure anew: leave "
+            "select.statistics out."
+        )
+    return choose_and_save(
+        session.config,
+        session.contents,
+        statistics,
+        count_examples(session.config, session.inspection.description),
+        OneRank(),
+        session.inspection.limit,
+    )
+
+
+def _choice_of(subset: Subset) -> dict[str, Any]:
+    keys = (
+        *("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen"),
+        *("memory_per_device", "memory_bytes", "unspent"),
+    )
+    return {"choice": {key: subset.description.get(key) for key in keys}, "trainable_parameters": subset.count}
+
+
+def _sizes(inspection: Inspection, delta: Delta, folder: RunFolder) -> dict[str, Any]:
+    return {
+        "total_parameters": inspection.groups.num_total,
+        "always_trained_parameters": inspection.num_always_trained,
+        "changed_parameters": delta.count,
+        "delta_bytes": folder.delta.stat().st_size,
+    }

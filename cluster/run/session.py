@@ -1,0 +1,169 @@
+"""A command on a run: what it works on, where it tells of it, and Ray once a stage needs workers."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from adapeft.config.paths import is_url
+from adapeft.config.sections import Config
+from adapeft.errors import AdapeftError
+from adapeft.files.artifact import provenance, save_json
+from cluster.events import to_all
+from cluster.failure import WorkerError
+from cluster.inspection.estimate import estimate_of, unknowns
+from cluster.inspection.fits import check_memory
+from cluster.inspection.inspect import inspect
+from cluster.inspection.inspection import Inspection
+from cluster.output.contents import contents_of
+from cluster.output.folder import RunFolder
+from cluster.output.identity import job_metadata, run_id
+from cluster.output.log import EventLog
+from cluster.output.metrics import load_metrics
+from cluster.output.mirror import Mirror
+from cluster.terminal.console import Terminal
+from cluster.zero.settings import zero_of
+
+if TYPE_CHECKING:  # with Ray, for which nobody waits who runs no stage
+    from cluster.launch.metrics import Metrics
+
+
+class Session:
+    """One command on one run: its folder, its inspected config, and Ray once a stage needs it.
+
+    Args:
+        config: of the run.
+        terminal: where progress goes.
+        claims: whether the command writes the run's artifacts, so that the folder has to be this config's.
+    """
+
+    def __init__(self, config: Config, terminal: Terminal, *, claims: bool = True) -> None:
+        self.config, self.terminal, self.claims = config, terminal, claims
+        self.folder = RunFolder.of(config)
+        self.inspection: Inspection
+        self.contents: dict[str, str] = {}
+        self._mirror = Mirror(config.output) if is_url(config.output) else None
+        self._log = EventLog(self.folder.events, run_id(config))
+        self._joined: tuple[Config, Metrics] | None = None
+        self._lock: FileLock | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Session:
+        with self.terminal.busy("checking config, data and model"):
+            self.inspection = inspect(self.config)
+            if self.claims:
+                self.contents = contents_of(self.config, self.inspection.description)
+        if self._mirror is not None:
+            with self.terminal.busy("fetching what the output holds"):
+                self._mirror.fetch()
+        if self.claims:
+            self._lock = self.folder.claim(self.config, self.contents)
+            self._put()
+            self.terminal.show_plan(self.config, self.inspection)
+        else:
+            self.terminal.show_inputs(self.config, self.inspection)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self.folder.logs.is_dir():
+            self._log.write("failed", logging.ERROR, cause=f"{type(error).__name__}: {error}")
+        self._log.close()
+        self._stack.close()
+        try:
+            if error is None:
+                self._put()
+            elif self._mirror is not None and not self._mirror.has_failed:
+                with suppress(AdapeftError, WorkerError):  # the first cause is told
+                    self._sync()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def interrupted(self) -> None:
+        """Logs that the user ends the command, which ends without leaving the session."""
+        if self.folder.logs.is_dir():
+            self._log.write("interrupted", logging.WARNING)
+
+    def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
+        """Runs a rank function on the config's workers, with progress on the terminal.
+
+        Where workers fail, new ones go on from what was saved, ``cluster.max_failures`` times.
+        """
+        # Imported here: without a stage to run, nobody waits for Ray.
+        from cluster.launch.ray import room_for, run_on_workers
+
+        present, metrics = self._joined = self._joined or self._join()
+        for failures_left in reversed(range(self.config.cluster.max_failures + 1)):
+            self._log.write("started", stage=stage, workers=present.cluster.workers)
+            try:
+                with self.terminal.watch(stage) as watch:
+                    tell = to_all(watch, self._log, metrics, self._look)
+                    result = run_on_workers(function, present, stage, tell, puts=self.claims, **arguments)
+                break
+            except WorkerError as error:
+                if not failures_left:
+                    raise
+                self._log.write("failed", logging.WARNING, stage=stage, cause=str(error))
+                self.terminal.note(f"{stage}: {error}\n{stage}: again with new workers, {failures_left} times at most")
+                self._sync()
+                present, metrics = self._joined = self._with_workers(room_for(self.config.cluster)), metrics
+        self._log.write("ended", stage=stage)
+        self._sync()
+        return result
+
+    def check_memory(self) -> None:
+        """See ``cluster.inspection.fits.check_memory``."""
+        with self.terminal.busy("estimating memory"):
+            estimate = estimate_of(self.config, self.inspection)
+            check_memory(estimate)
+            uncounted = unknowns(estimate, zero_of(self.config.cluster))
+        for line in uncounted:
+            self.terminal.note(line)
+
+    def metrics(self) -> dict[str, Any]:
+        """What ``metrics.json`` holds so far."""
+        return load_metrics(self.folder.metrics)
+
+    def record(self, **metrics: Any) -> dict[str, Any]:
+        """Adds to ``metrics.json``."""
+        content = self.metrics()
+        seconds = {**content.get("seconds", {}), **metrics.pop("seconds", {})}
+        content = {**content, **metrics, "seconds": seconds, "contents": self.contents, "provenance": provenance()}
+        save_json(self.folder.metrics, content)
+        if self._joined is not None:
+            self._joined[1].record(content)
+        self._put()
+        return content
+
+    def _join(self) -> tuple[Config, Metrics]:
+        """Starts or joins Ray; the config with the workers that there is room for, and the run's metrics."""
+        from cluster.launch.metrics import Metrics
+        from cluster.launch.ray import ray_session
+
+        with self.terminal.busy("starting Ray"):
+            workers = self._stack.enter_context(ray_session(self.config.cluster, job_metadata(self.config)))
+        metrics = Metrics(self.config)
+        metrics.record(self.metrics())
+        return self._with_workers(workers), metrics
+
+    def _with_workers(self, workers: int) -> Config:
+        if workers < self.config.cluster.workers:
+            self.terminal.note(f"workers: {workers} of {self.config.cluster.workers}, for more there is no room")
+        return self.config.model_copy(update={"cluster": self.config.cluster.with_workers(workers)})
+
+    def _sync(self) -> None:
+        """Takes what workers have put who do not see this folder, and puts what is new here."""
+        if self._mirror is not None and self.claims:
+            self._mirror.fetch()
+            self._mirror.put()
+
+    def _put(self) -> None:
+        if self._mirror is not None and self.claims:
+            self._mirror.put()
+
+    def _look(self, event: dict[str, Any]) -> None:
+        if self._mirror is not None and self.claims:
+            self._mirror.look()

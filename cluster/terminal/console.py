@@ -1,0 +1,336 @@
+"""What a person sees: the plan, progress, the choice, the summary. Lines instead of bars where there is no terminal."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import textwrap
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+from rich.text import Text
+
+from adapeft.config.paths import is_url
+from adapeft.config.sections import Cluster, Config
+from adapeft.errors import RoundingWarning
+from cluster.events import Report
+from cluster.terminal.progress import watching
+from cluster.units import size_of
+
+if TYPE_CHECKING:
+    # The terminal is there before torch is: it shows that torch is being imported.
+
+    from adapeft.deltas.delta import Delta
+    from adapeft.methods.registry import Method
+    from adapeft.subset.subset import Subset
+    from cluster.inspection.inspection import Inspection
+    from cluster.output.folder import RunFolder
+    from solver import Frontier
+
+_BLOCK_INDEX = re.compile(r"\.\d+\.")
+_ROLES_SHOWN = 8
+_NAME_WIDTH = 11
+
+
+class Terminal:
+    """Everything that is printed."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, markup=False)
+
+    def note(self, text: str) -> None:
+        """A line."""
+        self.console.print(text, style="dim", soft_wrap=True)
+
+    @classmethod
+    def on_stderr(cls) -> Terminal:
+        """For notes on what goes to standard output itself, such as a path."""
+        return cls(Console(stderr=True, highlight=False, markup=False))
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Prints what the library warns of in the block as notes: what a dtype has rounded away."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", RoundingWarning)
+            show = warnings.showwarning
+
+            def note(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+                if issubclass(category, RoundingWarning):
+                    self.note(str(message))
+                else:
+                    show(message, category, *place, **options)
+
+            warnings.showwarning = note
+            yield
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Says what is going on while the block runs."""
+        if self.console.is_terminal:
+            with self.console.status(f"{text} …"):
+                yield
+        else:
+            self.console.print(f"{text} …")
+            yield
+
+    def show_inputs(self, config: Config, inspection: Inspection) -> None:
+        """What is evaluated on what."""
+        self.pairs({"model": _model(inspection), **_inputs(config, inspection)})
+
+    def show_plan(self, config: Config, inspection: Inspection) -> None:
+        """What was matched and how much of it may be trained, before anything runs."""
+        groups = inspection.groups
+        always = f", and {inspection.num_always_trained:,} always trained" if inspection.num_always_trained else ""
+        self.pairs(
+            {
+                "model": _model(inspection),
+                "matched": f"{int(groups.counts.sum()):,} parameters in {len(groups.parameters):,} tensors, "
+                f"by {', '.join(config.select.options) or groups.granularity}",
+                "trainable": f"{_at_most(inspection)} ({inspection.budget / groups.num_total:.3%} of the model)"
+                f"{always}",
+                **_inputs(config, inspection),
+                "output": short(config.output),
+            }
+        )
+
+    @contextmanager
+    def watch(self, stage: str) -> Iterator[Report]:
+        """A function that shows the events of a stage."""
+        with watching(self.console, stage) as report:
+            yield report
+
+    def show_choice(self, subset: Subset) -> None:
+        """What was chosen, by role, and how near optimal it is."""
+        trained: Counter[tuple[str, str]] = Counter()
+        for name, part in subset.parts.items():
+            trained[role_of(name), part.kind] += part.count
+        table = plain_table()
+        table.add_column("chosen")
+        table.add_column("as")
+        table.add_column("parameters", justify="right")
+        table.add_column("share", justify="right")
+        for (role, kind), count in trained.most_common(_ROLES_SHOWN):
+            table.add_row(role, kind, f"{count:,}", f"{count / max(subset.count, 1):.1%}")
+        rest = len(trained) - _ROLES_SHOWN
+        if rest > 0:
+            count = subset.count - sum(count for _, count in trained.most_common(_ROLES_SHOWN))
+            table.add_row(f"{rest} other roles", "", f"{count:,}", f"{count / subset.count:.1%}")
+        if trained:
+            self.console.print(table)
+        self.show_empty(subset)
+        said = {"influence": _influence(subset.description), **_bought(subset.description, subset.count)}
+        if unreached := subset.description.get("unreached"):
+            said["left out"] = f"{', '.join(unreached)}: no calibration batch gives them a gradient"
+        self.pairs(said)
+
+    def show_empty(self, subset: Subset) -> None:
+        """That the choice came out empty, where it did."""
+        from adapeft.subset.empty import announcement
+
+        said = announcement(subset)
+        if said is not None:
+            self.console.print(said, style="yellow", soft_wrap=True)
+
+    def show_markdown(self, text: str) -> None:
+        """A report."""
+        self.console.print(Markdown(text))
+
+    def show_methods(self, methods: Mapping[str, Method]) -> None:
+        """A line a method."""
+        table = plain_table()
+        for title in ("method", "family", "trains", "choosing costs", "from"):
+            table.add_column(title)
+        for name, method in methods.items():
+            table.add_row(name, method.family, method.summary, method.cost, method.source)
+        self.console.print(table)
+
+    def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
+        """The run in a few lines."""
+        before, after, metric = metrics["before"], metrics["after"], metrics["metric"]
+        total = metrics["total_parameters"]
+        bytes_per_value = 2 if config.model.dtype == "bfloat16" else 4
+        full = (total + metrics["always_trained_parameters"]) * bytes_per_value
+        trained = metrics["trainable_parameters"]
+        always = metrics["always_trained_parameters"]
+        head = f", and {always:,} always trained" if always else ""
+        rows: dict[str, str | tuple[str, ...]] = {
+            "trained": f"{trained:,} of {total:,} parameters ({trained / total:.3%}){head}",
+            "influence": _influence(metrics["choice"]),
+            **_bought(metrics["choice"], trained),
+            metric: f"{before[metric]:.4f} → {after[metric]:.4f}   (loss {before['loss']:.4f} → {after['loss']:.4f})",
+            "delta": f"{size_of(metrics['delta_bytes'])}, 1/{full / metrics['delta_bytes']:.0f} of the model's "
+            f"{size_of(full)}",
+            "seconds": ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()),
+            "files": f"{short(folder.path)}/ with {', '.join(sorted(path.name for path in folder.path.glob('[!.]*')))}",
+            "merge": (
+                f"adapeft merge {short(folder.delta)} \\",
+                f"  --model {_short_name(config.model.name)} \\",
+                "  --out DIR",
+            ),
+        }
+        self.console.rule("done", style="dim")
+        self.pairs(rows)
+        if after["loss"] >= before["loss"]:
+            self.console.print("The loss did not fall: try another train.learning_rate or more epochs.", style="yellow")
+
+    def show_frontier(self, front: Frontier, num_total: int, chosen: int) -> None:
+        """Predicted influence under other budgets."""
+        table = plain_table()
+        for name in ("budget", "parameters", "influence", "gap"):
+            table.add_column(name, justify="right")
+        for budget, value, gap in zip(front.budgets, front.values, front.gaps, strict=True):
+            style = "bold" if budget == chosen else None
+            table.add_row(f"{budget / num_total:.3%}", f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", style=style)
+        self.console.print(table)
+
+    def show_delta(self, delta: Delta, path: Path) -> None:
+        """What a delta changes and where it comes from."""
+        said = delta.description
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in said.get("scores", {}).items())
+        self.pairs(
+            {
+                "base": f"{said.get('model', {}).get('name', 'not named')}, fingerprint {delta.fingerprint[:12]}",
+                "method": str(said.get("method", "not named")),
+                **_sources(said),
+                "changed": f"{delta.count:,} parameters of {len(delta.changes)} tensors, {len(delta.new)} new tensors"
+                + (f", {len(delta.buffers)} buffers" if delta.buffers else ""),
+                "scores": scores or "none",
+                "size": size_of(path.stat().st_size),
+            }
+        )
+
+    def show_scores(self, scores: dict[str, float]) -> None:
+        """Metrics by name."""
+        self.pairs({name: f"{value:.4f}" for name, value in scores.items()})
+
+    def pairs(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
+        """Names and values, wrapped between words only: a path stays whole, to be copied."""
+        name_width = max(_NAME_WIDTH, *(len(name) + 1 for name in rows))
+        width = max(self.console.width - name_width, 40)
+        for name, value in rows.items():
+            lines = (
+                value  # a command's own lines
+                if isinstance(value, tuple)
+                else textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False)
+            )
+            for index, line in enumerate(lines):
+                head = Text(f"{'' if index else name:<{name_width}}", style="bold")
+                self.console.print(head + Text(line), soft_wrap=True)
+
+
+def plain_table() -> Table:
+    """A table without lines."""
+    return Table(box=None, header_style="bold", pad_edge=False)
+
+
+def number_table(first: str, *numbers: str) -> Table:
+    """A table with a column of names and columns of numbers."""
+    table = plain_table()
+    table.add_column(first, overflow="fold")
+    for title in numbers:
+        table.add_column(title, justify="right")
+    return table
+
+
+def _model(inspection: Inspection) -> str:
+    return f"{inspection.architecture}, {inspection.groups.num_total:,} parameters"
+
+
+def _at_most(inspection: Inspection) -> str:
+    if inspection.limit is None:
+        return f"at most {inspection.budget:,}"
+    return f"what fits {size_of(inspection.limit.limit)} a device, about {inspection.budget:,}"
+
+
+def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
+    data = inspection.description
+    if config.model.task == "causal-lm":
+        unit, more = " texts", f", in blocks of {config.data.max_length} tokens"
+    else:
+        unit, more = "", ", targets of a regression" if data.is_regression else f", {data.num_labels} classes"
+    device = "GPU" if config.cluster.gpus_per_worker else "CPU"
+    read = {
+        "data.train": (config.data.train, data.num_train),
+        "data.evaluation": (config.data.evaluation, data.num_evaluation),
+    }
+    return {
+        **_beyond_training(config, inspection),
+        "data": f"{data.num_train:,}{unit} to train on, {data.num_evaluation:,} to evaluate{more}",
+        "read": ", ".join(_counted(source, rows, data.lines.get(field)) for field, (source, rows) in read.items()),
+        "workers": f"{_workers(config.cluster)} ({device}), ZeRO stage {config.cluster.zero_stage}",
+    }
+
+
+def _beyond_training(config: Config, inspection: Inspection) -> dict[str, str]:
+    """That examples may be longer than those the model was trained with, where it takes them."""
+    trained = getattr(inspection.model_config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(trained, int) or config.data.max_length <= trained:
+        return {}
+    said = f"data.max_length = {config.data.max_length} is beyond the {trained} that the model was trained with"
+    return {"positions": f"{said}; they are relative, so it runs, but it may do worse there"}
+
+
+def _counted(source: str, num_rows: int, num_lines: int | None) -> str:
+    """Rows beside the lines that they came from: a CSV with line breaks inside texts has more of these."""
+    name = source.rpartition("/")[2]
+    of = "" if num_lines is None else f" of {num_lines:,} {'in all' if name.endswith('.parquet') else 'lines'}"
+    return f"{num_rows:,} rows{of} in {name}"
+
+
+def _workers(cluster: Cluster) -> str:
+    return f"{cluster.fewest} to {cluster.workers}" if cluster.fewest < cluster.workers else str(cluster.workers)
+
+
+def _influence(choice: Mapping[str, Any]) -> str:
+    if choice.get("value") is None:
+        return "not measured"
+    chosen, groups = choice.get("num_chosen"), choice.get("num_groups")
+    share = "" if chosen is None or groups is None else f"; {chosen:,} of {groups:,} groups"
+    if choice.get("bound") is None:
+        return f"{choice['value']:.4g} predicted jointly{share}"
+    gap = f"gap {choice['gap']:.1e}" if choice.get("gap") else "gap 0"
+    status = str(choice.get("status")).replace("_", " ")
+    said = "summed, each at its own best step" if choice.get("reach") in ("inf", math.inf) else "predicted"
+    return f"{choice['value']:.4g} {said}, bound {choice['bound']:.4g}, {gap} ({status}){share}"
+
+
+def _sources(said: Mapping[str, Any]) -> dict[str, str]:
+    """What a sum of deltas was made of."""
+    terms = [f"{source['weight']:g} · {source['name']}" for source in said.get("sources", ())]
+    return {"sources": ", ".join(terms)} if terms else {}
+
+
+def role_of(name: str) -> str:
+    """A parameter's name without its block's number: what all blocks have in common."""
+    return _BLOCK_INDEX.sub(".*.", name)
+
+
+def _bought(choice: Mapping[str, Any], count: int) -> dict[str, str]:
+    """What a budget in bytes bought, and what was left of one because less is better."""
+    said = {}
+    if choice.get("memory_per_device") is not None and choice.get("memory_bytes") is not None:
+        paid = f"{size_of(choice['memory_bytes'])} of {size_of(choice['memory_per_device'])} a device"
+        said["memory"] = f"{paid} for {count:,} parameters, the rest for the model and its activations"
+    if choice.get("unspent"):
+        left = f"{choice['unspent']:,} parameters of the budget"
+        said["unspent"] = f"{left}: over this training one more adds more curvature than slope"
+    return said
+
+
+def short(path: str | Path) -> str:
+    """The path from the working directory, where that is shorter."""
+    if is_url(str(path)):
+        return str(path)
+    return min(os.path.relpath(path), str(path), key=len)
+
+
+def _short_name(model: str) -> str:
+    return short(model) if os.path.exists(model) else model

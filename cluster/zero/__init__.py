@@ -1,0 +1,1 @@
+"""DeepSpeed's ZeRO: engines, shards, checkpoints. Imports no Ray."""

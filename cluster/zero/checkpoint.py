@@ -1,0 +1,148 @@
+"""Checkpoints of training: what the optimizer steps, in pieces that any number of ranks at any ZeRO stage take up."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedEngine
+from torch import Tensor
+
+from adapeft.errors import AdapeftError
+from adapeft.files.artifact import load_tensors
+from adapeft.files.rank_files import rank_paths, save_on_ranks
+from adapeft.finite import DIVERGED, check_finite, is_finite
+from adapeft.measure.shards import adam_state
+from adapeft.ranks import Ranks
+from adapeft.tune.attachment import attachment_of
+from adapeft.tune.buffers import changed_buffers, set_buffers
+from adapeft.tune.shards import Range
+from cluster.zero.master_weights import MasterWeights
+
+_KIND = "training checkpoint"
+_REMEDY = "Remove the folder to train from the start."
+_BUFFER = "buffer."
+_PART = ("offset", "start", "length")
+
+
+class Checkpoints:
+    """Resumable checkpoints of what ``engine`` trains, each in a folder ``step-N``, of which the newest is kept.
+
+    A rank writes its own part of every trained parameter: float32 values, Adam's moments and the count of its steps;
+    and the buffers that training changed, which are the same on every rank.
+    Whoever resumes takes the ranges that it now holds from whichever ranks wrote them, and is where the run was, bit
+    for bit.
+    """
+
+    def __init__(self, folder: Path, engine: DeepSpeedEngine, ranks: Ranks) -> None:
+        self._folder, self._engine, self._ranks = folder, engine, ranks
+        self._masters = MasterWeights(engine, ranks)
+        self._buffers_before = attachment_of(engine.module).buffers
+        self._trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+
+    def save(self, step: int, progress: Mapping[str, Any]) -> None:
+        """Writes ``step-N``, then removes the older ones. Collective.
+
+        Raises:
+            AdapeftError: a value or moment is not finite; the older ones stay.
+        """
+        # At stage 0 every rank has everything.
+        places = self._places() if self._engine.zero_optimization_stage() or self._ranks.rank == 0 else {}
+        # Whole, as the optimizer steps them: pieces would have to be copied, for safetensors takes no views.
+        flats = {id(place.flat): place.flat for place in places.values()}
+        numbers = {key: number for number, key in enumerate(flats)}
+        states = [self._state(flat) for flat in flats.values()]
+        tensors = {f"{number}.{name}": tensor for number, state in enumerate(states) for name, tensor in state.items()}
+        parts = {
+            name: {"flat": numbers[id(place.flat)], **{key: getattr(place, key) for key in _PART}}
+            for name, place in places.items()
+        }
+        buffers = changed_buffers(self._engine.module, self._buffers_before)
+        tensors |= {f"{_BUFFER}{name}": value for name, value in buffers.items()}
+        self._check_finite(step, places, buffers)
+        path = self._folder / f"step-{step}"
+        save_on_ranks(path, _KIND, tensors, {"progress": dict(progress), "parts": parts}, self._ranks)
+        if self._ranks.rank == 0:
+            for older in self._folder.iterdir():
+                if older != path:
+                    shutil.rmtree(older, ignore_errors=True)
+
+    def load(self) -> dict[str, Any] | None:
+        """Puts the newest checkpoint into the engine and returns its progress; None where there is none. Collective.
+
+        Raises:
+            AdapeftError: it is damaged, or of another subset.
+        """
+        steps = [int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*")]
+        if not steps:
+            return None
+        folder = self._folder / f"step-{max(steps)}"
+        places = self._places()
+        missing = {name: place.length for name, place in places.items()}
+        for path in rank_paths(folder, _REMEDY):
+            tensors, description = load_tensors(path, _KIND)
+            check_finite(tensors, str(path), _REMEDY)
+            try:
+                for name in description["parts"].keys() & places.keys():
+                    missing[name] -= self._take(places[name], description["parts"][name], tensors)
+                progress = description["progress"]
+                buffers = {
+                    key.removeprefix(_BUFFER): value for key, value in tensors.items() if key.startswith(_BUFFER)
+                }
+                set_buffers(self._engine.module, buffers)
+            except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+                raise AdapeftError(f"{path}: damaged description ({error}). {_REMEDY}") from error
+        if any(missing.values()):
+            raise AdapeftError(f"{folder}: is of another subset, or damaged. {_REMEDY}")
+        self._masters.publish()
+        schedule = self._engine.lr_scheduler
+        schedule.last_epoch = max(steps) - 1
+        schedule.step()  # sets the learning rates of the step that follows
+        return progress
+
+    def _check_finite(self, step: int, places: Mapping[str, Range], buffers: Mapping[str, Tensor]) -> None:
+        """Raises ``AdapeftError`` on all ranks, with the first parameter that any of them finds."""
+        names = [*self._trained, *buffers]
+        bad = [names.index(name) for name, place in places.items() if not all(map(is_finite, self._parts(place)))]
+        bad += [names.index(name) for name, value in buffers.items() if not is_finite(value)]
+        found = torch.cat(self._ranks.all_gather(torch.tensor([*bad, len(names)])))
+        if (first := int(found.min())) < len(names):
+            raise AdapeftError(
+                f"{DIVERGED}: after step {step}, {names[first]!r} or its Adam moments hold values that are not finite. "
+                f"This checkpoint is not saved, earlier ones are kept. Lower train.learning_rate, or set "
+                f"train.max_grad_norm if it is off."
+            )
+
+    def _parts(self, place: Range) -> Iterator[Tensor]:
+        """Values and moments of a range."""
+        for name, tensor in self._state(place.flat).items():
+            if name != "step":
+                yield tensor.view(-1).narrow(0, place.offset, place.length)
+
+    def _places(self) -> dict[str, Range]:
+        """This rank's part of every trained parameter."""
+        places = {name: self._masters.range_of(parameter) for name, parameter in self._trained.items()}
+        return {name: place for name, place in places.items() if place is not None and place.length}
+
+    def _state(self, flat: Tensor) -> dict[str, Tensor]:
+        """What Adam's next step depends on, live: what is written into it is stepped from."""
+        return {"value": flat.detach(), **adam_state(self._engine.basic_optimizer, flat)}
+
+    @torch.no_grad()
+    def _take(self, place: Range, part: Mapping[str, int], tensors: Mapping[str, Tensor]) -> int:
+        """Copies what ``place`` has in common with a saved part, and returns of how many elements that is."""
+        first = max(place.start, part["start"])
+        length = min(place.start + place.length, part["start"] + part["length"]) - first
+        if length <= 0:
+            return 0
+        for name, tensor in self._state(place.flat).items():
+            saved = tensors[f"{part['flat']}.{name}"]
+            if name == "step":
+                tensor.copy_(saved)
+                continue
+            mine = tensor.view(-1).narrow(0, place.offset + first - place.start, length)
+            mine.copy_(saved.view(-1).narrow(0, part["offset"] + first - part["start"], length))
+        return length

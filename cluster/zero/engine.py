@@ -1,0 +1,208 @@
+"""DeepSpeed set-up: the process group, an engine to measure with, an engine to train with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+if not torch.cuda.is_available():
+    # DeepSpeed picks its accelerator while it is imported.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+# DeepSpeed compiles a small operation with ninja, which is beside the interpreter when no environment is activated.
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+
+import deepspeed
+
+from adapeft.files.artifact import replacing
+from adapeft.tune.parameter_groups import parameter_groups
+from cluster.zero.compiled import load_compiled
+from cluster.zero.optimizer import AlwaysTrainedAdamW, SkippableAdamW
+from cluster.zero.settings import LIVE, PERSISTENCE_THRESHOLD, REDUCE_BUCKET
+
+_CHUNK = 2**26
+"""Bytes of a file that travel at once."""
+
+
+class DistributedRanks:
+    """The ranks of ``torch.distributed``; see ``adapeft.ranks.Ranks``."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        # NCCL moves tensors of the device only, gloo those of the CPU.
+        self.device = torch.device("cuda", torch.cuda.current_device()) if _uses_cuda() else torch.device("cpu")
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sums ``tensor`` over the ranks in place and returns it."""
+        moved = tensor.to(self.device)
+        dist.all_reduce(moved)
+        return tensor.copy_(moved)
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The 1-D tensors of all ranks, by rank; lengths may differ."""
+        lengths = torch.zeros(self.world_size, dtype=torch.int64)
+        lengths[self.rank] = len(tensor)
+        self.all_reduce(lengths)
+        longest = int(lengths.max())
+        padded = torch.zeros(longest, dtype=tensor.dtype, device=self.device)
+        padded[: len(tensor)] = tensor
+        gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(gathered, padded)
+        return [piece[:length].to(tensor.device) for piece, length in zip(gathered, lengths.tolist(), strict=True)]
+
+    def gather_files(self, mine: Path | None, place: Callable[[int], Path]) -> None:
+        """Copies the file of each rank that gives one to ``place(its rank)`` on the first rank's machine."""
+        sizes = self.all_gather(torch.tensor([-1 if mine is None else mine.stat().st_size]))
+        for rank, size in enumerate(map(int, sizes)):
+            if size >= 0 and self.rank == rank:
+                assert mine is not None
+                with mine.open("rb") as file:
+                    while chunk := file.read(_CHUNK):
+                        dist.send(torch.frombuffer(bytearray(chunk), dtype=torch.uint8).to(self.device), 0)
+            elif size >= 0 and self.rank == 0:
+                with replacing(place(rank)) as path, path.open("wb") as file:
+                    for start in range(0, size, _CHUNK):
+                        piece = torch.empty(min(_CHUNK, size - start), dtype=torch.uint8, device=self.device)
+                        dist.recv(piece, rank)
+                        file.write(piece.cpu().numpy().tobytes())
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The picklable ``value`` of every rank, by rank."""
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+
+def join() -> DistributedRanks:
+    """Joins the process group that the launcher (Ray Train or torchrun) set up in the environment."""
+    if _uses_cuda():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    load_compiled()
+    deepspeed.init_distributed(dist_backend="nccl" if _uses_cuda() else "gloo", verbose=False)
+    return DistributedRanks()
+
+
+def measuring_engine(
+    model: nn.Module,
+    candidates: Sequence[str],
+    always_train: Sequence[str],
+    zero_stage: int,
+    num_micro: int,
+    persistence_threshold: int = PERSISTENCE_THRESHOLD,
+) -> deepspeed.DeepSpeedEngine:
+    """An engine whose candidates get gradients but never an optimizer state; see ``AlwaysTrainedAdamW``."""
+    parameters = dict(model.named_parameters())
+    model.requires_grad_(False)
+    groups = []
+    for names in (candidates, always_train):
+        members = [parameters[name].requires_grad_(True) for name in names]
+        if members:
+            groups.append({"params": members, "lr": 0.0})
+    return _engine(
+        model,
+        AlwaysTrainedAdamW(groups, weight_decay=0.0),
+        zero_stage,
+        num_micro,
+        persistence_threshold=persistence_threshold,
+    )
+
+
+def training_engine(
+    model: nn.Module,
+    *,
+    zero_stage: int,
+    num_micro: int,
+    learning_rate: float,
+    weight_decay: float,
+    max_grad_norm: float | None,
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler],
+    persistence_threshold: int = PERSISTENCE_THRESHOLD,
+) -> deepspeed.DeepSpeedEngine:
+    """An engine over what is attached to ``model``; see ``parameter_groups``."""
+    return _engine(
+        model,
+        SkippableAdamW(parameter_groups(model, learning_rate, weight_decay)),
+        zero_stage,
+        num_micro,
+        persistence_threshold=persistence_threshold,
+        max_grad_norm=max_grad_norm,
+        schedule=schedule,
+    )
+
+
+def inference_engine(model: nn.Module, zero_stage: int) -> nn.Module:
+    """The model ready to be evaluated: divided over the ranks at stage 3, whole on each at the others."""
+    model.requires_grad_(False)
+    if zero_stage < 3:
+        return model.to(DistributedRanks().device)
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": _zero(3, PERSISTENCE_THRESHOLD, reduce_bucket=1),
+        "bf16": {"enabled": _is_bf16(model)},
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    return engine
+
+
+def backward_of_sum(engine: deepspeed.DeepSpeedEngine, part: Tensor) -> None:
+    """Backward through one of the parts whose sum over ranks and micro-batches is the loss."""
+    # DeepSpeed averages over both.
+    engine.backward(part * (dist.get_world_size() * engine.gradient_accumulation_steps()))
+
+
+def _engine(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    zero_stage: int,
+    num_micro: int,
+    *,
+    persistence_threshold: int,
+    max_grad_norm: float | None = None,
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+) -> deepspeed.DeepSpeedEngine:
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule(optimizer) if schedule else None,
+        config={
+            # The engine is fed losses, not batches: only the accumulation matters.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": num_micro,
+            "gradient_clipping": max_grad_norm or 0.0,
+            "bf16": {"enabled": _is_bf16(model)},
+            "zero_optimization": _zero(zero_stage, persistence_threshold, min(num_trained, REDUCE_BUCKET)),
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        },
+    )
+    return engine
+
+
+def _zero(stage: int, persistence_threshold: int, reduce_bucket: int) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "reduce_bucket_size": reduce_bucket,
+        "stage3_param_persistence_threshold": persistence_threshold,
+        "stage3_max_live_parameters": LIVE,
+        "stage3_max_reuse_distance": LIVE,
+        # DeepSpeed's own linear at stage 3 replaces torch's everywhere, and multiplies at half its speed on a CPU.
+        "memory_efficient_linear": False,
+    }
+
+
+def _is_bf16(model: nn.Module) -> bool:
+    return next(model.parameters()).dtype == torch.bfloat16
+
+
+def _uses_cuda() -> bool:
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"

@@ -1,0 +1,216 @@
+"""The core method for classes: search only the decisions that could go either way."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from solver.core import GROWTH, SMALLEST_CORE
+from solver.multiple_choice.cp_sat import NONE, Choices, choose
+from solver.multiple_choice.greedy import fill
+from solver.multiple_choice.problem import MultipleChoiceProblem, certify_choice
+from solver.multiple_choice.relaxation import MEMBERS, ChoiceRelaxation
+from solver.solution import ROUNDING, Solution, relative_gap_between
+
+
+@dataclass(frozen=True)
+class MultipleChoiceCore:
+    r"""Greedy first; then exact on the decisions of least penalty, all others as the relaxation has them.
+
+    `CoreKnapsack` with classes (Pisinger, *A minimal algorithm for the multiple-choice knapsack problem*, 1995, whose
+    core is of classes). Let U be the relaxation's bound, z the best value found and :math:`p_i` the penalty of decision
+    i against the relaxation: to give a class to its members, to give it to another option, to turn a member. No better
+    choice makes one with :math:`p_i \ge U - z`: these are settled for good. Of the others, those of the least penalty
+    are the core, solved by CP-SAT; greedy fills what room is left. A solved core certifies: a choice either agrees with
+    the relaxation outside the core or pays a penalty there, so
+
+    .. math:: \text{optimum} \le \max(z, \; z_\text{core}, \; U - \min_{i \notin \text{core}} p_i).
+
+    Cores grow up to ``core_size`` while the gap stays open. Nothing depends on the clock: a slow or busy machine
+    answers the same.
+
+    Attributes:
+        core_size: The most decisions to search.
+        relative_gap: Stop once the value is proven to be within this fraction of the bound. At 0 the search goes on
+            until the optimum is proven, the core is exhausted or the work is done.
+        work_limit: OR-Tools' deterministic time, in units of roughly a second, after which the search stops; each core
+            has a share in proportion to its size.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    core_size: int = 16384
+    relative_gap: float = 0.0
+    work_limit: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.core_size < 1:
+            raise ValueError(f"core_size: {self.core_size}; give at least 1 (ten thousand or so is usual)")
+        if not 0 <= self.relative_gap < 1:
+            raise ValueError(f"relative_gap: {self.relative_gap}; give a fraction from 0 up to 1, such as 1e-4")
+        if not self.work_limit > 0:
+            raise ValueError(f"work_limit: {self.work_limit}; give a number above 0, roughly of seconds")
+
+    def solve(self, problem: MultipleChoiceProblem) -> Solution:
+        """Choose items; greedy's choice if that is good enough, else the best of it and the cores'."""
+        started = time.perf_counter()
+        relaxation = ChoiceRelaxation.of(problem)
+        chosen, bound = self._search(problem, relaxation)
+        return certify_choice(problem, chosen, bound, time.perf_counter() - started, self.relative_gap)
+
+    def _search(self, problem: MultipleChoiceProblem, relaxation: ChoiceRelaxation) -> tuple[np.ndarray, float]:
+        """The best choice met (bool ``[N]``), and a bound on any."""
+        candidates, bound = relaxation.candidates, relaxation.bound
+        best = candidates.mask(*fill(candidates, relaxation.modes, relaxation.taken), problem.num_items)
+        value = float(problem.values[best].sum())
+        decisions = _Decisions.of(relaxation, relaxation.bound - value)
+
+        # Half, as the gap that is left has to be told from none.
+        slack = max(self.relative_gap, ROUNDING) / 2 * relaxation.bound
+        size, work_left = SMALLEST_CORE, self.work_limit
+        while work_left > 0 and relative_gap_between(value, bound) > self.relative_gap:
+            # What the last core found may have settled some.
+            largest = min(self.core_size, decisions.num_below(relaxation.bound - value))
+            size = min(size, largest)
+            core = _Core.of(relaxation, decisions.order[:size])
+            share = work_left if size == largest else work_left * size / largest
+            search = choose(core.choices, core.budget, share, slack)
+            work_left -= search.work
+            chosen = candidates.mask(*fill(candidates, *core.inverted(search.taken)), problem.num_items)
+            if (worth := float(problem.values[chosen].sum())) > value:
+                best, value = chosen, worth
+            bound = min(bound, max(value, core.value + search.bound, relaxation.bound - decisions.penalty_after(size)))
+            if size == largest:
+                break
+            size *= GROWTH
+        return best, bound
+
+
+@dataclass(frozen=True)
+class _Decisions:
+    """The decisions against the relaxation that are not settled, D of them, by penalty, least first.
+
+    They are numbered: C to leave a class to its members, O for an option, M to turn a member.
+
+    Attributes:
+        order: Their numbers. int64 ``[D]``.
+        penalties: Their penalties. float64 ``[D]``.
+    """
+
+    order: np.ndarray
+    penalties: np.ndarray
+
+    @classmethod
+    def of(cls, relaxation: ChoiceRelaxation, settling: float) -> _Decisions:
+        """Those that cost less than a penalty of ``settling``."""
+        modes = relaxation.modes
+        # That a class takes what it takes already is no decision.
+        of_modes = np.where(modes == MEMBERS, np.inf, relaxation.mode_penalties)
+        of_options = relaxation.option_penalties.copy()
+        of_options[modes[modes != MEMBERS]] = np.inf
+        penalties = np.concatenate((of_modes, of_options, relaxation.member_penalties))
+        # Stable: a class comes before its members, none of which costs less to turn.
+        unsettled = np.flatnonzero(penalties < settling)
+        order = unsettled[np.argsort(penalties[unsettled], kind="stable")]
+        return cls(order, penalties[order])
+
+    def num_below(self, penalty: float) -> int:
+        """How many cost less."""
+        return int(np.searchsorted(self.penalties, penalty))
+
+    def penalty_after(self, num_decisions: int) -> float:
+        """The least penalty of all but the first; infinite where the others are settled."""
+        return float(self.penalties[num_decisions]) if num_decisions < self.penalties.size else np.inf
+
+
+@dataclass(frozen=True)
+class _Core:
+    """The decisions to search, all others being made.
+
+    The choices are the core's members, then its options, then an item for each class that may go to its members or to
+    an option: the members of it that are not in the core and are worth more than their price.
+
+    Attributes:
+        relaxation: What decides the rest.
+        choices: What is left to choose.
+        budget: What the rest leaves for it.
+        value: What the rest is worth.
+        members: The core's members. int64.
+        options: The core's options. int64.
+        classes: The classes that may go to their members or to an option. int64.
+    """
+
+    relaxation: ChoiceRelaxation
+    choices: Choices
+    budget: int
+    value: float
+    members: np.ndarray
+    options: np.ndarray
+    classes: np.ndarray
+
+    @classmethod
+    def of(cls, relaxation: ChoiceRelaxation, decisions: np.ndarray) -> _Core:
+        """Take apart decisions, numbered as in `_Decisions`."""
+        candidates, modes = relaxation.candidates, relaxation.modes
+        num_classes, num_options = candidates.num_classes, candidates.options.size
+        to_members = decisions[decisions < num_classes]
+        options = decisions[(decisions >= num_classes) & (decisions < num_classes + num_options)] - num_classes
+        members = decisions[decisions >= num_classes + num_options] - num_classes - num_options
+
+        open_ = np.zeros(num_classes, dtype=bool)
+        open_[to_members] = open_[candidates.option_classes[options]] = True
+        # A class that has an option, and may have another, keeps the first.
+        options = np.append(options, modes[open_ & (modes != MEMBERS)])
+        may_have_members = modes == MEMBERS
+        may_have_members[to_members] = True
+        classes = np.flatnonzero(open_ & may_have_members)
+
+        kept = relaxation.taken.copy()
+        kept[members] = False
+        kept_values = candidates.sum_members(np.where(kept, candidates.member_values, 0.0))
+        kept_costs = candidates.sum_members(np.where(kept, candidates.member_costs, 0))
+        closed_members = ~open_ & (modes == MEMBERS)
+        closed_options = modes[~open_ & (modes != MEMBERS)]
+        needed = np.full(num_classes, NONE, dtype=np.int64)
+        needed[classes] = members.size + options.size + np.arange(classes.size)
+        return cls(
+            relaxation=relaxation,
+            choices=Choices(
+                values=np.concatenate(
+                    (candidates.member_values[members], candidates.option_values[options], kept_values[classes])
+                ),
+                costs=np.concatenate(
+                    (candidates.member_costs[members], candidates.option_costs[options], kept_costs[classes])
+                ),
+                classes=np.concatenate((np.full(members.size, NONE), candidates.option_classes[options], classes)),
+                needs=np.concatenate(
+                    (needed[candidates.member_classes[members]], np.full(options.size + classes.size, NONE))
+                ),
+            ),
+            budget=candidates.budget
+            - int(kept_costs[closed_members].sum())
+            - int(candidates.option_costs[closed_options].sum()),
+            value=float(kept_values[closed_members].sum() + candidates.option_values[closed_options].sum()),
+            members=members,
+            options=options,
+            classes=classes,
+        )
+
+    def inverted(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What was chosen, with the rest: the mode of each class (int64 ``[C]``) and its members (bool ``[M]``)."""
+        members, options, kept = np.split(chosen, [self.members.size, self.members.size + self.options.size])
+        candidates = self.relaxation.candidates
+        modes = self.relaxation.modes.copy()
+        modes[candidates.option_classes[self.options]] = MEMBERS
+        modes[candidates.option_classes[self.options[options]]] = self.options[options]
+
+        taken = self.relaxation.taken.copy()
+        taken[self.members] = members
+        # A class may go to nothing at all: then the members that are not in the core are not paid for.
+        has_members = np.ones(candidates.num_classes, dtype=bool)
+        has_members[candidates.option_classes[self.options]] = False
+        has_members[self.classes[kept]] = True
+        return modes, taken & has_members[candidates.member_classes]

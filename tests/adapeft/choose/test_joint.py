@@ -1,0 +1,81 @@
+"""Choosing groups by their joint influence."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+import adapeft
+from adapeft.choose.joint import choose_jointly, joint_value
+from adapeft.measure.groups import build_groups
+from adapeft.measure.storage import load_groups, save_groups
+from tests.support.tiny import make_batches, make_bert
+
+
+def dense_value(slopes, projections, chosen, reach):
+    """max over 0 ≤ t ≤ reach of t·b − t²A/2 on a fine grid, A from the dense matrix of cross terms."""
+    matrix = projections @ projections.T
+    mask = np.asarray(chosen, dtype=float)
+    steps = np.linspace(0, reach, 20001)
+    return float((steps * (mask @ slopes) - 0.5 * steps**2 * (mask @ matrix @ mask)).max())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_joint_value_is_the_best_step_within_the_reach(seed):
+    random = np.random.default_rng(seed)
+    slopes, projections = random.normal(size=6), random.normal(size=(6, 4))
+    for chosen in ([1, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]):
+        found = joint_value(slopes, projections, np.array(chosen, dtype=bool), 0.3)
+        assert found == pytest.approx(max(dense_value(slopes, projections, chosen, 0.3), 0.0), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_greedy_is_near_the_best_of_all_sets(seed):
+    random = np.random.default_rng(seed)
+    slopes = random.exponential(size=9)
+    projections = random.normal(size=(9, 3)) + 1.0  # groups that push the same way
+    costs = random.integers(1, 6, size=9)
+    budget = int(costs.sum() // 3)
+    chosen = choose_jointly(slopes, projections, costs, budget, reach=0.2)
+    assert costs[chosen].sum() <= budget
+    best = max(
+        joint_value(slopes, projections, np.array(mask, dtype=bool), 0.2)
+        for mask in product([0, 1], repeat=9)
+        if np.array(mask) @ costs <= budget and any(mask)
+    )
+    assert joint_value(slopes, projections, chosen, 0.2) >= 0.85 * best
+
+
+def test_two_of_a_kind_are_not_both_taken():
+    """Twins whose curvature leaves no room for both: the knapsack takes them, the joint choice takes another."""
+    slopes = np.array([1.0, 1.0, 0.8])
+    projections = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    chosen = choose_jointly(slopes, projections, np.array([1, 1, 1]), 2, reach=1.0)
+    assert chosen[2]
+    assert chosen.sum() == 2
+
+
+def test_select_jointly_beats_the_sum(tmp_path):
+    model = make_bert()
+    batches = make_batches(model, 8)
+    options = {"budget": "20%", "groups": "row", "learning_rate": 1e-2, "num_steps": 20}
+    joint = adapeft.select(model, batches, joint=True, **options)
+    single = adapeft.select(model, batches, **options)
+    values = joint.description["joint_values"]
+    assert joint.description["value"] == max(values.values())
+    assert joint.count <= joint.description["budget"]
+    assert single.description["gap"] is not None
+
+
+def test_projections_survive_the_table(tmp_path):
+    groups = build_groups(make_bert(), "tensor")
+    columns = {
+        "slope": np.arange(groups.num_groups, dtype=np.float64),
+        "projections": np.random.default_rng(0).normal(size=(groups.num_groups, 5)).astype(np.float32),
+    }
+    save_groups(tmp_path, groups, columns, {})
+    _, found, _ = load_groups(tmp_path)
+    assert found["projections"].dtype == np.float32
+    np.testing.assert_array_equal(found["projections"], columns["projections"])

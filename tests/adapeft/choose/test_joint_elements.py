@@ -1,0 +1,172 @@
+"""Choosing single elements by their joint influence, against every subset there is."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import adapeft
+from adapeft.choose.joint_elements import choose_elements_jointly
+from adapeft.config.load import parse_select
+from adapeft.errors import AdapeftError
+from adapeft.measure.groups import Groups, ParameterInfo
+from adapeft.measure.shards import Slice
+from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.ranks import OneRank
+from adapeft.selection.choose import choose
+from tests.support.thread_ranks import on_ranks
+from tests.support.tiny import make_batches, make_bert
+
+
+def candidates(slopes, curvatures, cuts=()):
+    """One parameter of these elements, in the shards that ``cuts`` make."""
+    borders = [0, *cuts, len(slopes)]
+    groups = Groups((ParameterInfo("w", (len(slopes),), "w", 0, 0.0, None),), "element", len(slopes))
+    columns = {"slope": torch.tensor(slopes).float(), "curvature": torch.tensor(curvatures).float()}
+    shards = [
+        ElementShard(Slice(0, low, high - low), {name: column[low:high] for name, column in columns.items()})
+        for low, high in pairwise(borders)
+    ]
+    return groups, shards
+
+
+def drawn(seed, count):
+    random = np.random.default_rng(seed)
+    return random.normal(0.3, 1.0, count) * 10 ** random.uniform(-2, 0, count), 10 ** random.uniform(-4, 1, count)
+
+
+def joint(slopes, curvatures, chosen, reach):
+    """max over a fine grid of steps t ≤ reach of t·Σb − t²(Σ√A)²/2."""
+    steps = np.linspace(0, reach, 4001)
+    chosen = list(chosen)
+    return float((steps * slopes[chosen].sum() - 0.5 * (steps * np.sqrt(curvatures[chosen]).sum()) ** 2).max())
+
+
+@pytest.mark.parametrize("reach", [1e-3, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_subset_is_above_the_bound_and_the_choice_is_near_the_best(seed, reach):
+    slopes, curvatures = drawn(seed, 12)
+    subset = choose_elements_jointly(*candidates(slopes, curvatures), 5, reach, OneRank())
+    said, chosen = subset.description, subset.parts["w"].indices.tolist()
+    best = max(joint(slopes, curvatures, some, reach) for size in range(1, 6) for some in combinations(range(12), size))
+    assert len(chosen) <= 5
+    assert said["value"] == pytest.approx(joint(slopes, curvatures, chosen, reach), rel=1e-4)
+    assert said["value"] <= best * (1 + 1e-4)
+    assert best <= said["bound"] * (1 + 1e-6)
+    assert said["value"] >= 0.8 * best
+    assert said["gap"] == pytest.approx(1 - said["value"] / said["bound"])
+    assert said["unspent"] == 5 - len(chosen)
+
+
+@pytest.mark.parametrize("reach", [1e-3, 0.03, 1.0])
+def test_of_many_elements_the_choice_is_optimal(reach):
+    said = choose_elements_jointly(*candidates(*drawn(0, 20_000)), 500, reach, OneRank()).description
+    assert (said["status"], said["gap"] <= 1e-4) == ("within_gap", True)
+
+
+def test_at_no_reach_the_steepest_are_chosen():
+    slopes, curvatures = drawn(1, 1000)
+    subset = choose_elements_jointly(*candidates(slopes, curvatures), 50, 1e-9, OneRank())
+    assert subset.parts["w"].indices.tolist() == sorted(np.argsort(-slopes)[:50].tolist())
+
+
+def test_the_farther_the_flatter_and_the_fewer():
+    slopes, curvatures = drawn(2, 5000)
+    sets = [
+        choose_elements_jointly(*candidates(slopes, curvatures), 500, reach, OneRank()).parts["w"].indices.numpy()
+        for reach in (1e-4, 1e-2, 1.0, 100.0)
+    ]
+    mean_roots = [np.sqrt(curvatures[chosen]).mean() for chosen in sets]
+    assert mean_roots == sorted(mean_roots, reverse=True)
+    assert [len(sets[0]), len(sets[1])] == [500, 500]
+    assert 500 > len(sets[2]) > len(sets[3]), "what would add more curvature than slope is left"
+
+
+def test_it_does_not_depend_on_the_shards():
+    slopes, curvatures = drawn(3, 1000)
+    whole = choose_elements_jointly(*candidates(slopes, curvatures), 100, 0.1, OneRank())
+    groups, shards = candidates(slopes, curvatures, cuts=(1, 300, 301, 800))
+    divided = choose_elements_jointly(groups, shards[::-1], 100, 0.1, OneRank())
+    assert torch.equal(whole.parts["w"].indices, divided.parts["w"].indices)
+    assert whole.description["value"] == pytest.approx(divided.description["value"], rel=1e-9)
+
+
+def test_ranks_find_what_one_finds():
+    slopes, curvatures = drawn(4, 1000)
+    groups, shards = candidates(slopes, curvatures, cuts=(400, 700))
+    found = on_ranks(2, lambda ranks: choose_elements_jointly(groups, shards[ranks.rank :: 2], 100, 0.1, ranks))
+    alone = choose_elements_jointly(groups, shards, 100, 0.1, OneRank())
+    for one in found:
+        assert torch.equal(one.parts["w"].indices, alone.parts["w"].indices)
+
+
+def test_no_element_promises_anything():
+    subset = choose_elements_jointly(*candidates([-1.0, 0.0], [1.0, 1.0]), 1, 0.1, OneRank())
+    assert (subset.parts, subset.description["value"]) == ({}, 0.0)
+
+
+def test_the_method_chooses_so():
+    slopes, curvatures = drawn(5, 500)
+    groups, shards = candidates(slopes, curvatures)
+    settings = parse_select({"budget": 50, "groups": "element", "joint": True})
+    chosen = choose(settings, Statistics(groups, {}, tuple(shards)), reach=0.2, seed=0, ranks=OneRank())
+    alone = choose_elements_jointly(groups, shards, 50, 0.2, OneRank())
+    assert torch.equal(chosen.parts["w"].indices, alone.parts["w"].indices)
+    assert chosen.description["value"] == alone.description["value"]
+
+
+def test_on_a_model():
+    model = make_bert()
+    subset = adapeft.select(model, make_batches(model), budget=200, groups="element", joint=True)
+    assert 0 < subset.count <= 200
+    assert 0 < subset.description["value"] <= subset.description["bound"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [({"reach": "inf"}, "best with one element alone"), ({"scope": "tensor"}, "joint weighs all tensors together")],
+)
+def test_what_does_not_go_with_it(more, said):
+    with pytest.raises(AdapeftError, match=said):
+        parse_select({"groups": "element", "joint": True, **more})
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_joint"),
+    [
+        ({}, True),
+        ({"reach": 0.1}, True),
+        ({"joint": False}, False),
+        ({"reach": "inf"}, False),
+        ({"scope": "tensor"}, False),
+        ({"probe_steps": 9}, False),
+        ({"groups": "row"}, False),
+        ({"method": "sam"}, False),
+    ],
+)
+def test_what_is_joint_unless_it_is_said(settings, is_joint):
+    assert parse_select({"groups": "element", **settings}).chooses_jointly is is_joint
+
+
+def test_a_choice_by_elements_is_joint_unless_it_is_said():
+    slopes, curvatures = drawn(6, 500)
+    groups, shards = candidates(slopes, curvatures)
+
+    def chosen(**settings):
+        settings = parse_select({"budget": 50, "groups": "element", **settings})
+        found = choose(settings, Statistics(groups, {}, tuple(shards)), reach=3.0, seed=0, ranks=OneRank())
+        return found.parts["w"].indices.tolist()
+
+    assert chosen() == chosen(joint=True)
+    assert chosen() != chosen(joint=False)
+    assert len(chosen(joint=False)) == 50
+
+
+def test_elements_are_joint_under_a_budget_in_bytes_and_rows_are_not():
+    for joint in (True, "auto"):
+        assert parse_select({"groups": "element", "joint": joint, "memory_per_device": "2GiB"}).chooses_jointly
+    with pytest.raises(AdapeftError, match="joint = true takes a budget of parameters"):
+        parse_select({"groups": "row", "joint": True, "memory_per_device": "2GiB"})

@@ -1,0 +1,412 @@
+"""The config: defaults, overrides, refusals and the way back to YAML."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from adapeft.config.budget import Budget
+from adapeft.config.keys import KEYS, SECTIONS, differences, measurement_key
+from adapeft.config.load import defaults_yaml, json_schema, load_config, parse_config, to_yaml
+from adapeft.config.paths import HubData, hub_data, is_local
+from adapeft.config.sections import Config, Select
+from adapeft.errors import AdapeftError
+
+MINIMAL = """
+model: {name: bert-base-uncased, task: sequence-classification}
+data: {train: "glue:cola@train", evaluation: "glue:cola@validation"}
+output: runs/cola
+"""
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Loads YAML text with overrides, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(text: str = MINIMAL, *overrides: str) -> Config:
+        Path("run.yaml").write_text(text)
+        return load_config("run.yaml", overrides)
+
+    return load
+
+
+# --- defaults --------------------------------------------------------------------------------------------------------
+
+
+def test_three_lines_are_enough(load):
+    config = load()
+    assert config.select.budget == Budget.parse("0.5%")
+    assert config.select.always_train == ("auto",)
+    assert (config.select.calibration, config.select.batch_size, config.train.batch_size) == (512, 16, 32)
+    assert (config.train.learning_rate, config.cluster.workers, config.seed) == (1e-3, 1, 0)
+
+
+@pytest.mark.parametrize(("method", "granularity"), [("adapeft", "row"), ("sam", "element"), ("random", "element")])
+def test_groups_are_the_methods_own(method, granularity):
+    assert Select(method=method).granularity == granularity
+    assert Select(method=method, groups="tensor").granularity == "tensor"
+
+
+def test_every_key_is_described():
+    assert not [key for key, field in KEYS.items() if not field.description]
+
+
+def test_sections_are_the_sections_of_config():
+    nested = [name for name, field in Config.model_fields.items() if field.annotation in SECTIONS.values()]
+    assert nested == list(SECTIONS)
+
+
+def test_frozen_and_hashable(load):
+    config = load()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        config.select.budget = Budget.parse("1%")
+    assert hash(config) == hash(load())
+
+
+def test_no_torch_is_imported():
+    heavy = "{'torch', 'transformers', 'ray', 'deepspeed', 'datasets'}"
+    code = f"import sys, adapeft.config.sections; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", ["1e-3", "'1e-3'", "0.001"])
+def test_numbers_in_scientific_notation(load, written):
+    assert load(MINIMAL + f"train: {{learning_rate: {written}}}").train.learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("written", "reach"), [("auto", "auto"), ("0.01", 0.01), (".inf", math.inf), ("inf", math.inf), ("1e-4", 1e-4)]
+)
+def test_reach(load, written, reach):
+    assert load(MINIMAL + f"select: {{reach: {written}}}").select.reach == reach
+    assert load(MINIMAL, f"reach={written}").select.reach == reach
+
+
+@pytest.mark.parametrize(
+    ("written", "patterns"),
+    [("auto", ("auto",)), ("'*pooler*'", ("*pooler*",)), ("[auto, '*pooler*']", ("auto", "*pooler*")), ("[]", ())],
+)
+def test_one_pattern_is_a_list(load, written, patterns):
+    assert load(MINIMAL + f"select: {{always_train: {written}}}").select.always_train == patterns
+
+
+def test_environment_variables(load, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    assert load(MINIMAL, "output=${oc.env:SCRATCH}/cola").output == "/scratch/me/cola"
+
+
+def test_unset_environment_variable(load):
+    with pytest.raises(AdapeftError, match=r"output: .*'NOWHERE_SET' not found.*; set the variable"):
+        load(MINIMAL, "output=${oc.env:NOWHERE_SET}")
+
+
+def test_empty_section_keeps_its_defaults(load):
+    assert load(MINIMAL + "train:\n") == load()
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("override", ["select.budget=1%", "budget=1%", "budget=0.01", "budget = 1%"])
+def test_override(load, override):
+    assert load(MINIMAL, override).select.budget == Budget.parse("1%")
+
+
+def test_overrides_go_over_the_file_and_later_ones_over_earlier(load):
+    config = load(MINIMAL + "seed: 1\ncluster: {workers: 2}", "seed=2", "seed=3", "zero_stage=1")
+    assert (config.seed, config.cluster.workers, config.cluster.zero_stage) == (3, 2, 1)
+
+
+def test_shorthand_values(load):
+    config = load(
+        MINIMAL, "learning_rate=1e-4", "exclude=*embeddings*", "always_train=[auto,'*pooler*']", "max_steps=5"
+    )
+    assert config.train.learning_rate == 1e-4
+    assert config.select.exclude == ("*embeddings*",)
+    assert config.select.always_train == ("auto", "*pooler*")
+    assert config.train.max_steps == 5
+    assert load(MINIMAL, "max_grad_norm=null").train.max_grad_norm is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "batch_size=8",
+            "batch_size=8: 'batch_size' has more than one meaning; write select.batch_size=8 or train.batch_",
+        ),
+        ("train=x.csv", "train=x.csv: 'train' has more than one meaning; write data.train=x.csv"),
+        ("select=sam", "select=sam: 'select' is a section; write select.KEY=VALUE"),
+        ("budget", "budget: an override is written key=value"),
+        ("bugdet=1%", "bugdet: unknown key. Did you mean 'select.budget'"),
+        ("train.budget=1%", "train.budget: unknown key. Did you mean 'select.budget'"),
+        ("zzz=1", "zzz: unknown key. `adapeft config` lists all keys"),
+    ],
+)
+def test_override_refused(load, override, message):
+    with pytest.raises(AdapeftError, match=message):
+        load(MINIMAL, override)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attention", "overrides", "message"),
+    [
+        ("flex_attention", [], "it trains on GPUs alone; set cluster.gpus_per_worker: 1"),
+        ("flash_attention_2", [], "it trains on GPUs alone"),
+        ("flash_attention_2", ["gpus_per_worker=1"], "its kernels take no float32; set model.dtype: bfloat16"),
+        ("flash_attention_3", ["gpus_per_worker=1", "dtype=bfloat16"], None),
+        ("flex_attention", ["gpus_per_worker=1"], None),
+        ("sdpa", [], None),
+    ],
+)
+def test_attention_that_could_not_train(load, attention, overrides, message):
+    arguments = (MINIMAL, f"model.attn_implementation={attention}", *overrides)
+    if message is None:
+        assert load(*arguments).model.attn_implementation == attention
+    else:
+        with pytest.raises(AdapeftError, match=f"model.attn_implementation = {attention}: {message}"):
+            load(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("select.budget=0", r"select\.budget = 0: must be above 0; write a fraction such as 0\.5%"),
+        ("select.budget=200%", r"select\.budget = 200%: is more than all parameters"),
+        ("select.reach=-1", r"select\.reach = -1: should be 'auto' or greater than 0 \(how far"),
+        ("select.reach=far", r"select\.reach = far: should be 'auto' or a number"),
+        ("select.reach=.nan", r"select\.reach = \.nan: should be 'auto' or greater than 0"),
+        ("select.groups=rwo", r"select\.groups = rwo: should be 'auto', 'tensor', 'row', .* mean 'row'\?"),
+        ("select.calibration=1", r"select\.calibration = 1: should be greater than or equal to 2"),
+        ("select.warmup_steps=-1", r"select\.warmup_steps = -1: should be 'auto' or greater than or equal to 0"),
+        ("select.include=3", r"select\.include = 3: should be a list"),
+        ("select.shrinkage=maybe", r"select\.shrinkage = maybe: should be true or false"),
+        ("train.epochs=0", r"train\.epochs = 0: should be greater than 0 \(passes over the training data\)"),
+        ("train.epochs=.inf", r"train\.epochs = \.inf: should be finite"),
+        ("train.epochs=1e6", r"train\.epochs = .*: should be less than or equal to 100000"),
+        ("train.max_steps=10000001", r"train\.max_steps = 10000001: should be less than or equal to 10000000"),
+        ("train.learning_rate=1e38", r"train\.learning_rate = .*: should be less than or equal to 10{37} "),
+        ("train.learning_rate=.nan", r"train\.learning_rate = \.nan: should be"),
+        ("select.probe_learning_rate=0", r"select\.probe_learning_rate = 0: should be greater than 0"),
+        ("train.batch_size=2.5", r"train\.batch_size = 2\.5: should be a whole number"),
+        ("train.learning_rate=high", r"train\.learning_rate = high: should be a number"),
+        ("train.warmup_ratio=1", r"train\.warmup_ratio = 1: should be less than 1"),
+        ("data.max_length=0", r"data\.max_length = 0: should be greater than 0"),
+        ("data.metric=accurate", r"data\.metric = accurate: should be 'auto', .*Did you mean 'accuracy'"),
+        ("cluster.zero_stage=4", r"cluster\.zero_stage = 4: should be less than or equal to 3"),
+        ("cluster.gpus_per_worker=2", r"cluster\.gpus_per_worker = 2: should be less than or equal to 1"),
+        ("model.revision=12", r"model\.revision = 12: should be text, in quotes"),
+        ("output=", r"output = null: should be text"),
+        ("output=''", r"output = '': should be not empty"),
+        ("seed=-1", r"seed = -1: should be greater than or equal to 0"),
+    ],
+)
+def test_value_refused(load, override, message):
+    with pytest.raises(AdapeftError, match=message):
+        load(MINIMAL, override)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("selekt: {budget: 1%}", "selekt: unknown key. Did you mean .*'select'"),
+        ("budget: 1%", "budget: unknown key. Did you mean 'select.budget'"),
+        ("select: {bugdet: 1%}", "select.bugdet: unknown key. Did you mean 'select.budget'"),
+        ("select: {epochs: 1}", "select.epochs: unknown key. Did you mean 'train.epochs'"),
+        ("cluster: 3", "cluster = 3: is a section; write its keys below it"),
+        ("7: seven", "7: Keys should be strings"),
+    ],
+)
+def test_misplaced_keys(load, text, message):
+    with pytest.raises(AdapeftError, match=message):
+        load(MINIMAL + text)
+
+
+def test_all_problems_in_one_error(load):
+    with pytest.raises(AdapeftError) as caught:
+        load("model: {task: causal-lm}\nselect: {budget: 0}\ntrain: {epoch: 3}\noutput: ???", "foo", "sede=1")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "run.yaml has 8 problems:"
+    assert [line.split()[0] for line in lines[1:]] == [
+        "foo:",
+        "sede:",
+        "model.name:",
+        "data.train:",
+        "data.evaluation:",
+        "output:",
+        "select.budget",
+        "train.epoch:",
+    ]
+    assert "  model.name: required (folder or hub name of the pretrained model)" in lines
+
+
+def test_missing_file(load):
+    load()
+    with pytest.raises(
+        AdapeftError, match=r"config = ran.yaml: no such file. Did you mean 'run.yaml'\? `adapeft config`"
+    ):
+        load_config("ran.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2", "run.yaml: cannot be read: (.|\n)*duplicate key seed"),
+        ("select: {exclude: [*emb*]}", "run.yaml: cannot be read: (.|\n)*has to be in quotes"),
+        ("- seed", "run.yaml: should be sections and keys"),
+    ],
+)
+def test_unreadable_file(load, text, message):
+    with pytest.raises(AdapeftError, match=message):
+        load(text)
+
+
+# --- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_paths_become_absolute_and_hub_names_stay(load, tmp_path):
+    Path("my-model").mkdir()
+    Path("saved-data").mkdir()
+    local = load(
+        MINIMAL, "name=my-model", "data.train=a.jsonl", "evaluation=saved-data", "statistics=runs/a", "subset=runs/b"
+    )
+    assert local.model.name == str(tmp_path / "my-model")
+    assert local.data.train == str(tmp_path / "a.jsonl")
+    assert local.data.evaluation == str(tmp_path / "saved-data")
+    assert local.select.statistics == str(tmp_path / "runs/a")
+    assert local.train.subset == str(tmp_path / "runs/b")
+    assert local.output == str(tmp_path / "runs/cola")
+    hub = load(MINIMAL)
+    assert (hub.model.name, hub.data.train) == ("bert-base-uncased", "glue:cola@train")
+    assert hub.resolved() == hub
+
+
+def test_home_folder(load):
+    assert load(MINIMAL, "output=~/runs").output == str(Path.home() / "runs")
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("imdb", HubData("imdb", None, None)),
+        ("imdb@test", HubData("imdb", None, "test")),
+        ("glue:cola@train", HubData("glue", "cola", "train")),
+        ("nyu-mll/glue:cola@train[:10%]", HubData("nyu-mll/glue", "cola", "train[:10%]")),
+    ],
+)
+def test_hub_spelling(source, parts):
+    assert hub_data(source) == parts
+    assert not is_local(source)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_yaml_round_trip(load):
+    unusual = ["reach=inf", "budget=1.5M", "exclude=*emb*", "max_grad_norm=null", "learning_rate=1e-7", "seed=3"]
+    config = load(MINIMAL, *unusual, "revision='12e45'")
+    assert config.model.revision == "12e45"
+    assert load(to_yaml(config)) == config
+    assert Config.model_validate(json.loads(config.model_dump_json())) == config
+
+
+def test_defaults_are_a_config_to_fill_in(load):
+    text = defaults_yaml()
+    required = ["name=bert-base-uncased", "task=sequence-classification", "output=runs/cola"]
+    data = ["data.train=glue:cola@train", "evaluation=glue:cola@validation"]
+    assert load(text, *required, *data) == load(MINIMAL)
+    assert "  # highest step size of AdamW\n  learning_rate: 0.001\n" in text
+    assert "  # what is chosen together; auto: row" in text
+    assert list(yaml.safe_load(text)) == list(Config.model_fields)
+    with pytest.raises(AdapeftError, match="has 5 problems"):
+        load(text)
+
+
+def test_json_schema():
+    schema = json.loads(json.dumps(json_schema()))
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Select"]["properties"]["budget"]["default"] == "0.5%"
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["budget=1%", "reach=0.1", "workers=4", "zero_stage=1", "epochs=9", "output=x", "groups=row", "metric=f1"],
+)
+def test_statistics_serve_other_budgets_machines_and_training(load, override):
+    assert measurement_key(load(MINIMAL, override)) == measurement_key(load())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("name=x", "data.train=x.csv", "groups=tensor", "calibration=64", "direction=gradient", "seed=1"),
+        *("probe_steps=9", "warmup_steps=9"),
+    ],
+)
+def test_statistics_of_another_question_differ(load, override):
+    assert measurement_key(load(MINIMAL, override)) != measurement_key(load())
+
+
+def test_statistics_of_another_curvature_differ(load):
+    assert measurement_key(load(MINIMAL, "groups=role", "curvature=parabola")) != measurement_key(
+        load(MINIMAL, "groups=role")
+    )
+
+
+def test_what_auto_measures_depends_on_the_method(load):
+    assert measurement_key(load())["select.groups"] == "row"
+    assert measurement_key(load(MINIMAL, "method=sam"))["select.groups"] == "element"
+    assert measurement_key(load(MINIMAL, "groups=row")) == measurement_key(load())
+
+
+def test_statistics_of_elements_serve_either_way_of_valuing_them(load):
+    keys = [measurement_key(load(MINIMAL, "groups=element", f"joint={joint}")) for joint in ("auto", "true", "false")]
+    assert keys[0] == keys[1] == keys[2]
+    assert measurement_key(load(MINIMAL, "joint=true")) != measurement_key(load(MINIMAL, "joint=auto"))
+
+
+@pytest.mark.parametrize("place", ["data.train", "model.name"])
+def test_statistics_of_other_contents_are_others(load, place):
+    contents = {"data.train": "a", "model.name": "b", "data.evaluation": "c"}
+    assert measurement_key(load(), {**contents, place: "d"}) != measurement_key(load(), contents)
+    assert measurement_key(load(), {**contents, "data.evaluation": "d"}) == measurement_key(load(), contents)
+
+
+def test_measurement_key_names_known_keys_and_is_plain(load):
+    key = measurement_key(load())
+    assert set(key) <= set(KEYS)
+    assert json.loads(json.dumps(key)) == key
+
+
+def test_differences(load):
+    here, there = load(), load(MINIMAL, "budget=1%", "exclude=*emb*", "seed=4")
+    assert differences(here, there) == [
+        "select.budget: 0.5% here, 1% there",
+        "select.exclude: [] here, ['*emb*'] there",
+        "seed: 0 here, 4 there",
+    ]
+    assert differences(here, here) == []
+
+
+def test_parse_config_names_its_source():
+    with pytest.raises(AdapeftError, match=r"subset.safetensors has 5 problems:\n  model.name: required"):
+        parse_config({}, source="subset.safetensors")

@@ -1,0 +1,177 @@
+"""What is said of memory, against tensors that were really allocated and the formulas of ZeRO."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from adapeft.memory.activations import count_pass
+from adapeft.memory.estimate import Load, Pass, Zero, bytes_per_element, memory, moments, traffic
+from adapeft.subset.subset import Part, Subset
+from adapeft.tasks.objective import Classification, NextToken
+from adapeft.tune.attach import attach
+from tests.support.tiny import make_bert, make_gpt2
+
+NUM_EXAMPLES, NUM_TOKENS = 4, 9
+NOTHING = Pass(0, 0)
+ONE = Zero(stage=0, workers=1, persistence_threshold=0, reduce_bucket=10**9, live=10**9)
+
+
+def subset_of(model: nn.Module, kind: str) -> Subset:
+    """Some of every matrix of the blocks, in parts of one kind."""
+    parts = {}
+    for name, parameter in model.named_parameters():
+        shape = tuple(parameter.shape)
+        if parameter.ndim == 2 and ("layer" in name or ".h." in name):
+            dim = 1 if ".c_" in name else 0
+            indices = {"tensor": None, "rows": torch.arange(shape[dim] // 2), "elements": torch.arange(9)}[kind]
+            parts[name] = Part(kind, shape, indices, dim if kind == "rows" else 0)
+    return Subset(parts)
+
+
+def prepare(kind: str | None, checkpointing: bool, model: nn.Module) -> None:
+    if kind is not None:
+        attach(model, subset_of(model, kind))
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def saved_bytes(model: nn.Module, objective, labels: torch.Tensor) -> int:
+    """The oracle: distinct storages that autograd keeps for a real backward pass, but for the model's own."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, that no other takes its address
+        return tensor
+
+    ids = torch.zeros(NUM_EXAMPLES, NUM_TOKENS, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        objective.loss_sum(logits, labels)
+    inputs = 2 * ids.untyped_storage().nbytes()
+    return sum(size for size, _ in kept.values()) - inputs
+
+
+@pytest.mark.parametrize("kind", [None, "tensor", "rows", "elements"])
+@pytest.mark.parametrize(("make", "task"), [(make_bert, "sequence-classification"), (make_gpt2, "causal-lm")])
+def test_activations_are_what_autograd_keeps(make, task, kind):
+    """And what is alive besides while it is kept: about a layer's worth, in a model of two layers."""
+    model = make()
+    objective = NextToken() if task == "causal-lm" else Classification()
+    labels = torch.zeros((NUM_EXAMPLES, NUM_TOKENS) if task == "causal-lm" else NUM_EXAMPLES, dtype=torch.int64)
+    counted = count_pass(
+        model.config, task, partial(prepare, kind, False), objective, num_examples=NUM_EXAMPLES, num_tokens=NUM_TOKENS
+    )
+    prepare(kind, False, model)
+    assert sum(counted.sizes) == sum(parameter.numel() for parameter in model.parameters())
+    assert counted.num_trained == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    saved = saved_bytes(model, objective, labels)
+    assert saved <= counted.passes.activations <= 1.35 * saved
+    gradients = 4 * counted.num_trained
+    assert gradients <= counted.passes.with_gradients <= counted.passes.activations + gradients
+
+
+def test_checkpointing_keeps_little_more_than_a_layer():
+    config = make_bert().config
+    config.num_hidden_layers = 12
+    activations = [
+        count_pass(
+            config,
+            "sequence-classification",
+            partial(prepare, None, checkpointing),
+            Classification(),
+            num_examples=32,
+            num_tokens=16,
+        ).passes.activations
+        for checkpointing in (True, False)
+    ]
+    assert activations[0] < 0.4 * activations[1]
+
+
+def test_bytes_of_plain_training_are_those_of_its_tensors():
+    """One process, stage 0: weights, gradients and Adam's moments after a real step."""
+    model = make_bert()
+    model.bert.embeddings.requires_grad_(False)
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    trained = sum(parameter.numel() for parameter in optimizer.param_groups[0]["params"])
+
+    held = memory(Load([p.numel() for p in model.parameters()], 4, trained, trained, NOTHING, num_micro=2), ONE)
+    assert held.weights == sum(parameter.nbytes for parameter in model.parameters())
+    assert held.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    assert held.optimizer == sum(moment.nbytes for moment in moved)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_stages_divide_as_zero_does(workers):
+    """Rajbhandari et al. 2020, figure 1, in bfloat16 and with gradients of two bytes: 2Ψ, 2Ψ, 12Ψ."""
+    psi = 8 * 10**6
+    load = Load([psi], 2, psi, psi, Pass(1000, 1000), num_micro=2)
+    held = {stage: moments(load, replace(ONE, stage=stage, workers=workers, live=0))[0] for stage in range(4)}
+    assert (held[0].weights, held[0].gradients, held[0].optimizer) == (2 * psi, 2 * psi, 12 * psi)
+    assert held[1].optimizer == held[2].optimizer == held[3].optimizer == 12 * psi // workers
+    assert held[1].weights == held[2].weights == 2 * psi
+    assert held[3].weights == held[3].gradients == 2 * psi // workers
+
+
+def test_stage_3_keeps_small_parameters_whole_and_gathers_large_ones():
+    zero = Zero(stage=3, workers=4, persistence_threshold=100, reduce_bucket=10**9, live=500)
+    load = Load([100, 101, 1000], 4, 0, 0, NOTHING)
+    assert moments(load, zero)[0].weights == 4 * (-(-1201 // 4) + 100 + 500)
+    assert moments(load, replace(zero, live=10**6))[0].weights == 4 * (-(-1201 // 4) + 1201)
+
+
+def test_a_frozen_model_pays_for_its_subset_alone():
+    zero = Zero(stage=3, workers=2, persistence_threshold=10**6, reduce_bucket=5 * 10**8, live=10**9)
+    frozen = Load([10**8], 4, 0, 0, NOTHING)
+    some = replace(frozen, num_trained=1000, num_stepped=1000)
+    assert memory(some, zero).total - memory(frozen, zero).total < 40 * 1000
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("element_bytes", [2, 4])
+@pytest.mark.parametrize("whole", [False, True])
+def test_bytes_of_an_element_are_what_memory_grows_by(stage, workers, element_bytes, whole):
+    zero = Zero(stage, workers, persistence_threshold=10**6, reduce_bucket=5 * 10**8, live=10**9)
+    fixed = Load([10**7], element_bytes, 0, 0, Pass(7000, 7000), num_micro=2)
+    count = 6000
+    more = replace(
+        fixed,
+        sizes=[10**7] if whole else [10**7, count],
+        num_trained=count,
+        num_stepped=count,
+        base=4 * count if whole else 0,
+    )
+    costs = bytes_per_element(zero, element_bytes, has_leaf=not whole, keeps_base=whole)
+    for cost, after, before in zip(costs, moments(more, zero), moments(fixed, zero), strict=True):
+        assert cost * count == pytest.approx(after.total - before.total, abs=32)
+
+
+def test_traffic_is_that_of_zero():
+    """Section 7 of the paper: 2Ψ for gradients at stage 0, 3Ψ for gradients and weights at stage 3."""
+    psi, workers = 10**6, 4
+    load = Load([psi], 2, psi, psi, NOTHING)
+    ring = (workers - 1) / workers
+
+    def sent(stage: int) -> int:
+        return sum(traffic(load, replace(ONE, stage=stage, workers=workers, live=0)).values())
+
+    assert sent(0) == 2 * 2 * psi * ring
+    assert sent(2) == 3 * 2 * psi * ring  # DeepSpeed reduces to all where the paper scatters
+    assert sent(3) == 3 * 2 * psi * ring
+    assert sum(traffic(load, ONE).values()) == 0

@@ -1,0 +1,76 @@
+"""Damaged subsets load as something whole, or are refused by name."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapeft.files.artifact import save_tensors
+from adapeft.subset.subset import Part, Subset, check_part
+from tests.support.damage import check, damaged_safetensors, examples
+
+SUBSET = Subset(
+    {
+        "layers.0.rows": Part("rows", (4, 6), torch.tensor([0, 5]), dim=1),
+        "layers.1.elements": Part("elements", (3, 5), torch.tensor([1, 7, 14])),
+        "whole": Part("tensor", (9,)),
+        "lora": Part("lora", (4, 6), rank=2, alpha=4.0),
+        "adapter": Part("adapter", (6,), rank=2),
+    },
+    always_train=("head", "norm"),
+    new=("head",),
+    description={
+        **{"method": "adapeft", "granularity": "row", "budget": 20, "value": 2.5, "bound": 2.5, "gap": 0.0},
+        **{"status": "optimal", "reach": 0.25, "num_groups": 9, "num_chosen": 3, "seed": 0, "fingerprint": "f" * 64},
+        "config": "model: {name: base, task: causal-lm}\ndata: {train: train.txt}\n",
+    },
+)
+
+
+def whole(subset: Subset) -> None:
+    """Uses everything that a subset has."""
+    assert 0 <= subset.count < 2**63
+    for name, part in subset.parts.items():
+        check_part("again", name, part)
+        assert part.indices is None or part.indices.dtype == torch.int64
+        assert all(isinstance(size, int) for size in part.shape)
+    assert all(isinstance(name, str) for name in (*subset.parts, *subset.always_train, *subset.new))
+
+
+def saved(folder, what):
+    what.save(folder / "in" / "damaged.safetensors")
+    return folder / "in" / "damaged.safetensors"
+
+
+def test_subsets(tmp_path):
+    path = saved(tmp_path, SUBSET)
+
+    @examples(300)
+    @given(damaged_safetensors(path.read_bytes()))
+    def run(content: bytes) -> None:
+        path.write_bytes(content)
+        found = check(lambda: Subset.load(path), path)
+        if found is not None:
+            whole(found)
+            check(lambda: found.summary(), path, names="subset")
+
+    run()
+
+
+def test_indices(tmp_path):
+    """Any indices at all: loaded are those alone that ascend within the parameter."""
+    path = tmp_path / "in" / "damaged.safetensors"
+    dtypes = st.sampled_from([torch.int32, torch.int64, torch.int16, torch.float32, torch.bool])
+
+    @examples(100)
+    @given(st.lists(st.integers(-2, 16), max_size=4), dtypes)
+    def run(indices: list[int], dtype: torch.dtype) -> None:
+        parts = {"p": {"kind": "elements", "shape": [3, 5], "dim": 0}}
+        tensors = {"p": torch.tensor(indices, dtype=dtype)}
+        save_tensors(path, "subset", tensors, {"parts": parts, "always_train": [], "new": []})
+        ascending = indices == sorted(set(indices)) and set(indices) <= set(range(15))
+        found = check(lambda: Subset.load(path), path)
+        assert (found is not None) == (ascending and dtype in (torch.int32, torch.int64))
+
+    run()

@@ -1,0 +1,215 @@
+"""Choosing for one model from what was measured on another: profiles by role and depth, cut into its groups."""
+
+from __future__ import annotations
+
+from functools import partial
+from operator import itemgetter
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+import adapeft
+from adapeft.config.load import parse_select
+from adapeft.errors import AdapeftError
+from adapeft.measure.direction import measure_direction
+from adapeft.measure.elementwise import mean_gradient
+from adapeft.measure.groups import build_groups
+from adapeft.measure.measure import measure, ready
+from adapeft.measure.shards import WholeModel
+from adapeft.methods.registry import get_method
+from adapeft.model.structure import describe_parameters
+from adapeft.selection.choose import choose
+from adapeft.transfer.transfer import Profiles, allot, fill, role_of, with_own_slopes
+from adapeft.transfer.verify import agreement, uniform
+from tests.on_ranks.statistics import passes_for
+from tests.support.tiny import make_bert, make_gpt2
+
+REACH = 0.01
+METHOD = get_method("adapeft")
+VALUE = partial(METHOD.value, reach=REACH)
+
+
+def larger_bert(layers=5, hidden=24, intermediate=50):
+    torch.manual_seed(1)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=41,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=3,
+            intermediate_size=intermediate,
+            max_position_embeddings=16,
+            num_labels=3,
+        )
+    )
+    model.config.architectures = ["BertModel"]
+    return model
+
+
+def measured(make, granularity):
+    model = make().eval()
+    groups = build_groups(model, granularity)
+    passes = passes_for(model, WholeModel(model, [info.name for info in groups.parameters], groups.always_train))
+    return measure(METHOD, passes, groups, parse_select({"groups": granularity, "warmup_steps": 3}))
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
+@pytest.mark.parametrize("make", [make_bert, make_gpt2])
+def test_a_transfer_to_the_same_model_is_the_choice_itself(make, granularity):
+    """Cuts blur what is inside a tensor; between the tensors nothing may be lost."""
+    statistics = measured(make, granularity)
+    profiles = Profiles.of(statistics, VALUE)
+    budget = 700
+    allotment = allot(profiles, statistics.groups, budget)
+    own = choose(
+        parse_select({"groups": granularity, "budget": budget, "joint": False}),
+        statistics,
+        reach=REACH,
+        seed=0,
+        ranks=WholeModel(make(), []).ranks,
+    )
+    assert allotment.mapped == 1.0
+    assert allotment.unmapped == ()
+    assert allotment.value == pytest.approx(own.description["value"], rel=0.05)
+    found = fill(statistics.groups, allotment, best_by_value(statistics))
+    assert found.count <= budget
+    assert agreement(statistics, METHOD, REACH, found, own).captured > 0.95
+    if granularity == "tensor":
+        assert found.parts.keys() == own.parts.keys()
+
+
+def best_by_value(statistics):
+    """Scores that know the target's own values, so that inside a tensor the best are taken."""
+    groups = statistics.groups
+
+    def scores(index):
+        if groups.granularity == "element":
+            (shard,) = [one for one in statistics.elements if one.slice.parameter == index]
+            return METHOD.value(shard.columns, REACH)
+        return torch.from_numpy(METHOD.values(statistics.columns, REACH)[groups.span(index)].copy())
+
+    return scores
+
+
+def with_slopes_of(make, granularity, curvatures):
+    """Statistics of a model that is measured for its slopes alone."""
+    model = make().eval()
+    groups = build_groups(model, granularity)
+    shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
+    passes = ready(METHOD, passes_for(model, shards), groups, parse_select({"groups": granularity, "warmup_steps": 3}))
+    passes.warm_up(passes.calibration.half_a)
+    direction = measure_direction(passes, "adam")
+    passes.warm_up(passes.calibration.half_b)
+    gradient = mean_gradient(passes, "slope", passes.calibration.half_b)
+    slopes = [slope * along for slope, along in zip(gradient, direction, strict=True)]
+    return with_own_slopes(curvatures, shards, groups, slopes)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
+def test_own_slopes_with_the_same_models_curvature_choose_as_it_does(granularity):
+    """Of tensors to the last bit but rounding; inside a tensor all have its mean curvature."""
+    statistics = measured(make_bert, granularity)
+    found = with_slopes_of(make_bert, granularity, Profiles.of(statistics, itemgetter("curvature")))
+    np.testing.assert_allclose(found.columns["slope"], statistics.columns["slope"], rtol=1e-3, atol=1e-9)
+    if granularity == "tensor":
+        np.testing.assert_allclose(found.columns["curvature"], statistics.columns["curvature"], rtol=1e-4)
+    settings = parse_select({"groups": granularity, "budget": 700})
+    subset, own = (
+        choose(settings, one, reach=REACH, seed=0, ranks=WholeModel(make_bert(), []).ranks)
+        for one in (found, statistics)
+    )
+    assert agreement(statistics, METHOD, REACH, subset, own).captured > 0.97
+    if granularity == "tensor":
+        assert subset.parts.keys() == own.parts.keys()
+
+
+def test_what_has_no_counterpart_has_no_slope():
+    profiles = Profiles.of(measured(make_bert, "row"), itemgetter("curvature"))
+    known = {role: curve for role, curve in profiles.roles.items() if "LayerNorm" not in role}
+    found = with_slopes_of(make_bert, "row", Profiles("row", known))
+    for index, info in enumerate(found.groups.parameters):
+        slopes = found.columns["slope"][found.groups.span(index)]
+        assert (np.abs(slopes) > 0).any() != ("LayerNorm" in info.name)
+
+
+def test_values_of_a_tensor_are_conserved_whatever_its_size():
+    statistics = measured(make_bert, "row")
+    profiles = Profiles.of(statistics, VALUE)
+    values = METHOD.values(statistics.columns, REACH)
+    for index, info in enumerate(statistics.groups.parameters):
+        total = values[statistics.groups.span(index)].sum()
+        assert profiles.at(info)[-1] * info.count == pytest.approx(total, rel=1e-9, abs=1e-15)
+
+
+def test_densities_are_interpolated_over_relative_depth():
+    statistics = measured(make_bert, "tensor")
+    profiles = Profiles.of(statistics, VALUE)
+    values = dict(
+        zip([info.name for info in statistics.groups.parameters], METHOD.values(statistics.columns, REACH), strict=True)
+    )
+    target = {info.name: info for info in describe_parameters(larger_bert(layers=5))}
+    role = "bert.encoder.layer.{}.output.dense.weight"
+    low, high = (values[role.format(layer)] / (12 * 19) for layer in (0, 1))
+    for layer in range(5):
+        found = profiles.at(target[role.format(layer)])[-1]
+        assert found == pytest.approx(low + (high - low) * layer / 4, rel=1e-9)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
+def test_a_larger_target_gets_a_subset_that_can_be_trained(granularity, tmp_path):
+    profiles = Profiles.of(measured(make_bert, granularity), VALUE)
+    model = larger_bert()
+    with torch.device("meta"):
+        structure = BertForSequenceClassification(model.config)
+    groups = build_groups(structure, granularity)
+    allotment = allot(profiles, groups, 2000)
+    assert allotment.value <= allotment.bound * (1 + 1e-9)
+    weights = [model.get_parameter(info.name).detach() for info in groups.parameters]
+
+    def scores(index):
+        squares = weights[index].square().flatten()
+        return squares if granularity == "element" else groups.sums(index, 0, squares)[1]
+
+    subset = fill(groups, allotment, scores)
+    assert 0 < subset.count <= 2000
+    subset.save(tmp_path / "subset.safetensors")
+    adapeft.attach(model, adapeft.Subset.load(tmp_path / "subset.safetensors"))
+    assert uniform(groups, 2000, scores).count <= 2000 if granularity != "tensor" else True
+    for index, info in enumerate(groups.parameters):
+        part = subset.parts.get(info.name)
+        if part is not None and part.kind == "rows":
+            norms = scores(index)
+            chosen = norms[part.indices]
+            rest = np.delete(norms.numpy(), part.indices.numpy())
+            assert len(rest) == 0 or float(chosen.min()) >= rest.max(), "the rows of largest norm"
+
+
+def test_rows_without_weights_are_refused():
+    profiles = Profiles.of(measured(make_bert, "row"), VALUE)
+    groups = build_groups(larger_bert(), "row")
+    with pytest.raises(AdapeftError, match=r"depends on the target's weights.*choose groups: tensor"):
+        fill(groups, allot(profiles, groups, 2000), None)
+
+
+def test_strangers_are_refused():
+    profiles = Profiles.of(measured(make_bert, "tensor"), VALUE)
+    with pytest.raises(AdapeftError, match=r"only 0% of the target's parameters have a counterpart.*'transformer\.wte"):
+        allot(profiles, build_groups(make_gpt2(), "tensor"), 100)
+
+
+def test_what_has_no_counterpart_is_named_and_left_frozen():
+    profiles = Profiles.of(measured(make_bert, "tensor"), VALUE)
+    known = {role: curve for role, curve in profiles.roles.items() if "LayerNorm" not in role}
+    groups = build_groups(larger_bert(), "tensor")
+    allotment = allot(Profiles("tensor", known), groups, 100_000)
+    assert all("LayerNorm" in role for role in allotment.unmapped)
+    assert 0.9 < allotment.mapped < 1
+    assert not any("LayerNorm" in name for name in fill(groups, allotment, None).parts)
+
+
+def test_roles_keep_their_block_list():
+    infos = {info.name: info for info in describe_parameters(make_bert())}
+    assert role_of(infos["bert.encoder.layer.1.output.dense.weight"]) == "bert.encoder.layer.*.output.dense.weight"
+    assert role_of(infos["bert.pooler.dense.weight"]) == "bert.pooler.dense.weight"

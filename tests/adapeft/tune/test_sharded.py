@@ -1,0 +1,49 @@
+"""Models that a trainer divides over ranks after attach: their deltas are those of one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adapeft import Delta, attach, delta
+from tests.on_ranks.library import KINDS, WRAPPERS, batches_of, subset_of, train_on
+from tests.oracles.parts import MODELS
+from tests.support.torchrun import torchrun
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    torchrun(2, "tests.on_ranks.library", folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_delta_is_that_of_one_process(wrapper, name, kind, out):
+    model = MODELS[name]().eval()
+    attach(model, subset_of(model, kind))
+    train_on(model, batches_of(model), range(2), 2)
+    expected = delta(model)
+    for rank in range(2):
+        found = Delta.load(out / f"{wrapper}-{name}-{kind}-{rank}.safetensors")
+        assert found.changes.keys() == expected.changes.keys()
+        assert found.new.keys() == expected.new.keys()
+        for key, change in expected.changes.items():
+            # Softmax is blind to a bias of the keys: its gradient is rounding, or exactly zero.
+            assert change.values.any() or key.endswith("key.bias")
+            torch.testing.assert_close(found.changes[key].values, change.values, rtol=1e-3, atol=1e-5)
+        for key, value in expected.new.items():
+            torch.testing.assert_close(found.new[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_sharded_already_is_refused_on_every_rank(out):
+    for rank in range(2):
+        refused = torch.load(out / f"refused-{rank}.pt")
+        assert len(refused) == 7
+        assert "wrapped in DistributedDataParallel" in refused["attach ddp"]
+        for call in ("attach", "select", "Delta.apply"):
+            assert "sharded by FullyShardedDataParallel" in refused[f"{call} fsdp1"]
+            assert "DTensor" in refused[f"{call} fsdp2"]
+            assert f"Call adapeft.{call} " in refused[f"{call} fsdp2"]

@@ -1,0 +1,93 @@
+"""The library in other people's loops, the Trainer's and a plain one: select, attach, train, delta, apply."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments, default_data_collator
+
+import adapeft
+from adapeft.tune.attachment import attachment_of
+from tests.oracles.leaves import changed, inside, logits, train, weights
+from tests.support.tiny import make_batches, make_bert, make_gpt2
+from tests.support.trainers import examples, saving_trainer
+
+
+def assert_shipped(model: torch.nn.Module, base: torch.nn.Module, tolerance: float) -> None:
+    """The delta of ``model`` makes ``base`` give the same, and touches nothing outside of the subset."""
+    subset, before, untrained = attachment_of(model).subset, weights(base), logits(base)
+    adapeft.delta(model).apply(base)
+    torch.testing.assert_close(logits(base), logits(model), rtol=tolerance, atol=tolerance)
+    assert not torch.allclose(logits(base), untrained, rtol=tolerance, atol=tolerance), "nothing was learned"
+    for name, mask in changed(before, weights(base)).items():
+        assert name in subset.new or not (mask & ~inside(subset.parts.get(name), mask.shape)).any()
+
+
+@pytest.mark.parametrize(
+    ("groups", "variant"),
+    [
+        pytest.param("row", {}, id="row"),
+        pytest.param("element", {}, id="element"),
+        pytest.param("tensor", {}, id="tensor"),
+        pytest.param("row", {"gradient_checkpointing": True}, id="row-checkpointing"),
+        pytest.param("element", {"bf16": True}, id="element-autocast"),
+    ],
+)
+def test_the_trainer_of_transformers(groups, variant, tmp_path):
+    model, base = make_bert(), make_bert()
+    loader = DataLoader(examples(model), batch_size=4, collate_fn=default_data_collator)
+    subset = adapeft.select(model, loader, budget="10%", groups=groups)
+    assert 0 < subset.count <= subset.description["budget"]
+    assert not any(mask.any() for mask in changed(weights(base), weights(model)).values()), "measuring changes nothing"
+    adapeft.attach(model, subset)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=2,
+        per_device_train_batch_size=4,
+        learning_rate=2e-2,
+        weight_decay=0.1,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        **variant,
+    )
+    trainer = Trainer(model, arguments, train_dataset=examples(model))
+    trainer.train()
+    trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in attachment_of(model).trained.values()}
+    # Accelerate's autocast stays around the trained model's forward.
+    assert_shipped(model, base, tolerance=1e-2 if "bf16" in variant else 1e-4)
+
+
+def test_a_checkpoint_of_the_trainer_resumes(tmp_path):
+    """Tied leaves too: the leaf of GPT-2's embedding is in the checkpoint, and read back into both places."""
+
+    def attached(base: torch.nn.Module) -> torch.nn.Module:
+        return adapeft.attach(base, subset)
+
+    subset = adapeft.select(make_gpt2(), make_batches(make_gpt2()), budget="10%", include=["*wte*", "*c_attn*"])
+    assert "transformer.wte.weight" in subset.parts
+    through = attached(make_gpt2())
+    saving_trainer(through, tmp_path, 4).train()
+    resumed = attached(make_gpt2())
+    saving_trainer(resumed, tmp_path, 4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    for name, leaf in attachment_of(through).trained.items():
+        torch.testing.assert_close(attachment_of(resumed).trained[name], leaf)
+    assert resumed.lm_head.weight_leaf is resumed.transformer.wte.weight_leaf
+    assert_shipped(resumed, make_gpt2(), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("maker", [make_bert, make_gpt2])
+def test_a_loop_of_ones_own(maker, dtype, tmp_path):
+    model, base = maker().to(dtype), maker().to(dtype)
+    subset = adapeft.select(model, make_batches(model), budget="10%", groups="row")
+    subset.save(tmp_path / "subset.safetensors")
+    adapeft.attach(model, adapeft.Subset.load(tmp_path / "subset.safetensors"))
+    optimizer = train(model)
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in attachment_of(model).trained.values()
+    }
+    assert_shipped(model, base, tolerance=1e-4 if dtype == torch.float32 else 5e-2)

@@ -1,0 +1,115 @@
+"""The commands ``export`` and ``import``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from adapeft import Delta
+from adapeft.subset.subset import Part, Subset
+from tests.oracles.merged import random_delta, save_base
+from tests.support.tiny import make_bert
+
+QUERY = "bert.encoder.layer.0.attention.self.query.weight"
+KEY = QUERY.replace("query", "key")
+ROWS = Part("rows", (12, 12), torch.tensor([3]))
+LORA = Part("lora", (12, 12), None, 0, 2, 4.0)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A base, deltas of LoRA and of two types, and a subset."""
+    save_base(make_bert(), tmp_path / "base")
+    random_delta(make_bert(), {QUERY: LORA}).save(tmp_path / "lora.safetensors")
+    elements = Part("elements", (12, 12), torch.tensor([3]))
+    random_delta(make_bert(), {QUERY: LORA, KEY: elements}).save(tmp_path / "both.safetensors")
+    Subset({QUERY: ROWS}).save(tmp_path / "subset.safetensors")
+    save_file({QUERY: torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    return tmp_path
+
+
+def test_to_peft_and_back(command, files):
+    status, output, _ = command("export", files / "lora.safetensors", "--to", "peft", "--model", files / "base",
+                                "--out", files / "peft")  # fmt: skip
+    assert (status, output.splitlines()[-1]) == (0, str(files / "peft"))
+    arguments = ("import", files / "peft", "--model", files / "base", "--out", files / "back.safetensors")
+    status, output, _ = command(*arguments)
+    assert (status, output.splitlines()[-1]) == (0, str(files / "back.safetensors"))
+    before, after = Delta.load(files / "lora.safetensors"), Delta.load(files / "back.safetensors")
+    assert after.changes[QUERY].part == replace(LORA, alpha=2.0)
+    ours, theirs = (LORA.split(found.changes[QUERY].values) for found in (before, after))
+    assert torch.equal(theirs["lora_A"], ours["lora_A"])
+    assert torch.equal(theirs["lora_B"], 2 * ours["lora_B"])  # the scaling is in B
+    assert "there already" in command(*arguments).stderr
+    _, output, _ = command("show", files / "back.safetensors")
+    assert "lora" in output
+    assert (
+        command("import", files / "peft", "--model", files / "base", "--out", files / "b", "--task", "x").returncode
+        == 2
+    )
+
+
+def test_two_adapters_that_belong_together(command, files):
+    status, output, errors = command("export", files / "both.safetensors", "--to", "peft", "--model", files / "base",
+                                     "--out", files / "peft")  # fmt: skip
+    assert status == 0
+    assert {path.name for path in (files / "peft").iterdir()} == {"shira", "lora"}
+    said = " ".join((output + errors).split())
+    assert "PeftMixedModel" in said
+    assert "the adapter has modules saved whole, single elements: PEFT loads them" in said
+
+
+def test_plain_lora_needs_no_note(command, tmp_path):
+    model = make_bert()
+    model.config.architectures = ["BertForSequenceClassification"]
+    model.save_pretrained(tmp_path / "base")
+    random_delta(model, {QUERY: LORA}).save(tmp_path / "delta")
+    done = command("export", tmp_path / "delta", "--to", "peft", "--model", tmp_path / "base", "--out", tmp_path / "a")
+    assert done.returncode == 0
+    assert "PEFT loads them" not in done.stdout + done.stderr
+
+
+def test_to_a_list_of_patterns(command, files):
+    status, _, _ = command("export", files / "subset.safetensors", "--to", "unfrozen-parameters", "--out", files / "u")
+    assert status == 0
+    assert yaml.safe_load((files / "u").read_text()) == {"unfrozen_parameters": [f"^{QUERY}$[3:4]"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("lora", ("--to", "checkpoint"), "A plain checkpoint is what `adapeft merge` writes."),
+        ("lora", ("--to", "pefd"), "--to pefd: exports are peft and unfrozen-parameters. Did you mean 'peft'?"),
+        ("lora", ("--to", "peft"), "--model: a PEFT adapter is checked against its base."),
+        ("lora", ("--to", "unfrozen-parameters"), f"'{QUERY}' is trained as lora"),
+        ("subset", ("--to", "unfrozen-parameters", "--model", "x"), "--model: unfrozen-parameters needs the names"),
+        ("subset", ("--to", "peft", "--model", "x"), "a subset, and a PEFT adapter holds trained values"),
+        ("nothing", ("--to", "peft", "--model", "x"), "no such file; expected a subset or a delta"),
+        ("foreign", ("--to", "peft", "--model", "x"), "neither a delta nor a subset"),
+    ],
+)
+def test_what_is_refused(command, files, name, arguments, message):
+    status, _, errors = command("export", files / f"{name}.safetensors", *arguments, "--out", files / "out")
+    assert status == 2
+    assert message in errors
+    assert not (files / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [("show",), ("export", "--to", "peft", "--model", "x", "--out", "out")])
+def test_a_delta_that_is_refused_is_called_a_delta(command, files, arguments):
+    first, *rest = arguments
+    path = files / "lora.safetensors"
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    save_file(
+        {key: value / 0 if key.endswith("lora_B") else value for key, value in load_file(path).items()}, path, header
+    )
+    status, _, errors = command(first, path, *rest)
+    assert status == 2
+    assert "values that are not finite" in errors
+    assert "neither" not in errors

@@ -1,0 +1,178 @@
+"""``adapeft transfer`` through the command: a run's statistics, another size of its model, no data needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from transformers import BertConfig, BertModel
+
+from adapeft.choose.knapsack import chosen_of
+from adapeft.config.load import load_config, to_yaml
+from adapeft.files.artifact import save_text
+from adapeft.measure.storage import load_groups, save_groups
+from adapeft.methods.registry import get_method
+from adapeft.subset.subset import Subset
+from adapeft.tune.attach import attach
+from cluster.ranks.inputs import load_inputs
+from tests.cluster.run.test_pipeline import text_of
+from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Folder of the files, and of a run that has measured rows."""
+    folder = tmp_path_factory.mktemp("source")
+    config = write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
+    text_of(adapeft("select", config, "budget=10%"))
+    return folder, folder / "run"
+
+
+def assert_held_on_other_examples(verified, subset, output):
+    """By statistics that the target's own choice was not made from."""
+    best = Subset.load(output / "measured" / "subset.safetensors")
+    groups, columns, _ = load_groups(output / "measured-again")
+    assert not np.array_equal(columns["slope"], load_groups(output / "measured")[1]["slope"])
+    values = get_method("adapeft").values(columns, best.description["reach"])
+    mine, own = (values[chosen_of(groups, one) > 0].sum() for one in (subset, best))
+    assert verified["transferred"]["captured"] == pytest.approx(mine / own)
+
+
+@pytest.fixture(scope="module")
+def larger(source, tmp_path_factory):
+    """A model of twice the depth and half more width, with the same tokenizer."""
+    folder = tmp_path_factory.mktemp("larger")
+    shutil.copytree(source[0] / "base", folder / "base")
+    config = BertConfig.from_pretrained(folder / "base")
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = 4, 24, 36
+    BertModel(config).save_pretrained(folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture
+def transferred(command, source):
+    """Runs the command, in this process; verifying takes one of its own."""
+
+    def run(model, output, *overrides):
+        return command("transfer", "--from", source[1], "--to", model, f"output={output}", *overrides)
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_larger_model_is_chosen_for_and_verified(source, larger, tmp_path):
+    output = text_of(
+        adapeft(
+            *("transfer", "--from", source[1], "--to", larger),
+            *(f"output={tmp_path / 'out'}", "budget=5%", "verify=true"),
+        )
+    )
+    assert "mapped" in output
+    subset = Subset.load(tmp_path / "out" / "subset.safetensors")
+    said = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert 0 < subset.count == said["trained"] <= 0.05 * subset.description["num_total"]
+    assert said["value"] <= said["bound"]
+    assert said["mapped"] == 1.0
+    assert "rows" in {part.kind for part in subset.parts.values()} <= {"rows", "tensor"}
+    for name in ("transferred", "uniform", "random"):
+        assert f"{name} " in output
+        assert said["verified"][name]["captured"] >= 0
+        assert 0 <= said["verified"][name]["overlap"] <= 1
+    assert -1 <= said["verified"]["density_correlation"] <= 1
+    assert_held_on_other_examples(said["verified"], subset, tmp_path / "out")
+
+    # It fits the model that a run would train, fingerprint and all.
+    config = load_config(source[1] / "config.yaml", [f"model.name={larger}"])
+    attach(load_inputs(config).model(), subset)
+
+
+def test_a_config_is_enough_for_whole_tensors(source, transferred, larger, tmp_path):
+    shutil.copytree(larger, tmp_path / "laptop")
+    (tmp_path / "laptop" / "model.safetensors").unlink()
+    away = source[0] / "train.jsonl"
+    away.rename(away.with_suffix(".away"))  # nor is the data needed
+    try:
+        refused = transferred(tmp_path / "laptop", tmp_path / "out", "budget=5%")
+        assert refused.returncode == 2
+        assert "choose groups: tensor" in refused.stderr
+        assert not (tmp_path / "out").exists()
+        output = text_of(transferred(tmp_path / "laptop", tmp_path / "out", "budget=5%", "groups=tensor"))
+    finally:
+        away.with_suffix(".away").rename(away)
+    assert "tensor" in output
+    subset = Subset.load(tmp_path / "out" / "subset.safetensors")
+    assert {part.kind for part in subset.parts.values()} == {"tensor"}
+    assert "fingerprint" not in subset.description
+
+
+def test_rows_of_largest_gradient(transferred, larger, tmp_path):
+    text_of(transferred(larger, tmp_path / "norm", "budget=5%"))
+    text_of(transferred(larger, tmp_path / "gradient", "budget=5%", "inside=gradient"))
+    norm, gradient = (Subset.load(tmp_path / name / "subset.safetensors") for name in ("norm", "gradient"))
+    assert norm.count == gradient.count, "the shares of the tensors are the same"
+    assert repr(dict(norm.parts)) != repr(dict(gradient.parts))
+
+
+def test_own_slopes_choose_for_the_same_model_what_it_chose_itself(source, transferred, tmp_path):
+    text_of(transferred(source[0] / "base", tmp_path / "out", "budget=10%", "inside=slope"))
+    own, subset = (Subset.load(folder / "subset.safetensors") for folder in (source[1], tmp_path / "out"))
+    groups, columns, _ = load_groups(source[1])
+    values = get_method("adapeft").values(columns, own.description["reach"])
+    held, best = (values[chosen_of(groups, one) > 0].sum() for one in (subset, own))
+    assert held > 0.98 * best
+    assert subset.description["fingerprint"] == own.description["fingerprint"]
+    said = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert said["mapped"] == 1.0
+    assert said["value"] == pytest.approx(own.description["value"], rel=0.05)
+
+
+def test_own_slopes_of_a_method_that_has_none(command, source, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(source[1], run)
+    groups, columns, key = load_groups(source[1])
+    save_groups(run, groups, {"squared_gradient": columns["slope"]}, key)
+    save_text(run / "config.yaml", to_yaml(load_config(run / "config.yaml", ["method=sam", "groups=row"])))
+    done = command("transfer", "--from", run, "--to", source[0] / "base", f"output={tmp_path / 'out'}", "inside=slope")
+    assert done.returncode == 2
+    assert "inside = slope: sam measures no slopes. Take inside=gradient." in " ".join(done.stderr.split())
+
+
+def test_own_slopes_divide_the_budget_among_tensors(transferred, larger, tmp_path):
+    for inside in ("gradient", "slope"):
+        text_of(transferred(larger, tmp_path / inside, "budget=5%", f"inside={inside}"))
+    shares = [
+        {name: part.count for name, part in Subset.load(tmp_path / inside / "subset.safetensors").parts.items()}
+        for inside in ("gradient", "slope")
+    ]
+    assert shares[0] != shares[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["inside=luck"], "inside = luck: should be 'auto', 'weight-norm', 'gradient' or 'slope'"),
+        (["select.method=sam"], "measured for adapeft. Leave it out, or give a run of sam"),
+        (["budget=400%"], "budget = 400%: is more than all parameters"),
+        (["groups=tensor", "inside=gradient"], "tensor groups are trained whole"),
+        (["selekt.budget=1%"], "selekt"),
+        (["select.joint=true"], "select.joint = true: what groups bend together does not travel"),
+        (["select.options=[row,lora]"], "Give select.options=[] to transfer the rows"),
+    ],
+)
+def test_bad_input(transferred, larger, tmp_path, overrides, said):
+    done = transferred(larger, tmp_path / "out", *overrides)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_there_is_no_run(command, source, transferred, larger, tmp_path):
+    done = command("transfer", "--from", tmp_path, "--to", larger, f"output={tmp_path / 'out'}")
+    assert "no run with statistics" in done.stderr
+    done = command("transfer", "--from", source[1], "--to", larger)
+    assert "holds a subset already" in done.stderr
+    done = transferred(tmp_path / "nowhere", tmp_path / "out")
+    assert "--to" in done.stderr
+    assert done.returncode == 2

@@ -1,0 +1,197 @@
+"""``adapeft estimate``, and what a run says of a machine that it does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+import torch
+from transformers import JetMoeConfig, JetMoeForCausalLM, PreTrainedModel
+
+from adapeft.config.load import load_config
+from adapeft.errors import AdapeftError
+from adapeft.measure.shards import Slice
+from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.memory.estimate import Pass, memory
+from adapeft.methods.registry import METHODS
+from adapeft.ranks import OneRank
+from adapeft.selection.choose import choose
+from cluster.inspection import fits
+from cluster.inspection.estimate import estimate_of
+from cluster.inspection.inspect import inspect
+from cluster.zero.settings import zero_of
+from tests.support.checkpoints import save_model, write_bert, write_colours, write_config, write_gpt2, write_text
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """Config of two workers at ZeRO stage 3."""
+    folder = tmp_path_factory.mktemp("classifier")
+    return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
+
+
+@pytest.fixture
+def weightless(monkeypatch):
+    """Nothing is loaded and no worker is started."""
+
+    def must_not_be_called(*_, **__):
+        raise AssertionError("called before the run was found to fit")
+
+    monkeypatch.setattr(ray, "init", must_not_be_called)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", must_not_be_called)
+
+
+def test_the_command_lists_every_part_and_stage(command, classifier, weightless):
+    done = command("estimate", classifier)
+    assert done.returncode == 0, done.stderr
+    for word in ("a device of 2, ZeRO stage 3", "measuring", "training", "weights", "activations", "in all", "sent"):
+        assert word in done.stdout
+    assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith("ZeRO stage")] == list("0123")
+
+
+def test_a_range_of_workers_is_judged_by_the_fewest(command, classifier, weightless):
+    done = command("estimate", classifier, "cluster.workers=12", "min_workers=2")
+    assert done.returncode == 0, done.stderr
+    assert "a device of 2, ZeRO stage 3" in done.stdout
+    header = next(line for line in done.stdout.splitlines() if line.startswith("largest, by workers"))
+    assert header.split()[-1] == "12"
+    assert "2 workers are the fewest" in done.stdout
+
+
+def test_a_language_model_by_element(command, tmp_path, weightless):
+    train, evaluation = write_text(tmp_path / "train.txt", 1600), write_text(tmp_path / "validation.txt", 330)
+    config = write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), train, evaluation, task="causal-lm")
+    done = command("estimate", config, "groups=element", "model.gradient_checkpointing=true", "model.dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_estimated(classifier, method):
+    budget = "100%" if method in ("full", "lora", "adapter") else "20%"
+    config = load_config(classifier, [f"select.method={method}", f"budget={budget}", "train.micro_batch_size=2"])
+    estimate = estimate_of(config, inspect(config))
+    held = estimate.memory(zero_of(config.cluster))
+    assert held["measuring"].weights > 0
+    assert held["training"].optimizer >= 8 * estimate.subset.count / 2
+
+
+def test_less_is_held_with_smaller_micro_batches(classifier):
+    def activations(micro_batch_size: int) -> int:
+        config = load_config(classifier, [f"train.micro_batch_size={micro_batch_size}"])
+        return estimate_of(config, inspect(config)).memory(zero_of(config.cluster))["training"].activations
+
+    assert activations(2) < 0.3 * activations(8)
+
+
+@pytest.mark.parametrize(("name", "stage"), [("run", "measuring"), ("run", "training")])
+def test_a_run_that_does_not_fit_is_refused(command, classifier, weightless, monkeypatch, name, stage):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config(classifier, [])
+    held = estimate_of(config, inspect(config)).memory(zero_of(config.cluster))
+    both = 2 * held["measuring"].total
+    monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(0.99 * both / fits.TOLERANCE))
+    done = command(name, classifier)
+    assert done.returncode == 2
+    assert "measuring does not fit: 2 workers need" in " ".join(done.stderr.split())
+    monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.01 * both / fits.TOLERANCE))
+    fits.check_memory(estimate_of(config, inspect(config)))
+    # Another cluster's machines are not this one.
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere")
+    monkeypatch.setattr(fits, "available_memory", lambda *, gpu: 1)
+    fits.check_memory(estimate_of(config, inspect(config)))
+
+
+def test_what_is_free_is_less_than_there_is():
+    assert 2**20 < (fits.available_memory(gpu=False) or 0) < 2**50
+
+
+@pytest.mark.parametrize("groups", ["row", "element", "tensor"])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_budget_in_bytes_is_spent_and_not_exceeded(classifier, groups, stage):
+    """Random values; what is then estimated for the subset is within the limit, and nearly all of it."""
+    given = ["budget=0.5%", "select.exclude=*embeddings*", f"groups={groups}", f"zero_stage={stage}"]
+    plenty = inspect(load_config(classifier, [*given, "memory_per_device=2GiB"])).limit
+    limit = plenty.limit - plenty.room + 30_000
+    config = load_config(classifier, [*given, f"memory_per_device={limit}"])
+    inspection = inspect(config)
+    candidates, rng = inspection.groups, np.random.default_rng(0)
+    columns = {"squared_gradient": rng.random(candidates.num_groups)}
+    shards = tuple(
+        ElementShard(Slice(index, 0, info.count), {"squared_gradient": torch.from_numpy(rng.random(info.count))})
+        for index, info in enumerate(candidates.parameters)
+    )
+    settings = config.select.model_copy(update={"method": "sam", "groups": groups})
+    statistics = Statistics(candidates, columns, shards if groups == "element" else ())
+    subset = choose(settings, statistics, reach=1.0, seed=0, ranks=OneRank(), limit=inspection.limit)
+
+    assert subset.description["memory_per_device"] == limit
+    assert subset.description["memory_bytes"] <= inspection.limit.room
+    assert 0 < subset.count < candidates.counts.sum()
+    dearest = inspection.limit.costs(candidates).max() if groups != "element" else 100
+    assert subset.description["memory_bytes"] > inspection.limit.room - dearest
+    held = replace(estimate_of(config, inspection), subset=subset).memory(zero_of(config.cluster))["training"]
+    assert held.total <= limit
+
+
+def test_a_limit_that_the_model_alone_exceeds_is_refused(command, classifier, weightless):
+    done = command("run", classifier, "budget=0.5%", "memory_per_device=100MiB")
+    assert done.returncode == 2
+    message = " ".join(done.stderr.split())
+    assert "select.memory_per_device = 100 MiB: training holds" in message
+    assert "before anything is chosen (process" in message
+
+
+def test_what_does_not_go_with_a_limit_is_refused(command, classifier):
+    assert "budget = 20% limits the same" in " ".join(
+        command("config", classifier, "memory_per_device=2GiB").stderr.split()
+    )
+    errors = command("config", classifier, "memory_per_device=2 apples", "budget=0.5%").stderr
+    assert "should be bytes such as 24GiB" in " ".join(errors.split())
+    errors = command("config", classifier, "memory_per_device=2GiB", "budget=0.5%", "method=lora").stderr
+    assert "lora takes a budget of parameters" in " ".join(errors.split())
+
+
+def write_jet_moe(folder):
+    """A mixture of experts that routes by lists of numbers, which only weights decide."""
+    blocks = {"hidden_size": 16, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 8}
+    experts = {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
+    return save_model(JetMoeForCausalLM(JetMoeConfig(vocab_size=25, eos_token_id=3, **blocks, **experts)), folder)
+
+
+@pytest.fixture(scope="module")
+def uncountable(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uncountable")
+    train, evaluation = write_text(folder / "train.txt", 1600), write_text(folder / "validation.txt", 330)
+    return write_config(folder / "run.yaml", write_jet_moe(folder / "base"), train, evaluation, task="causal-lm")
+
+
+def test_what_cannot_be_counted_is_bounded_and_said(command, uncountable, weightless):
+    done = command("estimate", uncountable)
+    assert done.returncode == 0, done.stderr
+    assert "training: its activations cannot be counted without weights" in done.stdout
+    assert next(line for line in done.stdout.splitlines() if line.startswith("activations")).count("≤") == 2
+
+
+def test_a_bound_forbids_nothing(uncountable, monkeypatch):
+    """The rest of the estimate still does."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("cluster.inspection.estimate.PROCESS", 0)  # or this tiny model would hardly matter
+    config = load_config(uncountable, [])
+    estimate = estimate_of(config, inspect(config))
+    zero = zero_of(config.cluster)
+    loads = estimate.loads(zero).values()
+    rest = max(2 * memory(replace(load, passes=Pass(0, 0)), zero).total for load in loads)
+    assert rest < min(2 * memory(load, zero).total for load in loads) / fits.TOLERANCE
+    monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.01 * rest / fits.TOLERANCE))
+    fits.check_memory(estimate)
+    monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(0.9 * rest / fits.TOLERANCE))
+    with pytest.raises(AdapeftError, match="does not fit"):
+        fits.check_memory(estimate)
+
+
+def test_a_limit_that_a_bound_exceeds_says_so(command, uncountable):
+    done = command("estimate", uncountable, "memory_per_device=705MiB", "budget=0.5%", "groups=row")
+    assert done.returncode == 2
+    assert "The activations are a wide bound, as they cannot be counted without weights" in done.stderr

@@ -1,0 +1,92 @@
+"""Mistakes that could only crash a worker: exit status 2 with the field and the remedy, before any worker starts."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import ray
+from rich.console import Console
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
+
+from adapeft.config.load import load_config
+from cluster.inspection.inspect import inspect
+from cluster.terminal.console import Terminal
+from tests.support.checkpoints import save_model, write_bert, write_colours, write_config, write_gpt2, write_text
+
+
+@pytest.fixture(autouse=True)
+def without_workers(monkeypatch):
+    def must_not_be_called(*_, **__):
+        raise AssertionError("workers start for what they cannot do")
+
+    monkeypatch.setattr(ray, "init", must_not_be_called)
+
+
+def refusal(command, *arguments):
+    done = command(*arguments)
+    assert done.returncode == 2, done
+    return " ".join(done.stderr.split())
+
+
+@pytest.fixture
+def roberta(tmp_path):
+    config = RobertaConfig(
+        vocab_size=25,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=34,
+        pad_token_id=1,
+    )
+    return write_config(
+        tmp_path / "run.yaml", save_model(RobertaModel(config), tmp_path / "base"), *write_colours(tmp_path)
+    )
+
+
+@pytest.mark.parametrize("name", ["run", "select", "estimate"])
+def test_positions_with_an_offset(command, roberta, name):
+    said = refusal(command, name, roberta, "max_length=33")
+    assert "data.max_length = 33: the model has 32 positions. Lower it to that or less." in said
+    assert command("estimate", roberta, "max_length=32").returncode == 0
+
+
+def test_blocks_longer_than_the_positions(command, tmp_path):
+    train, evaluation = write_text(tmp_path / "train.txt", 1600), write_text(tmp_path / "validation.txt", 330)
+    config = write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), train, evaluation, task="causal-lm")
+    said = refusal(command, "run", config, "max_length=33")
+    assert "data.max_length = 33: the model has 32 positions" in said
+
+
+def test_a_tokenizer_larger_than_the_model(command, tmp_path):
+    """Refused where the data uses what the model does not have; tokens that nobody uses are no fault."""
+    base = write_bert(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["violet"])
+    tokenizer.save_pretrained(base)
+    train, evaluation = write_colours(tmp_path)
+    config = write_config(tmp_path / "run.yaml", base, train, evaluation)
+    assert command("estimate", config).returncode == 0
+    with evaluation.open("a") as file:
+        file.write(json.dumps({"text": "the violet sea", "label": "blue"}) + "\n")
+    said = refusal(command, "run", config)
+    assert "data.evaluation: the tokenizer of model.name gives 'violet' the id 25, and the model has 25 embedd" in said
+    assert "resize_token_embeddings(26)" in said
+
+
+def test_relative_positions_have_no_limit_and_are_remarked(tmp_path):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    base = save_model(
+        LlamaForCausalLM(LlamaConfig(vocab_size=25, max_position_embeddings=32, **size)), tmp_path / "base"
+    )
+    train, evaluation = write_text(tmp_path / "train.txt", 1600), write_text(tmp_path / "validation.txt", 330)
+    path = write_config(tmp_path / "run.yaml", base, train, evaluation, task="causal-lm")
+    remarks = []
+    for length in (32, 33):
+        config = load_config(path, [f"max_length={length}"])
+        written = io.StringIO()
+        Terminal(Console(file=written, width=200)).show_inputs(config, inspect(config))
+        remarks.append("data.max_length = 33 is beyond the 32 that the model was trained with" in written.getvalue())
+    assert remarks == [False, True]

@@ -1,0 +1,74 @@
+"""Runs whose output is a bucket, through the command: what one machine began another ends."""
+
+from __future__ import annotations
+
+import json
+
+import fsspec
+import pytest
+from torch.utils.cpp_extension import get_default_build_root
+from transformers import AutoModelForSequenceClassification
+
+from cluster.output.place import working_folder
+from tests.support.checkpoints import adapeft
+
+OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "warmup_steps=4", "max_steps=6", "save_steps=2")
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Runs the command on a machine of that name: with a cache of its own; standard output."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", get_default_build_root())
+
+    def run(name: str, *arguments: object) -> str:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        done = adapeft(*arguments, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.slow
+def test_another_machine_goes_on(config, bucket, machine, tmp_path):
+    url = f"{bucket}/runs/mine"
+    files = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+    machine("first", "select", config, *OVERRIDES, f"output={url}")
+    assert {"config.yaml", "groups.parquet", "subset.safetensors", "metrics.json", "logs"} == {
+        path.rpartition("/")[2] for path in files.ls(url)
+    }
+
+    said = machine("second", "run", config, *OVERRIDES, f"output={url}")
+    assert "subset: already chosen" in said
+    assert "measure:" not in said
+    stored = {path.rpartition("/")[2] for path in files.ls(url)}
+    assert {"delta.safetensors", "checkpoints.tar"} <= stored
+    metrics = json.loads(files.cat_file(f"{url}/metrics.json"))
+    assert metrics["num_steps"] == 6
+
+    said = machine("first", "run", config, *OVERRIDES, f"output={url}")
+    assert "training: already done" in said
+    assert json.loads((working_folder(url) / "metrics.json").read_text()) == metrics
+
+    # What else takes a run or a delta takes its URL.
+    assert "accuracy" in machine("third", "show", url)
+    machine("third", "merge", f"{url}/delta.safetensors", "--model", config.parent / "base", "--out", tmp_path / "out")
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    again = ("select", config, *OVERRIDES, "budget=3%", f"select.statistics={url}", f"output={bucket}/runs/smaller")
+    assert "starting" not in machine("fourth", *again)
+    assert files.exists(f"{bucket}/runs/smaller/subset.safetensors")
+
+
+def test_a_comparison_wants_a_folder(config, command):
+    done = command("compare", config, "methods=[random]", "output=s3://bucket/runs")
+    assert done.returncode == 2
+    assert "output = s3://bucket/runs: `adapeft compare` writes to a folder alone" in " ".join(done.stderr.split())
+
+
+def test_a_bucket_that_is_not_there_is_told_before_anything_is_measured(config, bucket, command, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = command("run", config, "output=s3://mistyped/mine")
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert said.startswith("error s3://mistyped/mine: cannot be read (FileNotFoundError")
+    assert "starting Ray" not in done.stdout

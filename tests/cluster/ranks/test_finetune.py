@@ -1,0 +1,82 @@
+"""Training on ranks without Ray: resuming, and bf16."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import adapeft
+from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_colours, write_config
+from tests.support.torchrun import torchrun
+
+OVERRIDES = [
+    "groups=row",
+    "calibration=32",
+    "max_steps=12",
+    "train.batch_size=8",
+    "learning_rate=1e-2",
+    "save_steps=4",
+    "eval_steps=4",
+    "logging_steps=1",
+]
+
+
+def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={undisturbed}")
+    torchrun(2, "tests.on_ranks.finetune", 6, config, *OVERRIDES, f"output={stopped}")
+    assert not (stopped / "result.json").exists()
+    assert (stopped / "checkpoints" / "step-4").is_dir()
+    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={stopped}")
+
+    results = [json.loads((folder / "result.json").read_text()) for folder in (undisturbed, stopped)]
+    for key in ("before", "after", "last", "history"):
+        assert results[1][key] == results[0][key]
+    deltas = [adapeft.Delta.load(folder / "delta.safetensors") for folder in (undisturbed, stopped)]
+    for name, change in deltas[0].changes.items():
+        assert torch.equal(deltas[1].changes[name].values, change.values)
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-12"]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_resumes_with_other_numbers_of_workers(tmp_path):
+    """Two workers, then one, then two, each time at another ZeRO stage. Dropout is off: it is drawn by the worker."""
+    config = write_config(
+        tmp_path / "run.yaml", write_bert(tmp_path / "base", **WITHOUT_DROPOUT), *write_colours(tmp_path)
+    )
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={undisturbed}")
+    torchrun(2, "tests.on_ranks.finetune", 6, config, *OVERRIDES, f"output={stopped}", "zero_stage=3")
+    torchrun(1, "tests.on_ranks.finetune", 10, config, *OVERRIDES, f"output={stopped}", "zero_stage=0")
+    assert (stopped / "checkpoints" / "step-8").is_dir()
+    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={stopped}", "zero_stage=2")
+
+    results = [json.loads((folder / "result.json").read_text()) for folder in (undisturbed, stopped)]
+    assert [entry["step"] for entry in results[1]["history"]] == [4, 8, 12]
+    for entry, expected in zip(results[1]["history"], results[0]["history"], strict=True):
+        assert entry == pytest.approx(expected, rel=1e-3)
+    deltas = [adapeft.Delta.load(folder / "delta.safetensors") for folder in (undisturbed, stopped)]
+    for name, change in deltas[0].changes.items():
+        torch.testing.assert_close(deltas[1].changes[name].values, change.values, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_bf16_with_gradient_checkpointing_measures_and_trains(config, tmp_path, zero_stage):
+    precision = [
+        "dtype=bfloat16",
+        "gradient_checkpointing=true",
+        f"zero_stage={zero_stage}",
+        "learning_rate=3e-2",
+        "max_steps=40",
+        "metric=loss",
+    ]
+    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *precision, f"output={tmp_path / 'bf16'}")
+    result = json.loads((tmp_path / "bf16" / "result.json").read_text())
+    assert result["after"]["loss"] < result["before"]["loss"]
+    delta = adapeft.Delta.load(tmp_path / "bf16" / "delta.safetensors")
+    # The master weights are float32: a delta of bf16 values would be exact after rounding to bf16.
+    values = torch.cat([change.values.flatten() for change in delta.changes.values()])
+    assert not torch.equal(values, values.bfloat16().float())

@@ -1,0 +1,113 @@
+"""A run whose choice is empty: exit status 2 with the reason, before any worker starts, and again when repeated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import ray
+
+from adapeft.config.budget import Budget
+from adapeft.config.experiments import Contender
+from adapeft.config.load import load_config, to_yaml
+from adapeft.measure.statistics import Statistics
+from adapeft.ranks import OneRank
+from adapeft.subset.subset import Subset
+from cluster.commands.compare.report import rows_of, table
+from cluster.commands.compare.run import Run, run_apart
+from cluster.inspection.inspect import inspect
+from cluster.output.contents import contents_of
+from cluster.ranks.measure import choose_and_save
+from tests.support.checkpoints import write_bert, write_classifier, write_colours, write_config
+
+
+@pytest.fixture
+def uphill(tmp_path):
+    """A config, and the folder of a run whose every slope is negative; the base has a trained head."""
+    path = write_config(tmp_path / "run.yaml", write_classifier(tmp_path / "base", 3), *write_colours(tmp_path))
+    return path, _measured(path, tmp_path / "measured")
+
+
+def _measured(path, folder):
+    config = load_config(path, [f"output={folder}"]).resolved()
+    inspection = inspect(config)
+    groups, contents = inspection.groups, contents_of(config, inspection.description)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(config))
+    columns = {"slope": np.full(groups.num_groups, -1.0), "curvature": np.ones(groups.num_groups)}
+    choose_and_save(config, contents, Statistics(groups, columns), 160, OneRank(), None)
+    return folder
+
+
+@pytest.fixture
+def without_workers(monkeypatch):
+    def must_not_be_called(*_, **__):
+        raise AssertionError("workers start for a choice of nothing")
+
+    monkeypatch.setattr(ray, "init", must_not_be_called)
+
+
+def test_every_command_refuses_and_repeats_it(command, uphill, tmp_path, without_workers):
+    path, measured = uphill
+    mine = [path, f"select.statistics={measured}", f"output={tmp_path / 'out'}"]
+    for name in ("select", "select", "run", "run", "train"):
+        done = command(name, *mine)
+        assert done.returncode == 2, (name, done)
+        message = " ".join(done.stderr.split())
+        assert "error nothing to train: adapeft chose nothing, because none of the" in message
+        assert "select.if_empty: random" in message
+    assert not (tmp_path / "out" / "delta.safetensors").exists()
+    saved = tmp_path / "out" / "subset.safetensors"
+    done = command("run", path, f"train.subset={saved}", f"output={tmp_path / 'other'}")
+    assert done.returncode == 2
+    assert "nothing to train" in done.stderr
+
+
+def test_a_random_draw_where_the_config_asks_for_it(command, uphill, tmp_path, without_workers):
+    path, measured = uphill
+    output = tmp_path / "drawn"
+    mine = [path, f"select.statistics={measured}", f"output={output}", "select.if_empty=random"]
+    for _ in range(2):
+        done = command("select", *mine)
+        assert done.returncode == 0, done.stderr
+        assert "no candidate promises a lower loss, so a random draw of the same budget is trained" in " ".join(
+            done.stdout.split()
+        )
+    subset = Subset.load(output / "subset.safetensors")
+    assert 0 < subset.count <= subset.description["budget"]
+    assert subset.description["drawn_for_empty_choice"] is True
+
+
+def test_a_head_alone_is_announced(command, tmp_path, without_workers):
+    path = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
+    measured = _measured(path, tmp_path / "measured")
+    done = command("select", path, f"select.statistics={measured}", f"output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert "what select.always_train names is trained alone (classifier.weight, classifier.bias)" in " ".join(
+        done.stdout.split()
+    )
+
+
+def test_transfer_refuses(command, uphill, tmp_path):
+    _, measured = uphill
+    arguments = ["transfer", "--from", measured, "--to", tmp_path / "base", f"output={tmp_path / 'target'}"]
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "nothing to train: adapeft chose nothing" in done.stderr
+    assert not (tmp_path / "target" / "subset.safetensors").exists()
+    done = command(*arguments, "select.if_empty=random")
+    assert done.returncode == 0, done.stderr
+    assert Subset.load(tmp_path / "target" / "subset.safetensors").count > 0
+
+
+def test_a_row_of_a_comparison_says_so(uphill, tmp_path):
+    path, measured = uphill
+    config = load_config(path, [f"select.statistics={measured}", f"output={tmp_path / 'compared'}"]).resolved()
+
+    def refused(settings, log):
+        log.write_text("choosing\nerror nothing to train: adapeft chose nothing, because none of 5 …\n")
+        return 2
+
+    metrics, failure = run_apart(config, refused)
+    assert metrics is None
+    runs = [Run(Contender("adapeft", "auto"), Budget.parse("1%"), 0, tmp_path, 1e-3, None, failure)]
+    assert "| adapeft | 1% | nothing to train |" in table(rows_of(runs), "accuracy")

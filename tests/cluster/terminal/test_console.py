@@ -1,0 +1,31 @@
+"""What a terminal is shown."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import torch
+from rich.console import Console
+
+from adapeft.subset.subset import Part, Subset
+from cluster.terminal.console import Terminal
+
+
+def test_values_stand_beside_each_other_behind_the_longest_name():
+    output = StringIO()
+    Terminal(Console(file=output, width=60)).pairs({"pearson_spearman": "0.1 → 0.8", "merge": ("adapeft", "  --out")})
+    assert output.getvalue().splitlines() == [
+        "pearson_spearman 0.1 → 0.8",
+        "merge            adapeft",
+        "                   --out",
+    ]
+
+
+def test_what_a_choice_left_of_its_budget_is_told():
+    output = StringIO()
+    chosen = Subset({"w": Part("elements", (9,), torch.tensor([2, 5]))})
+    Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, unspent=1998))
+    assert "unspent    1,998 parameters of the budget: over this training one more adds" in output.getvalue()
+    output.truncate(0)
+    Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, unspent=0))
+    assert "unspent" not in output.getvalue()

@@ -1,0 +1,58 @@
+"""What DeepSpeed compiles: a lock that a killed process has left, and machines on which nothing can be compiled."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils.cpp_extension import _get_build_directory
+
+from adapeft.errors import AdapeftError
+from cluster.zero import compiled
+from tests.support.torchrun import ROOT, torchrun
+
+LOAD = (
+    "import os; os.environ['DS_ACCELERATOR'] = 'cpu'; from cluster.zero.compiled import load_compiled; load_compiled()"
+)
+
+
+@pytest.fixture
+def extensions(tmp_path, monkeypatch):
+    """A copy of what is compiled already, in a place of its own, with a lock of nobody's."""
+    subprocess.run([sys.executable, "-c", f"import cluster.zero.engine; {LOAD}"], cwd=ROOT, check=True, timeout=900)
+    compiled = Path(_get_build_directory("deepspeed_shm_comm", False))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    folder = Path(_get_build_directory("deepspeed_shm_comm", False))
+    shutil.copytree(compiled, folder, dirs_exist_ok=True)
+    (folder / "lock").touch()
+    return folder
+
+
+@pytest.mark.slow
+def test_a_dead_process_holds_up_nobody(extensions):
+    torchrun(2, "tests.on_ranks.join")
+    assert not (extensions / "lock").exists()
+
+
+NO_HEADERS = "Error building extension: [1/3] c++ …\na.h:13:10: fatal error: Python.h: No such file\n   13 | #include"
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (RuntimeError(NO_HEADERS), r"Python\.h: No such file"),
+        (FileNotFoundError(2, "No such file or directory", "c++"), r"c\+\+"),
+        (subprocess.CalledProcessError(1, ["which", "c++"]), "which"),
+    ],
+)
+def test_a_machine_that_cannot_compile(raised, said, tmp_path, monkeypatch):
+    def fail():
+        raise raised
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled, "build_shm_op", fail)
+    with pytest.raises(AdapeftError, match=rf"{said}.*apt-get install g\+\+ python3-dev"):
+        compiled.load_compiled()

@@ -1,0 +1,102 @@
+"""Any ZeRO stage, world size, uneven shards and accumulation give plain torch's statistics and the same subset."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from adapeft.measure.groups import groups_of
+from adapeft.measure.parabola import LEAST_R2
+from adapeft.measure.shards import WholeModel, measuring_mode
+from tests.on_ranks.statistics import (
+    CASES,
+    FAST,
+    MODELS,
+    RUNS,
+    measure_case,
+    settings_for,
+    whole_elements,
+)
+from tests.support.torchrun import needed, torchrun, with_slow
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
+def measured(request, tmp_path_factory):
+    """Folder of what this many ranks measured, and their number."""
+    folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
+    torchrun(request.param, "tests.on_ranks.statistics", folder, needed(request))
+    return folder, request.param
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The same cases in one process of plain torch."""
+    results = {}
+    for name, case in product(MODELS, CASES):
+        model = MODELS[name]()
+        groups = groups_of(model, settings_for(case))
+        with measuring_mode(model, restore=groups.always_train):
+            shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
+            statistics, chosen = measure_case(model, shards, groups, case)
+        results[name, case] = statistics, whole_elements(statistics, shards.ranks), chosen
+    return results
+
+
+def rounding_alone(groups, elements):
+    """Parameters whose statistics are zero but for rounding, such as a key's bias, which softmax leaves without a
+    gradient: which of their elements is the largest is chance, and a choice tensor by tensor has to take one."""
+    if not elements:
+        return set()
+    sizes = [info.count for info in groups.parameters]
+    largest = torch.stack(
+        [torch.stack([piece.abs().max() for piece in column.split(sizes)]) for column in elements.values()]
+    )
+    small = (largest < 1e-5 * largest.max(dim=1, keepdim=True).values).all(dim=0)
+    return {info.name for info, is_small in zip(groups.parameters, small, strict=True) if is_small}
+
+
+@pytest.mark.parametrize("run", with_slow(FAST, RUNS))
+def test_sharding_changes_rounding_only(measured, plain, run):
+    folder, world_size = measured
+    name, case, stage, micro_batch_size = run
+    found = torch.load(folder / f"{name}-{case}-{stage}-{micro_batch_size}.pt", weights_only=False)
+    statistics, elements, chosen = plain[name, case]
+
+    # Differences of float32 losses keep fewer digits than gradients do.
+    rtol, atol = (2e-2, 2e-2) if case == "parabola" else (1e-4, 2e-5)
+    assert found["columns"].keys() == statistics.columns.keys()
+    for column, expected in statistics.columns.items():
+        actual = found["columns"][column]
+        if column == "r2":  # of a fit to noise is noise
+            assert ((actual < LEAST_R2) == (expected < LEAST_R2)).all()
+            actual, expected = (np.maximum(each, LEAST_R2) for each in (actual, expected))
+        np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol * np.abs(expected).max())
+    assert found["elements"].keys() == elements.keys()
+    for column, expected in elements.items():
+        torch.testing.assert_close(
+            found["elements"][column], expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
+        )
+
+    assert found["chosen"].keys() == chosen.keys()
+    for parameter, part in chosen.items():
+        other = found["chosen"][parameter]
+        assert (other.kind, other.rank, other.count) == (part.kind, part.rank, part.count)
+        if part.indices is not None and parameter not in rounding_alone(statistics.groups, elements):
+            assert torch.equal(other.indices, part.indices)
+    if statistics.options is not None:
+        for name, expected in vars(statistics.options).items():
+            atol = 1e-4 * np.abs(expected).max()
+            np.testing.assert_allclose(getattr(found["options"], name), expected, rtol=1e-3, atol=atol)
+
+    assert all(found["restored"])
+
+    # No rank holds another's statistics, and none a state for what it measures.
+    total = int(statistics.groups.counts.sum())
+    assert sum(found["held"]) == total
+    assert max(found["held"]) < 1.5 * total / world_size
+    assert found["state_elements"] <= 2 * found["always_trained"] + 16

@@ -1,0 +1,102 @@
+"""Run under torchrun: the library under FSDP2, FullyShardedDataParallel and DistributedDataParallel.
+
+``torchrun --nproc-per-node 2 -m tests.on_ranks.library OUT`` writes the first rank's deltas, and each rank's
+refusals.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import adapeft
+from adapeft import AdapeftError
+from tests.oracles.leaves import make_subset
+from tests.oracles.parts import MODELS, mixed_subset
+from tests.support.tiny import make_batches
+from tests.support.torchrun import leave
+
+KINDS = ("tensor", "row", "element", "lora")
+NUM_STEPS = 3
+
+
+def subset_of(model: nn.Module, kind: str) -> adapeft.Subset:
+    return mixed_subset(model) if kind == "lora" else make_subset(model, kind)
+
+
+def train_on(model: nn.Module, batches: list[dict[str, torch.Tensor]], ranks: range, world_size: int) -> None:
+    """SGD on the mean of the losses that ``ranks`` have of each batch: its steps are as near as the gradients are."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2)
+    for batch in batches:
+        for rank in ranks:
+            mine = {name: value[rank::world_size] for name, value in batch.items()}
+            (model(**mine).loss / len(ranks)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def batches_of(model: nn.Module) -> list[dict[str, torch.Tensor]]:
+    return make_batches(model, num_batches=NUM_STEPS + 1, size=4)[:NUM_STEPS]
+
+
+def fsdp2(model: nn.Module) -> nn.Module:
+    for layer in blocks(model):
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def fsdp1(model: nn.Module) -> nn.Module:
+    return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    return model.bert.encoder.layer if hasattr(model, "bert") else model.transformer.h
+
+
+WRAPPERS = {"fsdp2": fsdp2, "fsdp1": fsdp1, "ddp": DistributedDataParallel}
+
+
+def refusal(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except AdapeftError as error:
+        return str(error)
+    return ""
+
+
+def main(out: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    refused = {}
+    for wrapper, wrap in WRAPPERS.items():
+        for name in ("bert", "gpt2"):
+            for kind in KINDS:
+                model = MODELS[name]().eval()
+                adapeft.attach(model, subset_of(model, kind))
+                batches = batches_of(model)
+                wrapped = wrap(model)
+                train_on(wrapped, batches, range(rank, rank + 1), world_size)
+                adapeft.delta(wrapped).save(out / f"{wrapper}-{name}-{kind}-{rank}.safetensors")
+        model = MODELS["bert"]().eval()
+        wrapped = wrap(model)
+        refused[f"attach {wrapper}"] = refusal(
+            lambda w=wrapped: adapeft.attach(w, make_subset(MODELS["bert"](), "row"))
+        )
+        if wrapper != "ddp":
+            refused[f"select {wrapper}"] = refusal(lambda w=wrapped: adapeft.select(w, make_batches(MODELS["bert"]())))
+            refused[f"Delta.apply {wrapper}"] = refusal(lambda w=wrapped: adapeft.Delta({}, {}, "f").apply(w))
+    torch.save(refused, out / f"refused-{rank}.pt")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(Path(sys.argv[1]))
+    leave()

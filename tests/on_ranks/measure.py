@@ -1,0 +1,69 @@
+"""Run under torchrun: measuring at every ZeRO stage, undisturbed and stopped and taken up again.
+
+``torchrun --nproc-per-node 2 -m tests.on_ranks.measure CONFIG OUT`` makes runs ``…-undisturbed`` and ``…-stopped``
+and writes which batches the second half of the latter measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from adapeft.config.load import load_config
+from cluster.ranks.measure import measure_and_choose
+from tests.support.torchrun import leave
+
+OVERRIDES = ["calibration=48", "warmup_steps=4", "select.batch_size=8", "cluster.save_interval=1e-9"]
+# tag → (further overrides, batches after which it is stopped): in a warm-up, the direction, the slope, the curvature
+RUNS = {
+    "row-0": (["groups=row", "zero_stage=0"], 9),
+    "element-2": (["groups=element", "zero_stage=2", "select.micro_batch_size=2"], 15),
+    "bf16-0": (["groups=element", "zero_stage=0", "dtype=bfloat16"], 13),
+    "probe-3": (["groups=row", "zero_stage=3", "probe_steps=2", "probe_points=2"], 27),
+}
+
+
+class StoppedError(Exception):
+    """As if the process had been killed."""
+
+
+def measured(path: str, overrides: list[str], stop: int = 0) -> list[tuple[str, int]]:
+    """The batches that were done before the stop."""
+    done = []
+
+    def report(event: dict[str, Any]) -> None:
+        if "done" in event:
+            if stop and len(done) == stop:
+                raise StoppedError
+            done.append((event["step"], event["done"]))
+
+    torch.manual_seed(0)  # of a new head
+    try:
+        measure_and_choose(load_config(path, overrides), report)
+    except StoppedError:
+        dist.barrier()
+    return done
+
+
+def main(path: str, out: Path) -> None:
+    from cluster.zero.engine import join
+
+    join()
+    for tag, (overrides, stop) in RUNS.items():
+        same = [*OVERRIDES, *overrides]
+        whole = measured(path, [*same, f"output={out / f'{tag}-undisturbed'}"])
+        stopped = [*same, f"output={out / f'{tag}-stopped'}"]
+        first = measured(path, stopped, stop)
+        second = measured(path, stopped)
+        if dist.get_rank() == 0:
+            (out / f"{tag}.json").write_text(json.dumps([whole, first, second]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
+    leave()

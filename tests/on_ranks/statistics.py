@@ -1,0 +1,175 @@
+"""Run under torchrun: statistics and subsets of tiny models at every ZeRO stage, as this world size sees them.
+
+``torchrun --nproc-per-node 2 -m tests.on_ranks.statistics OUT fast`` writes one file per model, case, stage and
+micro-batch size; ``every`` instead of ``fast`` adds those that only slow tests look at.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from adapeft.config.load import parse_select
+from adapeft.data.batches import Calibration, num_micro_batches
+from adapeft.data.description import Batch
+from adapeft.measure import parabola
+from adapeft.measure.groups import Groups, groups_of
+from adapeft.measure.measure import measure
+from adapeft.measure.passes import Passes
+from adapeft.measure.shards import Shards
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.registry import get_method
+from adapeft.ranks import Ranks
+from adapeft.selection.choose import choose
+from adapeft.tasks.objective import infer_objective
+from tests.support.tiny import make_batches, make_bert, make_gpt2
+from tests.support.torchrun import leave
+
+MODELS = {"bert": make_bert, "gpt2": make_gpt2}
+CASES = {
+    "tensor": {"groups": "tensor"},
+    "row": {"groups": "row"},
+    "element": {"groups": "element"},
+    "sam": {"method": "sam"},
+    "joint": {"groups": "row", "joint": True},
+    "sam-by-tensor": {"method": "sam", "scope": "tensor"},
+    "magnitude": {"method": "magnitude"},
+    "fish": {"method": "fish"},
+    "options": {"groups": "row", "options": ["row", "tensor", "lora"], "lora_ranks": [1, 2, 3]},
+    "role": {"groups": "role", "solver": "greedy"},
+    "parabola": {"groups": "role", "curvature": "parabola", "include": ["*bias"], "budget": 100},
+    "probe": {"groups": "row", "probe_steps": 3, "probe_points": 2, "probe_learning_rate": 1e-2},
+    "probe-element": {"groups": "element", "probe_steps": 3, "probe_points": 3},
+}
+REACH = 0.01
+BATCH_SIZE = 5
+# ZeRO stage and micro-batch size: None is a rank's whole share, 2 makes it accumulate.
+STAGES = [(0, None), (1, None), (2, None), (3, None), (0, 2), (3, 2)]
+# What a case adds to the first four does not depend on every stage, unless it moves the weights.
+FEWER_STAGES = {case: [(1, None), (3, None)] for case in list(CASES)[4:]}
+FEWER_STAGES |= {"parabola": [(0, None), (2, None), (3, None)], "probe": [(0, None), (2, None), (3, 2)]}
+FEWER_STAGES |= {"probe-element": [(3, None)]}
+RUNS = [(name, case, *run) for name in MODELS for case in CASES for run in FEWER_STAGES.get(case, STAGES)]
+# What a second model adds, its transposed weights, shows at stage 3.
+FAST = [run for run in RUNS if run[0] == "bert" or run[2] == 3]
+
+
+def settings_for(case: str):
+    return parse_select({"budget": "10%", "warmup_steps": 3, **CASES[case]})
+
+
+def examples_of(model) -> tuple[list[np.ndarray], list[Batch]]:
+    """Every example by itself, and the global batches as indices."""
+    examples, order, seen = [], [], 0
+    for batch in make_batches(model, num_batches=7):
+        size = len(batch["labels"])
+        order.append(np.arange(seen, seen + size))
+        for row in range(size):
+            inputs = {name: batch[name][row : row + 1] for name in ("input_ids", "attention_mask")}
+            examples.append(Batch(inputs, batch["labels"][row : row + 1], torch.tensor([seen + row])))
+        seen += size
+    return order, examples
+
+
+def joined(examples: list[Batch], indices: np.ndarray) -> Batch:
+    """The examples at ``indices`` side by side."""
+    chosen = [examples[int(index)] for index in indices]
+    inputs = {name: torch.cat([one.inputs[name] for one in chosen]) for name in chosen[0].inputs}
+    return Batch(inputs, torch.cat([one.labels for one in chosen]), torch.cat([one.ids for one in chosen]))
+
+
+def passes_for(model, shards: Shards, *, by_example: bool = False) -> Passes:
+    order, examples = examples_of(model)
+    if by_example:
+        order = [index[None] for batch in order for index in batch]
+    objective = infer_objective(model, examples[0].labels)
+    calibration = Calibration(tuple(order[:3]), tuple(order[3:]))
+    return Passes(shards, objective, calibration, lambda ids: joined(examples, ids), seed=3)
+
+
+def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Statistics, dict]:
+    settings = settings_for(case)
+    method = get_method(settings.method)
+    passes = passes_for(model, shards, by_example=method.measures_examples)
+    # A tiny model's loss bends too little over the usual displacement: its rounding would decide about a fit.
+    with patch.object(parabola, "STEP", 0.05):
+        statistics = measure(method, passes, groups, settings)
+    subset = choose(settings, statistics, reach=REACH, seed=3, ranks=shards.ranks)
+    return statistics, dict(subset.parts)
+
+
+def whole_elements(statistics: Statistics, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Element statistics of all ranks put together, float64, by column; every element must come from one rank."""
+    starts = np.concatenate([[0], np.cumsum([info.count for info in statistics.groups.parameters])])
+    names = statistics.elements[0].columns if statistics.elements else []
+    whole = {
+        name: torch.zeros(int(starts[-1]), *statistics.elements[0].columns[name].shape[1:], dtype=torch.float64)
+        for name in names
+    }
+    held = torch.zeros(int(starts[-1]), dtype=torch.int64)
+    for shard in statistics.elements:
+        place = slice(int(starts[shard.slice.parameter]) + shard.slice.start, None)
+        for name, column in shard.columns.items():
+            whole[name][place][: shard.slice.length] = column.double()
+        held[place][: shard.slice.length] += 1
+    if statistics.elements:
+        assert bool((ranks.all_reduce(held) == 1).all()), "an element is on no rank or on two"
+    return {name: ranks.all_reduce(column) for name, column in whole.items()}
+
+
+def weights_on_rank(shards) -> list[torch.Tensor]:
+    """All that this rank has of the candidates: its shard, and what else of the module's weights is here."""
+    return shards.weights() + [parameter.detach().clone() for parameter in shards._candidates]
+
+
+def optimizer_state_elements(engine) -> int:
+    """Elements of optimizer state on this rank, step counters aside."""
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(tensor.numel() for tensor in tensors if tensor.numel() > 1)
+
+
+def always_trained_elements(model, groups: Groups) -> int:
+    parameters = dict(model.named_parameters())
+    return sum(int(getattr(parameters[name], "ds_numel", parameters[name].numel())) for name in groups.always_train)
+
+
+def main(out: Path, runs: list[tuple]) -> None:
+    from cluster.zero.engine import join, measuring_engine
+    from cluster.zero.shards import ZeroShards
+
+    ranks = join()
+    for name, case, stage, micro_batch_size in runs:
+        model = MODELS[name]().eval()
+        groups = groups_of(model, settings_for(case))
+        candidates = [info.name for info in groups.parameters]
+        num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
+        # At the usual threshold stage 3 would keep all of a tiny model on every rank.
+        engine = measuring_engine(model, candidates, groups.always_train, stage, num_micro, persistence_threshold=0)
+        shards = ZeroShards(engine, candidates, ranks)
+        before = weights_on_rank(shards)
+        statistics, chosen = measure_case(model, shards, groups, case)
+        restored = all(map(torch.equal, before, weights_on_rank(shards)))
+        content = {
+            "columns": statistics.columns,
+            "elements": whole_elements(statistics, ranks),
+            "chosen": chosen,
+            "options": statistics.options,
+            "held": [sum(piece.length for piece in shards.slices)],
+            "state_elements": optimizer_state_elements(engine),
+            "always_trained": always_trained_elements(model, groups),
+        }
+        content["restored"] = ranks.all_gather_object(restored)
+        content["held"] = ranks.all_gather_object(content["held"][0])
+        engine.destroy()
+        if ranks.rank == 0:
+            torch.save(content, out / f"{name}-{case}-{stage}-{micro_batch_size}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), FAST if sys.argv[2] == "fast" else RUNS)
+    leave()

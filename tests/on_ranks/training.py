@@ -1,0 +1,215 @@
+"""Run under torchrun: trains tiny models' subsets at every ZeRO stage, and counts what that keeps.
+
+``torchrun --nproc-per-node 2 -m tests.on_ranks.training OUT fast`` writes one file per model, subset and stage;
+``every`` instead of ``fast`` adds those that only slow tests look at.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from adapeft.data.batches import num_micro_batches
+from adapeft.deltas.delta import Delta, extract_delta
+from adapeft.errors import AdapeftError
+from adapeft.files.artifact import load_tensors, save_tensors
+from adapeft.files.rank_files import rank_path
+from adapeft.ranks import OneRank, Ranks
+from adapeft.subset.subset import Part, Subset
+from adapeft.tasks.losses import micro_losses
+from adapeft.tasks.objective import infer_objective
+from adapeft.tune.attach import attach
+from tests.on_ranks.statistics import BATCH_SIZE, examples_of, joined
+from tests.oracles.parts import MODELS, mixed_subset
+from tests.support.tiny import make_batches
+from tests.support.torchrun import leave
+
+LEARNING_RATE = 0.05
+NUM_STEPS = 5
+# Softmax is blind to a bias of the keys: its gradient is rounding, which Adam would follow at full length.
+BLIND = ("key.bias", "c_attn.bias")
+CASES = [(name, kind) for name in ("bert", "gpt2") for kind in ("tensor", "rows", "elements")]
+CASES += [(name, "mixed") for name in MODELS]
+# stage, micro-batch size, gradient checkpointing
+STAGES = [(0, None, False), (1, None, False), (2, 2, False), (3, None, False), (3, 2, True)]
+RUNS = [(*case, *stage) for case in CASES for stage in STAGES]
+# Another model than BERT adds nothing at every stage.
+FAST = [run for run in RUNS if run[0] == "bert" or run[2:] in ((2, 2, False), (3, 2, True))]
+
+
+def subset_of(model: nn.Module, kind: str) -> Subset:
+    """About a tenth of the matrices' elements, and a whole LayerNorm; the new head is always trained.
+
+    Mixed subsets have LoRA besides.
+    """
+    if kind == "mixed":
+        return mixed_subset(model)
+    parameters = dict(model.named_parameters())
+    draw = torch.Generator().manual_seed(7)
+    parts: dict[str, Part] = {}
+    for name, parameter in parameters.items():
+        shape = tuple(parameter.shape)
+        if parameter.ndim == 2 and ("layer" in name or ".h." in name or "word_emb" in name or "wte" in name):
+            dim = 1 if ".c_" in name else 0
+            if kind == "rows":
+                rows = torch.randperm(shape[dim], generator=draw)[: max(1, shape[dim] // 6)].sort().values
+                parts[name] = Part("rows", shape, rows, dim)
+            elif kind == "elements":
+                picks = torch.randperm(parameter.numel(), generator=draw)[: parameter.numel() // 10].sort().values
+                parts[name] = Part("elements", shape, picks)
+            elif "output" in name or "mlp" in name:
+                parts[name] = Part("tensor", shape)
+        elif name.endswith(BLIND):
+            continue
+        elif kind == "elements" and parameter.ndim == 1 and "classifier" not in name:
+            parts[name] = Part("elements", shape, torch.arange(0, shape[0], 3))
+        elif "LayerNorm" in name or "ln_" in name:
+            parts[name] = Part("tensor", shape)
+    new = tuple(name for name in parameters if name.startswith("classifier"))
+    return Subset(parts, new, new)
+
+
+def losses_of(model: nn.Module, step: int, ranks: Ranks, num_micro: int) -> list:
+    order, examples = examples_of(model)
+    objective = infer_objective(model, examples[0].labels)
+    return micro_losses(
+        order[step], lambda ids: joined(examples, ids), objective, ranks, num_micro, torch.device("cpu")
+    )[0]
+
+
+def engine_of(model: nn.Module, zero_stage: int, num_micro: int, max_grad_norm: float | None = 0.5):
+    """A training engine with the settings of ``train_plainly``."""
+    from cluster.zero.engine import training_engine
+
+    return training_engine(
+        model,
+        zero_stage=zero_stage,
+        num_micro=num_micro,
+        learning_rate=LEARNING_RATE,
+        weight_decay=0.1,
+        max_grad_norm=max_grad_norm,
+        schedule=lambda optimizer: LambdaLR(optimizer, falling),
+        persistence_threshold=0,
+    )
+
+
+def train_plainly(name: str, kind: str) -> dict[str, torch.Tensor]:
+    """The oracle: plain torch, one process, AdamW with decay on matrices, a falling learning rate and clipping."""
+    model = MODELS[name]().eval()
+    attach(model, subset_of(model, kind))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": 0.1},
+            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=LEARNING_RATE,
+    )
+    schedule = LambdaLR(optimizer, falling)
+    for step in range(NUM_STEPS):
+        for loss in losses_of(model, step, OneRank(), 1):
+            loss(model).backward()
+        nn.utils.clip_grad_norm_(trained, 0.5)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return values_of(extract_delta(model))
+
+
+def values_of(delta: Delta) -> dict[str, torch.Tensor]:
+    return {**{name: change.values for name, change in delta.changes.items()}, **delta.new}
+
+
+@torch.no_grad()
+def first_logits(model: nn.Module) -> torch.Tensor:
+    torch.manual_seed(0)
+    return model(**make_batches(model)[0]).logits
+
+
+def refusals(checkpoints, folder: Path, ranks: Ranks) -> list[str]:
+    """What loading says of a checkpoint without parameters, and of one without its first file."""
+    ranks.all_reduce(torch.zeros(1))  # another rank may still be reading this one's file
+    path = rank_path(folder, ranks.rank, ranks.world_size)
+    tensors, description = load_tensors(path, "training checkpoint")
+    save_tensors(path, "training checkpoint", tensors, {**description, "parts": {}})
+    said = []
+    for _ in range(2):
+        ranks.all_reduce(torch.zeros(1))
+        with pytest.raises(AdapeftError) as error:
+            checkpoints.load()
+        said.append(str(error.value))
+        ranks.all_reduce(torch.zeros(1))
+        if ranks.rank == 0:
+            path.unlink(missing_ok=True)
+    return said
+
+
+def falling(step: int) -> float:
+    return 1 - step / NUM_STEPS
+
+
+def main(out: Path, runs: list[tuple]) -> None:
+    from cluster.ranks.finetune import full_value
+    from cluster.zero.checkpoint import Checkpoints
+    from cluster.zero.engine import join
+    from tests.on_ranks.statistics import optimizer_state_elements
+
+    ranks = join()
+    for name, kind, stage, micro_batch_size, checkpointing in runs:
+        model = MODELS[name]()
+        if checkpointing:
+            # transformers recomputes in training mode only; without dropout that changes no number.
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train(checkpointing)
+        before = first_logits(model)
+        attach(model, subset_of(model, kind))
+        start_equal = torch.equal(first_logits(model), before)
+        num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
+        engine = engine_of(model, stage, num_micro)
+
+        def step(number: int, engine=engine, model=model, num_micro=num_micro) -> None:
+            for loss in losses_of(model, number, ranks, num_micro):
+                engine.backward(loss(engine) * (ranks.world_size * num_micro))
+                engine.step()
+
+        for number in range(NUM_STEPS):
+            step(number)
+        values = values_of(extract_delta(model, full_value=full_value))
+        tag = f"{name}-{kind}-{stage}-{micro_batch_size}"
+        folder = out / "checkpoints" / tag
+        checkpoints = Checkpoints(folder, engine, ranks)
+        checkpoints.save(NUM_STEPS, {"said": [0.1, tag]})
+        states = sum(ranks.all_gather_object(optimizer_state_elements(engine)))
+        held = [p for p in model.parameters() if not p.requires_grad and p.grad is not None]
+        resumed, refused = {}, []
+        if kind == "mixed":
+            step(0)
+            assert checkpoints.load() == {"said": [0.1, tag]}
+            resumed = values_of(extract_delta(model, full_value=full_value))
+            refused = refusals(checkpoints, folder / f"step-{NUM_STEPS}", ranks)
+        engine.destroy()
+        if ranks.rank == 0:
+            content = {
+                "values": values,
+                "resumed": resumed,
+                "refused": refused,
+                "count": sum(value.numel() for value in values.values()),
+                "start_equal": start_equal,
+                "state_elements": states,
+                "frozen_with_gradient": len(held),
+                "checkpoint_bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+            }
+            torch.save(content, out / f"{tag}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), FAST if sys.argv[2] == "fast" else RUNS)
+    leave()

@@ -1,0 +1,114 @@
+"""The plainest way to each quantity that measuring and choosing estimate, in float64, for tiny models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapeft.data.description import Batch
+from adapeft.measure.groups import Groups
+from adapeft.tasks.objective import infer_objective
+
+
+def in_double(model: nn.Module) -> nn.Module:
+    """A float64 copy without dropout, everything trainable."""
+    return copy.deepcopy(model).double().eval().requires_grad_(True)
+
+
+def num_predictions(batch: Mapping[str, Tensor]) -> int:
+    """Examples, or the tokens that a language model predicts."""
+    labels = batch["labels"]
+    return len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
+
+
+def gradients(model: nn.Module, batch: Mapping[str, Tensor], groups: Groups) -> list[Tensor]:
+    """Gradient of transformers' own mean loss, flat float64, a tensor a candidate."""
+    model = in_double(model)
+    return _gradients_of(model(**batch).loss, model, groups)
+
+
+def mean_gradients(model: nn.Module, batches: Sequence[Mapping[str, Tensor]], groups: Groups) -> list[Tensor]:
+    """Gradient of the mean loss over all predictions of ``batches``."""
+    counts = [num_predictions(batch) for batch in batches]
+    each = [gradients(model, batch, groups) for batch in batches]
+    return [sum(n * g for n, g in zip(counts, pieces, strict=True)) / sum(counts) for pieces in zip(*each, strict=True)]
+
+
+def sampled(model: nn.Module, batches: Sequence[Mapping[str, Tensor]], seed: int) -> list[dict[str, Tensor]]:
+    """The batches with labels sampled from the model; examples are numbered through all batches."""
+    relabelled, seen = [], 0
+    model = copy.deepcopy(model).eval()
+    for batch in batches:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        ids = torch.arange(seen, seen + len(batch["labels"]))
+        seen += len(ids)
+        objective = infer_objective(model, batch["labels"])
+        with torch.no_grad():
+            labels = objective.sample_labels(model(**inputs).logits, Batch(inputs, batch["labels"], ids), seed)
+        relabelled.append({**inputs, "labels": labels})
+    return relabelled
+
+
+def class_scores(model: nn.Module, batch: Mapping[str, Tensor], groups: Groups) -> list[tuple[float, list[Tensor]]]:
+    """For each example and class of a classifier: p / n and the gradient of −log p. Their second moment is Fisher's."""
+    model = in_double(model)
+    logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    log_p = logits.log_softmax(-1)
+    return [
+        (log_p[row, label].exp().item() / len(logits), _gradients_of(-log_p[row, label], model, groups, retain=True))
+        for row, label in product(range(len(logits)), range(logits.shape[1]))
+    ]
+
+
+def group_of_elements(groups: Groups) -> list[Tensor]:
+    """For each candidate the group of every element, int64, flat."""
+    found, offset = [], 0
+    roles = sorted({info.role for info in groups.parameters}, key=[info.role for info in groups.parameters].index)
+    for info in groups.parameters:
+        position = torch.arange(info.count)
+        if groups.granularity == "role":
+            found.append(torch.full_like(position, roles.index(info.role)))
+            continue
+        if groups.granularity != "row" or len(info.shape) != 2:
+            found.append(torch.full_like(position, offset))
+            offset += 1
+            continue
+        row, column = position // info.shape[1], position % info.shape[1]
+        found.append(offset + (row if info.output_dim == 0 else column))
+        offset += info.shape[info.output_dim]
+    return found
+
+
+def group_sums(groups: Groups, values: Sequence[Tensor]) -> np.ndarray:
+    """float64 [K]: values of all elements (a flat tensor a candidate) summed over each group."""
+    of = torch.cat(group_of_elements(groups))
+    return (
+        torch.zeros(int(of.max()) + 1, dtype=torch.float64).index_add(0, of, torch.cat(list(values)).double()).numpy()
+    )
+
+
+def top_k_by_sort(scores: Tensor, k: int) -> list[int]:
+    """Positions of the k largest positive scores, the lower position first among equals, ascending."""
+    order = sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i))
+    return sorted(i for i in order[:k] if float(scores[i]) > 0)
+
+
+def best_subset_value(values: np.ndarray, costs: np.ndarray, budget: int) -> float:
+    """The knapsack's optimum over all 2^K subsets."""
+    masks = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
+    return float((masks @ values)[masks @ costs <= budget].max())
+
+
+def _gradients_of(loss: Tensor, model: nn.Module, groups: Groups, retain: bool = False) -> list[Tensor]:
+    parameters = dict(model.named_parameters())
+    wanted = [parameters[info.name] for info in groups.parameters]
+    found = torch.autograd.grad(loss, wanted, retain_graph=retain, allow_unused=True)
+    return [
+        (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
+        for parameter, gradient in zip(wanted, found, strict=True)
+    ]

@@ -1,0 +1,35 @@
+"""The Trainer as a user runs it, on the tiny models' examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from tests.support.tiny import make_batches
+
+
+def examples(model: nn.Module) -> list[dict[str, torch.Tensor]]:
+    """Single examples, as a data set gives them."""
+    return [
+        {name: value[row] for name, value in batch.items()}
+        for batch in make_batches(model)
+        for row in range(len(batch["labels"]))
+    ]
+
+
+def saving_trainer(model: nn.Module, folder: Path, steps: int) -> Trainer:
+    """Writes a checkpoint into ``folder`` every two steps, at a constant learning rate."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        save_steps=2,
+        learning_rate=2e-2,
+        lr_scheduler_type="constant",
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    return Trainer(model, arguments, train_dataset=examples(model))
