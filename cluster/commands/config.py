@@ -1,0 +1,27 @@
+"""``adapeft config``: a config checked, the defaults, the schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.commands.arguments import Overrides
+
+
+def config(
+    path: Annotated[Path | None, typer.Argument(help="config to check; left out, the defaults are printed")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema")] = False,
+) -> None:
+    """Check a config and print it whole, or print every key with its default."""
+    from adapeft.config.load import defaults_yaml, json_schema, load_config, to_yaml
+
+    if schema:
+        print(json.dumps(json_schema(), indent=2))
+    elif path is None:
+        print(defaults_yaml(), end="")
+    else:
+        print(to_yaml(load_config(path, overrides or [])), end="")

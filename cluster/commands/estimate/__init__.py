@@ -1,0 +1,1 @@
+"""``adapeft estimate``: memory and traffic of a run, before it runs."""

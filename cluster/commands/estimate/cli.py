@@ -1,0 +1,29 @@
+"""The command line of ``adapeft estimate``."""
+
+from __future__ import annotations
+
+from cluster.commands.arguments import ConfigPath, Overrides
+from cluster.terminal.silence import silence_libraries
+
+
+def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Say what measuring and training will hold on each device, by part, ZeRO stage and number of workers."""
+    from adapeft.config.load import load_config
+    from cluster.terminal.console import Terminal
+
+    loaded, terminal = load_config(config, overrides or []), Terminal()
+    with terminal.busy("loading libraries"):
+        from cluster.commands.estimate.estimate import show_estimate
+        from cluster.inspection.estimate import estimate_of, unknowns
+        from cluster.inspection.inspect import inspect
+        from cluster.zero.settings import zero_of
+
+        silence_libraries()
+    with terminal.busy("running the model without its weights"):
+        zero, found = zero_of(loaded.cluster), estimate_of(loaded, inspect(loaded))
+        loads, grid, uncounted = found.loads(zero), found.grid(zero), unknowns(found, zero)
+    show_estimate(loads, zero, grid, terminal)
+    for line in uncounted:
+        terminal.note(line)
+    if loaded.cluster.workers > zero.workers:
+        terminal.note(f"{zero.workers} workers are the fewest of cluster.min_workers to cluster.workers, and hold most")

@@ -1,0 +1,1 @@
+"""``adapeft export``: a delta or a subset in the formats of other tools."""

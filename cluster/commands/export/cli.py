@@ -1,0 +1,24 @@
+"""The command line of ``adapeft export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.terminal.silence import silence_libraries
+
+
+def export(
+    path: Annotated[Path, typer.Argument(help="delta.safetensors of a run, or a subset where no values are needed")],
+    to: Annotated[str, typer.Option(help="peft: an adapter; unfrozen-parameters: axolotl's list (no --model)")],
+    out: Annotated[Path, typer.Option(help="folder to write, new or empty; for unfrozen-parameters a file")],
+    model: Annotated[str | None, typer.Option(help="base model: folder or hub name")] = None,
+) -> None:
+    """Write a delta as other tools take it; as a plain checkpoint: adapeft merge."""
+    from cluster.commands.export.export import export as export_to
+    from cluster.terminal.console import Terminal
+
+    silence_libraries()
+    export_to(path, to, model, out, Terminal())

@@ -1,0 +1,1 @@
+"""``adapeft horizons``: how long a choice stays good."""

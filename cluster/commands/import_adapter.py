@@ -1,0 +1,29 @@
+"""``adapeft import``: a delta from a PEFT adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adapeft.errors import AdapeftError
+from cluster.terminal.silence import silence_libraries
+
+
+def import_adapter(
+    folder: Annotated[Path, typer.Argument(help="folder of a PEFT LoRA adapter")],
+    model: Annotated[str, typer.Option(help="base model of the adapter: folder or hub name")],
+    out: Annotated[Path, typer.Option(help="delta.safetensors to write")],
+    task: Annotated[
+        str | None, typer.Option(help="sequence-classification or causal-lm; left out, the adapter's")
+    ] = None,
+) -> None:
+    """Make a delta of a PEFT LoRA adapter."""
+    from adapeft.formats.peft.reader import load_from_peft
+
+    if out.exists():
+        raise AdapeftError(f"--out {out}: there already. Give a new file.")
+    silence_libraries()
+    load_from_peft(folder, model, task).save(out)
+    print(out)

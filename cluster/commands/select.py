@@ -1,0 +1,14 @@
+"""``adapeft select``: measure and choose."""
+
+from __future__ import annotations
+
+from cluster.commands.arguments import ConfigPath, Overrides
+from cluster.run.opening import opened
+
+
+def select(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Measure and choose; with select.statistics=RUN choose again from what another run measured, in seconds."""
+    with opened(config, overrides) as session:
+        from cluster.run import pipeline
+
+        pipeline.select(session)

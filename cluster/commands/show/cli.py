@@ -1,0 +1,17 @@
+"""The command line of ``adapeft show``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def show(
+    path: Annotated[str, typer.Argument(help="a run's folder or URL, a subset (or its name in the store) or a delta")],
+) -> None:
+    """Say what is in a run's folder, a subset or a delta."""
+    from cluster.commands.show.show import show as show_path
+    from cluster.terminal.console import Terminal
+
+    show_path(path, Terminal())

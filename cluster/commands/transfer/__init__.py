@@ -1,0 +1,1 @@
+"""``adapeft transfer``: a subset for another model from a run's statistics."""

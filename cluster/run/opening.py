@@ -1,0 +1,43 @@
+"""How a command that works on a run begins and ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.terminal.exit_status import ExitStatus
+from cluster.terminal.silence import silence_libraries
+
+if TYPE_CHECKING:
+    from cluster.run.session import Session
+
+
+@contextmanager
+def opened(config: Path, overrides: list[str] | None, *, claims: bool = True) -> Iterator[Session]:
+    """The session of a run, once its config was found valid; an interrupt ends this process.
+
+    Args:
+        claims: whether the command writes into the run's folder.
+    """
+    from adapeft.config.load import load_config
+    from cluster.terminal.console import Terminal, short
+
+    loaded, terminal = load_config(config, overrides or []), Terminal()
+    with terminal.busy("loading libraries"):
+        from cluster.run.session import Session
+
+        silence_libraries()
+    with Session(loaded, terminal, claims=claims) as session:
+        try:
+            yield session
+        except KeyboardInterrupt:
+            session.interrupted()
+            if claims:
+                terminal.note(f"stopped; the same command goes on with what is in {short(session.folder.path)}")
+            # A thread is waiting inside Ray: any tidier end crashes in it. A local Ray ends with this process.
+            sys.stdout.flush()
+            os._exit(ExitStatus.INTERRUPTED)

@@ -1,0 +1,13 @@
+"""Keeps libraries from writing to the terminal."""
+
+from __future__ import annotations
+
+
+def silence_libraries() -> None:
+    """What libraries have to say goes to the ranks' logs: this terminal is for progress."""
+    import warnings
+
+    from transformers.utils import logging
+
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
