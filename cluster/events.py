@@ -17,7 +17,3 @@ def to_all(*reports: Report) -> Report:
             each(event)
 
     return report
-
-
-def silent(event: dict[str, Any]) -> None:
-    """Tells nobody."""

@@ -5,26 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 SUBSET_SUFFIX = ".safetensors"
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _JOB_FOLDER = re.compile(r".*/working_dir_files/_ray_pkg_[0-9a-f]+/")
-
-
-class HubData(NamedTuple):
-    """A data set on the hub, spelled ``name:config@split``; the last two may be left out."""
-
-    name: str
-    config: str | None
-    split: str | None
-
-
-def hub_data(source: str) -> HubData:
-    """The parts of ``glue:cola@train``."""
-    head, _, split = source.partition("@")
-    name, _, config = head.partition(":")
-    return HubData(name, config or None, split or None)
 
 
 def is_local(source: str) -> bool:
