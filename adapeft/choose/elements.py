@@ -54,7 +54,7 @@ def choose_elements(
     for scores, picks in zip(values, local, strict=True):
         total += scores[picks].sum(dtype=torch.float64).cpu()
     value_sum = float(ranks.all_reduce(total))
-    return subset_of(groups, local, positions, ranks).described(
+    return subset_of_picks(groups, local, positions, ranks).described(
         value=value_sum, bound=value_sum, gap=0.0, status="optimal"
     )
 
@@ -65,7 +65,7 @@ def positions_of(groups: Groups, elements: Sequence[ElementShard]) -> list[int]:
     return [int(starts[shard.slice.parameter]) + shard.slice.start for shard in elements]
 
 
-def subset_of(groups: Groups, picks: Sequence[Tensor], positions: Sequence[int], ranks: Ranks) -> Subset:
+def subset_of_picks(groups: Groups, picks: Sequence[Tensor], positions: Sequence[int], ranks: Ranks) -> Subset:
     """The subset of all ranks' picks. Collective.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapeft.choose.elements import positions_of, subset_of
+from adapeft.choose.elements import positions_of, subset_of_picks
 from adapeft.choose.topk import top_k
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
@@ -87,7 +87,7 @@ def choose_elements_jointly(
         low, high = (price, high) if price < reach * found.root else (low, price)
     value = best.value(reach)
     gap = max(0.0, 1 - value / bound) if bound else 0.0
-    subset = subset_of(groups, best.picks, positions, ranks)
+    subset = subset_of_picks(groups, best.picks, positions, ranks)
     return subset.described(
         value=value,
         bound=bound,

@@ -59,14 +59,14 @@ class Profiles:
         curves: dict[str, list[tuple[float, np.ndarray]]] = {}
         for index, info in enumerate(groups.parameters):
             densities = _densities(statistics, value, index)
-            curves.setdefault(role_of(info), []).append((info.depth, _cumulated(densities)))
+            curves.setdefault(profiled_role(info), []).append((info.depth, _cumulated(densities)))
         return cls(groups.granularity, {role: _by_depth(found) for role, found in curves.items()})
 
     def at(self, info: ParameterInfo) -> np.ndarray | None:
         """Cumulated densities [cuts + 1] at a target parameter's role and depth, None for an unknown role."""
-        if role_of(info) not in self.roles:
+        if profiled_role(info) not in self.roles:
             return None
-        depths, curves = self.roles[role_of(info)]
+        depths, curves = self.roles[profiled_role(info)]
         return np.array([np.interp(info.depth, depths, column) for column in curves.T])
 
 
@@ -116,11 +116,11 @@ def counterparts(profiles: Profiles, target: Groups) -> tuple[tuple[str, ...], f
     Raises:
         AdapeftError: too little of the target has a counterpart.
     """
-    is_known = [role_of(info) in profiles.roles for info in target.parameters]
+    is_known = [profiled_role(info) in profiles.roles for info in target.parameters]
     counts = np.array([info.count for info in target.parameters], dtype=np.int64)
     mapped = float(counts[is_known].sum() / counts.sum())
     unmapped = tuple(
-        dict.fromkeys(role_of(info) for info, known in zip(target.parameters, is_known, strict=True) if not known)
+        dict.fromkeys(profiled_role(info) for info, known in zip(target.parameters, is_known, strict=True) if not known)
     )
     if mapped < _LEAST_MAPPED:
         raise AdapeftError(
@@ -196,7 +196,7 @@ def fill(target: Groups, allotment: Allotment, scores: Scores | None) -> Subset:
     )
 
 
-def role_of(info: ParameterInfo) -> str:
+def profiled_role(info: ParameterInfo) -> str:
     """The name with the place in the block list left open, so that two lists of a model are not mixed up."""
     return info.name if info.layer < 0 else re.sub(r"\d+\.$", "*.", info.name.removesuffix(info.role)) + info.role
 

@@ -50,7 +50,7 @@ def tensor_densities(statistics: Statistics, method: ValuedMethod, reach: float)
     return totals / np.array([info.count for info in groups.parameters])
 
 
-def uniform(target: Groups, budget: int, scores: Scores) -> Subset:
+def uniform_subset(target: Groups, budget: int, scores: Scores) -> Subset:
     """Every tensor trains its share of ``budget`` by size, chosen inside as a transferred subset is."""
     sizes = np.array([info.count for info in target.parameters], dtype=np.int64)
     numbers = shares(sizes, budget)

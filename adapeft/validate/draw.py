@@ -46,7 +46,7 @@ def draw_subsets(groups: Groups, sizes: Sequence[float], num_each: int, num_sing
     return draws + [Draw(0.0, {index: units}, groups.parameters[index].count) for index, units in whole.items()]
 
 
-def subset_of(groups: Groups, draw: Draw) -> Subset:
+def subset_of_draw(groups: Groups, draw: Draw) -> Subset:
     """The subset that trains a draw and, as training does, the always-trained part."""
     parts = {}
     for index, units in draw.units.items():

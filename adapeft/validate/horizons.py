@@ -17,7 +17,7 @@ from adapeft.methods.registry import Plan, ValuedMethod, get_method
 from adapeft.ranks import OneRank
 from adapeft.subset.empty import reason
 from adapeft.subset.subset import Subset
-from adapeft.transfer.verify import agreement, tensor_densities, uniform
+from adapeft.transfer.verify import agreement, tensor_densities, uniform_subset
 
 _RANDOM_DRAWS = 10
 
@@ -72,7 +72,7 @@ def across_horizons(statistics: Statistics, method: ValuedMethod, plan: Plan) ->
     }
     if statistics.groups.granularity in ("row", "element"):
         result["uniform"] = held(
-            uniform(statistics.groups, plan.budget, lambda index: _values(points[0], method, plan.reach, index))
+            uniform_subset(statistics.groups, plan.budget, lambda index: _values(points[0], method, plan.reach, index))
         )
     return result
 

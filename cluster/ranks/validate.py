@@ -19,7 +19,7 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.methods.registry import get_method
 from adapeft.validate.correlation import correlate, fit_constant
-from adapeft.validate.draw import Draw, draw_subsets, subset_of
+from adapeft.validate.draw import Draw, draw_subsets, subset_of_draw
 from adapeft.validate.estimators import Measured, measure_estimators
 from adapeft.validate.outcome import Trial
 from cluster.events import Report
@@ -73,7 +73,7 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
         mine = range(ranks.rank, len(draws), ranks.world_size)
         found: dict[int, list[list[float]]] = {}
         for done, index in enumerate(mine):
-            subset = subset_of(groups, draws[index])
+            subset = subset_of_draw(groups, draws[index])
             found[index] = [trial.decreases(subset, rate, trials.steps) for rate in trials.learning_rates]
             report({"step": "training random subsets", "done": done + 1, "total": len(mine)})
     everyone = {index: value for part in ranks.all_gather_object(found) for index, value in part.items()}

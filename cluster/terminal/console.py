@@ -111,7 +111,7 @@ class Terminal:
         """What was chosen, by role, and how near optimal it is."""
         trained: Counter[tuple[str, str]] = Counter()
         for name, part in subset.parts.items():
-            trained[role_of(name), part.kind] += part.count
+            trained[without_block_index(name), part.kind] += part.count
         table = plain_table()
         table.add_column("chosen")
         table.add_column("as")
@@ -308,7 +308,7 @@ def _sources(said: Mapping[str, Any]) -> dict[str, str]:
     return {"sources": ", ".join(terms)} if terms else {}
 
 
-def role_of(name: str) -> str:
+def without_block_index(name: str) -> str:
     """A parameter's name without its block's number: what all blocks have in common."""
     return _BLOCK_INDEX.sub(".*.", name)
 

@@ -25,7 +25,7 @@ from adapeft.config.load import load_config
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.registry import get_method
 from adapeft.subset.subset import Subset
-from adapeft.transfer.verify import agreement, uniform
+from adapeft.transfer.verify import agreement, uniform_subset
 from cluster.commands.transfer.transfer import target_config, transfer
 from deploy.demo.docstrings import model_folder
 from tests.benchmarks.forks import run_in_fork
@@ -156,7 +156,7 @@ def write_uniform(output: Path, small: Path, large: Path, budget: str) -> None:
     assert found.scores is not None
     said = {key: value for key, value in found.subset.description.items() if key != "transferred"}
     output.mkdir(exist_ok=True)
-    uniform(found.groups, int(said["budget"]), found.scores).described(**said).save(output / SUBSET)
+    uniform_subset(found.groups, int(said["budget"]), found.scores).described(**said).save(output / SUBSET)
 
 
 def write_report(name: str, held: dict[str, Path], out: Path, scores: dict[str, list[float]]) -> None:

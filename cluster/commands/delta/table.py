@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from adapeft.deltas.conflict import Conflict, Overlap
-from cluster.terminal.console import Terminal, number_table, role_of
+from cluster.terminal.console import Terminal, number_table, without_block_index
 
 _ROLES_SHOWN = 12
 
@@ -56,7 +56,7 @@ def _pairs(conflicts: Mapping[tuple[str, str], Conflict], labels: Mapping[str, s
 def _roles(conflict: Conflict) -> Table:
     roles: defaultdict[str, Overlap] = defaultdict(Overlap)
     for name, overlap in conflict.overlaps.items():
-        roles[role_of(name)] += overlap
+        roles[without_block_index(name)] += overlap
     rows = sorted(roles.items(), key=lambda item: item[1].opposed, reverse=True)
     rest = rows[_ROLES_SHOWN:]
     if rest:

@@ -40,7 +40,7 @@ from adapeft.selection.choose import check_budget, choose
 from adapeft.subset.empty import check_not_empty, or_random
 from adapeft.subset.subset import Subset
 from adapeft.transfer.transfer import Profiles, Scores, allot, counterparts, fill, with_own_slopes
-from adapeft.transfer.verify import agreement, tensor_densities, uniform
+from adapeft.transfer.verify import agreement, tensor_densities, uniform_subset
 from cluster.output.folder import RunFolder
 from cluster.output.place import check_is_folder
 from cluster.ranks.inputs import check_loss, load_inputs
@@ -186,7 +186,7 @@ def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, 
         "density_correlation": _density_correlation(found, measured),
     }
     if found.scores is not None:
-        result["uniform"] = held(uniform(found.groups, budget, found.scores))
+        result["uniform"] = held(uniform_subset(found.groups, budget, found.scores))
     return result
 
 

@@ -21,8 +21,8 @@ from adapeft.measure.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.model.structure import describe_parameters
 from adapeft.selection.choose import choose
-from adapeft.transfer.transfer import Profiles, allot, fill, role_of, with_own_slopes
-from adapeft.transfer.verify import agreement, uniform
+from adapeft.transfer.transfer import Profiles, allot, fill, profiled_role, with_own_slopes
+from adapeft.transfer.verify import agreement, uniform_subset
 from tests.on_ranks.statistics import passes_for
 from tests.support.tiny import make_bert, make_gpt2
 
@@ -176,7 +176,7 @@ def test_a_larger_target_gets_a_subset_that_can_be_trained(granularity, tmp_path
     assert 0 < subset.count <= 2000
     subset.save(tmp_path / "subset.safetensors")
     adapeft.attach(model, adapeft.Subset.load(tmp_path / "subset.safetensors"))
-    assert uniform(groups, 2000, scores).count <= 2000 if granularity != "tensor" else True
+    assert uniform_subset(groups, 2000, scores).count <= 2000 if granularity != "tensor" else True
     for index, info in enumerate(groups.parameters):
         part = subset.parts.get(info.name)
         if part is not None and part.kind == "rows":
@@ -211,5 +211,7 @@ def test_what_has_no_counterpart_is_named_and_left_frozen():
 
 def test_roles_keep_their_block_list():
     infos = {info.name: info for info in describe_parameters(make_bert())}
-    assert role_of(infos["bert.encoder.layer.1.output.dense.weight"]) == "bert.encoder.layer.*.output.dense.weight"
-    assert role_of(infos["bert.pooler.dense.weight"]) == "bert.pooler.dense.weight"
+    assert (
+        profiled_role(infos["bert.encoder.layer.1.output.dense.weight"]) == "bert.encoder.layer.*.output.dense.weight"
+    )
+    assert profiled_role(infos["bert.pooler.dense.weight"]) == "bert.pooler.dense.weight"

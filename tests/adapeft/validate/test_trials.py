@@ -19,7 +19,7 @@ from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.tasks.objective import Regression, infer_objective
 from adapeft.validate.correlation import correlate, fit_constant
-from adapeft.validate.draw import draw_subsets, subset_of
+from adapeft.validate.draw import draw_subsets, subset_of_draw
 from adapeft.validate.estimators import measure_estimators, sums
 from adapeft.validate.outcome import Trial
 from tests.oracles.measuring import in_double, mean_gradients
@@ -63,7 +63,7 @@ def test_draws_have_their_size_and_come_again(bench):
     total = sum(info.count for info in bench.groups.parameters)
     assert [draw.size for draw in bench.draws] == [0.05] * 4 + [0.5] * 4 + [0.0] * 5
     for draw in bench.draws:
-        subset = subset_of(bench.groups, draw)
+        subset = subset_of_draw(bench.groups, draw)
         assert subset.count == draw.count
         if draw.size and bench.groups.granularity == "element":
             assert draw.count == round(draw.size * total)
@@ -163,7 +163,7 @@ def test_a_trial_is_adam_on_the_draw_beyond_adam_on_the_head(bench):
         trial = Trial(bench.model, bench.objective, bench.collate, bench.order, (bench.collate, bench.order))
         before = copy.deepcopy(bench.model.state_dict())
         draw = bench.draws[4]
-        found = trial.decreases(subset_of(bench.groups, draw), 1e-2, [2, 5])
+        found = trial.decreases(subset_of_draw(bench.groups, draw), 1e-2, [2, 5])
         after = bench.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -175,7 +175,7 @@ def test_a_trial_is_adam_on_the_draw_beyond_adam_on_the_head(bench):
 
 
 def test_a_trial_that_diverges_is_the_worst_outcome(bench, monkeypatch):
-    whole = subset_of(bench.groups, bench.draws[4])
+    whole = subset_of_draw(bench.groups, bench.draws[4])
     subset = replace(whole, always_train=(), new=())
     with measuring_mode(bench.model, restore=()):
         trial = Trial(bench.model, bench.objective, bench.collate, bench.order, (bench.collate, bench.order))
