@@ -12,6 +12,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from adapeft.installation import check_not_shadowed
+
 if TYPE_CHECKING:
     from adapeft.deltas.arithmetic import difference, interpolation, scaled, sum_of
     from adapeft.deltas.conflict import conflict_of
@@ -79,5 +81,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'adapeft' has no attribute {name!r}")
+    check_not_shadowed("solver")
     module, attribute = _EXPORTS[name]
     return getattr(import_module(module), attribute)
