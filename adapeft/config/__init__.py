@@ -1,1 +1,1 @@
-"""The config: its sections and keys, how it is read, and what its values mean. Imports no torch."""
+"""A config as a whole: read, checked, compared and written; and what the commands beside a run are asked."""

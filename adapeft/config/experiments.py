@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt, field_validator
 
-from adapeft.config.budget import Budget
+from adapeft.config.config import Config
 from adapeft.config.keys import as_yaml, plain
 from adapeft.config.load import load_config, parse_section
-from adapeft.config.sections import ANY_GRANULARITY, GRANULARITIES, Config, Granularity, Limit, Method, Section, Select
 from adapeft.errors import AdapeftError, ConflictError, did_you_mean
+from adapeft.sections.budget import Budget
+from adapeft.sections.section import Limit, Section
+from adapeft.sections.select import ANY_GRANULARITY, GRANULARITIES, Granularity, Method, Select
 
 PAPER: dict[str, Any] = {
     "groups": "role",

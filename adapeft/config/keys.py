@@ -9,9 +9,15 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 
-from adapeft.config.budget import Budget
-from adapeft.config.paths import PLACES, without_job_folder
-from adapeft.config.sections import Cluster, Config, Data, Model, Section, Select, Train
+from adapeft.config.config import Config
+from adapeft.sections.budget import Budget
+from adapeft.sections.cluster import Cluster
+from adapeft.sections.data import Data
+from adapeft.sections.model import Model
+from adapeft.sections.paths import PLACES, without_job_folder
+from adapeft.sections.section import Section
+from adapeft.sections.select import Select
+from adapeft.sections.train import Train
 
 SECTIONS: dict[str, type[Section]] = {
     "model": Model,

@@ -17,10 +17,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from yaml.scanner import ScannerError
 
+from adapeft.config.config import Config
 from adapeft.config.keys import KEYS, SECTIONS, as_yaml, plain
-from adapeft.config.sections import Config, Section, Select
 from adapeft.errors import AdapeftError, ConflictError, did_you_mean
 from adapeft.files.damage import check_yaml, reading
+from adapeft.sections.section import Section
+from adapeft.sections.select import Select
 
 S = TypeVar("S", bound=Section)
 

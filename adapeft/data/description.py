@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from adapeft.config.sections import Data
+    from adapeft.sections.data import Data
 
 _LARGEST = float(np.finfo(np.float32).max)
 

@@ -13,12 +13,12 @@ import datasets
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
-from adapeft.config.paths import DATA_SUFFIXES
-from adapeft.config.sections import Data
 from adapeft.data.content import file_hash
 from adapeft.data.tables import read_csv, read_json
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.files.damage import DAMAGE
+from adapeft.sections.data import Data
+from adapeft.sections.paths import DATA_SUFFIXES
 
 _DEFAULT_SPLITS = {"data.train": "train", "data.evaluation": "validation"}
 _HUB_SOURCE = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))?")

@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from adapeft.config.sections import Task
 from adapeft.data.padding import set_padding, with_padding
 from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
@@ -17,6 +16,7 @@ from adapeft.files.damage import reading
 from adapeft.model.checkpoint import Checkpoint, open_checkpoint
 from adapeft.model.load import CONFIG_ERRORS, build_structure
 from adapeft.model.weight_files import local_folder
+from adapeft.sections.model import Task
 
 
 @dataclass(frozen=True)

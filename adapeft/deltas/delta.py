@@ -12,7 +12,6 @@ import torch
 from pydantic import ConfigDict, Field, FiniteFloat
 from torch import Tensor, nn
 
-from adapeft.config.sections import Task
 from adapeft.data.labels import Head
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import load_tensors, save_tensors
@@ -30,6 +29,7 @@ from adapeft.parts.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.parts.change import Change
 from adapeft.parts.functions import DensePart
 from adapeft.parts.leaves import leaf_shape
+from adapeft.sections.model import Task
 from adapeft.subset.subset import Part, compact_indices, load_part
 from adapeft.tune.attachment import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import changed_buffers

@@ -27,7 +27,7 @@ from adapeft.model.structure import (
 )
 
 if TYPE_CHECKING:
-    from adapeft.config.sections import Select
+    from adapeft.sections.select import Select
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from adapeft.config.sections import Select
+    from adapeft.sections.select import Select
 
 
 def influence(slope: Tensor, curvature: Tensor, reach: float) -> Tensor:

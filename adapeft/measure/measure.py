@@ -18,7 +18,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.tasks.objective import IGNORED
 
 if TYPE_CHECKING:
-    from adapeft.config.sections import Select
+    from adapeft.sections.select import Select
 
 
 class Measurement(Protocol):

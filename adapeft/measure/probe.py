@@ -15,7 +15,7 @@ from adapeft.measure.shards import Shards
 from adapeft.measure.statistics import ElementShard, Statistics
 
 if TYPE_CHECKING:
-    from adapeft.config.sections import Select
+    from adapeft.sections.select import Select
 
 
 def measure_along_probe(

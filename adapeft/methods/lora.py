@@ -14,7 +14,7 @@ from adapeft.ranks import Ranks
 from adapeft.subset.subset import Part, Subset
 
 if TYPE_CHECKING:
-    from adapeft.config.sections import Select
+    from adapeft.sections.select import Select
 
 
 class LoRA(Method):

@@ -13,7 +13,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import ValuedMethod
 
 if TYPE_CHECKING:
-    from adapeft.config.sections import Select
+    from adapeft.sections.select import Select
 
 
 class Magnitude(ValuedMethod):

@@ -16,7 +16,7 @@ from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
 if TYPE_CHECKING:
-    from adapeft.config.sections import Select
+    from adapeft.sections.select import Select
 
 
 class Random(Method):

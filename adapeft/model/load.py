@@ -30,7 +30,8 @@ from adapeft.model.structure import MISSING, always_trained
 from adapeft.model.wrappers import wrapped_names
 
 if TYPE_CHECKING:
-    from adapeft.config.sections import Data, Model
+    from adapeft.sections.data import Data
+    from adapeft.sections.model import Model
 
 _AUTO_CLASSES = {
     "sequence-classification": AutoModelForSequenceClassification,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from adapeft.config.sections import Select
 from adapeft.errors import AdapeftError
 from adapeft.files.json_numbers import infinity_in_words
 from adapeft.measure.groups import Groups
@@ -12,6 +11,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import Plan, get_method
 from adapeft.ranks import Ranks
+from adapeft.sections.select import Select
 from adapeft.subset.empty import or_random
 from adapeft.subset.subset import Subset
 

@@ -11,7 +11,7 @@ from adapeft.subset.subset import Subset
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adapeft.config.sections import Select
+    from adapeft.sections.select import Select
 
 NOTHING = "nothing to train"
 """What the message of an empty choice begins with."""

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from adapeft.config.paths import SUBSET_SUFFIX
 from adapeft.errors import AdapeftError
 from adapeft.files.damage import Count, Line, check_yaml, reading
 from adapeft.files.json_numbers import Number
+from adapeft.sections.paths import SUBSET_SUFFIX
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 

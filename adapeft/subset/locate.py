@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapeft.config.paths import is_name, is_url
+from adapeft.sections.paths import is_name, is_url
 from adapeft.subset.store import SubsetStore, download
 
 

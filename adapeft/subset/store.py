@@ -22,8 +22,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
-from adapeft.config.paths import SUBSET_SUFFIX
 from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.sections.paths import SUBSET_SUFFIX
 from adapeft.subset.entry import Entry, Summary, check_name
 
 STORE_VARIABLE = "ADAPEFT_STORE"

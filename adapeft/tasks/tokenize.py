@@ -23,7 +23,7 @@ from adapeft.tasks.objective import IGNORED
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adapeft.config.sections import Data
+    from adapeft.sections.data import Data
 
 
 @dataclass(frozen=True)

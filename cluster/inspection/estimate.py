@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from adapeft.choose.knapsack import parts_of
-from adapeft.config.sections import Config
+from adapeft.config.config import Config
 from adapeft.data.batches import num_micro_batches
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from adapeft.config.sections import Config
+from adapeft.config.config import Config
 from adapeft.data.batches import draw_calibration
 from adapeft.data.description import DataDescription
 from adapeft.data.sources import rows_of

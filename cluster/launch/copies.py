@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from adapeft.config.paths import is_url
-from adapeft.config.sections import Config
+from adapeft.config.config import Config
 from adapeft.errors import AdapeftError
+from adapeft.sections.paths import is_url
 from cluster.failure import WorkerError
 from cluster.output.folder import RunFolder
 from cluster.output.mirror import Mirror

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from adapeft.config.sections import Config
+from adapeft.config.config import Config
 from cluster.output.identity import run_id
 
 TAGS = ("run", "model", "method", "stage")

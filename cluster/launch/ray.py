@@ -28,8 +28,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adapeft.config.sections import Cluster, Config
+from adapeft.config.config import Config
 from adapeft.errors import AdapeftError
+from adapeft.sections.cluster import Cluster
 from cluster.events import Report
 from cluster.failure import WorkerError
 from cluster.launch.copies import Look, run_copy

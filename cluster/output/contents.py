@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from threading import Lock
 
-from adapeft.config.sections import Config, Data, Model
+from adapeft.config.config import Config
 from adapeft.data.content import file_hash, model_hash
 from adapeft.data.description import DataDescription
 from adapeft.measure.storage import TABLE
 from adapeft.model.load import describe_for
+from adapeft.sections.data import Data
+from adapeft.sections.model import Model
 from adapeft.subset.locate import locate
 from cluster.output.mirror import fetched
 

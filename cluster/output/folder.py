@@ -10,15 +10,15 @@ from typing import Any
 
 from filelock import FileLock
 
+from adapeft.config.config import Config
 from adapeft.config.keys import differences, flatten
 from adapeft.config.load import load_config, to_yaml
-from adapeft.config.paths import is_in_job_folder
-from adapeft.config.sections import Config
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_json, save_text
 from adapeft.files.damage import load_json
 from adapeft.measure.partial import FOLDER as PARTIAL_SUMS
 from adapeft.measure.storage import ELEMENTS, TABLE
+from adapeft.sections.paths import is_in_job_folder
 from cluster.output.lock import LOCK, hold
 from cluster.output.place import RECORD, working_folder
 

@@ -7,8 +7,8 @@ import json
 import re
 from importlib import metadata
 
+from adapeft.config.config import Config
 from adapeft.config.keys import comparable
-from adapeft.config.sections import Config
 
 
 def run_id(config: Config) -> str:

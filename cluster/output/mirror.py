@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 
-from adapeft.config.paths import has_password, is_url
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import replacing, save_json
+from adapeft.sections.paths import has_password, is_url
 from cluster.failure import WorkerError
 from cluster.output.place import RECORD, working_folder
 

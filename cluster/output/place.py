@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from adapeft.config.paths import is_url
 from adapeft.errors import AdapeftError
+from adapeft.sections.paths import is_url
 
 RECORD = ".mirror.json"
 """In a working folder, of what the storage had when the two were the same."""

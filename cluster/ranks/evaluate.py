@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapeft.config.sections import Config
+from adapeft.config.config import Config
 from adapeft.data.batches import evaluation_batches
 from adapeft.data.description import Batch
 from adapeft.data.refused_batch import naming_examples

@@ -15,8 +15,8 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from adapeft.config.config import Config
 from adapeft.config.load import to_yaml
-from adapeft.config.sections import Config
 from adapeft.data.batches import num_micro_batches
 from adapeft.deltas.delta import extract_delta
 from adapeft.errors import AdapeftError, RoundingWarning

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from adapeft.config.config import Config
 from adapeft.config.keys import flatten
-from adapeft.config.sections import Config
 from adapeft.data.batches import epoch_batches
 from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head

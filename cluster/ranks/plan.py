@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from adapeft.config.sections import Train
+from adapeft.sections.train import Train
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from adapeft.config.config import Config
 from adapeft.config.experiments import Trials
-from adapeft.config.sections import Config
 from adapeft.data.batches import draw_calibration, evaluation_batches
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import planned_reach

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from adapeft.config.paths import is_url
-from adapeft.config.sections import Config
+from adapeft.config.config import Config
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import provenance, save_json
+from adapeft.sections.paths import is_url
 from cluster.events import to_all
 from cluster.failure import WorkerError
 from cluster.inspection.estimate import estimate_of, unknowns

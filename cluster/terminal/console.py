@@ -18,9 +18,10 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-from adapeft.config.paths import is_url
-from adapeft.config.sections import Cluster, Config
+from adapeft.config.config import Config
 from adapeft.errors import RoundingWarning
+from adapeft.sections.cluster import Cluster
+from adapeft.sections.paths import is_url
 from cluster.events import Report
 from cluster.terminal.progress import watching
 from cluster.units import size_of

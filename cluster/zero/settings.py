@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from adapeft.config.sections import Cluster
 from adapeft.memory.estimate import Zero
+from adapeft.sections.cluster import Cluster
 
 PERSISTENCE_THRESHOLD = 1_000_000
 """Elements below which stage 3 keeps a parameter whole on every rank.

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapeft.config.config import Config
 from adapeft.config.load import load_config
-from adapeft.config.sections import Config
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import ready

@@ -15,8 +15,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from adapeft.config.config import Config
 from adapeft.config.load import load_config
-from adapeft.config.sections import Config
 from adapeft.errors import AdapeftError
 from cluster.commands.compare.run import Outcome, run_apart
 from cluster.run import pipeline

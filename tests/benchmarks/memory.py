@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from adapeft.config.config import Config
 from adapeft.config.load import load_config
-from adapeft.config.sections import Config
 from tests.support.torchrun import leave
 
 SETTINGS = [(stage, workers) for workers in (1, 2) for stage in (0, 1, 2, 3)]

@@ -19,11 +19,11 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from adapeft.config.budget import Budget
 from adapeft.config.experiments import Transfer
 from adapeft.config.load import load_config
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.registry import get_method
+from adapeft.sections.budget import Budget
 from adapeft.subset.subset import Subset
 from adapeft.transfer.verify import agreement, uniform_subset
 from cluster.commands.transfer.transfer import target_config, transfer

@@ -12,10 +12,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.pytorch_utils import Conv1D
 
 import adapeft
-from adapeft.config.rules import parse_options
 from adapeft.methods.base.draw import uniform
 from adapeft.methods.base.rule import describe_rule
 from adapeft.model.structure import new_parameters
+from adapeft.sections.rules import parse_options
 from adapeft.subset.subset import Part, Subset
 from tests.support.tiny import make_batches
 

@@ -21,7 +21,7 @@ from adapeft.subset.subset import Subset
 from solver import Greedy
 
 if TYPE_CHECKING:
-    from adapeft.config.sections import Select
+    from adapeft.sections.select import Select
 
 
 @dataclass(frozen=True)

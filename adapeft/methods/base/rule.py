@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from adapeft.choose.topk import top_k
-from adapeft.config.rules import RuleOptions
 from adapeft.ranks import Ranks
+from adapeft.sections.rules import RuleOptions
 
 DIFFERENCE = "difference"
 """The leaf that every dense part has, θ − θ⁰ before the rule; a rule may give a part more leaves."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapeft.config.rules import parse_options
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import Method, Plan
 from adapeft.methods.base.rule import describe_rule
 from adapeft.ranks import Ranks
+from adapeft.sections.rules import parse_options
 from adapeft.subset.subset import Part, Subset
 
 if TYPE_CHECKING:
-    from adapeft.config.sections import Select
+    from adapeft.sections.select import Select
 
 
 class RuleMethod(Method):

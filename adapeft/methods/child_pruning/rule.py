@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapeft.config.rules import ChildPruningOptions
 from adapeft.methods.base.rule import LeafShard, ProjectingRule
+from adapeft.sections.rules import ChildPruningOptions
 
 
 class ChildPruning(ProjectingRule[ChildPruningOptions]):

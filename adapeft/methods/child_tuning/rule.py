@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapeft.config.rules import ChildTuningOptions
 from adapeft.methods.base.draw import uniform
 from adapeft.methods.base.rule import LeafShard, Rule
+from adapeft.sections.rules import ChildTuningOptions
 
 
 class ChildTuningF(Rule[ChildTuningOptions]):

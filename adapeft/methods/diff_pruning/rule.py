@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapeft.config.rules import DiffPruningOptions
 from adapeft.methods.base.draw import uniform
 from adapeft.methods.base.rule import DIFFERENCE, LeafShard, LeafShards, Place, Rule, largest
+from adapeft.sections.rules import DiffPruningOptions
 
 LOW, HIGH = -1.5, 1.5
 GATE, TENSOR_GATE = "gate", "tensor_gate"

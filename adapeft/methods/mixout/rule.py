@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from adapeft.config.rules import MixoutOptions
 from adapeft.methods.base.draw import uniform
 from adapeft.methods.base.rule import LeafShard, Place, ProjectingRule, Rule
+from adapeft.sections.rules import MixoutOptions
 
 
 def mixed(place: Place, difference: Tensor, probability: float, seed: int, step: int) -> Tensor:

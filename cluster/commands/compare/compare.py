@@ -12,11 +12,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from adapeft.config.budget import Budget
+from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison, Contender
 from adapeft.config.keys import flatten
-from adapeft.config.sections import Config
 from adapeft.errors import AdapeftError
+from adapeft.sections.budget import Budget
 from cluster.commands.compare.examples import perturbed
 from cluster.commands.compare.run import Counter, Job, Line, Note, Run, Runner, budgets_of, job_of, run_command
 from cluster.commands.compare.sweep import swept_rates

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from adapeft.config.sections import Config
+from adapeft.config.config import Config
 from adapeft.data.sources import quiet, rows_of
 from adapeft.files.artifact import save
 from cluster.commands.compare.run import with_values

@@ -12,10 +12,11 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
+from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison
-from adapeft.config.sections import Config, Granularity
 from adapeft.files.artifact import provenance, save, save_json, save_text
 from adapeft.methods.registry import get_method
+from adapeft.sections.select import Granularity
 from adapeft.subset.empty import NOTHING
 from cluster.commands.compare.run import Run
 

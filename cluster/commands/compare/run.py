@@ -14,14 +14,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from adapeft.config.budget import Budget
+from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison, Contender
 from adapeft.config.load import load_config, to_yaml
-from adapeft.config.sections import Config, Select
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_text
 from adapeft.finite import DIVERGED
 from adapeft.methods.registry import get_method
+from adapeft.sections.budget import Budget
+from adapeft.sections.select import Select
 from cluster.output.contents import KnownContents
 from cluster.output.folder import RunFolder
 from cluster.output.metrics import load_metrics

@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adapeft.config.budget import Budget
+from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison, Contender
-from adapeft.config.sections import Config
 from adapeft.model.load import describe_for
+from adapeft.sections.budget import Budget
 from adapeft.tasks.metrics import primary
 from cluster.commands.compare.examples import held_out
 from cluster.commands.compare.run import Counter, Line, Note, Run, Runner, budgets_of, job_of

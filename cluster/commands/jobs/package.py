@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapeft.config.config import Config
 from adapeft.config.load import to_yaml
-from adapeft.config.paths import has_password
-from adapeft.config.sections import Config
 from adapeft.errors import AdapeftError
+from adapeft.sections.paths import has_password
 
 CONFIG = "config.yaml"
 MOST_BYTES = 512 * 2**20

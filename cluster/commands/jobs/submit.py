@@ -10,8 +10,8 @@ from pathlib import Path
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from adapeft.config.paths import has_password
 from adapeft.errors import AdapeftError
+from adapeft.sections.paths import has_password
 from cluster.commands.jobs.package import CONFIG, Package
 from cluster.failure import WorkerError
 from cluster.output.identity import job_metadata, run_id

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from adapeft.choose.options import choice_problem
 from adapeft.config.load import load_config
-from adapeft.config.paths import is_url
 from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import artifact_kind
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import TABLE, load_groups, load_options
 from adapeft.methods.registry import get_method
+from adapeft.sections.paths import is_url
 from adapeft.subset.locate import locate
 from adapeft.subset.subset import Subset
 from cluster.output.folder import RunFolder

@@ -12,7 +12,6 @@ import torch
 import adapeft
 from adapeft.choose.options import choose_options, options_of
 from adapeft.config.load import parse_select
-from adapeft.config.sections import Select
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups, build_groups
 from adapeft.measure.measure import measure
@@ -23,6 +22,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import load_options, save_groups, save_options
 from adapeft.methods.registry import get_method
 from adapeft.model.structure import ParameterInfo
+from adapeft.sections.select import Select
 from adapeft.selection.choose import choose
 from tests.on_ranks.statistics import passes_for
 from tests.oracles.measuring import gradients, num_predictions, sampled

@@ -12,12 +12,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from adapeft.config.budget import Budget
+from adapeft.config.config import Config
 from adapeft.config.keys import KEYS, SECTIONS, differences, measurement_key
 from adapeft.config.load import defaults_yaml, json_schema, load_config, parse_config, to_yaml
-from adapeft.config.paths import is_local
-from adapeft.config.sections import Config, Select
 from adapeft.errors import AdapeftError
+from adapeft.sections.budget import Budget
+from adapeft.sections.paths import is_local
+from adapeft.sections.select import Select
 
 MINIMAL = """
 model: {name: bert-base-uncased, task: sequence-classification}
@@ -75,7 +76,7 @@ def test_frozen_and_hashable(load):
 
 def test_no_torch_is_imported():
     heavy = "{'torch', 'transformers', 'ray', 'deepspeed', 'datasets'}"
-    code = f"import sys, adapeft.config.sections; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, adapeft.config.load; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from adapeft.config.sections import Data
 from adapeft.data.content import file_hash, model_hash, rows_hash
 from adapeft.data.description import describe
+from adapeft.sections.data import Data
 from tests.adapeft.model.test_load import save_tokenizer
 
 ROWS = [{"text": "a b", "label": 0}, {"text": "c", "label": 1}, {"text": "d é", "label": 0}]

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapeft import AdapeftError
-from adapeft.config.sections import Data
 from adapeft.data.description import describe
+from adapeft.sections.data import Data
 from tests.support.damage import damaged_bytes, examples
 
 ROWS = [{"text": "the sky", "label": "blue"}, {"text": "a rose", "label": "red"}] * 3

@@ -15,12 +15,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from adapeft.config.sections import Data
 from adapeft.data.description import DataDescription, describe
 from adapeft.data.labels import Head
 from adapeft.data.padding import with_padding
 from adapeft.data.sources import load_rows
 from adapeft.errors import AdapeftError
+from adapeft.sections.data import Data
 from adapeft.tasks.tokenize import tokenize
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"

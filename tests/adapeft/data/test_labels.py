@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
-from adapeft.config.sections import Data, Model
 from adapeft.data.description import DataDescription, describe
 from adapeft.data.labels import MOST_CLASSES_OF_FEW, Head, class_numbers
 from adapeft.data.sources import rows_of
 from adapeft.deltas.delta import Delta, extract_delta
 from adapeft.errors import AdapeftError
 from adapeft.model.load import label_options, load_model_config, load_tokenizer, trained_head
+from adapeft.sections.data import Data
+from adapeft.sections.model import Model
 from adapeft.subset.subset import Part, Subset
 from adapeft.tune.attach import attach, detach
 from tests.adapeft.model.test_load import save_tokenizer

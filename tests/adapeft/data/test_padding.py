@@ -27,13 +27,14 @@ from transformers import (
     XLNetModel,
 )
 
-from adapeft.config.sections import Data, Model
 from adapeft.data.description import DataDescription
 from adapeft.data.padding import set_padding, with_padding
 from adapeft.deltas.delta import extract_delta
 from adapeft.deltas.merge import merge
 from adapeft.errors import AdapeftError
 from adapeft.model.load import label_options, load_model_config, load_tokenizer
+from adapeft.sections.data import Data
+from adapeft.sections.model import Model
 from adapeft.subset.subset import Part, Subset
 from adapeft.tasks.objective import Classification
 from adapeft.tasks.own_loss import check_padding

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adapeft.config.sections import Data
 from adapeft.data.description import describe
 from adapeft.data.sources import load_rows, num_lines
 from adapeft.errors import AdapeftError
+from adapeft.sections.data import Data
 
 LOOKS_LIKE_MORE = ["007", "1e5", "42", "3.50", "True", "NA", "null", "2024-01-01", "9" * 40, "NaN", " a ", "-0", "+1"]
 

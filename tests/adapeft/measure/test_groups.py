@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapeft.config.sections import Granularity
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups, build_groups
 from adapeft.model.structure import ParameterInfo
+from adapeft.sections.select import Granularity
 from tests.oracles.measuring import group_of_elements, group_sums
 from tests.support.tiny import make_gpt2
 

@@ -11,10 +11,10 @@ import torch
 import adapeft
 from adapeft.choose.knapsack import chosen_of
 from adapeft.config.experiments import PAPER
-from adapeft.config.sections import GRANULARITIES, Granularity, Method
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import build_groups
 from adapeft.methods.registry import METHODS, RuleMethod, get_method
+from adapeft.sections.select import GRANULARITIES, Granularity, Method
 from adapeft.subset.subset import Subset
 from tests.support.tiny import make_batches, make_bert, make_gpt2
 

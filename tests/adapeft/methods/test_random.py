@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from adapeft.choose.knapsack import chosen_of
-from adapeft.config.sections import Select
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.registry import Plan, get_method
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
+from adapeft.sections.select import Select
 
 PARAMETERS = (
     ParameterInfo("linear", (5, 4), "linear", 0, 0.0, 0),

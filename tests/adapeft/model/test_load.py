@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerFast, ViTConfig
 from transformers.utils import is_flash_attn_2_available
 
 from adapeft import AdapeftError
-from adapeft.config.sections import Data, Model
 from adapeft.data.description import DataDescription, describe
 from adapeft.measure.groups import build_groups
 from adapeft.model.load import (
@@ -25,6 +24,8 @@ from adapeft.model.load import (
     trained_head,
 )
 from adapeft.model.structure import new_parameters
+from adapeft.sections.data import Data
+from adapeft.sections.model import Model
 from tests.oracles.leaves import weights
 from tests.support.tiny import VOCABULARY, make_bert, make_gpt2
 

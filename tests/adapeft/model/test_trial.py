@@ -33,12 +33,12 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from adapeft.config.sections import Data
 from adapeft.data.description import DataDescription
 from adapeft.errors import AdapeftError
 from adapeft.model.load import build_structure
 from adapeft.model.trial import Trial
 from adapeft.model.weightless import Weightless
+from adapeft.sections.data import Data
 from adapeft.tasks.tokenize import tokenize
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]

@@ -17,8 +17,8 @@ from ray.exceptions import AuthenticationError
 from ray.util import placement_group_table
 
 from adapeft.config.load import parse_config
-from adapeft.config.sections import Cluster
 from adapeft.errors import AdapeftError
+from adapeft.sections.cluster import Cluster
 from cluster.failure import WorkerError
 from cluster.launch import ray as launch
 from cluster.output.identity import run_id

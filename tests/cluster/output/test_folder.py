@@ -10,9 +10,10 @@ import sys
 import pytest
 from filelock import FileLock
 
+from adapeft.config.config import Config
 from adapeft.config.load import load_config, parse_config
-from adapeft.config.sections import Cluster, Config
 from adapeft.errors import AdapeftError
+from adapeft.sections.cluster import Cluster
 from cluster.output.folder import RunFolder
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import ray
 
-from adapeft.config.budget import Budget
 from adapeft.config.experiments import Contender
 from adapeft.config.load import load_config, to_yaml
 from adapeft.measure.statistics import Statistics
 from adapeft.ranks import OneRank
+from adapeft.sections.budget import Budget
 from adapeft.subset.subset import Subset
 from cluster.commands.compare.report import rows_of, table
 from cluster.commands.compare.run import Run, run_apart

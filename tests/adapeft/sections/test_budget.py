@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from adapeft.config.budget import Budget
 from adapeft.errors import AdapeftError
+from adapeft.sections.budget import Budget
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,16 @@
-"""What a run is asked to do: the config's sections."""
+"""The config's ``select`` section."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PlainSerializer,
-    PlainValidator,
-    PositiveFloat,
-    PositiveInt,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from adapeft.config.budget import Budget
-from adapeft.config.paths import DATA_SUFFIXES, PLACES, absolute, impossible
-from adapeft.config.rules import OPTIONS, parse_options
-from adapeft.errors import AdapeftError
-from adapeft.files.json_numbers import infinity_in_words
+from adapeft.sections.budget import Budget
+from adapeft.sections.rules import OPTIONS, parse_options
+from adapeft.sections.section import Bytes, LearningRate, Limit, Patterns, Reach, Section
 
-Task = Literal["sequence-classification", "causal-lm"]
-Metric = Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss", "perplexity"]
 Placement = Literal["pfeiffer", "houlsby"]
 Method = Literal[
     "full",
@@ -65,83 +44,11 @@ GRANULARITIES: dict[str, tuple[Granularity, ...]] = {
 _WITHOUT_VALUES = ("full", "random", "bitfit", "lora", "adapter", *OPTIONS)
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Reach = Annotated[Literal["auto"] | PositiveFloat, PlainSerializer(infinity_in_words)]
-Limit = Annotated[
-    Budget,
-    PlainValidator(Budget.parse),
-    PlainSerializer(str, return_type=str),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "exclusiveMinimum": 0}]}),
-]
-
-# A step of Adam divides by 1 - β₁: above 3e37 that overflows float32, and a worker fails. Below, training diverges.
-LearningRate = Annotated[float, Field(gt=0, le=1e37, allow_inf_nan=False)]
-
-Bytes = Annotated[
-    ByteSize,
-    Field(gt=0),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "exclusiveMinimum": 0}]}),
-]
-
-
 class Numbers(dict[str, Any]):
     """Keys that depend on another key's value; hashable like the rest of a config, which nobody changes."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
-
-
-class Section(BaseModel):
-    """Part of a config: read-only, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Model(Section):
-    """The pretrained transformer."""
-
-    name: str = Field(description="folder or hub name of the pretrained model", min_length=1)
-    task: Task = Field(description="what the model is trained to do")
-    revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="type of the frozen weights")
-    matmul_precision: Literal["highest", "high", "medium"] = Field(
-        default="highest",
-        description="of float32 matrix products, as in torch.set_float32_matmul_precision: high is TF32 on NVIDIA's "
-        "GPUs, medium bfloat16 on processors that have it",
-    )
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
-        Field(
-            default=None,
-            description="how attention is computed; null: as transformers picks; on processors eager is faster for "
-            "short texts",
-        )
-    )
-    trust_remote_code: bool = Field(default=False, description="run model code that comes from the hub")
-    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
-
-
-class Data(Section):
-    """Examples to train on and to be judged by."""
-
-    train: str = Field(
-        description=f"file ({', '.join(DATA_SUFFIXES)}) or hub data set: name, name@split or name:config@split",
-        min_length=1,
-    )
-    evaluation: str = Field(description="held-out examples, spelled like train; glue:cola@validation", min_length=1)
-    text: str = Field(default="text", description="column of the text")
-    text_pair: str | None = Field(default=None, description="column of the second text, for tasks on pairs")
-    label: str = Field(default="label", description="column of the label; not read for causal-lm")
-    max_length: PositiveInt = Field(default=128, description="tokens an example is cut to")
-    padding: Literal["longest", "max_length"] = Field(
-        default="longest",
-        description="how long a batch is: its longest example; max_length: as data.max_length, for models whose "
-        "predictions depend on the padding",
-    )
-    metric: Metric = Field(default="auto", description="how evaluation judges; auto fits the task and its labels")
 
 
 class Select(Section):
@@ -354,142 +261,3 @@ class Select(Section):
     def granularity(self) -> Granularity:
         """``groups`` with auto decided by the method."""
         return GRANULARITIES.get(self.method, ANY_GRANULARITY)[0] if self.groups == "auto" else self.groups
-
-
-class Train(Section):
-    """How the chosen parameters are trained."""
-
-    # Bounded, because the rate of every step is listed before the first one.
-    epochs: PositiveFloat = Field(
-        default=3, le=100_000, description="passes over the training data", allow_inf_nan=False
-    )
-    max_steps: PositiveInt | None = Field(
-        default=None, le=10_000_000, description="optimizer steps; if given, epochs is not used"
-    )
-    learning_rate: LearningRate = Field(default=1e-3, description="highest step size of AdamW")
-    batch_size: PositiveInt = Field(default=32, description="examples an optimizer step sees, over all workers")
-    micro_batch_size: PositiveInt | None = Field(
-        default=None, description="examples a worker holds at once; null: its share"
-    )
-    train_sampling_strategy: Literal["random", "group_by_length"] = Field(
-        default="random", description="group_by_length: batches of examples of about one length, for less padding"
-    )
-    weight_decay: NonNegativeFloat = Field(default=0.01, description="decoupled weight decay", allow_inf_nan=False)
-    warmup_ratio: float = Field(
-        default=0.1, ge=0, lt=1, description="part of the steps over which the learning rate rises"
-    )
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
-        default="linear", description="how the learning rate falls afterwards"
-    )
-    max_grad_norm: NonNegativeFloat | None = Field(
-        default=1.0, description="gradients are clipped to this norm; null or 0: off"
-    )
-    max_skipped_steps: NonNegativeInt = Field(
-        default=0, description="steps to leave out because their loss or gradient is not finite; one more ends the run"
-    )
-    eval_steps: PositiveInt | None = Field(default=None, description="steps between evaluations; null: once an epoch")
-    save_steps: PositiveInt | None = Field(
-        default=None, description="steps between resumable checkpoints; null: once an epoch"
-    )
-    subset: str | None = Field(
-        default=None,
-        description="saved subset to train instead of choosing: file, URL, or name in $ADAPEFT_STORE",
-    )
-    logging_steps: PositiveInt = Field(default=10, description="steps between lines of progress")
-
-
-class Cluster(Section):
-    """The machines that measure and train."""
-
-    workers: PositiveInt = Field(default=1, description="processes that share the work, each with a part of the model")
-    min_workers: PositiveInt | None = Field(
-        default=None,
-        description="start with fewer workers, but so many at least, when resource_timeout is over; null: with all",
-    )
-    cpus_per_worker: PositiveInt = Field(default=1, description="processor cores reserved for a worker")
-    gpus_per_worker: int = Field(default=0, ge=0, le=1, description="1 to train on GPUs: a worker drives one device")
-    zero_stage: int = Field(
-        default=3, ge=0, le=3, description="what DeepSpeed splits: 1 optimizer, 2 + gradients, 3 + weights"
-    )
-    resource_timeout: PositiveFloat = Field(
-        default=30.0, description="seconds to wait for missing workers", allow_inf_nan=False
-    )
-    collective_timeout: PositiveInt = Field(
-        default=1800, description="seconds a worker waits for the others before the run ends with an error"
-    )
-    max_failures: NonNegativeInt = Field(
-        default=0, description="times that a stage goes on with new workers after some were lost or failed, as in Ray"
-    )
-    save_interval: NonNegativeFloat = Field(
-        default=300.0,
-        description="seconds of measuring after which its sums are saved for an interrupted run; 0: never",
-        allow_inf_nan=False,
-    )
-
-    @model_validator(mode="after")
-    def _a_range(self) -> Cluster:
-        if self.fewest > self.workers:
-            raise ValueError(f"min_workers = {self.min_workers}: is more than workers = {self.workers}; lower it")
-        return self
-
-    @property
-    def fewest(self) -> int:
-        """Workers that the run starts with at least."""
-        return self.min_workers or self.workers
-
-    def with_workers(self, workers: int) -> Cluster:
-        """The same with exactly so many."""
-        return self.model_copy(update={"workers": workers, "min_workers": None})
-
-
-class Config(Section):
-    """Everything that a run depends on."""
-
-    model: Model
-    data: Data
-    output: str = Field(description="folder or URL (s3://…) of the run: all that it makes goes there", min_length=1)
-    select: Select = Select()
-    train: Train = Train()
-    cluster: Cluster = Cluster()
-    seed: NonNegativeInt = Field(default=0, description="of everything random", lt=2**32)
-
-    @model_validator(mode="after")
-    def _attention_can_train(self) -> Config:
-        attention = self.model.attn_implementation
-        if attention in (None, "eager", "sdpa"):
-            return self
-        given = f"model.attn_implementation = {attention}"
-        if not self.cluster.gpus_per_worker:
-            raise ValueError(f"{given}: it trains on GPUs alone; set cluster.gpus_per_worker: 1, or take eager or sdpa")
-        if attention != "flex_attention" and self.model.dtype == "float32":
-            raise ValueError(f"{given}: its kernels take no float32; set model.dtype: bfloat16, or take eager or sdpa")
-        return self
-
-    def paths(self) -> dict[str, str]:
-        """What lies on a file system, as it is spelled: ``{"data.train": "train.jsonl", "output": "runs/mine", …}``."""
-        given = {key: self._at(key) for key in PLACES}
-        return {key: place for key, place in given.items() if place is not None and PLACES[key](place)}
-
-    def with_paths(self, paths: Mapping[str, str]) -> Config:
-        """The same with other places, by dotted key."""
-        tree = self.model_dump()
-        for key, path in paths.items():
-            section, _, name = key.rpartition(".")
-            (tree[section] if section else tree)[name] = path
-        return Config.model_validate(tree)
-
-    def resolved(self) -> Config:
-        """The same with absolute paths, because workers run in other folders. Names on a hub stay as they are.
-
-        Raises:
-            AdapeftError: names a path that no file system takes, such as one that is too long.
-        """
-        paths = {key: absolute(path) for key, path in self.paths().items()}
-        for key, path in paths.items():
-            if (reason := impossible(path)) is not None:
-                raise AdapeftError(f"{key} = {path}: is not a possible path ({reason}). Give another one.")
-        return self.with_paths(paths)
-
-    def _at(self, key: str) -> Any:
-        section, _, name = key.rpartition(".")
-        return getattr(getattr(self, section) if section else self, name)

@@ -1,0 +1,1 @@
+"""The sections of a config, each a class of its own, without torch."""

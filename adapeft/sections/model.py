@@ -1,0 +1,34 @@
+"""The config's ``model`` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from adapeft.sections.section import Section
+
+Task = Literal["sequence-classification", "causal-lm"]
+
+
+class Model(Section):
+    """The pretrained transformer."""
+
+    name: str = Field(description="folder or hub name of the pretrained model", min_length=1)
+    task: Task = Field(description="what the model is trained to do")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="type of the frozen weights")
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        default="highest",
+        description="of float32 matrix products, as in torch.set_float32_matmul_precision: high is TF32 on NVIDIA's "
+        "GPUs, medium bfloat16 on processors that have it",
+    )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
+        Field(
+            default=None,
+            description="how attention is computed; null: as transformers picks; on processors eager is faster for "
+            "short texts",
+        )
+    )
+    trust_remote_code: bool = Field(default=False, description="run model code that comes from the hub")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
