@@ -13,8 +13,9 @@ from adapeft.errors import AdapeftError
 from adapeft.finite import is_finite
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import ElementShard
+from adapeft.parts.part import Part
 from adapeft.ranks import Ranks
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 
 Value = Callable[[dict[str, Tensor]], Tensor]
 """Columns of statistics → the value of each element, of the same shape."""

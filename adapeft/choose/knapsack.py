@@ -7,7 +7,8 @@ import torch
 
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from solver import CoreKnapsack, KnapsackProblem, Solution, Solver
 
 STABLE_GAP = 1e-4

@@ -7,7 +7,8 @@ import numpy as np
 from adapeft.choose.knapsack import STABLE_GAP, check_values, parts_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from solver import MultipleChoiceCore, MultipleChoiceGreedy, MultipleChoiceProblem
 
 

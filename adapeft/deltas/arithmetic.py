@@ -19,7 +19,7 @@ from adapeft.deltas.delta import Delta
 from adapeft.deltas.entries import Entries, smallest_change, weighted_sum
 from adapeft.errors import AdapeftError
 from adapeft.parts.change import Change
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 
 _LINEAR_PIECES = ("lora_B", "up.weight", "up.bias")
 """Those that a factor goes to: the output of LoRA and of an adapter is linear in them."""

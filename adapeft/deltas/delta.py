@@ -29,8 +29,8 @@ from adapeft.parts.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.parts.change import Change
 from adapeft.parts.functions import DensePart
 from adapeft.parts.leaves import leaf_shape
+from adapeft.parts.part import Part, compact_indices, load_part
 from adapeft.sections.model import Task
-from adapeft.subset.subset import Part, compact_indices, load_part
 from adapeft.tune.attachment import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import changed_buffers
 from adapeft.tune.check import check_in_place, check_moved, check_reached

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapeft.parts.change import Change
 from adapeft.parts.lora import low_rank_sum
-from adapeft.subset.subset import Part, compact_indices
+from adapeft.parts.part import Part, compact_indices
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_text
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 
 _ABOUT_RANGES = (
     "# axolotl zeroes the gradients of all other rows, and weight decay moves them all the same: set weight_decay: 0.\n"

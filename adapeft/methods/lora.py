@@ -10,8 +10,9 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import Method, Plan
 from adapeft.model.structure import ParameterInfo
+from adapeft.parts.part import Part
 from adapeft.ranks import Ranks
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 
 if TYPE_CHECKING:
     from adapeft.sections.select import Select

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapeft.errors import AdapeftError
-from adapeft.methods.base.rule import FixedMask, Rule
+from adapeft.methods.base.rule import FixedMask
 from adapeft.methods.child_pruning.rule import ChildPruning
 from adapeft.methods.child_tuning.rule import ChildTuningF
 from adapeft.methods.diff_pruning.rule import DiffPruning
 from adapeft.methods.mixout.rule import Mixout, MixoutReset
+from adapeft.parts.rule import Rule
 from adapeft.sections.rules import parse_options
 from adapeft.subset.subset import Subset
 

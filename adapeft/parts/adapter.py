@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
+from adapeft.draw import uniform
 from adapeft.errors import AdapeftError
-from adapeft.methods.base.draw import uniform
 from adapeft.model.structure import is_called_layer, is_linear_layer
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 
 _NAME = "adapeft_adapter"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from adapeft.finite import check_finite
 from adapeft.model.rounding import Rounding
 from adapeft.parts.lora import low_rank_sum
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 
 _TOO_LARGE = (
     "The delta's values are too large: merge in float32 (--dtype float32), scale the delta by less, or train it again "

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adapeft.methods.base.rule import Place, Rule
+from adapeft.parts.rule import Place, Rule
 
 Block = tuple[Tensor, Tensor, Tensor]
 """Rows, columns, and the elements' places in the block of both; int64 each."""

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.errors import AdapeftError
-from adapeft.methods.base.rule import DIFFERENCE
 from adapeft.parts.functions import Block, DenseLinear, DensePart, Effective, ElementsLinear
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
+from adapeft.parts.rule import DIFFERENCE
 
 _CHANGE_FIRST = (
     "Tie, prune, normalize (weight_norm, spectral_norm) and parametrize the model before adapeft.attach, or after "

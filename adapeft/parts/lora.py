@@ -13,10 +13,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from adapeft.draw import uniform
 from adapeft.errors import AdapeftError
-from adapeft.methods.base.draw import uniform
 from adapeft.model.structure import is_called_layer, is_linear_layer
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 
 ADAPTER_NAME = "default"
 """PEFT's own name for an adapter that nobody named: its saved files are loaded under it."""

@@ -27,7 +27,8 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.shards import Shards
 from adapeft.measure.statistics import Statistics
 from adapeft.model.structure import ParameterInfo
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 
 _CUTS = 64
 """Pieces of equal size that a tensor's elements are sorted into, the best first."""

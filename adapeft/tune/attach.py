@@ -9,7 +9,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.errors import AdapeftError
-from adapeft.methods.base.rule import DIFFERENCE, Place, Rule
 from adapeft.methods.rules import rule_of
 from adapeft.model.dense import check_dense
 from adapeft.model.fingerprint import digests_of, entries_of, fingerprint_model
@@ -19,8 +18,10 @@ from adapeft.parts.adapter import add_adapter, check_adapters, remove_adapter, s
 from adapeft.parts.functions import DensePart
 from adapeft.parts.leaves import add_dense_leaves, add_leaf, leaf_shape, remove_leaves
 from adapeft.parts.lora import add_lora, check_lora, remove_lora
+from adapeft.parts.part import Part
+from adapeft.parts.rule import DIFFERENCE, Place, Rule
 from adapeft.subset.empty import check_not_empty
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import set_buffers, stored_buffers
 from adapeft.tune.check import check_step

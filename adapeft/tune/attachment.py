@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from adapeft.errors import AdapeftError
-from adapeft.methods.base.rule import DIFFERENCE, LeafShards, Rule
 from adapeft.model.wrappers import ATTACHMENT, unwrap
 from adapeft.parts.functions import DensePart
+from adapeft.parts.rule import DIFFERENCE, LeafShards, Rule
 from adapeft.subset.subset import Subset
 from adapeft.tune.follower import Follower
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from adapeft.methods.base.rule import LeafShards, Rule
+from adapeft.parts.rule import LeafShards, Rule
 
 
 class Follower:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from adapeft.methods.base.rule import DIFFERENCE
+from adapeft.parts.rule import DIFFERENCE
 from adapeft.tune.attachment import attachment_of
 
 

@@ -34,7 +34,7 @@ from adapeft.parts.adapter import has_adapter
 from adapeft.parts.change import Change
 from adapeft.parts.leaves import difference_of, leaves_of
 from adapeft.parts.lora import ADAPTER_NAME
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 
 _MERGED = ".merged"
 """Ends the name of a leaf that is in its weight already."""

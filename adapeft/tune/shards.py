@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from adapeft.methods.base.rule import LeafShard, LeafShards
+from adapeft.parts.rule import LeafShard, LeafShards
 from adapeft.ranks import OneRank, Ranks
 from adapeft.tune.attachment import Attachment
 

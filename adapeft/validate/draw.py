@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from adapeft.measure.groups import Groups
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 
 
 @dataclass(frozen=True)

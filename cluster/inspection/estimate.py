@@ -22,8 +22,9 @@ from adapeft.memory.activations import Counted, count_pass
 from adapeft.memory.estimate import FLOAT32, Load, Memory, Zero, memory, share
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
+from adapeft.parts.part import Part
 from adapeft.ranks import OneRank
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 from adapeft.tasks.objective import objective_for
 from adapeft.tune.attach import attach
 from cluster.inspection.inspection import Inspection

@@ -29,7 +29,7 @@ from transformers.utils import logging
 from adapeft import Delta, Deltas
 from adapeft.formats.peft.folder import save_for_peft
 from adapeft.model.structure import describe_parameters
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 from tests.oracles.deltas import drawn_delta
 from tests.oracles.leaves import changed, weights
 

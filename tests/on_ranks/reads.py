@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from adapeft.deltas.delta import extract_delta
 from adapeft.errors import AdapeftError
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from adapeft.tune.attach import attach
 from adapeft.tune.attachment import attachment_of
 from tests.support.torchrun import leave

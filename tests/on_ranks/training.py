@@ -19,8 +19,9 @@ from adapeft.deltas.delta import Delta, extract_delta
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import load_tensors, save_tensors
 from adapeft.files.rank_files import rank_path
+from adapeft.parts.part import Part
 from adapeft.ranks import OneRank, Ranks
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 from adapeft.tasks.losses import micro_losses
 from adapeft.tasks.objective import infer_objective
 from adapeft.tune.attach import attach

@@ -11,7 +11,7 @@ from adapeft import Delta
 from adapeft.model.fingerprint import fingerprint_model
 from adapeft.parts.change import Change
 from adapeft.parts.leaves import leaf_shape
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 from tests.oracles.leaves import densify
 from tests.oracles.parts import low_rank_product
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from adapeft.model.structure import new_parameters
 from adapeft.parts.leaves import leaf_shape
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.support.tiny import make_batches
 
 SUBSETS = ("tensor", "row", "element", "mixed")

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapeft.model.structure import describe_parameters, new_parameters
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.support.tiny import VOCABULARY, make_bert, make_gpt2
 
 

@@ -12,11 +12,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.pytorch_utils import Conv1D
 
 import adapeft
-from adapeft.methods.base.draw import uniform
+from adapeft.draw import uniform
 from adapeft.methods.base.rule import describe_rule
 from adapeft.model.structure import new_parameters
+from adapeft.parts.part import Part
 from adapeft.sections.rules import parse_options
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 from tests.support.tiny import make_batches
 
 SEED, BUDGET, LEARNING_RATE, DECAY, CLIP, NUM_STEPS = 5, 400, 0.02, 0.1, 0.5, 6

@@ -16,7 +16,7 @@ from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.model.structure import ParameterInfo, describe_parameters
 from adapeft.parts.change import Change
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 
 PREFIX = "base_model.model."
 """What PEFT puts before a parameter's name."""

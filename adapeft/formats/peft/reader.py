@@ -17,7 +17,7 @@ from adapeft.model.fingerprint import base_name, digests_of
 from adapeft.model.structure import describe_parameters, is_linear_layer
 from adapeft.parts.change import Change
 from adapeft.parts.lora import low_rank_sum
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 
 _TASKS = {"SEQ_CLS": "sequence-classification", "CAUSAL_LM": "causal-lm"}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapeft.methods.base.rule import LeafShard, ProjectingRule
+from adapeft.methods.base.rule import ProjectingRule
+from adapeft.parts.rule import LeafShard
 from adapeft.sections.rules import ChildPruningOptions
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapeft.methods.base.draw import uniform
-from adapeft.methods.base.rule import LeafShard, Rule
+from adapeft.draw import uniform
+from adapeft.parts.rule import LeafShard, Rule
 from adapeft.sections.rules import ChildTuningOptions
 
 

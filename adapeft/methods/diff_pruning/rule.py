@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapeft.methods.base.draw import uniform
-from adapeft.methods.base.rule import DIFFERENCE, LeafShard, LeafShards, Place, Rule, largest
+from adapeft.draw import uniform
+from adapeft.methods.base.rule import largest
+from adapeft.parts.rule import DIFFERENCE, LeafShard, LeafShards, Place, Rule
 from adapeft.sections.rules import DiffPruningOptions
 
 LOW, HIGH = -1.5, 1.5

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from adapeft.methods.base.draw import uniform
-from adapeft.methods.base.rule import LeafShard, Place, ProjectingRule, Rule
+from adapeft.draw import uniform
+from adapeft.methods.base.rule import ProjectingRule
+from adapeft.parts.rule import LeafShard, Place, Rule
 from adapeft.sections.rules import MixoutOptions
 
 

@@ -16,9 +16,10 @@ from adapeft.data.sources import rows_of
 from adapeft.deltas.delta import Delta, extract_delta
 from adapeft.errors import AdapeftError
 from adapeft.model.load import label_options, load_model_config, load_tokenizer, trained_head
+from adapeft.parts.part import Part
 from adapeft.sections.data import Data
 from adapeft.sections.model import Model
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 from adapeft.tune.attach import attach, detach
 from tests.adapeft.model.test_load import save_tokenizer
 

@@ -33,9 +33,10 @@ from adapeft.deltas.delta import extract_delta
 from adapeft.deltas.merge import merge
 from adapeft.errors import AdapeftError
 from adapeft.model.load import label_options, load_model_config, load_tokenizer
+from adapeft.parts.part import Part
 from adapeft.sections.data import Data
 from adapeft.sections.model import Model
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 from adapeft.tasks.objective import Classification
 from adapeft.tasks.own_loss import check_padding
 from adapeft.tasks.tokenize import tokenize

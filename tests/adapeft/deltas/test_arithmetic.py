@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft import AdapeftError, Delta, difference, interpolation, scaled, sum_of
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 from tests.oracles.deltas import dense_of, drawn_delta
 from tests.oracles.leaves import logits, weights
 from tests.oracles.parts import mixed_subset

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adapeft import AdapeftError, Delta, conflict_of, scaled
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 from tests.adapeft.deltas.test_arithmetic import LAYER, NAME, PARTS, of_parts
 from tests.oracles.deltas import dense_of, drawn_delta
 from tests.support.tiny import make_bert

@@ -12,7 +12,7 @@ from hypothesis import given
 
 from adapeft import AdapeftError, Delta, sum_of
 from adapeft.deltas.base import base_of
-from adapeft.subset.subset import Part, check_part
+from adapeft.parts.part import Part, check_part
 from tests.oracles.deltas import drawn_delta
 from tests.oracles.leaves import changed, weights
 from tests.oracles.merged import CLASSIFIER, save_base

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from adapeft import AdapeftError, Delta, attach, delta
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.oracles.leaves import SUBSETS, changed, inside, logits, make_subset, train, trained_delta, weights
 from tests.support.tiny import make_bert, make_gpt2
 

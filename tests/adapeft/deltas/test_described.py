@@ -17,7 +17,8 @@ from transformers import (
 import adapeft
 from adapeft import AdapeftError, Delta
 from adapeft.model.structure import new_parameters
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.oracles.leaves import logits, train
 from tests.support.tiny import make_bert, make_gpt2
 

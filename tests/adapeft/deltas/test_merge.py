@@ -29,7 +29,8 @@ from adapeft.model.fingerprint import fingerprint_model
 from adapeft.model.load import label_options
 from adapeft.model.rounding import Rounding
 from adapeft.model.structure import new_parameters
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.adapeft.model.test_load import save_tokenizer
 from tests.oracles.leaves import changed, densify, inside, logits, make_subset, trained_delta, weights
 from tests.support.tiny import make_batches, make_bert, make_gpt2

@@ -8,7 +8,7 @@ from torch import nn
 
 import adapeft.deltas.swap as swap
 from adapeft import AdapeftError, Delta, Deltas
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 from tests.oracles.deltas import dense_of, drawn_delta
 from tests.oracles.leaves import changed, logits, make_subset, weights
 from tests.oracles.parts import MODELS, mixed_subset

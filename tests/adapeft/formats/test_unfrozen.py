@@ -10,7 +10,8 @@ import yaml
 
 from adapeft import AdapeftError
 from adapeft.formats.unfrozen import save_unfrozen_parameters, unfrozen_parameters
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.oracles.leaves import inside
 from tests.oracles.merged import random_delta
 from tests.oracles.parts import MODELS

@@ -20,7 +20,8 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel
 from adapeft.measure.storage import load_statistics, save_groups
 from adapeft.methods.registry import METHODS, get_method
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from adapeft.tasks.objective import Classification
 from adapeft.tune.attachment import attachment_of
 from tests.support.tiny import make_batches, make_bert, make_gpt2

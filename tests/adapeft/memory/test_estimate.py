@@ -11,7 +11,8 @@ from torch import nn
 
 from adapeft.memory.activations import count_pass
 from adapeft.memory.estimate import Load, Pass, Zero, bytes_per_element, memory, moments, traffic
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from adapeft.tasks.objective import Classification, NextToken
 from adapeft.tune.attach import attach
 from tests.support.tiny import make_bert, make_gpt2

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import adapeft
-from adapeft.methods.base.rule import Place
 from adapeft.methods.diff_pruning.rule import SHUT, expected_open, hard_concrete
 from adapeft.methods.mixout.rule import mixed
+from adapeft.parts.rule import Place
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.rules import (
     BUDGET,

@@ -29,7 +29,8 @@ from adapeft.deltas.base import open_base
 from adapeft.model.checkpoint import LoadedCheckpoint
 from adapeft.model.structure import describe_parameters
 from adapeft.model.weight_files import weight_files
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.oracles.leaves import logits
 from tests.oracles.merged import CLASSIFIER, LANGUAGE, random_delta
 from tests.support.tiny import make_bert, make_gpt2

@@ -15,7 +15,8 @@ from adapeft.measure.groups import build_groups
 from adapeft.model.dense import obstacle
 from adapeft.model.fingerprint import fingerprint_model
 from adapeft.parts.change import Change
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.oracles.leaves import logits, train
 from tests.support.tiny import make_batches, make_bert
 

@@ -15,7 +15,8 @@ from adapeft.errors import RoundingWarning
 from adapeft.model.fingerprint import fingerprint_model
 from adapeft.model.rounding import Rounding
 from adapeft.parts.change import Change
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.oracles.deltas import dense_of
 from tests.oracles.leaves import logits
 from tests.oracles.merged import LANGUAGE

@@ -8,7 +8,8 @@ from transformers import MarianConfig, MarianMTModel
 
 from adapeft import AdapeftError, attach
 from adapeft.measure.groups import build_groups
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 
 POSITIONS = "model.decoder.embed_positions.weight"
 

@@ -15,7 +15,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import adapeft
 from adapeft import AdapeftError
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import SUBSETS, logits, make_subset, train, weights
 from tests.support.tiny import make_batches, make_bert, make_gpt2

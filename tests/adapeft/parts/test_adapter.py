@@ -10,7 +10,8 @@ import adapeft
 from adapeft import AdapeftError, Delta, attach, delta, detach, merge
 from adapeft.config.load import parse_select
 from adapeft.model.structure import describe_parameters
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import logits, train
 from tests.oracles.parts import MODELS

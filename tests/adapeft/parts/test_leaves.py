@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.parts.leaves import add_leaf, leaf_shape, remove_leaves
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 from tests.oracles.leaves import densify, gather
 
 

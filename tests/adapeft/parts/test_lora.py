@@ -29,7 +29,8 @@ from adapeft import AdapeftError, Delta, attach, delta, detach, merge
 from adapeft.config.load import parse_select
 from adapeft.formats.peft.folder import save_for_peft
 from adapeft.model.structure import describe_parameters
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.adapeft.deltas.test_merge import CLASSIFIER, LANGUAGE, save
 from tests.oracles.leaves import changed, logits, train, weights

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapeft.files.artifact import save_tensors
-from adapeft.subset.subset import Part, Subset, check_part
+from adapeft.parts.part import Part, check_part
+from adapeft.subset.subset import Subset
 from tests.support.damage import check, damaged_safetensors, examples
 
 SUBSET = Subset(

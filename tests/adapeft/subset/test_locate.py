@@ -9,10 +9,11 @@ import pytest
 
 from adapeft.config.load import load_config, parse_config, to_yaml
 from adapeft.errors import AdapeftError
+from adapeft.parts.part import Part
 from adapeft.subset.entry import Summary
 from adapeft.subset.locate import locate
 from adapeft.subset.store import STORE_VARIABLE, SubsetStore, default_store
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 
 CONFIG = {
     "model": {"name": "bert", "task": "causal-lm"},

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_tensors
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 
 SUBSET = Subset(
     {

@@ -23,7 +23,8 @@ from transformers.models.auto import modeling_auto
 
 from adapeft import attach, delta
 from adapeft.measure.shards import WholeModel
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import densify, gather
 

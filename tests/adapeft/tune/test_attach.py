@@ -11,7 +11,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from adapeft import AdapeftError, attach, detach
 from adapeft.model.fingerprint import fingerprint_model
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import SUBSETS, changed, densify, gather, logits, make_subset, train, weights
 from tests.support.tiny import make_batches, make_bert, make_gpt2

@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification, LevitConfig, LevitF
 from adapeft import AdapeftError, Delta, Deltas, attach, delta, detach, interpolation, merge, save_for_peft, sum_of
 from adapeft.deltas.conflict import conflict_of
 from adapeft.files.artifact import load_tensors, save_tensors
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.oracles.leaves import logits
 from tests.oracles.merged import CLASSIFIER
 from tests.support.normalized import make_normalized

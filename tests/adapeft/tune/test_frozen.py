@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from adapeft import AdapeftError, attach, delta
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from tests.oracles.leaves import SUBSETS, make_subset, train
 from tests.support.tiny import VOCABULARY, make_batches, make_bert, make_gpt2
 

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from adapeft import attach, delta, detach
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import densify, gather
 from tests.support.tiny import make_gpt2

@@ -20,7 +20,8 @@ from transformers import (
 import adapeft
 from adapeft import AdapeftError
 from adapeft.errors import RoundingWarning
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.adapeft.tune.test_attach import make_mixtral
 from tests.oracles.leaves import SUBSETS, changed, logits, make_subset, train, weights

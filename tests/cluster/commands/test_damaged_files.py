@@ -22,8 +22,9 @@ from adapeft.deltas.delta import Delta
 from adapeft.measure.groups import groups_of
 from adapeft.measure.storage import save_groups
 from adapeft.parts.change import Change
+from adapeft.parts.part import Part
 from adapeft.subset.store import STORE_VARIABLE, SubsetStore
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 from cluster.commands.subsets.table import show_entries, show_entry
 from cluster.output.folder import RunFolder
 from cluster.output.metrics import load_metrics

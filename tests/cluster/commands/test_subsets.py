@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from adapeft.config.load import load_config
+from adapeft.parts.part import Part
 from adapeft.subset.store import STORE_VARIABLE
-from adapeft.subset.subset import Part, Subset
+from adapeft.subset.subset import Subset
 from cluster.run.pipeline import select
 from cluster.run.session import Session
 from cluster.terminal.console import Terminal

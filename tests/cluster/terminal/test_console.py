@@ -7,7 +7,8 @@ from io import StringIO
 import torch
 from rich.console import Console
 
-from adapeft.subset.subset import Part, Subset
+from adapeft.parts.part import Part
+from adapeft.subset.subset import Subset
 from cluster.terminal.console import Terminal
 
 

@@ -19,7 +19,7 @@ from adapeft import AdapeftError
 from adapeft.formats.peft.folder import save_for_peft
 from adapeft.formats.peft.parts import sort_for_peft
 from adapeft.model.structure import describe_parameters, new_parameters
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 from tests.adapeft.tune import test_architectures as architectures
 from tests.oracles.leaves import logits
 from tests.oracles.merged import random_delta, save_base, summed

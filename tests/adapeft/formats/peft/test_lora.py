@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapeft import load_from_peft, save_for_peft
 from adapeft.formats.peft.lora import target_modules
 from adapeft.model.structure import describe_parameters
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 from tests.adapeft.tune.test_buffers import outputs, trained
 from tests.oracles.deltas import dense_of
 from tests.oracles.leaves import logits

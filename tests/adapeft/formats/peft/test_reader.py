@@ -17,7 +17,7 @@ from adapeft import AdapeftError, Delta, merge
 from adapeft.formats.peft.folder import save_for_peft
 from adapeft.formats.peft.reader import load_from_peft
 from adapeft.model.structure import describe_parameters
-from adapeft.subset.subset import Part
+from adapeft.parts.part import Part
 from tests.adapeft.formats.peft.test_folder import parts_of
 from tests.adapeft.tune import test_architectures as architectures
 from tests.oracles.leaves import changed, logits, weights

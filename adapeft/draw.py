@@ -1,4 +1,4 @@
-"""Random numbers of a rule: they depend on seed, step and parameter, never on who draws them."""
+"""Random numbers that depend on seed, step and parameter, and never on who draws them."""
 
 from __future__ import annotations
 
