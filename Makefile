@@ -3,24 +3,34 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo check test slow lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python deploy/demo/docstrings.py --out runs/demo/data
 	$(BIN)/adapeft run deploy/demo/demo.yaml model.name=$$($(BIN)/python deploy/demo/docstrings.py --print-model)
 
-# One thread: for tiny tensors several wait for each other longer than they work. A file's tests share what they launch.
+# One thread: for tiny tensors several threads wait for each other longer than they work. The tests of a file share what
+# they launch.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+ON_TWO_CORES := --numprocesses 2 --dist loadfile
+
+check: lint
+	$(PYTEST) $(ON_TWO_CORES) -m "not slow and not gpu" tests/solver tests/adapeft
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=5 --numprocesses 2 --dist loadfile
+	$(PYTEST) $(ON_TWO_CORES) --durations=5
 
 slow: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed
+	$(BIN)/python .docs/build.py
 
 # torch by itself first: what comes after then takes this build and no other.
 $(VENV)/.installed: pyproject.toml constraints.txt
