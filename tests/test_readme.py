@@ -1,44 +1,161 @@
-"""The README: its links lead to files, and its lines of Python run."""
+"""What the documents say: links lead somewhere, lines of Python run, YAML is a config, commands exist."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification
+from typer.main import get_command
 
+import adapeft
+from adapeft.config.load import load_config
+from adapeft.tune.attachment import attachment_of
+from cluster.cli import app
 from tests.oracles.leaves import logits, train
 from tests.support.tiny import make_batches, make_bert
+from tests.support.trainers import examples
 
 ROOT = Path(__file__).parents[1]
+# Not of the repository: what make installs and builds, and what runs write.
+GENERATED = ("build", "runs")
+DOCUMENTS = sorted(
+    path
+    for path in ROOT.rglob("*.md")
+    if not (parts := path.relative_to(ROOT).parts)[0].startswith(".") and parts[0] not in GENERATED
+)
+READMES = [path for path in DOCUMENTS if path.name == "README.md"]
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_links_lead_to_files():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
-def test_the_lines_of_python_run_from_select_to_a_merged_checkpoint(tmp_path, monkeypatch):
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of a document in a language; those of the shell have none."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return [content for found, content in FENCE.findall(text) if found == language]
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link to a heading ends in, as GitHub spells it."""
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def load() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained("path-or-hub-name", num_labels=3)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to work in, with the base model that the documents name."""
     monkeypatch.chdir(tmp_path)
     make_bert().bert.save_pretrained("path-or-hub-name")
+    return tmp_path
 
-    def load() -> torch.nn.Module:
-        torch.manual_seed(0)
-        return AutoModelForSequenceClassification.from_pretrained("path-or-hub-name", num_labels=3)
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = text[text.index("## In your own script") :].split("```python\n")[1].split("```")[0]
-    before, after = lines.split("delta = adapeft.delta(model)\n")
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_lead_to_files_and_headings(path):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        file, _, heading = link.partition("#")
+        target = path.parent / file if file else path
+        if not target.exists() or (heading and heading not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_commands_and_targets_exist(path):
+    shell = "\n".join(blocks(name_of(path), ""))
+    commands = set(re.findall(r"^(?:\S*/)?adapeft ([a-z]+)", shell, re.MULTILINE))
+    targets = set(re.findall(r"^make ([a-z]+)", shell, re.MULTILINE))
+    assert commands <= set(get_command(app).commands)
+    assert targets <= set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_the_first_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_yaml_is_a_config(path, tmp_path):
+    for number, text in enumerate(blocks(name_of(path), "yaml")):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text, encoding="utf-8")
+        assert load_config(file).select.method == "adapeft"
+
+
+def test_the_trainer_trains_a_subset_by_the_first_lines_of_python(folder):
+    (lines,) = blocks("README.md", "python")
+    names = {"train_dataset": examples(make_bert())}
+    exec(lines, names)
+    model, fresh = names["model"], load()
+    assert 0 < attachment_of(model).subset.count <= 0.005 * names["subset"].description["num_total"]
+    model.eval()
+    untrained = logits(fresh)
+    # Whose head is new: it is drawn where the base is loaded, and ships with the delta.
+    adapeft.Delta.load("delta.safetensors").apply(fresh)
+    torch.testing.assert_close(logits(fresh), logits(model), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits(fresh), untrained, rtol=1e-4, atol=1e-5)
+    names["trainer"].save_model("trained")
+    loaded = AutoModelForSequenceClassification.from_pretrained("trained")
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-5)
+
+
+def test_a_subset_lives_from_select_to_a_merged_checkpoint(folder):
+    choosing, shipping, swapping = blocks("adapeft/README.md", "python")[:3]
     model = load()
     names = {"model": model, "batches": make_batches(model), "fresh_model": load()}
-    exec(before, names)
+    exec(choosing, names)
     train(model)
     trained = logits(model)
-    exec("delta = adapeft.delta(model)\n" + after, names)
-    for folder in ("merged", "trained"):
-        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
+    exec(shipping, names)
+    for checkpoint in ("merged", "trained"):
+        loaded = AutoModelForSequenceClassification.from_pretrained(folder / checkpoint)
         torch.testing.assert_close(logits(loaded), trained, rtol=1e-4, atol=1e-5)
     assert torch.equal(logits(names["fresh_model"]), logits(load()))
+
+    served = load()
+    exec(swapping, {"adapeft": adapeft, "model": served, "a": names["delta"], "b": names["delta"]})
+    assert torch.equal(logits(served), logits(load()))
+
+
+def test_a_rule_is_kept_in_a_loop_of_ones_own(folder):
+    (following,) = blocks("adapeft/methods/README.md", "python")[:1]
+    model = load()
+    subset = adapeft.select(model, make_batches(model), method="child-pruning", budget=50)
+    adapeft.attach(model, subset)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    exec(following, {"adapeft": adapeft, "model": model, "optimizer": optimizer})
+    for batch in make_batches(model):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    changes = adapeft.delta(model).changes.values()
+    assert 0 < sum(int((change.values != 0).sum()) for change in changes) <= 50
+
+
+def test_the_solver_answers_what_its_comment_says():
+    (lines,) = blocks("solver/README.md", "python")
+    names: dict = {}
+    exec(lines, names)
+    solution = names["solution"]
+    told = lines.rpartition("# ")[2].strip()
+    assert told == f"{solution.chosen.tolist()}, {solution.value}, {solution.bound}, {solution.status}"
+
+
+def test_the_version_to_cite_is_in_the_changelog():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == adapeft.__version__
+    assert f"## [{adapeft.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
