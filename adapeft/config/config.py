@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, model_validator
 
 from adapeft.errors import AdapeftError
+from adapeft.methods.adapeft.options import AdaPEFTOptions
+from adapeft.methods.options import AnyOptions
 from adapeft.sections.cluster import Cluster
 from adapeft.sections.data import Data
 from adapeft.sections.model import Model
 from adapeft.sections.paths import PLACES, absolute, impossible
-from adapeft.sections.section import Section
-from adapeft.sections.select import Select
+from adapeft.sections.section import Harmless, Section
 from adapeft.sections.train import Train
 
 
@@ -22,8 +23,10 @@ class Config(Section):
 
     model: Model
     data: Data
-    output: str = Field(description="folder or URL (s3://…) of the run: all that it makes goes there", min_length=1)
-    select: Select = Select()
+    output: Harmless[str] = Field(
+        description="folder or URL (s3://…) of the run: all that it makes goes there", min_length=1
+    )
+    select: AnyOptions = AdaPEFTOptions()
     train: Train = Train()
     cluster: Cluster = Cluster()
     seed: NonNegativeInt = Field(default=0, description="of everything random", lt=2**32)

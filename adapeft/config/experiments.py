@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt, PrivateAttr, field_validator
 
 from adapeft.config.config import Config
-from adapeft.config.keys import as_yaml, plain
-from adapeft.config.load import load_config, parse_section
+from adapeft.config.load import parse_config, parse_section, parse_select, read_tree
 from adapeft.errors import AdapeftError, ConflictError, did_you_mean
+from adapeft.methods.adapeft.options import AdaPEFTOptions
+from adapeft.methods.options import OPTIONS, flat, says_nothing
 from adapeft.sections.budget import Budget
 from adapeft.sections.section import Limit, Section
-from adapeft.sections.select import ANY_GRANULARITY, GRANULARITIES, Granularity, Method, Select
+from adapeft.sections.select import Granularity
 
 PAPER: dict[str, Any] = {
     "groups": "role",
@@ -43,12 +44,14 @@ class Contender(NamedTuple):
     @property
     def granularity(self) -> Granularity:
         """Of what it chooses among."""
-        return Select.model_validate(self.settings).granularity
+        return parse_select(self.settings).granularity
 
     @property
     def settings(self) -> dict[str, Any]:
         """Keys of ``select`` that make this method what its name says."""
-        chosen = {"method": self.method, "groups": self.groups, "options": self.options}
+        chosen: dict[str, Any] = {"method": self.method, "groups": self.groups}
+        if issubclass(OPTIONS[self.method], AdaPEFTOptions):
+            chosen |= {"options": self.options}
         return {**chosen, **PAPER} if self.is_paper else chosen
 
     def __str__(self) -> str:
@@ -62,16 +65,16 @@ class Contender(NamedTuple):
     def parse(cls, text: object) -> Contender:
         """The contender that a person wrote."""
         method, _, groups = str(text).partition(":")
-        methods = get_args(Method)
-        if method not in methods:
-            raise ValueError(f"{method!r} is no method.{did_you_mean(method, methods)} `adapeft methods` lists them.")
-        possible = GRANULARITIES.get(method, ANY_GRANULARITY)
+        if method not in OPTIONS:
+            raise ValueError(f"{method!r} is no method.{did_you_mean(method, OPTIONS)} `adapeft methods` lists them.")
+        possible = OPTIONS[method].granularities
         if (method, groups) == ("adapeft", "paper"):
             return cls(method, PAPER["groups"], is_paper=True)
         options = tuple(groups.split("+")) if "+" in groups or groups == "lora" else ()
         if options:
-            Select(method=method, options=options)  # type: ignore[arg-type]
-            return cls(method, "row", options)
+            contender = cls(method, "row", options)
+            parse_select({**contender.settings, "options": options})
+            return contender
         if groups and groups not in possible:
             raise ValueError(f"{method} chooses by {' or '.join(possible)}, not by {groups!r}.")
         return cls(method, groups or "auto")
@@ -99,22 +102,48 @@ class Comparison(Section):
     perturb: float = Field(default=0.0, ge=0, lt=1, description="part of the training data that each seed leaves out")
     parallel: PositiveInt = Field(default=1, description="runs at once")
 
+    _keys: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """Keys of ``select`` that the config of all runs could not hold, as no method has all of them."""
+        return self._keys
+
+    def with_keys(self, keys: dict[str, Any]) -> Comparison:
+        """The same with such keys."""
+        found = self.model_copy()
+        found._keys = keys
+        return found
+
 
 def load_comparison(path: Path, overrides: Sequence[str]) -> tuple[Comparison, Config]:
     """What to compare, and the config of all runs; a key of ``select`` has to fit one of the methods, not all.
+
+    Where no method has all of them, the config is of the first method that takes those which it has, and the comparison
+    keeps all.
 
     Raises:
         AdapeftError: there are problems with either; those of the config as it stands, where no method puts them right.
     """
     comparison, others = parse_section(Comparison, overrides)
+    tree, problems = read_tree(path, others)
+
+    def parse(select: object) -> Config:
+        return parse_config({**tree, "select": select}, str(path), problems).resolved()
+
     try:
-        return comparison, load_config(path, others)
+        return comparison, parse(tree.get("select"))
     except ConflictError:
+        given = flat(tree["select"])
+        config, unread = None, {key: value for key, value in given.items() if not says_nothing(key, value)}
         for contender in comparison.methods:
-            settings = [f"select.{key}={as_yaml(plain(value))}" for key, value in contender.settings.items()]
+            mine = {key: given[key] for key in given.keys() & OPTIONS[contender.method].model_fields.keys()}
             with suppress(ConflictError):
-                return comparison, load_config(path, [*others, *settings])
-        raise
+                found = parse({**mine, **contender.settings})
+                config, unread = config or found, {key: unread[key] for key in unread.keys() - mine.keys()}
+        if config is None or unread:
+            raise
+        return comparison.with_keys(given), config
 
 
 class Trials(Section):

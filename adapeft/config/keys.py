@@ -10,12 +10,12 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from adapeft.config.config import Config
-from adapeft.sections.budget import Budget
+from adapeft.methods.options import OPTIONS
 from adapeft.sections.cluster import Cluster
 from adapeft.sections.data import Data
 from adapeft.sections.model import Model
 from adapeft.sections.paths import PLACES, without_job_folder
-from adapeft.sections.section import Section
+from adapeft.sections.section import Section, is_harmless
 from adapeft.sections.select import Select
 from adapeft.sections.train import Train
 
@@ -27,42 +27,42 @@ SECTIONS: dict[str, type[Section]] = {
     "cluster": Cluster,
 }
 
+VARIANTS: Mapping[str, Mapping[str, type[Section]]] = MappingProxyType({"select": OPTIONS})
+"""Section → what it may be, by the value of the key that decides (``DECIDES``)."""
+DECIDES: Mapping[str, str] = MappingProxyType({"select": "method"})
+
+
+def _fields(section: str) -> dict[str, FieldInfo]:
+    """The keys of a section: those that it always has, then those of one variant or another."""
+    found = dict(SECTIONS[section].model_fields)
+    for variant in VARIANTS.get(section, {}).values():
+        found = {**variant.model_fields, **found}
+    return dict(sorted(found.items(), key=lambda item: item[0] not in SECTIONS[section].model_fields))
+
 
 KEYS: dict[str, FieldInfo] = {
     key: field
     for name, top in Config.model_fields.items()
     for key, field in (
-        {f"{name}.{word}": field for word, field in SECTIONS[name].model_fields.items()}
-        if name in SECTIONS
-        else {name: top}
+        {f"{name}.{word}": field for word, field in _fields(name).items()} if name in SECTIONS else {name: top}
     ).items()
 }
 
-# What the statistics of a run depend on: runs that agree on these can share them, whatever their budget,
-# reach, training or machines.
-_MEASURED = (
-    *("model.name", "model.task", "model.revision"),
-    *("model.dtype", "model.matmul_precision", "model.attn_implementation"),
-    *("data.train", "data.text", "data.text_pair", "data.label", "data.max_length", "data.padding"),
-    *(
-        "select.method",
-        "select.shrinkage",
-        "select.joint",
-        "select.options",
-        "select.lora_ranks",
-        "select.groups",
-        "select.calibration",
-        "select.batch_size",
-        "select.direction",
-        "select.curvature",
-        "select.probe_steps",
-        "select.probe_points",
-        "select.probe_learning_rate",
-        "select.warmup_steps",
-    ),
-    *("select.always_train", "select.include", "select.exclude"),
-    "seed",
-)
+
+def field_of(key: str, variant: str | None) -> FieldInfo:
+    """The field of a dotted key, where its section is the given variant."""
+    section, _, name = key.partition(".")
+    one = VARIANTS.get(section, {}).get(variant or "")
+    fields = one.model_fields if one else {}
+    return fields[name] if name in fields and name not in SECTIONS[section].model_fields else KEYS[key]
+
+
+def variants_with(key: str) -> list[str]:
+    """The variants of its section that alone have a dotted key; none where every one has it, or none."""
+    section, _, name = key.partition(".")
+    if section not in VARIANTS or name in SECTIONS[section].model_fields:
+        return []
+    return [variant for variant, one in VARIANTS[section].items() if name in one.model_fields]
 
 
 _READ = ("model.name", "data.train")
@@ -77,13 +77,13 @@ def measurement_key(config: Config, contents: Mapping[str, str] = _UNREAD) -> di
         config: of the run.
         contents: hashes of what the places that it names hold; places alone may come to hold something else.
     """
-    flat = comparable(config)
-    key = {name: flat[name] for name in _MEASURED}
+    key = {
+        name: value
+        for name, value in comparable(config).items()
+        if not is_harmless(field_of(name, config.select.method))
+    }
     key.update({content_key(name): contents[name] for name in _READ if name in contents})
-    key["select.groups"] = config.select.granularity
-    # Single elements are measured alike either way.
-    key["select.joint"] = config.select.chooses_jointly and config.select.granularity != "element"
-    return key
+    return key | {f"select.{name}": value for name, value in config.select.measured().items()}
 
 
 def content_key(place: str) -> str:
@@ -93,13 +93,16 @@ def content_key(place: str) -> str:
 
 def differences(a: Config, b: Config) -> list[str]:
     """Lines such as ``select.budget: 0.5% here, 1% there``, for ``a`` here and ``b`` there."""
-    here, there = comparable(a), comparable(b)
-    return differing({key: here[key] for key in KEYS}, there)
+    return differing(comparable(a), comparable(b))
 
 
 def differing(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """The lines of ``differences`` for any keys; ``there`` has at least those that are ``here``."""
-    return [f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there" for key in here if here[key] != there[key]]
+    """The lines of ``differences`` for any keys that both have; another method has other options."""
+    return [
+        f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there"
+        for key in here
+        if key in there and here[key] != there[key]
+    ]
 
 
 def comparable(config: Config) -> dict[str, Any]:
@@ -110,13 +113,10 @@ def comparable(config: Config) -> dict[str, Any]:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Plain values by dotted path."""
-    tree = config.model_dump(mode="json")
-    return {key: tree[key.split(".")[0]][key.split(".")[1]] if "." in key else tree[key] for key in KEYS}
-
-
-def plain(value: object) -> object:
-    """``value`` as YAML can hold it."""
-    return str(value) if isinstance(value, Budget) else list(value) if isinstance(value, tuple) else value
+    flat: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json").items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if name in SECTIONS else {name: value}
+    return flat
 
 
 def as_yaml(value: object) -> str:

@@ -12,16 +12,17 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from yaml.scanner import ScannerError
 
 from adapeft.config.config import Config
-from adapeft.config.keys import KEYS, SECTIONS, as_yaml, plain
+from adapeft.config.keys import DECIDES, KEYS, SECTIONS, VARIANTS, as_yaml, field_of, variants_with
 from adapeft.errors import AdapeftError, ConflictError, did_you_mean
 from adapeft.files.damage import check_yaml, reading
-from adapeft.sections.section import Section
+from adapeft.methods.options import AnyOptions
+from adapeft.sections.section import Section, plain
 from adapeft.sections.select import Select
 
 S = TypeVar("S", bound=Section)
@@ -40,11 +41,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The same with paths as they are spelled."""
+    tree, problems = read_tree(path, overrides)
+    return parse_config(tree, source=str(path), problems=problems)
+
+
+def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[Any, Any], list[str]]:
+    """What a file and overrides spell, unchecked; and the problems of those overrides that make no sense."""
     tree = _read(Path(path))
     problems = _override(tree, overrides)
     with reading(f"{path}: a reference ${{…}} leads nowhere", "Set the variable or mend the reference."):
-        given = _resolved(path, tree)
-    return parse_config(given, source=str(path), problems=problems)
+        return _resolved(path, tree), problems
 
 
 def parse_config(tree: Mapping[Any, Any], source: str = "config", problems: Sequence[str] = ()) -> Config:
@@ -60,7 +66,7 @@ def parse_config(tree: Mapping[Any, Any], source: str = "config", problems: Sequ
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        if not problems and all(_is_conflict(detail) for detail in error.errors()):
+        if not problems and all(_is_conflict(*_place(detail), kind=detail["type"]) for detail in error.errors()):
             kind = ConflictError
         problems += _phrase(error.errors(), tree)
     if problems:
@@ -72,7 +78,7 @@ def parse_config(tree: Mapping[Any, Any], source: str = "config", problems: Sequ
 def parse_select(options: Mapping[str, Any]) -> Select:
     """The ``select`` section alone, for the library, which has no config."""
     try:
-        return Select.model_validate(options)
+        return _SELECT.validate_python(options)
     except ValidationError as error:
         details = [{**detail, "loc": ("select", *detail["loc"])} for detail in error.errors()]
         raise AdapeftError("\n".join(_phrase(details, {"select": options}))) from None  # type: ignore[arg-type]
@@ -103,6 +109,9 @@ def parse_section(section: type[S], overrides: Sequence[str]) -> tuple[S, list[s
             )
             lines.setdefault(name, f"{name} = {as_yaml(given[name])}: {said}")
         raise AdapeftError("\n".join(lines.values())) from None
+
+
+_SELECT: TypeAdapter[Select] = TypeAdapter(AnyOptions)
 
 
 def _is_missing(value: object) -> bool:
@@ -204,22 +213,35 @@ def _phrase(details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) -> list[st
     found: dict[str, list[ErrorDetails]] = {}
     for detail in details:
         # pydantic reports each alternative of a union by itself, under a path that is longer than the key's.
-        found.setdefault(".".join(map(str, detail["loc"][:2])), []).append(detail)
+        found.setdefault(".".join(_place(detail)), []).append(detail)
     return [_line(key, complaints, tree) for key, complaints in found.items()]
+
+
+def _place(detail: ErrorDetails) -> tuple[str, ...]:
+    """The section, and the key if it is one key's, without the variant that pydantic puts between them."""
+    place = tuple(map(str, detail["loc"]))
+    if place and place[0] in VARIANTS:
+        if detail["type"] == "union_tag_invalid":
+            return place[0], DECIDES[place[0]]
+        return place[0], *place[2:3]
+    return place[:2]
 
 
 def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) -> str:
     kind = details[0]["type"]
+    section, _, name = key.partition(".")
     if kind == "extra_forbidden":
-        return f"{key}: unknown key.{_suggestion(key)}"
+        others = variants_with(key)
+        return _of_others(key, others, tree[section]) if others else f"{key}: unknown key.{_suggestion(key)}"
     if key not in KEYS and key not in SECTIONS:
         return f"{key}: {details[0]['msg']}"
+    variant = str(details[0]["loc"][1]) if section in VARIANTS and len(details[0]["loc"]) > 1 else None
+    described = "" if key in SECTIONS else f"({field_of(key, variant).description})"
     if kind == "missing":
-        return f"{key}: required ({KEYS[key].description})"
-    if _is_conflict(details[0]):
+        return f"{key}: required {described}"
+    if _is_conflict(section, *filter(None, (name,)), kind=kind):
         return f"{key}.{details[0]['ctx']['error']}"
-    section, _, name = key.partition(".")
-    value = as_yaml(tree[section][name] if name else tree[section])
+    value = as_yaml(plain(_given(tree[section], name) if name else tree[section]))
     if key in SECTIONS:
         return f"{key} = {value}: is a section; write its keys below it, indented"
     if kind == "value_error":
@@ -227,16 +249,39 @@ def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) ->
         return f"{key} = {value}: {str(details[0]['ctx']['error']).partition(': ')[2]}"
     alternatives = dict.fromkeys(_complaint(detail) for detail in details)
     guess = did_you_mean(value, re.findall(r"'([^']+)'", " ".join(alternatives)))
-    return f"{key} = {value}: should be {' or '.join(alternatives)} ({KEYS[key].description}).{guess}"
+    return f"{key} = {value}: should be {' or '.join(alternatives)} {described}.{guess}"
 
 
-def _is_conflict(detail: ErrorDetails) -> bool:
+def _of_others(key: str, others: Sequence[str], section: Mapping[str, Any]) -> str:
+    """The line of a key that other variants of its section have."""
+    top, _, name = key.partition(".")
+    decides = DECIDES[top]
+    if len(others) == 1:
+        whose, remedy = f"an option of {decides} {others[0]}", f"set {top}.{decides}: {others[0]}"
+    else:
+        whose, remedy = f"an option of the {decides}s {_listed(others)}", "choose one of these"
+    mine = section.get(decides) or getattr(Config.model_fields[top].default, decides)
+    given = as_yaml(plain(_given(section, name)))
+    return f"{key} = {given}: is {whose}, and {top}.{decides} is {mine}. Leave it out, or {remedy}."
+
+
+def _given(section: Mapping[str, Any], name: str) -> object:
+    """The value of a key, which older configs have below ``rule``."""
+    return section[name] if name in section else section["rule"][name]
+
+
+def _is_conflict(*place: str, kind: str) -> bool:
     """Whether keys do not go together: a section's complaint, which pydantic makes of no section with a wrong key."""
-    return detail["type"] == "value_error" and len(detail["loc"]) == 1 and detail["loc"][0] in SECTIONS
+    if kind == "extra_forbidden":
+        return bool(variants_with(".".join(place)))
+    return kind == "value_error" and len(place) == 1 and place[0] in SECTIONS
 
 
 def _complaint(detail: ErrorDetails) -> str:
     """What the value should be, in the words of someone who writes YAML."""
+    if detail["type"] == "union_tag_invalid":
+        *first, last = str(detail["ctx"]["expected_tags"]).split(", ")
+        return f"{', '.join(first)} or {last}"
     if detail["type"] in _WANTED:
         return _WANTED[detail["type"]]
     return detail["msg"].removeprefix("Input should be ")
@@ -262,29 +307,74 @@ def to_yaml(config: Config) -> str:
 
 
 def defaults_yaml() -> str:
-    """A config to start from: each key under a line that explains it, with its default or ``???`` where it has none."""
+    """A config to start from: each key under a line that explains it, with its default or ``???`` where it has none.
+
+    What other variants of a section have stands in comments, under the variants' names.
+    """
     blocks = []
     for name, field in Config.model_fields.items():
         if name in SECTIONS:
-            keys = "\n".join(_documented(key, inner) for key, inner in SECTIONS[name].model_fields.items())
-            blocks.append(f"# {SECTIONS[name].__doc__}\n{name}:\n{textwrap.indent(keys, '  ')}")
+            keys = "\n".join([*_common(name), *_of_variants(name, Config.model_fields[name].default)])
+            title = (SECTIONS[name].__doc__ or "").splitlines()[0]
+            blocks.append(f"# {title}\n{name}:\n{textwrap.indent(keys, '  ')}")
         else:
             blocks.append(_documented(name, field))
     return "\n\n".join(blocks) + "\n"
 
 
+def _common(section: str) -> list[str]:
+    """The keys of a section that all its variants have."""
+    keys = []
+    for key, field in SECTIONS[section].model_fields.items():
+        if key == DECIDES.get(section):
+            comment = _comment(f"{field.description} ({' | '.join(VARIANTS[section])})")
+            keys.append(f"{comment}\n{key}: {getattr(Config.model_fields[section].default, key)}")
+        else:
+            keys.append(_documented(key, field))
+    return keys
+
+
+def _of_variants(section: str, default: Section) -> list[str]:
+    """The keys of a section that some variants alone have, under their names; in comments but for the default's."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    entries: dict[str, list[str]] = {}
+    for variant, one in VARIANTS.get(section, {}).items():
+        for key, field in one.model_fields.items():
+            if key not in SECTIONS[section].model_fields:
+                entries.setdefault(_documented(key, field), []).append(variant)
+    for entry, variants in entries.items():
+        groups.setdefault(tuple(variants), []).append(entry)
+    lines = []
+    for names in sorted(groups, key=lambda names: getattr(default, DECIDES[section]) not in names):
+        is_set = getattr(default, DECIDES[section]) in names
+        lines.append(_comment(f"--- with {DECIDES[section]}: {_listed(names, 'or')}"))
+        lines += groups[names] if is_set else [textwrap.indent(entry, "# ") for entry in groups[names]]
+    return lines
+
+
 def _documented(key: str, field: FieldInfo) -> str:
     choices = f" ({' | '.join(get_args(field.annotation))})" if get_origin(field.annotation) is Literal else ""
-    comment = textwrap.fill(f"{field.description}{choices}", 116, initial_indent="# ", subsequent_indent="# ")
+    comment = _comment(f"{field.description}{choices}")
     return f"{comment}\n{key}: {'???' if field.is_required() else as_yaml(plain(field.default))}"
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(text, 114, initial_indent="# ", subsequent_indent="# ")
 
 
 def json_schema() -> dict[str, Any]:
     """JSON schema of the config, for editors that complete and check YAML."""
     schema = Config.model_json_schema()
     # pydantic would spell out the fields of the default budget.
-    schema["$defs"]["Select"]["properties"]["budget"]["default"] = plain(KEYS["select.budget"].default)
+    for options in schema["$defs"].values():
+        if "budget" in options.get("properties", {}):
+            options["properties"]["budget"]["default"] = plain(KEYS["select.budget"].default)
     return schema
+
+
+def _listed(words: Sequence[str], conjunction: str = "and") -> str:
+    *first, last = words
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
 def _last_word(key: str) -> str:

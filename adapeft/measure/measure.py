@@ -13,7 +13,6 @@ from adapeft.data.batches import Calibration
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
-from adapeft.measure.probe import measure_along_probe
 from adapeft.measure.statistics import Statistics
 from adapeft.tasks.objective import IGNORED
 
@@ -44,10 +43,7 @@ def measure(method: Measurement, passes: Passes, groups: Groups, settings: Selec
         AdapeftError: the calibration reaches no candidate, or a loss, a sum over batches or a statistic is not finite.
     """
     passes = ready(method, passes, groups, settings)
-    if settings.probe_steps:
-        found = measure_along_probe(passes, groups, settings, lambda: method.measure(passes, groups, settings))
-    else:
-        found = method.measure(passes, groups, settings)
+    found = method.measure(passes, groups, settings)
     found.check_finite(
         f"measuring for select.method = {settings.method}",
         "The weights of the base are not finite there, or its gradients are too large for float32: check the base, and "
@@ -74,15 +70,11 @@ def check_precision(settings: Select, dtype: torch.dtype) -> None:
     Raises:
         AdapeftError: they cannot.
     """
-    if settings.displaces_weights and dtype not in (torch.float32, torch.float64):
+    if settings.displacing and dtype not in (torch.float32, torch.float64):
         raise AdapeftError(
             f"model.dtype = {str(dtype).removeprefix('torch.')} rounds away the small moves of the weights that "
-            f"{_displacing(settings)} makes. Take model.dtype: float32 or leave that out."
+            f"select.{settings.displacing} makes. Take model.dtype: float32 or leave that out."
         )
-
-
-def _displacing(settings: Select) -> str:
-    return f"select.probe_steps = {settings.probe_steps}" if settings.probe_steps else "select.curvature = parabola"
 
 
 def ready(method: Measurement, passes: Passes, groups: Groups, settings: Select) -> Passes:

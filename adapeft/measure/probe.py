@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,12 +14,17 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Shards
 from adapeft.measure.statistics import ElementShard, Statistics
 
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
+
+class ProbeSettings(Protocol):
+    """Length of the probe, points at which it is measured, learning rate of Adam."""
+
+    probe_steps: int
+    probe_points: int
+    probe_learning_rate: float
 
 
 def measure_along_probe(
-    passes: Passes, groups: Groups, settings: Select, measure: Callable[[], Statistics]
+    passes: Passes, groups: Groups, settings: ProbeSettings, measure: Callable[[], Statistics]
 ) -> Statistics:
     """What ``measure`` finds at ``settings.probe_points`` points of a probe: every column becomes [K, P]. Collective.
 
@@ -52,7 +57,7 @@ def measure_along_probe(
     return _side_by_side(groups, points)
 
 
-def probe_points(settings: Select) -> list[int]:
+def probe_points(settings: ProbeSettings) -> list[int]:
     """The steps of the probe after which is measured, 0 and the last among them."""
     return np.linspace(0, settings.probe_steps, settings.probe_points).round().astype(int).tolist()
 

@@ -1,1 +1,1 @@
-"""Methods: one file per method, or a folder where it has a rule; ``registry`` has all."""
+"""Methods: one folder per method; ``options`` and ``registry`` list them, for the config and for what measures."""

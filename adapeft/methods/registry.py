@@ -1,24 +1,26 @@
-"""Methods: each a file of a few lines that composes the stages."""
+"""Methods: each a folder of a few lines that composes the stages. ``options`` lists what the config knows of them."""
+
+from typing import Any
 
 from adapeft.errors import AdapeftError, did_you_mean
-from adapeft.methods.adapeft import AdaPEFT
-from adapeft.methods.adapter import Adapters
+from adapeft.methods.adapeft.method import AdaPEFT
+from adapeft.methods.adapter.method import Adapters
 from adapeft.methods.base.method import Method, Plan, ValuedMethod
 from adapeft.methods.base.rule_method import RuleMethod
-from adapeft.methods.bitfit import BitFit
+from adapeft.methods.bitfit.method import BitFit
 from adapeft.methods.child_pruning.method import ChildPruning
-from adapeft.methods.child_tuning.d import ChildTuningD
-from adapeft.methods.child_tuning.f import ChildTuningF
+from adapeft.methods.child_tuning_d.method import ChildTuningD
+from adapeft.methods.child_tuning_f.method import ChildTuningF
 from adapeft.methods.diff_pruning.method import DiffPruning
-from adapeft.methods.fish import Fish
-from adapeft.methods.full import Full
-from adapeft.methods.lora import LoRA
-from adapeft.methods.magnitude import Magnitude
+from adapeft.methods.fish.method import Fish
+from adapeft.methods.full.method import Full
+from adapeft.methods.lora.method import LoRA
+from adapeft.methods.magnitude.method import Magnitude
 from adapeft.methods.mixout.method import Mixout, MixoutReset
-from adapeft.methods.random import Random
-from adapeft.methods.sam import SAM
+from adapeft.methods.random.method import Random
+from adapeft.methods.sam.method import SAM
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Method[Any]] = {
     method.name: method
     for method in (
         *(Full(), Random(), Mixout(), MixoutReset(), BitFit(), LoRA(), Adapters(), Magnitude()),
@@ -28,7 +30,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def get_method(name: str) -> Method:
+def get_method(name: str) -> Method[Any]:
     """The method of this name.
 
     Raises:

@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapeft.errors import AdapeftError
+from adapeft.files.damage import reading
 from adapeft.methods.base.rule import FixedMask
-from adapeft.methods.child_pruning.rule import ChildPruning
-from adapeft.methods.child_tuning.rule import ChildTuningF
-from adapeft.methods.diff_pruning.rule import DiffPruning
-from adapeft.methods.mixout.rule import Mixout, MixoutReset
+from adapeft.methods.registry import METHODS, RuleMethod
 from adapeft.parts.rule import Rule
-from adapeft.sections.rules import parse_options
 from adapeft.subset.subset import Subset
-
-RULES: dict[str, type[Rule]] = {
-    "mixout": Mixout,
-    "mixout-reset": MixoutReset,
-    "child-tuning-f": ChildTuningF,
-    "child-pruning": ChildPruning,
-    "diff-pruning": DiffPruning,
-}
 
 
 def rule_of(subset: Subset) -> Rule:
@@ -32,7 +21,9 @@ def rule_of(subset: Subset) -> Rule:
     if not any(part.kind == "dense" for part in subset.parts.values()):
         return FixedMask()
     said = subset.description.get("rule")
-    if not isinstance(said, Mapping) or said.get("method") not in RULES:
+    method = METHODS.get(str(said.get("method"))) if isinstance(said, Mapping) else None
+    if not (isinstance(said, Mapping) and isinstance(method, RuleMethod)):
         raise AdapeftError(f"the subset's dense parts go with no known rule ({said}). Choose again.")
-    options = parse_options(said["method"], said["options"])
-    return RULES[said["method"]](options, said["seed"], said["budget"])
+    with reading(f"the rule of the subset's dense parts is damaged ({said})", "Choose again."):
+        options = method.options.model_validate({**said["options"], "method": method.name})
+        return method.rule(options, said["seed"], said["budget"])

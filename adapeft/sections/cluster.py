@@ -4,32 +4,36 @@ from __future__ import annotations
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from adapeft.sections.section import Section
+from adapeft.sections.section import Harmless, Section
 
 
 class Cluster(Section):
     """The machines that measure and train."""
 
-    workers: PositiveInt = Field(default=1, description="processes that share the work, each with a part of the model")
-    min_workers: PositiveInt | None = Field(
+    workers: Harmless[PositiveInt] = Field(
+        default=1, description="processes that share the work, each with a part of the model"
+    )
+    min_workers: Harmless[PositiveInt | None] = Field(
         default=None,
         description="start with fewer workers, but so many at least, when resource_timeout is over; null: with all",
     )
-    cpus_per_worker: PositiveInt = Field(default=1, description="processor cores reserved for a worker")
-    gpus_per_worker: int = Field(default=0, ge=0, le=1, description="1 to train on GPUs: a worker drives one device")
-    zero_stage: int = Field(
+    cpus_per_worker: Harmless[PositiveInt] = Field(default=1, description="processor cores reserved for a worker")
+    gpus_per_worker: Harmless[int] = Field(
+        default=0, ge=0, le=1, description="1 to train on GPUs: a worker drives one device"
+    )
+    zero_stage: Harmless[int] = Field(
         default=3, ge=0, le=3, description="what DeepSpeed splits: 1 optimizer, 2 + gradients, 3 + weights"
     )
-    resource_timeout: PositiveFloat = Field(
+    resource_timeout: Harmless[PositiveFloat] = Field(
         default=30.0, description="seconds to wait for missing workers", allow_inf_nan=False
     )
-    collective_timeout: PositiveInt = Field(
+    collective_timeout: Harmless[PositiveInt] = Field(
         default=1800, description="seconds a worker waits for the others before the run ends with an error"
     )
-    max_failures: NonNegativeInt = Field(
+    max_failures: Harmless[NonNegativeInt] = Field(
         default=0, description="times that a stage goes on with new workers after some were lost or failed, as in Ray"
     )
-    save_interval: NonNegativeFloat = Field(
+    save_interval: Harmless[NonNegativeFloat] = Field(
         default=300.0,
         description="seconds of measuring after which its sums are saved for an interrupted run; 0: never",
         allow_inf_nan=False,

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from adapeft.sections.paths import DATA_SUFFIXES
-from adapeft.sections.section import Section
+from adapeft.sections.section import Harmless, Section
 
 Metric = Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss", "perplexity"]
 
@@ -19,7 +19,9 @@ class Data(Section):
         description=f"file ({', '.join(DATA_SUFFIXES)}) or hub data set: name, name@split or name:config@split",
         min_length=1,
     )
-    evaluation: str = Field(description="held-out examples, spelled like train; glue:cola@validation", min_length=1)
+    evaluation: Harmless[str] = Field(
+        description="held-out examples, spelled like train; glue:cola@validation", min_length=1
+    )
     text: str = Field(default="text", description="column of the text")
     text_pair: str | None = Field(default=None, description="column of the second text, for tasks on pairs")
     label: str = Field(default="label", description="column of the label; not read for causal-lm")
@@ -29,4 +31,6 @@ class Data(Section):
         description="how long a batch is: its longest example; max_length: as data.max_length, for models whose "
         "predictions depend on the padding",
     )
-    metric: Metric = Field(default="auto", description="how evaluation judges; auto fits the task and its labels")
+    metric: Harmless[Metric] = Field(
+        default="auto", description="how evaluation judges; auto fits the task and its labels"
+    )

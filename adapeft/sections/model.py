@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from adapeft.sections.section import Section
+from adapeft.sections.section import Harmless, Section
 
 Task = Literal["sequence-classification", "causal-lm"]
 
@@ -30,5 +30,7 @@ class Model(Section):
             "short texts",
         )
     )
-    trust_remote_code: bool = Field(default=False, description="run model code that comes from the hub")
-    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    trust_remote_code: Harmless[bool] = Field(default=False, description="run model code that comes from the hub")
+    gradient_checkpointing: Harmless[bool] = Field(
+        default=False, description="recompute activations: less memory, more time"
+    )

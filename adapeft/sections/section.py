@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -15,9 +18,41 @@ from pydantic import (
     PositiveFloat,
     WithJsonSchema,
 )
+from pydantic.fields import FieldInfo
 
 from adapeft.files.json_numbers import infinity_in_words
 from adapeft.sections.budget import Budget
+
+_T = TypeVar("_T")
+
+
+class _Mark(Enum):
+    HARMLESS = "harmless"
+
+
+Harmless = Annotated[_T, _Mark.HARMLESS]
+"""The type of a key that nothing measured depends on: saved statistics serve a config with another value."""
+
+
+def is_harmless(field: FieldInfo) -> bool:
+    """Whether saved statistics serve a config with another value of the field."""
+    return _Mark.HARMLESS in field.metadata
+
+
+@dataclass(frozen=True)
+class PartOf:
+    """Marks a key that means nothing without another one."""
+
+    key: str
+
+
+def together(fields: Mapping[str, FieldInfo]) -> list[list[str]]:
+    """The keys, those that mean nothing without another one in one list with it."""
+    lists: dict[str, list[str]] = {}
+    for name, field in fields.items():
+        whole = next((mark.key for mark in field.metadata if isinstance(mark, PartOf)), name)
+        lists.setdefault(whole, []).append(name)
+    return list(lists.values())
 
 
 class Section(BaseModel):
@@ -47,3 +82,8 @@ Bytes = Annotated[
     Field(gt=0),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer", "exclusiveMinimum": 0}]}),
 ]
+
+
+def plain(value: object) -> object:
+    """``value`` as YAML can hold it."""
+    return str(value) if isinstance(value, Budget) else list(value) if isinstance(value, tuple) else value

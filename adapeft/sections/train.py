@@ -6,46 +6,52 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from adapeft.sections.section import LearningRate, Section
+from adapeft.sections.section import Harmless, LearningRate, Section
 
 
 class Train(Section):
     """How the chosen parameters are trained."""
 
     # Bounded, because the rate of every step is listed before the first one.
-    epochs: PositiveFloat = Field(
+    epochs: Harmless[PositiveFloat] = Field(
         default=3, le=100_000, description="passes over the training data", allow_inf_nan=False
     )
-    max_steps: PositiveInt | None = Field(
+    max_steps: Harmless[PositiveInt | None] = Field(
         default=None, le=10_000_000, description="optimizer steps; if given, epochs is not used"
     )
-    learning_rate: LearningRate = Field(default=1e-3, description="highest step size of AdamW")
-    batch_size: PositiveInt = Field(default=32, description="examples an optimizer step sees, over all workers")
-    micro_batch_size: PositiveInt | None = Field(
+    learning_rate: Harmless[LearningRate] = Field(default=1e-3, description="highest step size of AdamW")
+    batch_size: Harmless[PositiveInt] = Field(
+        default=32, description="examples an optimizer step sees, over all workers"
+    )
+    micro_batch_size: Harmless[PositiveInt | None] = Field(
         default=None, description="examples a worker holds at once; null: its share"
     )
-    train_sampling_strategy: Literal["random", "group_by_length"] = Field(
+    train_sampling_strategy: Harmless[Literal["random", "group_by_length"]] = Field(
         default="random", description="group_by_length: batches of examples of about one length, for less padding"
     )
-    weight_decay: NonNegativeFloat = Field(default=0.01, description="decoupled weight decay", allow_inf_nan=False)
-    warmup_ratio: float = Field(
+    weight_decay: Harmless[NonNegativeFloat] = Field(
+        default=0.01, description="decoupled weight decay", allow_inf_nan=False
+    )
+    warmup_ratio: Harmless[float] = Field(
         default=0.1, ge=0, lt=1, description="part of the steps over which the learning rate rises"
     )
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
+    lr_scheduler_type: Harmless[Literal["linear", "cosine", "constant"]] = Field(
         default="linear", description="how the learning rate falls afterwards"
     )
-    max_grad_norm: NonNegativeFloat | None = Field(
+    max_grad_norm: Harmless[NonNegativeFloat | None] = Field(
         default=1.0, description="gradients are clipped to this norm; null or 0: off"
     )
-    max_skipped_steps: NonNegativeInt = Field(
+    max_skipped_steps: Harmless[NonNegativeInt] = Field(
         default=0, description="steps to leave out because their loss or gradient is not finite; one more ends the run"
     )
-    eval_steps: PositiveInt | None = Field(default=None, description="steps between evaluations; null: once an epoch")
-    save_steps: PositiveInt | None = Field(
+    eval_steps: Harmless[PositiveInt | None] = Field(
+        default=None, description="steps between evaluations; null: once an epoch"
+    )
+    save_steps: Harmless[PositiveInt | None] = Field(
         default=None, description="steps between resumable checkpoints; null: once an epoch"
     )
-    subset: str | None = Field(
+    subset: Harmless[str | None] = Field(
         default=None,
         description="saved subset to train instead of choosing: file, URL, or name in $ADAPEFT_STORE",
     )
-    logging_steps: PositiveInt = Field(default=10, description="steps between lines of progress")
+    logging_steps: Harmless[PositiveInt] = Field(default=10, description="steps between lines of progress")

@@ -9,6 +9,7 @@ from adapeft.files.json_numbers import infinity_in_words
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
 from adapeft.memory.limit import MemoryLimit
+from adapeft.methods.base.options import ValuedOptions
 from adapeft.methods.registry import Plan, get_method
 from adapeft.ranks import Ranks
 from adapeft.sections.select import Select
@@ -48,7 +49,8 @@ def choose(
         plan = _plan_in_bytes(groups, settings, limit, reach, seed)
     subset = get_method(settings.method).choose(groups, statistics, plan, ranks)
     _check_value(subset, reach)
-    subset = or_random(subset, settings, lambda: get_method("random").choose(groups, statistics, plan, ranks))
+    if isinstance(settings, ValuedOptions) and settings.if_empty == "random":
+        subset = or_random(subset, lambda: get_method("random").choose(groups, statistics, plan, ranks))
     if groups.unreached:
         subset = subset.described(unreached=list(groups.unreached))
     if limit is not None:

@@ -79,7 +79,7 @@ def select(
     check_budget(groups, settings)
     candidates = [info.name for info in groups.parameters]
     check_precision(settings, next(model.parameters()).dtype)
-    displaced = candidates if settings.displaces_weights else []
+    displaced = candidates if settings.displacing else []
     with measuring_mode(model, restore=[*groups.always_train, *displaced]):
         shards = WholeModel(model, candidates, groups.always_train)
         if method.measures_loss:

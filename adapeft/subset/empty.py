@@ -11,21 +11,18 @@ from adapeft.subset.subset import Subset
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adapeft.sections.select import Select
-
 NOTHING = "nothing to train"
 """What the message of an empty choice begins with."""
 
 
-def or_random(subset: Subset, settings: Select, draw: Callable[[], Subset]) -> Subset:
-    """``subset``, or where it is empty and ``select.if_empty`` says so, the random draw in its place.
+def or_random(subset: Subset, draw: Callable[[], Subset]) -> Subset:
+    """``subset``, or where it is empty, the random draw that ``select.if_empty: random`` puts in its place.
 
     Args:
         subset: the choice, without always-trained parameters.
-        settings: the config's section.
         draw: draws a subset of the same budget and granularity.
     """
-    if subset.count or settings.if_empty != "random":
+    if subset.count:
         return subset
     # Nothing was predicted for the groups that are drawn: the zeros are those of the empty choice.
     said = {**subset.description, "value": None, "bound": None, "gap": None, "unspent": None}

@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 from adapeft.config.config import Config
-from adapeft.config.load import load_config
+from adapeft.config.load import load_config, parse_select
+from adapeft.sections.select import Select
 from tests.support.torchrun import leave
 
 SETTINGS = [(stage, workers) for workers in (1, 2) for stage in (0, 1, 2, 3)]
@@ -71,7 +72,8 @@ def estimated(config: Config, everything: Path) -> dict[str, int]:
 
     zero = zero_of(config.cluster)
     by_row = estimate_of(config, inspect(config))
-    settings = config.select.model_copy(update={"method": "full", "groups": "tensor"})
+    common = config.select.model_dump(include=set(Select.model_fields))
+    settings = parse_select({**common, "method": "full", "groups": "tensor"})
     full = config.model_copy(update={"select": settings})
     of_all = estimate_of(full, inspect(full))
     of_all.subset.save(everything)

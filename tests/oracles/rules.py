@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 import adapeft
 from adapeft.draw import uniform
 from adapeft.methods.base.rule import describe_rule
+from adapeft.methods.registry import METHODS
 from adapeft.model.structure import new_parameters
 from adapeft.parts.part import Part
-from adapeft.sections.rules import parse_options
 from adapeft.subset.subset import Subset
 from tests.support.tiny import make_batches
 
@@ -57,7 +57,7 @@ def dense_subset(model: nn.Module, case: str) -> Subset:
         if name not in new and not name.endswith(BLIND)
     }
     budget = BUDGET if method in ("mixout-reset", "child-pruning", "diff-pruning") else None
-    rule = describe_rule(method, parse_options(method, given), SEED, budget)
+    rule = describe_rule(METHODS[method].options(method=method, **given), SEED, budget)
     return Subset(parts, new, new, {"method": method, "rule": rule})
 
 

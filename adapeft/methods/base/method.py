@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,16 +16,18 @@ from adapeft.choose.knapsack import choose_groups
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
+from adapeft.methods.base.options import ValuedOptions
 from adapeft.ranks import Ranks
+from adapeft.sections.select import Select
 from adapeft.subset.subset import Subset
 from solver import Greedy
 
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
+Options = TypeVar("Options", bound=Select)
+OptionsOfValued = TypeVar("OptionsOfValued", bound=ValuedOptions)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[Options]):
     """What choosing knows of the run: the budget, the reach of the training to come, the settings.
 
     The budget counts elements; or bytes, where ``costs`` are there: int64 [K], the groups' own.
@@ -34,15 +36,15 @@ class Plan:
     budget: int
     reach: float
     seed: int
-    settings: Select
+    settings: Options
     costs: np.ndarray | None = None
 
 
-class Method(ABC):
-    """A way to find the subset. One file each in this folder; stateless.
+class Method(ABC, Generic[Options]):
+    """A way to find the subset. One folder each; stateless.
 
     Attributes:
-        name: as in ``select.method``.
+        options: the section ``select`` of a config for this method, which names it.
         family: none, random, rule, projection or second-order.
         summary: what it trains, in a line.
         cost: what choosing costs, in passes over the calibration.
@@ -54,7 +56,7 @@ class Method(ABC):
         measures_examples: whether it wants the gradient of every single example, not of batches.
     """
 
-    name: str
+    options: type[Options]
     family: str
     summary: str
     cost: str
@@ -65,19 +67,24 @@ class Method(ABC):
     measures_loss: bool = True
     measures_examples: bool = False
 
-    def check(self, groups: Groups, budget: int, settings: Select) -> None:  # noqa: B027 - most can serve any
+    @property
+    def name(self) -> str:
+        """As in ``select.method``."""
+        return self.options.tag()
+
+    def check(self, groups: Groups, budget: int, settings: Options) -> None:
         """Raises ``AdapeftError`` when the method cannot serve these groups within ``budget`` elements."""
 
     @abstractmethod
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: Options) -> Statistics:
         """Statistics of the groups, without columns when the method measures nothing. Collective."""
 
-    def statistics_bytes(self, settings: Select) -> int:
+    def statistics_bytes(self, settings: Options) -> int:
         """Bytes that measuring keeps for each candidate's element, on the rank that has it, at most."""
         return 0
 
     @abstractmethod
-    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan[Options], ranks: Ranks) -> Subset:
         """The subset under the plan's budget, the same on every rank. Collective."""
 
     def group_values(self, statistics: Statistics, reach: float) -> np.ndarray | None:
@@ -89,14 +96,14 @@ class Method(ABC):
         return None
 
 
-class ValuedMethod(Method):
+class ValuedMethod(Method[OptionsOfValued]):
     """A method that gives every group or element a value and takes the most valuable under the budget."""
 
     @abstractmethod
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         """Value of each group or element from its statistics, elementwise for any shape."""
 
-    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan[OptionsOfValued], ranks: Ranks) -> Subset:
         if groups.granularity == "element":
             return choose_elements(
                 groups,

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from adapeft.choose.topk import top_k
+from adapeft.methods.base.options import RuleOptions
 from adapeft.parts.rule import DIFFERENCE, LeafShard, LeafShards, Rule
 from adapeft.ranks import Ranks
-from adapeft.sections.rules import RuleOptions
 
 Options = TypeVar("Options", bound=RuleOptions)
 
 
-class FixedMask(Rule[RuleOptions]):
+class FixedMask(Rule[None]):
     """No rule: what is trained was chosen before."""
 
     def __init__(self) -> None:
-        super().__init__(RuleOptions(), 0, None)
+        super().__init__(None, 0, None)
 
 
 class ProjectingRule(Rule[Options]):
@@ -52,6 +52,6 @@ def largest(shards: Sequence[LeafShard], scores: Sequence[Tensor], budget: int, 
     return masks
 
 
-def describe_rule(method: str, options: RuleOptions, seed: int, budget: int | None) -> dict[str, Any]:
+def describe_rule(options: RuleOptions, seed: int, budget: int | None) -> dict[str, Any]:
     """What a subset has to say so that ``rule_of`` makes the same rule again."""
-    return {"method": method, "seed": seed, "budget": budget, "options": options.model_dump()}
+    return {"method": options.method, "seed": seed, "budget": budget, "options": options.own()}

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import Method, Plan
+from adapeft.methods.base.options import RuleOptions
 from adapeft.methods.base.rule import describe_rule
 from adapeft.parts.part import Part
+from adapeft.parts.rule import Rule
 from adapeft.ranks import Ranks
-from adapeft.sections.rules import parse_options
 from adapeft.subset.subset import Subset
 
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
+Options = TypeVar("Options", bound=RuleOptions)
 
 
-class RuleMethod(Method):
+class RuleMethod(Method[Options]):
     """A method that measures nothing: every candidate becomes a dense part, and its rule decides while training.
 
     Under a budget that is what the shipped model may differ in; while training, every candidate costs a weight's
     memory and an optimizer's state.
+
+    Attributes:
+        rule: what decides.
     """
+
+    rule: type[Rule[Options]]
 
     measures_loss = False
     cost = "nothing; training holds a weight and an optimizer's state for every candidate"
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: Options) -> Statistics:
         return Statistics(groups, {})
 
-    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
-        options = parse_options(self.name, plan.settings.rule)
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan[Options], ranks: Ranks) -> Subset:
         budget = plan.budget if self.is_budgeted else None
         population = int(groups.counts.sum())
         return Subset({info.name: Part("dense", info.shape) for info in groups.parameters}).described(
-            rule=describe_rule(self.name, options, plan.seed, budget),
+            rule=describe_rule(plan.settings, plan.seed, budget),
             status="decided while training",
             num_groups=population,
             num_chosen=population if budget is None else budget,

@@ -1,12 +1,15 @@
 """ChildPruning: everything, projected every few steps onto what moved most."""
 
 from adapeft.methods.base.rule_method import RuleMethod
+from adapeft.methods.child_pruning.options import ChildPruningOptions
+from adapeft.methods.child_pruning.rule import ChildPruningRule
 
 
-class ChildPruning(RuleMethod):
+class ChildPruning(RuleMethod[ChildPruningOptions]):
     """Fu et al., "On the Effectiveness of Parameter-Efficient Fine-Tuning", AAAI 2023."""
 
-    name = "child-pruning"
+    options = ChildPruningOptions
+    rule = ChildPruningRule
     family = "projection"
     summary = "elements that moved most, projected every few steps"
     source = "Fu et al. 2023"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from adapeft.methods.base.rule import ProjectingRule
+from adapeft.methods.child_pruning.options import ChildPruningOptions
 from adapeft.parts.rule import LeafShard
-from adapeft.sections.rules import ChildPruningOptions
 
 
-class ChildPruning(ProjectingRule[ChildPruningOptions]):
+class ChildPruningRule(ProjectingRule[ChildPruningOptions]):
     """Full steps; every ``projection_interval`` of them the largest |θ − θ⁰| are kept, the others reset.
 
     Fu et al. 2023, "ChildPruning". What is scored and shipped is projected besides, which training does not see.

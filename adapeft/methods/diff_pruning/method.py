@@ -1,12 +1,15 @@
 """DiffPruning: everything times learned gates, then the largest differences alone."""
 
 from adapeft.methods.base.rule_method import RuleMethod
+from adapeft.methods.diff_pruning.options import DiffPruningOptions
+from adapeft.methods.diff_pruning.rule import DiffPruningRule
 
 
-class DiffPruning(RuleMethod):
+class DiffPruning(RuleMethod[DiffPruningOptions]):
     """Guo et al., "Parameter-Efficient Transfer Learning with Diff Pruning", ACL 2021."""
 
-    name = "diff-pruning"
+    options = DiffPruningOptions
+    rule = DiffPruningRule
     family = "projection"
     summary = "elements of largest gated difference, projected once"
     source = "Guo et al. 2021"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from adapeft.draw import uniform
 from adapeft.methods.base.rule import largest
+from adapeft.methods.diff_pruning.options import DiffPruningOptions
 from adapeft.parts.rule import DIFFERENCE, LeafShard, LeafShards, Place, Rule
-from adapeft.sections.rules import DiffPruningOptions
 
 LOW, HIGH = -1.5, 1.5
 GATE, TENSOR_GATE = "gate", "tensor_gate"
@@ -41,7 +41,7 @@ def expected_open(logits: Tensor) -> Tensor:
     return torch.sigmoid(logits - math.log(-LOW / HIGH))
 
 
-class DiffPruning(Rule[DiffPruningOptions]):
+class DiffPruningRule(Rule[DiffPruningOptions]):
     """Guo et al., "Parameter-Efficient Transfer Learning with Diff Pruning", ACL 2021.
 
     Phase one trains θ⁰ + z ⊙ w with a penalty on the gates expected open; structured, z is the product of a gate of the

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from adapeft.draw import uniform
 from adapeft.methods.base.rule import ProjectingRule
+from adapeft.methods.mixout.options import MixoutOptions, MixoutResetOptions
 from adapeft.parts.rule import LeafShard, Place, Rule
-from adapeft.sections.rules import MixoutOptions
 
 
 def mixed(place: Place, difference: Tensor, probability: float, seed: int, step: int) -> Tensor:
@@ -28,7 +28,7 @@ def mixed(place: Place, difference: Tensor, probability: float, seed: int, step:
     return difference * (kept / (1 - probability)).to(difference.dtype).view(broadcast)
 
 
-class Mixout(Rule[MixoutOptions]):
+class MixoutRule(Rule[MixoutOptions]):
     """Lee et al. 2020: everything is trained, and evaluated unmixed. Takes the place of the model's dropout."""
 
     turns_dropout_off = True
@@ -39,7 +39,7 @@ class Mixout(Rule[MixoutOptions]):
         return mixed(place, leaves[0], self.options.probability, self.seed, self.step)
 
 
-class MixoutReset(ProjectingRule[MixoutOptions]):
+class MixoutResetRule(ProjectingRule[MixoutResetOptions]):
     """Mixout as the SAM paper has it: what is scored and shipped has most weights reset, and so is p-sparse.
 
     Fu et al. 2023. Training goes on from before the reset. The weights that are not reset are drawn once, exactly as

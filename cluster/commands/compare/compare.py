@@ -59,7 +59,7 @@ def _compare(config: Config, comparison: Comparison, note: Note, run: Runner) ->
 
     def one_run(line: Line, contender: Contender, budget: Budget, seed: int) -> Run:
         swept = rates.get((contender, budget))
-        job = job_of(folder, contender, budget, seed, swept.rate if swept else None)
+        job = job_of(folder, comparison, contender, budget, seed, swept.rate if swept else None)
         # At a rate that no sweep has found the run would stand in the report as if one had.
         return line.give_up(job, f"sweep: {swept.failure}") if swept and swept.failure else line.run(job)
 
@@ -93,13 +93,13 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
     largest = max(comparison.budgets, key=lambda budget: budget.count(10**12))
     for contender in comparison.methods:
         _check_groups(config, contender)
-        inspect(Job(contender, largest, 0, None, Path(config.output)).applied_to(config))
+        inspect(Job(contender, largest, 0, None, Path(config.output), comparison.keys).applied_to(config))
 
 
 def _check_groups(config: Config, contender: Contender) -> None:
     if contender != Contender(config.select.method, "auto"):
         return
-    given: tuple[str, ...] = config.select.options or (config.select.granularity,)
+    given = config.select.kinds
     if given != (contender.granularity,):
         raise AdapeftError(
             f"methods: {contender} chooses by {contender.granularity}, the config's select by {' and '.join(given)}. "

@@ -7,8 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,14 @@ from adapeft.config.load import load_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_text
 from adapeft.finite import DIVERGED
+from adapeft.methods.options import OPTIONS
 from adapeft.methods.registry import get_method
 from adapeft.sections.budget import Budget
+from adapeft.sections.section import together
 from adapeft.sections.select import Select
 from cluster.output.contents import KnownContents
 from cluster.output.folder import RunFolder
 from cluster.output.metrics import load_metrics
-
-_OF_SOME_METHODS = (
-    *(("rule",), ("scope",), ("solver",), ("joint",), ("lora_ranks",), ("placement",), ("curvature",), ("if_empty",)),
-    ("probe_steps", "probe_points", "probe_learning_rate"),
-)
-"""Keys of ``select`` that some methods refuse; those of one entry mean nothing without each other."""
 
 Note = Callable[[str], None]
 Outcome = tuple[dict[str, Any] | None, str | None]
@@ -83,13 +78,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """A run to make; ``learning_rate`` None leaves the config's."""
+    """A run to make; ``learning_rate`` None leaves the config's, ``keys`` are the comparison's."""
 
     contender: Contender
     budget: Budget
     seed: int
     learning_rate: float | None
     folder: Path
+    keys: Mapping[str, Any] = field(default_factory=dict)
 
     def applied_to(self, config: Config) -> Config:
         """The config of this run."""
@@ -100,14 +96,16 @@ class Job:
         return Config.model_validate({**config.model_dump(), **mine, "seed": self.seed, "output": str(self.folder)})
 
     def _select(self, settings: Select) -> Select:
-        """The settings for this method; a key that is some other method's alone keeps its default here."""
-        given = settings.model_dump(exclude=set(chain(*_OF_SOME_METHODS)))
-        mine = {**given, **self.contender.settings, "budget": self.budget}
-        for keys in _OF_SOME_METHODS:
-            theirs = {key: getattr(settings, key) for key in keys if key not in self.contender.settings}
+        """The settings for this method, and of the options that it alone has those that fit its form."""
+        options = OPTIONS[self.contender.method]
+        given = {**settings.model_dump(), **self.keys}
+        mine = {key: given[key] for key in Select.model_fields} | self.contender.settings | {"budget": self.budget}
+        own = {key: field for key, field in options.model_fields.items() if key not in mine}
+        for keys in together(own):
+            theirs = {key: given[key] for key in keys if key in given}
             with suppress(ValidationError):
-                mine = Select.model_validate({**mine, **theirs}).model_dump(include={*mine, *theirs})
-        return Select.model_validate(mine)
+                mine = options.model_validate({**mine, **theirs}).model_dump(include={*mine, *theirs})
+        return options.model_validate(mine)
 
 
 class Line:
@@ -169,12 +167,14 @@ def budgets_of(contender: Contender, comparison: Comparison) -> tuple[Budget, ..
     return comparison.budgets if get_method(contender.method).is_budgeted else comparison.budgets[:1]
 
 
-def job_of(folder: Path, contender: Contender, budget: Budget, seed: int, learning_rate: float | None) -> Job:
+def job_of(
+    folder: Path, comparison: Comparison, contender: Contender, budget: Budget, seed: int, learning_rate: float | None
+) -> Job:
     """A run of a comparison in ``folder``, in a place of its own."""
     limit = str(budget) if get_method(contender.method).is_budgeted else "no-budget"
     name = f"seed-{seed}" if learning_rate is None else f"seed-{seed}-rate-{learning_rate:g}"
     place = folder / _slug(contender) / limit.replace("%", "-percent") / name
-    return Job(contender, budget, seed, learning_rate, place)
+    return Job(contender, budget, seed, learning_rate, place, comparison.keys)
 
 
 def _slug(contender: Contender) -> str:

@@ -60,7 +60,7 @@ def swept_rates(
     def best_run(line: Line, contender: Contender, budget: Budget, start: int) -> tuple[int, Run]:
         @cache
         def run_at(index: int) -> Run:
-            return line.run(job_of(folder / "sweep", contender, budget, seed, rates[index]))
+            return line.run(job_of(folder / "sweep", comparison, contender, budget, seed, rates[index]))
 
         is_refused = run_at(start).is_refused  # as it would be at any other rate
         best = start if is_refused else climb(lambda index: value(run_at(index)), start, len(rates))

@@ -12,6 +12,7 @@ from adapeft.files.artifact import provenance, save_json
 from adapeft.files.json_numbers import infinity_in_words, undefined_as_null
 from adapeft.measure.probe import probe_points
 from adapeft.measure.storage import load_statistics
+from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.registry import Plan, ValuedMethod, get_method
 from adapeft.selection.choose import check_budget
 from adapeft.subset.subset import Subset
@@ -35,7 +36,7 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
         raise AdapeftError(f"{source}: no run with statistics (config.yaml, groups.parquet). Run select first.")
     config = load_config(folder.config, [] if budget is None else [f"select.budget={budget}"])
     select, method = config.select, get_method(config.select.method)
-    if not select.probe_steps or not isinstance(method, ValuedMethod):
+    if not (isinstance(select, AdaPEFTOptions) and select.probe_steps and isinstance(method, ValuedMethod)):
         raise AdapeftError(
             f"{source}: was measured at one point. Run select with select.probe_steps=N, as many as the training that "
             f"is to be compared with has, and select.probe_points=P into another output."

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from adapeft.config.config import Config
 from adapeft.config.experiments import Transfer
-from adapeft.config.keys import as_yaml, content_key
+from adapeft.config.keys import as_yaml, content_key, flatten
 from adapeft.config.load import load_config, to_yaml
 from adapeft.data.batches import draw_calibration
 from adapeft.errors import AdapeftError
@@ -31,6 +31,8 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel, measuring_mode
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import load_statistics
+from adapeft.methods.adapeft.options import AdaPEFTOptions
+from adapeft.methods.base.options import ValuedOptions
 from adapeft.methods.registry import Plan, ValuedMethod, get_method
 from adapeft.model.checkpoint import Checkpoint, open_checkpoint
 from adapeft.model.load import CONFIG_ERRORS, build_structure
@@ -97,22 +99,25 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
     folder = RunFolder(source)
     if not folder.config.is_file() or not folder.table.is_file():
         raise AdapeftError(f"--from {source}: no run with statistics (config.yaml, groups.parquet). Run select first.")
-    said = [f"model.name={model}", "train.subset=null", "select.statistics=null", "select.joint=false"]
+    said = [f"model.name={model}", "train.subset=null", "select.statistics=null"]
     if settings.budget is not None:
         said.append(f"select.budget={settings.budget}")
     if settings.groups != "auto":
         said.append(f"select.groups={settings.groups}")
     config, measured = load_config(folder.config, [*said, *overrides]), load_config(folder.config)
-    if config.select.joint is not False:
-        raise AdapeftError(
-            f"select.joint = {as_yaml(config.select.joint)}: what groups bend together does not travel from one model "
-            "to another; each is valued alone here. Leave it out."
-        )
     if config.select.method != measured.select.method:
         raise AdapeftError(
             f"select.method = {config.select.method}: the run in {source} measured for {measured.select.method}. Leave "
             f"it out, or give a run of {config.select.method}."
         )
+    if isinstance(config.select, AdaPEFTOptions):
+        config = load_config(folder.config, [*said, "select.joint=false", *overrides])
+        joint = flatten(config)["select.joint"]
+        if joint is not False:
+            raise AdapeftError(
+                f"select.joint = {as_yaml(joint)}: what groups bend together does not travel from one model to "
+                "another; each is valued alone here. Leave it out."
+            )
     return config
 
 
@@ -127,7 +132,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     method = get_method(config.select.method)
     if not statistics.columns or not isinstance(method, ValuedMethod):
         raise AdapeftError(f"--from {source}: {config.select.method} measures nothing that could be transferred.")
-    if config.select.options:
+    if isinstance(config.select, AdaPEFTOptions) and config.select.options:
         raise AdapeftError(
             f"select.options = {list(config.select.options)}: only rows are transferred, no choice among kinds. Give "
             f"select.options=[] to transfer the rows that were measured with them."
@@ -149,7 +154,8 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
         scores = _scores(config, settings, groups, checkpoint, key)
         subset = fill(groups, allotment, scores)
         plan = Plan(budget, reach, config.seed, config.select)
-        subset = or_random(subset, config.select, lambda: _drawn(groups, plan))
+        if isinstance(config.select, ValuedOptions) and config.select.if_empty == "random":
+            subset = or_random(subset, lambda: _drawn(groups, plan))
     subset = subset.described(
         method=config.select.method,
         budget=budget,
@@ -273,12 +279,13 @@ def _by_gradient(config: Config, groups: Groups, key: Mapping[str, Any]) -> Scor
 
 def _by_slope(config: Config, groups: Groups, source: Statistics, key: Mapping[str, Any]) -> Statistics:
     """The target's slopes over the calibration, a half of which gives the direction, and the source's curvature."""
-    if not {"slope", "curvature"} <= source.columns.keys():
+    select = config.select
+    if not (isinstance(select, AdaPEFTOptions) and {"slope", "curvature"} <= source.columns.keys()):
         raise AdapeftError(f"inside = slope: {config.select.method} measures no slopes. Take inside=gradient.")
     curvatures = Profiles.of(source, _curvature)
     with _passes(config, groups, key) as passes:
         passes.warm_up(passes.calibration.half_a)
-        direction = measure_direction(passes, config.select.direction)
+        direction = measure_direction(passes, select.direction)
         passes.warm_up(passes.calibration.half_b)
         slopes = mean_gradient(passes, "slope", passes.calibration.half_b)
         for slope, along in zip(slopes, direction, strict=True):

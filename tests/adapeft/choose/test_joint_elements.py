@@ -15,6 +15,7 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups, ParameterInfo
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.methods.options import OPTIONS
 from adapeft.ranks import OneRank
 from adapeft.selection.choose import choose
 from tests.support.thread_ranks import on_ranks
@@ -144,11 +145,15 @@ def test_what_does_not_go_with_it(more, said):
         ({"scope": "tensor"}, False),
         ({"probe_steps": 9}, False),
         ({"groups": "row"}, False),
-        ({"method": "sam"}, False),
     ],
 )
 def test_what_is_joint_unless_it_is_said(settings, is_joint):
     assert parse_select({"groups": "element", **settings}).chooses_jointly is is_joint
+
+
+def test_no_other_method_chooses_jointly():
+    others = [options for method, options in OPTIONS.items() if method != "adapeft"]
+    assert not any(hasattr(options, "chooses_jointly") for options in others)
 
 
 def test_a_choice_by_elements_is_joint_unless_it_is_said():

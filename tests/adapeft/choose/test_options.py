@@ -20,9 +20,9 @@ from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.shards import WholeModel
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import load_options, save_groups, save_options
+from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.registry import get_method
 from adapeft.model.structure import ParameterInfo
-from adapeft.sections.select import Select
 from adapeft.selection.choose import choose
 from tests.on_ranks.statistics import passes_for
 from tests.oracles.measuring import gradients, num_predictions, sampled
@@ -203,7 +203,7 @@ def test_more_kinds_never_promise_less():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({**MIXED, "method": "sam"}, "only adapeft chooses among kinds"),
+        ({**MIXED, "method": "sam"}, "select.options = [row, tensor, lora]: is an option of method adapeft"),
         ({**MIXED, "groups": "tensor"}, "here it is adapeft by tensor"),
         ({**MIXED, "joint": True}, "joint = true values groups of one kind"),
         ({**MIXED, "probe_steps": 3}, "probe_steps = 3 accumulates groups of one kind"),
@@ -214,4 +214,4 @@ def test_more_kinds_never_promise_less():
 def test_keys_that_do_not_go_together(options, said):
     with pytest.raises(AdapeftError, match=re.escape(said)):
         adapeft.select(make_bert(), [], **options)
-    assert Select.model_fields["options"].default == ()
+    assert AdaPEFTOptions.model_fields["options"].default == ()

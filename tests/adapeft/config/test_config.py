@@ -14,11 +14,12 @@ from pydantic import ValidationError
 
 from adapeft.config.config import Config
 from adapeft.config.keys import KEYS, SECTIONS, differences, measurement_key
-from adapeft.config.load import defaults_yaml, json_schema, load_config, parse_config, to_yaml
+from adapeft.config.load import defaults_yaml, json_schema, load_config, parse_config, parse_select, to_yaml
 from adapeft.errors import AdapeftError
+from adapeft.methods.options import OPTIONS
 from adapeft.sections.budget import Budget
 from adapeft.sections.paths import is_local
-from adapeft.sections.select import Select
+from adapeft.sections.section import Section
 
 MINIMAL = """
 model: {name: bert-base-uncased, task: sequence-classification}
@@ -52,8 +53,8 @@ def test_three_lines_are_enough(load):
 
 @pytest.mark.parametrize(("method", "granularity"), [("adapeft", "row"), ("sam", "element"), ("random", "element")])
 def test_groups_are_the_methods_own(method, granularity):
-    assert Select(method=method).granularity == granularity
-    assert Select(method=method, groups="tensor").granularity == "tensor"
+    assert parse_select({"method": method}).granularity == granularity
+    assert parse_select({"method": method, "groups": "tensor"}).granularity == "tensor"
 
 
 def test_every_key_is_described():
@@ -61,8 +62,10 @@ def test_every_key_is_described():
 
 
 def test_sections_are_the_sections_of_config():
-    nested = [name for name, field in Config.model_fields.items() if field.annotation in SECTIONS.values()]
+    tree = Config.model_validate(yaml.safe_load(MINIMAL))
+    nested = [name for name, _ in tree if isinstance(getattr(tree, name), Section)]
     assert nested == list(SECTIONS)
+    assert all(isinstance(getattr(tree, name), section) for name, section in SECTIONS.items())
 
 
 def test_frozen_and_hashable(load):
@@ -333,7 +336,10 @@ def test_defaults_are_a_config_to_fill_in(load):
 def test_json_schema():
     schema = json.loads(json.dumps(json_schema()))
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["Select"]["properties"]["budget"]["default"] == "0.5%"
+    budgets = [
+        one["properties"]["budget"]["default"] for name, one in schema["$defs"].items() if name.endswith("Options")
+    ]
+    assert budgets == ["0.5%"] * len(OPTIONS)
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------

@@ -199,19 +199,18 @@ def test_the_first_point_is_the_start():
         np.testing.assert_array_equal(along.columns[name][:, 0], column)
 
 
-def test_the_direction_is_measured_anew_at_every_point():
+def test_the_direction_is_measured_anew_at_every_point(monkeypatch):
     passes, groups = set_up(make_bert().eval(), "tensor")
     directions = []
 
-    class Spy:
-        default_warmup_steps = 0
-        measures_loss = True
+    def measured(passes, direction):
+        found = measure_direction(passes, direction)
+        directions.append(torch.cat(found))
+        return found
 
-        def measure(self, passes, groups, settings):
-            directions.append(torch.cat(measure_direction(passes, "adam")))
-            return get_method("adapeft").measure(passes, groups, settings)
-
-    measure(Spy(), passes, groups, parse_select({"groups": "tensor", "probe_steps": 4, "probe_points": 3}))
+    monkeypatch.setattr("adapeft.methods.adapeft.method.measure_direction", measured)
+    probing = parse_select({"groups": "tensor", "probe_steps": 4, "probe_points": 3, "warmup_steps": 0})
+    measure(get_method("adapeft"), passes, groups, probing)
     assert len(directions) == 3
     assert not torch.equal(directions[0], directions[1])
     assert not torch.equal(directions[1], directions[2])
@@ -222,9 +221,12 @@ def test_the_direction_is_measured_anew_at_every_point():
     [
         ({"curvature": "parabola"}, r"curvature = parabola: 4K \+ 1 forward passes .* too many by row"),
         ({"curvature": "parabola", "groups": "element"}, "too many by element; choose groups: tensor or role"),
-        ({"curvature": "parabola", "method": "sam", "groups": "tensor"}, "curvature = parabola: sam measures none"),
+        (
+            {"curvature": "parabola", "method": "sam", "groups": "tensor"},
+            "curvature = parabola: is an option of method adapeft",
+        ),
         ({"curvature": "parabola", "groups": "role", "joint": True}, "losses tell no cross terms"),
-        ({"probe_steps": 3, "method": "fish"}, "probe_steps = 3: fish measures no influence"),
+        ({"probe_steps": 3, "method": "fish"}, "probe_steps = 3: is an option of method adapeft"),
         ({"probe_steps": 9, "joint": True}, "probe_steps = 9: cross terms do not add up"),
         ({"probe_steps": 2}, "probe_points = 4: 2 steps have 3 points"),
         ({"probe_points": 3}, "probe_points = 3: there is no probe"),

@@ -13,8 +13,9 @@ from adapeft.choose.knapsack import chosen_of
 from adapeft.config.experiments import PAPER
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import build_groups
+from adapeft.methods.options import OPTIONS
 from adapeft.methods.registry import METHODS, RuleMethod, get_method
-from adapeft.sections.select import GRANULARITIES, Granularity, Method
+from adapeft.sections.select import Granularity
 from adapeft.subset.subset import Subset
 from tests.support.tiny import make_batches, make_bert, make_gpt2
 
@@ -22,7 +23,7 @@ PLAIN = [
     (method, granularity, {})
     for method, found in METHODS.items()
     for granularity in get_args(Granularity)
-    if not isinstance(found, RuleMethod) and granularity in GRANULARITIES.get(method, get_args(Granularity))
+    if not isinstance(found, RuleMethod) and granularity in OPTIONS[method].granularities
 ]
 FORMS = {
     "paper": ("adapeft", "role", {key: value for key, value in PAPER.items() if key != "groups"}),
@@ -129,7 +130,7 @@ def test_says_what_it_is(method):
     found = get_method(method)
     assert found.name == method
     assert all((found.family, found.summary, found.cost, found.source))
-    assert method in get_args(Method), "the config knows it"
+    assert OPTIONS[method] is found.options, "the config knows it"
 
 
 def test_an_unknown_method():
@@ -152,10 +153,16 @@ def test_bitfit_refuses_what_is_less_than_the_biases():
     ("options", "said"),
     [
         ({"method": "bitfit", "groups": "row"}, "select.groups = row: bitfit chooses by tensor"),
-        ({"method": "random", "scope": "tensor"}, "select.scope = tensor: only single elements compete"),
+        (
+            {"method": "random", "scope": "tensor"},
+            "select.scope = tensor: is an option of the methods magnitude, child-",
+        ),
         ({"method": "sam", "groups": "row", "scope": "tensor"}, "select.scope = tensor"),
         ({"method": "sam", "solver": "greedy"}, "select.solver = greedy: sam by element solves no knapsack"),
-        ({"method": "sam", "groups": "row", "joint": True}, "select.joint = true: sam by row has no cross terms"),
+        (
+            {"method": "sam", "groups": "row", "joint": True},
+            "select.joint = true: is an option of method adapeft, and select.method is",
+        ),
     ],
 )
 def test_keys_that_do_not_go_together(options, said):

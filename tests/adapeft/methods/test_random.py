@@ -8,10 +8,10 @@ import pytest
 from adapeft.choose.knapsack import chosen_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
+from adapeft.methods.random.options import RandomOptions
 from adapeft.methods.registry import Plan, get_method
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
-from adapeft.sections.select import Select
 
 PARAMETERS = (
     ParameterInfo("linear", (5, 4), "linear", 0, 0.0, 0),
@@ -25,7 +25,7 @@ TOO_EVEN, TOO_UNEVEN = 16.3, 72.1
 def draw(granularity, budget, seed):
     groups = Groups(PARAMETERS, granularity, num_total=40)
     subset = get_method("random").choose(
-        groups, Statistics(groups, {}), Plan(budget, 1.0, seed, Select(method="random")), OneRank()
+        groups, Statistics(groups, {}), Plan(budget, 1.0, seed, RandomOptions(method="random")), OneRank()
     )
     return groups, subset
 

@@ -142,11 +142,26 @@ def test_an_optimizer_that_leaves_leaves_out_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "sam", "rule": {"penalty": 1}}, "sam has no rule. Leave select.rule out"),
-        ({"method": "mixout", "rule": {"probabilty": 0.5}}, "mixout has no 'probabilty'. Did you mean 'probability'"),
-        ({"method": "mixout", "rule": {"penalty": 0.5}}, "mixout has no 'penalty'.* There is probability"),
-        ({"method": "mixout", "rule": {"probability": 1.5}}, "probability = 1.5 should be less than 1"),
-        ({"method": "child-pruning", "rule": {"projection_interval": 0}}, "projection_interval = 0 should be greater"),
+        (
+            {"method": "sam", "rule": {"penalty": 1}},
+            "select.penalty = 1: is an option of method diff-pruning, and select.method is sam",
+        ),
+        (
+            {"method": "mixout", "rule": {"probabilty": 0.5}},
+            "select.probabilty: unknown key. Did you mean 'select.probability'",
+        ),
+        (
+            {"method": "mixout", "rule": {"penalty": 0.5}},
+            "select.penalty = 0.5: is an option of method diff-pruning, and select.method is mixout",
+        ),
+        (
+            {"method": "mixout", "rule": {"probability": 1.5}},
+            r"select.probability = 1.5: should be less than 1 \(with which a weight",
+        ),
+        (
+            {"method": "child-pruning", "rule": {"projection_interval": 0}},
+            "select.projection_interval = 0: should be greater",
+        ),
         ({"method": "child-pruning", "groups": "row"}, "groups = row: child-pruning chooses by element"),
         ({"method": "child-pruning", "rule": 3}, "select.rule = 3: should be keys and values"),
     ],

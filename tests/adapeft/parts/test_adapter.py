@@ -183,7 +183,7 @@ def test_a_bottleneck_below_one_is_refused_when_loading(rank, said, tmp_path):
 
 
 def test_keys_that_do_not_go_together():
-    with pytest.raises(AdapeftError, match=r"select\.placement = houlsby: lora places no adapters"):
+    with pytest.raises(AdapeftError, match=r"select\.placement = houlsby: is an option of method adapter"):
         parse_select({"method": "lora", "placement": "houlsby"})
     with pytest.raises(AdapeftError, match=r"select\.groups = element: adapter chooses by tensor"):
         parse_select({"method": "adapter", "groups": "element"})

@@ -48,9 +48,9 @@ class Runner:
         select, rate = config.select, config.train.learning_rate
         if select.method == "sam" and config.seed == 1:
             return None, "out of memory"
-        score = {"adapeft": 0.7, "sam": 0.6, "random": 0.5, "full": 0.8, "adapter": 0.6}[select.method] - abs(
-            np.log10(rate / 1e-2)
-        ) / 10
+        score = {"adapeft": 0.7, "sam": 0.6, "random": 0.5, "full": 0.8, "adapter": 0.6, "mixout": 0.6}[
+            select.method
+        ] - abs(np.log10(rate / 1e-2)) / 10
         score += 0.01 * config.seed + (0.02 if str(select.budget) == "40%" else 0)
         last = {"accuracy": score, "loss": rate}
         early = {"accuracy": score - (0.05 if select.method == "adapeft" else 0.15), "loss": 9.0}
@@ -373,13 +373,13 @@ def test_data_and_base_are_hashed_once_for_all_finished_runs(config, monkeypatch
 
 
 def test_a_key_of_one_method_is_no_other_ones(config):
-    select = {**config.select.model_dump(), "placement": "houlsby", "method": "adapter"}
-    config = type(config).model_validate({**config.model_dump(), "select": select})
+    config = with_values(config, "select", placement="houlsby", method="adapter")
     runner = Runner()
     comparison = settings("methods=[adapter,random:row,adapeft:row+lora,adapeft:paper]", "seeds=[0]")
     compare(config, comparison, lambda text: None, runner)
     adapter, random, mixed, paper = (one.select for one in runner.configs)
-    assert [one.placement for one in (adapter, random, mixed, paper)] == ["houlsby", *["pfeiffer"] * 3]
+    assert adapter.placement == "houlsby"
+    assert not any("placement" in one.model_dump() for one in (random, mixed, paper))
     assert mixed.options == ("row", "lora")
     assert random.granularity == "row"
     assert (paper.granularity, paper.curvature, paper.solver) == ("role", "parabola", "greedy")
@@ -392,7 +392,9 @@ def test_keys_of_a_probe_mean_nothing_without_each_other(config):
     """Two points are too few steps for the default number of points."""
     config, runner = with_values(config, "select", probe_steps=2, probe_points=2), Runner()
     compare(config, settings("methods=[random,adapeft:tensor]", "seeds=[0]"), lambda text: None, runner)
-    assert [(one.select.probe_steps, one.select.probe_points) for one in runner.configs] == [(0, 4), (2, 2)]
+    random, chosen = (one.select for one in runner.configs)
+    assert "probe_steps" not in random.model_dump()
+    assert (chosen.probe_steps, chosen.probe_points) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -417,11 +419,34 @@ def test_a_key_need_fit_only_one_of_the_methods(tmp_path):
     comparison, loaded = load_comparison(path, given)
     runner = Runner()
     compare(loaded, comparison, lambda text: None, runner)
-    assert {one.select.method: one.select.scope for one in runner.configs} == {"random": "global", "sam": "tensor"}
+    random, sam = sorted((one.select for one in runner.configs), key=lambda select: select.method)
+    assert (random.method, sam.method, sam.scope) == ("random", "sam", "tensor")
     with pytest.raises(AdapeftError, match="adapeft by row chooses none by value; leave scope out"):
         load_comparison(path, ["methods=[random:row]", "select.scope=tensor"])
     with pytest.raises(AdapeftError, match=r"method = smm: .*Did you mean 'sam'"):
         load_comparison(path, ["methods=[sam]", "select.method=smm"])
+
+
+def test_keys_of_several_methods_reach_each_its_own(tmp_path):
+    path = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
+    keys = [
+        "select.placement=houlsby",
+        "select.direction=gradient",
+        "select.rule={probability: 0.5}",
+        "select.budget=9%",
+    ]
+    given = [*keys, "methods=[adapter,adapeft:tensor,mixout]", "seeds=[0]", f"output={tmp_path / 'out'}"]
+    comparison, loaded = load_comparison(path, given)
+    runner = Runner()
+    compare(loaded, comparison, lambda text: None, runner)
+    adapter, adapeft, mixout = (one.select.own() for one in runner.configs)
+    assert adapter == {"placement": "houlsby"}
+    assert (adapeft["direction"], adapeft["shrinkage"]) == ("gradient", True)
+    assert mixout == {"probability": 0.5}
+    with pytest.raises(AdapeftError, match=r"select\.placement = houlsby: is an option of method adapter"):
+        load_comparison(path, [*keys, "methods=[adapeft:tensor,mixout]"])
+    with pytest.raises(AdapeftError, match="bottleneck: unknown key"):
+        load_comparison(path, [*given, "select.bottleneck=3"])
 
 
 def test_one_failure_loses_nothing_of_the_rest(config):

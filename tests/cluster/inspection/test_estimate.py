@@ -10,13 +10,14 @@ import ray
 import torch
 from transformers import JetMoeConfig, JetMoeForCausalLM, PreTrainedModel
 
-from adapeft.config.load import load_config
+from adapeft.config.load import load_config, parse_select
 from adapeft.errors import AdapeftError
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.memory.estimate import Pass, memory
 from adapeft.methods.registry import METHODS
 from adapeft.ranks import OneRank
+from adapeft.sections.select import Select
 from adapeft.selection.choose import choose
 from cluster.inspection import fits
 from cluster.inspection.estimate import estimate_of
@@ -122,7 +123,8 @@ def test_a_budget_in_bytes_is_spent_and_not_exceeded(classifier, groups, stage):
         ElementShard(Slice(index, 0, info.count), {"squared_gradient": torch.from_numpy(rng.random(info.count))})
         for index, info in enumerate(candidates.parameters)
     )
-    settings = config.select.model_copy(update={"method": "sam", "groups": groups})
+    common = config.select.model_dump(include=set(Select.model_fields))
+    settings = parse_select({**common, "method": "sam", "groups": groups})
     statistics = Statistics(candidates, columns, shards if groups == "element" else ())
     subset = choose(settings, statistics, reach=1.0, seed=0, ranks=OneRank(), limit=inspection.limit)
 

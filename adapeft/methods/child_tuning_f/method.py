@@ -1,12 +1,15 @@
 """ChildTuning-F: everything, by gradients that are masked at random in each step."""
 
 from adapeft.methods.base.rule_method import RuleMethod
+from adapeft.methods.child_tuning_f.options import ChildTuningFOptions
+from adapeft.methods.child_tuning_f.rule import ChildTuningFRule
 
 
-class ChildTuningF(RuleMethod):
+class ChildTuningF(RuleMethod[ChildTuningFOptions]):
     """Xu et al., "Raise a Child in Large Language Model", EMNLP 2021, task-free."""
 
-    name = "child-tuning-f"
+    options = ChildTuningFOptions
+    rule = ChildTuningFRule
     family = "projection"
     summary = "everything, a random draw of gradients in each step"
     source = "Xu et al. 2021"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from adapeft.draw import uniform
+from adapeft.methods.child_tuning_f.options import ChildTuningFOptions
 from adapeft.parts.rule import LeafShard, Rule
-from adapeft.sections.rules import ChildTuningOptions
 
 
-class ChildTuningF(Rule[ChildTuningOptions]):
+class ChildTuningFRule(Rule[ChildTuningFOptions]):
     """In each step every gradient × Bernoulli(p) / p, elementwise, before the optimizer's moments.
 
     Xu et al., "Raise a Child in Large Language Model", EMNLP 2021, eq. 5 and 6. Moments keep masked weights moving, as

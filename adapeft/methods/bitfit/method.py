@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from adapeft.choose.knapsack import parts_of
@@ -12,28 +10,26 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import Method, Plan
+from adapeft.methods.bitfit.options import BitFitOptions
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
 
-
-class BitFit(Method):
+class BitFit(Method[BitFitOptions]):
     """All bias terms, those of LayerNorms too, and the head; as many as there are, so a smaller budget is refused.
 
     Ben Zaken, Goldberg and Ravfogel, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
     Language-models", ACL 2022.
     """
 
-    name = "bitfit"
+    options = BitFitOptions
     family = "rule"
     summary = "the bias terms"
     cost = "nothing"
     source = "Ben Zaken et al. 2022"
     measures_loss = False
 
-    def check(self, groups: Groups, budget: int, settings: Select) -> None:
+    def check(self, groups: Groups, budget: int, settings: BitFitOptions) -> None:
         biases = int(groups.counts[_is_bias(groups)].sum())
         if not biases:
             raise AdapeftError(
@@ -46,10 +42,10 @@ class BitFit(Method):
                 f"budget to {biases}, or narrow select.include."
             )
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: BitFitOptions) -> Statistics:
         return Statistics(groups, {})
 
-    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan[BitFitOptions], ranks: Ranks) -> Subset:
         chosen = _is_bias(groups)
         return Subset(parts_of(groups, chosen)).described(
             status="rule", num_groups=groups.num_groups, num_chosen=int(chosen.sum())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from adapeft.measure.elementwise import element_statistics, mean_gradient
@@ -11,12 +9,10 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import ValuedMethod
-
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
+from adapeft.methods.sam.options import SAMOptions
 
 
-class SAM(ValuedMethod):
+class SAM(ValuedMethod[SAMOptions]):
     r"""Second-order approximation method with constant curvature: keep the largest :math:`(\nabla L)_i^2`.
 
     Fu et al., "On the Effectiveness of Parameter-Efficient Fine-Tuning", AAAI 2023, Theorem 3 and its simplification
@@ -24,18 +20,18 @@ class SAM(ValuedMethod):
     code). Groups of more than one element sum their squares.
     """
 
-    name = "sam"
+    options = SAMOptions
     family = "second-order"
     summary = "elements of largest squared mean gradient"
     cost = "one backward pass"
     source = "Fu et al. 2023"
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: SAMOptions) -> Statistics:
         passes.warm_up(passes.calibration.batches)
         gradient = mean_gradient(passes, "gradient", passes.calibration.batches)
         return element_statistics(passes.shards, groups, {"squared_gradient": [piece.square_() for piece in gradient]})
 
-    def statistics_bytes(self, settings: Select) -> int:
+    def statistics_bytes(self, settings: SAMOptions) -> int:
         return 4
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
+from adapeft.methods.adapter.options import AdapterOptions
 from adapeft.methods.base.method import Method, Plan
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.part import Part
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
-
 _SUBLAYERS = {"pfeiffer": ("feed-forward",), "houlsby": ("feed-forward", "attention")}
 
 
-class Adapters(Method):
+class Adapters(Method[AdapterOptions]):
     """A bottleneck behind each feed-forward network, of the largest size that the budget allows for all.
 
     Pfeiffer et al., "AdapterFusion", EACL 2021; with ``select.placement: houlsby`` behind each attention too, as in
@@ -28,7 +24,7 @@ class Adapters(Method):
     ``select.exclude`` are read on the weights of the output projections that the adapters stand behind.
     """
 
-    name = "adapter"
+    options = AdapterOptions
     family = "rule"
     summary = "bottlenecks behind the blocks' feed-forward networks"
     cost = "nothing"
@@ -36,7 +32,7 @@ class Adapters(Method):
     source = "Houlsby et al. 2019"
     measures_loss = False
 
-    def check(self, groups: Groups, budget: int, settings: Select) -> None:
+    def check(self, groups: Groups, budget: int, settings: AdapterOptions) -> None:
         places = _places(groups, settings)
         if not places:
             sublayers = " or ".join(_SUBLAYERS[settings.placement])
@@ -51,10 +47,10 @@ class Adapters(Method):
                 f"{least:,}. Raise the budget to {least}, or narrow select.include to some layers."
             )
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: AdapterOptions) -> Statistics:
         return Statistics(groups, {})
 
-    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan[AdapterOptions], ranks: Ranks) -> Subset:
         places = _places(groups, plan.settings)
         constant, per_unit = _count(places, 0), _count(places, 1) - _count(places, 0)
         bottleneck = (plan.budget - constant) // per_unit
@@ -64,7 +60,7 @@ class Adapters(Method):
         return Subset(parts).described(status="rule", rank=bottleneck, num_groups=len(places), num_chosen=len(places))
 
 
-def _places(groups: Groups, settings: Select) -> list[ParameterInfo]:
+def _places(groups: Groups, settings: AdapterOptions) -> list[ParameterInfo]:
     return [info for info in groups.parameters if info.output_of in _SUBLAYERS[settings.placement]]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from adapeft.measure.elementwise import element_statistics, mean_square_gradient
@@ -11,12 +9,10 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import ValuedMethod
-
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
+from adapeft.methods.child_tuning_d.options import ChildTuningDOptions
 
 
-class ChildTuningD(ValuedMethod):
+class ChildTuningD(ValuedMethod[ChildTuningDOptions]):
     """The elements of largest summed squared batch gradient at θ⁰; the mask then stays.
 
     Xu et al., "Raise a Child in Large Language Model: Towards Effective and Generalizable Fine-tuning", EMNLP 2021,
@@ -24,18 +20,18 @@ class ChildTuningD(ValuedMethod):
     have them outside the budget as they do.
     """
 
-    name = "child-tuning-d"
+    options = ChildTuningDOptions
     family = "projection"
     summary = "elements of largest squared batch gradients"
     cost = "one backward pass"
     source = "Xu et al. 2021"
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: ChildTuningDOptions) -> Statistics:
         passes.warm_up(passes.calibration.batches)
         fisher = mean_square_gradient(passes, "fisher")
         return element_statistics(passes.shards, groups, {"fisher": fisher})
 
-    def statistics_bytes(self, settings: Select) -> int:
+    def statistics_bytes(self, settings: ChildTuningDOptions) -> int:
         return 4
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:

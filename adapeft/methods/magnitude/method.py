@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from adapeft.measure.elementwise import element_statistics
@@ -11,29 +9,27 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import ValuedMethod
-
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
+from adapeft.methods.magnitude.options import MagnitudeOptions
 
 
-class Magnitude(ValuedMethod):
+class Magnitude(ValuedMethod[MagnitudeOptions]):
     """The elements of largest pretrained magnitude; groups by the sum of theirs.
 
     "MagPruning" in Fu et al. 2023, after Han et al. 2015 and Lee et al. 2021: what pruning would keep is trained.
     """
 
-    name = "magnitude"
+    options = MagnitudeOptions
     family = "rule"
     summary = "elements of largest pretrained weight"
     cost = "nothing"
     source = "Fu et al. 2023"
     measures_loss = False
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: MagnitudeOptions) -> Statistics:
         magnitudes = [piece.abs() for piece in passes.shards.weights()]
         return element_statistics(passes.shards, groups, {"magnitude": magnitudes})
 
-    def statistics_bytes(self, settings: Select) -> int:
+    def statistics_bytes(self, settings: MagnitudeOptions) -> int:
         return 8  # the weights, and their magnitudes
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:

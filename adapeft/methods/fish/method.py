@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from adapeft.measure.elementwise import element_statistics, mean_square_gradient
@@ -11,12 +9,10 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import ValuedMethod
-
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
+from adapeft.methods.fish.options import FishOptions
 
 
-class Fish(ValuedMethod):
+class Fish(ValuedMethod[FishOptions]):
     r"""The elements of largest :math:`\frac1N \sum_n (\nabla_i L_n)^2` over single examples at their true labels.
 
     Sung, Nair and Raffel, "Training Neural Networks with Fixed Sparse Masks", NeurIPS 2021, equation 5 (the empirical
@@ -24,19 +20,19 @@ class Fish(ValuedMethod):
     where here ``select.always_train`` stays outside it.
     """
 
-    name = "fish"
+    options = FishOptions
     family = "second-order"
     summary = "elements of largest per-example Fisher information"
     cost = "one backward pass an example"
     source = "Sung et al. 2021"
     measures_examples = True
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: FishOptions) -> Statistics:
         passes.warm_up(passes.calibration.batches)
         fisher = mean_square_gradient(passes, "fisher")
         return element_statistics(passes.shards, groups, {"fisher": fisher})
 
-    def statistics_bytes(self, settings: Select) -> int:
+    def statistics_bytes(self, settings: FishOptions) -> int:
         return 4
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:

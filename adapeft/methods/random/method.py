@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from adapeft.choose.elements import subset_at
@@ -12,41 +10,39 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import Method, Plan
+from adapeft.methods.random.options import RandomOptions
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
 
-
-class Random(Method):
+class Random(Method[RandomOptions]):
     """A uniform draw under the budget, made once: exactly that many elements, or groups in random order while they fit.
 
     Fu et al. 2023, "Random". A mask that may fall on word embeddings wastes half its budget there: exclude them for a
     baseline that means something.
     """
 
-    name = "random"
+    options = RandomOptions
     family = "random"
     summary = "a uniform draw of elements or groups"
     cost = "nothing"
     source = "Fu et al. 2023"
     measures_loss = False
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: RandomOptions) -> Statistics:
         return Statistics(groups, {})
 
-    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan[RandomOptions], ranks: Ranks) -> Subset:
         draw = np.random.default_rng([plan.seed, 2])
         drawn = _draw_elements if groups.granularity == "element" else _draw_groups
         return drawn(groups, plan, draw).described(status="drawn")
 
 
-def _draw_elements(groups: Groups, plan: Plan, draw: np.random.Generator) -> Subset:
+def _draw_elements(groups: Groups, plan: Plan[RandomOptions], draw: np.random.Generator) -> Subset:
     return subset_at(groups, draw.choice(int(groups.counts.sum()), plan.budget, replace=False, shuffle=False))
 
 
-def _draw_groups(groups: Groups, plan: Plan, draw: np.random.Generator) -> Subset:
+def _draw_groups(groups: Groups, plan: Plan[RandomOptions], draw: np.random.Generator) -> Subset:
     mask = np.zeros(groups.num_groups, dtype=bool)
     costs, left = groups.counts if plan.costs is None else plan.costs, plan.budget
     for group in draw.permutation(groups.num_groups):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from torch import Tensor
 
@@ -17,17 +15,16 @@ from adapeft.measure.influence import influence
 from adapeft.measure.options import measure_with_options
 from adapeft.measure.parabola import measure_parabolas
 from adapeft.measure.passes import Passes
+from adapeft.measure.probe import measure_along_probe
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.statistics import Statistics
+from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.base.method import Plan, ValuedMethod
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
 
-
-class AdaPEFT(ValuedMethod):
+class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
     """The groups of largest predicted loss decrease within the reach of training.
 
     Xu and Bu, "Adaptive parameter-efficient fine-tuning via Hessian-informed subset selection", 2025, with the reach
@@ -35,14 +32,20 @@ class AdaPEFT(ValuedMethod):
     parabola``, ``solver: greedy``, and ``probe_steps`` of a tenth of the training.
     """
 
-    name = "adapeft"
+    options = AdaPEFTOptions
     family = "second-order"
     summary = "groups of largest influence under the budget"
     cost = "three backward passes"
     source = "Xu and Bu 2025"
     default_warmup_steps = 96
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: AdaPEFTOptions) -> Statistics:
+        if settings.probe_steps:
+            return measure_along_probe(passes, groups, settings, lambda: self._measure_here(passes, groups, settings))
+        return self._measure_here(passes, groups, settings)
+
+    def _measure_here(self, passes: Passes, groups: Groups, settings: AdaPEFTOptions) -> Statistics:
+        """Statistics at the present weights."""
         passes.warm_up(passes.calibration.half_a)
         direction = measure_direction(passes, settings.direction)
         passes.warm_up(passes.calibration.half_b)
@@ -59,7 +62,7 @@ class AdaPEFT(ValuedMethod):
             del curvatures["projections"]  # M numbers a group, which nothing else reads
         return Statistics(groups, {**slopes, **curvatures})
 
-    def statistics_bytes(self, settings: Select) -> int:
+    def statistics_bytes(self, settings: AdaPEFTOptions) -> int:
         averages = 8 if settings.direction == "adam" else 4  # of half A: gradients, and their squares
         if settings.granularity == "element":
             averages = 12  # of half B: the direction, gradients, squares
@@ -70,7 +73,7 @@ class AdaPEFT(ValuedMethod):
         columns = 8 * settings.probe_points if settings.granularity == "element" else 0
         return averages + columns + 16  # the weights to put back, those that move, Adam's moments
 
-    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan[AdaPEFTOptions], ranks: Ranks) -> Subset:
         jointly = plan.settings.chooses_jointly
         if jointly and groups.granularity == "element":
             return choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import Method, Plan
+from adapeft.methods.lora.options import LoRAOptions
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.part import Part
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
-if TYPE_CHECKING:
-    from adapeft.sections.select import Select
 
-
-class LoRA(Method):
+class LoRA(Method[LoRAOptions]):
     """W + (alpha / r) · B A on the linear layers of the blocks, with the largest rank r that the budget allows for all.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, on all linear layers as in PEFT's
@@ -26,7 +22,7 @@ class LoRA(Method):
     A matrix whose smaller side is below r takes that.
     """
 
-    name = "lora"
+    options = LoRAOptions
     family = "rule"
     summary = "low-rank updates of the blocks' linear layers"
     cost = "nothing"
@@ -34,7 +30,7 @@ class LoRA(Method):
     source = "Hu et al. 2022"
     measures_loss = False
 
-    def check(self, groups: Groups, budget: int, settings: Select) -> None:
+    def check(self, groups: Groups, budget: int, settings: LoRAOptions) -> None:
         matrices = _matrices(groups)
         if not matrices:
             raise AdapeftError(
@@ -53,10 +49,10 @@ class LoRA(Method):
                 f"{least:,}. Raise the budget to {least}, or narrow select.include to some layers."
             )
 
-    def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
+    def measure(self, passes: Passes, groups: Groups, settings: LoRAOptions) -> Statistics:
         return Statistics(groups, {})
 
-    def choose(self, groups: Groups, statistics: Statistics, plan: Plan, ranks: Ranks) -> Subset:
+    def choose(self, groups: Groups, statistics: Statistics, plan: Plan[LoRAOptions], ranks: Ranks) -> Subset:
         matrices = _matrices(groups)
         rank = 1
         while rank < max(min(info.shape) for info in matrices) and _count(matrices, rank + 1) <= plan.budget:

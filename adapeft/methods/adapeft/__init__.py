@@ -1,0 +1,1 @@
+"""AdaPEFT: influence from gradient and curvature, chosen by a knapsack."""

@@ -1,0 +1,1 @@
+"""Adapter: bottlenecks behind the sublayers of the blocks."""

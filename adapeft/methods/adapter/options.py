@@ -1,0 +1,21 @@
+"""The options of ``adapter``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from adapeft.sections.section import Harmless
+from adapeft.sections.select import Select
+
+
+class AdapterOptions(Select):
+    """Options of ``select.method: adapter``."""
+
+    granularities = ("tensor",)
+
+    method: Literal["adapter"]
+    placement: Harmless[Literal["pfeiffer", "houlsby"]] = Field(
+        default="pfeiffer", description="where adapters stand: behind each feed-forward; houlsby: each attention too"
+    )

@@ -1,0 +1,15 @@
+"""The options of ``bitfit``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from adapeft.sections.select import Select
+
+
+class BitFitOptions(Select):
+    """Options of ``select.method: bitfit``, which adds none of its own."""
+
+    granularities = ("tensor",)
+
+    method: Literal["bitfit"]

@@ -1,0 +1,1 @@
+"""ChildTuning-D: the elements of largest squared batch gradients."""

@@ -1,0 +1,13 @@
+"""The options of ``child-tuning-d``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from adapeft.methods.base.options import ValuedOptions
+
+
+class ChildTuningDOptions(ValuedOptions):
+    """Options of ``select.method: child-tuning-d``, which adds none of its own."""
+
+    method: Literal["child-tuning-d"]

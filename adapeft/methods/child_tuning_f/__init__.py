@@ -1,0 +1,1 @@
+"""ChildTuning-F: everything, with a random draw of the gradients in each step."""

@@ -1,0 +1,1 @@
+"""FISH: the largest empirical Fisher information, example by example."""

@@ -1,0 +1,13 @@
+"""The options of ``fish``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from adapeft.methods.base.options import ValuedOptions
+
+
+class FishOptions(ValuedOptions):
+    """Options of ``select.method: fish``, which adds none of its own."""
+
+    method: Literal["fish"]

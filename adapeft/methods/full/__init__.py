@@ -1,0 +1,1 @@
+"""Full fine-tuning: what every budget is compared with."""

@@ -1,0 +1,15 @@
+"""The options of ``full``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from adapeft.sections.select import Select
+
+
+class FullOptions(Select):
+    """Options of ``select.method: full``, which adds none of its own."""
+
+    granularities = ("tensor",)
+
+    method: Literal["full"]

@@ -1,0 +1,1 @@
+"""LoRA: low-rank updates of every linear layer of the blocks."""

@@ -1,0 +1,1 @@
+"""MagPruning: the largest weights."""

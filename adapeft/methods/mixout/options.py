@@ -1,0 +1,30 @@
+"""The options of ``mixout`` and ``mixout-reset``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from adapeft.methods.base.options import RuleOptions
+from adapeft.sections.section import Harmless
+
+
+class _Probability(RuleOptions):
+    """Lee et al. 2020: p = 0.9 did best on the small GLUE tasks."""
+
+    probability: Harmless[float] = Field(
+        default=0.9, ge=0, lt=1, description="with which a weight is the pretrained one"
+    )
+
+
+class MixoutOptions(_Probability):
+    """Options of ``select.method: mixout``."""
+
+    method: Literal["mixout"]
+
+
+class MixoutResetOptions(_Probability):
+    """Options of ``select.method: mixout-reset``."""
+
+    method: Literal["mixout-reset"]

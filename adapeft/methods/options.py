@@ -1,0 +1,106 @@
+"""The options of every method, and the union that a config's ``select`` is. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args
+
+from pydantic import BeforeValidator, Discriminator
+
+from adapeft.methods.adapeft.options import AdaPEFTOptions
+from adapeft.methods.adapter.options import AdapterOptions
+from adapeft.methods.bitfit.options import BitFitOptions
+from adapeft.methods.child_pruning.options import ChildPruningOptions
+from adapeft.methods.child_tuning_d.options import ChildTuningDOptions
+from adapeft.methods.child_tuning_f.options import ChildTuningFOptions
+from adapeft.methods.diff_pruning.options import DiffPruningOptions
+from adapeft.methods.fish.options import FishOptions
+from adapeft.methods.full.options import FullOptions
+from adapeft.methods.lora.options import LoRAOptions
+from adapeft.methods.magnitude.options import MagnitudeOptions
+from adapeft.methods.mixout.options import MixoutOptions, MixoutResetOptions
+from adapeft.methods.random.options import RandomOptions
+from adapeft.methods.sam.options import SAMOptions
+from adapeft.sections.section import plain
+from adapeft.sections.select import Select
+
+_Union = (
+    FullOptions
+    | RandomOptions
+    | MixoutOptions
+    | MixoutResetOptions
+    | BitFitOptions
+    | LoRAOptions
+    | AdapterOptions
+    | MagnitudeOptions
+    | DiffPruningOptions
+    | ChildTuningFOptions
+    | ChildTuningDOptions
+    | ChildPruningOptions
+    | FishOptions
+    | SAMOptions
+    | AdaPEFTOptions
+)
+
+OPTIONS: dict[str, type[Select]] = {options.tag(): options for options in get_args(_Union)}
+"""Name of a method → its options."""
+
+_IN_EVERY_OLDER_CONFIG = {"rule", "direction", "shrinkage", "joint", "placement", "lora_ranks"}
+_ONCE_UNREAD = {"direction", "shrinkage", "joint"}
+
+
+def owners(key: str) -> list[str]:
+    """Names of the methods that have an option ``key`` of their own; none where all have it, or no method."""
+    return [] if key in Select.model_fields else [name for name, one in OPTIONS.items() if key in one.model_fields]
+
+
+def of_one_method(given: object) -> object:
+    """The section as a config spells it, with the keys of its method alone.
+
+    The method is ``adapeft`` where none is given. A key of another method that has its default says nothing, and is
+    left out: the whole configs in older run folders have the keys of all methods. They also have values of keys that a
+    method did not read and yet accepted. Older configs have the options of rules below ``rule``.
+
+    Raises:
+        ValueError: ``rule`` is no mapping, or has a key that is none of a method's own or is given twice.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    is_older = given.keys() >= _IN_EVERY_OLDER_CONFIG
+    tree = {"method": AdaPEFTOptions.tag(), **flat(given)}
+    method = tree["method"]
+    if not isinstance(method, str) or method not in OPTIONS:
+        return tree
+    mine = OPTIONS[method].model_fields
+    return {
+        key: value
+        for key, value in tree.items()
+        if key in mine or not (says_nothing(key, value) or (is_older and key in _ONCE_UNREAD))
+    }
+
+
+def flat(given: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The section with the options that older configs have below ``rule`` beside the others.
+
+    Raises:
+        ValueError: ``rule`` is no mapping, or has a key that is none of a method's own or is given twice.
+    """
+    tree = dict(given)
+    rule = tree.pop("rule", {})
+    if not isinstance(rule, Mapping):
+        raise ValueError(f"rule = {rule}: should be keys and values, the method's own options")
+    for key, value in rule.items():
+        if key in Select.model_fields:
+            raise ValueError(f"rule: {key} = {value} is not an option of a method alone; write select.{key}")
+        if key in tree:
+            raise ValueError(f"rule: {key} = {value} is given a second time as select.{key}; leave one of them out")
+    return {**tree, **rule}
+
+
+def says_nothing(key: object, value: object) -> bool:
+    """Whether the value is the default of a key that some methods alone have."""
+    return any(plain(OPTIONS[name].model_fields[str(key)].default) == plain(value) for name in owners(str(key)))
+
+
+AnyOptions = Annotated[_Union, Discriminator("method"), BeforeValidator(of_one_method)]
+"""``select`` of a config: the options of the method that it names."""

@@ -1,0 +1,1 @@
+"""Random: the baseline no selector may skip."""

@@ -1,0 +1,13 @@
+"""The options of ``random``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from adapeft.sections.select import Select
+
+
+class RandomOptions(Select):
+    """Options of ``select.method: random``, which adds none of its own."""
+
+    method: Literal["random"]

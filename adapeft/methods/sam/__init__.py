@@ -1,0 +1,1 @@
+"""SAM: the largest squared gradients."""
