@@ -13,7 +13,6 @@ from adapeft.errors import AdapeftError
 from adapeft.finite import is_finite
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import ElementShard
-from adapeft.parts.part import Part
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
@@ -84,9 +83,9 @@ def subset_at(groups: Groups, positions: np.ndarray) -> Subset:
     chosen, starts = np.sort(positions), _starts(groups)
     cuts = np.searchsorted(chosen, starts)
     parts = {
-        info.name: Part("elements", info.shape, torch.from_numpy(chosen[low:high] - start))
-        for info, start, low, high in zip(groups.parameters, starts[:-1], cuts[:-1], cuts[1:], strict=True)
-        if high > low
+        info.name: groups.part(index, torch.from_numpy(chosen[cuts[index] : cuts[index + 1]] - starts[index]))
+        for index, info in enumerate(groups.parameters)
+        if cuts[index + 1] > cuts[index]
     }
     return Subset(parts).described(num_groups=int(starts[-1]), num_chosen=len(chosen))
 

@@ -61,15 +61,12 @@ def knapsack(values: np.ndarray, costs: np.ndarray, budget: int, solver: Solver 
 
 def parts_of(groups: Groups, chosen: np.ndarray) -> dict[str, Part]:
     """The parts that a mask [K] over groups (not elements) stands for."""
-    parts = {}
+    parts: dict[str, Part] = {}
     for index, info in enumerate(groups.parameters):
         mask = chosen[groups.span(index)]
         if not mask.any():
             continue
-        if groups.is_row[index]:
-            parts[info.name] = Part("rows", info.shape, torch.from_numpy(np.flatnonzero(mask)), info.output_dim or 0)
-        else:
-            parts[info.name] = Part("tensor", info.shape)
+        parts[info.name] = groups.part(index, torch.from_numpy(np.flatnonzero(mask)))
     return parts
 
 
@@ -81,10 +78,9 @@ def chosen_of(groups: Groups, subset: Subset) -> np.ndarray:
         if part is None:
             continue
         members = groups.span(index)
-        if part.kind == "rows" and part.indices is not None:
-            trained[members][part.indices.numpy()] = groups.counts[members][part.indices.numpy()]
-        elif not groups.is_row[index]:
+        if groups.is_row[index]:  # what stands beside a matrix trains none of its rows
+            rows = part.whole_rows(int(groups.sizes[index])).numpy()
+            trained[members][rows] = groups.counts[members][rows]
+        else:
             trained[members] += part.count
-        elif part.kind == "tensor":  # what stands beside a matrix trains none of its rows
-            trained[members] = groups.counts[members]
     return trained

@@ -7,7 +7,9 @@ import numpy as np
 from adapeft.choose.knapsack import STABLE_GAP, check_values, parts_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
+from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from solver import MultipleChoiceCore, MultipleChoiceGreedy, MultipleChoiceProblem
 
@@ -78,9 +80,9 @@ def choice_problem(
 def options_of(groups: Groups, options: Options, subset: Subset) -> np.ndarray:
     """int64 [N]: how many elements of each option ``subset`` trains."""
     trained = np.zeros(len(options.counts), dtype=np.int64)
-    for option, (index, rank) in enumerate(zip(options.parameters, options.ranks, strict=True)):
+    for option, index in enumerate(options.parameters):
         part = subset.parts.get(groups.parameters[index].name)
-        if part is not None and part.kind == ("lora" if rank else "tensor") and part.rank == rank:
+        if part == _part(groups, options, option):
             trained[option] = part.count
     return trained
 
@@ -89,5 +91,5 @@ def _part(groups: Groups, options: Options, option: int) -> Part:
     info = groups.parameters[options.parameters[option]]
     rank = int(options.ranks[option])
     if not rank:
-        return Part("tensor", info.shape)
-    return Part("lora", info.shape, dim=info.output_dim or 0, rank=rank, alpha=float(rank))
+        return Whole(info.shape)
+    return Lora(info.shape, info.output_dim or 0, rank, float(rank))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,10 +18,6 @@ from adapeft.deltas.delta import Delta
 from adapeft.deltas.entries import Entries, smallest_change, weighted_sum
 from adapeft.errors import AdapeftError
 from adapeft.parts.change import Change
-from adapeft.parts.part import Part
-
-_LINEAR_PIECES = ("lora_B", "up.weight", "up.bias")
-"""Those that a factor goes to: the output of LoRA and of an adapter is linear in them."""
 
 
 def scaled(delta: Delta, factor: float) -> Delta:
@@ -172,41 +167,20 @@ def _sum_of_changes(name: str, terms: Mapping[str, tuple[float, Change]]) -> Cha
     """None where all cancels."""
     weights, changes = zip(*terms.values(), strict=True)
     if len(changes) == 1:
-        return _scaled_change(changes[0], weights[0])
-    if any(change.part.kind == "adapter" for change in changes):
+        return changes[0].scaled(weights[0])
+    if not all(change.part.changes_parameter for change in changes):
         first, second, *_ = terms
         raise AdapeftError(
             f"{first!r} and {second!r} both have an adapter behind {name!r}: the sum of two adapters is none. Give one "
             f"of them weight 0, or swap between the deltas."
         )
     part = changes[0].part
-    low_rank = all(change.part.kind == "lora" and change.part.dim == part.dim for change in changes)
-    rank = sum(change.part.rank for change in changes)
-    if low_rank and rank * sum(part.shape) <= math.prod(part.shape):
-        return _stacked(replace(part, rank=rank, alpha=float(rank)), changes, weights)
+    if all(type(change.part) is type(part) for change in changes):
+        parts = [(weight, change.part, change.values) for change, weight in zip(changes, weights, strict=True)]
+        if (found := part.sum_of(parts)) is not None:
+            return Change(*found)
     total = weighted_sum([Entries.of(change) for change in changes], weights, math.prod(part.shape))
     return smallest_change(total, part.shape)
-
-
-def _scaled_change(change: Change, weight: float) -> Change:
-    pieces = change.part.split(change.values) if change.part.pieces else {}
-    if not pieces:
-        return replace(change, values=_times(change.values, weight))
-    values = [_times(value, weight if piece in _LINEAR_PIECES else 1.0).flatten() for piece, value in pieces.items()]
-    return replace(change, values=torch.cat(values))
-
-
-def _stacked(part: Part, changes: Sequence[Change], weights: Sequence[float]) -> Change:
-    """Σ w (α/r) B A = [w₁ (α₁/r₁) B₁ …] [A₁; …]: exact but for the rounding of B."""
-    pieces = [change.part.split(change.values) for change in changes]
-    scales = [weight * change.part.alpha / change.part.rank for change, weight in zip(changes, weights, strict=True)]
-    a = torch.cat([own["lora_A"] for own in pieces])
-    b = torch.cat([_times(own["lora_B"], scale) for own, scale in zip(pieces, scales, strict=True)], dim=1)
-    return Change(part, torch.cat([a.flatten(), b.flatten()]))
-
-
-def _times(values: Tensor, weight: float) -> Tensor:
-    return (values.double() * weight).float()
 
 
 def _whole(delta: Delta) -> dict[str, Tensor]:

@@ -100,12 +100,14 @@ def conflict_of(a: Delta, b: Delta) -> Conflict:
     norms = [0.0, 0.0]
     for name in {**a.changes, **b.changes}:
         found = [delta.changes.get(name) for delta in (a, b)]
-        entries = [None if change is None or change.part.kind == "adapter" else Entries.of(change) for change in found]
+        entries = [
+            Entries.of(change) if change is not None and change.part.changes_parameter else None for change in found
+        ]
         for index, own in enumerate(entries):
             norms[index] += 0.0 if own is None else float(own.values.square().sum())
         if entries[0] is not None and entries[1] is not None:
             overlaps[name] = _overlap(entries[0], entries[1])
-    adapters = (name for name, change in a.changes.items() if change.part.kind == "adapter" and name in b.changes)
+    adapters = (name for name, change in a.changes.items() if not change.part.changes_parameter and name in b.changes)
     heads = (
         name
         for mine, other in ((a.new, b.new), (a.buffers, b.buffers))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,10 @@ from adapeft.model.fingerprint import DIGEST_BYTES, RESIZED, Entry, difference_f
 from adapeft.model.load import describe_model
 from adapeft.model.rounding import Rounding
 from adapeft.model.wrappers import ATTACHMENT, bare, unwrap
-from adapeft.parts.adapter import add_adapter, check_adapters, remove_adapter
 from adapeft.parts.change import Change
-from adapeft.parts.functions import DensePart
-from adapeft.parts.leaves import leaf_shape
-from adapeft.parts.part import Part, compact_indices, load_part
+from adapeft.parts.part import Part
+from adapeft.parts.registry import by_kind, load_part
+from adapeft.parts.whole import Whole
 from adapeft.sections.model import Task
 from adapeft.tune.attachment import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import changed_buffers
@@ -50,7 +49,7 @@ class Applied:
     model: nn.Module
     _changes: list[tuple[Change, Tensor, Tensor]]
     _whole: list[tuple[Tensor, Tensor]]
-    _adapters: list[str]
+    _installed: dict[str, Part]
     _labels: dict[str, Any]
 
     @torch.no_grad()
@@ -60,12 +59,12 @@ class Applied:
             change.put_back(parameter, entries)
         for place, value in self._whole:
             place.copy_(value)
-        for name in self._adapters:
-            remove_adapter(self.model, name)
+        for kind, parts in by_kind(self._installed):
+            kind.remove(self.model, parts)
         config: Any = getattr(self.model, "config", None)
         for key, value in self._labels.items():
             setattr(config, key, value)
-        self._changes, self._whole, self._adapters = [], [], []
+        self._changes, self._whole, self._installed = [], [], {}
 
 
 class _Labels(Header):
@@ -151,10 +150,10 @@ class Delta:
         tensors, parts = {}, {}
         for name, change in self.changes.items():
             parts[name] = change.part.describe()
-            pieces = change.part.split(change.values) if change.part.pieces else {"values": change.values}
-            tensors.update({f"{name}.{piece}": value.contiguous() for piece, value in pieces.items()})
-            if change.part.indices is not None:
-                tensors[f"{name}.indices"] = compact_indices(change.part.indices, change.part.shape)
+            tensors.update({f"{name}.{piece}": value.contiguous() for piece, value in change.tensors.items()})
+            indices = change.part.stored_indices
+            if indices is not None:
+                tensors[f"{name}.indices"] = indices
         for name, value in self.new.items():
             tensors[f"{name}.new"] = value
         tensors.update({f"{name}.buffer": value for name, value in self.buffers.items()})
@@ -221,8 +220,8 @@ class Delta:
         changed = {*self.changes, *self.new}
         check_dense("Delta.apply", [entry for entry in model.named_parameters() if entry[0] in changed])
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        adapters = {name: change.part for name, change in self.changes.items() if change.part.kind == "adapter"}
-        wanted = {name: tuple(change.part.shape) for name, change in self.changes.items() if name not in adapters}
+        parts = {name: change.part for name, change in self.changes.items()}
+        wanted = {name: part.shape for name, part in parts.items() if part.changes_parameter}
         wanted |= {name: tuple(value.shape) for name, value in self.new.items()}
         for name, shape in wanted.items():
             if shapes.get(name) != shape:
@@ -239,7 +238,8 @@ class Delta:
                     f"the delta replaces the buffer {name!r} of shape {tuple(value.shape)}; this model has "
                     f"{buffers.get(name, 'none of this name')}."
                 )
-        check_adapters(model, adapters)
+        for kind, behind in by_kind({name: part for name, part in parts.items() if not part.changes_parameter}):
+            kind.check_layers(model, behind)
 
     def check_fingerprint(self, found: str, entries: Iterable[Entry]) -> None:
         """Checks the base's fingerprint.
@@ -282,26 +282,25 @@ class Delta:
     def install(self, model: nn.Module) -> Applied:
         """``apply`` for a model that has been checked: hashing its weights takes longer than changing some of them."""
         parameters: dict[str, Tensor] = dict(model.named_parameters())
-        in_place = {name: change for name, change in self.changes.items() if change.part.kind != "adapter"}
+        in_place = {name: change for name, change in self.changes.items() if change.part.changes_parameter}
         undo = [(change, parameters[name], change.touched(parameters[name])) for name, change in in_place.items()]
         places = {**parameters, **dict(model.named_buffers())}
         whole = {**self.new, **self.buffers}
         replaced = [(places[name], places[name].detach().clone()) for name in whole]
-        adapters = [name for name in self.changes if name not in in_place]
+        behind = {name: change for name, change in self.changes.items() if name not in in_place}
         try:
             added = (one.add_to(name, *rest) for name, (one, *rest) in zip(in_place, undo, strict=True))
             rounding = sum(added, Rounding())
         except AdapeftError:
-            Applied(model, undo, [], [], {}).revert()
+            Applied(model, undo, [], {}, {}).revert()
             raise
         rounding.warn("Load the base in float32 to keep them.")
-        for name in adapters:
-            pieces = add_adapter(model, name, self.changes[name].part.split(self.changes[name].values))
-            for module, local_name in pieces.values():
-                module.get_parameter(local_name).requires_grad_(False)
+        for name, change in behind.items():
+            change.part.install(model, name, change.values)
         for name, value in whole.items():
             places[name].copy_(value)
-        return Applied(model, undo, replaced, adapters, self._name_outputs(model))
+        installed = {name: change.part for name, change in behind.items()}
+        return Applied(model, undo, replaced, installed, self._name_outputs(model))
 
     def _name_outputs(self, model: nn.Module) -> dict[str, Any]:
         """Gives the config of the model the class names of a head that the delta brings; returns those that it had."""
@@ -337,14 +336,13 @@ def _values(path: str | Path, name: str, part: Part, tensors: Mapping[str, Tenso
     Raises:
         AdapeftError: they have other shapes than the part.
     """
-    whole = part.shape if part.indices is None else leaf_shape(part)
     found = []
-    for piece, shape in (part.pieces or {"values": whole}).items():
+    for piece, shape in part.stored_shapes.items():
         value = tensors[f"{name}.{piece}"]
         if tuple(value.shape) != tuple(shape):
             raise AdapeftError(f"{path}: {name!r} has {piece} of shape {tuple(value.shape)}, not {tuple(shape)}.")
         found.append(value)
-    return torch.cat([value.flatten() for value in found]) if part.pieces else found[0]
+    return part.joined(found)
 
 
 def extract_delta(
@@ -371,7 +369,7 @@ def extract_delta(
         check_frozen(inner, attachment)
         changes, new = _trained(attachment, full_value)
     of_base = [name for name in attachment.owners if name not in attachment.subset.new]
-    moved = {name: _has_moved(changes.get(name)) for name in of_base}
+    moved = {name: name in changes and changes[name].has_moved for name in of_base}
     check_moved(attachment, moved)
     check_reached(attachment, moved)
     buffers = changed_buffers(inner, attachment.buffers)
@@ -388,34 +386,16 @@ def _trained(
     changes: dict[str, Change] = {}
     new: dict[str, Tensor] = {}
     for name, owners in attachment.owners.items():
-        part = attachment.subset.parts.get(name)
         pieces = attachment.pieces(name)
         values = [_read(name, owner, pieces[piece], full_value) for piece, owner in owners.items()]
-        if name in attachment.dense:
-            change = _change_of(attachment.dense[name], values)
-            if change is not None:
-                changes[name] = change
-        elif part is not None and part.pieces:
-            changes[name] = Change(part, torch.cat([value.flatten() for value in values]))
-        elif name in attachment.subset.new:
+        if name in attachment.subset.new:
             new[name] = values[0]
-        elif name in attachment.base:
-            changes[name] = Change(Part("tensor", owners[""].shape), values[0] - attachment.base[name])
-        else:
-            assert part is not None
-            changes[name] = Change(part, values[0])
+            continue
+        part = attachment.subset.parts.get(name) or Whole(owners[""].shape)
+        found = part.extract(values, attachment.base.get(name), attachment.dense.get(name))
+        if found is not None:
+            changes[name] = Change(*found)
     return changes, new
-
-
-def _has_moved(change: Change | None) -> bool:
-    """Whether a change changes anything: of what a part adds, whether the pieces that start at zero still are."""
-    if change is None:
-        return False
-    zeros = {"lora": ("lora_B",), "adapter": ("up.weight", "up.bias")}.get(change.part.kind)
-    if zeros is None:
-        return bool(change.values.any())
-    pieces = change.part.split(change.values)
-    return any(bool(pieces[piece].any()) for piece in zeros)
 
 
 def _read(name: str, owner: Owner, parameter: nn.Parameter, full_value: Callable[[nn.Parameter], Tensor]) -> Tensor:
@@ -455,14 +435,3 @@ def _as_shipped(attachment: Attachment) -> AbstractContextManager[None]:
             f"{method} has not projected yet: {follower.rule.step} of {follower.num_steps} steps are done. Train on."
         )
     return follower.as_shipped()
-
-
-@torch.no_grad()
-def _change_of(part: DensePart, leaves: Sequence[Tensor]) -> Change | None:
-    """The change that a dense part has made: the elements that moved under a budget, else the whole tensor."""
-    difference = part.effective(leaves, training=False)
-    shape = tuple(difference.shape)
-    if part.rule.budget is None:
-        return Change(Part("tensor", shape), difference)
-    moved = difference.flatten().nonzero().squeeze(1)
-    return Change(Part("elements", shape, moved), difference.flatten()[moved]) if len(moved) else None

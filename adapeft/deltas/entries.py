@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from adapeft.parts.change import Change
-from adapeft.parts.lora import low_rank_sum
-from adapeft.parts.part import Part, compact_indices
+from adapeft.parts.elements import Elements
+from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,8 @@ class Entries:
 
     @classmethod
     def of(cls, change: Change) -> Entries:
-        """What ``change`` adds to its parameter; of LoRA the product, dense. Adapters have no such entries."""
-        part, values = change.part, change.values.double()
-        if part.kind == "lora":
-            values = low_rank_sum(part, values)
-        if part.indices is None:
-            return cls(None, values.flatten())
-        if part.kind == "elements":
-            return cls(part.indices, values)
-        positions, order = _positions_of_rows(part).sort()
-        return cls(positions, values.flatten()[order])
+        """What ``change`` adds to its parameter; of LoRA the product, dense. A part behind a layer has no entries."""
+        return cls(*change.part.entries(change.values.double()))
 
     def shared(self, other: Entries) -> tuple[Tensor, Tensor]:
         """The two values of every entry that both have, [count] each."""
@@ -72,23 +66,13 @@ def smallest_change(entries: Entries, shape: tuple[int, ...]) -> Change | None:
     if not len(kept):
         return None
     values, positions = values[kept], kept if entries.positions is None else entries.positions[kept]
-    parts = [Part("elements", shape, positions)]
+    parts: list[Part] = [Elements(shape, positions)]
     if len(shape) > 1:
-        parts += [Part("rows", shape, _rows_of(positions, shape, dim), dim) for dim in range(len(shape))]
-    part = min([*parts, Part("tensor", shape)], key=_num_bytes)
-    if part.kind == "elements":
-        return Change(part, values)
+        parts += [Rows(shape, _rows_of(positions, shape, dim), dim) for dim in range(len(shape))]
+    part = min([*parts, Whole(shape)], key=lambda part: part.num_bytes)
     dense = torch.zeros(torch.Size(shape).numel())
     dense[positions] = values
-    if part.kind == "tensor":
-        return Change(part, dense.view(shape))
-    assert part.indices is not None
-    return Change(part, dense.view(shape).movedim(part.dim, 0)[part.indices])
-
-
-def _num_bytes(part: Part) -> int:
-    """Of float32 values and indices in a file."""
-    return 4 * part.count + (0 if part.indices is None else compact_indices(part.indices, part.shape).nbytes)
+    return Change(part, part.gather(dense.view(shape)))
 
 
 def _rows_of(positions: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
@@ -96,11 +80,3 @@ def _rows_of(positions: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
     hit = torch.zeros(shape[dim], dtype=torch.bool)
     hit[positions // torch.Size(shape[dim + 1 :]).numel() % shape[dim]] = True
     return hit.nonzero().squeeze(1)
-
-
-def _positions_of_rows(part: Part) -> Tensor:
-    """int64 [count]: where the values of a leaf of rows belong in the flattened parameter."""
-    assert part.indices is not None
-    stride = torch.Size(part.shape[part.dim + 1 :]).numel()
-    before = torch.arange(torch.Size(part.shape[: part.dim]).numel()) * part.shape[part.dim] * stride
-    return (part.indices[:, None, None] * stride + before[:, None] + torch.arange(stride)).flatten()

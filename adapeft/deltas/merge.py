@@ -49,7 +49,7 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) ->
     out = Path(out)
     if dtype is not None and dtype not in _DTYPES:
         raise AdapeftError(f"--dtype {dtype}: give one of {', '.join(_DTYPES)}, or leave it out for the base's own.")
-    adapters = [name for name, change in delta.changes.items() if change.part.kind == "adapter"]
+    adapters = [name for name, change in delta.changes.items() if not change.part.changes_parameter]
     if adapters:
         raise AdapeftError(
             f"the delta has {len(adapters)} adapters, such as the one behind {adapters[0]!r}: a plain checkpoint has "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import singledispatch
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,10 @@ from torch import Tensor
 from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_text
+from adapeft.parts.elements import Elements
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 
 _ABOUT_RANGES = (
@@ -57,21 +61,47 @@ def _spans(parts: Mapping[str, Part], whole: tuple[str, ...]) -> Iterator[tuple[
     odd = [name for name in (*parts, *whole) if re.fullmatch(r"[\w.]+", name) is None]
     if odd:
         raise AdapeftError(f"{odd[0]!r} has signs in it that mean something in a pattern: axolotl cannot name it.")
-    for name, part in parts.items():
-        if part.kind == "tensor":
-            yield name, [""]
-        elif part.indices is not None and part.dim == 0 and (part.kind == "rows" or len(part.shape) == 1):
-            yield name, [f"[{start}:{end}]" for start, end in _runs(part.indices)]
-        else:
-            along = f" along dimension {part.dim}" if part.kind == "rows" else ""
-            raise AdapeftError(
-                f"{name!r} is trained as {part.kind}{along}: unfrozen_parameters holds whole tensors and rows along "
-                f"the first dimension alone. Choose with select.groups=tensor, or train here."
-            )
+    yield from ((name, _spans_of(part, name)) for name, part in parts.items())
     yield from ((name, [""]) for name in whole)
 
 
-def _runs(indices: Tensor) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of every run of neighbours in ascending ``indices``."""
+@singledispatch
+def _spans_of(part: Part, name: str) -> list[str]:
+    """Ranges of one parameter along its first dimension, the empty one for all of it; one function per kind of part.
+
+    Raises:
+        AdapeftError: the part is none.
+    """
+    raise _no_spans(part.kind, name)
+
+
+@_spans_of.register
+def _(part: Whole, name: str) -> list[str]:
+    return [""]
+
+
+@_spans_of.register
+def _(part: Rows, name: str) -> list[str]:
+    if part.dim:
+        raise _no_spans(f"{part.kind} along dimension {part.dim}", name)
+    return _runs(part.indices)
+
+
+@_spans_of.register
+def _(part: Elements, name: str) -> list[str]:
+    if len(part.shape) > 1:
+        raise _no_spans(part.kind, name)
+    return _runs(part.indices)
+
+
+def _no_spans(what: str, name: str) -> AdapeftError:
+    return AdapeftError(
+        f"{name!r} is trained as {what}: unfrozen_parameters holds whole tensors and rows along the first dimension "
+        f"alone. Choose with select.groups=tensor, or train here."
+    )
+
+
+def _runs(indices: Tensor) -> list[str]:
+    """``[first:last + 1]`` of every run of neighbours in ascending ``indices``."""
     breaks = (indices.diff() != 1).nonzero().squeeze(1) + 1
-    yield from ((int(run[0]), int(run[-1]) + 1) for run in indices.tensor_split(breaks) if len(run))
+    return [f"[{int(run[0])}:{int(run[-1]) + 1}]" for run in indices.tensor_split(breaks) if len(run)]

@@ -25,6 +25,10 @@ from adapeft.model.structure import (
     parameter_names,
     unsaved_parameters,
 )
+from adapeft.parts.elements import Elements
+from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 
 if TYPE_CHECKING:
     from adapeft.sections.select import Select
@@ -111,6 +115,17 @@ class Groups:
     def is_row(self) -> np.ndarray:
         """bool [P]: whether a parameter is divided into rows."""
         return np.array([self._has_rows(info) for info in self.parameters], dtype=bool)
+
+    def num_units(self, parameter: int) -> int:
+        """Rows, elements or whole tensors that a parameter may be trained in."""
+        return self.parameters[parameter].count if self.granularity == "element" else int(self.sizes[parameter])
+
+    def part(self, parameter: int, units: Tensor) -> Part:
+        """What is trained of a parameter where ``units``, int64 ascending, of its ``num_units`` are chosen."""
+        info = self.parameters[parameter]
+        if self.granularity == "element":
+            return Elements(info.shape, units)
+        return Rows(info.shape, units, info.output_dim or 0) if self.is_row[parameter] else Whole(info.shape)
 
     def sums(self, parameter: int, start: int, values: Tensor) -> tuple[slice, Tensor]:
         """Sums of ``values``, the elements from flat position ``start`` of a parameter, over each of its groups.

@@ -74,6 +74,5 @@ class MemoryLimit:
         """Bytes that a subset of rows, elements and tensors costs."""
         total = 0.0
         for part in subset.parts.values():
-            indices = 0 if part.indices is None else len(part.indices)
-            total += part.count * (self.whole if part.indices is None else self.leaf) + INDEX * indices
+            total += part.count * (self.leaf if part.num_indices else self.whole) + INDEX * part.num_indices
         return math.ceil(total)

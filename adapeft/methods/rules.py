@@ -18,7 +18,7 @@ def rule_of(subset: Subset) -> Rule:
     Raises:
         AdapeftError: the subset's dense parts have no rule, or one that this version does not know.
     """
-    if not any(part.kind == "dense" for part in subset.parts.values()):
+    if not any(part.follows_rule for part in subset.parts.values()):
         return FixedMask()
     said = subset.description.get("rule")
     method = METHODS.get(str(said.get("method"))) if isinstance(said, Mapping) else None

@@ -4,104 +4,96 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.draw import uniform
 from adapeft.errors import AdapeftError
-from adapeft.model.structure import is_called_layer, is_linear_layer
-from adapeft.parts.part import Part
-
-_NAME = "adapeft_adapter"
+from adapeft.parts.bottleneck import add_bottleneck, has_bottleneck, remove_bottleneck
+from adapeft.parts.part import AddedPart, Attached, PartHeader, Site
 
 
-class Adapter(nn.Module):
-    """x + U gelu(D x + b) + c, in float32 over any base; D [bottleneck, width], U [width, bottleneck].
+@dataclass(frozen=True)
+class Adapter(AddedPart):
+    """A bottleneck that works on the output of a layer, whose name the part has.
 
-    Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019, whose published code has the gelu. It
-    stands where theirs does: behind the projection back to the block's width, before dropout and the block's residual.
+    Attributes:
+        rank: width of the bottleneck.
     """
 
-    def __init__(self, pieces: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        bottleneck, width = pieces["down.weight"].shape
-        self.down = nn.Linear(width, bottleneck, device="meta")
-        self.up = nn.Linear(bottleneck, width, device="meta")
-        self.load_state_dict({name: nn.Parameter(piece) for name, piece in pieces.items()}, assign=True)
+    rank: int
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., width] → the same."""
-        inner = F.gelu(self.down(x.to(self.down.weight.dtype)))
-        return x + self.up(inner).to(x.dtype)
+    kind = "adapter"
+    changes_parameter = False
+    scaling_pieces = ("up.weight", "up.bias")
 
+    @property
+    def pieces(self) -> dict[str, tuple[int, ...]]:
+        (width,) = self.shape
+        down, up = {"down.weight": (self.rank, width), "down.bias": (self.rank,)}, {"up.weight": (width, self.rank)}
+        return {**down, **up, "up.bias": (width,)}
 
-def check_adapters(model: nn.Module, parts: Mapping[str, Part]) -> None:
-    """Checks that every adapter part is for a linear layer of its width, and that there is none yet.
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "rank": self.rank, "alpha": 0.0}
 
-    Raises:
-        AdapeftError: no such layer, another width, or an adapter.
-    """
-    modules = dict(model.named_modules())
-    for name, part in parts.items():
-        module = modules.get(name)
-        if not is_linear_layer(module) or not is_called_layer(model, name):
+    @classmethod
+    def read(cls, header: PartHeader, indices: Tensor | None) -> Self:
+        return cls(tuple(header.shape), header.rank)
+
+    def check(self, path: str | Path, name: str) -> None:
+        if len(self.shape) != 1 or self.rank < 1:
             raise AdapeftError(
-                f"the subset has an adapter behind {name!r}, which is no linear layer that this model calls."
-            )
-        if hasattr(module, _NAME):
-            raise AdapeftError(f"{name!r} has an adapter already: revert the delta that brought it first.")
-        shape = tuple(getattr(module.weight, "ds_shape", module.weight.shape))
-        width = shape[1 if isinstance(module, Conv1D) else 0]
-        if part.rank < 1:
-            raise AdapeftError(f"the subset's adapter behind {name!r} has a bottleneck of {part.rank}: at least 1.")
-        if part.shape != (width,):
-            raise AdapeftError(
-                f"the subset's adapter behind {name!r} is for a width of {part.shape[0]}, this model's is {width}: it "
-                f"was chosen for another model."
+                f"{path}: the adapter of {name!r} has a bottleneck of {self.rank!r} at shape {self.shape}."
             )
 
+    # --- in a model ---
 
-def starting_pieces(name: str, part: Part, seed: int) -> dict[str, Tensor]:
-    """An adapter that changes nothing yet: U, b and c zero, D uniform within 1/√width from seed and name alone."""
-    pieces = {piece: torch.zeros(shape) for piece, shape in part.pieces.items()}
-    drawn = uniform(seed, 0, name, part.pieces["down.weight"], "cpu")
-    return {**pieces, "down.weight": (2 * drawn - 1) / math.sqrt(part.shape[0])}
+    @classmethod
+    def check_layers(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
+        """Checks that every adapter is for a linear layer of its width, and that there is none yet.
 
+        Raises:
+            AdapeftError: no such layer, another width, or an adapter.
+        """
+        # Takes seconds to import, and files do not need it.
+        from adapeft.model.structure import is_called_layer, is_linear_layer
 
-def add_adapter(model: nn.Module, name: str, pieces: Mapping[str, Tensor]) -> dict[str, tuple[nn.Module, str]]:
-    """Puts an adapter behind the layer ``name``, whatever wraps that by now.
+        modules = dict(model.named_modules())
+        for name, part in parts.items():
+            module = modules.get(name)
+            if not is_linear_layer(module) or not is_called_layer(model, name):
+                raise AdapeftError(
+                    f"the subset has an adapter behind {name!r}, which is no linear layer that this model calls."
+                )
+            if has_bottleneck(module):
+                raise AdapeftError(f"{name!r} has an adapter already: revert the delta that brought it first.")
+            if part.rank < 1:
+                raise AdapeftError(f"the subset's adapter behind {name!r} has a bottleneck of {part.rank}: at least 1.")
+            shape = tuple(getattr(module.weight, "ds_shape", module.weight.shape))
+            width = shape[1 if isinstance(module, Conv1D) else 0]
+            if part.shape != (width,):
+                raise AdapeftError(
+                    f"the subset's adapter behind {name!r} is for a width of {part.shape[0]}, this model's is {width}: "
+                    f"it was chosen for another model."
+                )
 
-    The layer owns it and calls it in a hook. So it is a module like any other for those who gather and recompute.
+    def attach(self, site: Site) -> Attached:
+        """An adapter that changes nothing yet: U, b and c zero, D uniform within 1/√width from seed and name alone."""
+        pieces = {piece: torch.zeros(shape) for piece, shape in self.pieces.items()}
+        drawn = uniform(site.seed, 0, site.name, self.pieces["down.weight"], "cpu")
+        pieces["down.weight"] = (2 * drawn - 1) / math.sqrt(self.shape[0])
+        return Attached(add_bottleneck(site.model, site.name, pieces))
 
-    Returns:
-        Piece → the module that holds it, and its name there.
-    """
-    layer = model.get_submodule(name)
-    device = next(layer.parameters()).device
-    adapter = Adapter({piece: value.to(device, torch.float32, copy=True) for piece, value in pieces.items()})
-    layer.add_module(_NAME, adapter)
-    adapter.__dict__["handle"] = layer.register_forward_hook(_adapted)
-    places = {piece: piece.rpartition(".") for piece in pieces}
-    return {piece: (adapter.get_submodule(path), local_name) for piece, (path, _, local_name) in places.items()}
+    @classmethod
+    def remove(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
+        for name in parts:
+            remove_bottleneck(model, name)
 
-
-def remove_adapter(model: nn.Module, name: str) -> None:
-    """Takes the adapter behind the layer ``name`` away."""
-    layer = model.get_submodule(name)
-    handle: RemovableHandle = layer.get_submodule(_NAME).__dict__["handle"]
-    handle.remove()
-    delattr(layer, _NAME)
-
-
-def has_adapter(layer: nn.Module) -> bool:
-    """Whether an adapter stands behind a layer."""
-    return hasattr(layer, _NAME)
-
-
-def _adapted(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    adapted: Tensor = layer.get_submodule(_NAME)(output)
-    return adapted
+    def install(self, model: nn.Module, name: str, values: Tensor) -> None:
+        for module, local_name in add_bottleneck(model, name, self.split(values)).values():
+            module.get_parameter(local_name).requires_grad_(False)

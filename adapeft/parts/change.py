@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from adapeft.finite import check_finite
 from adapeft.model.rounding import Rounding
-from adapeft.parts.lora import low_rank_sum
 from adapeft.parts.part import Part
 
 _TOO_LARGE = (
@@ -18,15 +19,31 @@ _TOO_LARGE = (
 )
 
 
+PartT = TypeVar("PartT", bound=Part, covariant=True)
+
+
 @dataclass(frozen=True)
-class Change:
-    """The difference on one parameter: ``values`` float32, shaped like the leaf of ``part``, or like a whole tensor.
+class Change(Generic[PartT]):
+    """The difference on one parameter: ``values`` float32 [``part.value_shape``]."""
 
-    Of a part that adds to the model they are its pieces, one after another: [count].
-    """
-
-    part: Part
+    part: PartT
     values: Tensor
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The values as a file holds them, by name."""
+        return self.part.split(self.values)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether it changes anything: whether the pieces that start at zero have left it."""
+        return any(bool(self.tensors[piece].any()) for piece in self.part.scaling_pieces)
+
+    def scaled(self, weight: float) -> Change[PartT]:
+        """The change that adds ``weight`` times as much."""
+        scaling = self.part.scaling_pieces
+        values = [times(value, weight) if piece in scaling else value for piece, value in self.tensors.items()]
+        return Change(self.part, self.part.joined(values))
 
     def add_to(self, name: str, parameter: Tensor, touched: Tensor | None = None) -> Rounding:
         """Adds the difference in place, in float32, rounded once to the parameter's dtype.
@@ -56,32 +73,21 @@ class Change:
 
     def _difference(self, device: torch.device) -> Tensor:
         """float32, in the shape of ``touched``."""
-        values = self.values.to(device, torch.float32)
-        if self.part.kind == "lora":
-            return low_rank_sum(self.part, values)
-        return values.movedim(0, self.part.dim) if self.part.kind == "rows" else values
+        return self.part.difference(self.values.to(device, torch.float32))
 
-    def to(self, device: torch.device) -> Change:
+    def to(self, device: torch.device) -> Change[PartT]:
         """The same change with its tensors on ``device``."""
-        indices = None if self.part.indices is None else self.part.indices.to(device)
-        return Change(replace(self.part, indices=indices), self.values.to(device))
+        return Change(self.part.to(device), self.values.to(device))
 
     def touched(self, parameter: Tensor) -> Tensor:
         """A copy of the entries of ``parameter`` that ``add_to`` changes."""
-        if self.part.indices is None:
-            return parameter.detach().clone()
-        place = self.part.indices.to(parameter.device)
-        if self.part.kind == "elements":
-            return parameter.detach()[torch.unravel_index(place, parameter.shape)]
-        return parameter.detach().index_select(self.part.dim, place)
+        return self.part.touched(parameter)
 
     def put_back(self, parameter: Tensor, entries: Tensor) -> None:
         """Writes what ``touched`` returned, bit for bit."""
-        if self.part.indices is None:
-            parameter.copy_(entries)
-            return
-        place = self.part.indices.to(parameter.device)
-        if self.part.kind == "elements":  # in the parameter's own order, however its memory is laid out
-            parameter[torch.unravel_index(place, parameter.shape)] = entries
-        else:
-            parameter.index_copy_(self.part.dim, place, entries)
+        self.part.put_back(parameter, entries)
+
+
+def times(values: Tensor, weight: float) -> Tensor:
+    """float32 ``values`` times ``weight``, rounded once."""
+    return (values.double() * weight).float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,23 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adapeft.parts.rule import Place, Rule
+from adapeft.parts.rule import Ruled
 
 Block = tuple[Tensor, Tensor, Tensor]
 """Rows, columns, and the elements' places in the block of both; int64 each."""
-
-
-@dataclass(frozen=True)
-class DensePart:
-    """A parameter that trains under a rule: where it is, and the names of its leaves, the difference first."""
-
-    place: Place
-    rule: Rule
-    leaves: tuple[str, ...]
-
-    def effective(self, leaves: Sequence[Tensor], training: bool) -> Tensor:
-        """What the forward pass adds to the parameter."""
-        return self.rule.effective(self.place, leaves, training)
 
 
 class ElementsLinear(torch.autograd.Function):
@@ -83,15 +69,15 @@ class Effective(torch.autograd.Function):
     """What a dense part adds to its parameter; saves the leaves alone, for the same reason as ``ElementsLinear``."""
 
     @staticmethod
-    def forward(ctx: Any, part: DensePart, training: bool, *leaves: Tensor) -> Tensor:
+    def forward(ctx: Any, ruled: Ruled, training: bool, *leaves: Tensor) -> Tensor:
         ctx.save_for_backward(*leaves)
-        ctx.part, ctx.training = part, training
-        return part.effective(leaves, training).clone()
+        ctx.ruled, ctx.training = ruled, training
+        return ruled.effective(leaves, training).clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        effective, leaves = _effective_again(ctx.part, ctx.saved_tensors, ctx.training)
+        effective, leaves = _effective_again(ctx.ruled, ctx.saved_tensors, ctx.training)
         return None, None, *torch.autograd.grad(effective, leaves, grad.to(effective.dtype))
 
 
@@ -104,21 +90,21 @@ class DenseLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        part: DensePart,
+        ruled: Ruled,
         training: bool,
         transposed: bool,
         *leaves: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, *leaves)
-        ctx.part, ctx.training, ctx.transposed = part, training, transposed
-        total = weight + part.effective(leaves, training).to(weight.dtype)
+        ctx.ruled, ctx.training, ctx.transposed = ruled, training, transposed
+        total = weight + ruled.effective(leaves, training).to(weight.dtype)
         return F.linear(x, total.t() if transposed else total, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *leaves = ctx.saved_tensors
-        effective, leaves = _effective_again(ctx.part, leaves, ctx.training)
+        effective, leaves = _effective_again(ctx.ruled, leaves, ctx.training)
         rows = grad.reshape(-1, grad.shape[-1])
         grad_x = None
         if ctx.needs_input_grad[0]:
@@ -131,10 +117,10 @@ class DenseLinear(torch.autograd.Function):
         return grad_x, None, grad_bias, None, None, None, *gradients
 
 
-def _effective_again(part: DensePart, leaves: Sequence[Tensor], training: bool) -> tuple[Tensor, list[Tensor]]:
-    """What ``part`` added in the forward pass, and the leaves that it then depends on. The step being the same, so are
+def _effective_again(ruled: Ruled, leaves: Sequence[Tensor], training: bool) -> tuple[Tensor, list[Tensor]]:
+    """What ``ruled`` added in the forward pass, and the leaves that it then depends on. The step being the same, so are
     the draws.
     """
     with torch.enable_grad():
         again = [leaf.detach().requires_grad_() for leaf in leaves]
-        return part.effective(again, training), again
+        return ruled.effective(again, training), again

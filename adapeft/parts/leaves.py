@@ -12,11 +12,11 @@ FSDP) finds them in ``_parameters`` and gets the parameter alone.
 
 from __future__ import annotations
 
-import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,64 +24,93 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.errors import AdapeftError
-from adapeft.parts.functions import Block, DenseLinear, DensePart, Effective, ElementsLinear
-from adapeft.parts.part import Part
+from adapeft.parts.part import PartAndValues
 from adapeft.parts.rule import DIFFERENCE
 
 _CHANGE_FIRST = (
     "Tie, prune, normalize (weight_norm, spectral_norm) and parametrize the model before adapeft.attach, or after "
     "adapeft.detach."
 )
-_SMALLER = 4
-"""Times that a block is smaller than its matrix for its gradient to be worth the copies of its rows and columns."""
 
 
-def add_leaf(module: nn.Module, name: str, part: Part, leaf: nn.Parameter) -> str:
-    """Makes ``leaf`` part of ``module`` as the difference to its parameter ``name`` that ``part`` describes.
+class Held(NamedTuple):
+    """What a module holds of a part of its own parameter.
 
-    Returns:
-        The leaf's name in ``module``.
+    Attributes:
+        leaves: in the order of ``LeafPart.leaf_names``.
+        indices: the buffers of ``LeafPart.index_buffers``.
     """
-    assert part.indices is not None
-    with_leaves = _with_leaves(module)
-    parameter = module.get_parameter(name)
-    module.register_parameter(_leaf_name(name), leaf)
-    module.register_buffer(_indices_name(name), part.indices.to(parameter.device), persistent=False)
-    if isinstance(with_leaves, _LinearWithLeaves):
-        for piece, index in _block_of(part).items():
-            module.register_buffer(f"{_indices_name(name)}_{piece}", index.to(parameter.device), persistent=False)
-    with_leaves.leaf_parts[name] = (part.kind, part.dim)
-    return _leaf_name(name)
+
+    leaves: tuple[Tensor, ...]
+    indices: dict[str, Tensor]
 
 
-def add_dense_leaves(
-    module: nn.Module, name: str, part: DensePart, leaves: Mapping[str, nn.Parameter]
-) -> dict[str, str]:
-    """Makes the ``leaves`` of ``part`` those of ``module``'s parameter ``name``.
+class LeafPart(ABC):
+    """What modules with leaves ask of a part that they hold.
+
+    Attributes:
+        leaf_names: names of its leaves.
+    """
+
+    leaf_names: tuple[str, ...]
+
+    @abstractmethod
+    def index_buffers(self, is_linear: bool) -> dict[str, Tensor]:
+        """int64: what the module needs beside the leaves, which its buffers keep on its device.
+
+        Args:
+            is_linear: whether the module computes with ``linear``.
+        """
+
+    @abstractmethod
+    def added_to(self, parameter: Tensor, held: Held, training: bool) -> Tensor:
+        """Parameter plus what the leaves make of it, dense."""
+
+    @abstractmethod
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
+    ) -> Tensor:
+        """x [..., in] → [..., out] of a linear layer whose weight has the part; ``transposed`` for ``Conv1D``."""
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether ``look_up`` serves an embedding."""
+        return False
+
+    def look_up(self, tokens: Tensor, weight: Tensor, held: Held, padding_idx: int | None) -> Tensor:
+        """tokens int64 [...] → [..., embedding] without a dense sum."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def merged(self, leaves: Sequence[Tensor]) -> PartAndValues:
+        """What ``leaves`` add to the parameter when it does not train, as a part and its values."""
+
+
+def add_leaves(module: nn.Module, name: str, part: LeafPart, leaves: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Makes ``leaves`` those of ``module``'s parameter ``name``, which ``part`` makes a difference to it of.
 
     Returns:
         Leaf → its name in ``module``.
     """
     with_leaves = _with_leaves(module)
-    for leaf, parameter in leaves.items():
-        module.register_parameter(_leaf_name(name, leaf), parameter)
-    with_leaves.leaf_parts[name] = ("dense", 0)
-    with_leaves.dense_parts[name] = part
+    parameter = module.get_parameter(name)
+    for leaf, value in leaves.items():
+        module.register_parameter(_leaf_name(name, leaf), value)
+    for buffer, index in part.index_buffers(isinstance(with_leaves, _LinearWithLeaves)).items():
+        module.register_buffer(f"{name}_leaf_{buffer}", index.to(parameter.device), persistent=False)
+    with_leaves.leaf_parts[name] = part
     return {leaf: _leaf_name(name, leaf) for leaf in leaves}
 
 
 def remove_leaves(module: nn.Module) -> None:
     """Gives ``module`` its own class back."""
     if isinstance(module, _WithLeaves):
-        for name in module.leaf_parts:
-            if name in module.dense_parts:
-                for leaf in module.dense_parts[name].leaves:
-                    delattr(module, _leaf_name(name, leaf))
-                continue
-            delattr(module, _leaf_name(name))
-            for buffer in [key for key in module._buffers if key.startswith(_indices_name(name))]:
+        for name, part in module.leaf_parts.items():
+            for leaf in part.leaf_names:
+                delattr(module, _leaf_name(name, leaf))
+            for buffer in module.index_names(name):
                 delattr(module, buffer)
-        del module.__dict__["leaf_parts"], module.__dict__["dense_parts"]
+        del module.__dict__["leaf_parts"]
         module.__class__ = type(module).__bases__[1]
 
 
@@ -89,68 +118,33 @@ def leaves_of(module: nn.Module) -> dict[str, dict[str, str]]:
     """Name of each parameter of ``module`` that has leaves → these → their names in ``module``."""
     if not isinstance(module, _WithLeaves):
         return {}
-    leaves = {name: part.leaves for name, part in module.dense_parts.items()}
     return {
-        name: {leaf: _leaf_name(name, leaf) for leaf in leaves.get(name, (DIFFERENCE,))} for name in module.leaf_parts
+        name: {leaf: _leaf_name(name, leaf) for leaf in part.leaf_names} for name, part in module.leaf_parts.items()
     }
 
 
-def difference_of(
-    module: nn.Module, name: str, leaves: Sequence[Tensor], shape: tuple[int, ...]
-) -> tuple[Part, Tensor]:
-    """What ``leaves`` add to the parameter ``name`` of ``module`` when it does not train, and where.
+def difference_of(module: nn.Module, name: str, leaves: Sequence[Tensor]) -> PartAndValues:
+    """What ``leaves`` add to the parameter ``name`` of ``module`` when it does not train, as a part and its values.
 
     Args:
         module: one with leaves.
         name: of the parameter.
         leaves: its leaves in the order of ``leaves_of``.
-        shape: of the parameter.
     """
     assert isinstance(module, _WithLeaves)
-    kind, dim = module.leaf_parts[name]
-    if kind == "dense":
-        return Part("tensor", shape), module.dense_parts[name].effective(leaves, training=False)
-    return Part(kind, shape, module.leaf(name)[1].cpu(), dim), leaves[0]  # type: ignore[arg-type]
-
-
-def leaf_shape(part: Part) -> tuple[int, ...]:
-    """[k] for elements; for rows the parameter's shape with ``dim`` moved to the front and cut to the chosen rows."""
-    assert part.indices is not None
-    if part.kind == "elements":
-        return (len(part.indices),)
-    return (len(part.indices), *part.shape[: part.dim], *part.shape[part.dim + 1 :])
-
-
-def _block_of(part: Part) -> dict[str, Tensor]:
-    """The rows and columns of a matrix that hold its elements, and where these stand in the block of both, flat.
-
-    Empty where that block is not much smaller than the matrix, whose gradient then is gathered from the whole.
-    """
-    if part.kind != "elements" or len(part.shape) != 2:
-        return {}
-    assert part.indices is not None
-    row, column = part.indices // part.shape[1], part.indices % part.shape[1]
-    rows, columns = (torch.bincount(index).nonzero().squeeze(1) for index in (row, column))
-    if _SMALLER * len(rows) * len(columns) > math.prod(part.shape):
-        return {}
-    places = torch.searchsorted(rows, row) * len(columns) + torch.searchsorted(columns, column)
-    return {"rows": rows, "columns": columns, "places": places}
+    return module.leaf_parts[name].merged(leaves)
 
 
 def _with_leaves(module: nn.Module) -> _WithLeaves:
     if not isinstance(module, _WithLeaves):
         module.__class__ = _class_with_leaves(type(module))  # type: ignore[arg-type]
-        module.__dict__.update(leaf_parts={}, dense_parts={})
+        module.__dict__.update(leaf_parts={})
     assert isinstance(module, _WithLeaves)
     return module
 
 
 def _leaf_name(name: str, leaf: str = DIFFERENCE) -> str:
     return f"{name}_leaf" if leaf == DIFFERENCE else f"{name}_leaf_{leaf}"
-
-
-def _indices_name(name: str) -> str:
-    return f"{name}_leaf_indices"
 
 
 class _WithLeaves(nn.Module):
@@ -160,8 +154,7 @@ class _WithLeaves(nn.Module):
     transient, built once for the module's own forward and once for every read from elsewhere.
     """
 
-    leaf_parts: dict[str, tuple[str, int]]
-    dense_parts: dict[str, DensePart]
+    leaf_parts: dict[str, LeafPart]
 
     def __getattr__(self, name: str) -> Any:
         # Python asks here for what is in neither the instance nor its class, so for every parameter.
@@ -198,21 +191,15 @@ class _WithLeaves(nn.Module):
             for name in sums:
                 self.__dict__.pop(name, None)  # a forward within this one has taken them away already
 
-    def leaf(self, name: str) -> tuple[Tensor, Tensor]:
-        """The leaf of parameter ``name`` and its indices."""
-        return self._parameters[_leaf_name(name)], self._buffers[_indices_name(name)]  # type: ignore[return-value]
+    def held(self, name: str) -> Held:
+        """The leaves and indices of the part of parameter ``name``."""
+        leaves = tuple(self._parameters[_leaf_name(name, leaf)] for leaf in self.leaf_parts[name].leaf_names)
+        start = len(f"{name}_leaf_")
+        return Held(leaves, {key[start:]: self._buffers[key] for key in self.index_names(name)})  # type: ignore[arg-type, misc]
 
-    def block(self, name: str) -> Block | None:
-        """Of the elements of parameter ``name``, where their gradient is computed on it alone."""
-        rows, columns, places = (
-            self._buffers.get(f"{_indices_name(name)}_{piece}") for piece in ("rows", "columns", "places")
-        )
-        return None if rows is None or columns is None or places is None else (rows, columns, places)
-
-    def dense_leaves(self, name: str) -> list[Tensor]:
-        """The leaves of the dense part ``name``, in its order."""
-        leaves = [self._parameters[_leaf_name(name, leaf)] for leaf in self.dense_parts[name].leaves]
-        return leaves  # type: ignore[return-value]
+    def index_names(self, name: str) -> list[str]:
+        """The buffers that hold indices of the part of parameter ``name``."""
+        return [key for key in self._buffers if key.startswith(f"{name}_leaf_indices")]
 
     def summed(self, name: str) -> Tensor:
         """Parameter plus leaf, dense."""
@@ -225,19 +212,11 @@ class _WithLeaves(nn.Module):
             )
         if name not in self.leaf_parts:
             return parameter
-        kind, dim = self.leaf_parts[name]
-        if kind == "dense":
-            effective = Effective.apply(self.dense_parts[name], self.training, *self.dense_leaves(name))
-            return parameter + effective.to(parameter.dtype)
-        leaf, indices = self.leaf(name)
-        leaf = leaf.to(parameter.dtype)
-        if kind == "elements":
-            return parameter.flatten().index_add(0, indices, leaf).view(parameter.shape)
-        return parameter.index_add(dim, indices, leaf.movedim(0, dim))
+        return self.leaf_parts[name].added_to(parameter, self.held(name), self.training)
 
 
 class _LinearWithLeaves(_WithLeaves):
-    """``nn.Linear`` and ``Conv1D`` without a dense gradient (rows) or a saved dense sum (elements) of the weight."""
+    """``nn.Linear`` and ``Conv1D`` as the part of their weight computes them, without a saved dense sum."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out]."""
@@ -247,19 +226,9 @@ class _LinearWithLeaves(_WithLeaves):
         bias = self.summed("bias") if self._parameters.get("bias") is not None else None
         weight = self._parameters["weight"]
         assert weight is not None
-        kind, dim = self.leaf_parts.get("weight", ("", 0))
-        if kind == "elements":
-            return ElementsLinear.apply(x, weight, bias, *self.leaf("weight"), self.block("weight"), transposed)
-        if kind == "dense":
-            part, leaves = self.dense_parts["weight"], self.dense_leaves("weight")
-            return DenseLinear.apply(x, weight, bias, part, self.training, transposed, *leaves)
-        if kind == "rows" and dim != (1 if transposed else 0):
-            return F.linear(x, self.summed("weight").t() if transposed else self.summed("weight"), bias)
-        output = F.linear(x, weight.t() if transposed else weight, bias)
-        if kind == "rows":
-            leaf, rows = self.leaf("weight")
-            output = output.index_add(-1, rows, F.linear(x, leaf.to(x.dtype)).to(output.dtype))
-        return output
+        if "weight" not in self.leaf_parts:
+            return F.linear(x, weight.t() if transposed else weight, bias)
+        return self.leaf_parts["weight"].linear(x, weight, bias, self.held("weight"), self.training, transposed)
 
 
 class _EmbeddingWithLeaves(_WithLeaves):
@@ -272,21 +241,12 @@ class _EmbeddingWithLeaves(_WithLeaves):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens int64 [...] → [..., embedding]."""
-        kind, dim = self.leaf_parts.get("weight", ("", 0))
-        if kind != "rows" or dim != 0 or self.max_norm is not None or self.scale_grad_by_freq or self.sparse:
+        part = self.leaf_parts.get("weight")
+        if part is None or not part.looks_up or self.max_norm is not None or self.scale_grad_by_freq or self.sparse:
             return super().forward(tokens)
-        leaf, rows = self.leaf("weight")
-        place = torch.searchsorted(rows, tokens.contiguous()).clamp(max=len(rows) - 1)
-        hit = (rows[place] == tokens).unsqueeze(-1)
-        looked_up = F.embedding(place, leaf)
-        if self.padding_idx is not None:
-            # The row of the padding gets no gradient from nn.Embedding, nor does its leaf.
-            padding = tokens.eq(self.padding_idx).unsqueeze(-1)
-            looked_up = torch.where(padding, looked_up.detach(), looked_up)
         weight = self._parameters["weight"]
         assert weight is not None
-        output = F.embedding(tokens, weight, self.padding_idx)
-        return output + torch.where(hit, looked_up, 0.0).to(output.dtype)
+        return part.look_up(tokens, weight, self.held("weight"), self.padding_idx)
 
 
 class _RecurrentWithLeaves(_WithLeaves):

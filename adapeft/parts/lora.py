@@ -1,187 +1,118 @@
-"""LoRA on single matrices, through PEFT: which layers get it, how it starts, and the way back."""
+"""LoRA: a product of two small matrices beside a linear layer's weight."""
 
 from __future__ import annotations
 
 import math
-import re
-import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from adapeft.draw import uniform
 from adapeft.errors import AdapeftError
-from adapeft.model.structure import is_called_layer, is_linear_layer
-from adapeft.parts.part import Part
-
-ADAPTER_NAME = "default"
-"""PEFT's own name for an adapter that nobody named: its saved files are loaded under it."""
+from adapeft.parts.part import AddedPart, Attached, PartAndValues, PartHeader, Site
 
 
-def check_lora(
-    model: nn.Module, parts: Mapping[str, Part], owners: Mapping[str, Sequence[tuple[nn.Module, str]]]
-) -> None:
-    """Checks that every LoRA part is on the weight of one linear layer.
+@dataclass(frozen=True)
+class Lora(AddedPart):
+    """W + (alpha / rank) · B A, A [rank, in], B [out, rank], both float32 over any base.
 
-    Args:
-        model: to attach to.
-        parts: the LoRA parts by parameter name.
-        owners: every module that holds a parameter, with its name there.
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The layer is wrapped in PEFT's. A is
+    drawn as PEFT does, uniformly within 1/√in, but from seed and name alone; B = 0, so the output starts as the base's.
 
-    Raises:
-        AdapeftError: another kind of layer, a weight that several places use, or a rank or alpha that does nothing.
+    Attributes:
+        dim: the dimension of the output neurons.
+        rank: of the product.
+        alpha: rank times the factor of the product.
     """
-    paths: dict[nn.Module, int] = {}
-    for _, module in model.named_modules(remove_duplicate=False):
-        paths[module] = paths.get(module, 0) + 1
-    for name, part in parts.items():
-        module, local_name = owners[name][0]
-        if local_name != "weight" or not is_linear_layer(module):
+
+    dim: int
+    rank: int
+    alpha: float
+
+    kind = "lora"
+    scaling_pieces = ("lora_B",)
+
+    @property
+    def pieces(self) -> dict[str, tuple[int, ...]]:
+        return {"lora_A": (self.rank, self.shape[1 - self.dim]), "lora_B": (self.shape[self.dim], self.rank)}
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "dim": self.dim, "rank": self.rank, "alpha": self.alpha}
+
+    @classmethod
+    def read(cls, header: PartHeader, indices: Tensor | None) -> Self:
+        return cls(tuple(header.shape), header.dim, header.rank, header.alpha)
+
+    def check(self, path: str | Path, name: str) -> None:
+        if len(self.shape) != 2 or self.dim not in (0, 1) or not 1 <= self.rank <= min(self.shape):
             raise AdapeftError(
-                f"the subset has LoRA on {name!r}, a parameter of {type(module).__name__}: it is for the weights of "
-                f"linear layers. Train rows or elements of this one."
+                f"{path}: {name!r} of shape {self.shape} has a LoRA of rank {self.rank!r} along dimension "
+                f"{self.dim!r}: a matrix takes ranks from 1 to its smaller side."
             )
-        if not is_called_layer(model, _layer(name)):
-            raise AdapeftError(
-                f"the subset has LoRA on {name!r}, whose weight its state-space mixer hands to fused kernels without "
-                f"calling the layer, so LoRA would be passed over. Train rows or elements of it."
-            )
-        if len(owners[name]) > 1 or paths[module] > 1:
-            raise AdapeftError(
-                f"the subset has LoRA on {name!r}, which is tied and used in several places: they would part. Train "
-                f"rows or elements of it, which stay tied."
-            )
-        if part.dim != (1 if isinstance(module, Conv1D) else 0):
-            raise AdapeftError(
-                f"the subset's LoRA on {name!r} takes dimension {part.dim} for the output neurons, which in "
-                f"{type(module).__name__} is the other one."
-            )
-        if not (1 <= part.rank <= min(part.shape) and part.alpha > 0):
-            raise AdapeftError(
-                f"the subset's LoRA on {name!r} of shape {part.shape} has rank {part.rank} and alpha {part.alpha}: the "
-                f"rank is from 1 to the smaller side, and alpha above 0."
-            )
+        if not self.alpha > 0:
+            raise AdapeftError(f"{path}: the LoRA of {name!r} has alpha {self.alpha!r}, not above 0.")
 
+    # --- in a model ---
 
-def add_lora(model: nn.Module, parts: Mapping[str, Part], seed: int) -> dict[str, dict[str, tuple[nn.Module, str]]]:
-    """Wraps the layers of ``parts`` in PEFT's, in place. Their weights are then named ``….base_layer.weight``.
+    @classmethod
+    def check_layers(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
+        """Checks that every part is on the weight of one linear layer.
 
-    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. A is drawn as PEFT does, uniformly
-    within 1/√in, but from ``seed`` and the parameter's name alone; B = 0, so that the output starts as the base's.
-    Both are float32 over any base.
+        Raises:
+            AdapeftError: another kind of layer, a weight that several places use, or a rank or alpha that does nothing.
+        """
+        from adapeft.parts.lora_layers import check_layers  # takes seconds to import, and files do not need it
 
-    Returns:
-        name → A and B → the module that holds it, and its name there.
+        check_layers(model, parts)
 
-    Raises:
-        AdapeftError: PEFT refuses a layer, or wraps others or with other ranks; the model is as before.
-    """
-    required_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        _inject(model, parts)
-        _check_injected(model, parts)
-    except BaseException:
-        remove_lora(model, _injected(model))
-        for parameter, required in required_grad:
-            parameter.requires_grad_(required)
-        raise
-    return {name: _start(model.get_submodule(_layer(name)), name, part, seed) for name, part in parts.items()}
+    @classmethod
+    def prepare(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
+        """Wraps the layers in PEFT's, in place. Their weights are then named ``….base_layer.weight``."""
+        from adapeft.parts.lora_layers import wrap
 
+        wrap(model, parts)
 
-def _inject(model: nn.Module, parts: Mapping[str, Part]) -> None:
-    """Lets PEFT wrap exactly the layers of ``parts``.
+    def attach(self, site: Site) -> Attached:
+        from adapeft.parts.lora_layers import set_factors
 
-    Its matching of ``target_modules`` does not: for a mixture of experts it reads them as names from transformers 4
-    and cuts them down to their last part, which other layers have too. So the layers are given as the keys of a
-    state dict, which it takes as they are, and the targets name nothing.
-    """
-    config = lora_config(parts)
-    targets, config.target_modules = config.target_modules, ["none"]
-    keys = {f"{_layer(name)}.lora_A.weight": torch.empty(0) for name in parts}
-    with warnings.catch_warnings():
-        # PEFT finds out by itself which layers are Conv1D, and tells; and that the targets are not the keys.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
-        warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")
-        try:
-            inject_adapter_in_model(config, model, ADAPTER_NAME, state_dict=keys)
-        except ValueError as error:
-            raise AdapeftError(
-                f"PEFT refuses LoRA on {len(parts)} layers, among them {_layer(next(iter(parts)))!r}: {error} Leave "
-                f"such layers out with select.exclude, or train rows or elements of them."
-            ) from error
-    config.target_modules = targets
-
-
-def _injected(model: nn.Module) -> dict[str, LoraLayer]:
-    """The layers of LoRA in ``model`` by the names of the weights that they adapt."""
-    layers = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
-    return {f"{path}.weight": layer for path, layer in layers.items()}
-
-
-def _check_injected(model: nn.Module, parts: Mapping[str, Part]) -> None:
-    """Checks that PEFT has wrapped the layers of ``parts``, with their ranks and scales, and no others.
-
-    Raises:
-        AdapeftError: it has not.
-    """
-    found = {
-        name: (layer.r.get(ADAPTER_NAME), layer.scaling.get(ADAPTER_NAME)) for name, layer in _injected(model).items()
-    }
-    wanted = {name: (part.rank, part.alpha / part.rank) for name, part in parts.items()}
-    if found != wanted:
-        extra = sorted(found.keys() - wanted.keys())
-        missing = sorted(wanted.keys() - found.keys())
-        others = sorted(name for name in found.keys() & wanted.keys() if found[name] != wanted[name])
-        raise AdapeftError(
-            f"PEFT did not put LoRA where the subset has it. Wrapped without being asked for: {extra or 'none'}. "
-            f"Asked for and not wrapped: {missing or 'none'}. Another rank or scale: {others or 'none'}. Nothing was "
-            f"attached. Train rows or elements of these layers, or install another version of peft."
+        drawn = (2 * uniform(site.seed, 0, site.name, self.pieces["lora_A"], "cpu") - 1) / math.sqrt(
+            self.shape[1 - self.dim]
         )
+        factors = {"lora_A": drawn, "lora_B": torch.zeros(self.pieces["lora_B"])}
+        return Attached(set_factors(site.model, site.name, factors))
 
+    @classmethod
+    def remove(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
+        """Puts the base's own layers back: modules, names and classes are as before ``prepare``."""
+        from adapeft.parts.lora_layers import unwrap
 
-def lora_config(parts: Mapping[str, Part]) -> LoraConfig:
-    """PEFT's description of LoRA on exactly these weights, each with its own rank and alpha."""
-    layers = {re.escape(_layer(name)): part for name, part in parts.items()}
-    return LoraConfig(
-        target_modules="|".join(layers),
-        rank_pattern={f"^{layer}": part.rank for layer, part in layers.items()},
-        alpha_pattern={f"^{layer}": part.alpha for layer, part in layers.items()},
-        fan_in_fan_out=any(part.dim == 1 for part in parts.values()),
-    )
+        unwrap(model, parts)
 
+    # --- what training adds to a parameter ---
 
-def remove_lora(model: nn.Module, names: Collection[str]) -> None:
-    """Puts the base's own layers back: modules, names and classes are as before ``add_lora``."""
-    for name in names:
-        path, _, layer = _layer(name).rpartition(".")
-        parent = model.get_submodule(path)
-        setattr(parent, layer, getattr(parent, layer).base_layer)
-    vars(model).pop("peft_config", None)  # not there where PEFT refused before it began
+    @torch.no_grad()
+    def difference(self, values: Tensor) -> Tensor:
+        """(alpha / rank) · B A in the shape of the parameter and the dtype of ``values`` [count]."""
+        pieces = self.split(values)
+        product = pieces["lora_B"] @ pieces["lora_A"] * (self.alpha / self.rank)
+        return product if self.dim == 0 else product.t()
 
-
-@torch.no_grad()
-def low_rank_sum(part: Part, values: Tensor) -> Tensor:
-    """(alpha / rank) · B A in the shape of the parameter and the dtype of ``values`` [count]."""
-    pieces = part.split(values)
-    product = pieces["lora_B"] @ pieces["lora_A"] * (part.alpha / part.rank)
-    return product if part.dim == 0 else product.t()
-
-
-def _layer(name: str) -> str:
-    return name.removesuffix(".weight")
-
-
-def _start(layer: nn.Module, name: str, part: Part, seed: int) -> dict[str, tuple[nn.Module, str]]:
-    assert isinstance(layer, LoraLayer)
-    device = next(layer.get_base_layer().parameters()).device
-    width = part.shape[1 - part.dim]
-    drawn = (2 * uniform(seed, 0, name, part.pieces["lora_A"], "cpu") - 1) / math.sqrt(width)
-    pieces = {"lora_A": nn.Parameter(drawn.to(device))}
-    pieces["lora_B"] = nn.Parameter(torch.zeros(part.pieces["lora_B"], device=device))
-    for piece, parameter in pieces.items():
-        getattr(layer, piece)[ADAPTER_NAME].weight = parameter
-    return {piece: (getattr(layer, piece)[ADAPTER_NAME], "weight") for piece in pieces}
+    @classmethod
+    def sum_of(cls, terms: Sequence[tuple[float, Self, Tensor]]) -> PartAndValues | None:
+        """Σ w (α/r) B A = [w₁ (α₁/r₁) B₁ …] [A₁; …], exact except for the rounding of B; None for what is no smaller
+        than the matrix.
+        """
+        first, rank = terms[0][1], sum(part.rank for _, part, _ in terms)
+        if any(part.dim != first.dim for _, part, _ in terms) or rank * sum(first.shape) > math.prod(first.shape):
+            return None
+        a, b = [], []
+        for weight, part, values in terms:
+            pieces = part.split(values)
+            a.append(pieces["lora_A"])
+            b.append((pieces["lora_B"].double() * (weight * part.alpha / part.rank)).float())
+        stacked = cls(first.shape, first.dim, rank, float(rank))
+        return stacked, stacked.joined([torch.cat(a), torch.cat(b, dim=1)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -128,3 +128,15 @@ class Rule(ABC, Generic[Options]):
     def project(self, leaves: LeafShards) -> None:
         """Brings the leaves within the budget, in place. Collective."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """A parameter that trains under a rule."""
+
+    place: Place
+    rule: Rule[Any]
+
+    def effective(self, leaves: Sequence[Tensor], training: bool) -> Tensor:
+        """What the forward pass adds to the parameter."""
+        return self.rule.effective(self.place, leaves, training)

@@ -37,7 +37,7 @@ def check_not_empty(subset: Subset) -> None:
         AdapeftError: nothing was chosen, and nothing is trained outside the budget either.
     """
     # Not subset.count: a part that does not fit its layer, which attach refuses by name, cannot be counted.
-    if not subset.always_train and all(p.indices is not None and not len(p.indices) for p in subset.parts.values()):
+    if not subset.always_train and all(part.is_empty for part in subset.parts.values()):
         raise AdapeftError(
             f"{NOTHING}: {reason(subset)}, and no parameter is trained outside the budget (select.always_train). "
             "Measure on more or other examples, raise select.budget, widen select.include, or set select.if_empty: "

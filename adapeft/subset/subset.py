@@ -13,7 +13,8 @@ from torch import nn
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.files.artifact import load_tensors, save_tensors
 from adapeft.files.damage import Count, Header, Line, reading
-from adapeft.parts.part import Part, compact_indices, load_part
+from adapeft.parts.part import Part
+from adapeft.parts.registry import load_part
 from adapeft.subset.entry import Summary
 from adapeft.subset.locate import locate
 
@@ -88,7 +89,7 @@ class Subset:
             AdapeftError: a parameter is missing or has another shape.
         """
         shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
-        matched = {name: part for name, part in self.parts.items() if part.kind != "adapter"}
+        matched = {name: part for name, part in self.parts.items() if part.changes_parameter}
         for name in (*matched, *self.always_train):
             if name not in shapes:
                 hint = did_you_mean(name, shapes)
@@ -107,7 +108,8 @@ class Subset:
     def save(self, path: str | Path) -> None:
         """Writes ``subset.safetensors``."""
         parts = {name: part.describe() for name, part in self.parts.items()}
-        indices = {name: compact_indices(p.indices, p.shape) for name, p in self.parts.items() if p.indices is not None}
+        stored = {name: part.stored_indices for name, part in self.parts.items()}
+        indices = {name: tensor for name, tensor in stored.items() if tensor is not None}
         content = {"parts": parts, "always_train": self.always_train, "new": self.new, **self.description}
         save_tensors(Path(path), "subset", indices, content)
 

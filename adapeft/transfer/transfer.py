@@ -28,6 +28,7 @@ from adapeft.measure.shards import Shards
 from adapeft.measure.statistics import Statistics
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.part import Part
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 
 _CUTS = 64
@@ -166,11 +167,11 @@ def fill(target: Groups, allotment: Allotment, scores: Scores | None) -> Subset:
     parts: dict[str, Part] = {}
     for index, info in enumerate(target.parameters):
         number = int(allotment.numbers[index])
-        size = info.count if target.granularity == "element" else int(target.sizes[index])
+        size = target.num_units(index)
         if not number:
             continue
         if size == 1 or (number == size and target.granularity != "element"):
-            parts[info.name] = Part("tensor", info.shape)
+            parts[info.name] = Whole(info.shape)
             continue
         if scores is None:
             raise AdapeftError(
@@ -179,8 +180,7 @@ def fill(target: Groups, allotment: Allotment, scores: Scores | None) -> Subset:
             )
         # Stable, so that equal scores give the same subset everywhere.
         best = torch.argsort(scores(index), descending=True, stable=True)[:number].sort().values
-        kind, dim = ("elements", 0) if target.granularity == "element" else ("rows", info.output_dim or 0)
-        parts[info.name] = Part(kind, info.shape, best, dim)  # type: ignore[arg-type]
+        parts[info.name] = target.part(index, best)
     return Subset(parts, target.always_train, target.new).described(
         value=allotment.value,
         bound=allotment.bound,

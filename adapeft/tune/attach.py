@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from adapeft.errors import AdapeftError
 from adapeft.methods.rules import rule_of
 from adapeft.model.dense import check_dense
 from adapeft.model.fingerprint import digests_of, entries_of, fingerprint_model
+from adapeft.model.places import places_of
 from adapeft.model.rounding import warn_of_coarse_training
 from adapeft.model.wrappers import ATTACHMENT, bare, check_before_trainer
-from adapeft.parts.adapter import add_adapter, check_adapters, remove_adapter, starting_pieces
-from adapeft.parts.functions import DensePart
-from adapeft.parts.leaves import add_dense_leaves, add_leaf, leaf_shape, remove_leaves
-from adapeft.parts.lora import add_lora, check_lora, remove_lora
-from adapeft.parts.part import Part
-from adapeft.parts.rule import DIFFERENCE, Place, Rule
+from adapeft.parts.leaves import remove_leaves
+from adapeft.parts.part import Site
+from adapeft.parts.registry import by_kind
+from adapeft.parts.rule import Ruled
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import Attachment, Owner, attachment_of
@@ -68,24 +64,20 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     buffers = stored_buffers(model)
     parameters = dict(model.named_parameters())
     required_grad = {name: parameter.requires_grad for name, parameter in parameters.items()}
-    owners = _owners(model)
-    places = {name: owners[parameter] for name, parameter in parameters.items()}
-    added = _add(
-        model, subset, {name: [place[:2] for place in places[name]] for name in subset.parts if name in places}
-    )
+    places, kinds = places_of(model), by_kind(subset.parts)
+    trained = {name: {"": Owner.of(*places[name][0])} for name in subset.always_train}
+    for kind, parts in kinds:
+        kind.check_layers(model, parts)
+    for kind, parts in kinds:
+        kind.prepare(model, parts)
     model.requires_grad_(False)
-    trained: dict[str, dict[str, Owner]] = {name: {"": places[name][0]} for name in subset.always_train}
-    dense: dict[str, DensePart] = {}
+    dense: dict[str, Ruled] = {}
     for name, part in subset.parts.items():
-        if name in added:
-            trained[name] = {piece: Owner.of(*place) for piece, place in added[name].items()}
-        elif part.kind == "tensor":
-            trained[name] = {"": places[name][0]}
-        elif part.kind == "dense":
-            dense[name], trained[name] = _attach_dense(name, parameters[name], places[name], rule)
-        else:
-            trained[name] = {"": _attach_leaf(part, parameters[name], places[name])}
-    whole = [*subset.always_train, *(name for name, part in subset.parts.items() if part.kind == "tensor")]
+        attached = part.attach(Site(model, name, places.get(name, ()), subset.description.get("seed", 0), rule))
+        trained[name] = {piece: Owner.of(*place) for piece, place in attached.pieces.items()}
+        if attached.ruled is not None:
+            dense[name] = attached.ruled
+    whole = [*subset.always_train, *(name for name, part in subset.parts.items() if part.trains_in_place)]
     base = {
         name: parameters[name].detach().to("cpu", torch.float32, copy=True)
         for name in whole
@@ -112,12 +104,8 @@ def detach(model: nn.Module) -> nn.Module:
     """
     passed, model = model, bare(model, "detach")
     attachment = attachment_of(model)
-    parts = attachment.subset.parts
-    for name, part in parts.items():
-        if part.kind == "adapter":
-            remove_adapter(model, name)
-    if lora := [name for name, part in parts.items() if part.kind == "lora"]:
-        remove_lora(model, lora)
+    for kind, parts in reversed(by_kind(attachment.subset.parts)):
+        kind.remove(model, parts)
     for module in model.modules():
         remove_leaves(module)
     parameters = dict(model.named_parameters())
@@ -136,40 +124,6 @@ def detach(model: nn.Module) -> nn.Module:
     return passed
 
 
-def _add(
-    model: nn.Module, subset: Subset, owners: Mapping[str, Sequence[tuple[nn.Module, str]]]
-) -> dict[str, dict[str, tuple[nn.Module, str]]]:
-    """Adds LoRA, then adapters behind it, once all are known to go with their layers."""
-    lora = {name: part for name, part in subset.parts.items() if part.kind == "lora"}
-    adapters = {name: part for name, part in subset.parts.items() if part.kind == "adapter"}
-    check_lora(model, lora, owners)
-    check_adapters(model, adapters)
-    seed = subset.description.get("seed", 0)
-    added = add_lora(model, lora, seed) if lora else {}
-    for name, part in adapters.items():
-        added[name] = add_adapter(model, name, starting_pieces(name, part, seed))
-    return added
-
-
-def _attach_leaf(part: Part, parameter: nn.Parameter, places: Sequence[Owner]) -> Owner:
-    leaf = nn.Parameter(torch.zeros(leaf_shape(part), dtype=torch.float32, device=parameter.device))
-    local_names = [add_leaf(place.module, place.name, part, leaf) for place in places]
-    return Owner.of(places[0].module, local_names[0])
-
-
-def _attach_dense(
-    name: str, parameter: nn.Parameter, places: Sequence[Owner], rule: Rule
-) -> tuple[DensePart, dict[str, Owner]]:
-    linear = all(type(place.module) in (nn.Linear, Conv1D) and place.name == "weight" for place in places)
-    input_dim = (0 if isinstance(places[0].module, Conv1D) else 1) if linear else None
-    shape = tuple(parameter.shape)
-    values = {DIFFERENCE: torch.zeros(shape), **{leaf: rule.start(leaf, shape) for leaf in rule.extra_leaves}}
-    leaves = {leaf: nn.Parameter(value.to(parameter.device)) for leaf, value in values.items()}
-    part = DensePart(Place(name, input_dim), rule, tuple(leaves))
-    local_names = [add_dense_leaves(place.module, place.name, part, leaves) for place in places]
-    return part, {leaf: Owner.of(places[0].module, local_name) for leaf, local_name in local_names[0].items()}
-
-
 def _turn_dropout_off(model: nn.Module) -> dict[tuple[nn.Module, str], float]:
     """Returns the probabilities before, of modules and of layers that keep one for the functional form, as OPT's do."""
     before = {
@@ -181,12 +135,3 @@ def _turn_dropout_off(model: nn.Module) -> dict[tuple[nn.Module, str], float]:
     for module, name in before:
         setattr(module, name, 0.0)
     return before
-
-
-def _owners(model: nn.Module) -> dict[nn.Parameter, list[Owner]]:
-    """Every module that holds a parameter, with its name there; more than one for tied weights."""
-    owners: dict[nn.Parameter, list[Owner]] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            owners.setdefault(parameter, []).append(Owner.of(module, name))
-    return owners

@@ -12,8 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adapeft.errors import AdapeftError
 from adapeft.model.wrappers import ATTACHMENT, unwrap
-from adapeft.parts.functions import DensePart
-from adapeft.parts.rule import DIFFERENCE, LeafShards, Rule
+from adapeft.parts.rule import DIFFERENCE, LeafShards, Rule, Ruled
 from adapeft.subset.subset import Subset
 from adapeft.tune.follower import Follower
 
@@ -47,7 +46,7 @@ class Attachment:
         base: name → its value before training, float32 on the CPU, where it is trained whole and not new.
         required_grad: ``requires_grad`` of every parameter before.
         rule: of the dense parts; that of a fixed mask where there are none.
-        dense: name → a dense part.
+        dense: name → the parameter of a dense part and its rule.
         buffers: name → value before training, on the CPU, of every buffer that a checkpoint holds.
         dropout: module and attribute → the probability before, where the rule turned dropout off.
         hooks: what ``attach`` has registered: the check before each forward pass that the subset is trained, and
@@ -65,7 +64,7 @@ class Attachment:
     base: dict[str, Tensor]
     required_grad: dict[str, bool] = field(repr=False)
     rule: Rule
-    dense: dict[str, DensePart] = field(repr=False)
+    dense: dict[str, Ruled] = field(repr=False)
     buffers: dict[str, Tensor] = field(repr=False)
     dropout: dict[tuple[nn.Module, str], float] = field(repr=False)
     hooks: list[RemovableHandle] = field(repr=False)

@@ -15,9 +15,6 @@ from adapeft.model.divided import is_divided
 from adapeft.tune.attachment import Attachment, attachment_of
 from adapeft.tune.frozen import check_frozen
 
-_ADDED = {"lora", "adapter"}
-"""Kinds of parts that work on the output of a layer, and so only where it is called."""
-
 
 def check_step(model: nn.Module, inputs: object) -> None:
     """Checks before a training step that it trains the subset and nothing else; a hook of the forward pass.
@@ -105,8 +102,10 @@ def check_in_place(model: nn.Module, attachment: Attachment) -> None:
 
 def unreached_error(attachment: Attachment, names: Sequence[str]) -> AdapeftError:
     """What to say where training gave ``names`` of a subset no gradient."""
-    kinds = {attachment.subset.parts[name].kind for name in names if name in attachment.subset.parts}
-    adds = "LoRA and adapters also miss a layer whose weight another module reads. " if kinds & _ADDED else ""
+    parts = attachment.subset.parts
+    # What a part adds works on the output of a layer, and so only where that is called.
+    is_added = any(parts[name].pieces for name in names if name in parts)
+    adds = "LoRA and adapters also miss a layer whose weight another module reads. " if is_added else ""
     return AdapeftError(
         f"{len(names)} of the {len(attachment.owners)} trained parts of the subset received no gradient from any "
         f"training step so far, so they would stay at the base's values: {', '.join(names)}. The model does not use "

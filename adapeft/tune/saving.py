@@ -30,10 +30,11 @@ from adapeft.errors import AdapeftError
 from adapeft.model.divided import full_value, is_divided
 from adapeft.model.rounding import Rounding
 from adapeft.model.structure import reparametrized, unsaved_parameters
-from adapeft.parts.adapter import has_adapter
+from adapeft.parts.bottleneck import has_bottleneck
 from adapeft.parts.change import Change
 from adapeft.parts.leaves import difference_of, leaves_of
-from adapeft.parts.lora import ADAPTER_NAME
+from adapeft.parts.lora import Lora
+from adapeft.parts.lora_layers import ADAPTER_NAME
 from adapeft.parts.part import Part
 
 _MERGED = ".merged"
@@ -166,10 +167,10 @@ def _sum(
     if isinstance(module, LoraLayer):
         dim = 1 if isinstance(module.get_base_layer(), Conv1D) else 0
         rank, alpha = module.r[ADAPTER_NAME], module.lora_alpha[ADAPTER_NAME]
-        part = Part("lora", tuple(weight.shape), None, dim, rank, alpha)
-        values = torch.cat([leaf.float().flatten() for leaf in leaves])
+        part: Part = Lora(tuple(weight.shape), dim, rank, alpha)
+        values = part.joined([leaf.float() for leaf in leaves])
     else:
-        part, values = difference_of(module, trained.weight, leaves, tuple(weight.shape))
+        part, values = difference_of(module, trained.weight, leaves)
     total = weight.clone()
     return total, Change(part, values.float()).add_to(name, total)
 
@@ -179,7 +180,7 @@ def _obstacle(model: nn.Module) -> str:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for path, module in model.named_modules():
         trained.update(f"{path}.{one.plain}".lstrip(".") for one in _trained(module))
-        if has_adapter(module):
+        if has_bottleneck(module):
             return f"an adapter stands behind {path!r}"
         if getattr(module, "hf_quantizer", None) is not None:
             return "the base is quantized"

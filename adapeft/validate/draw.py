@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from adapeft.measure.groups import Groups
-from adapeft.parts.part import Part
 from adapeft.subset.subset import Subset
 
 
@@ -43,21 +42,13 @@ def draw_subsets(groups: Groups, sizes: Sequence[float], num_each: int, num_sing
     total = sum(info.count for info in groups.parameters)
     draws = [_draw(groups, size, round(size * total), random) for size in sizes for _ in range(num_each)]
     singles = random.permutation(len(groups.parameters))[:num_singles]
-    whole = {int(index): torch.arange(_num_units(groups, int(index))) for index in singles}
+    whole = {int(index): torch.arange(groups.num_units(int(index))) for index in singles}
     return draws + [Draw(0.0, {index: units}, groups.parameters[index].count) for index, units in whole.items()]
 
 
 def subset_of_draw(groups: Groups, draw: Draw) -> Subset:
     """The subset that trains a draw and, as training does, the always-trained part."""
-    parts = {}
-    for index, units in draw.units.items():
-        info = groups.parameters[index]
-        if groups.granularity == "element":
-            parts[info.name] = Part("elements", info.shape, units)
-        elif groups.is_row[index]:
-            parts[info.name] = Part("rows", info.shape, units, info.output_dim or 0)
-        else:
-            parts[info.name] = Part("tensor", info.shape)
+    parts = {groups.parameters[index].name: groups.part(index, units) for index, units in draw.units.items()}
     return Subset(parts, always_train=groups.always_train, new=groups.new)
 
 
@@ -70,7 +61,7 @@ def _draw(groups: Groups, size: float, budget: int, random: np.random.Generator)
     units: dict[int, Tensor] = {}
     costs = {int(index): _unit_cost(groups, int(index)) for index in order[:num_tensors]}
     members = np.concatenate(
-        [np.stack([np.full(_num_units(groups, i), i), np.arange(_num_units(groups, i))]) for i in costs], axis=1
+        [np.stack([np.full(groups.num_units(i), i), np.arange(groups.num_units(i))]) for i in costs], axis=1
     )
     members = members[:, random.permutation(members.shape[1])]
     spent = np.cumsum([costs[index] for index in members[0].tolist()])
@@ -80,9 +71,5 @@ def _draw(groups: Groups, size: float, budget: int, random: np.random.Generator)
     return Draw(size, units, sum(len(chosen) * costs[index] for index, chosen in units.items()))
 
 
-def _num_units(groups: Groups, index: int) -> int:
-    return groups.parameters[index].count if groups.granularity == "element" else int(groups.sizes[index])
-
-
 def _unit_cost(groups: Groups, index: int) -> int:
-    return groups.parameters[index].count // _num_units(groups, index)
+    return groups.parameters[index].count // groups.num_units(index)

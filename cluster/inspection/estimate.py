@@ -22,7 +22,6 @@ from adapeft.memory.activations import Counted, count_pass
 from adapeft.memory.estimate import FLOAT32, Load, Memory, Zero, memory, share
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
-from adapeft.parts.part import Part
 from adapeft.ranks import OneRank
 from adapeft.subset.subset import Subset
 from adapeft.tasks.objective import objective_for
@@ -103,7 +102,7 @@ class Estimate:
         """Of the subset."""
         config = self.config.train
         counted, num_micro = self._counted("training", config.batch_size, config.micro_batch_size, zero.workers)
-        whole = sum(part.count for part in self.subset.parts.values() if part.kind == "tensor")
+        whole = sum(part.count for part in self.subset.parts.values() if part.trains_in_place)
         return Load(
             sizes=counted.sizes,
             element_bytes=self._element_bytes,
@@ -214,7 +213,7 @@ def limit_of(
     always = load.num_trained - most.count
     sizes = list(load.sizes)
     for part in most.parts.values():
-        if part.indices is not None:
+        if part.num_indices:
             sizes.remove(part.count)
     # Activations are the most that any subset can keep, all else is without one.
     fixed = replace(load, sizes=sizes, num_trained=always, num_stepped=always, num_micro=2, base=0)
@@ -232,7 +231,7 @@ def limit_of(
 def _most_at_work(groups: Groups) -> Subset:
     """All groups; of single elements one a tensor, as their activations do not depend on how many there are."""
     if groups.granularity == "element":
-        parts = {info.name: Part("elements", info.shape, torch.zeros(1).long()) for info in groups.parameters}
+        parts = {info.name: groups.part(index, torch.zeros(1).long()) for index, info in enumerate(groups.parameters)}
     else:
         parts = parts_of(groups, np.ones(groups.num_groups, dtype=bool))
     return Subset(parts, groups.always_train, groups.new)

@@ -29,7 +29,10 @@ from transformers.utils import logging
 from adapeft import Delta, Deltas
 from adapeft.formats.peft.folder import save_for_peft
 from adapeft.model.structure import describe_parameters
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
 from tests.oracles.deltas import drawn_delta
 from tests.oracles.leaves import changed, weights
 
@@ -76,10 +79,10 @@ def parts_of(model: nn.Module, kind: str, share: float, seed: int) -> dict[str, 
         return torch.randperm(size, generator=generator)[: max(1, int(inside * size))].sort().values
 
     if kind == "lora":
-        return {info.name: Part("lora", info.shape, rank=rank, alpha=float(rank)) for info in linear}
+        return {info.name: Lora(info.shape, 0, rank, float(rank)) for info in linear}
     if kind == "rows":
-        return {info.name: Part("rows", info.shape, draw(info.shape[0])) for info in linear}
-    return {info.name: Part("elements", info.shape, draw(info.count)) for info in linear}
+        return {info.name: Rows(info.shape, draw(info.shape[0])) for info in linear}
+    return {info.name: Elements(info.shape, draw(info.count)) for info in linear}
 
 
 def deltas_of(source: str, kind: str, share: float = SHARE) -> dict[str, Delta]:

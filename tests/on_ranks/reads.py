@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from adapeft.deltas.delta import extract_delta
 from adapeft.errors import AdapeftError
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
+from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
 from adapeft.tune.attach import attach
 from adapeft.tune.attachment import attachment_of
@@ -59,10 +60,8 @@ class Model(nn.Module):
 def subset(names: tuple[str, ...] = ("table.weight", "first.weight", "mixer.taps.weight", "mixer.projection.weight")):
     """Rows of the first, elements of the others."""
     shapes = {name: tuple(parameter.shape) for name, parameter in Model().named_parameters()}
-    parts = {
-        name: Part("elements", shapes[name], torch.arange(0, torch.Size(shapes[name]).numel(), 3)) for name in names
-    }
-    return Subset({**parts, names[0]: Part("rows", shapes[names[0]], torch.tensor([0, 2, 5]))})
+    parts = {name: Elements(shapes[name], torch.arange(0, torch.Size(shapes[name]).numel(), 3)) for name in names}
+    return Subset({**parts, names[0]: Rows(shapes[names[0]], torch.tensor([0, 2, 5]))})
 
 
 def loss_of(model: nn.Module, step: int, examples: slice = slice(None)) -> Tensor:

@@ -19,7 +19,10 @@ from adapeft.deltas.delta import Delta, extract_delta
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import load_tensors, save_tensors
 from adapeft.files.rank_files import rank_path
+from adapeft.parts.elements import Elements
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.ranks import OneRank, Ranks
 from adapeft.subset.subset import Subset
 from adapeft.tasks.losses import micro_losses
@@ -59,18 +62,18 @@ def subset_of(model: nn.Module, kind: str) -> Subset:
             dim = 1 if ".c_" in name else 0
             if kind == "rows":
                 rows = torch.randperm(shape[dim], generator=draw)[: max(1, shape[dim] // 6)].sort().values
-                parts[name] = Part("rows", shape, rows, dim)
+                parts[name] = Rows(shape, rows, dim)
             elif kind == "elements":
                 picks = torch.randperm(parameter.numel(), generator=draw)[: parameter.numel() // 10].sort().values
-                parts[name] = Part("elements", shape, picks)
+                parts[name] = Elements(shape, picks)
             elif "output" in name or "mlp" in name:
-                parts[name] = Part("tensor", shape)
+                parts[name] = Whole(shape)
         elif name.endswith(BLIND):
             continue
         elif kind == "elements" and parameter.ndim == 1 and "classifier" not in name:
-            parts[name] = Part("elements", shape, torch.arange(0, shape[0], 3))
+            parts[name] = Elements(shape, torch.arange(0, shape[0], 3))
         elif "LayerNorm" in name or "ln_" in name:
-            parts[name] = Part("tensor", shape)
+            parts[name] = Whole(shape)
     new = tuple(name for name in parameters if name.startswith("classifier"))
     return Subset(parts, new, new)
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from adapeft import Delta
 from adapeft.model.fingerprint import fingerprint_model
 from adapeft.parts.change import Change
-from adapeft.parts.leaves import leaf_shape
 from adapeft.parts.part import Part
 from tests.oracles.leaves import densify
 from tests.oracles.parts import low_rank_product
@@ -21,8 +20,7 @@ def drawn_delta(model: nn.Module, parts: Mapping[str, Part], seed: int, /, head:
     generator = torch.Generator().manual_seed(seed)
     changes = {}
     for name, part in parts.items():
-        shape = (part.count,) if part.pieces else part.shape if part.indices is None else leaf_shape(part)
-        changes[name] = Change(part, torch.randn(shape, generator=generator))
+        changes[name] = Change(part, torch.randn(part.value_shape, generator=generator))
     heads = [(name, value) for name, value in model.named_parameters() if name.startswith("classifier")] if head else []
     new = {name: torch.randn(value.shape, generator=generator) for name, value in heads}
     return Delta(changes, new, fingerprint_model(model, new), description)

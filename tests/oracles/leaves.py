@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.model.structure import new_parameters
-from adapeft.parts.leaves import leaf_shape
+from adapeft.parts.elements import Elements
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.support.tiny import make_batches
 
@@ -39,8 +41,7 @@ def inside(part: Part | None, shape: torch.Size) -> Tensor:
     """bool: the entries that a part trains; none of them without a part."""
     if part is None:
         return torch.zeros(shape, dtype=torch.bool)
-    values = torch.ones(part.shape if part.indices is None else leaf_shape(part))
-    return densify(part, values).bool()
+    return densify(part, torch.ones(part.value_shape)).bool()
 
 
 def make_subset(model: nn.Module, kind: str) -> Subset:
@@ -60,10 +61,10 @@ def make_subset(model: nn.Module, kind: str) -> Subset:
             limit = shape[dim]
         else:
             if own == "tensor" and len(shape) == 1:
-                parts[name] = Part("tensor", shape)
+                parts[name] = Whole(shape)
             continue
         indices = torch.randperm(limit, generator=generator)[: max(1, limit // 10)].sort().values
-        parts[name] = Part("elements" if own == "element" else "rows", shape, indices, dim)
+        parts[name] = Elements(shape, indices) if own == "element" else Rows(shape, indices, dim)
     return Subset(parts, always, always)
 
 

@@ -11,7 +11,6 @@ from adapeft import Delta
 from adapeft.model.fingerprint import fingerprint_model
 from adapeft.model.structure import new_parameters
 from adapeft.parts.change import Change
-from adapeft.parts.leaves import leaf_shape
 from adapeft.parts.part import Part
 from tests.oracles.leaves import densify
 from tests.oracles.parts import low_rank_product
@@ -29,8 +28,7 @@ def random_delta(model: nn.Module, parts: Mapping[str, Part]) -> Delta:
 
     changes = {}
     for name, part in parts.items():
-        shape = (part.count,) if part.pieces else part.shape if part.indices is None else leaf_shape(part)
-        changes[name] = Change(part, draw(shape))
+        changes[name] = Change(part, draw(part.value_shape))
     new = {name: draw(tuple(model.get_parameter(name).shape)) for name in new_parameters(model)}
     described = LANGUAGE if hasattr(model, "lm_head") else CLASSIFIER
     return Delta(changes, new, fingerprint_model(model, new), {"model": described})

@@ -7,7 +7,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapeft.model.structure import describe_parameters, new_parameters
+from adapeft.parts.adapter import Adapter
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.support.tiny import VOCABULARY, make_bert, make_gpt2
 
@@ -46,17 +51,17 @@ def mixed_subset(model: torch.nn.Module, adapters: bool = True) -> Subset:
         if info.name in always:
             continue
         if adapters and info.output_of and info.layer == 1:
-            parts[info.name.removesuffix(".weight")] = Part("adapter", (info.shape[info.output_dim],), rank=2)
+            parts[info.name.removesuffix(".weight")] = Adapter((info.shape[info.output_dim],), 2)
         if len(info.shape) == 1:
             if "norm" in info.name.lower() or "ln_" in info.name:
-                parts[info.name] = Part("tensor", info.shape)
+                parts[info.name] = Whole(info.shape)
         elif info.is_linear and info.layer >= 0 and position % 3:
             rank = 1 + position % 4
-            parts[info.name] = Part("lora", info.shape, None, info.output_dim or 0, rank, 3.0)
+            parts[info.name] = Lora(info.shape, info.output_dim or 0, rank, 3.0)
         elif position % 2:
-            parts[info.name] = Part("rows", info.shape, torch.tensor([1, 4]), info.output_dim or 0)
+            parts[info.name] = Rows(info.shape, torch.tensor([1, 4]), info.output_dim or 0)
         else:
-            parts[info.name] = Part("elements", info.shape, torch.arange(0, info.count, 9))
+            parts[info.name] = Elements(info.shape, torch.arange(0, info.count, 9))
     return Subset(parts, always, always, {"seed": 5})
 
 

@@ -16,7 +16,7 @@ from adapeft.draw import uniform
 from adapeft.methods.base.rule import describe_rule
 from adapeft.methods.registry import METHODS
 from adapeft.model.structure import new_parameters
-from adapeft.parts.part import Part
+from adapeft.parts.dense import Dense
 from adapeft.subset.subset import Subset
 from tests.support.tiny import make_batches
 
@@ -52,7 +52,7 @@ def dense_subset(model: nn.Module, case: str) -> Subset:
     method, given = CASES[case]
     new = new_parameters(model)
     parts = {
-        name: Part("dense", tuple(parameter.shape))
+        name: Dense(tuple(parameter.shape))
         for name, parameter in model.named_parameters()
         if name not in new and not name.endswith(BLIND)
     }

@@ -20,7 +20,6 @@ from adapeft.finite import check_finite
 from adapeft.formats.peft.lora import lora_for_peft, target_modules
 from adapeft.formats.peft.parts import PREFIX, REMEDY, PeftParts, shira_rank, sort_for_peft
 from adapeft.model.rounding import Rounding
-from adapeft.parts.change import Change
 
 # A second adapter is matched against names with PEFT's prefix.
 _OPTIONAL_PREFIX = f"({PREFIX})?".replace(".", r"\.")
@@ -90,7 +89,7 @@ def _lora(parts: PeftParts, delta: Delta, base: Base, before: str) -> tuple[Lora
                 parts.biases[layer].add_to(f"{layer}.bias", bias)
             tensors[f"{layer}.lora_B.bias"] = bias
     if parts.tokens:
-        rows = {path: _indices(change) for path, change in parts.tokens.items()}
+        rows = {path: change.part.indices for path, change in parts.tokens.items()}
         config.trainable_token_indices = {path: indices.tolist() for path, indices in rows.items()}
         trained = _trained([f"{path}.weight" for path in rows], delta, base)
         for path, indices in rows.items():
@@ -103,7 +102,7 @@ def _shira(parts: PeftParts, base: Base, before: str) -> tuple[ShiraConfig, dict
     r = max(shira_rank(change) for change in parts.elements.values())
     tensors = {}
     for name, change in parts.elements.items():
-        shape, indices = change.part.shape, _indices(change)
+        shape, indices = change.part.shape, change.part.indices
         free = torch.ones(math.prod(shape), dtype=torch.bool)
         free[indices] = False
         fill = free.nonzero().squeeze(1)[: r * sum(shape) - len(indices)]
@@ -153,8 +152,3 @@ def _task_type(parts: PeftParts, delta: Delta, base: Base) -> TaskType | None:
         return TaskType.CAUSAL_LM
     heads = {path for path, _ in base.structure.named_modules() if path.endswith(("classifier", "score"))}
     return TaskType.SEQ_CLS if heads <= parts.modules else None
-
-
-def _indices(change: Change) -> Tensor:
-    assert change.part.indices is not None
-    return change.part.indices

@@ -10,13 +10,14 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from adapeft.parts.change import Change
+from adapeft.parts.lora import Lora
 
 _MOST_PADDING = 1.5
 """Elements with every matrix at the largest rank, per element at its own rank, up to which the file is padded."""
 
 
 def lora_for_peft(
-    changes: Mapping[str, Change], structure: nn.Module, before: str
+    changes: Mapping[str, Change[Lora]], structure: nn.Module, before: str
 ) -> tuple[LoraConfig, dict[str, tuple[Tensor, Tensor]]]:
     """PEFT's config, and A [r, in] and B [out, r] of every layer.
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import singledispatch
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.model.structure import ParameterInfo, describe_parameters
 from adapeft.parts.change import Change
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 
 PREFIX = "base_model.model."
 """What PEFT puts before a parameter's name."""
@@ -33,14 +38,16 @@ class PeftParts:
         biases: linear layer → the change of its bias, beside LoRA.
         elements: weight → single elements, for SHiRA.
         tokens: embedding → rows of it.
+        whole: parameters and buffers that PEFT holds whole.
         modules: paths of the modules saved whole.
         layers: paths at which PEFT puts a layer of its own.
     """
 
-    lora: dict[str, Change] = field(default_factory=dict)
+    lora: dict[str, Change[Lora]] = field(default_factory=dict)
     biases: dict[str, Change] = field(default_factory=dict)
-    elements: dict[str, Change] = field(default_factory=dict)
-    tokens: dict[str, Change] = field(default_factory=dict)
+    elements: dict[str, Change[Elements]] = field(default_factory=dict)
+    tokens: dict[str, Change[Rows]] = field(default_factory=dict)
+    whole: list[str] = field(default_factory=list)
     modules: set[str] = field(default_factory=set)
     layers: set[str] = field(default_factory=set)
 
@@ -62,32 +69,31 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
     """
     delta.check_shapes(structure)
     infos, places = {info.name: info for info in describe_parameters(structure)}, parameter_places(structure)
-    found, whole = PeftParts(), [*delta.new, *delta.buffers]
+    found = PeftParts(whole=[*delta.new, *delta.buffers])
     for name, change in delta.changes.items():
-        part = change.part
-        if part.indices is not None and not len(part.indices):
+        if change.part.is_empty:
             continue
-        if part.kind == "adapter":
+        if not change.part.changes_parameter:
             raise AdapeftError(f"{name!r} has an adapter behind it: PEFT has no counterpart of it. Call Delta.apply.")
-        holder = _holder(structure, infos[name], part, places[name])
-        if holder == "lora":
-            found.lora[name] = change if part.kind == "lora" else _low_rank(change, infos[name].output_dim)
-        elif holder == "elements":
-            found.elements[name] = change
-        elif holder == "tokens":
-            found.tokens[owner_of(name)] = change
-        else:
-            whole.append(name)
+        if len(change.part.shape) == 1:
+            found.whole.append(name)
             continue
-        found.layers |= {owner_of(place) for place in places[name]}
+        layer = _Layer(structure, infos[name], places[name])
+        if not _hold(change.part, change.values, layer, found):
+            tied = f", tied to {places[name][1]!r}" if len(places[name]) > 1 else ""
+            raise AdapeftError(
+                f"the delta changes {change.part.kind} of {name!r}, a parameter of {type(layer.module).__name__}{tied}"
+                f": PEFT holds LoRA and rows of untied linear layers, single elements of untied nn.Linear, rows of "
+                f"nn.Embedding, and whole tensors. {REMEDY}"
+            )
     for name in _too_dense(found.elements):
         del found.elements[name]
         found.layers.remove(owner_of(name))
-        whole.append(name)
-    for name in whole:
+        found.whole.append(name)
+    for name in found.whole:
         path, _, local = name.rpartition(".")
         weight = infos.get(f"{path}.weight")
-        if name in delta.changes and local == "bias" and weight and weight.is_linear and weight.name not in whole:
+        if name in delta.changes and local == "bias" and weight and weight.is_linear and weight.name not in found.whole:
             _add_bias(found, path, weight, delta.changes[name])
         else:
             _save_whole(found, structure, places.get(name, [name]))
@@ -95,39 +101,83 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
     return found
 
 
-def _holder(
-    structure: PreTrainedModel, info: ParameterInfo, part: Part, places: list[str]
-) -> Literal["lora", "elements", "tokens", "module"]:
-    """What PEFT holds a change as.
+class _Layer(NamedTuple):
+    """A parameter in the model."""
 
-    Raises:
-        AdapeftError: nothing of PEFT's holds it.
+    structure: PreTrainedModel
+    info: ParameterInfo
+    places: list[str]
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that holds it."""
+        return self.structure.get_submodule(owner_of(self.info.name))
+
+    @property
+    def paths(self) -> set[str]:
+        """Of all modules that hold it."""
+        return {owner_of(place) for place in self.places}
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether PEFT trains tokens of it; what is tied to the input embeddings PEFT ties to their tokens too."""
+        structure, module = self.structure, self.module
+        is_input = structure.config.tie_word_embeddings and module is structure.get_input_embeddings()
+        return is_plain(module, nn.Embedding) and (is_input or len(self.places) == 1)
+
+
+@singledispatch
+def _hold(part: Part, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
+    """Puts the values of a part of a matrix where PEFT holds them; one function per kind of part.
+
+    Returns:
+        Whether anything of PEFT's holds them.
     """
-    if part.kind == "tensor" or len(part.shape) == 1:
-        return "module"
-    module = structure.get_submodule(owner_of(info.name))
-    if info.is_linear and (part.kind == "rows" or (part.kind == "lora" and part.dim == info.output_dim)):
-        return "lora"
-    if info.is_linear and part.kind == "elements" and is_plain(module, nn.Linear):
-        return "elements"
-    # What is tied to the input embeddings PEFT ties to their tokens too.
-    is_input = structure.config.tie_word_embeddings and module is structure.get_input_embeddings()
-    if is_plain(module, nn.Embedding) and part.kind == "rows" and part.dim == 0 and (is_input or len(places) == 1):
-        return "tokens"
-    tied = f", tied to {places[1]!r}" if len(places) > 1 else ""
-    raise AdapeftError(
-        f"the delta changes {part.kind} of {info.name!r}, a parameter of {type(module).__name__}{tied}: PEFT holds "
-        f"LoRA and rows of untied linear layers, single elements of untied nn.Linear, rows of nn.Embedding, and whole "
-        f"tensors. {REMEDY}"
-    )
+    return False
 
 
-def shira_rank(change: Change) -> int:
+@_hold.register
+def _(part: Whole, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
+    found.whole.append(layer.info.name)
+    return True
+
+
+@_hold.register
+def _(part: Rows, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
+    if layer.info.is_linear:
+        found.lora[layer.info.name] = _low_rank(part, values, layer.info.output_dim)
+    elif layer.has_tokens and part.dim == 0:
+        found.tokens[owner_of(layer.info.name)] = Change(part, values)
+    else:
+        return False
+    found.layers |= layer.paths
+    return True
+
+
+@_hold.register
+def _(part: Elements, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
+    if not (layer.info.is_linear and is_plain(layer.module, nn.Linear)):
+        return False
+    found.elements[layer.info.name] = Change(part, values)
+    found.layers |= layer.paths
+    return True
+
+
+@_hold.register
+def _(part: Lora, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
+    if not (layer.info.is_linear and part.dim == layer.info.output_dim):
+        return False
+    found.lora[layer.info.name] = Change(part, values)
+    found.layers |= layer.paths
+    return True
+
+
+def shira_rank(change: Change[Elements]) -> int:
     """The least r with which SHiRA's r (in + out) elements of a matrix hold those of ``change``."""
     return math.ceil(len(change.values) / sum(change.part.shape))
 
 
-def _too_dense(elements: Mapping[str, Change]) -> list[str]:
+def _too_dense(elements: Mapping[str, Change[Elements]]) -> list[str]:
     """Matrices to save whole, so that the file is smallest: SHiRA has one r for all, and fills up with zeros.
 
     An element of SHiRA is 12 bytes, with its position, one of a whole matrix 4.
@@ -144,14 +194,12 @@ def _too_dense(elements: Mapping[str, Change]) -> list[str]:
     return too_dense(min({shira_rank(change) for change in elements.values()}, key=num_bytes)) if elements else []
 
 
-def _low_rank(change: Change, output_dim: int | None) -> Change:
+def _low_rank(part: Rows, values: Tensor, output_dim: int | None) -> Change[Lora]:
     """k rows, or k columns, as LoRA of rank k: the product of their values and a selection of ones and zeros."""
-    part, k = change.part, len(change.values)
-    assert part.indices is not None
-    chosen = F.one_hot(part.indices, part.shape[part.dim]).float()
-    a, b = (change.values, chosen.t()) if part.dim == output_dim else (chosen, change.values.t())
-    low_rank = Part("lora", part.shape, None, output_dim or 0, rank=k, alpha=float(k))
-    return Change(low_rank, torch.cat([a.flatten(), b.flatten()]))
+    k, chosen = len(values), F.one_hot(part.indices, part.shape[part.dim]).float()
+    a, b = (values, chosen.t()) if part.dim == output_dim else (chosen, values.t())
+    low_rank = Lora(part.shape, output_dim or 0, k, float(k))
+    return Change(low_rank, low_rank.joined([a, b]))
 
 
 def _add_bias(found: PeftParts, path: str, weight: ParameterInfo, change: Change) -> None:
@@ -159,7 +207,7 @@ def _add_bias(found: PeftParts, path: str, weight: ParameterInfo, change: Change
     found.biases[path] = change
     found.layers.add(path)
     if weight.name not in found.lora:
-        part = Part("lora", weight.shape, None, weight.output_dim or 0, rank=1, alpha=1.0)
+        part = Lora(weight.shape, weight.output_dim or 0, 1, 1.0)
         found.lora[weight.name] = Change(part, torch.zeros(part.count))
 
 

@@ -16,8 +16,9 @@ from adapeft.formats.peft.parts import is_plain, owner_of, parameter_places
 from adapeft.model.fingerprint import base_name, digests_of
 from adapeft.model.structure import describe_parameters, is_linear_layer
 from adapeft.parts.change import Change
-from adapeft.parts.lora import low_rank_sum
-from adapeft.parts.part import Part
+from adapeft.parts.lora import Lora
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 
 _TASKS = {"SEQ_CLS": "sequence-classification", "CAUSAL_LM": "causal-lm"}
 
@@ -132,12 +133,12 @@ class _Making:
         rank, shape = len(low_rank.a), info.shape
         if (len(low_rank.b), low_rank.a.shape[1]) != (shape[dim], shape[1 - dim]):
             self._refuse(f"LoRA on {name!r} adds {len(low_rank.b)} × {low_rank.a.shape[1]} to a weight {shape}")
-        part = Part("lora", shape, None, dim, rank, low_rank.alpha)
-        values = torch.cat([low_rank.a.flatten(), low_rank.b.flatten()])
+        part = Lora(shape, dim, rank, low_rank.alpha)
+        values = part.joined([low_rank.a, low_rank.b])
         if rank <= min(shape):
             self._add(name, Change(part, values))
         else:
-            self._add_difference(name, low_rank_sum(part, values))
+            self._add_difference(name, part.difference(values))
         if low_rank.bias is not None and low_rank.bias.any():
             bias, _ = self._find(f"{path}.bias")
             self._add_difference(bias, low_rank.bias.float() * (low_rank.alpha / rank))
@@ -158,7 +159,7 @@ class _Making:
             self._refuse(f"{len(indices)} rows of shape {tuple(rows.shape[1:])} do not go into {name!r} {shape}")
         before = self.base.checkpoint.read([name])[name]
         difference = rows[order].float() - before[indices[order]].float()
-        self._add(name, Change(Part("rows", shape, indices[order]), difference))
+        self._add(name, Change(Rows(shape, indices[order]), difference))
 
     def _find(self, key: str) -> tuple[str, str]:
         """(parameter, the one of its names that is meant), with the base model's prefix or without.
@@ -178,7 +179,7 @@ class _Making:
         if difference.shape != self.infos[name].shape:
             self._refuse(f"{name!r} gets {tuple(difference.shape)}, and has {self.infos[name].shape}")
         if difference.any():
-            self._add(name, Change(Part("tensor", self.infos[name].shape), difference))
+            self._add(name, Change(Whole(self.infos[name].shape), difference))
 
     def _add(self, name: str, change: Change) -> None:
         if name in self.changes or name in self.new:

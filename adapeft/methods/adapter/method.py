@@ -9,7 +9,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods.adapter.options import AdapterOptions
 from adapeft.methods.base.method import Method, Plan
 from adapeft.model.structure import ParameterInfo
-from adapeft.parts.part import Part
+from adapeft.parts.adapter import Adapter
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
@@ -54,9 +54,7 @@ class Adapters(Method[AdapterOptions]):
         places = _places(groups, plan.settings)
         constant, per_unit = _count(places, 0), _count(places, 1) - _count(places, 0)
         bottleneck = (plan.budget - constant) // per_unit
-        parts = {
-            info.name.removesuffix(".weight"): Part("adapter", (_width(info),), rank=bottleneck) for info in places
-        }
+        parts = {info.name.removesuffix(".weight"): Adapter((_width(info),), bottleneck) for info in places}
         return Subset(parts).described(status="rule", rank=bottleneck, num_groups=len(places), num_chosen=len(places))
 
 

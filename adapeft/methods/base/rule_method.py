@@ -10,7 +10,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import Method, Plan
 from adapeft.methods.base.options import RuleOptions
 from adapeft.methods.base.rule import describe_rule
-from adapeft.parts.part import Part
+from adapeft.parts.dense import Dense
 from adapeft.parts.rule import Rule
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
@@ -39,7 +39,7 @@ class RuleMethod(Method[Options]):
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[Options], ranks: Ranks) -> Subset:
         budget = plan.budget if self.is_budgeted else None
         population = int(groups.counts.sum())
-        return Subset({info.name: Part("dense", info.shape) for info in groups.parameters}).described(
+        return Subset({info.name: Dense(info.shape) for info in groups.parameters}).described(
             rule=describe_rule(plan.settings, plan.seed, budget),
             status="decided while training",
             num_groups=population,

@@ -9,6 +9,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import Method, Plan
 from adapeft.methods.lora.options import LoRAOptions
 from adapeft.model.structure import ParameterInfo
+from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
@@ -57,10 +58,10 @@ class LoRA(Method[LoRAOptions]):
         rank = 1
         while rank < max(min(info.shape) for info in matrices) and _count(matrices, rank + 1) <= plan.budget:
             rank += 1
-        parts = {}
+        parts: dict[str, Part] = {}
         for info in matrices:
             own = min(rank, *info.shape)
-            parts[info.name] = Part("lora", info.shape, dim=info.output_dim or 0, rank=own, alpha=float(own))
+            parts[info.name] = Lora(info.shape, info.output_dim or 0, own, float(own))
         return Subset(parts).described(status="rule", rank=rank, num_groups=len(matrices), num_chosen=len(matrices))
 
 

@@ -16,7 +16,7 @@ from adapeft.data.sources import rows_of
 from adapeft.deltas.delta import Delta, extract_delta
 from adapeft.errors import AdapeftError
 from adapeft.model.load import label_options, load_model_config, load_tokenizer, trained_head
-from adapeft.parts.part import Part
+from adapeft.parts.whole import Whole
 from adapeft.sections.data import Data
 from adapeft.sections.model import Model
 from adapeft.subset.subset import Subset
@@ -232,7 +232,7 @@ def trained_delta(folder: Path, names: tuple[str, ...]) -> tuple[Delta, Path]:
     options = label_options(TASK, DataDescription(9, 9, names, False, len(names)))
     model = AutoModelForSequenceClassification.from_pretrained(folder, **options)
     bias = "bert.encoder.layer.0.output.dense.bias"
-    attach(model, Subset({bias: Part("tensor", (12,))}, HEAD, HEAD))
+    attach(model, Subset({bias: Whole((12,))}, HEAD, HEAD))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

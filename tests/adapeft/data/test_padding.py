@@ -33,7 +33,7 @@ from adapeft.deltas.delta import extract_delta
 from adapeft.deltas.merge import merge
 from adapeft.errors import AdapeftError
 from adapeft.model.load import label_options, load_model_config, load_tokenizer
-from adapeft.parts.part import Part
+from adapeft.parts.whole import Whole
 from adapeft.sections.data import Data
 from adapeft.sections.model import Model
 from adapeft.subset.subset import Subset
@@ -209,7 +209,7 @@ def test_what_is_merged_classifies_alike_in_any_batch(tmp_path, maker, config_pa
     config = load_model_config(model, description, load_tokenizer(model))
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", config=config)
     name = next(name for name, parameter in trained.named_parameters() if "norm" in name or "ln_f" in name)
-    attach(trained, Subset({name: Part("tensor", (12,))}, ("score.weight",), ("score.weight",)))
+    attach(trained, Subset({name: Whole((12,))}, ("score.weight",), ("score.weight",)))
     with torch.no_grad():
         for parameter in trained.parameters():
             if parameter.requires_grad:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from adapeft import AdapeftError, Delta, conflict_of, scaled
-from adapeft.parts.part import Part
+from adapeft.parts.adapter import Adapter
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from tests.adapeft.deltas.test_arithmetic import LAYER, NAME, PARTS, of_parts
 from tests.oracles.deltas import dense_of, drawn_delta
 from tests.support.tiny import make_bert
@@ -35,7 +37,7 @@ def test_one_parameter(first, second):
 
 def test_whole_deltas():
     model = make_bert()
-    a = drawn_delta(model, {NAME: PARTS["rows"], BIAS: Part("tensor", (12,))}, 1)
+    a = drawn_delta(model, {NAME: PARTS["rows"], BIAS: Whole((12,))}, 1)
     b = drawn_delta(
         model, {NAME: PARTS["columns"], NAME.replace("1", "0"): PARTS["lora"], BIAS: a.changes[BIAS].part}, 2
     )
@@ -56,7 +58,7 @@ def test_the_ends():
     same, opposite = conflict_of(a, a), conflict_of(a, scaled(a, -3))
     assert (same.cosine, same.total.opposite) == (pytest.approx(1), 0)
     assert (opposite.cosine, opposite.total.opposite_share) == (pytest.approx(-1), 1)
-    apart = conflict_of(a, drawn_delta(make_bert(), {NAME: Part("rows", (12, 19), torch.tensor([0]))}, 1))
+    apart = conflict_of(a, drawn_delta(make_bert(), {NAME: Rows((12, 19), torch.tensor([0]))}, 1))
     assert (apart.total.both, apart.cosine) == (0, 0)
     assert math.isnan(apart.total.cosine)
     assert math.isnan(apart.total.opposite_share)
@@ -64,7 +66,7 @@ def test_the_ends():
 
 def test_what_has_no_entries():
     model = make_bert()
-    a, b = (drawn_delta(model, {LAYER: Part("adapter", (12,), rank=2)}, seed, head=True) for seed in (1, 2))
+    a, b = (drawn_delta(model, {LAYER: Adapter((12,), 2)}, seed, head=True) for seed in (1, 2))
     found = conflict_of(a, b)
     assert found.adapters == (LAYER,)
     assert found.heads == ("classifier.weight", "classifier.bias")

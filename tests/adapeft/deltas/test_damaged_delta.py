@@ -12,7 +12,11 @@ from hypothesis import given
 
 from adapeft import AdapeftError, Delta, sum_of
 from adapeft.deltas.base import base_of
-from adapeft.parts.part import Part, check_part
+from adapeft.parts.adapter import Adapter
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from tests.oracles.deltas import drawn_delta
 from tests.oracles.leaves import changed, weights
 from tests.oracles.merged import CLASSIFIER, save_base
@@ -21,11 +25,11 @@ from tests.support.tiny import make_bert
 
 LAYER = "bert.encoder.layer.0"
 PARTS = {
-    f"{LAYER}.attention.self.query.weight": Part("rows", (12, 12), torch.tensor([0, 5]), dim=1),
-    f"{LAYER}.attention.self.key.weight": Part("elements", (12, 12), torch.tensor([1, 7, 14])),
-    f"{LAYER}.attention.self.value.weight": Part("lora", (12, 12), rank=2, alpha=4.0),
-    f"{LAYER}.attention.self.value.bias": Part("tensor", (12,)),
-    f"{LAYER}.output.dense": Part("adapter", (12,), rank=2),
+    f"{LAYER}.attention.self.query.weight": Rows((12, 12), torch.tensor([0, 5]), 1),
+    f"{LAYER}.attention.self.key.weight": Elements((12, 12), torch.tensor([1, 7, 14])),
+    f"{LAYER}.attention.self.value.weight": Lora((12, 12), 0, 2, 4.0),
+    f"{LAYER}.attention.self.value.bias": Whole((12,)),
+    f"{LAYER}.output.dense": Adapter((12,), 2),
 }
 
 
@@ -48,7 +52,7 @@ def test_deltas(path, tmp_path):
             return
         assert 0 <= found.count <= len(content)
         for name, change in found.changes.items():
-            check_part("again", name, change.part)
+            change.part.check("again", name)
         model = make_bert()
         with contextlib.suppress(AdapeftError):
             found.apply(model).revert()

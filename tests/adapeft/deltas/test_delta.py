@@ -12,7 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from adapeft import AdapeftError, Delta, attach, delta
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.oracles.leaves import SUBSETS, changed, inside, logits, make_subset, train, trained_delta, weights
 from tests.support.tiny import make_bert, make_gpt2
@@ -51,20 +53,18 @@ def test_a_saved_delta_is_the_same_delta(kind, tmp_path):
     for name, change in found.changes.items():
         other = loaded.changes[name]
         assert torch.equal(other.values, change.values)
-        assert (other.part.kind, other.part.shape, other.part.dim) == (
-            change.part.kind,
-            change.part.shape,
-            change.part.dim,
-        )
-        assert change.part.indices is None or torch.equal(other.part.indices, change.part.indices)
+        assert other.part == change.part
     assert all(torch.equal(loaded.new[name], value) for name, value in found.new.items())
 
 
 @pytest.mark.parametrize(("kind", "bytes_per_element"), [("element", 8), ("row", 4.5), ("tensor", 4)])
 def test_size_on_disk(kind, bytes_per_element, tmp_path):
     shape = (1000, 100)
-    indices = {"element": torch.arange(0, 100_000, 2), "row": torch.arange(0, 1000, 2), "tensor": None}[kind]
-    part = Part({"element": "elements", "row": "rows", "tensor": "tensor"}[kind], shape, indices)
+    part = {
+        "element": Elements(shape, torch.arange(0, 100_000, 2)),
+        "row": Rows(shape, torch.arange(0, 1000, 2)),
+        "tensor": Whole(shape),
+    }[kind]
     model = torch.nn.Module()
     model.w = torch.nn.Linear(100, 1000, bias=False)
     attach(model, Subset({"w.weight": part}))
@@ -104,7 +104,7 @@ def test_a_delta_is_a_copy_that_further_training_does_not_change():
 
 
 def test_a_tied_weight_changes_in_both_places():
-    part = Part("rows", (29, 12), torch.tensor([2, 9]))
+    part = Rows((29, 12), torch.tensor([2, 9]))
     model = attach(make_gpt2(), Subset({"transformer.wte.weight": part}))
     train(model)
     base = make_gpt2()

@@ -17,14 +17,14 @@ from transformers import (
 import adapeft
 from adapeft import AdapeftError, Delta
 from adapeft.model.structure import new_parameters
-from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
 from tests.oracles.leaves import logits, train
 from tests.support.tiny import make_bert, make_gpt2
 
 ROWS = {
-    "bert": ("bert.pooler.dense.weight", Part("rows", (12, 12), torch.tensor([1, 5]))),
-    "gpt2": ("transformer.h.0.attn.c_attn.weight", Part("rows", (12, 36), torch.tensor([1, 5]), 1)),
+    "bert": ("bert.pooler.dense.weight", Rows((12, 12), torch.tensor([1, 5]))),
+    "gpt2": ("transformer.h.0.attn.c_attn.weight", Rows((12, 36), torch.tensor([1, 5]), 1)),
 }
 
 
@@ -100,7 +100,7 @@ def test_a_model_of_another_task_says_what_can_be_done_and_that_can(tmp_path):
     make_bert().bert.save_pretrained(tmp_path / "base")
     torch.manual_seed(0)
     model = BertForTokenClassification.from_pretrained(tmp_path / "base", num_labels=3)
-    name, part = "bert.encoder.layer.1.output.dense.weight", Part("rows", (12, 19), torch.tensor([1, 5]))
+    name, part = "bert.encoder.layer.1.output.dense.weight", Rows((12, 19), torch.tensor([1, 5]))
     adapeft.attach(model, Subset({name: part}, new_parameters(model), new_parameters(model)))
     ids = torch.tensor([[3, 4, 5]])
     model(input_ids=ids, labels=torch.tensor([[0, 1, 2]])).loss.backward()
@@ -120,7 +120,7 @@ def test_a_model_of_another_task_says_what_can_be_done_and_that_can(tmp_path):
 
 def test_a_module_without_a_config_has_a_delta_too(tmp_path):
     model = nn.Sequential(nn.Linear(4, 4))
-    adapeft.attach(model, Subset({"0.weight": Part("rows", (4, 4), torch.tensor([2]))}))
+    adapeft.attach(model, Subset({"0.weight": Rows((4, 4), torch.tensor([2]))}))
     model(torch.ones(2, 4)).sum().backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
     adapeft.delta(model).save(tmp_path / "delta.safetensors")

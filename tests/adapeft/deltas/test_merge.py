@@ -29,7 +29,8 @@ from adapeft.model.fingerprint import fingerprint_model
 from adapeft.model.load import label_options
 from adapeft.model.rounding import Rounding
 from adapeft.model.structure import new_parameters
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.adapeft.model.test_load import save_tokenizer
 from tests.oracles.leaves import changed, densify, inside, logits, make_subset, trained_delta, weights
@@ -156,7 +157,7 @@ def test_a_classifier_of_gpt2_knows_its_padding(tmp_path):
     model = GPT2ForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3, pad_token_id=28)
     new = new_parameters(model)
     assert new == ("score.weight",)
-    attach(model, Subset({"transformer.ln_f.bias": Part("tensor", (12,))}, new, new))
+    attach(model, Subset({"transformer.ln_f.bias": Whole((12,))}, new, new))
     merge(delta(model, {"model": CLASSIFIER}), str(tmp_path / "base"), tmp_path / "out")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert loaded.config.pad_token_id == 28
@@ -358,7 +359,7 @@ def test_a_real_model_differs_in_exactly_the_trained_entries(tmp_path):
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and name not in new and "embeddings" not in name:
             picks = torch.randperm(parameter.numel(), generator=generator)[: parameter.numel() // 100].sort().values
-            parts[name] = Part("elements", tuple(parameter.shape), picks)
+            parts[name] = Elements(tuple(parameter.shape), picks)
     subset = Subset(parts, new, new, {"fingerprint": fingerprint_model(model, new)})
     total = sum(parameter.numel() for parameter in model.parameters())
     assert 0.004 < subset.count / total < 0.006

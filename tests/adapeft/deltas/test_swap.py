@@ -8,7 +8,7 @@ from torch import nn
 
 import adapeft.deltas.swap as swap
 from adapeft import AdapeftError, Delta, Deltas
-from adapeft.parts.part import Part
+from adapeft.parts.whole import Whole
 from tests.oracles.deltas import dense_of, drawn_delta
 from tests.oracles.leaves import changed, logits, make_subset, weights
 from tests.oracles.parts import MODELS, mixed_subset
@@ -94,7 +94,7 @@ def test_another_base_is_refused_by_the_name_of_the_delta():
     foreign = Delta(deltas["rows"].changes, deltas["rows"].new, "f" * 64)
     with pytest.raises(AdapeftError, match="'foreign': the delta belongs to a base model of fingerprint ffffffffffff"):
         Deltas(model, {**deltas, "foreign": foreign})
-    shaped = drawn_delta(model, {"bert.pooler.dense.bias": Part("tensor", (7,))}, 1, head=True)
+    shaped = drawn_delta(model, {"bert.pooler.dense.bias": Whole((7,))}, 1, head=True)
     with pytest.raises(AdapeftError, match=r"'shaped': the delta changes 'bert.pooler.dense.bias' of shape \(7,\)"):
         Deltas(model, {"shaped": shaped})
     assert same(before, model)

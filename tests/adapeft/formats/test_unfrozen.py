@@ -10,7 +10,11 @@ import yaml
 
 from adapeft import AdapeftError
 from adapeft.formats.unfrozen import save_unfrozen_parameters, unfrozen_parameters
-from adapeft.parts.part import Part
+from adapeft.parts.dense import Dense
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.oracles.leaves import inside
 from tests.oracles.merged import random_delta
@@ -41,9 +45,9 @@ def test_they_match_what_is_trained_and_nothing_else(name, tmp_path):
         runs = torch.tensor([index for index in (0, 1, 4, 6, 7, 8, len(parameter) - 1) if index < shape[0]]).unique()
         kind = ("tensor", "rows", "")[position % 3]
         if kind:
-            parts[key] = Part("tensor", shape) if kind == "tensor" else Part("rows", shape, runs)
+            parts[key] = Whole(shape) if kind == "tensor" else Rows(shape, runs)
         if kind == "rows" and len(shape) == 1:
-            parts[key] = Part("elements", shape, runs)
+            parts[key] = Elements(shape, runs)
     always = ("classifier.weight",) if name == "bert" else ()
     parts = {key: part for key, part in parts.items() if not key.startswith("classifier")}
     subset = Subset(parts, always_train=always, new=always)
@@ -58,7 +62,7 @@ def test_they_match_what_is_trained_and_nothing_else(name, tmp_path):
 
 
 def test_a_delta_and_the_signs_of_its_ranges(tmp_path):
-    parts = {QUERY: Part("rows", (12, 12), torch.tensor([2, 3, 11])), "bert.pooler.dense.bias": Part("tensor", (12,))}
+    parts = {QUERY: Rows((12, 12), torch.tensor([2, 3, 11])), "bert.pooler.dense.bias": Whole((12,))}
     delta = random_delta(make_bert(), parts)
     assert unfrozen_parameters(delta) == [
         f"^{QUERY}$[2:4]",
@@ -74,14 +78,14 @@ def test_a_delta_and_the_signs_of_its_ranges(tmp_path):
     [
         (
             QUERY,
-            Part("elements", (12, 12), torch.tensor([3])),
+            Elements((12, 12), torch.tensor([3])),
             f"'{QUERY}' is trained as elements: unfrozen_parameters",
         ),
-        (QUERY, Part("rows", (12, 12), torch.tensor([3]), 1), f"'{QUERY}' is trained as rows along dimension 1"),
-        (QUERY, Part("lora", (12, 12), None, 0, 2, 2.0), "is trained as lora: .* select.groups=tensor"),
-        (QUERY, Part("dense", (12, 12)), "is trained as dense"),
-        (QUERY, Part("rows", (12, 12), torch.tensor([], dtype=torch.long)), "nothing is trained"),
-        ("a+b", Part("tensor", (12,)), "has signs in it"),
+        (QUERY, Rows((12, 12), torch.tensor([3]), 1), f"'{QUERY}' is trained as rows along dimension 1"),
+        (QUERY, Lora((12, 12), 0, 2, 2.0), "is trained as lora: .* select.groups=tensor"),
+        (QUERY, Dense((12, 12)), "is trained as dense"),
+        (QUERY, Rows((12, 12), torch.tensor([], dtype=torch.long)), "nothing is trained"),
+        ("a+b", Whole((12,)), "has signs in it"),
     ],
 )
 def test_what_patterns_cannot_say_is_refused_by_name(name, part, message, tmp_path):

@@ -20,7 +20,9 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards import WholeModel
 from adapeft.measure.storage import load_statistics, save_groups
 from adapeft.methods.registry import METHODS, get_method
-from adapeft.parts.part import Part
+from adapeft.parts.adapter import Adapter
+from adapeft.parts.lora import Lora
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from adapeft.tasks.objective import Classification
 from adapeft.tune.attachment import attachment_of
@@ -120,7 +122,7 @@ class Experts(nn.Module):
 
 
 def parts_of(model: nn.Module) -> Subset:
-    return Subset({name: Part("tensor", tuple(value.shape)) for name, value in model.named_parameters()})
+    return Subset({name: Whole(tuple(value.shape)) for name, value in model.named_parameters()})
 
 
 def step(model: nn.Module, x: Tensor) -> None:
@@ -161,11 +163,11 @@ class CalledByNobody(nn.Module):
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("read.weight", Part("lora", (4, 4), rank=2, alpha=2)), ("read", Part("adapter", (4,), rank=2))],
+    [("read.weight", Lora((4, 4), 0, 2, 2)), ("read", Adapter((4,), 2))],
 )
 def test_lora_and_adapters_on_a_layer_that_nothing_calls_are_named(name, part):
     model = CalledByNobody()
-    attach(model, Subset({name: part, "called.bias": Part("tensor", (4,))}))
+    attach(model, Subset({name: part, "called.bias": Whole((4,))}))
     step(model, torch.ones(2, 4))
     with pytest.raises(AdapeftError, match=rf"no gradient .*: {name}\. .*LoRA and adapters also miss a layer"):
         delta(model)

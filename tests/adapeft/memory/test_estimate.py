@@ -11,7 +11,9 @@ from torch import nn
 
 from adapeft.memory.activations import count_pass
 from adapeft.memory.estimate import Load, Pass, Zero, bytes_per_element, memory, moments, traffic
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from adapeft.tasks.objective import Classification, NextToken
 from adapeft.tune.attach import attach
@@ -29,8 +31,11 @@ def subset_of(model: nn.Module, kind: str) -> Subset:
         shape = tuple(parameter.shape)
         if parameter.ndim == 2 and ("layer" in name or ".h." in name):
             dim = 1 if ".c_" in name else 0
-            indices = {"tensor": None, "rows": torch.arange(shape[dim] // 2), "elements": torch.arange(9)}[kind]
-            parts[name] = Part(kind, shape, indices, dim if kind == "rows" else 0)
+            parts[name] = {
+                "tensor": Whole(shape),
+                "rows": Rows(shape, torch.arange(shape[dim] // 2), dim),
+                "elements": Elements(shape, torch.arange(9)),
+            }[kind]
     return Subset(parts)
 
 

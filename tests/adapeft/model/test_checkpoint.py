@@ -29,7 +29,8 @@ from adapeft.deltas.base import open_base
 from adapeft.model.checkpoint import LoadedCheckpoint
 from adapeft.model.structure import describe_parameters
 from adapeft.model.weight_files import weight_files
-from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.oracles.leaves import logits
 from tests.oracles.merged import CLASSIFIER, LANGUAGE, random_delta
@@ -164,11 +165,7 @@ def delta_of(model: PreTrainedModel) -> Delta:
     parts = {}
     for info in describe_parameters(model):
         rows = torch.arange(1, info.shape[info.output_dim or 0], 3)
-        parts[info.name] = (
-            Part("rows", info.shape, rows, info.output_dim)
-            if info.output_dim is not None
-            else Part("tensor", info.shape)
-        )
+        parts[info.name] = Rows(info.shape, rows, info.output_dim) if info.output_dim is not None else Whole(info.shape)
     return random_delta(model, parts)
 
 
@@ -283,7 +280,7 @@ def test_a_refusal_names_the_cause(make, message, tmp_path):
     base = make(tmp_path / "base")
     model = make_llama()
     model.config.architectures = ["LlamaForCausalLM"]
-    found = random_delta(model, {"model.norm.weight": Part("tensor", (12,))})
+    found = random_delta(model, {"model.norm.weight": Whole((12,))})
     with pytest.raises(AdapeftError, match=message):
         merge(found, str(base), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -295,9 +292,9 @@ def test_a_vocabulary_that_was_resized(trains_embedding, tmp_path):
     model = load(base)
     model.resize_token_embeddings(31, mean_resizing=False)
     saved(model, tmp_path / "resized")
-    parts = {"model.norm.weight": Part("tensor", (12,))}
+    parts = {"model.norm.weight": Whole((12,))}
     if trains_embedding:
-        parts[EMBEDDING] = Part("rows", (31, 12), torch.tensor([2, 30]))
+        parts[EMBEDDING] = Rows((31, 12), torch.tensor([2, 30]))
     attach(model, Subset(parts))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -315,7 +312,7 @@ def test_a_vocabulary_that_was_resized(trains_embedding, tmp_path):
 
 def test_another_base_is_told_by_what_differs(tmp_path):
     model = make_llama()
-    attach(model, Subset({"model.norm.weight": Part("tensor", (12,))}))
+    attach(model, Subset({"model.norm.weight": Whole((12,))}))
     with torch.no_grad():
         model.model.norm.weight.add_(1)
     found = delta(model, {"model": LANGUAGE})
@@ -332,7 +329,7 @@ def test_another_base_is_told_by_what_differs(tmp_path):
 
 def attached_tied() -> Delta:
     """A delta of a model whose head is its embedding."""
-    model = attach(make_llama(tied=True), Subset({"model.norm.weight": Part("tensor", (12,))}))
+    model = attach(make_llama(tied=True), Subset({"model.norm.weight": Whole((12,))}))
     with torch.no_grad():
         model.model.norm.weight.add_(1)
     return delta(model)

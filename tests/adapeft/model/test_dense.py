@@ -15,7 +15,10 @@ from adapeft.measure.groups import build_groups
 from adapeft.model.dense import obstacle
 from adapeft.model.fingerprint import fingerprint_model
 from adapeft.parts.change import Change
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.oracles.leaves import logits, train
 from tests.support.tiny import make_batches, make_bert
@@ -37,10 +40,10 @@ def transposed(model):
 def test_a_matrix_in_another_order_of_memory(kind, tmp_path):
     shape = tuple(make_bert().get_parameter(WEIGHT).shape)
     part = {
-        "elements": Part("elements", shape, torch.tensor([3, 17, 40, 200])),
-        "rows": Part("rows", shape, torch.tensor([1, 5, 18]), 0),
-        "tensor": Part("tensor", shape),
-        "lora": Part("lora", shape, None, 0, 2, 3.0),
+        "elements": Elements(shape, torch.tensor([3, 17, 40, 200])),
+        "rows": Rows(shape, torch.tensor([1, 5, 18]), 0),
+        "tensor": Whole(shape),
+        "lora": Lora(shape, 0, 2, 3.0),
     }[kind]
     deltas = []
     for prepare in (lambda model: model, transposed):
@@ -134,13 +137,13 @@ def test_what_would_change_quantized_matrices_is_refused(packed):
     with pytest.raises(AdapeftError, match=r"nothing may be chosen\. 1 of the parameters"):
         select(model, make_batches(model), budget="20%", include=[WEIGHT])
     for part in (
-        Part("tensor", shape),
-        Part("rows", shape, torch.tensor([1]), 0),
-        Part("lora", shape, None, 0, 2, 2.0),
+        Whole(shape),
+        Rows(shape, torch.tensor([1]), 0),
+        Lora(shape, 0, 2, 2.0),
     ):
         with pytest.raises(AdapeftError, match=rf"adapeft.attach: the parameter '{WEIGHT}' holds torch.u?int8"):
             attach(model, Subset({WEIGHT: part}))
-    change = Change(Part("elements", shape, torch.tensor([3])), torch.ones(1))
+    change = Change(Elements(shape, torch.tensor([3])), torch.ones(1))
     with pytest.raises(AdapeftError, match=rf"adapeft.Delta.apply: the parameter '{WEIGHT}' holds torch.u?int8"):
         Delta({WEIGHT: change}, {}, fingerprint_model(model)).apply(model)
     assert fingerprint_model(model) == fingerprint_model(quantized(packed))
@@ -200,11 +203,11 @@ def test_unusual_parameters_are_left_out_or_refused(kind):
     with pytest.warns(UserWarning, match=rf"1 of the parameters .* left out.*'bert.extra', which .*{reason}"):
         groups = build_groups(model, "element")
     assert [info.name for info in groups.parameters] == [i.name for i in build_groups(plain, "element").parameters]
-    norm = Subset({NORM: Part("tensor", (12,))})
+    norm = Subset({NORM: Whole((12,))})
     train(attach(model, norm))
     delta(model).apply(with_one())
     with pytest.raises(AdapeftError, match=rf"adapeft.attach: the parameter 'bert.extra' .*{reason}"):
-        attach(with_one(), Subset({"bert.extra": Part("tensor", tuple(value.shape))}))
+        attach(with_one(), Subset({"bert.extra": Whole(tuple(value.shape))}))
 
 
 @pytest.mark.parametrize("value", [torch.tensor(2.0), torch.empty(0), torch.empty(0, 3)], ids=lambda v: str(v.shape))
@@ -232,12 +235,12 @@ def _scaled(output, factor):
 
 
 def a_norm(model):
-    return Subset({NORM: Part("tensor", (12,))}, (), ())
+    return Subset({NORM: Whole((12,))}, (), ())
 
 
 def a_delta(model):
     values = torch.ones(12)
-    return Delta({NORM: Change(Part("tensor", (12,)), values)}, {}, fingerprint_model(make_bert(), ("classifier.weight",
+    return Delta({NORM: Change(Whole((12,)), values)}, {}, fingerprint_model(make_bert(), ("classifier.weight",
                  "classifier.bias")))  # fmt: skip
 
 

@@ -15,7 +15,10 @@ from adapeft.errors import RoundingWarning
 from adapeft.model.fingerprint import fingerprint_model
 from adapeft.model.rounding import Rounding
 from adapeft.parts.change import Change
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.oracles.deltas import dense_of
 from tests.oracles.leaves import logits
@@ -24,10 +27,10 @@ from tests.support.tiny import make_gpt2
 
 QKV, PROJECTION = "transformer.h.0.attn.c_attn.weight", "transformer.h.1.mlp.c_proj.weight"
 PARTS = {
-    QKV: Part("rows", (12, 36), torch.tensor([1, 5, 30]), 1),
-    PROJECTION: Part("elements", (48, 12), torch.arange(0, 576, 3)),
-    "transformer.h.0.mlp.c_fc.weight": Part("lora", (12, 48), None, 1, 2, 2.0),
-    "transformer.ln_f.bias": Part("tensor", (12,)),
+    QKV: Rows((12, 36), torch.tensor([1, 5, 30]), 1),
+    PROJECTION: Elements((48, 12), torch.arange(0, 576, 3)),
+    "transformer.h.0.mlp.c_fc.weight": Lora((12, 48), 1, 2, 2.0),
+    "transformer.ln_f.bias": Whole((12,)),
 }
 
 

@@ -8,7 +8,8 @@ from transformers import MarianConfig, MarianMTModel
 
 from adapeft import AdapeftError, attach
 from adapeft.measure.groups import build_groups
-from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 
 POSITIONS = "model.decoder.embed_positions.weight"
@@ -31,9 +32,7 @@ def test_they_are_no_candidates():
     assert not any("embed_positions" in name for name in names)
 
 
-@pytest.mark.parametrize(
-    "part", [Part("tensor", (16, 16)), Part("rows", (16, 16), torch.tensor([3]))], ids=lambda part: part.kind
-)
+@pytest.mark.parametrize("part", [Whole((16, 16)), Rows((16, 16), torch.tensor([3]))], ids=lambda part: part.kind)
 def test_a_trained_one_is_not_saved_as_if_it_were(part, tmp_path):
     model = attach(make_marian(), Subset({POSITIONS: part}))
     with pytest.raises(AdapeftError, match=rf"does not write '{POSITIONS}' into its checkpoints"):

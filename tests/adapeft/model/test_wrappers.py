@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import adapeft
 from adapeft import AdapeftError
-from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import SUBSETS, logits, make_subset, train, weights
@@ -193,7 +193,7 @@ def test_a_delta_of_nothing_says_so():
 @pytest.mark.parametrize("kind", [*SUBSETS, "tied"])
 def test_loading_a_state_dict_is_seen_by_the_delta(assign, kind):
     make = make_gpt2 if kind == "tied" else make_bert
-    subset = Subset({"transformer.wte.weight": Part("rows", (29, 12), torch.tensor([1, 5]))})
+    subset = Subset({"transformer.wte.weight": Rows((29, 12), torch.tensor([1, 5]))})
     subset = subset if kind == "tied" else make_subset(make_bert(), kind)
     trained, model = adapeft.attach(make(), subset), adapeft.attach(make(), subset)
     train(trained)

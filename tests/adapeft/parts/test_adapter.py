@@ -10,7 +10,8 @@ import adapeft
 from adapeft import AdapeftError, Delta, attach, delta, detach, merge
 from adapeft.config.load import parse_select
 from adapeft.model.structure import describe_parameters
-from adapeft.parts.part import Part
+from adapeft.parts.adapter import Adapter
+from adapeft.parts.lora import Lora
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import logits, train
@@ -128,7 +129,7 @@ def test_trained_adapters_compute_their_formula_and_come_back_from_disk(name, tm
 
 
 def test_an_adapter_stands_behind_the_lora_of_its_layer():
-    parts = {f"{PLACE}.weight": Part("lora", (12, 19), rank=2, alpha=2.0), PLACE: Part("adapter", (12,), rank=3)}
+    parts = {f"{PLACE}.weight": Lora((12, 19), 0, 2, 2.0), PLACE: Adapter((12,), 3)}
     model = attach(make_bert().eval(), Subset(parts))
     added = attachment_of(model).added
     with torch.no_grad():
@@ -145,7 +146,7 @@ def test_an_adapter_stands_behind_the_lora_of_its_layer():
 def test_a_bfloat16_base_has_float32_adapters():
     model = make_bert().bfloat16()
     before = logits(model)
-    attach(model, Subset({PLACE: Part("adapter", (12,), rank=3)}))
+    attach(model, Subset({PLACE: Adapter((12,), 3)}))
     assert all(parameter.dtype == torch.float32 for parameter in attachment_of(model).added[PLACE].values())
     assert torch.equal(logits(model), before)
     assert logits(model).dtype == torch.bfloat16
@@ -162,12 +163,12 @@ def test_a_bfloat16_base_has_float32_adapters():
 def test_where_adapters_cannot_be(make, name, width, message):
     model = make()
     with pytest.raises(AdapeftError, match=message):
-        attach(model, Subset({name: Part("adapter", (width,), rank=2)}))
+        attach(model, Subset({name: Adapter((width,), 2)}))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_merging_is_refused_and_says_what_to_do(tmp_path):
-    model = attach(make_bert(), Subset({PLACE: Part("adapter", (12,), rank=2)}))
+    model = attach(make_bert(), Subset({PLACE: Adapter((12,), 2)}))
     with pytest.raises(AdapeftError, match=f"1 adapters, such as the one behind '{PLACE}'.*call Delta.apply"):
         merge(delta(model), str(tmp_path / "base"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -177,7 +178,7 @@ def test_merging_is_refused_and_says_what_to_do(tmp_path):
     ("rank", "said"), [(0, "has a bottleneck of 0"), (-2, "rank: Input should be greater than or equal to 0")]
 )
 def test_a_bottleneck_below_one_is_refused_when_loading(rank, said, tmp_path):
-    Subset({PLACE: Part("adapter", (12,), rank=rank)}).save(tmp_path / "s")
+    Subset({PLACE: Adapter((12,), rank)}).save(tmp_path / "s")
     with pytest.raises(AdapeftError, match=said):
         Subset.load(tmp_path / "s")
 

@@ -11,8 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
-from adapeft.parts.leaves import add_leaf, leaf_shape, remove_leaves
+from adapeft.parts.elements import Elements
+from adapeft.parts.leaves import add_leaves, remove_leaves
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.rule import DIFFERENCE
 from tests.oracles.leaves import densify, gather
 
 
@@ -37,16 +40,16 @@ class OwnLinear(nn.Linear):
 
 def elements(shape: tuple[int, ...]) -> Part:
     count = torch.Size(shape).numel()
-    return Part("elements", shape, torch.arange(0, count, 3 if count > 9 else 2))
+    return Elements(shape, torch.arange(0, count, 3 if count > 9 else 2))
 
 
 def few(shape: tuple[int, ...]) -> Part:
     """In two rows and two columns: three of the four elements where these cross."""
-    return Part("elements", shape, torch.tensor([1, 3, shape[1] * (shape[0] - 1) + 1]))
+    return Elements(shape, torch.tensor([1, 3, shape[1] * (shape[0] - 1) + 1]))
 
 
 def rows(shape: tuple[int, ...], dim: int = 0) -> Part:
-    return Part("rows", shape, torch.tensor(sorted({0, 2, shape[dim] - 1})), dim)
+    return Rows(shape, torch.tensor(sorted({0, 2, shape[dim] - 1})), dim)
 
 
 FLOATS, TOKENS = "floats", "tokens"
@@ -91,7 +94,7 @@ def build(what: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.
     leaf_dtype = dtype if dtype == torch.float64 else torch.float32
     for name, part in parts.items():
         module.get_parameter(name).requires_grad_(False)
-        add_leaf(module, name, part, nn.Parameter(torch.randn(leaf_shape(part), dtype=leaf_dtype)))
+        add_leaves(module, name, part, {DIFFERENCE: nn.Parameter(torch.randn(part.value_shape, dtype=leaf_dtype))})
     return base, module, parts
 
 
@@ -266,9 +269,9 @@ def test_nothing_as_large_as_the_weight_is_saved_but_the_weight(what):
 @pytest.mark.parametrize(("count", "products"), [(0, 2), (9, 2), (2048, 3)])
 def test_few_elements_cost_no_gradient_of_the_whole_weight(count, products):
     """Of the size of the weight: the output's product, the input's gradient, and with many elements theirs."""
-    part = Part("elements", (64, 64), torch.linspace(0, 4095, count).long())
+    part = Elements((64, 64), torch.linspace(0, 4095, count).long())
     module = nn.Linear(64, 64).requires_grad_(False)
-    add_leaf(module, "weight", part, nn.Parameter(torch.zeros(leaf_shape(part))))
+    add_leaves(module, "weight", part, {DIFFERENCE: nn.Parameter(torch.zeros(part.value_shape))})
     with FlopCounterMode(display=False) as counter:
         module(torch.randn(10, 64, requires_grad=True)).sum().backward()
     assert round(counter.get_total_flops() / (2 * 10 * 64 * 64)) == products

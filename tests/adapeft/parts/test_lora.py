@@ -29,7 +29,8 @@ from adapeft import AdapeftError, Delta, attach, delta, detach, merge
 from adapeft.config.load import parse_select
 from adapeft.formats.peft.folder import save_for_peft
 from adapeft.model.structure import describe_parameters
-from adapeft.parts.part import Part
+from adapeft.parts.adapter import Adapter
+from adapeft.parts.lora import Lora
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.adapeft.deltas.test_merge import CLASSIFIER, LANGUAGE, save
@@ -97,7 +98,7 @@ def test_detach_gives_the_base_back(name):
 
 
 def test_the_start_depends_on_seed_and_name_alone():
-    part = Part("lora", (12, 12), rank=3, alpha=3.0)
+    part = Lora((12, 12), 0, 3, 3.0)
     other = QUERY.replace(".0.", ".1.")
     starts = []
     for seed, parts in ((1, {QUERY: part}), (1, {other: part, QUERY: part}), (2, {QUERY: part})):
@@ -188,11 +189,11 @@ def test_peft_loads_what_is_exported(name, tmp_path):
 @pytest.mark.parametrize(
     ("make", "name", "part", "message"),
     [
-        (make_gpt2, "transformer.wte.weight", Part("lora", (29, 12), rank=1), "a parameter of Embedding"),
-        (make_bert, "bert.encoder.layer.0.output.LayerNorm.weight", Part("lora", (12,), rank=1), "of LayerNorm"),
-        (make_bert, QUERY, Part("lora", (12, 12), dim=1, rank=1), "in Linear is the other one"),
-        (make_bert, QUERY, Part("lora", (12, 12), rank=1), "rank 1 and alpha 0.0"),
-        (make_bert, QUERY, Part("lora", (12, 12), rank=13, alpha=1.0), "from 1 to the smaller side"),
+        (make_gpt2, "transformer.wte.weight", Lora((29, 12), 0, 1, 0.0), "a parameter of Embedding"),
+        (make_bert, "bert.encoder.layer.0.output.LayerNorm.weight", Lora((12,), 0, 1, 0.0), "of LayerNorm"),
+        (make_bert, QUERY, Lora((12, 12), 1, 1, 0.0), "in Linear is the other one"),
+        (make_bert, QUERY, Lora((12, 12), 0, 1, 0.0), "rank 1 and alpha 0.0"),
+        (make_bert, QUERY, Lora((12, 12), 0, 13, 1.0), "from 1 to the smaller side"),
     ],
 )
 def test_where_lora_cannot_be(make, name, part, message):
@@ -208,7 +209,7 @@ def test_a_tied_linear_layer_is_refused():
     model = make_llama()
     model.model.layers[0].self_attn.q_proj.weight = model.model.layers[1].self_attn.q_proj.weight
     with pytest.raises(AdapeftError, match="tied and used in several places"):
-        attach(model, Subset({"model.layers.0.self_attn.q_proj.weight": Part("lora", (12, 12), rank=1, alpha=1.0)}))
+        attach(model, Subset({"model.layers.0.self_attn.q_proj.weight": Lora((12, 12), 0, 1, 1.0)}))
 
 
 def test_a_layer_that_is_never_called_is_refused():
@@ -217,20 +218,20 @@ def test_a_layer_that_is_never_called_is_refused():
     name = "blocks.0.out_proj.weight"
     assert not any(info.is_linear or info.output_of for info in describe_parameters(model))
     with pytest.raises(AdapeftError, match="it is for the weights of linear layers"):
-        attach(model, Subset({name: Part("lora", (4, 4), rank=1, alpha=1.0)}))
+        attach(model, Subset({name: Lora((4, 4), 0, 1, 1.0)}))
     with pytest.raises(AdapeftError, match="no linear layer that this model calls"):
-        attach(model, Subset({name.removesuffix(".weight"): Part("adapter", (4,), rank=1)}))
+        attach(model, Subset({name.removesuffix(".weight"): Adapter((4,), 1)}))
 
 
 def test_an_alpha_of_nothing_is_refused_when_loading(tmp_path):
-    Subset({QUERY: Part("lora", (12, 12), rank=1)}).save(tmp_path / "s")
+    Subset({QUERY: Lora((12, 12), 0, 1, 0.0)}).save(tmp_path / "s")
     with pytest.raises(AdapeftError, match=r"has alpha 0\.0, not above 0"):
         Subset.load(tmp_path / "s")
 
 
 @pytest.mark.parametrize("piece", ["lora_A", "lora_B"])
 def test_a_damaged_delta_is_refused(piece, tmp_path):
-    model = attach(make_bert(), Subset({QUERY: Part("lora", (12, 12), rank=2, alpha=2.0)}))
+    model = attach(make_bert(), Subset({QUERY: Lora((12, 12), 0, 2, 2.0)}))
     delta(model).save(tmp_path / "d")
     with safe_open(tmp_path / "d", framework="pt") as file:
         metadata = file.metadata()
@@ -254,7 +255,7 @@ def test_a_damaged_delta_is_refused(piece, tmp_path):
     ],
 )
 def test_a_rank_that_does_not_fit_is_refused_when_loading(rank, said, tmp_path):
-    Subset({QUERY: Part("lora", (12, 12), rank=rank)}).save(tmp_path / "s")
+    Subset({QUERY: Lora((12, 12), 0, rank, 0.0)}).save(tmp_path / "s")
     with pytest.raises(AdapeftError, match=said):
         Subset.load(tmp_path / "s")
 
@@ -351,7 +352,7 @@ def test_peft_wraps_what_was_asked_for_and_detach_undoes_exactly_that(name, whic
     chosen = (
         linear if which == "all layers" else [i for i in linear if i.role.startswith("self_attn.") and i.layer == 1][:1]
     )
-    subset = Subset({info.name: Part("lora", info.shape, None, 0, min(2, *info.shape), 3.0) for info in chosen})
+    subset = Subset({info.name: Lora(info.shape, 0, min(2, *info.shape), 3.0) for info in chosen})
     model.get_parameter(linear[0].name).requires_grad_(False)
     before, start = everything_about(model), logits(model)
     attach(model, subset)
@@ -371,14 +372,14 @@ def test_what_peft_wraps_otherwise_is_an_error_and_undone(monkeypatch):
     """Whatever a version of PEFT makes of a request: here it is passed on with another layer and another rank."""
     model = make_llama()
     first, second = (f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1))
-    subset = Subset({f"{first}.weight": Part("lora", (12, 12), None, 0, 2, 3.0)})
+    subset = Subset({f"{first}.weight": Lora((12, 12), 0, 2, 3.0)})
     before = everything_about(model)
 
     def widened(config, model, name, state_dict):
         config.rank_pattern = {}
         return inject_adapter_in_model(config, model, name, state_dict=state_dict | {f"{second}.lora_A.weight": None})
 
-    monkeypatch.setattr("adapeft.parts.lora.inject_adapter_in_model", widened)
+    monkeypatch.setattr("adapeft.parts.lora_layers.inject_adapter_in_model", widened)
     said = rf"without being asked for: \['{second}\.weight'\].*not wrapped: none.*rank or scale: \['{first}\.weight'\]"
     with pytest.raises(AdapeftError, match=said):
         attach(model, subset)
@@ -396,7 +397,7 @@ def test_what_peft_refuses_is_an_error_that_names_it():
     before = everything_about(model)
     out = infos["mixer.out_proj.weight"]
     with pytest.raises(AdapeftError, match=rf"LoRA on '{out.name}', .* fused kernels"):
-        attach(model, Subset({out.name: Part("lora", out.shape, None, 0, 2, 2.0)}))
+        attach(model, Subset({out.name: Lora(out.shape, 0, 2, 2.0)}))
     with pytest.raises(AdapeftError, match=rf"adapter behind '{out.name.removesuffix('.weight')}'"):
-        attach(model, Subset({out.name.removesuffix(".weight"): Part("adapter", (12,), rank=2)}))
+        attach(model, Subset({out.name.removesuffix(".weight"): Adapter((12,), 2)}))
     assert everything_about(model) == before

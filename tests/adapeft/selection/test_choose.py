@@ -89,7 +89,7 @@ def test_parts_of_a_mask_and_back():
     groups = make_groups("row")
     mask = np.array([1, 0, 1, 0, 1, 0, 0, 1, 0], dtype=bool)
     parts = parts_of(groups, mask)
-    assert {name: (part.kind, part.dim, part.count) for name, part in parts.items()} == {
+    assert {name: (part.kind, part.describe()["dim"], part.count) for name, part in parts.items()} == {
         "linear": ("rows", 0, 14),
         "bias": ("tensor", 0, 4),
         "conv1d": ("rows", 1, 5),

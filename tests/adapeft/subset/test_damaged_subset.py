@@ -7,17 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapeft.files.artifact import save_tensors
-from adapeft.parts.part import Part, check_part
+from adapeft.parts.adapter import Adapter
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.support.damage import check, damaged_safetensors, examples
 
 SUBSET = Subset(
     {
-        "layers.0.rows": Part("rows", (4, 6), torch.tensor([0, 5]), dim=1),
-        "layers.1.elements": Part("elements", (3, 5), torch.tensor([1, 7, 14])),
-        "whole": Part("tensor", (9,)),
-        "lora": Part("lora", (4, 6), rank=2, alpha=4.0),
-        "adapter": Part("adapter", (6,), rank=2),
+        "layers.0.rows": Rows((4, 6), torch.tensor([0, 5]), 1),
+        "layers.1.elements": Elements((3, 5), torch.tensor([1, 7, 14])),
+        "whole": Whole((9,)),
+        "lora": Lora((4, 6), 0, 2, 4.0),
+        "adapter": Adapter((6,), 2),
     },
     always_train=("head", "norm"),
     new=("head",),
@@ -33,8 +37,8 @@ def whole(subset: Subset) -> None:
     """Uses everything that a subset has."""
     assert 0 <= subset.count < 2**63
     for name, part in subset.parts.items():
-        check_part("again", name, part)
-        assert part.indices is None or part.indices.dtype == torch.int64
+        part.check("again", name)
+        assert not part.is_indexed or part.indices.dtype == torch.int64
         assert all(isinstance(size, int) for size in part.shape)
     assert all(isinstance(name, str) for name in (*subset.parts, *subset.always_train, *subset.new))
 

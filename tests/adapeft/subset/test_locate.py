@@ -9,7 +9,7 @@ import pytest
 
 from adapeft.config.load import load_config, parse_config, to_yaml
 from adapeft.errors import AdapeftError
-from adapeft.parts.part import Part
+from adapeft.parts.whole import Whole
 from adapeft.subset.entry import Summary
 from adapeft.subset.locate import locate
 from adapeft.subset.store import STORE_VARIABLE, SubsetStore, default_store
@@ -24,7 +24,7 @@ CONFIG = {
 
 @pytest.fixture
 def subset():
-    return Subset({"weight": Part("tensor", (3, 4))}, description={"method": "sam", "budget": 20, "fingerprint": "f"})
+    return Subset({"weight": Whole((3, 4))}, description={"method": "sam", "budget": 20, "fingerprint": "f"})
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def store(tmp_path, monkeypatch, subset):
 
 
 def test_a_name(store):
-    assert Subset.load("cola").parts == {"weight": Part("tensor", (3, 4))}
+    assert Subset.load("cola").parts == {"weight": Whole((3, 4))}
     assert locate("cola") == store.fetch(store.get("cola"))
 
 

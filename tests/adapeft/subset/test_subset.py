@@ -11,14 +11,16 @@ from safetensors.torch import save_file
 
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_tensors
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 
 SUBSET = Subset(
     {
-        "rows": Part("rows", (4, 6), torch.tensor([0, 5]), dim=1),
-        "elements": Part("elements", (3, 5), torch.tensor([1, 7, 14])),
-        "whole": Part("tensor", (9,)),
+        "rows": Rows((4, 6), torch.tensor([0, 5]), 1),
+        "elements": Elements((3, 5), torch.tensor([1, 7, 14])),
+        "whole": Whole((9,)),
     },
     always_train=("head", "norm"),
     new=("head",),
@@ -55,9 +57,8 @@ def test_comes_back(path):
     assert list(loaded.parts) == list(SUBSET.parts)
     for name, part in SUBSET.parts.items():
         again = loaded.parts[name]
-        assert (again.kind, again.shape, again.dim) == (part.kind, part.shape, part.dim)
-        assert part.indices is again.indices is None or torch.equal(again.indices, part.indices)
-        assert again.indices is None or again.indices.dtype == torch.int64
+        assert again == part
+        assert not again.is_indexed or again.indices.dtype == torch.int64
 
 
 def test_indices_take_four_bytes(path):
@@ -137,9 +138,9 @@ def test_a_damaged_description(path, change):
 
 def test_fits(bert):
     name = "bert.encoder.layer.0.attention.self.query.weight"
-    Subset({name: Part("tensor", (12, 12))}, always_train=("classifier.bias",)).check_fits(bert)
+    Subset({name: Whole((12, 12))}, always_train=("classifier.bias",)).check_fits(bert)
     with pytest.raises(AdapeftError, match=r"query.weight' has shape .*: it was chosen for another model"):
-        Subset({name: Part("tensor", (12, 13))}).check_fits(bert)
+        Subset({name: Whole((12, 13))}).check_fits(bert)
     with pytest.raises(AdapeftError, match=r"'classifier.bais', which this model does not have. Did you mean"):
         Subset({}, always_train=("classifier.bais",)).check_fits(bert)
 
@@ -147,10 +148,10 @@ def test_fits(bert):
 @pytest.mark.parametrize(
     "part",
     [
-        Part("tensor", (4, 6)),
-        Part("rows", (4, 6), torch.tensor([1, 3]), 0),
-        Part("rows", (4, 6), torch.tensor([0, 5]), 1),
-        Part("elements", (4, 6), torch.tensor([0, 7, 8, 23])),
+        Whole((4, 6)),
+        Rows((4, 6), torch.tensor([1, 3]), 0),
+        Rows((4, 6), torch.tensor([0, 5]), 1),
+        Elements((4, 6), torch.tensor([0, 7, 8, 23])),
     ],
 )
 @pytest.mark.parametrize("cut", [0, 5, 12, 24])

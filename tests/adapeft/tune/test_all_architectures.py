@@ -23,7 +23,10 @@ from transformers.models.auto import modeling_auto
 
 from adapeft import attach, delta
 from adapeft.measure.shards import WholeModel
+from adapeft.parts.elements import Elements
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import densify, gather
@@ -182,11 +185,11 @@ def parts_of(model: nn.Module) -> dict[str, Part]:
     for position, (name, parameter) in enumerate(model.named_parameters()):
         shape = tuple(parameter.shape)
         if not shape or position % 3 == 2:
-            parts[name] = Part("tensor", shape)
+            parts[name] = Whole(shape)
         elif position % 3 == 1:
-            parts[name] = Part("rows", shape, torch.arange(0, shape[0], 2))
+            parts[name] = Rows(shape, torch.arange(0, shape[0], 2))
         else:
-            parts[name] = Part("elements", shape, torch.arange(0, parameter.numel(), 3))
+            parts[name] = Elements(shape, torch.arange(0, parameter.numel(), 3))
     return parts
 
 

@@ -11,7 +11,9 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from adapeft import AdapeftError, attach, detach
 from adapeft.model.fingerprint import fingerprint_model
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import SUBSETS, changed, densify, gather, logits, make_subset, train, weights
@@ -62,8 +64,8 @@ def test_exactly_the_subset_is_trainable(name, kind):
 @pytest.mark.parametrize(
     "part",
     [
-        Part("rows", (29, 12), torch.tensor([1, 5, 28])),
-        Part("elements", (29, 12), torch.arange(3, 348, 7)),
+        Rows((29, 12), torch.tensor([1, 5, 28])),
+        Elements((29, 12), torch.arange(3, 348, 7)),
     ],
     ids=["rows", "elements"],
 )
@@ -93,8 +95,8 @@ def test_experts_of_a_real_mixture(implementation):
     names = [name for name, parameter in model.named_parameters() if parameter.ndim == 3]
     shapes = {name: tuple(model.get_parameter(name).shape) for name in names}
     parts = {
-        names[0]: Part("elements", shapes[names[0]], torch.arange(0, oracle.get_parameter(names[0]).numel(), 5)),
-        names[1]: Part("rows", shapes[names[1]], torch.tensor([0, 2])),
+        names[0]: Elements(shapes[names[0]], torch.arange(0, oracle.get_parameter(names[0]).numel(), 5)),
+        names[1]: Rows(shapes[names[1]], torch.tensor([0, 2])),
     }
     attach(model, Subset(parts))
     leaves = attachment_of(model).trained
@@ -146,7 +148,7 @@ def test_detach_gives_the_base_back(kind):
 def test_a_bfloat16_base_comes_back_bit_for_bit():
     model = make_bert().bfloat16()
     base = weights(model)
-    attach(model, Subset({name: Part("tensor", tuple(value.shape)) for name, value in base.items()}))
+    attach(model, Subset({name: Whole(tuple(value.shape)) for name, value in base.items()}))
     train(model)
     detach(model)
     assert not any(mask.any() for mask in changed(base, weights(model)).values())
@@ -166,10 +168,10 @@ NAME = "bert.pooler.dense.bias"
 @pytest.mark.parametrize(
     ("subset", "message"),
     [
-        (Subset({"bert.poler.dense.bias": Part("tensor", (12,))}), "which this model does not have.*bert.pooler"),
+        (Subset({"bert.poler.dense.bias": Whole((12,))}), "which this model does not have.*bert.pooler"),
         (Subset({}, ("bert.head",)), "trains 'bert.head', which this model does not have"),
-        (Subset({NAME: Part("tensor", (13,))}), r"has shape \(13,\), this model's \(12,\)"),
-        (Subset({NAME: Part("tensor", (12,))}, description={"fingerprint": "f" * 64}), "ffffffffffff.*load the base"),
+        (Subset({NAME: Whole((13,))}), r"has shape \(13,\), this model's \(12,\)"),
+        (Subset({NAME: Whole((12,))}, description={"fingerprint": "f" * 64}), "ffffffffffff.*load the base"),
     ],
 )
 def test_a_subset_of_another_model_is_refused_and_nothing_is_touched(bert, subset, message):
@@ -182,7 +184,7 @@ def test_a_subset_of_another_model_is_refused_and_nothing_is_touched(bert, subse
 
 def test_the_fingerprint_of_a_subset_is_that_of_its_base(bert):
     new = ("classifier.weight", "classifier.bias")
-    chosen = Subset({NAME: Part("tensor", (12,))}, new, new, {"fingerprint": fingerprint_model(bert, new)})
+    chosen = Subset({NAME: Whole((12,))}, new, new, {"fingerprint": fingerprint_model(bert, new)})
     with torch.no_grad():
         bert.classifier.weight.add_(1)  # another seed of the new head is the same base
     detach(attach(bert, chosen))

@@ -12,7 +12,10 @@ from transformers import AutoModelForSequenceClassification, LevitConfig, LevitF
 from adapeft import AdapeftError, Delta, Deltas, attach, delta, detach, interpolation, merge, save_for_peft, sum_of
 from adapeft.deltas.conflict import conflict_of
 from adapeft.files.artifact import load_tensors, save_tensors
+from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.oracles.leaves import logits
 from tests.oracles.merged import CLASSIFIER
@@ -22,7 +25,7 @@ from tests.support.tiny import make_batches, make_bert
 CHANGED = {
     "norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "codebook.codes", "codebook.seen",
 }  # fmt: skip
-DENSE = {"dense.weight": Part("rows", (8, 8), torch.tensor([1, 4]))}
+DENSE = {"dense.weight": Rows((8, 8), torch.tensor([1, 4]))}
 
 
 def train(model: nn.Module, steps: int = 4) -> None:
@@ -90,7 +93,7 @@ def test_lora_on_a_layer_and_image_models():
 
     model = make()
     name, weight = next((n, p) for n, p in model.named_parameters() if n.endswith("linear.weight"))
-    attach(model, Subset({name: Part("lora", tuple(weight.shape), None, 0, 2, 2.0)}))
+    attach(model, Subset({name: Lora(tuple(weight.shape), 0, 2, 2.0)}))
     images = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(1)) + 1
     for _ in range(3):
         model.train()(images)
@@ -110,7 +113,7 @@ def test_a_spectral_norm_on_another_layer():
         nn.utils.parametrizations.spectral_norm(model.dense)
         return model
 
-    model = attach(make(), Subset({"classifier.weight": Part("rows", (3, 8), torch.tensor([1]))}))
+    model = attach(make(), Subset({"classifier.weight": Rows((3, 8), torch.tensor([1]))}))
     train(model)
     found, fresh = delta(model), make()
     assert {"dense.parametrizations.weight.0._u", "dense.parametrizations.weight.0._v"} <= set(found.buffers)
@@ -193,7 +196,7 @@ def test_a_model_without_the_buffer_is_refused():
 
 
 def test_a_model_of_text_has_none():
-    model = attach(make_bert(), Subset({"bert.pooler.dense.bias": Part("tensor", (12,))}))
+    model = attach(make_bert(), Subset({"bert.pooler.dense.bias": Whole((12,))}))
     train(model)
     assert delta(model).buffers == {}
     assert logits(model).shape == (5, 3)

@@ -7,14 +7,16 @@ import torch
 from torch import nn
 
 from adapeft import AdapeftError, attach, delta
-from adapeft.parts.part import Part
+from adapeft.parts.lora import Lora
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from tests.oracles.leaves import SUBSETS, make_subset, train
 from tests.support.tiny import VOCABULARY, make_batches, make_bert, make_gpt2
 
 POOLER = "bert.pooler.dense.weight"
-LORA = Subset({POOLER: Part("lora", (12, 12), None, 0, 2, 2.0)})
-WHOLE = Subset({"bert.embeddings.word_embeddings.weight": Part("tensor", (VOCABULARY, 12))})
+LORA = Subset({POOLER: Lora((12, 12), 0, 2, 2.0)})
+WHOLE = Subset({"bert.embeddings.word_embeddings.weight": Whole((VOCABULARY, 12))})
 
 
 def moving_codebook(model: nn.Module) -> None:
@@ -94,7 +96,7 @@ def test_another_base_is_refused_by_the_first_step(change, subset, message):
 
 
 def test_a_replaced_layer_is_refused_by_the_first_step():
-    model = attach(make_bert(), Subset({POOLER: Part("rows", (12, 12), torch.tensor([3]))}))
+    model = attach(make_bert(), Subset({POOLER: Rows((12, 12), torch.tensor([3]))}))
     model.bert.pooler.dense = nn.Linear(12, 12).requires_grad_(False)
     with pytest.raises(AdapeftError, match=f"the module that trains '{POOLER}' is no longer in the model"):
         model.train()(**make_batches(model)[0])

@@ -16,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 from adapeft import attach, delta, detach
+from adapeft.parts.elements import Elements
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import densify, gather
@@ -129,8 +131,8 @@ def make(kind: type[nn.Module]) -> nn.Module:
 def part_of(parameter: Tensor, kind: str) -> Part:
     shape = tuple(parameter.shape)
     if kind == "rows":
-        return Part("rows", shape, torch.arange(0, shape[0], 2))
-    return Part("elements", shape, torch.arange(0, parameter.numel(), 3))
+        return Rows(shape, torch.arange(0, shape[0], 2))
+    return Elements(shape, torch.arange(0, parameter.numel(), 3))
 
 
 def attached(module: nn.Module, kind: str) -> dict[str, Part]:

@@ -20,7 +20,9 @@ from transformers import (
 import adapeft
 from adapeft import AdapeftError
 from adapeft.errors import RoundingWarning
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
+from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.adapeft.tune.test_attach import make_mixtral
@@ -77,7 +79,7 @@ def test_what_save_pretrained_writes_is_the_base_with_the_delta(name, kind, dtyp
 
 def test_what_bfloat16_rounds_away_is_said(tmp_path):
     name = "bert.pooler.dense.weight"
-    model = adapeft.attach(make_bert().bfloat16(), Subset({name: Part("rows", (12, 12), torch.tensor([3]))}))
+    model = adapeft.attach(make_bert().bfloat16(), Subset({name: Rows((12, 12), torch.tensor([3]))}))
     with torch.no_grad():
         attachment_of(model).trained[name].fill_(1e-6)
     with pytest.warns(RoundingWarning, match="of the delta's 12 entries are lost"):
@@ -178,12 +180,12 @@ def test_a_bias_with_a_leaf_in_a_layer_with_lora(tmp_path):
     layer = "model.layers.0.mlp.down_proj"
     bert = "bert.encoder.layer.0.attention.self.query"
     for make, parts in (
-        (make_llama, {f"{layer}.weight": Part("lora", (12, 19), rank=2, alpha=4.0)}),
+        (make_llama, {f"{layer}.weight": Lora((12, 19), 0, 2, 4.0)}),
         (
             make_bert,
             {
-                f"{bert}.weight": Part("lora", (12, 12), rank=2, alpha=4.0),
-                f"{bert}.bias": Part("elements", (12,), torch.tensor([1, 7])),
+                f"{bert}.weight": Lora((12, 12), 0, 2, 4.0),
+                f"{bert}.bias": Elements((12,), torch.tensor([1, 7])),
             },
         ),
     ):
@@ -221,8 +223,8 @@ def test_a_parameter_of_the_model_itself_and_experts_under_other_names_on_disk(t
     experts = "model.layers.0.mlp.experts.gate_up_proj"
     shape = tuple(mixture.get_parameter(experts).shape)
     for model, subset in (
-        (speech, Subset({"masked_spec_embed": Part("elements", (12,), torch.tensor([1, 3]))})),
-        (mixture, Subset({experts: Part("elements", shape, torch.arange(0, 800, 7))})),
+        (speech, Subset({"masked_spec_embed": Elements((12,), torch.tensor([1, 3]))})),
+        (mixture, Subset({experts: Elements(shape, torch.arange(0, 800, 7))})),
     ):
         again, base = copy.deepcopy(model), copy.deepcopy(model)
         adapeft.attach(model, subset)

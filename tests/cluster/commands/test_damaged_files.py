@@ -22,7 +22,8 @@ from adapeft.deltas.delta import Delta
 from adapeft.measure.groups import groups_of
 from adapeft.measure.storage import save_groups
 from adapeft.parts.change import Change
-from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from adapeft.subset.store import STORE_VARIABLE, SubsetStore
 from adapeft.subset.subset import Subset
 from cluster.commands.subsets.table import show_entries, show_entry
@@ -68,8 +69,8 @@ def originals(tmp_path_factory) -> Path:
     numbers = {name: np.ones(groups.num_groups) for name in ("slope", "curvature")}
     save_groups(run, groups, numbers, measurement_key(config))
     said = {"method": "adapeft", "budget": 600, "reach": 0.1, "fingerprint": groups.fingerprint}
-    Subset({QUERY: Part("rows", (16, 16), torch.tensor([1, 3]))}, description=said).save(run / "subset.safetensors")
-    change = Change(Part("rows", (16, 16), torch.tensor([1, 3])), torch.ones(2, 16))
+    Subset({QUERY: Rows((16, 16), torch.tensor([1, 3]))}, description=said).save(run / "subset.safetensors")
+    change = Change(Rows((16, 16), torch.tensor([1, 3])), torch.ones(2, 16))
     described = {"model": {"name": "base", "task": "sequence-classification", "labels": {"num_labels": 3}}}
     Delta({QUERY: change}, {}, groups.fingerprint, described).save(run / "delta.safetensors")
     (run / "metrics.json").write_text(json.dumps(METRICS))
@@ -231,10 +232,10 @@ def test_damaged_entries_are_shown(folder):
 
 def test_names_are_no_markup(command, folder):
     """What a stranger calls things is text, to the terminal too."""
-    subset = Subset({"[/bold]": Part("tensor", (4,))}, description={"method": "[red]"})
+    subset = Subset({"[/bold]": Whole((4,))}, description={"method": "[red]"})
     subset.save(folder / "odd.safetensors")
     assert "[/bold]" in command("show", "odd.safetensors").stdout
-    Subset({"a\x1b[2J": Part("tensor", (4,))}).save(folder / "odd.safetensors")
+    Subset({"a\x1b[2J": Whole((4,))}).save(folder / "odd.safetensors")
     done = command("show", "odd.safetensors")
     assert done.returncode == 2
     assert "\x1b[2J" not in done.stderr

@@ -11,15 +11,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from adapeft import Delta
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
+from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
 from tests.oracles.merged import random_delta, save_base
 from tests.support.tiny import make_bert
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 KEY = QUERY.replace("query", "key")
-ROWS = Part("rows", (12, 12), torch.tensor([3]))
-LORA = Part("lora", (12, 12), None, 0, 2, 4.0)
+ROWS = Rows((12, 12), torch.tensor([3]))
+LORA = Lora((12, 12), 0, 2, 4.0)
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def files(tmp_path):
     """A base, deltas of LoRA and of two types, and a subset."""
     save_base(make_bert(), tmp_path / "base")
     random_delta(make_bert(), {QUERY: LORA}).save(tmp_path / "lora.safetensors")
-    elements = Part("elements", (12, 12), torch.tensor([3]))
+    elements = Elements((12, 12), torch.tensor([3]))
     random_delta(make_bert(), {QUERY: LORA, KEY: elements}).save(tmp_path / "both.safetensors")
     Subset({QUERY: ROWS}).save(tmp_path / "subset.safetensors")
     save_file({QUERY: torch.zeros(2)}, tmp_path / "foreign.safetensors")

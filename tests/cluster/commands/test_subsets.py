@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from adapeft.config.load import load_config
-from adapeft.parts.part import Part
+from adapeft.parts.whole import Whole
 from adapeft.subset.store import STORE_VARIABLE
 from adapeft.subset.subset import Subset
 from cluster.run.pipeline import select
@@ -36,7 +36,7 @@ def run(files, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     write_config(folder / "config.yaml", *files)
-    Subset({QUERY: Part("tensor", (16, 16))}, description=SAID).save(folder / "subset.safetensors")
+    Subset({QUERY: Whole((16, 16))}, description=SAID).save(folder / "subset.safetensors")
     scores = {"metric": "accuracy", "before": {"accuracy": 0.25}, "after": {"accuracy": 0.75, "loss": 1.0}}
     (folder / "metrics.json").write_text(json.dumps(scores))
     return folder
@@ -128,7 +128,7 @@ def test_a_run_trains_what_a_name_stands_for(command, run, files, tmp_path):
     config = load_config(path, ["train.subset=colours", f"output={tmp_path / 'other'}"])
     with Session(config, Terminal()) as session:
         chosen = select(session)
-    assert chosen.parts == {QUERY: Part("tensor", (16, 16))}
+    assert chosen.parts == {QUERY: Whole((16, 16))}
     kept = Subset.load(tmp_path / "other" / "subset.safetensors").description["source"]
     assert kept["subset"] == "colours"
     assert kept["sha256"] == json.loads((tmp_path / "store" / "colours.json").read_text())["sha256"]
@@ -136,7 +136,7 @@ def test_a_run_trains_what_a_name_stands_for(command, run, files, tmp_path):
 
 
 def test_another_architecture_is_refused(command, run, files, tmp_path):
-    Subset({"transformer.h.0.weight": Part("tensor", (2, 2))}).save(tmp_path / "gpt2.safetensors")
+    Subset({"transformer.h.0.weight": Whole((2, 2))}).save(tmp_path / "gpt2.safetensors")
     command("subsets", "add", "gpt2", tmp_path / "gpt2.safetensors")
     path = write_config(tmp_path / "other.yaml", *files)
     done = command("train", path, "train.subset=gpt2", f"output={tmp_path / 'other'}")

@@ -7,7 +7,7 @@ from io import StringIO
 import torch
 from rich.console import Console
 
-from adapeft.parts.part import Part
+from adapeft.parts.elements import Elements
 from adapeft.subset.subset import Subset
 from cluster.terminal.console import Terminal
 
@@ -24,7 +24,7 @@ def test_values_stand_beside_each_other_behind_the_longest_name():
 
 def test_what_a_choice_left_of_its_budget_is_told():
     output = StringIO()
-    chosen = Subset({"w": Part("elements", (9,), torch.tensor([2, 5]))})
+    chosen = Subset({"w": Elements((9,), torch.tensor([2, 5]))})
     Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, unspent=1998))
     assert "unspent    1,998 parameters of the budget: over this training one more adds" in output.getvalue()
     output.truncate(0)

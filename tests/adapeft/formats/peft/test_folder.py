@@ -19,7 +19,12 @@ from adapeft import AdapeftError
 from adapeft.formats.peft.folder import save_for_peft
 from adapeft.formats.peft.parts import sort_for_peft
 from adapeft.model.structure import describe_parameters, new_parameters
+from adapeft.parts.adapter import Adapter
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
 from tests.adapeft.tune import test_architectures as architectures
 from tests.oracles.leaves import logits
 from tests.oracles.merged import random_delta, save_base, summed
@@ -40,13 +45,13 @@ def parts_of(model: nn.Module, kind: str) -> dict[str, Part]:
         dim = info.output_dim or 0
         rows = torch.arange(1, info.shape[dim], 3)
         if len(info.shape) == 1:
-            parts[info.name] = Part("tensor", info.shape)
+            parts[info.name] = Whole(info.shape)
         elif kind == "elements" and info.is_linear:
-            parts[info.name] = Part("elements", info.shape, torch.arange(0, info.count, 10 + next(numbers) % 4))
+            parts[info.name] = Elements(info.shape, torch.arange(0, info.count, 10 + next(numbers) % 4))
         elif kind == "lora" and info.is_linear and (number := next(numbers)) % 3:
-            parts[info.name] = Part("lora", info.shape, None, dim, 1 + number % 4, 3.0)
+            parts[info.name] = Lora(info.shape, dim, 1 + number % 4, 3.0)
         elif kind != "elements":
-            parts[info.name] = Part("rows", info.shape, rows, dim)
+            parts[info.name] = Rows(info.shape, rows, dim)
     return parts
 
 
@@ -88,9 +93,7 @@ def test_other_families(name, tmp_path):
 @pytest.mark.parametrize("make", [make_bert, make_gpt2])
 def test_columns(make, tmp_path):
     infos = [info for info in describe_parameters(make()) if info.is_linear and info.layer >= 0]
-    parts = {
-        i.name: Part("rows", i.shape, torch.arange(0, i.shape[1 - i.output_dim], 2), 1 - i.output_dim) for i in infos
-    }
+    parts = {i.name: Rows(i.shape, torch.arange(0, i.shape[1 - i.output_dim], 2), 1 - i.output_dim) for i in infos}
     check(make, parts, tmp_path)
 
 
@@ -108,7 +111,7 @@ def test_elements_are_shira(make, tmp_path):
 def test_a_matrix_too_dense_for_the_r_of_others_is_saved_whole(tmp_path):
     counts = {QUERY: 1, OUTPUT: 40, OUTPUT.replace("output", "intermediate"): 40, OUTPUT.replace("1", "0"): 200}
     shapes = {name: tuple(make_bert().get_parameter(name).shape) for name in counts}
-    check(make_bert, {name: Part("elements", shapes[name], torch.arange(n)) for name, n in counts.items()}, tmp_path)
+    check(make_bert, {name: Elements(shapes[name], torch.arange(n)) for name, n in counts.items()}, tmp_path)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["r"] == 2
     assert config["modules_to_save"] == ["bert.encoder.layer.0.output.dense", "classifier"]
@@ -118,7 +121,7 @@ def test_a_matrix_too_dense_for_the_r_of_others_is_saved_whole(tmp_path):
 def test_two_adapters_where_one_type_is_not_enough(make, tmp_path):
     parts = parts_of(make(), "elements")
     some = [name for name, part in parts.items() if part.kind == "elements"][::3]
-    parts |= {name: Part("rows", parts[name].shape, torch.tensor([0, 5])) for name in some}
+    parts |= {name: Rows(parts[name].shape, torch.tensor([0, 5])) for name in some}
     delta = random_delta(make(), parts)
     folders = save_for_peft(delta, save_base(make(), tmp_path / "base"), tmp_path / "peft")
     assert folders == [tmp_path / "peft" / "shira", tmp_path / "peft" / "lora"]
@@ -134,9 +137,9 @@ def test_whole_tensors_alone(name, tmp_path):
     model = MODELS[name]()
     infos = {info.name: info for info in describe_parameters(model)}
     ends = ("norm.weight", "LayerNorm.bias", "ln_1.weight", "dense.bias", "c_fc.bias", "wte.weight", "up_proj.weight")
-    parts = {key: Part("tensor", info.shape) for key, info in infos.items() if key.endswith(ends)}
+    parts = {key: Whole(info.shape) for key, info in infos.items() if key.endswith(ends)}
     positions = [key for key in infos if key.endswith(("position_embeddings.weight", "LayerNorm.weight"))]
-    parts |= {key: Part("elements", infos[key].shape, torch.arange(0, 12, 5)) for key in positions[1:2]}
+    parts |= {key: Elements(infos[key].shape, torch.arange(0, 12, 5)) for key in positions[1:2]}
     check(MODELS[name], parts, tmp_path)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     whole = [key for key in parts if not key.endswith(("dense.bias", "c_fc.bias"))]
@@ -164,14 +167,14 @@ def test_a_module_named_like_the_end_of_another(tmp_path):
         model.config.architectures = ["DistilBertForSequenceClassification"]
         return model
 
-    check(make, {"classifier.weight": Part("tensor", (3, 12))}, tmp_path)
+    check(make, {"classifier.weight": Whole((3, 12))}, tmp_path)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["classifier", "pre_classifier"]
     with pytest.raises(AdapeftError, match="PEFT takes 'pre_classifier' for 'classifier'"):
         sort_for_peft(
             random_delta(
                 make(),
-                {"classifier.weight": Part("tensor", (3, 12)), "pre_classifier.weight": Part("rows", (12, 12), ROW)},
+                {"classifier.weight": Whole((3, 12)), "pre_classifier.weight": Rows((12, 12), ROW)},
             ),
             make(),
         )
@@ -182,35 +185,35 @@ def test_a_module_named_like_the_end_of_another(tmp_path):
     [
         (
             make_gpt2,
-            {"transformer.h.0.attn.c_attn.weight": Part("elements", (12, 36), ROW)},
+            {"transformer.h.0.attn.c_attn.weight": Elements((12, 36), ROW)},
             r"elements of 'transformer.h.0.attn.c_attn.weight', a parameter of Conv1D: .*\(adapeft merge\)",
         ),
         (
             make_bert,
-            {"bert.embeddings.word_embeddings.weight": Part("elements", (29, 12), ROW)},
+            {"bert.embeddings.word_embeddings.weight": Elements((29, 12), ROW)},
             "elements of 'bert.embeddings.word_embeddings.weight', a parameter of Embedding",
         ),
         (
             make_gpt2,
-            {"transformer.wte.weight": Part("elements", (29, 12), ROW)},
+            {"transformer.wte.weight": Elements((29, 12), ROW)},
             "a parameter of Embedding, tied to 'lm_head.weight'",
         ),
         (
             lambda: architectures.make("opt")[0],
-            {"model.decoder.embed_positions.weight": Part("rows", (18, 12), ROW)},
+            {"model.decoder.embed_positions.weight": Rows((18, 12), ROW)},
             "rows of 'model.decoder.embed_positions.weight', a parameter of OPTLearnedPositionalEmbedding",
         ),
         (
             make_bert,
-            {QUERY.removesuffix(".weight"): Part("adapter", (12,), rank=2)},
+            {QUERY.removesuffix(".weight"): Adapter((12,), 2)},
             f"'{QUERY.removesuffix('.weight')}' has an adapter behind it",
         ),
         (
             make_bert,
-            {"bert.encoder.layer.7.output.dense.weight": Part("tensor", (12, 19))},
+            {"bert.encoder.layer.7.output.dense.weight": Whole((12, 19))},
             "this model has nothing there",
         ),
-        (make_bert, {QUERY: Part("tensor", (13, 12))}, r"of shape \(13, 12\); this model has \(12, 12\) there"),
+        (make_bert, {QUERY: Whole((13, 12))}, r"of shape \(13, 12\); this model has \(12, 12\) there"),
     ],
 )
 def test_what_peft_cannot_hold_is_refused_by_name(make, parts, message, tmp_path):
@@ -221,7 +224,7 @@ def test_what_peft_cannot_hold_is_refused_by_name(make, parts, message, tmp_path
 
 
 def test_another_base_and_a_folder_that_is_taken(tmp_path):
-    delta = random_delta(make_bert(), {QUERY: Part("tensor", (12, 12))})
+    delta = random_delta(make_bert(), {QUERY: Whole((12, 12))})
     other = make_bert()
     nn.init.zeros_(other.bert.pooler.dense.weight)
     with pytest.raises(AdapeftError, match="the delta belongs to a base model of fingerprint"):

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from adapeft import load_from_peft, save_for_peft
 from adapeft.formats.peft.lora import target_modules
 from adapeft.model.structure import describe_parameters
+from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part
+from adapeft.parts.rows import Rows
 from tests.adapeft.tune.test_buffers import outputs, trained
 from tests.oracles.deltas import dense_of
 from tests.oracles.leaves import logits
@@ -39,10 +41,10 @@ def parts_of(model: nn.Module, kind: str) -> dict[str, Part]:
     for number, info in enumerate(infos):
         if kind in LORA:
             rank, alpha = LORA[kind](number, info.shape)
-            parts[info.name] = Part("lora", info.shape, None, info.output_dim, rank, alpha)
+            parts[info.name] = Lora(info.shape, info.output_dim, rank, alpha)
         else:
             count = ROWS[kind](number, info.shape[info.output_dim])
-            parts[info.name] = Part("rows", info.shape, torch.arange(count) + 1, info.output_dim)
+            parts[info.name] = Rows(info.shape, torch.arange(count) + 1, info.output_dim)
     return parts
 
 
@@ -102,7 +104,7 @@ def test_the_file_is_padded_up_to_half_as_much_again(tmp_path):
     base = save_base(make_bert(), tmp_path / "base")
     for largest, is_padded in ((3, True), (4, False)):
         ranks = zip(names, (largest, 1), strict=True)
-        parts = {name: Part("lora", (12, 12), None, 0, rank, 1.0) for name, rank in ranks}
+        parts = {name: Lora((12, 12), 0, rank, 1.0) for name, rank in ranks}
         (folder,) = save_for_peft(random_delta(make_bert(), parts), base, tmp_path / f"peft-{largest}")
         assert (json.loads((folder / "adapter_config.json").read_text())["rank_pattern"] == {}) == is_padded
 
@@ -119,7 +121,7 @@ def test_the_file_is_padded_up_to_half_as_much_again(tmp_path):
 def test_names_where_they_are_exact(chosen, expected, tmp_path):
     model = make_bert()
     infos = [info for info in describe_parameters(model) if info.is_linear and not info.name.startswith("classifier")]
-    parts = {i.name: Part("lora", i.shape, None, 0, 2, 2.0) for i in infos if chosen(i.name.removesuffix(".weight"))}
+    parts = {i.name: Lora(i.shape, 0, 2, 2.0) for i in infos if chosen(i.name.removesuffix(".weight"))}
     (folder,) = save_for_peft(random_delta(model, parts), save_base(make_bert(), tmp_path / "base"), tmp_path / "peft")
     found = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
     paths = sorted(name.removesuffix(".weight") for name in parts)

@@ -17,7 +17,7 @@ from adapeft import AdapeftError, Delta, merge
 from adapeft.formats.peft.folder import save_for_peft
 from adapeft.formats.peft.reader import load_from_peft
 from adapeft.model.structure import describe_parameters
-from adapeft.parts.part import Part
+from adapeft.parts.lora import Lora
 from tests.adapeft.formats.peft.test_folder import parts_of
 from tests.adapeft.tune import test_architectures as architectures
 from tests.oracles.leaves import changed, logits, weights
@@ -132,7 +132,7 @@ def test_an_adapter_of_the_model_without_its_head(tmp_path):
 def test_there_and_back(name, tmp_path):
     base = save_base(MODELS[name](), tmp_path / "base")
     infos = [info for info in describe_parameters(MODELS[name]()) if info.is_linear and info.layer >= 0]
-    parts = {i.name: Part("lora", i.shape, None, i.output_dim, 1 + n % 5, 3.0) for n, i in enumerate(infos)}
+    parts = {i.name: Lora(i.shape, i.output_dim, 1 + n % 5, 3.0) for n, i in enumerate(infos)}
     delta = random_delta(MODELS[name](), parts)
     (folder,) = save_for_peft(delta, base, tmp_path / "peft")
     back = load_from_peft(folder, base)

@@ -1,0 +1,18 @@
+"""Which modules of a model hold its parameters."""
+
+from __future__ import annotations
+
+from torch import nn
+
+ModulePlace = tuple[nn.Module, str]
+"""The module that holds a parameter, and the parameter's name there."""
+
+
+def places_of(model: nn.Module) -> dict[str, list[ModulePlace]]:
+    """Name → every module that holds a parameter, with its name there; more than one for tied weights."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    places: dict[str, list[ModulePlace]] = {name: [] for name in names.values()}
+    for module in model.modules():
+        for local_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places[names[parameter]].append((module, local_name))
+    return places

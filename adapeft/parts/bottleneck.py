@@ -1,0 +1,69 @@
+"""The module of an adapter, and how it gets behind a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from adapeft.model.places import ModulePlace
+
+_NAME = "adapeft_adapter"
+
+
+class Bottleneck(nn.Module):
+    """x + U gelu(D x + b) + c, in float32 over any base; D [bottleneck, width], U [width, bottleneck].
+
+    Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019, whose published code has the gelu. It
+    stands where theirs does: behind the projection back to the block's width, before dropout and the block's residual.
+    """
+
+    def __init__(self, pieces: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        bottleneck, width = pieces["down.weight"].shape
+        self.down = nn.Linear(width, bottleneck, device="meta")
+        self.up = nn.Linear(bottleneck, width, device="meta")
+        self.load_state_dict({name: nn.Parameter(piece) for name, piece in pieces.items()}, assign=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] → the same."""
+        inner = F.gelu(self.down(x.to(self.down.weight.dtype)))
+        return x + self.up(inner).to(x.dtype)
+
+
+def add_bottleneck(model: nn.Module, name: str, pieces: Mapping[str, Tensor]) -> dict[str, ModulePlace]:
+    """Puts an adapter behind the layer ``name``, whatever wraps that by now.
+
+    The layer owns it and calls it in a hook. So it is a module like any other for those who gather and recompute.
+
+    Returns:
+        Piece → the module that holds it, and its name there.
+    """
+    layer = model.get_submodule(name)
+    device = next(layer.parameters()).device
+    adapter = Bottleneck({piece: value.to(device, torch.float32, copy=True) for piece, value in pieces.items()})
+    layer.add_module(_NAME, adapter)
+    adapter.__dict__["handle"] = layer.register_forward_hook(_adapted)
+    places = {piece: piece.rpartition(".") for piece in pieces}
+    return {piece: (adapter.get_submodule(path), local_name) for piece, (path, _, local_name) in places.items()}
+
+
+def remove_bottleneck(model: nn.Module, name: str) -> None:
+    """Takes the adapter behind the layer ``name`` away."""
+    layer = model.get_submodule(name)
+    handle: RemovableHandle = layer.get_submodule(_NAME).__dict__["handle"]
+    handle.remove()
+    delattr(layer, _NAME)
+
+
+def has_bottleneck(layer: nn.Module | None) -> bool:
+    """Whether an adapter stands behind a layer."""
+    return hasattr(layer, _NAME)
+
+
+def _adapted(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    adapted: Tensor = layer.get_submodule(_NAME)(output)
+    return adapted

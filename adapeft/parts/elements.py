@@ -1,0 +1,88 @@
+"""Elements: single entries of a parameter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapeft.parts.functions import ElementsLinear
+from adapeft.parts.indexed import Indexed
+from adapeft.parts.leaves import Held
+
+_SMALLER = 4
+"""Times that a block is smaller than its matrix for its gradient to be worth the copies of its rows and columns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Elements(Indexed):
+    """Single entries, at ``indices`` of the flattened parameter. The leaf is [k]."""
+
+    kind = "elements"
+
+    @property
+    def limit(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def count(self) -> int:
+        return len(self.indices)
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        return (len(self.indices),)
+
+    def mask(self, start: int = 0, stop: int | None = None) -> Tensor:
+        return torch.isin(torch.arange(start, self.limit if stop is None else stop), self.indices)
+
+    def touched(self, parameter: Tensor) -> Tensor:
+        place = self.indices.to(parameter.device)
+        return parameter.detach()[torch.unravel_index(place, parameter.shape)]
+
+    def put_back(self, parameter: Tensor, entries: Tensor) -> None:
+        # In the parameter's own order, however its memory is laid out.
+        parameter[torch.unravel_index(self.indices.to(parameter.device), parameter.shape)] = entries
+
+    def gather(self, dense: Tensor) -> Tensor:
+        return dense.flatten()[self.indices]
+
+    def entries(self, values: Tensor) -> tuple[Tensor | None, Tensor]:
+        return self.indices, values
+
+    # --- in a module ---
+
+    def index_buffers(self, is_linear: bool) -> dict[str, Tensor]:
+        block = self._block() if is_linear else {}
+        return {"indices": self.indices, **{f"indices_{piece}": index for piece, index in block.items()}}
+
+    def added_to(self, parameter: Tensor, held: Held, training: bool) -> Tensor:
+        leaf = held.leaves[0].to(parameter.dtype)
+        return parameter.flatten().index_add(0, held.indices["indices"], leaf).view(parameter.shape)
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
+    ) -> Tensor:
+        """Without a saved dense sum."""
+        found = held.indices
+        block = (
+            (found["indices_rows"], found["indices_columns"], found["indices_places"])
+            if "indices_rows" in found
+            else None
+        )
+        return ElementsLinear.apply(x, weight, bias, held.leaves[0], found["indices"], block, transposed)
+
+    def _block(self) -> dict[str, Tensor]:
+        """The rows and columns of a matrix that hold its elements, and where these stand in the block of both, flat.
+
+        Empty where that block is not much smaller than the matrix, whose gradient then is gathered from the whole.
+        """
+        if len(self.shape) != 2:
+            return {}
+        row, column = self.indices // self.shape[1], self.indices % self.shape[1]
+        rows, columns = (torch.bincount(index).nonzero().squeeze(1) for index in (row, column))
+        if _SMALLER * len(rows) * len(columns) > math.prod(self.shape):
+            return {}
+        places = torch.searchsorted(rows, row) * len(columns) + torch.searchsorted(columns, column)
+        return {"rows": rows, "columns": columns, "places": places}

@@ -1,0 +1,87 @@
+"""What rows and elements share: indices, and a leaf in every module that uses the parameter."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from adapeft.errors import AdapeftError
+from adapeft.parts.leaves import LeafPart, add_leaves
+from adapeft.parts.part import Attached, Part, PartAndValues, PartHeader, Site
+from adapeft.parts.rule import DIFFERENCE
+
+
+@dataclass(frozen=True, eq=False)
+class Indexed(Part, LeafPart):
+    """Some of a parameter's elements, trained as a small parameter that starts at zero, a leaf.
+
+    Attributes:
+        indices: int64, ascending.
+    """
+
+    indices: Tensor
+
+    is_indexed = True
+    leaf_names = (DIFFERENCE,)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Indexed)
+            and self.describe() == other.describe()
+            and torch.equal(self.indices.cpu(), other.indices.cpu())
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.shape, len(self.indices)))
+
+    @property
+    @abstractmethod
+    def limit(self) -> int:
+        """What the indices are below."""
+
+    @property
+    def num_indices(self) -> int:
+        return len(self.indices)
+
+    @property
+    def is_empty(self) -> bool:
+        return not len(self.indices)
+
+    @property
+    def stored_indices(self) -> Tensor:
+        """int32 where the parameter allows it: with a float32 value 8 bytes a trained element."""
+        size = torch.Size(self.shape).numel()
+        return self.indices.to(torch.int32 if size < 2**31 else torch.int64).cpu()
+
+    @classmethod
+    def read(cls, header: PartHeader, indices: Tensor | None) -> Self:
+        assert indices is not None
+        return cls(tuple(header.shape), indices)
+
+    def check(self, path: str | Path, name: str) -> None:
+        indices, limit = self.indices, self.limit
+        ascending = bool((indices[1:] > indices[:-1]).all()) if indices.ndim == 1 else False
+        if not (limit and ascending) or (len(indices) and not 0 <= int(indices[0]) <= int(indices[-1]) < limit):
+            raise AdapeftError(f"{path}: the indices of {name!r} are not ascending within 0 … {limit - 1}.")
+
+    def attach(self, site: Site) -> Attached:
+        module, local_name = site.places[0]
+        device = module.get_parameter(local_name).device
+        leaf = nn.Parameter(torch.zeros(self.value_shape, dtype=torch.float32, device=device))
+        added = [add_leaves(module, local_name, self, {DIFFERENCE: leaf}) for module, local_name in site.places]
+        return Attached({"": (module, added[0][DIFFERENCE])})
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, indices=self.indices.to(device))
+
+    def index_buffers(self, is_linear: bool) -> dict[str, Tensor]:
+        return {"indices": self.indices}
+
+    def merged(self, leaves: Sequence[Tensor]) -> PartAndValues:
+        return self, leaves[0]

@@ -1,0 +1,48 @@
+"""The kinds of parts. A new kind is a file here and a line in ``KINDS``; an export of it is a function in formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapeft.errors import AdapeftError
+from adapeft.parts.adapter import Adapter
+from adapeft.parts.dense import Dense
+from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
+from adapeft.parts.part import Part, PartHeader
+from adapeft.parts.rows import Rows
+from adapeft.parts.whole import Whole
+
+# In the order in which their layers are prepared: an adapter stands behind a layer that LoRA has wrapped.
+KINDS: dict[str, type[Part]] = {cls.kind: cls for cls in (Whole, Rows, Elements, Dense, Lora, Adapter)}
+
+
+def by_kind(parts: Mapping[str, Part]) -> list[tuple[type[Part], dict[str, Part]]]:
+    """The kinds that occur, in the order of ``KINDS``, and the parts of each."""
+    found: list[tuple[type[Part], dict[str, Part]]] = []
+    for cls in KINDS.values():
+        if own := {name: part for name, part in parts.items() if type(part) is cls}:
+            found.append((cls, own))
+    return found
+
+
+def load_part(path: str | Path, name: str, entry: Mapping[str, Any], indices: Tensor | None) -> Part:
+    """The part that a file describes; within ``reading``.
+
+    Raises:
+        AdapeftError: its indices, shape and rank do not go together.
+    """
+    if indices is not None and indices.dtype not in (torch.int32, torch.int64):
+        raise AdapeftError(f"{path}: the indices of {name!r} are {indices.dtype}, not int32 or int64.")
+    header = PartHeader.model_validate(entry)
+    cls = KINDS.get(header.kind)
+    if cls is None or cls.is_indexed != (indices is not None):
+        raise AdapeftError(f"{path}: {name!r} is of kind {header.kind!r}, which does not go with its indices.")
+    part = cls.read(header, None if indices is None else indices.long())
+    part.check(path, name)
+    return part
