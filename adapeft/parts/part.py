@@ -20,9 +20,6 @@ from adapeft.files.damage import MOST, Header
 from adapeft.model.places import ModulePlace
 from adapeft.parts.rule import Rule, Ruled
 
-PartAndValues = tuple["Part", Tensor]
-"""A part, and values of it [``value_shape``]."""
-
 
 class PartHeader(Header):
     """What a file says of a part."""
@@ -254,6 +251,10 @@ class Part:
     def to(self, device: torch.device) -> Self:
         """The same part with its tensors on ``device``."""
         return self
+
+
+PartAndValues = tuple[Part, Tensor]
+"""A part, and values of it [``value_shape``]."""
 
 
 @dataclass(frozen=True)
