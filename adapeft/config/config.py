@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from adapeft.config.data import AnyData
 from adapeft.errors import AdapeftError
 from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.options import AnyOptions
+from adapeft.model.section import Model
 from adapeft.sections.cluster import Cluster
-from adapeft.sections.data import Data
-from adapeft.sections.model import Model
 from adapeft.sections.paths import PLACES, absolute, impossible
 from adapeft.sections.section import Harmless, Section
 from adapeft.sections.train import Train
@@ -22,7 +22,7 @@ class Config(Section):
     """Everything that a run depends on."""
 
     model: Model
-    data: Data
+    data: AnyData
     output: Harmless[str] = Field(
         description="folder or URL (s3://…) of the run: all that it makes goes there", min_length=1
     )

@@ -10,10 +10,11 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from adapeft.config.config import Config
+from adapeft.config.data import DATA
 from adapeft.methods.options import OPTIONS
+from adapeft.model.section import Model
 from adapeft.sections.cluster import Cluster
 from adapeft.sections.data import Data
-from adapeft.sections.model import Model
 from adapeft.sections.paths import PLACES, without_job_folder
 from adapeft.sections.section import Section, is_harmless
 from adapeft.sections.select import Select
@@ -27,9 +28,9 @@ SECTIONS: dict[str, type[Section]] = {
     "cluster": Cluster,
 }
 
-VARIANTS: Mapping[str, Mapping[str, type[Section]]] = MappingProxyType({"select": OPTIONS})
-"""Section → what it may be, by the value of the key that decides (``DECIDES``)."""
-DECIDES: Mapping[str, str] = MappingProxyType({"select": "method"})
+VARIANTS: Mapping[str, Mapping[str, type[Section]]] = MappingProxyType({"data": DATA, "select": OPTIONS})
+"""Section → what it may be, by the value of the dotted key that decides (``DECIDES``)."""
+DECIDES: Mapping[str, str] = MappingProxyType({"data": "model.task", "select": "select.method"})
 
 
 def _fields(section: str) -> dict[str, FieldInfo]:
@@ -77,10 +78,12 @@ def measurement_key(config: Config, contents: Mapping[str, str] = _UNREAD) -> di
         config: of the run.
         contents: hashes of what the places that it names hold; places alone may come to hold something else.
     """
+    flat = comparable(config)
+    variants = {section: flat[decides] for section, decides in DECIDES.items()}
     key = {
         name: value
-        for name, value in comparable(config).items()
-        if not is_harmless(field_of(name, config.select.method))
+        for name, value in flat.items()
+        if not is_harmless(field_of(name, variants.get(name.partition(".")[0])))
     }
     key.update({content_key(name): contents[name] for name in _READ if name in contents})
     return key | {f"select.{name}": value for name, value in config.select.measured().items()}
@@ -97,7 +100,7 @@ def differences(a: Config, b: Config) -> list[str]:
 
 
 def differing(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """The lines of ``differences`` for any keys that both have; another method has other options."""
+    """The lines of ``differences`` for any keys that both have; another method or task has other keys."""
     return [
         f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there"
         for key in here

@@ -222,7 +222,7 @@ def _place(detail: ErrorDetails) -> tuple[str, ...]:
     place = tuple(map(str, detail["loc"]))
     if place and place[0] in VARIANTS:
         if detail["type"] == "union_tag_invalid":
-            return place[0], DECIDES[place[0]]
+            return tuple(DECIDES[place[0]].split("."))
         return place[0], *place[2:3]
     return place[:2]
 
@@ -232,7 +232,7 @@ def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) ->
     section, _, name = key.partition(".")
     if kind == "extra_forbidden":
         others = variants_with(key)
-        return _of_others(key, others, tree[section]) if others else f"{key}: unknown key.{_suggestion(key)}"
+        return _of_others(key, others, tree) if others else f"{key}: unknown key.{_suggestion(key)}"
     if key not in KEYS and key not in SECTIONS:
         return f"{key}: {details[0]['msg']}"
     variant = str(details[0]["loc"][1]) if section in VARIANTS and len(details[0]["loc"]) > 1 else None
@@ -252,17 +252,23 @@ def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) ->
     return f"{key} = {value}: should be {' or '.join(alternatives)} {described}.{guess}"
 
 
-def _of_others(key: str, others: Sequence[str], section: Mapping[str, Any]) -> str:
+def _of_others(key: str, others: Sequence[str], tree: Mapping[Any, Any]) -> str:
     """The line of a key that other variants of its section have."""
     top, _, name = key.partition(".")
-    decides = DECIDES[top]
+    decides, word = DECIDES[top], _last_word(DECIDES[top])
     if len(others) == 1:
-        whose, remedy = f"an option of {decides} {others[0]}", f"set {top}.{decides}: {others[0]}"
+        whose, remedy = f"an option of {word} {others[0]}", f"set {decides}: {others[0]}"
     else:
-        whose, remedy = f"an option of the {decides}s {_listed(others)}", "choose one of these"
-    mine = section.get(decides) or getattr(Config.model_fields[top].default, decides)
-    given = as_yaml(plain(_given(section, name)))
-    return f"{key} = {given}: is {whose}, and {top}.{decides} is {mine}. Leave it out, or {remedy}."
+        whose, remedy = f"an option of the {word}s {_listed(others)}", "choose one of these"
+    mine = tree.get(decides.partition(".")[0], {}).get(word) or _usual(top)
+    given = as_yaml(plain(_given(tree[top], name)))
+    return f"{key} = {given}: is {whose}, and {decides} is {mine}. Leave it out, or {remedy}."
+
+
+def _usual(section: str) -> str:
+    """The variant that a section is where nothing decides."""
+    default = Config.model_fields[section].default
+    return getattr(default, _last_word(DECIDES[section]), next(iter(VARIANTS[section])))
 
 
 def _given(section: Mapping[str, Any], name: str) -> object:
@@ -314,7 +320,7 @@ def defaults_yaml() -> str:
     blocks = []
     for name, field in Config.model_fields.items():
         if name in SECTIONS:
-            keys = "\n".join([*_common(name), *_of_variants(name, Config.model_fields[name].default)])
+            keys = "\n".join([*_common(name), *_of_variants(name)])
             title = (SECTIONS[name].__doc__ or "").splitlines()[0]
             blocks.append(f"# {title}\n{name}:\n{textwrap.indent(keys, '  ')}")
         else:
@@ -326,16 +332,16 @@ def _common(section: str) -> list[str]:
     """The keys of a section that all its variants have."""
     keys = []
     for key, field in SECTIONS[section].model_fields.items():
-        if key == DECIDES.get(section):
+        if f"{section}.{key}" == DECIDES.get(section):
             comment = _comment(f"{field.description} ({' | '.join(VARIANTS[section])})")
-            keys.append(f"{comment}\n{key}: {getattr(Config.model_fields[section].default, key)}")
+            keys.append(f"{comment}\n{key}: {_usual(section)}")
         else:
             keys.append(_documented(key, field))
     return keys
 
 
-def _of_variants(section: str, default: Section) -> list[str]:
-    """The keys of a section that some variants alone have, under their names; in comments but for the default's."""
+def _of_variants(section: str) -> list[str]:
+    """The keys of a section that some variants alone have, under their names; in comments but for the usual one's."""
     groups: dict[tuple[str, ...], list[str]] = {}
     entries: dict[str, list[str]] = {}
     for variant, one in VARIANTS.get(section, {}).items():
@@ -345,9 +351,10 @@ def _of_variants(section: str, default: Section) -> list[str]:
     for entry, variants in entries.items():
         groups.setdefault(tuple(variants), []).append(entry)
     lines = []
-    for names in sorted(groups, key=lambda names: getattr(default, DECIDES[section]) not in names):
-        is_set = getattr(default, DECIDES[section]) in names
-        lines.append(_comment(f"--- with {DECIDES[section]}: {_listed(names, 'or')}"))
+    for names in sorted(groups, key=lambda names: _usual(section) not in names):
+        is_set = _usual(section) in names
+        decides = DECIDES[section].removeprefix(f"{section}.")
+        lines.append(_comment(f"--- with {decides}: {_listed(names, 'or')}"))
         lines += groups[names] if is_set else [textwrap.indent(entry, "# ") for entry in groups[names]]
     return lines
 
@@ -369,6 +376,16 @@ def json_schema() -> dict[str, Any]:
     for options in schema["$defs"].values():
         if "budget" in options.get("properties", {}):
             options["properties"]["budget"]["default"] = plain(KEYS["select.budget"].default)
+    # The task decides, in another section; pydantic would ask that just one of the tasks' sections fits.
+    of_task = schema["properties"]["data"]["oneOf"]
+    schema["properties"]["data"] = {"anyOf": of_task}
+    schema["allOf"] = [
+        {
+            "if": {"properties": {"model": {"properties": {"task": {"const": task}}, "required": ["task"]}}},
+            "then": {"properties": {"data": keys}},
+        }
+        for task, keys in zip(VARIANTS["data"], of_task, strict=True)
+    ]
     return schema
 
 

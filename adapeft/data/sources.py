@@ -44,7 +44,7 @@ def load_rows(source: str, field: str, texts: Collection[str] = ("text",)) -> da
 
 def rows_of(data: Data, field: str) -> datasets.Dataset:
     """The rows of ``data.train`` or ``data.evaluation``, with its columns of text as they are written."""
-    texts = {column for column in (data.text, data.text_pair) if column is not None}
+    texts = set(data.text_columns.values())
     return load_rows(data.train if field == "data.train" else data.evaluation, field, texts)
 
 

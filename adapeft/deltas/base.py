@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,7 +16,7 @@ from adapeft.files.damage import reading
 from adapeft.model.checkpoint import Checkpoint, open_checkpoint
 from adapeft.model.load import CONFIG_ERRORS, build_structure
 from adapeft.model.weight_files import local_folder
-from adapeft.sections.model import Task
+from adapeft.tasks.registry import TASKS
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def open_base(name: str, task: str, labels: Mapping[str, Any]) -> Base:
 
     Args:
         name: folder or hub name of the base.
-        task: ``sequence-classification`` or ``causal-lm``.
+        task: name of the task.
         labels: what the task sets in the config.
 
     Raises:
@@ -75,7 +75,7 @@ def base_of(delta: Delta, name: str) -> Base:
         )
         raise AdapeftError(
             f"the delta {trained_on}, and does not say which task it was trained for: merge and export know "
-            f"{' and '.join(get_args(Task))}. Load that model in Python instead, and call "
+            f"{' and '.join(TASKS)}. Load that model in Python instead, and call "
             f"adapeft.Delta.load(path).apply(model) and then model.save_pretrained(out)."
         )
     return open_base(name, task, described.get("labels", {}))
@@ -91,7 +91,7 @@ def _repadded(folder: Path, config: PretrainedConfig, task: str) -> PreTrainedTo
     except (OSError, ValueError):  # a base without a tokenizer
         return None
     padding = with_padding(own, config)
-    if task == "causal-lm":  # no example of it is padded, and generating wants the side that the tokenizer has
+    if not TASKS[task].has_head:  # nothing looks for the last token, and generating wants the tokenizer's own side
         if getattr(config.get_text_config(), "pad_token_id", None) is None:
             set_padding(config, padding)
         return None

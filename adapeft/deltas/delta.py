@@ -29,7 +29,7 @@ from adapeft.parts.change import Change
 from adapeft.parts.part import Part
 from adapeft.parts.registry import by_kind, load_part
 from adapeft.parts.whole import Whole
-from adapeft.sections.model import Task
+from adapeft.tasks.registry import TaskName
 from adapeft.tune.attachment import Attachment, Owner, attachment_of
 from adapeft.tune.buffers import changed_buffers
 from adapeft.tune.check import check_in_place, check_moved, check_reached
@@ -81,7 +81,7 @@ class _Labels(Header):
 class _Model(Header):
     name: Line | None = None
     architecture: Line | None = None
-    task: Task | None = None
+    task: TaskName | None = None
     labels: _Labels = _Labels()
 
 

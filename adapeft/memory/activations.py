@@ -25,7 +25,7 @@ from adapeft.memory.bound import bound_pass
 from adapeft.memory.estimate import Pass
 from adapeft.model.load import build_structure
 from adapeft.model.weightless import Weightless
-from adapeft.tasks.objective import NextToken, Objective, Regression
+from adapeft.tasks.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,7 @@ def _batch(config: PretrainedConfig, objective: Objective, num_examples: int, nu
     if isinstance(end, int) and end < getattr(text, "vocab_size", 0):
         ids[:, -1] = end
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if isinstance(objective, NextToken):
-        labels = ids.clone()
-    else:
-        labels = torch.zeros(num_examples, dtype=torch.float32 if isinstance(objective, Regression) else torch.int64)
-    return Batch(inputs, labels, torch.arange(num_examples))
+    return Batch(inputs, objective.any_labels(ids, config.num_labels or 1), torch.arange(num_examples))
 
 
 class _Allocations(TorchDispatchMode):

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -21,22 +20,20 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from adapeft.data.description import DataDescription, describe
+from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
 from adapeft.data.padding import set_padding, with_padding
 from adapeft.errors import AdapeftError
 from adapeft.model.checkpoint import is_tied
 from adapeft.model.structure import MISSING, always_trained
 from adapeft.model.wrappers import wrapped_names
+from adapeft.tasks.describe import describe
+from adapeft.tasks.registry import TASKS
 
 if TYPE_CHECKING:
+    from adapeft.model.section import Model
     from adapeft.sections.data import Data
-    from adapeft.sections.model import Model
 
-_AUTO_CLASSES = {
-    "sequence-classification": AutoModelForSequenceClassification,
-    "causal-lm": AutoModelForCausalLM,
-}
 CONFIG_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, StrictDataclassError)
 """What transformers raises on a model's config that is missing, damaged, or has a value of another type."""
 
@@ -52,7 +49,8 @@ def load_model_config(
     config = _own_config(model, attn_implementation=model.attn_implementation, **label_options(model.task, description))
     set_padding(config, tokenizer)
     # Budget and estimate are of the parameters that the loaded model will have.
-    if model.task == "causal-lm" and getattr(config, "tie_word_embeddings", False) and Path(model.name).is_dir():
+    has_head = TASKS[model.task].has_head
+    if not has_head and getattr(config, "tie_word_embeddings", False) and Path(model.name).is_dir():
         structure = build_structure(config, model.task, trust_remote_code=model.trust_remote_code)
         config.tie_word_embeddings = is_tied(Path(model.name), structure)
     return config
@@ -64,13 +62,14 @@ def trained_head(model: Model) -> Head | None:
     Raises:
         AdapeftError: no such model.
     """
-    if model.task != "sequence-classification":
+    task = TASKS[model.task]
+    if not task.has_head:
         return None
     config = _own_config(model)
     head = Head.of_labels(config.id2label or {})
     architectures = getattr(config, "architectures", None) or []
     # A config that does not say what the weights are of, and names classes: those are of a head beside it.
-    is_trained = any(name.endswith("ForSequenceClassification") for name in architectures) or (
+    is_trained = any(name.endswith(task.auto_class.removeprefix("AutoModel")) for name in architectures) or (
         not architectures and head.names is not None
     )
     return head if is_trained else None
@@ -87,7 +86,7 @@ def describe_for(model: Model, data: Data, head: Head | None = None) -> DataDesc
     Raises:
         AdapeftError: no such model, or what ``describe`` raises.
     """
-    return describe(data, model.task, head or trained_head(model))
+    return describe(TASKS[model.task], data, head or trained_head(model))
 
 
 def _own_config(model: Model, **options: Any) -> PretrainedConfig:
@@ -105,12 +104,13 @@ def _own_config(model: Model, **options: Any) -> PretrainedConfig:
 def label_options(task: str, description: DataDescription) -> dict[str, Any]:
     """What the data's labels set in a transformers config; JSON types only."""
     labels: dict[str, Any] = {}
-    if task == "sequence-classification":
+    if TASKS[task].has_head:
         labels["num_labels"] = description.num_labels
         if description.label_names:
             labels["id2label"] = dict(enumerate(description.label_names))
             labels["label2id"] = {name: index for index, name in enumerate(description.label_names)}
-        labels["problem_type"] = "regression" if description.is_regression else "single_label_classification"
+        if description.problem_type is not None:
+            labels["problem_type"] = description.problem_type
     return labels
 
 
@@ -124,7 +124,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         return {"name": None, "architecture": type(model).__name__, "task": None, "labels": {}}
     task = task_of(model)
     labels: dict[str, Any] = {}
-    if task == "sequence-classification":
+    if task is not None and TASKS[task].has_head:
         labels["num_labels"] = config.num_labels
         names = list((config.id2label or {}).values())
         if names != [f"LABEL_{index}" for index in range(len(names))]:
@@ -141,12 +141,18 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 def task_of(model: nn.Module) -> str | None:
     """The task for which transformers builds just this class from the model's config; None for another class."""
-    for task, auto_class in _AUTO_CLASSES.items():
-        built = auto_class._model_mapping.get(type(getattr(model, "config", None)), None)  # type: ignore[attr-defined]
+    config = getattr(model, "config", None)
+    for name, task in TASKS.items():
+        built = _auto_class(name)._model_mapping.get(type(config), None)
         classes = built if isinstance(built, tuple) else (built,)
-        if any(cls is not None and isinstance(model, cls) for cls in classes):
-            return task
+        is_built = any(cls is not None and isinstance(model, cls) for cls in classes)
+        if is_built and (not task.has_head or getattr(config, "problem_type", None) in task.problem_types):
+            return name
     return None
+
+
+def _auto_class(task: str) -> Any:
+    return getattr(transformers, TASKS[task].auto_class)
 
 
 def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -159,7 +165,7 @@ def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: b
     asked = config._attn_implementation
     try:
         with torch.device("meta"):
-            return _AUTO_CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
+            return _auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
     except (ImportError, ValueError) as error:
         reason = _first_line(error)
         if reason.startswith("Unrecognized configuration class"):
@@ -189,7 +195,7 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
     """
     set_seed(seed)
     logging.disable_progress_bar()
-    loaded, info = _AUTO_CLASSES[model.task].from_pretrained(
+    loaded, info = _auto_class(model.task).from_pretrained(
         model.name,
         config=config,
         dtype=getattr(torch, model.dtype),

@@ -25,7 +25,8 @@ from adapeft.selection.batches import as_batches, check_labels, examples_of
 from adapeft.selection.choose import check_budget, choose
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
-from adapeft.tasks.objective import Objective, infer_objective
+from adapeft.tasks.inference import infer_objective
+from adapeft.tasks.objective import Objective
 from adapeft.tasks.own_loss import check_own_loss
 
 _OF_THE_COMMAND = {"calibration", "batch_size", "micro_batch_size", "statistics", "memory_per_device"}

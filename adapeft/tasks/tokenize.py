@@ -13,9 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from adapeft.data.description import Batch, DataDescription
-from adapeft.data.labels import class_numbers
-from adapeft.data.padding import with_padding
+from adapeft.data.description import Batch
 from adapeft.data.sources import quiet
 from adapeft.errors import AdapeftError
 from adapeft.tasks.objective import IGNORED
@@ -23,15 +21,13 @@ from adapeft.tasks.objective import IGNORED
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adapeft.sections.data import Data
-
 
 @dataclass(frozen=True)
 class TokenizedData:
     """Every example of a split, tokenized.
 
-    ``rows`` hold the model's inputs, not padded; ``labels`` are classes int64 [N] or targets float32 [N] of the N
-    examples, None for a language model, whose labels are its inputs. ``tokenizer`` can pad. Every batch has
+    ``rows`` hold the model's inputs, not padded; ``labels`` [N, …] are those of the N examples as ``Batch``
+    has them, None for a language model, whose labels are its inputs. ``tokenizer`` can pad. Every batch has
     ``fixed_length`` tokens, or where that is None those of its longest example.
     """
 
@@ -62,41 +58,6 @@ class TokenizedData:
         return Batch(inputs, inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED), ids)
 
 
-def tokenize(
-    rows: datasets.Dataset,
-    data: Data,
-    task: str,
-    tokenizer: PreTrainedTokenizerBase,
-    description: DataDescription | None = None,
-) -> TokenizedData:
-    """Tokenizes what ``load_rows`` gave and ``describe`` checked.
-
-    An example of a classification or regression is one row: a text or a pair of them with the special tokens around,
-    cut to ``data.max_length``. An example of a language model is a block of exactly ``data.max_length`` tokens: texts
-    are tokenized without special tokens, joined, cut into blocks, and the rest is dropped. The end-of-text token
-    follows each text, except for the rows of a .txt file: they are lines of one text, so nothing comes between them.
-
-    Nothing is written to disk or shared, so any number of processes can do this at once, each with the same result.
-
-    Args:
-        rows: columns as ``data`` names them.
-        data: the config's section.
-        task: ``sequence-classification`` or ``causal-lm``.
-        tokenizer: left as it is; the data keeps a copy that can pad.
-        description: of the training data, which numbers the classes; not needed for causal-lm.
-
-    Raises:
-        AdapeftError: too few tokens for one block or for a text among special tokens, or a row without any token.
-    """
-    tokenizer = with_padding(tokenizer)
-    if task == "causal-lm":
-        return TokenizedData(_blocks(rows, data, tokenizer), None, tokenizer)
-    assert description is not None, "classes are numbered by the description of the training data"
-    labels = _labels(rows, data.label, description)
-    fixed_length = data.max_length if data.padding == "max_length" else None
-    return TokenizedData(_examples(rows, data, tokenizer), labels, tokenizer, fixed_length)
-
-
 def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:
     """``rows`` with ``function``'s columns in place of their own, kept in memory: a cache on disk would be shared."""
     with quiet():
@@ -111,42 +72,63 @@ def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:
         )
 
 
-def _examples(rows: datasets.Dataset, data: Data, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-    is_pair = data.text_pair is not None
+def examples_of(
+    rows: datasets.Dataset, columns: Sequence[str], max_length: int, tokenizer: PreTrainedTokenizerBase
+) -> datasets.Dataset:
+    """One example per row: a text or a pair of them with the special tokens around, cut to ``max_length``.
+
+    Args:
+        rows: with the texts.
+        columns: one of them or two, the first that of ``data.text``.
+        max_length: in tokens.
+        tokenizer: that can pad.
+
+    Raises:
+        AdapeftError: ``max_length`` leaves nothing of a text, or a row has no token.
+    """
+    is_pair = len(columns) == 2
     num_special = tokenizer.num_special_tokens_to_add(is_pair)
     # Beneath that tokenizers cut texts to nothing, or do not cut them at all.
-    if data.max_length < (shortest := num_special + 1 + is_pair):
+    if max_length < (shortest := num_special + 1 + is_pair):
         raise AdapeftError(
-            f"data.max_length = {data.max_length}: {num_special} special tokens stand around the text{'s' * is_pair} "
+            f"data.max_length = {max_length}: {num_special} special tokens stand around the text{'s' * is_pair} "
             f"of an example, so that nothing of {'both' if is_pair else 'it'} is left. Raise it to {shortest} at least."
         )
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list]:
-        pairs = None if data.text_pair is None else batch[data.text_pair]
-        return dict(tokenizer(batch[data.text], pairs, truncation=True, max_length=data.max_length))
+        return dict(tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length))
 
     encoded = _map(rows, encode)
     lengths = pc.list_value_length(encoded.data.column("input_ids")).to_numpy()
     if not lengths.all():
         # Only tokenizers without special tokens, as GPT-2's, make nothing out of an empty text.
         raise AdapeftError(
-            f"data.text = {data.text!r}: row {int(lengths.argmin())} (counted from 0) has not one token "
+            f"data.text = {columns[0]!r}: row {int(lengths.argmin())} (counted from 0) has not one token "
             f"({int((lengths == 0).sum())} of {len(lengths)}). Drop such rows."
         )
     return encoded
 
 
-def _labels(rows: datasets.Dataset, column: str, description: DataDescription) -> Tensor:
-    """Targets float32 [N] or classes int64 [N]."""
-    if description.is_regression:
-        return torch.tensor(rows[column][:], dtype=torch.float32)
-    return torch.tensor(class_numbers(rows, column, description.label_names))
+def blocks_of(
+    rows: datasets.Dataset, column: str, max_length: int, tokenizer: PreTrainedTokenizerBase
+) -> datasets.Dataset:
+    """Blocks of exactly ``max_length`` tokens.
 
+    Texts are tokenized without special tokens, joined, cut into blocks, and the rest is dropped. The end-of-text token
+    follows each text, except for the rows of a .txt file: they are lines of one text, so nothing comes between them.
 
-def _blocks(rows: datasets.Dataset, data: Data, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-    if data.max_length < 2:
+    Args:
+        rows: with the texts.
+        column: that holds them.
+        max_length: of a block, in tokens.
+        tokenizer: of the model.
+
+    Raises:
+        AdapeftError: a block of that length predicts nothing, or the texts have too few tokens for one.
+    """
+    if max_length < 2:
         raise AdapeftError(
-            f"data.max_length = {data.max_length}: the first token of a block predicts nothing, so blocks of that "
+            f"data.max_length = {max_length}: the first token of a block predicts nothing, so blocks of that "
             "length have no loss. Raise it to 2 at least."
         )
     is_one_text = rows.builder_name == "text"
@@ -154,15 +136,15 @@ def _blocks(rows: datasets.Dataset, data: Data, tokenizer: PreTrainedTokenizerBa
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         # verbose: a text longer than the model's context is no mistake, it is cut into blocks below.
-        texts = tokenizer(batch[data.text], add_special_tokens=False, verbose=False)["input_ids"]
+        texts = tokenizer(batch[column], add_special_tokens=False, verbose=False)["input_ids"]
         return {"input_ids": [tokens + end for tokens in texts if tokens]}
 
     tokens = pc.list_flatten(_map(rows, encode).data.column("input_ids")).to_numpy()
-    num_blocks = len(tokens) // data.max_length
+    num_blocks = len(tokens) // max_length
     if num_blocks == 0:
         raise AdapeftError(
-            f"data.max_length = {data.max_length}: the texts have only {len(tokens)} tokens, not one block of that "
+            f"data.max_length = {max_length}: the texts have only {len(tokens)} tokens, not one block of that "
             "length. Lower data.max_length or give more text."
         )
-    blocks = tokens[: num_blocks * data.max_length].reshape(num_blocks, data.max_length)
+    blocks = tokens[: num_blocks * max_length].reshape(num_blocks, max_length)
     return datasets.Dataset.from_dict({"input_ids": blocks})

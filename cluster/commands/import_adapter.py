@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from adapeft.errors import AdapeftError
+from adapeft.tasks.registry import TASKS
 from cluster.terminal.silence import silence_libraries
 
 
@@ -15,9 +16,7 @@ def import_adapter(
     folder: Annotated[Path, typer.Argument(help="folder of a PEFT LoRA adapter")],
     model: Annotated[str, typer.Option(help="base model of the adapter: folder or hub name")],
     out: Annotated[Path, typer.Option(help="delta.safetensors to write")],
-    task: Annotated[
-        str | None, typer.Option(help="sequence-classification or causal-lm; left out, the adapter's")
-    ] = None,
+    task: Annotated[str | None, typer.Option(help=f"{' or '.join(TASKS)}; left out, the adapter's")] = None,
 ) -> None:
     """Make a delta of a PEFT LoRA adapter."""
     from adapeft.formats.peft.reader import load_from_peft

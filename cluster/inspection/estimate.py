@@ -24,7 +24,8 @@ from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
 from adapeft.ranks import OneRank
 from adapeft.subset.subset import Subset
-from adapeft.tasks.objective import objective_for
+from adapeft.tasks.objective import Objective
+from adapeft.tasks.registry import TASKS
 from adapeft.tune.attach import attach
 from cluster.inspection.inspection import Inspection
 from cluster.output.folder import RunFolder
@@ -57,7 +58,7 @@ class Estimate:
         subset: what is trained, or one drawn at random in its place where it has yet to be measured.
         is_measured: whether nothing is left to be measured.
         num_tokens: of an example.
-        is_regression: of the data.
+        objective: of the task.
     """
 
     config: Config
@@ -66,7 +67,7 @@ class Estimate:
     subset: Subset
     is_measured: bool
     num_tokens: int
-    is_regression: bool
+    objective: Objective
 
     def loads(self, zero: Zero) -> dict[str, Load]:
         """What measuring (where anything is) and training ask of the engines of ``zero``."""
@@ -156,7 +157,7 @@ class Estimate:
                 partial(_measured, self.groups)
                 if stage == "measuring"
                 else partial(_trained, self.subset, self.config),
-                objective_for(model.task, self.is_regression),
+                self.objective,
                 num_examples=num_examples,
                 num_tokens=self.num_tokens,
                 dtype=getattr(torch, model.dtype),
@@ -191,13 +192,13 @@ def estimate_of(config: Config, inspection: Inspection) -> Estimate:
         subset = stand_in.choose(groups, Statistics(groups, {}), plan, OneRank()).of_model(
             groups.always_train, groups.new
         )
-    is_regression = inspection.description.is_regression
+    objective = TASKS[config.model.task].objective(inspection.description)
     is_measured = chosen is not None or select.statistics is not None
-    return Estimate(config, inspection.model_config, groups, subset, is_measured, inspection.num_tokens, is_regression)
+    return Estimate(config, inspection.model_config, groups, subset, is_measured, inspection.num_tokens, objective)
 
 
 def limit_of(
-    config: Config, model_config: PretrainedConfig, groups: Groups, num_tokens: int, *, is_regression: bool
+    config: Config, model_config: PretrainedConfig, groups: Groups, num_tokens: int, objective: Objective
 ) -> MemoryLimit | None:
     """The budget in bytes, where the config has one.
 
@@ -209,7 +210,7 @@ def limit_of(
         return None
     zero = zero_of(config.cluster)
     most = _most_at_work(groups)
-    load = Estimate(config, model_config, groups, most, True, num_tokens, is_regression).training(zero)
+    load = Estimate(config, model_config, groups, most, True, num_tokens, objective).training(zero)
     always = load.num_trained - most.count
     sizes = list(load.sizes)
     for part in most.parts.values():

@@ -22,8 +22,8 @@ from adapeft.model.trial import Trial
 from adapeft.model.weightless import Weightless
 from adapeft.selection.choose import check_budget, check_limit
 from adapeft.subset.subset import Subset
-from adapeft.tasks.metrics import primary
-from adapeft.tasks.tokenize import TokenizedData, tokenize
+from adapeft.tasks.registry import TASKS
+from adapeft.tasks.tokenize import TokenizedData
 from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
 
@@ -39,7 +39,8 @@ def inspect(config: Config) -> Inspection:
     _check_model_folder(config.model.name)
     check_precision(config.select, getattr(torch, config.model.dtype))
     description = describe_for(config.model, config.data)
-    primary(config.data.metric, config.model.task, description.is_regression)
+    task = TASKS[config.model.task]
+    task.metrics(description).primary(config.data.metric)
     tokenizer = load_tokenizer(config.model)
     _check_calibration(config, description, tokenizer)
     model_config = load_model_config(config.model, description, tokenizer)
@@ -54,7 +55,7 @@ def inspect(config: Config) -> Inspection:
     if config.train.subset is not None:
         Subset.load(config.train.subset).check_fits(structure)
     num_tokens = sample.fixed_length or max(sample.lengths)
-    limit = limit_of(config, model_config, groups, num_tokens, is_regression=description.is_regression)
+    limit = limit_of(config, model_config, groups, num_tokens, task.objective(description))
     counts = {name: parameter.numel() for name, parameter in structure.named_parameters()}
     return Inspection(
         type(structure).__name__,
@@ -70,21 +71,21 @@ def inspect(config: Config) -> Inspection:
 
 def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> TokenizedData:
     """Training examples with the longest among them, judged by the texts of most characters."""
-    data = config.data
-    if config.model.task == "causal-lm":  # all are as long
+    data, task = config.data, TASKS[config.model.task]
+    if task.packs_texts:  # all are as long
         return _blocks(config, "data.train", tokenizer, at_least=1)
     rows = rows_of(data, "data.train")
-    columns = [data.text] if data.text_pair is None else [data.text, data.text_pair]
-    characters = sum(pc.utf8_length(rows.with_format("arrow")[column][:]).to_numpy() for column in columns)
+    texts = (rows.with_format("arrow")[column][:] for column in data.text_columns.values())
+    characters = sum(pc.utf8_length(column).to_numpy() for column in texts)
     longest = np.argsort(characters)[-_LONG_TEXTS:]
-    return tokenize(rows.select(longest), data, config.model.task, tokenizer, description)
+    return task.tokenize(rows.select(longest), data, tokenizer, description)
 
 
 def _largest_token(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> tuple[str, int]:
     """The largest token id of all examples, and the split that has it."""
     largest = []
     for field in ("data.train", "data.evaluation"):
-        found = tokenize(rows_of(config.data, field), config.data, config.model.task, tokenizer, description)
+        found = TASKS[config.model.task].tokenize(rows_of(config.data, field), config.data, tokenizer, description)
         largest.append((pc.max(pc.list_flatten(found.rows.data.column("input_ids"))).as_py(), field))
     token, field = max(largest)
     return field, token
@@ -103,12 +104,11 @@ def _check_model_folder(name: str) -> None:
 def _check_calibration(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> None:
     """Checks that there are enough examples for all ranks.
 
-    A language model's examples are blocks, which are there only after tokenizing: just as much is tokenized here as
-    shows that there are enough of them.
+    Blocks are there only after tokenizing: just as much is tokenized here as shows that there are enough of them.
     """
     workers = config.cluster.workers
     num_examples = description.num_train
-    if config.model.task == "causal-lm":
+    if TASKS[config.model.task].packs_texts:
         num_examples = len(_blocks(config, "data.train", tokenizer, at_least=max(2, workers)))
         _blocks(config, "data.evaluation", tokenizer, at_least=1)
     draw_calibration(num_examples, config.select.calibration, config.select.batch_size, workers, config.seed)
@@ -116,11 +116,11 @@ def _check_calibration(config: Config, description: DataDescription, tokenizer: 
 
 def _blocks(config: Config, field: str, tokenizer: PreTrainedTokenizerBase, at_least: int) -> TokenizedData:
     """Blocks of a growing part of the texts, until there are enough or no more texts."""
-    rows = rows_of(config.data, field)
+    rows, task = rows_of(config.data, field), TASKS[config.model.task]
     size = 64
     while True:
         try:
-            blocks = tokenize(rows.select(range(min(size, len(rows)))), config.data, config.model.task, tokenizer)
+            blocks = task.tokenize(rows.select(range(min(size, len(rows)))), config.data, tokenizer)
             if len(blocks) >= at_least or size >= len(rows):
                 return blocks
         except AdapeftError as error:  # not one block yet

@@ -8,6 +8,7 @@ from typing import Any
 from ray.util.metrics import Gauge
 
 from adapeft.config.config import Config
+from adapeft.tasks.registry import TASKS
 from cluster.output.identity import run_id
 
 TAGS = ("run", "model", "method", "stage")
@@ -81,7 +82,7 @@ class Metrics:
 
     def _set_throughput(self, examples: float, stage: str) -> None:
         self._set("throughput_examples_per_second", examples, stage)
-        if self.config.model.task == "causal-lm":  # examples are full blocks of this length
+        if TASKS[self.config.model.task].packs_texts:  # examples are full blocks of this length
             self._set("throughput_tokens_per_second", examples * self.config.data.max_length, stage)
 
     def _set(self, name: str, value: float, stage: str, **tags: str) -> None:

@@ -9,8 +9,8 @@ from adapeft.data.content import file_hash, model_hash
 from adapeft.data.description import DataDescription
 from adapeft.measure.storage import TABLE
 from adapeft.model.load import describe_for
+from adapeft.model.section import Model
 from adapeft.sections.data import Data
-from adapeft.sections.model import Model
 from adapeft.subset.locate import locate
 from cluster.output.mirror import fetched
 

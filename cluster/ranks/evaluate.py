@@ -33,7 +33,7 @@ def score(
         AdapeftError: begins with ``subject`` and names the examples whose loss is not finite.
     """
     config = inputs.config
-    scorer = Scorer(config.model.task, config.data.metric, inputs.description)
+    scorer = Scorer(inputs.metrics)
     was_training = model.training
     model.eval()
     # A rank holds no more at once than in training: of a language model the logits are the largest part.

@@ -25,7 +25,6 @@ from adapeft.finite import DIVERGED, blame
 from adapeft.model.load import label_options
 from adapeft.subset.subset import Subset
 from adapeft.tasks.losses import example_losses, micro_losses
-from adapeft.tasks.metrics import primary
 from adapeft.tune.attach import attach
 from adapeft.tune.attachment import attachment_of
 from cluster.events import Report
@@ -95,9 +94,7 @@ class _Training:
         self.config, self.inputs, self.contents, self.plan = config, inputs, contents, plan
         self.engine, self.model, self.ranks, self.report = engine, model, ranks, report
         self.folder = RunFolder.of(config)
-        self.metric, self.higher_is_better = primary(
-            config.data.metric, config.model.task, inputs.description.is_regression
-        )
+        self.metric, self.higher_is_better = inputs.metrics.primary(config.data.metric)
         self.eval_steps = config.train.eval_steps or plan.steps_per_epoch
         self.save_steps = config.train.save_steps or plan.steps_per_epoch
         self.checkpoints = Checkpoints(self.folder.checkpoints, engine, ranks)

@@ -17,9 +17,11 @@ from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
 from adapeft.data.sources import rows_of
 from adapeft.model.load import describe_for, load_model, load_model_config, load_tokenizer
-from adapeft.tasks.objective import Objective, objective_for
+from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.objective import Objective
 from adapeft.tasks.own_loss import check_own_loss, check_padding
-from adapeft.tasks.tokenize import TokenizedData, tokenize
+from adapeft.tasks.registry import TASKS
+from adapeft.tasks.tokenize import TokenizedData
 from cluster.output.folder import RunFolder
 
 
@@ -32,6 +34,7 @@ class Inputs:
     train: TokenizedData
     evaluation: TokenizedData
     objective: Objective
+    metrics: Metrics
 
     def model(self) -> PreTrainedModel:
         """A fresh copy of the base model; sets the precision in which this process computes it."""
@@ -83,8 +86,8 @@ def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
 
 
 def count_examples(config: Config, description: DataDescription) -> int:
-    """Training examples: rows, or for a language model the blocks they are packed into."""
-    return len(load_inputs(config).train) if config.model.task == "causal-lm" else description.num_train
+    """Training examples: rows, or the blocks that their texts are packed into."""
+    return len(load_inputs(config).train) if TASKS[config.model.task].packs_texts else description.num_train
 
 
 def load_inputs(config: Config, head: Head | None = None) -> Inputs:
@@ -96,9 +99,9 @@ def load_inputs(config: Config, head: Head | None = None) -> Inputs:
     """
     description = describe_for(config.model, config.data, head)
     tokenizer = load_tokenizer(config.model)
+    task = TASKS[config.model.task]
     splits = [
-        tokenize(rows_of(config.data, field), config.data, config.model.task, tokenizer, description)
+        task.tokenize(rows_of(config.data, field), config.data, tokenizer, description)
         for field in ("data.train", "data.evaluation")
     ]
-    objective = objective_for(config.model.task, description.is_regression)
-    return Inputs(config, description, splits[0], splits[1], objective)
+    return Inputs(config, description, splits[0], splits[1], task.objective(description), task.metrics(description))

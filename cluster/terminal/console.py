@@ -22,6 +22,7 @@ from adapeft.config.config import Config
 from adapeft.errors import RoundingWarning
 from adapeft.sections.cluster import Cluster
 from adapeft.sections.paths import is_url
+from adapeft.tasks.registry import TASKS
 from cluster.events import Report
 from cluster.terminal.progress import watching
 from cluster.units import size_of
@@ -253,10 +254,6 @@ def _at_most(inspection: Inspection) -> str:
 
 def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
     data = inspection.description
-    if config.model.task == "causal-lm":
-        unit, more = " texts", f", in blocks of {config.data.max_length} tokens"
-    else:
-        unit, more = "", ", targets of a regression" if data.is_regression else f", {data.num_labels} classes"
     device = "GPU" if config.cluster.gpus_per_worker else "CPU"
     read = {
         "data.train": (config.data.train, data.num_train),
@@ -264,7 +261,7 @@ def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
     }
     return {
         **_beyond_training(config, inspection),
-        "data": f"{data.num_train:,}{unit} to train on, {data.num_evaluation:,} to evaluate{more}",
+        "data": TASKS[config.model.task].summary(data, config.data),
         "read": ", ".join(_counted(source, rows, data.lines.get(field)) for field, (source, rows) in read.items()),
         "workers": f"{_workers(config.cluster)} ({device}), ZeRO stage {config.cluster.zero_stage}",
     }

@@ -25,7 +25,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
 from adapeft.selection.choose import choose
-from adapeft.tasks.objective import infer_objective
+from adapeft.tasks.inference import infer_objective
 from tests.support.tiny import make_batches, make_bert, make_gpt2
 from tests.support.torchrun import leave
 

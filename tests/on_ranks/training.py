@@ -25,8 +25,8 @@ from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.ranks import OneRank, Ranks
 from adapeft.subset.subset import Subset
+from adapeft.tasks.inference import infer_objective
 from adapeft.tasks.losses import micro_losses
-from adapeft.tasks.objective import infer_objective
 from adapeft.tune.attach import attach
 from tests.on_ranks.statistics import BATCH_SIZE, examples_of, joined
 from tests.oracles.parts import MODELS, mixed_subset

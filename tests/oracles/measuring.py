@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapeft.data.description import Batch
 from adapeft.measure.groups import Groups
-from adapeft.tasks.objective import infer_objective
+from adapeft.tasks.inference import infer_objective
 
 
 def in_double(model: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from adapeft.finite import check_finite
 from adapeft.formats.peft.lora import lora_for_peft, target_modules
 from adapeft.formats.peft.parts import PREFIX, REMEDY, PeftParts, shira_rank, sort_for_peft
 from adapeft.model.rounding import Rounding
+from adapeft.tasks.registry import TASKS
 
 # A second adapter is matched against names with PEFT's prefix.
 _OPTIONAL_PREFIX = f"({PREFIX})?".replace(".", r"\.")
@@ -148,7 +149,8 @@ def _trained(names: Collection[str], delta: Delta, base: Base) -> dict[str, Tens
 
 def _task_type(parts: PeftParts, delta: Delta, base: Base) -> TaskType | None:
     """None for a classifier whose head is not saved: PEFT's own class would look for it in the folder."""
-    if delta.description["model"]["task"] == "causal-lm":
-        return TaskType.CAUSAL_LM
+    task = TASKS[delta.description["model"]["task"]]
+    if not task.has_head:
+        return TaskType(task.export_type)
     heads = {path for path, _ in base.structure.named_modules() if path.endswith(("classifier", "score"))}
-    return TaskType.SEQ_CLS if heads <= parts.modules else None
+    return TaskType(task.export_type) if heads <= parts.modules else None

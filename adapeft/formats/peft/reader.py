@@ -19,8 +19,7 @@ from adapeft.parts.change import Change
 from adapeft.parts.lora import Lora
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
-
-_TASKS = {"SEQ_CLS": "sequence-classification", "CAUSAL_LM": "causal-lm"}
+from adapeft.tasks.registry import TASKS
 
 
 def load_from_peft(folder: str | Path, base: str, task: str | None = None) -> Delta:
@@ -32,18 +31,19 @@ def load_from_peft(folder: str | Path, base: str, task: str | None = None) -> De
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
         base: folder or hub name of the base that the adapter was trained on, with safetensors weights.
-        task: ``sequence-classification`` or ``causal-lm``; None for what the adapter says.
+        task: name of the task; None for what the adapter says.
 
     Raises:
         AdapeftError: the adapter has what a delta has not, or does not fit the base.
     """
     adapter = read_adapter(folder)
-    task = task or _TASKS.get(str(adapter.task_type))
-    if task is None or task not in _TASKS.values():
-        known = " or ".join(_TASKS.values())
+    of_type = (name for name, known in TASKS.items() if known.export_type == str(adapter.task_type))
+    task = task or next(of_type, None)
+    if task is None or task not in TASKS:
+        known = " or ".join(TASKS)
         raise AdapeftError(f"{folder}: task_type = {adapter.task_type!r} is no task of ours. Give --task {known}.")
     opened = open_base(base, task, {})
-    labels = _labels(adapter, opened) if task == "sequence-classification" else {}
+    labels = _labels(adapter, opened) if TASKS[task].has_head else {}
     if labels:
         opened = open_base(base, task, labels)
     stored = opened.checkpoint.stored()

@@ -140,10 +140,10 @@ def steps_to(row: Row, score: float, higher_is_better: bool) -> float:
 def write_report(folder: Path, config: Config, comparison: Comparison, runs: Sequence[Run]) -> Path:
     """Writes ``comparison.md``, ``comparison.json`` and the plots; returns the first."""
     from adapeft.model.load import describe_for
-    from adapeft.tasks.metrics import primary
+    from adapeft.tasks.registry import TASKS
 
-    is_regression = describe_for(config.model, config.data).is_regression
-    metric, higher_is_better = primary(config.data.metric, config.model.task, is_regression)
+    metrics = TASKS[config.model.task].metrics(describe_for(config.model, config.data))
+    metric, higher_is_better = metrics.primary(config.data.metric)
     rows = rows_of(runs)
     save_json(
         folder / "comparison.json",

@@ -13,7 +13,7 @@ from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison, Contender
 from adapeft.model.load import describe_for
 from adapeft.sections.budget import Budget
-from adapeft.tasks.metrics import primary
+from adapeft.tasks.registry import TASKS
 from cluster.commands.compare.examples import held_out
 from cluster.commands.compare.run import Counter, Line, Note, Run, Runner, budgets_of, job_of
 
@@ -44,8 +44,8 @@ def swept_rates(
     """
     folder = Path(config.output)
     tuning = held_out(config, comparison.tune_fraction, folder / "data")
-    is_regression = describe_for(config.model, config.data).is_regression
-    metric, higher_is_better = primary(config.data.metric, config.model.task, is_regression)
+    metrics = TASKS[config.model.task].metrics(describe_for(config.model, config.data))
+    metric, higher_is_better = metrics.primary(config.data.metric)
     rates = sorted(comparison.learning_rates)
     seed = comparison.seeds[0]
     done = Counter(None, note)

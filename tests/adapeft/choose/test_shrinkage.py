@@ -20,7 +20,7 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Slice, WholeModel
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
-from adapeft.tasks.objective import Classification
+from adapeft.tasks.cross_entropy import Classification
 from tests.oracles.measuring import class_scores, mean_gradients
 from tests.support.tiny import make_batches, make_bert
 

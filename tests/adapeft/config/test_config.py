@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from adapeft.config.config import Config
+from adapeft.config.data import DATA
 from adapeft.config.keys import KEYS, SECTIONS, differences, measurement_key
 from adapeft.config.load import defaults_yaml, json_schema, load_config, parse_config, parse_select, to_yaml
 from adapeft.errors import AdapeftError
@@ -240,6 +241,55 @@ def test_value_refused(load, override, message):
 def test_misplaced_keys(load, text, message):
     with pytest.raises(AdapeftError, match=message):
         load(MINIMAL + text)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "data.text_pair=question",
+            "data.text_pair = question: is an option of .*sequence-classification.*, and model.task is causal-lm.",
+        ),
+        ("data.label=sentiment", "data.label = sentiment: is an option of task.* sequence-classification"),
+        ("data.padding=max_length", "data.padding = max_length: is an option of task.* sequence-classification"),
+        ("data.metric=accuracy", "data.metric = accuracy: should be 'auto', 'loss' or 'perplexity'"),
+        ("data.lable=sentiment", "data.lable: unknown key. Did you mean 'data.label'"),
+    ],
+)
+def test_keys_of_another_task_are_refused_by_its_name(load, override, message):
+    with pytest.raises(AdapeftError, match=message):
+        load(MINIMAL, "task=causal-lm", override)
+
+
+OLDER = {
+    **{"train": "a.txt", "evaluation": "b.txt", "text": "text", "text_pair": None, "label": "label"},
+    **{"max_length": 64, "padding": "longest", "metric": "perplexity"},
+}
+
+
+@pytest.mark.parametrize("unread", [{}, {"label": "sentiment", "padding": "max_length"}])
+def test_whole_data_sections_of_older_versions_load(load, unread):
+    text = yaml.safe_dump({"model": {"name": "gpt2", "task": "causal-lm"}, "data": OLDER | unread, "output": "runs/a"})
+    data = load(text).data
+    assert data.model_dump().keys() == {"train", "evaluation", "text", "max_length", "metric"}
+    assert (data.max_length, data.metric) == (64, "perplexity")
+
+
+def test_older_defaults_of_keys_that_the_task_does_not_read_say_nothing(load):
+    assert load(MINIMAL, "task=causal-lm", "label=label", "text_pair=null") == load(MINIMAL, "task=causal-lm")
+
+
+def test_the_task_decides_which_keys_data_has(load):
+    assert {load(MINIMAL, f"task={task}").data.task for task in DATA} == set(DATA)
+    assert all(load(MINIMAL, f"task={task}").data.task == task for task in DATA)
+
+
+def test_every_key_of_a_task_is_printed(load):
+    text = defaults_yaml()
+    assert "--- with model.task: sequence-classification" in text
+    for task, data in DATA.items():
+        lines = [line.strip().removeprefix("# ") for line in text.splitlines()]
+        assert all(any(line.startswith(f"{key}:") for line in lines) for key in data.model_fields), task
 
 
 def test_all_problems_in_one_error(load):

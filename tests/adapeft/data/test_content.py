@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from adapeft.data.content import file_hash, model_hash, rows_hash
-from adapeft.data.description import describe
-from adapeft.sections.data import Data
+from adapeft.tasks.describe import describe
+from adapeft.tasks.registry import TASKS
+from adapeft.tasks.sequence_classification import ClassificationData
 from tests.adapeft.model.test_load import save_tokenizer
 
 ROWS = [{"text": "a b", "label": 0}, {"text": "c", "label": 1}, {"text": "d é", "label": 0}]
@@ -75,7 +76,9 @@ def test_a_description_has_the_content_and_not_the_path(tmp_path):
         path = tmp_path / name
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.utime(path, (10**9, 10**9))
-        return describe(Data(train=str(path), evaluation=str(path)), "sequence-classification").content["data.train"]
+        return describe(
+            TASKS["sequence-classification"], ClassificationData(train=str(path), evaluation=str(path))
+        ).content["data.train"]
 
     before = described("a.jsonl", ROWS)
     assert described("b.jsonl", ROWS) == before

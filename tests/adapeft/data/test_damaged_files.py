@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapeft import AdapeftError
-from adapeft.data.description import describe
-from adapeft.sections.data import Data
+from adapeft.tasks.describe import describe
+from adapeft.tasks.registry import TASKS
+from adapeft.tasks.sequence_classification import ClassificationData
 from tests.support.damage import damaged_bytes, examples
 
 ROWS = [{"text": "the sky", "label": "blue"}, {"text": "a rose", "label": "red"}] * 3
@@ -42,10 +43,10 @@ def read(path: Path) -> None:
     """What comes of a file as data; a good one would do."""
     good = path.with_name("good.jsonl")
     good.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    data = Data(train=str(path), evaluation=str(good), text="text", label="label")
+    data = ClassificationData(train=str(path), evaluation=str(good), text="text", label="label")
     said = "data."
     try:
-        describe(data, "sequence-classification")
+        describe(TASKS["sequence-classification"], data)
     except AdapeftError as error:
         said = str(error)
     assert "data." in said
@@ -86,9 +87,9 @@ def test_lines_in_latin_1(tmp_path):
     path = tmp_path / "latin.jsonl"
     rows = [{"text": "café", "label": "blue"}, *ROWS]
     path.write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("latin-1"))
-    data = Data(train=str(path), evaluation=str(path))
+    data = ClassificationData(train=str(path), evaluation=str(path))
     with pytest.raises(AdapeftError, match=r"data.train = .*latin.jsonl: cannot be read: .*utf-8.* in UTF-8"):
-        describe(data, "sequence-classification")
+        describe(TASKS["sequence-classification"], data)
 
 
 @pytest.mark.parametrize("feature", ["Image", "Audio", "Pdf", "Value", "Sequence", "Nobody"])
@@ -100,7 +101,7 @@ def test_features_that_a_file_claims(tmp_path, feature):
     texts = pa.array([{"bytes": None, "path": str(secret)}] * 6)
     table = pa.table({"text": texts, "label": [row["label"] for row in ROWS]})
     parquet(tmp_path / "damaged.parquet", table.replace_schema_metadata({"huggingface": json.dumps(described)}))
-    data = Data(train=str(tmp_path / "damaged.parquet"), evaluation=str(tmp_path / "damaged.parquet"))
+    data = ClassificationData(train=str(tmp_path / "damaged.parquet"), evaluation=str(tmp_path / "damaged.parquet"))
     with pytest.raises(AdapeftError, match=r"data\.") as refused:
-        describe(data, "sequence-classification")
+        describe(TASKS["sequence-classification"], data)
     assert "secret'" not in str(refused.value)

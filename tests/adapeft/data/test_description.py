@@ -15,13 +15,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from adapeft.data.description import DataDescription, describe
+from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
 from adapeft.data.padding import with_padding
 from adapeft.data.sources import load_rows
 from adapeft.errors import AdapeftError
-from adapeft.sections.data import Data
-from adapeft.tasks.tokenize import tokenize
+from adapeft.tasks.causal_lm import CausalLMData
+from adapeft.tasks.describe import describe
+from adapeft.tasks.registry import TASKS
+from adapeft.tasks.sequence_classification import ClassificationData
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"the benchmark data is not at {SHARED}")
@@ -58,8 +60,8 @@ def folder(tmp_path):
     return write
 
 
-def config(train: str = "none.jsonl", evaluation: str = "", **changes) -> Data:
-    return Data(train=str(train), evaluation=str(evaluation or train), **{"max_length": 8, **changes})
+def config(train: str = "none.jsonl", evaluation: str = "", **changes) -> ClassificationData:
+    return ClassificationData(train=str(train), evaluation=str(evaluation or train), **{"max_length": 8, **changes})
 
 
 def tokenizer(is_bert: bool = True) -> PreTrainedTokenizerFast:
@@ -81,7 +83,13 @@ def words(batch_ids: torch.Tensor, of: PreTrainedTokenizerFast) -> list[str]:
     return [" ".join(of.convert_ids_to_tokens(row)) for row in batch_ids.tolist()]
 
 
-CLASSES = DataDescription(num_train=3, num_evaluation=3, label_names=None, is_regression=False, num_labels=2)
+def problem(is_regression: bool) -> str:
+    return "regression" if is_regression else "single_label_classification"
+
+
+CLASSES = DataDescription(
+    num_train=3, num_evaluation=3, label_names=None, problem_type="single_label_classification", num_labels=2
+)
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------
@@ -192,33 +200,36 @@ def test_folders_are_refused(tmp_path):
 def test_kinds_of_labels(folder, suffix, labels, names, is_regression, num_labels):
     labels = [float(label) for label in labels] if is_regression else labels
     path = folder(f"a.{suffix}", [{"text": "a", "label": label} for label in labels])
-    assert describe(config(path), "sequence-classification") == DataDescription(3, 3, names, is_regression, num_labels)
+    assert describe(TASKS["sequence-classification"], config(path)) == DataDescription(
+        3, 3, names, problem(is_regression), num_labels
+    )
 
 
 def test_named_classes_keep_their_order(tmp_path):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     path = tmp_path / "a.parquet"
     datasets.Dataset.from_list(ROWS, features=features).to_parquet(path)
-    assert describe(config(str(path)), "sequence-classification").label_names == ("no", "yes")
+    assert describe(TASKS["sequence-classification"], config(str(path))).label_names == ("no", "yes")
 
 
 def test_whole_targets_in_evaluation(folder):
     train = folder("train.csv", "text,label\na,0.5\nb,1\n")
     evaluation = folder("evaluation.csv", "text,label\na,3\nb,-2\n")
-    assert describe(config(train, evaluation), "sequence-classification").is_regression
+    assert describe(TASKS["sequence-classification"], config(train, evaluation)).problem_type == "regression"
 
 
 def test_classes_written_as_floats_are_announced(folder, recwarn):
-    describe(config(folder("targets.csv", "text,label\na,0.5\nb,1.0\n")), "sequence-classification")
+    describe(TASKS["sequence-classification"], config(folder("targets.csv", "text,label\na,0.5\nb,1.0\n")))
     assert not recwarn
     path = folder("classes.csv", "text,label\na,1.0\nb,0.0\nc,1.0\n")
     with pytest.warns(UserWarning, match=r"targets of a regression, though all .* whole numbers \(0\.0, 1\.0\)"):
-        assert describe(config(path), "sequence-classification").is_regression
+        assert describe(TASKS["sequence-classification"], config(path)).problem_type == "regression"
 
 
 def test_a_language_model_needs_no_labels(folder):
     path = folder("a.txt", "a b\nc\n")
-    assert describe(config(path), "causal-lm") == DataDescription(2, 2, None, is_regression=False, num_labels=0)
+    data = CausalLMData(train=path, evaluation=path)
+    assert describe(TASKS["causal-lm"], data) == DataDescription(2, 2, None, problem_type=None, num_labels=0)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +242,7 @@ def test_a_language_model_needs_no_labels(folder):
 )
 def test_missing_columns(folder, changes, message):
     with pytest.raises(AdapeftError, match=message):
-        describe(config(folder("a.jsonl", ROWS), **changes), "sequence-classification")
+        describe(TASKS["sequence-classification"], config(folder("a.jsonl", ROWS), **changes))
 
 
 @pytest.mark.parametrize(
@@ -244,14 +255,10 @@ def test_missing_columns(folder, changes, message):
 )
 def test_a_column_is_named_once(folder, changes, message):
     with pytest.raises(AdapeftError, match=message):
-        describe(config(folder("a.jsonl", ROWS), **changes), "sequence-classification")
-    text = config(folder("a.txt", "a\n"), label="text")
-    assert describe(text, "causal-lm").num_train == 1, "no label is read"
-
-
-def test_language_models_read_one_text(folder):
-    with pytest.raises(AdapeftError, match=r"data.text_pair = 'label': causal-lm reads one text. Set it to null"):
-        describe(config(folder("a.jsonl", ROWS), text_pair="label"), "causal-lm")
+        describe(TASKS["sequence-classification"], config(folder("a.jsonl", ROWS), **changes))
+    path = folder("a.txt", "a\n")
+    text = CausalLMData(train=path, evaluation=path)
+    assert describe(TASKS["causal-lm"], text).num_train == 1, "no label is read"
 
 
 @pytest.mark.parametrize(
@@ -271,12 +278,12 @@ def test_language_models_read_one_text(folder):
 )
 def test_bad_values(folder, lines, message):
     with pytest.raises(AdapeftError, match=message):
-        describe(config(folder("a.jsonl", lines)), "sequence-classification")
+        describe(TASKS["sequence-classification"], config(folder("a.jsonl", lines)))
 
 
 def test_a_hole_in_the_labels_of_a_csv(folder):
     with pytest.raises(AdapeftError, match=r"row 2 of data.train .* None, not a label"):
-        describe(config(folder("a.csv", "text,label\na,0\nb,1\nc,\n")), "sequence-classification")
+        describe(TASKS["sequence-classification"], config(folder("a.csv", "text,label\na,0\nb,1\nc,\n")))
 
 
 @pytest.mark.parametrize(
@@ -294,14 +301,14 @@ def test_evaluation_that_does_not_fit(folder, train, evaluation, message):
         for name, labels in (("train", train), ("evaluation", evaluation))
     ]
     with pytest.raises(AdapeftError, match=message):
-        describe(config(*paths), "sequence-classification")
+        describe(TASKS["sequence-classification"], config(*paths))
 
 
 def test_targets_and_the_head_of_the_model(folder):
     path = folder("a.jsonl", [{"text": "a", "label": label} for label in (0.5, 1.5)])
-    assert describe(config(path), "sequence-classification", Head(1, None)).is_regression
+    assert describe(TASKS["sequence-classification"], config(path), Head(1, None)).problem_type == "regression"
     with pytest.raises(AdapeftError, match=r"targets .* need a head of 1 output, but model.name has one of 2"):
-        describe(config(path), "sequence-classification", Head(2, None))
+        describe(TASKS["sequence-classification"], config(path), Head(2, None))
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -309,7 +316,7 @@ def test_targets_and_the_head_of_the_model(folder):
 
 def test_a_batch_of_single_texts(folder):
     data, bert = config(), tokenizer()
-    tokenized = tokenize(datasets.Dataset.from_list(ROWS), data, "sequence-classification", bert, CLASSES)
+    tokenized = TASKS["sequence-classification"].tokenize(datasets.Dataset.from_list(ROWS), data, bert, CLASSES)
     batch = tokenized.collate([2, 1])
     assert len(tokenized) == 3
     assert words(batch.inputs["input_ids"], bert) == ["[CLS] d e a [SEP]", "[CLS] c [SEP] [PAD] [PAD]"]
@@ -325,13 +332,15 @@ def test_an_example_without_room_for_its_text(columns, shortest):
     rows = datasets.Dataset.from_list([{"text": "a b c", "other": "d e", "label": 0}])
     for length in range(1, shortest):
         with pytest.raises(AdapeftError, match=rf"data.max_length = {length}: .* Raise it to {shortest} at least"):
-            tokenize(rows, config(max_length=length, **columns), "sequence-classification", tokenizer(), CLASSES)
-    shortest_batch = tokenize(
-        rows, config(max_length=shortest, **columns), "sequence-classification", tokenizer(), CLASSES
-    ).collate([0])
+            TASKS["sequence-classification"].tokenize(rows, config(max_length=length, **columns), tokenizer(), CLASSES)
+    shortest_batch = (
+        TASKS["sequence-classification"]
+        .tokenize(rows, config(max_length=shortest, **columns), tokenizer(), CLASSES)
+        .collate([0])
+    )
     assert shortest_batch.inputs["input_ids"].shape == (1, shortest)
     without = tokenizer(is_bert=False)
-    one = tokenize(rows, config(max_length=1), "sequence-classification", without, CLASSES)
+    one = TASKS["sequence-classification"].tokenize(rows, config(max_length=1), without, CLASSES)
     assert words(one.collate([0]).inputs["input_ids"], without) == ["a"]
 
 
@@ -339,14 +348,16 @@ def test_a_batch_of_pairs():
     rows = datasets.Dataset.from_list(
         [{"text": "a b", "other": "c", "label": 0}, {"text": "d", "other": "e", "label": 1}]
     )
-    batch = tokenize(rows, config(text_pair="other"), "sequence-classification", tokenizer(), CLASSES).collate([0, 1])
+    batch = (
+        TASKS["sequence-classification"].tokenize(rows, config(text_pair="other"), tokenizer(), CLASSES).collate([0, 1])
+    )
     assert words(batch.inputs["input_ids"], tokenizer()) == ["[CLS] a b [SEP] c [SEP]", "[CLS] d [SEP] e [SEP] [PAD]"]
     assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]
 
 
 def test_long_texts_are_cut():
     rows = datasets.Dataset.from_list([{"text": "a b c d e", "label": 0}])
-    batch = tokenize(rows, config(max_length=4), "sequence-classification", tokenizer(), CLASSES).collate([0])
+    batch = TASKS["sequence-classification"].tokenize(rows, config(max_length=4), tokenizer(), CLASSES).collate([0])
     assert words(batch.inputs["input_ids"], tokenizer()) == ["[CLS] a b [SEP]"]
 
 
@@ -362,8 +373,8 @@ def test_long_texts_are_cut():
 )
 def test_labels_become_numbers(labels, names, expected):
     rows = datasets.Dataset.from_list([{"text": "a", "label": label} for label in labels])
-    description = DataDescription(2, 2, names, expected.is_floating_point(), 4)
-    batch = tokenize(rows, config(), "sequence-classification", tokenizer(), description).collate([0, 1])
+    description = DataDescription(2, 2, names, problem(expected.is_floating_point()), 4)
+    batch = TASKS["sequence-classification"].tokenize(rows, config(), tokenizer(), description).collate([0, 1])
     assert batch.labels.dtype == expected.dtype
     assert torch.equal(batch.labels, expected)
 
@@ -371,7 +382,7 @@ def test_labels_become_numbers(labels, names, expected):
 def test_a_tokenizer_without_padding_stays_as_it_is():
     gpt = tokenizer(is_bert=False)
     rows = datasets.Dataset.from_list(ROWS)
-    batch = tokenize(rows, config(), "sequence-classification", gpt, CLASSES).collate([0, 1])
+    batch = TASKS["sequence-classification"].tokenize(rows, config(), gpt, CLASSES).collate([0, 1])
     assert words(batch.inputs["input_ids"], gpt) == ["a b", "c <eos>"]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert gpt.pad_token is None
@@ -385,11 +396,13 @@ def test_padding_without_any_special_token():
 def test_a_text_without_tokens():
     rows = datasets.Dataset.from_list([{"text": "a", "label": 0}, {"text": "", "label": 1}])
     with pytest.raises(AdapeftError, match=r"data.text = 'text': row 1 .* not one token \(1 of 2\). Drop"):
-        tokenize(rows, config(), "sequence-classification", tokenizer(is_bert=False), CLASSES)
+        TASKS["sequence-classification"].tokenize(rows, config(), tokenizer(is_bert=False), CLASSES)
 
 
 def test_no_batching_changes_an_example():
-    tokenized = tokenize(datasets.Dataset.from_list(ROWS), config(), "sequence-classification", tokenizer(), CLASSES)
+    tokenized = TASKS["sequence-classification"].tokenize(
+        datasets.Dataset.from_list(ROWS), config(), tokenizer(), CLASSES
+    )
     together = tokenized.collate([0, 1, 2])
     for row in range(3):
         alone = tokenized.collate([row])
@@ -399,7 +412,9 @@ def test_no_batching_changes_an_example():
 
 
 def test_tokenized_data_travels_between_processes():
-    tokenized = tokenize(datasets.Dataset.from_list(ROWS), config(), "sequence-classification", tokenizer(), CLASSES)
+    tokenized = TASKS["sequence-classification"].tokenize(
+        datasets.Dataset.from_list(ROWS), config(), tokenizer(), CLASSES
+    )
     again = pickle.loads(pickle.dumps(tokenized))
     assert torch.equal(again.collate([0, 1]).inputs["input_ids"], tokenized.collate([0, 1]).inputs["input_ids"])
 
@@ -407,7 +422,7 @@ def test_tokenized_data_travels_between_processes():
 def test_blocks_of_a_language_model():
     gpt = tokenizer(is_bert=False)
     rows = datasets.Dataset.from_list([{"text": text} for text in ("a b", "", "c", "d e a b")])
-    tokenized = tokenize(rows, config(max_length=4), "causal-lm", gpt)
+    tokenized = TASKS["causal-lm"].tokenize(rows, config(max_length=4), gpt)
     batch = tokenized.collate([0, 1])
     # Ten tokens: the last two fill no block. The empty text leaves no trace.
     assert words(batch.inputs["input_ids"], gpt) == ["a b <eos> c", "<eos> d e a"]
@@ -420,21 +435,21 @@ def test_blocks_of_a_language_model():
 def test_lines_of_a_file_are_one_text(folder):
     gpt = tokenizer(is_bert=False)
     rows = load_rows(folder("a.txt", "a b\n\nc d\n"), "data.train")
-    batch = tokenize(rows, config(max_length=4), "causal-lm", gpt).collate([0])
+    batch = TASKS["causal-lm"].tokenize(rows, config(max_length=4), gpt).collate([0])
     assert words(batch.inputs["input_ids"], gpt) == ["a b c d"]
 
 
 def test_language_model_blocks_have_no_special_tokens():
     bert = tokenizer()
-    batch = tokenize(datasets.Dataset.from_list(ROWS), config(max_length=3), "causal-lm", bert).collate([0, 1])
+    batch = TASKS["causal-lm"].tokenize(datasets.Dataset.from_list(ROWS), config(max_length=3), bert).collate([0, 1])
     assert words(batch.inputs["input_ids"], bert) == ["a b c", "d e a"]
 
 
 def test_too_little_text_for_a_block():
     with pytest.raises(AdapeftError, match=r"data.max_length = 100: the texts have only 9 tokens, not one block"):
-        tokenize(datasets.Dataset.from_list(ROWS), config(max_length=100), "causal-lm", tokenizer(is_bert=False))
+        TASKS["causal-lm"].tokenize(datasets.Dataset.from_list(ROWS), config(max_length=100), tokenizer(is_bert=False))
     with pytest.raises(AdapeftError, match=r"data.max_length = 1: the first token of a block predicts nothing"):
-        tokenize(datasets.Dataset.from_list(ROWS), config(max_length=1), "causal-lm", tokenizer(is_bert=False))
+        TASKS["causal-lm"].tokenize(datasets.Dataset.from_list(ROWS), config(max_length=1), tokenizer(is_bert=False))
 
 
 def test_processes_at_once(folder, tmp_path):
@@ -443,7 +458,7 @@ def test_processes_at_once(folder, tmp_path):
     program = (
         "from tests.adapeft.data.test_description import *\n"
         f"rows = load_rows({path!r}, 'data.train')\n"
-        "data = tokenize(rows, config(), 'sequence-classification', tokenizer(), CLASSES)\n"
+        "data = TASKS['sequence-classification'].tokenize(rows, config(), tokenizer(), CLASSES)\n"
         "print(int(data.collate(range(len(data))).inputs['input_ids'].sum()), len(data))\n"
     )
     here = Path(__file__).parent
@@ -477,10 +492,10 @@ def test_processes_at_once(folder, tmp_path):
 def test_glue(name, text_pair, sizes, is_regression):
     paths = [str(SHARED / "glue" / name / f"{split}.jsonl") for split in ("train", "validation")]
     data = config(*paths, text_pair=text_pair, max_length=64)
-    description = describe(data, "sequence-classification")
-    assert description == DataDescription(*sizes, None, is_regression, 1 if is_regression else 2)
+    description = describe(TASKS["sequence-classification"], data)
+    assert description == DataDescription(*sizes, None, problem(is_regression), 1 if is_regression else 2)
     rows = load_rows(data.evaluation, "data.evaluation")
-    tokenized = tokenize(rows, data, "sequence-classification", tokenizer(), description)
+    tokenized = TASKS["sequence-classification"].tokenize(rows, data, tokenizer(), description)
     assert len(tokenized) == sizes[1]
     assert tokenized.collate(range(32)).labels.tolist() == pytest.approx(rows["label"][:32])
 
@@ -490,4 +505,4 @@ def test_wikitext():
     gpt = tokenizer(is_bert=False)
     data = config(str(SHARED / "wikitext2" / "validation.txt"), max_length=128)
     num_words = len(Path(data.train).read_text().split())
-    assert len(tokenize(load_rows(data.train, "data.train"), data, "causal-lm", gpt)) == num_words // 128
+    assert len(TASKS["causal-lm"].tokenize(load_rows(data.train, "data.train"), data, gpt)) == num_words // 128

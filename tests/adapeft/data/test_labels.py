@@ -10,16 +10,18 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertModel
 
-from adapeft.data.description import DataDescription, describe
+from adapeft.data.description import DataDescription
 from adapeft.data.labels import MOST_CLASSES_OF_FEW, Head, class_numbers
 from adapeft.data.sources import rows_of
 from adapeft.deltas.delta import Delta, extract_delta
 from adapeft.errors import AdapeftError
 from adapeft.model.load import label_options, load_model_config, load_tokenizer, trained_head
+from adapeft.model.section import Model
 from adapeft.parts.whole import Whole
-from adapeft.sections.data import Data
-from adapeft.sections.model import Model
 from adapeft.subset.subset import Subset
+from adapeft.tasks.describe import describe
+from adapeft.tasks.registry import TASKS
+from adapeft.tasks.sequence_classification import ClassificationData
 from adapeft.tune.attach import attach, detach
 from tests.adapeft.model.test_load import save_tokenizer
 
@@ -52,8 +54,8 @@ def write(folder: Path, name: str, labels: list, declared: list[str] | None = No
 
 def numbered(train: str, evaluation: str, head: Head | None = None) -> tuple[DataDescription, list[int], list[int]]:
     """The description, and the numbers of the labels of both splits."""
-    data = Data(train=train, evaluation=evaluation)
-    found = describe(data, TASK, head)
+    data = ClassificationData(train=train, evaluation=evaluation)
+    found = describe(TASKS[TASK], data, head)
     of = [
         class_numbers(rows_of(data, split), "label", found.label_names) for split in ("data.train", "data.evaluation")
     ]
@@ -229,7 +231,7 @@ def trained_delta(folder: Path, names: tuple[str, ...]) -> tuple[Delta, Path]:
     """Of a base without a head, whose head is new."""
     torch.manual_seed(0)
     BertModel(BertConfig(**BERT)).save_pretrained(folder)
-    options = label_options(TASK, DataDescription(9, 9, names, False, len(names)))
+    options = label_options(TASK, DataDescription(9, 9, names, "single_label_classification", len(names)))
     model = AutoModelForSequenceClassification.from_pretrained(folder, **options)
     bias = "bert.encoder.layer.0.output.dense.bias"
     attach(model, Subset({bias: Whole((12,))}, HEAD, HEAD))

@@ -33,13 +33,13 @@ from adapeft.deltas.delta import extract_delta
 from adapeft.deltas.merge import merge
 from adapeft.errors import AdapeftError
 from adapeft.model.load import label_options, load_model_config, load_tokenizer
+from adapeft.model.section import Model
 from adapeft.parts.whole import Whole
-from adapeft.sections.data import Data
-from adapeft.sections.model import Model
 from adapeft.subset.subset import Subset
-from adapeft.tasks.objective import Classification
+from adapeft.tasks.cross_entropy import Classification
 from adapeft.tasks.own_loss import check_padding
-from adapeft.tasks.tokenize import tokenize
+from adapeft.tasks.registry import TASKS
+from adapeft.tasks.sequence_classification import ClassificationData
 from adapeft.tune.attach import attach
 
 SIZE = 40
@@ -87,10 +87,13 @@ def texts(ends_in_eos: bool) -> list[str]:
     return [f"{text} t{EOS}" for text in found] if ends_in_eos else found
 
 
+PROBLEM = {True: "regression", False: "single_label_classification"}
+
+
 def loaded(folder: Path, num_labels: int = 3, is_regression: bool = False):
     """The classifier in float64 as a run loads it, with its tokenizer, and the examples tokenized."""
     model = Model(name=str(folder), task=TASK)
-    description = DataDescription(16, 16, None, is_regression, num_labels)
+    description = DataDescription(16, 16, None, PROBLEM[is_regression], num_labels)
     tokenizer = load_tokenizer(model)
     config = load_model_config(model, description, tokenizer)
     torch.manual_seed(0)
@@ -147,10 +150,10 @@ def test_no_batch_changes_a_classification(tmp_path, maker, config_pad, pad, ext
     MAKERS[maker](pad_token_id=config_pad).save_pretrained(tmp_path)
     save_tokenizer(tmp_path, side, pad, extra)
     model, tokenizer, description = loaded(tmp_path)
-    data = Data(train="a", evaluation="a", max_length=16)
+    data = ClassificationData(train="a", evaluation="a", max_length=16)
     for ends_in_eos in (False, True):
         rows = datasets.Dataset.from_dict({"text": texts(ends_in_eos), "label": [0] * 16})
-        assert difference(model, tokenize(rows, data, TASK, tokenizer, description)) < BOUND
+        assert difference(model, TASKS[TASK].tokenize(rows, data, tokenizer, description)) < BOUND
 
 
 def test_no_batch_changes_a_regression(tmp_path):
@@ -159,7 +162,9 @@ def test_no_batch_changes_a_regression(tmp_path):
     save_tokenizer(tmp_path, "left", None)
     model, tokenizer, description = loaded(tmp_path, num_labels=1, is_regression=True)
     rows = datasets.Dataset.from_dict({"text": texts(False), "label": [0.5] * 16})
-    tokenized = tokenize(rows, Data(train="a", evaluation="a", max_length=16), TASK, tokenizer, description)
+    tokenized = TASKS[TASK].tokenize(
+        rows, ClassificationData(train="a", evaluation="a", max_length=16), tokenizer, description
+    )
     assert difference(model, tokenized) < BOUND
 
 
@@ -168,7 +173,9 @@ def test_examples_of_a_language_model_need_no_padding(tmp_path):
     gpt2().save_pretrained(tmp_path)
     tokenizer = load_tokenizer(Model(name=str(tmp_path), task="causal-lm"))
     rows = datasets.Dataset.from_dict({"text": texts(False)})
-    tokenized = tokenize(rows, Data(train="a", evaluation="a", max_length=8), "causal-lm", tokenizer)
+    tokenized = TASKS["causal-lm"].tokenize(
+        rows, ClassificationData(train="a", evaluation="a", max_length=8), tokenizer
+    )
     assert tokenized.collate(range(len(tokenized))).inputs["attention_mask"].all()
 
 
@@ -178,8 +185,8 @@ def test_a_text_of_padding_alone(tmp_path):
     save_tokenizer(tmp_path, "left", None)
     model, tokenizer, description = loaded(tmp_path)
     rows = datasets.Dataset.from_dict({"text": [f"t{EOS}", f"t{EOS} t{EOS}", *texts(False)], "label": [0] * 18})
-    data = Data(train="a", evaluation="a", max_length=16)
-    assert difference(model, tokenize(rows, data, TASK, tokenizer, description)) < BOUND
+    data = ClassificationData(train="a", evaluation="a", max_length=16)
+    assert difference(model, TASKS[TASK].tokenize(rows, data, tokenizer, description)) < BOUND
 
 
 def test_the_padding_of_the_config_decides(tmp_path):
@@ -205,7 +212,7 @@ def test_what_is_merged_classifies_alike_in_any_batch(tmp_path, maker, config_pa
     maker(pad_token_id=config_pad).save_pretrained(tmp_path / "base")
     save_tokenizer(tmp_path / "base", side, pad)
     model = Model(name=str(tmp_path / "base"), task=TASK)
-    description = DataDescription(16, 16, None, False, 3)
+    description = DataDescription(16, 16, None, "single_label_classification", 3)
     config = load_model_config(model, description, load_tokenizer(model))
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", config=config)
     name = next(name for name, parameter in trained.named_parameters() if "norm" in name or "ln_f" in name)
@@ -235,8 +242,8 @@ def test_a_model_that_reads_its_padding_needs_batches_of_one_length(padding, tmp
     FNetModel(FNetConfig(**sizes, max_position_embeddings=32, pad_token_id=0)).save_pretrained(tmp_path)
     model, tokenizer, description = loaded(tmp_path)
     rows = datasets.Dataset.from_dict({"text": texts(ends_in_eos=False), "label": [0, 1] * 8})
-    data = Data(train="x", evaluation="x", max_length=16, padding=padding)
-    tokenized = tokenize(rows, data, TASK, tokenizer, description)
+    data = ClassificationData(train="x", evaluation="x", max_length=16, padding=padding)
+    tokenized = TASKS[TASK].tokenize(rows, data, tokenizer, description)
     order = sorted(range(16), key=lambda index: tokenized.lengths[index])
     alone, batched = tokenized.collate(order[:1]), tokenized.collate([order[0], order[-1]])
     if padding == "longest":

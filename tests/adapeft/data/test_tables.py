@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adapeft.data.description import describe
 from adapeft.data.sources import load_rows, num_lines
 from adapeft.errors import AdapeftError
-from adapeft.sections.data import Data
+from adapeft.tasks.describe import describe
+from adapeft.tasks.registry import TASKS
+from adapeft.tasks.sequence_classification import ClassificationData
 
 LOOKS_LIKE_MORE = ["007", "1e5", "42", "3.50", "True", "NA", "null", "2024-01-01", "9" * 40, "NaN", " a ", "-0", "+1"]
 
@@ -34,7 +35,7 @@ def read(path: str) -> datasets.Dataset:
 
 
 def description(train: str, **columns):
-    return describe(Data(train=train, evaluation=train, **columns), "sequence-classification")
+    return describe(TASKS["sequence-classification"], ClassificationData(train=train, evaluation=train, **columns))
 
 
 # --- quoting and lines -----------------------------------------------------------------------------------------------

@@ -37,10 +37,9 @@ from tests.oracles.leaves import changed, densify, inside, logits, make_subset, 
 from tests.support.tiny import make_batches, make_bert, make_gpt2
 
 NAMES = ("no", "perhaps", "yes")
+DESCRIPTION = DataDescription(9, 9, NAMES, "single_label_classification", num_labels=3)
 # As a delta that was saved and loaded says it: the keys of id2label are strings.
-CLASSES = json.loads(
-    json.dumps(label_options("sequence-classification", DataDescription(9, 9, NAMES, False, num_labels=3)))
-)
+CLASSES = json.loads(json.dumps(label_options("sequence-classification", DESCRIPTION)))
 CLASSIFIER = {"name": "base", "task": "sequence-classification", "labels": CLASSES}
 LANGUAGE = {"name": "base", "task": "causal-lm", "labels": {}}
 SIZES = {"one file": "1GB", "shards": "6KB"}

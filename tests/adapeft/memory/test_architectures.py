@@ -18,12 +18,13 @@ from transformers import (
 from adapeft.memory.activations import count_pass
 from adapeft.memory.bound import bound_pass
 from adapeft.model.load import build_structure
-from adapeft.tasks.objective import objective_for
+from adapeft.tasks.cross_entropy import Classification, NextToken
 
 MAPPINGS = {
     "causal-lm": MODEL_FOR_CAUSAL_LM_MAPPING,
     "sequence-classification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 }
+OBJECTIVES = {"causal-lm": NextToken(), "sequence-classification": Classification()}
 AUTO = {"causal-lm": AutoModelForCausalLM, "sequence-classification": AutoModelForSequenceClassification}
 IDS = {"vocab_size": 40, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 BLOCKS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -77,7 +78,7 @@ def saved_bytes(config, task):
     labels = ids if task == "causal-lm" else torch.zeros(NUM_EXAMPLES, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        objective_for(task, False).loss_sum(logits, labels)
+        OBJECTIVES[task].loss_sum(logits, labels)
     inputs = 2 * ids.untyped_storage().nbytes()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - inputs
 
@@ -87,7 +88,7 @@ def count(config, task, num_tokens=NUM_TOKENS):
         config,
         task,
         lambda model: model.train(),
-        objective_for(task, False),
+        OBJECTIVES[task],
         num_examples=NUM_EXAMPLES,
         num_tokens=num_tokens,
     )

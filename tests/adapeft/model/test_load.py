@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, ViTConfig
 from transformers.utils import is_flash_attn_2_available
 
 from adapeft import AdapeftError
-from adapeft.data.description import DataDescription, describe
+from adapeft.data.description import DataDescription
 from adapeft.measure.groups import build_groups
 from adapeft.model.load import (
     build_structure,
@@ -23,14 +23,16 @@ from adapeft.model.load import (
     load_tokenizer,
     trained_head,
 )
+from adapeft.model.section import Model
 from adapeft.model.structure import new_parameters
-from adapeft.sections.data import Data
-from adapeft.sections.model import Model
+from adapeft.tasks.describe import describe
+from adapeft.tasks.registry import TASKS
+from adapeft.tasks.sequence_classification import ClassificationData
 from tests.oracles.leaves import weights
 from tests.support.tiny import VOCABULARY, make_bert, make_gpt2
 
-CLASSES = DataDescription(9, 9, ("no", "perhaps", "yes"), is_regression=False, num_labels=3)
-TEXT = DataDescription(9, 9, None, is_regression=False, num_labels=0)
+CLASSES = DataDescription(9, 9, ("no", "perhaps", "yes"), problem_type="single_label_classification", num_labels=3)
+TEXT = DataDescription(9, 9, None, problem_type=None, num_labels=0)
 AUTO = ("auto",)
 
 
@@ -169,12 +171,12 @@ def test_labels_are_held_against_a_trained_head(num_labels, is_regression, messa
     path = tmp_path / "a.jsonl"
     labels = [0.5, 1.5] if is_regression else range(num_labels)
     path.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in labels))
-    data, head = Data(train=str(path), evaluation=str(path), max_length=8), trained_head(model)
+    data, head = ClassificationData(train=str(path), evaluation=str(path), max_length=8), trained_head(model)
     if message is None:
-        assert describe(data, model.task, head).num_labels == num_labels
+        assert describe(TASKS[model.task], data, head).num_labels == num_labels
     else:
         with pytest.raises(AdapeftError, match=message):
-            describe(data, model.task, head)
+            describe(TASKS[model.task], data, head)
 
 
 def test_a_trained_head_is_kept(tmp_path):
@@ -185,7 +187,7 @@ def test_a_trained_head_is_kept(tmp_path):
 
 
 def test_label_options_of_targets_and_text():
-    targets = DataDescription(9, 9, None, is_regression=True, num_labels=1)
+    targets = DataDescription(9, 9, None, problem_type="regression", num_labels=1)
     assert label_options("sequence-classification", targets) == {"num_labels": 1, "problem_type": "regression"}
     assert label_options("causal-lm", TEXT) == {}
 

@@ -38,8 +38,8 @@ from adapeft.errors import AdapeftError
 from adapeft.model.load import build_structure
 from adapeft.model.trial import Trial
 from adapeft.model.weightless import Weightless
-from adapeft.sections.data import Data
-from adapeft.tasks.tokenize import tokenize
+from adapeft.tasks.registry import TASKS
+from adapeft.tasks.sequence_classification import ClassificationData
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 WORDS = [*SPECIAL, *(f"w{number}" for number in range(36))]
@@ -112,11 +112,11 @@ def tokenizer_of(words=WORDS, **options):
 def sample_of(texts, max_length, task="sequence-classification", pairs=None, tokenizer=None):
     columns = {"text": texts, "label": [index % 2 for index in range(len(texts))]}
     columns |= {} if pairs is None else {"pair": pairs}
-    data = Data(
+    data = ClassificationData(
         train="a", evaluation="b", text="text", text_pair=None if pairs is None else "pair", max_length=max_length
     )
-    description = DataDescription(len(texts), 1, None, is_regression=False, num_labels=2)
-    return tokenize(datasets.Dataset.from_dict(columns), data, task, tokenizer or tokenizer_of(), description)
+    description = DataDescription(len(texts), 1, None, problem_type="single_label_classification", num_labels=2)
+    return TASKS[task].tokenize(datasets.Dataset.from_dict(columns), data, tokenizer or tokenizer_of(), description)
 
 
 def check(config, task, sample, max_length, largest=("data.train", 39)):

@@ -10,18 +10,22 @@ import torch
 
 from adapeft.data.description import DataDescription
 from adapeft.errors import AdapeftError
-from adapeft.tasks.metrics import Scorer, primary
+from adapeft.tasks.metrics import Scorer
+from adapeft.tasks.registry import TASKS
 
-TARGETS = DataDescription(0, 0, None, is_regression=True, num_labels=1)
-TOKENS = DataDescription(0, 0, None, is_regression=False, num_labels=0)
+TARGETS = DataDescription(0, 0, None, problem_type="regression", num_labels=1)
+TOKENS = DataDescription(0, 0, None, problem_type=None, num_labels=0)
 
 
 def classes(num_labels: int) -> DataDescription:
-    return DataDescription(0, 0, None, is_regression=False, num_labels=num_labels)
+    return DataDescription(0, 0, None, problem_type="single_label_classification", num_labels=num_labels)
+
+
+DESCRIPTIONS = {"single_label_classification": classes(2), "regression": TARGETS, None: TOKENS}
 
 
 def score(description: DataDescription, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    scorer = Scorer("sequence-classification", "auto", description)
+    scorer = Scorer(TASKS["sequence-classification"].metrics(description))
     for part in torch.arange(len(labels)).split(7):
         scorer.update(logits[part], labels[part], loss_sum=2.0 * len(part), predicted=every(len(part)))
     return scorer.compute()
@@ -79,7 +83,7 @@ def test_many_ties_against_scipy():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (200_000,), generator=generator).double()
     predictions = labels + torch.randn(200_000, generator=generator).double()
-    scorer = Scorer("sequence-classification", "auto", TARGETS)
+    scorer = Scorer(TASKS["sequence-classification"].metrics(TARGETS))
     scorer.update(predictions, labels, 1.0, every(len(labels)))
     assert scorer.compute()["spearman"] == pytest.approx(stats.spearmanr(predictions, labels)[0], abs=1e-12)
 
@@ -114,7 +118,7 @@ def test_predictions_that_diverged_show():
 
 @pytest.mark.parametrize(("task", "loss"), [("causal-lm", math.nan), ("causal-lm", math.inf)])
 def test_a_loss_that_is_no_number_is_no_score(task, loss):
-    scorer = Scorer(task, "auto", TOKENS)
+    scorer = Scorer(TASKS[task].metrics(TOKENS))
     scorer.update(None, None, loss_sum=loss, predicted=every(3))
     with pytest.raises(AdapeftError, match=f"the metric 'loss' is {loss:g}"):
         scorer.compute()
@@ -122,7 +126,7 @@ def test_a_loss_that_is_no_number_is_no_score(task, loss):
 
 def test_classes_told_from_logits_that_are_no_numbers_are_no_score():
     """The largest of them is class 0 to ``argmax``, which may be the most frequent one."""
-    scorer = Scorer("sequence-classification", "auto", classes(2))
+    scorer = Scorer(TASKS["sequence-classification"].metrics(classes(2)))
     logits, labels = torch.full((4, 2), math.nan), torch.zeros(4, dtype=torch.int64)
     loss_sum = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
     scorer.update(logits, labels, loss_sum, every(4))
@@ -138,7 +142,7 @@ def test_a_head_with_more_outputs_than_classes():
 
 
 def test_language_models_are_judged_by_the_token():
-    scorer = Scorer("causal-lm", "auto", TOKENS)
+    scorer = Scorer(TASKS["causal-lm"].metrics(TOKENS))
     scorer.update(None, None, loss_sum=torch.tensor(6.0), predicted=every(3))
     scorer.update(None, None, loss_sum=1.0, predicted=every(4))
     assert scorer.compute() == pytest.approx({"loss": 1.0, "perplexity": math.e})
@@ -151,13 +155,13 @@ def test_what_is_not_predicted_counts_nothing(description):
     logits = torch.randn(20, description.num_labels, generator=generator)
     labels = torch.randint(3, (20,), generator=generator)
     predicted = torch.rand(20, generator=generator) < 0.6
-    scorer = Scorer("sequence-classification", "auto", description)
+    scorer = Scorer(TASKS["sequence-classification"].metrics(description))
     scorer.update(logits, torch.where(predicted, labels, -100), 2.0 * int(predicted.sum()), predicted)
     assert scorer.compute() == pytest.approx(score(description, logits[predicted], labels[predicted]), abs=1e-12)
 
 
 def test_perplexity_of_a_model_that_diverged():
-    scorer = Scorer("causal-lm", "perplexity", TOKENS)
+    scorer = Scorer(TASKS["causal-lm"].metrics(TOKENS))
     scorer.update(None, None, loss_sum=1e4, predicted=every(1))
     assert scorer.compute()["perplexity"] == math.inf
 
@@ -171,7 +175,7 @@ def test_ranks_merge_to_one(description, cuts):
     labels = torch.randint(3, (40,), generator=generator)
     ranks = []
     for part in torch.arange(40).split(cuts):
-        rank = Scorer("sequence-classification", "auto", description)
+        rank = Scorer(TASKS["sequence-classification"].metrics(description))
         rank.update(logits[part], labels[part], 2.0 * len(part), every(len(part)))
         ranks.append(pickle.loads(pickle.dumps(rank)))
     ranks[0].merge(ranks[1:])
@@ -179,37 +183,37 @@ def test_ranks_merge_to_one(description, cuts):
 
 
 @pytest.mark.parametrize(
-    ("metric", "task", "is_regression", "expected"),
+    ("metric", "task", "problem_type", "expected"),
     [
-        ("auto", "sequence-classification", False, ("accuracy", True)),
-        ("auto", "sequence-classification", True, ("pearson_spearman", True)),
-        ("auto", "causal-lm", False, ("loss", False)),
-        ("matthews", "sequence-classification", False, ("matthews", True)),
-        ("accuracy_f1", "sequence-classification", False, ("accuracy_f1", True)),
-        ("loss", "sequence-classification", True, ("loss", False)),
-        ("perplexity", "causal-lm", False, ("perplexity", False)),
+        ("auto", "sequence-classification", "single_label_classification", ("accuracy", True)),
+        ("auto", "sequence-classification", "regression", ("pearson_spearman", True)),
+        ("auto", "causal-lm", None, ("loss", False)),
+        ("matthews", "sequence-classification", "single_label_classification", ("matthews", True)),
+        ("accuracy_f1", "sequence-classification", "single_label_classification", ("accuracy_f1", True)),
+        ("loss", "sequence-classification", "regression", ("loss", False)),
+        ("perplexity", "causal-lm", None, ("perplexity", False)),
     ],
 )
-def test_the_metric_that_decides(metric, task, is_regression, expected):
-    assert primary(metric, task, is_regression) == expected
+def test_the_metric_that_decides(metric, task, problem_type, expected):
+    assert TASKS[task].metrics(DESCRIPTIONS[problem_type]).primary(metric) == expected
 
 
 @pytest.mark.parametrize(
-    ("metric", "task", "is_regression", "message"),
+    ("metric", "task", "problem_type", "message"),
     [
-        ("accuracy", "causal-lm", False, "'accuracy': does not exist for causal-lm. Choose auto, loss, perplexity"),
+        ("accuracy", "causal-lm", None, "'accuracy': does not exist for causal-lm. Choose auto, loss, perplexity"),
         (
             "matthews",
             "sequence-classification",
-            True,
+            "regression",
             "'matthews': does not exist for regression. Choose auto, pearson",
         ),
-        ("acuracy", "sequence-classification", False, "Did you mean 'accuracy'"),
+        ("acuracy", "sequence-classification", "single_label_classification", "Did you mean 'accuracy'"),
     ],
 )
-def test_metrics_of_another_task(metric, task, is_regression, message):
+def test_metrics_of_another_task(metric, task, problem_type, message):
     with pytest.raises(AdapeftError, match=message):
-        primary(metric, task, is_regression)
+        TASKS[task].metrics(DESCRIPTIONS[problem_type]).primary(metric)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +221,7 @@ def test_metrics_of_another_task(metric, task, is_regression, message):
     [("sequence-classification", classes(2)), ("sequence-classification", TARGETS), ("causal-lm", TOKENS)],
 )
 def test_the_metric_that_decides_is_computed(task, description):
-    scorer = Scorer(task, "auto", description)
+    scorer = Scorer(TASKS[task].metrics(description))
     scorer.update(torch.zeros(2, max(description.num_labels, 1)), torch.tensor([0, 1]), 1.0, every(2))
-    assert scorer.primary in scorer.compute()
+    assert scorer.metrics.primary("auto")[0] in scorer.compute()
     assert next(iter(scorer.compute())) == "loss"

@@ -16,14 +16,10 @@ from transformers import (
 
 from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
-from adapeft.tasks.objective import (
-    IGNORED,
-    Classification,
-    NextToken,
-    Regression,
-    SequenceToSequence,
-    infer_objective,
-)
+from adapeft.tasks.cross_entropy import Classification, NextToken, SequenceToSequence
+from adapeft.tasks.inference import infer_objective
+from adapeft.tasks.objective import IGNORED
+from adapeft.tasks.squared_error import Regression
 from tests.oracles.measuring import in_double
 from tests.support.tiny import VOCABULARY, make_bart, make_bert, make_gpt2, make_t5, make_vit, make_whisper
 

@@ -13,8 +13,11 @@ from transformers import BartConfig, BartForCausalLM, BertForSequenceClassificat
 import adapeft
 from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
-from adapeft.tasks.objective import IGNORED, Classification, Regression, infer_objective
+from adapeft.tasks.cross_entropy import Classification
+from adapeft.tasks.inference import infer_objective
+from adapeft.tasks.objective import IGNORED
 from adapeft.tasks.own_loss import check_own_loss
+from adapeft.tasks.squared_error import Regression
 from tests.adapeft.tasks.test_objective import LOSSES
 from tests.support.tiny import VOCABULARY, make_batches, make_bert, make_gpt2
 

@@ -15,9 +15,10 @@ from scipy import stats
 from adapeft.config.experiments import Comparison, load_comparison
 from adapeft.config.load import load_config, parse_section
 from adapeft.data.content import model_hash
-from adapeft.data.description import describe
 from adapeft.data.sources import load_rows
 from adapeft.errors import AdapeftError
+from adapeft.tasks.describe import describe
+from adapeft.tasks.registry import TASKS
 from cluster.commands.compare.compare import check, compare, finished
 from cluster.commands.compare.examples import held_out, perturbed
 from cluster.commands.compare.report import Row, against, plot_spread, rows_of, steps_to, table, write_report
@@ -264,7 +265,7 @@ def finished_run(settings, log):
     """What stands for a run in another process."""
     config = load_config(settings)
     folder = RunFolder.of(config)
-    folder.claim(config, contents_of(config, describe(config.data, config.model.task)))
+    folder.claim(config, contents_of(config, describe(TASKS[config.model.task], config.data)))
     scores = {"accuracy": 0.5, "loss": 1.0}
     content = {"metric": "accuracy", "choice": {}, "seconds": {}, "history": []}
     sizes = (

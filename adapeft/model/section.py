@@ -7,15 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from adapeft.sections.section import Harmless, Section
-
-Task = Literal["sequence-classification", "causal-lm"]
+from adapeft.tasks.registry import TaskName
 
 
 class Model(Section):
     """The pretrained transformer."""
 
     name: str = Field(description="folder or hub name of the pretrained model", min_length=1)
-    task: Task = Field(description="what the model is trained to do")
+    task: TaskName = Field(description="what the model is trained to do")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="type of the frozen weights")
     matmul_precision: Literal["highest", "high", "medium"] = Field(

@@ -1,0 +1,92 @@
+"""Causal language modelling: the next token of texts, joined and cut into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from adapeft.sections.data import Data
+from adapeft.sections.section import Harmless
+from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.task import Task
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from adapeft.data.description import DataDescription, Labels
+    from adapeft.data.labels import Head
+    from adapeft.tasks.objective import Objective
+    from adapeft.tasks.tokenize import TokenizedData
+
+
+class CausalLMData(Data):
+    """Texts to train on and to be judged by."""
+
+    task: ClassVar[str] = "causal-lm"
+    formerly: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"text_pair": None, "label": "label", "padding": "longest"}
+    )
+
+    max_length: PositiveInt = Field(default=128, description="tokens of a block that the texts are cut into")
+    metric: Harmless[Literal["auto", "loss", "perplexity"]] = Field(default="auto", description="how evaluation judges")
+
+
+class CausalLM(Task[CausalLMData]):
+    """An example is a block of exactly ``data.max_length`` tokens, and its labels are its own tokens."""
+
+    data = CausalLMData
+    auto_class = "AutoModelForCausalLM"
+    export_type = "CAUSAL_LM"
+    packs_texts = True
+
+    def labels(self, splits: Mapping[str, datasets.Dataset], data: CausalLMData, head: Head | None) -> Labels:
+        from adapeft.data.description import Labels
+
+        return Labels()
+
+    def tokenize(
+        self,
+        rows: datasets.Dataset,
+        data: CausalLMData,
+        tokenizer: PreTrainedTokenizerBase,
+        description: DataDescription | None = None,
+    ) -> TokenizedData:
+        from adapeft.data.padding import with_padding
+        from adapeft.tasks.tokenize import TokenizedData, blocks_of
+
+        tokenizer = with_padding(tokenizer)
+        return TokenizedData(blocks_of(rows, data.text, data.max_length, tokenizer), None, tokenizer)
+
+    def objective(self, description: DataDescription) -> Objective:
+        from adapeft.tasks.cross_entropy import NextToken
+
+        return NextToken()
+
+    def metrics(self, description: DataDescription) -> Metrics:
+        return TokenMetrics()
+
+    def summary(self, description: DataDescription, data: CausalLMData) -> str:
+        return (
+            f"{description.num_train:,} texts to train on, {description.num_evaluation:,} to evaluate, in blocks of "
+            f"{data.max_length} tokens"
+        )
+
+
+class TokenMetrics(Metrics):
+    """Of tokens: their mean loss says all."""
+
+    of = "causal-lm"
+    higher_is_better = {"loss": False, "perplexity": False}
+
+    def predictions(self, logits: Tensor, labels: Tensor, predicted: Tensor) -> None:
+        return None
+
+    def scores(self, loss: float, predictions: Tensor | None, labels: Tensor | None) -> dict[str, float]:
+        import torch
+
+        return {"perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}

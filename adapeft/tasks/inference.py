@@ -1,0 +1,56 @@
+"""The objective of a model and batches that no config describes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from adapeft.errors import AdapeftError
+from adapeft.tasks.cross_entropy import Classification, NextToken, SequenceToSequence
+from adapeft.tasks.objective import Objective
+from adapeft.tasks.squared_error import Regression
+
+_KNOWN = (
+    "classes [n], targets [n] (or [n, K] with config.problem_type = 'regression') and the tokens [n, T] of a causal "
+    "language model or an encoder-decoder"
+)
+_CLASSIFIERS = {
+    "ForSequenceClassification",
+    "ForImageClassification",
+    "ForVideoClassification",
+    "ForAudioClassification",
+}
+_LANGUAGE_MODELS = {"ForCausalLM", "ForConditionalGeneration"}
+
+
+def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
+    """The objective that transformers would use for ``labels`` of this shape and dtype.
+
+    It follows from the model's config and class; ``check_own_loss`` compares it with the loss that the model computes.
+
+    Raises:
+        AdapeftError: it would use another than these.
+    """
+    loss = getattr(model, "loss_type", None)
+    config = getattr(model, "config", None)
+    problem = getattr(config, "problem_type", None)
+    is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
+    # T5Gemma names the loss of its decoder after masked language models, which do not shift their labels either.
+    is_decoder_loss = is_encoder_decoder and loss == "ForMaskedLM"
+    if loss is not None and loss not in _CLASSIFIERS | _LANGUAGE_MODELS and not is_decoder_loss:
+        raise AdapeftError(f"a model with the loss {loss!r} cannot be measured: only {_KNOWN} can.")
+    if problem == "multi_label_classification":
+        raise AdapeftError(
+            f"config.problem_type = {problem!r}: several labels for each example cannot be measured, only {_KNOWN} can."
+        )
+    one_output = getattr(config, "num_labels", None) == 1
+    if labels.ndim == 2 and labels.is_floating_point() and (one_output or problem == "regression"):
+        return Regression()
+    if labels.ndim == 2 and not labels.is_floating_point() and loss not in _CLASSIFIERS:
+        return SequenceToSequence() if is_encoder_decoder else NextToken()
+    if labels.ndim != 1:
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise AdapeftError(
+            f"labels of shape {list(labels.shape)} and type {kind}: only those of {_KNOWN} can be measured."
+        )
+    # As transformers: one output means regression, whatever the dtype of its targets.
+    return Regression() if labels.is_floating_point() or one_output else Classification()

@@ -1,0 +1,22 @@
+"""All tasks by the name that ``model.task`` gives them: one entry per task. Importing it imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from adapeft.tasks.causal_lm import CausalLM
+from adapeft.tasks.sequence_classification import SequenceClassification
+from adapeft.tasks.task import Task
+
+TASKS: dict[str, Task[Any]] = {
+    task.name: task
+    for task in (
+        SequenceClassification(),
+        CausalLM(),
+    )
+}
+
+if TYPE_CHECKING:
+    TaskName = str
+else:
+    TaskName = Literal[tuple(TASKS)]

@@ -1,0 +1,146 @@
+"""Sequence classification: one class or one number for a text or a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from adapeft.sections.data import Data
+from adapeft.sections.section import Harmless
+from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.task import Task
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from adapeft.data.description import DataDescription, Labels
+    from adapeft.data.labels import Head
+    from adapeft.tasks.objective import Objective
+    from adapeft.tasks.tokenize import TokenizedData
+
+
+class ClassificationData(Data):
+    """Examples to train on and to be judged by."""
+
+    task: ClassVar[str] = "sequence-classification"
+
+    text_pair: str | None = Field(default=None, description="column of the second text, for tasks on pairs")
+    label: str = Field(default="label", description="column of the label")
+    max_length: PositiveInt = Field(default=128, description="tokens an example is cut to")
+    padding: Literal["longest", "max_length"] = Field(
+        default="longest",
+        description="how long a batch is: its longest example; max_length: as data.max_length, for models whose "
+        "predictions depend on the padding",
+    )
+    metric: Harmless[Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss"]] = Field(
+        default="auto", description="how evaluation judges; auto fits the labels"
+    )
+
+    @property
+    def text_columns(self) -> dict[str, str]:
+        return {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
+
+    @property
+    def label_columns(self) -> dict[str, tuple[str, ...]]:
+        return {"label": (self.label,)}
+
+
+class SequenceClassification(Task[ClassificationData]):
+    """Integers, booleans and texts are classes, floats are the targets of a regression."""
+
+    data = ClassificationData
+    auto_class = "AutoModelForSequenceClassification"
+    export_type = "SEQ_CLS"
+    has_head = True
+    problem_types = (None, "single_label_classification", "regression")
+
+    def labels(self, splits: Mapping[str, datasets.Dataset], data: ClassificationData, head: Head | None) -> Labels:
+        from adapeft.data.single_labels import classes_or_targets
+
+        return classes_or_targets(splits, data.label, head)
+
+    def tokenize(
+        self,
+        rows: datasets.Dataset,
+        data: ClassificationData,
+        tokenizer: PreTrainedTokenizerBase,
+        description: DataDescription | None = None,
+    ) -> TokenizedData:
+        from adapeft.data.padding import with_padding
+        from adapeft.tasks.tokenize import TokenizedData, examples_of
+
+        assert description is not None, "classes are numbered by the description of the training data"
+        tokenizer = with_padding(tokenizer)
+        labels = self._labels(rows, data, description)
+        examples = examples_of(rows, list(data.text_columns.values()), data.max_length, tokenizer)
+        return TokenizedData(examples, labels, tokenizer, data.max_length if data.padding == "max_length" else None)
+
+    def objective(self, description: DataDescription) -> Objective:
+        from adapeft.tasks.cross_entropy import Classification
+        from adapeft.tasks.squared_error import Regression
+
+        return Regression() if self._is_regression(description) else Classification()
+
+    def metrics(self, description: DataDescription) -> Metrics:
+        return TargetMetrics() if self._is_regression(description) else ClassMetrics(description.num_labels)
+
+    def summary(self, description: DataDescription, data: ClassificationData) -> str:
+        kind = (
+            ", targets of a regression" if self._is_regression(description) else f", {description.num_labels} classes"
+        )
+        return f"{description.num_train:,} to train on, {description.num_evaluation:,} to evaluate{kind}"
+
+    def _labels(self, rows: datasets.Dataset, data: ClassificationData, description: DataDescription) -> Tensor:
+        """Targets float32 [N] or classes int64 [N]."""
+        import torch
+
+        from adapeft.data.labels import class_numbers
+
+        if self._is_regression(description):
+            return torch.tensor(rows[data.label][:], dtype=torch.float32)
+        return torch.tensor(class_numbers(rows, data.label, description.label_names))
+
+    def _is_regression(self, description: DataDescription) -> bool:
+        return description.problem_type == "regression"
+
+
+class ClassMetrics(Metrics):
+    """Of classes, of which the data has ``num_classes``."""
+
+    of = "classification"
+    higher_is_better = {"accuracy": True, "f1": True, "accuracy_f1": True, "matthews": True, "loss": False}
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def predictions(self, logits: Tensor, labels: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
+        return logits[predicted].argmax(-1), labels[predicted]
+
+    def scores(self, loss: float, predictions: Tensor | None, labels: Tensor | None) -> dict[str, float]:
+        from adapeft.tasks.scores import agreement
+
+        assert predictions is not None
+        assert labels is not None
+        return agreement(predictions, labels, self.num_classes)
+
+
+class TargetMetrics(Metrics):
+    """Of the targets of a regression."""
+
+    of = "regression"
+    higher_is_better = {"pearson_spearman": True, "pearson": True, "spearman": True, "loss": False}
+
+    def predictions(self, logits: Tensor, labels: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
+        targets = labels[predicted]
+        return logits[predicted].double().reshape(len(targets)), targets
+
+    def scores(self, loss: float, predictions: Tensor | None, labels: Tensor | None) -> dict[str, float]:
+        from adapeft.tasks.scores import correlations
+
+        assert predictions is not None
+        assert labels is not None
+        return correlations(predictions, labels)
