@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -36,7 +37,7 @@ def file_hash(path: Path) -> str:
 
 
 def rows_hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
-    """Of the values, types and class names in ``columns`` of strings or numbers without missing values.
+    """Of the values, types and class names in ``columns`` of strings or numbers, or lists of them, none missing.
 
     Equal for equal values, whatever file they came from.
     """
@@ -45,6 +46,10 @@ def rows_hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
         digest.update(f"{rows.features[column]}\0".encode())
         for batch in rows.select_columns(column).with_format("arrow").iter(batch_size=_BATCH):
             array = batch[column].combine_chunks()
+            if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+                # The values alone would not tell [1], [2] from [1, 2], [].
+                digest.update(pc.list_value_length(array).cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
+                array = pc.list_flatten(array)
             if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
                 # The characters alone would not tell 'a b', 'c' from 'a', 'b c'.
                 _, offsets, characters = array.cast(pa.large_string()).buffers()

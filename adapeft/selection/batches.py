@@ -83,10 +83,10 @@ def check_labels(objective: Objective, batches: Sequence[Batch], model: nn.Modul
     for index, batch in enumerate(batches):
         outside = objective.outside(batch.labels, num_outputs)
         if len(outside):
+            where, _, remedy = objective.outputs(num_outputs).partition(". ")
             raise AdapeftError(
-                f"labels of batch {index} (counted from 0): {int(outside[0])} is outside the model's {num_outputs} "
-                f"outputs, 0 to {num_outputs - 1} ({len(outside)} such labels in the batch). Number the classes from 0 "
-                f"or give a model with more outputs; {IGNORED} marks what is not to be predicted."
+                f"labels of batch {index} (counted from 0): {outside[0].item()} is outside {where} "
+                f"({len(outside)} such labels in the batch). {remedy}."
             )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from adapeft.errors import AdapeftError
 from adapeft.tasks.cross_entropy import Classification, NextToken, SequenceToSequence
 from adapeft.tasks.objective import Objective
+from adapeft.tasks.registry import TASKS
 from adapeft.tasks.squared_error import Regression
 
 _KNOWN = (
@@ -38,9 +39,13 @@ def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
     is_decoder_loss = is_encoder_decoder and loss == "ForMaskedLM"
     if loss is not None and loss not in _CLASSIFIERS | _LANGUAGE_MODELS and not is_decoder_loss:
         raise AdapeftError(f"a model with the loss {loss!r} cannot be measured: only {_KNOWN} can.")
+    for task in TASKS.values():
+        if (objective := task.objective_of(problem, labels)) is not None:
+            return objective
     if problem == "multi_label_classification":
         raise AdapeftError(
-            f"config.problem_type = {problem!r}: several labels for each example cannot be measured, only {_KNOWN} can."
+            f"config.problem_type = {problem!r}: labels of shape {list(labels.shape)} and type "
+            f"{str(labels.dtype).removeprefix('torch.')} are not floats [n, C], one for each example and class."
         )
     one_output = getattr(config, "num_labels", None) == 1
     if labels.ndim == 2 and labels.is_floating_point() and (one_output or problem == "regression"):

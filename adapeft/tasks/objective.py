@@ -47,6 +47,13 @@ class Objective(ABC):
         """The labels that none of the model's ``num_outputs`` outputs stands for, 1-D."""
         return labels[self.predicted(labels) & ((labels < 0) | (labels >= num_outputs))]
 
+    def outputs(self, num_outputs: int) -> str:
+        """What labels that are ``outside`` are outside of, and how to write them."""
+        return (
+            f"the model's {num_outputs} outputs, 0 to {num_outputs - 1}. Number the classes from 0 or give a model "
+            f"with more outputs; {IGNORED} marks what is not to be predicted"
+        )
+
     @abstractmethod
     def fits(self, logits: Tensor, labels: Tensor) -> bool:
         """Whether the shapes are those of this loss."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from pydantic import Field, PositiveInt
 
@@ -23,50 +24,52 @@ if TYPE_CHECKING:
     from adapeft.tasks.tokenize import TokenizedData
 
 
-class ClassificationData(Data):
-    """Examples to train on and to be judged by."""
+D = TypeVar("D", bound="TextClassificationData")
 
-    task: ClassVar[str] = "sequence-classification"
+
+class TextClassificationData(Data):
+    """What classifiers of texts read; each has a ``metric`` of its own."""
 
     text_pair: str | None = Field(default=None, description="column of the second text, for tasks on pairs")
-    label: str = Field(default="label", description="column of the label")
+    label: str | tuple[str, ...] = Field(default="label", description="column of the label")
     max_length: PositiveInt = Field(default=128, description="tokens an example is cut to")
     padding: Literal["longest", "max_length"] = Field(
         default="longest",
         description="how long a batch is: its longest example; max_length: as data.max_length, for models whose "
         "predictions depend on the padding",
     )
-    metric: Harmless[Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss"]] = Field(
-        default="auto", description="how evaluation judges; auto fits the labels"
-    )
 
     @property
     def text_columns(self) -> dict[str, str]:
         return {"text": self.text} | ({} if self.text_pair is None else {"text_pair": self.text_pair})
+
+
+class ClassificationData(TextClassificationData):
+    """Examples to train on and to be judged by."""
+
+    task: ClassVar[str] = "sequence-classification"
+
+    label: str = Field(default="label", description="column of the label")
+    metric: Harmless[Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss"]] = Field(
+        default="auto", description="how evaluation judges; auto fits the labels"
+    )
 
     @property
     def label_columns(self) -> dict[str, tuple[str, ...]]:
         return {"label": (self.label,)}
 
 
-class SequenceClassification(Task[ClassificationData]):
-    """Integers, booleans and texts are classes, floats are the targets of a regression."""
+class TextClassification(Task[D]):
+    """Classifiers of one text or a pair, whose labels decide the outputs of a head."""
 
-    data = ClassificationData
     auto_class = "AutoModelForSequenceClassification"
     export_type = "SEQ_CLS"
     has_head = True
-    problem_types = (None, "single_label_classification", "regression")
-
-    def labels(self, splits: Mapping[str, datasets.Dataset], data: ClassificationData, head: Head | None) -> Labels:
-        from adapeft.data.single_labels import classes_or_targets
-
-        return classes_or_targets(splits, data.label, head)
 
     def tokenize(
         self,
         rows: datasets.Dataset,
-        data: ClassificationData,
+        data: D,
         tokenizer: PreTrainedTokenizerBase,
         description: DataDescription | None = None,
     ) -> TokenizedData:
@@ -75,9 +78,25 @@ class SequenceClassification(Task[ClassificationData]):
 
         assert description is not None, "classes are numbered by the description of the training data"
         tokenizer = with_padding(tokenizer)
-        labels = self._labels(rows, data, description)
+        labels = self.label_tensor(rows, data, description)
         examples = examples_of(rows, list(data.text_columns.values()), data.max_length, tokenizer)
         return TokenizedData(examples, labels, tokenizer, data.max_length if data.padding == "max_length" else None)
+
+    @abstractmethod
+    def label_tensor(self, rows: datasets.Dataset, data: D, description: DataDescription) -> Tensor:
+        """The labels of N rows as ``Batch`` has them, [N, …]."""
+
+
+class SequenceClassification(TextClassification[ClassificationData]):
+    """Integers, booleans and texts are classes, floats are the targets of a regression."""
+
+    data = ClassificationData
+    problem_types = (None, "single_label_classification", "regression")
+
+    def labels(self, splits: Mapping[str, datasets.Dataset], data: ClassificationData, head: Head | None) -> Labels:
+        from adapeft.data.single_labels import classes_or_targets
+
+        return classes_or_targets(splits, data.label, head)
 
     def objective(self, description: DataDescription) -> Objective:
         from adapeft.tasks.cross_entropy import Classification
@@ -94,7 +113,7 @@ class SequenceClassification(Task[ClassificationData]):
         )
         return f"{description.num_train:,} to train on, {description.num_evaluation:,} to evaluate{kind}"
 
-    def _labels(self, rows: datasets.Dataset, data: ClassificationData, description: DataDescription) -> Tensor:
+    def label_tensor(self, rows: datasets.Dataset, data: ClassificationData, description: DataDescription) -> Tensor:
         """Targets float32 [N] or classes int64 [N]."""
         import torch
 

@@ -14,6 +14,7 @@ from adapeft.sections.data import Data
 
 if TYPE_CHECKING:
     import datasets
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from adapeft.data.description import DataDescription, Labels
@@ -90,6 +91,13 @@ class Task(ABC, Generic[D]):
     @abstractmethod
     def objective(self, description: DataDescription) -> Objective:
         """The loss, and the labels that are sampled for it."""
+
+    def objective_of(self, problem_type: str | None, labels: Tensor) -> Objective | None:
+        """The loss that transformers computes of such labels, where the model's ``problem_type`` alone decides it.
+
+        It is None for the other tasks, whose losses ``infer_objective`` tells apart by the model's class.
+        """
+        return None
 
     @abstractmethod
     def metrics(self, description: DataDescription) -> Metrics:
