@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapeft.tasks.causal_lm import CausalLM
+from adapeft.tasks.multi_label_classification import MultiLabelClassification
 from adapeft.tasks.sequence_classification import SequenceClassification
 from adapeft.tasks.task import Task
 
@@ -13,6 +14,7 @@ TASKS: dict[str, Task[Any]] = {
     for task in (
         SequenceClassification(),
         CausalLM(),
+        MultiLabelClassification(),
     )
 }
 

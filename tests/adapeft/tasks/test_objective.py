@@ -18,6 +18,7 @@ from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
 from adapeft.tasks.cross_entropy import Classification, NextToken, SequenceToSequence
 from adapeft.tasks.inference import infer_objective
+from adapeft.tasks.multi_label_classification import IndependentLabels
 from adapeft.tasks.objective import IGNORED
 from adapeft.tasks.squared_error import Regression
 from tests.oracles.measuring import in_double
@@ -31,6 +32,12 @@ def make_regressor(num_labels: int = 1) -> BertForSequenceClassification:
     return BertForSequenceClassification(
         BertConfig(vocab_size=VOCABULARY, num_labels=num_labels, problem_type="regression", **SIZES)
     )
+
+
+def make_labeller() -> BertForSequenceClassification:
+    model = make_bert()
+    model.config.problem_type = "multi_label_classification"
+    return model
 
 
 def drawn(*shape: int, low: int = 0, high: int = VOCABULARY) -> torch.Tensor:
@@ -60,6 +67,7 @@ LOSSES = {
     "target-like-the-ignored-label": (make_regressor, TEXT, CLASSES.double(), Regression, 4),
     "whole-numbers-as-targets": (make_regressor, TEXT, CLASSES, Regression, 4),
     "targets": (lambda: make_regressor(3), TEXT, floats(4, 3), Regression, 12),
+    "labels": (make_labeller, TEXT, drawn(4, 3, high=2).double(), IndependentLabels, 12),
     "next-token": (make_gpt2, TEXT, TOKENS, NextToken, 20),
     "next-token-masked": (make_gpt2, TEXT, MASKED, NextToken, 8),
     "t5": (make_t5, TEXT, MASKED, SequenceToSequence, 10),
@@ -170,11 +178,12 @@ def second_moment(objective, features, labels, num_samples):
         (Classification(), (1, 3), [2]),
         (Regression(), (1, 3), [0.3]),
         (Regression(), (1, 3), [[0.3, 2.0]]),
+        (IndependentLabels(), (1, 3), [[1.0, 0.0, 0.0, 1.0]]),
         (NextToken(), (1, 6, 3), [[1, 0, 3, 2, IGNORED, IGNORED]]),
         (NextToken(), (1, 6, 3), [[IGNORED, IGNORED, 3, IGNORED, 1, 1]]),
         (SequenceToSequence(), (1, 4, 3), [[1, IGNORED, 3, IGNORED]]),
     ],
-    ids=["classes", "regression", "regressions", "tokens-padded-right", "tokens-masked", "decoder"],
+    ids=["classes", "regression", "regressions", "labels", "tokens-padded-right", "tokens-masked", "decoder"],
 )
 def test_sampled_gradients_have_the_gauss_newton_matrix_as_second_moment(objective, features, labels):
     features = torch.randn(features, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -193,12 +202,16 @@ def test_regression_has_twice_the_gram_matrix():
     torch.testing.assert_close(estimate, exact, rtol=0.03, atol=0)
 
 
-@pytest.mark.parametrize("objective", [Classification(), Regression(), NextToken(), SequenceToSequence()])
+@pytest.mark.parametrize(
+    "objective", [Classification(), Regression(), IndependentLabels(), NextToken(), SequenceToSequence()]
+)
 def test_a_label_depends_on_its_example_and_the_seed_alone(objective):
     torch.manual_seed(0)
     is_text = isinstance(objective, NextToken | SequenceToSequence)
     logits = torch.randn(7, 6, 11) if is_text else torch.randn(7, 1 if isinstance(objective, Regression) else 11)
     labels = torch.randint(0, 11, (7, 6)) if is_text else torch.zeros(7)
+    if isinstance(objective, IndependentLabels):
+        labels = torch.zeros(7, 11)
     ids = torch.tensor([3, 900, 17, 4, 2**40, 0, 5])
 
     def draw(rows, seed=1):
@@ -248,9 +261,63 @@ def test_several_labels_of_a_classifier_are_not_taken_for_tokens(bert, labels):
         AdapeftError, match=r"labels of shape \[2, .*\] and type (float32|int64): only those of classes"
     ):
         infer_objective(bert, labels)
-    bert.config.problem_type = "multi_label_classification"
-    with pytest.raises(AdapeftError, match="problem_type = 'multi_label_classification': several labels"):
-        infer_objective(bert, labels)
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(2), torch.zeros(2, dtype=torch.long), torch.ones(2, 5).long(), torch.zeros(2, 5, 3)]
+)
+def test_several_labels_of_an_example_are_a_row_of_floats(labels):
+    with pytest.raises(
+        AdapeftError,
+        match=r"problem_type = .*: labels of shape \[2.* are not floats \[n, C\]",
+    ):
+        infer_objective(make_labeller(), labels)
+
+
+def test_every_label_is_drawn_by_itself_from_its_own_probability():
+    """Means, and products of two labels, of n draws lie within five standard errors, at most 5 / (2 √n)."""
+    n, logits = 40_000, torch.tensor([-3.0, -0.5, 0.0, 2.0], dtype=torch.float64)
+    labels = torch.zeros(n, 4, dtype=torch.float64)
+    batch = Batch({}, labels, torch.arange(n))
+    draws = IndependentLabels().sample_labels(logits.expand(n, 4), batch, seed=2)
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    p = logits.sigmoid()
+    expected = torch.outer(p, p).fill_diagonal_(0) + p.diag()
+    torch.testing.assert_close(draws.t() @ draws / n, expected, rtol=0, atol=5 / (2 * n**0.5))
+
+
+def test_several_labels_have_the_exact_gauss_newton_form_as_mean():
+    """The mean over draws of T (g̃·d)² is dᵀJᵀHJd, with H = p (1 - p) of every label, of a whole model in float64."""
+    model = in_double(make_labeller())
+    model.set_attn_implementation("eager")  # the fused kernel has no forward derivative
+    labels, num_draws = drawn(4, 3, high=2).double(), 400
+    batch, objective = Batch(TEXT, labels, torch.arange(4)), IndependentLabels()
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    along = {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in weights.items()}
+
+    logits, change = jvp(lambda weights: functional_call(model, weights, kwargs=TEXT).logits, (weights,), (along,))
+    p = logits.sigmoid()
+    exact = float((p * (1 - p) * change**2).mean())
+
+    draws = []
+    parameters = [parameter for _, parameter in model.named_parameters()]
+    for seed in range(num_draws):
+        logits = objective.forward(model, batch)
+        mean = objective.loss_sum(logits, objective.sample_labels(logits, batch, seed)) / labels.numel()
+        gradient = torch.autograd.grad(mean, parameters)
+        product = sum((g * d).sum() for g, d in zip(gradient, along.values(), strict=True))
+        draws.append(labels.numel() * float(product) ** 2)
+    draws = torch.tensor(draws, dtype=torch.float64)
+    error = float(draws.std() / num_draws**0.5)
+    assert abs(float(draws.mean()) - exact) < 4 * error
+    assert error < 0.1 * exact
+
+
+def test_no_gradient_flows_through_sampled_labels():
+    logits = torch.randn(3, 4, requires_grad=True)
+    draws = IndependentLabels().sample_labels(logits, Batch({}, torch.zeros(3, 4), torch.arange(3)), seed=0)
+    assert not draws.requires_grad
 
 
 def test_refuses_losses_it_does_not_know():
