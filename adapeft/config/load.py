@@ -260,9 +260,10 @@ def _of_others(key: str, others: Sequence[str], tree: Mapping[Any, Any]) -> str:
         whose, remedy = f"an option of {word} {others[0]}", f"set {decides}: {others[0]}"
     else:
         whose, remedy = f"an option of the {word}s {_listed(others)}", "choose one of these"
-    mine = tree.get(decides.partition(".")[0], {}).get(word) or _usual(top)
+    deciding = tree.get(decides.partition(".")[0])
+    mine = deciding.get(word) if isinstance(deciding, Mapping) else None
     given = as_yaml(plain(_given(tree[top], name)))
-    return f"{key} = {given}: is {whose}, and {decides} is {mine}. Leave it out, or {remedy}."
+    return f"{key} = {given}: is {whose}, and {decides} is {mine or _usual(top)}. Leave it out, or {remedy}."
 
 
 def _usual(section: str) -> str:
