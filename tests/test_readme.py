@@ -101,7 +101,7 @@ def test_the_trainer_trains_a_subset_by_the_first_lines_of_python(folder):
     names = {"train_dataset": examples(make_bert())}
     exec(lines, names)
     model, fresh = names["model"], load()
-    assert 0 < attachment_of(model).subset.count <= 0.005 * names["subset"].description["num_total"]
+    assert 0 < attachment_of(model).subset.count <= 0.005 * names["subset"].choice.num_total
     model.eval()
     delta = adapeft.Delta.load("delta.safetensors")
     assert any(change.has_moved for change in delta.changes.values())

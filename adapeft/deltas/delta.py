@@ -424,7 +424,7 @@ def _as_shipped(attachment: Attachment) -> AbstractContextManager[None]:
     """
     if not attachment.dense:
         return nullcontext()
-    method, follower = attachment.subset.description.get("method"), attachment.follower
+    method, follower = attachment.subset.choice.method, attachment.follower
     if follower is None:
         raise AdapeftError(
             f"the rule of {method} was not kept in training, nor its budget: call adapeft.follow_rule(model, "

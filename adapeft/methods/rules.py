@@ -20,7 +20,7 @@ def rule_of(subset: Subset) -> Rule:
     """
     if not any(part.follows_rule for part in subset.parts.values()):
         return FixedMask()
-    said = subset.description.get("rule")
+    said = subset.choice.rule
     method = METHODS.get(str(said.get("method"))) if isinstance(said, Mapping) else None
     if not (isinstance(said, Mapping) and isinstance(method, RuleMethod)):
         raise AdapeftError(f"the subset's dense parts go with no known rule ({said}). Choose again.")

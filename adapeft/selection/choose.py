@@ -68,7 +68,7 @@ def choose(
 
 def _check_value(subset: Subset, reach: float) -> None:
     for key in ("value", "bound", "gap"):
-        number = subset.description.get(key)
+        number = getattr(subset.choice, key)
         if number is not None and not math.isfinite(number):
             raise AdapeftError(
                 f"the {key} of the choice is {number:g}: the statistics, or select.reach = {reach:g}, are too large to "

@@ -25,9 +25,9 @@ def or_random(subset: Subset, draw: Callable[[], Subset]) -> Subset:
     if subset.count:
         return subset
     # Nothing was predicted for the groups that are drawn: the zeros are those of the empty choice.
-    said = {**subset.description, "value": None, "bound": None, "gap": None, "unspent": None}
+    empty = subset.choice.with_values(value=None, bound=None, gap=None, unspent=None)
     drawn = draw()
-    return replace(drawn, description={**said, **drawn.description, "drawn_for_empty_choice": True})
+    return replace(drawn, choice=empty.with_values(**drawn.choice.said(), drawn_for_empty_choice=True))
 
 
 def check_not_empty(subset: Subset) -> None:
@@ -47,7 +47,7 @@ def check_not_empty(subset: Subset) -> None:
 
 def announcement(subset: Subset) -> str | None:
     """What a person should know of a choice that came out empty and is trained all the same; else None."""
-    if subset.description.get("drawn_for_empty_choice"):
+    if subset.choice.drawn_for_empty_choice:
         return (
             "nothing chosen: no candidate promises a lower loss, so a random draw of the same budget is trained "
             "(select.if_empty: random)"
@@ -60,11 +60,11 @@ def announcement(subset: Subset) -> str | None:
 
 def reason(subset: Subset) -> str:
     """Why an empty subset is empty, according to its description."""
-    said = subset.description
-    if said.get("method") is None:
+    said = subset.choice
+    if said.method is None:
         return "the subset is empty"
     candidates = "no candidate"
-    if said.get("num_groups") is not None:
-        candidates = f"none of the {said['num_groups']:,} candidates (by {said.get('granularity')})"
-    budget = "" if not said.get("budget") else f" within the budget of {said['budget']:,} parameters"
-    return f"{said['method']} chose nothing, because {candidates} promises a lower loss{budget}"
+    if said.num_groups is not None:
+        candidates = f"none of the {said.num_groups:,} candidates (by {said.granularity})"
+    budget = "" if not said.budget else f" within the budget of {said.budget:,} parameters"
+    return f"{said.method} chose nothing, because {candidates} promises a lower loss{budget}"

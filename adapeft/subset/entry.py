@@ -14,6 +14,7 @@ from adapeft.errors import AdapeftError
 from adapeft.files.damage import Count, Line, check_yaml, reading
 from adapeft.files.json_numbers import Number
 from adapeft.sections.paths import SUBSET_SUFFIX
+from adapeft.subset.choice import Choice
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
@@ -74,7 +75,7 @@ class Summary(_Record):
     @classmethod
     def of(
         cls,
-        description: Mapping[str, Any],
+        choice: Choice,
         count: int,
         config: str | None = None,
         metrics: Mapping[str, Any] | None = None,
@@ -82,7 +83,7 @@ class Summary(_Record):
         """Summary of a subset; see ``Subset.summary``.
 
         Args:
-            description: of the subset, from its header.
+            choice: of the subset.
             count: elements that it trains.
             config: YAML of the run that trained it; the one it was chosen under when None.
             metrics: of that run, as far as it came.
@@ -91,9 +92,10 @@ class Summary(_Record):
             AdapeftError: its header, or the config, is damaged.
         """
         scores = metrics or {}
-        known: dict[str, Any] = {key: description[key] for key in cls.model_fields if key in description}
+        said = choice.said()
+        known: dict[str, Any] = {key: said[key] for key in cls.model_fields if key in said}
         with reading("what the subset says of itself is damaged", "Choose again.", yaml.YAMLError):
-            text = config or description.get("config", "")
+            text = config or choice.config or ""
             check_yaml(text)
             tree = yaml.safe_load(text) or {}
             if tree:

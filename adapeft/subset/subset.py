@@ -5,42 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import FiniteFloat
 from torch import nn
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.files.artifact import load_tensors, save_tensors
-from adapeft.files.damage import Count, Header, Line, reading
+from adapeft.files.damage import Header, Line, reading
 from adapeft.parts.part import Part
 from adapeft.parts.registry import load_part
+from adapeft.subset.choice import Choice
 from adapeft.subset.entry import Summary
 from adapeft.subset.locate import locate
 
 
 class _SubsetHeader(Header):
-    """Of the description what is computed with; it says whatever else its maker wanted to say."""
+    """What a file says besides how the subset was chosen."""
 
     parts: dict[Line, dict[str, Any]]
     always_train: list[Line]
     new: list[Line]
-    method: Line | None = None
-    granularity: Line | None = None
-    status: Line | None = None
-    budget: Count | None = None
-    num_groups: Count | None = None
-    num_chosen: Count | None = None
-    memory_per_device: Count | None = None
-    memory_bytes: Count | None = None
-    unspent: Count | None = None
-    seed: int = 0
-    reach: float | Literal["inf"] | None = None
-    value: FiniteFloat | None = None
-    bound: FiniteFloat | None = None
-    gap: FiniteFloat | None = None
-    fingerprint: Line | None = None
-    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,13 +35,13 @@ class Subset:
         parts: chosen within the budget.
         always_train: names of the parameters outside the budget, trained whole (a new head).
         new: those of them that no base checkpoint holds.
-        description: how it was chosen: method, budget, value, bound, gap, fingerprint of the base model, config, seed.
+        choice: how it was chosen.
     """
 
     parts: Mapping[str, Part]
     always_train: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
-    description: Mapping[str, Any] = field(default_factory=dict)
+    choice: Choice = field(default_factory=Choice)
 
     @property
     def count(self) -> int:
@@ -70,17 +54,7 @@ class Subset:
 
     def described(self, **more: Any) -> Subset:
         """The same subset with more said of it."""
-        return replace(self, description={**self.description, **more})
-
-    def said(self, key: str) -> Any:
-        """What the description holds under ``key``.
-
-        Raises:
-            AdapeftError: nothing.
-        """
-        if self.description.get(key) is None:
-            raise AdapeftError(f"the subset does not say its {key}. Choose again.")
-        return self.description[key]
+        return replace(self, choice=self.choice.with_values(**more))
 
     def check_fits(self, model: nn.Module) -> None:
         """Checks names and shapes of parameters against ``model``; ``attach`` checks the layers of adapters.
@@ -103,14 +77,14 @@ class Subset:
 
     def summary(self, config: str | None = None, metrics: Mapping[str, Any] | None = None) -> Summary:
         """What a store says of this subset; see ``Summary.of`` for the arguments and errors."""
-        return Summary.of(self.description, self.count, config, metrics)
+        return Summary.of(self.choice, self.count, config, metrics)
 
     def save(self, path: str | Path) -> None:
         """Writes ``subset.safetensors``."""
         parts = {name: part.describe() for name, part in self.parts.items()}
         stored = {name: part.stored_indices for name, part in self.parts.items()}
         indices = {name: tensor for name, tensor in stored.items() if tensor is not None}
-        content = {"parts": parts, "always_train": self.always_train, "new": self.new, **self.description}
+        content = {"parts": parts, "always_train": self.always_train, "new": self.new, **self.choice.said()}
         save_tensors(Path(path), "subset", indices, content)
 
     @classmethod
@@ -124,5 +98,5 @@ class Subset:
         with reading(f"{path}: damaged description of a subset", "Choose again."):
             said = _SubsetHeader.model_validate(content)
             parts = {name: load_part(path, name, entry, indices.get(name)) for name, entry in said.parts.items()}
-            rest = {key: value for key, value in content.items() if key not in ("parts", "always_train", "new")}
-            return cls(parts, tuple(said.always_train), tuple(said.new), rest)
+            rest = {key: value for key, value in content.items() if key not in _SubsetHeader.model_fields}
+            return cls(parts, tuple(said.always_train), tuple(said.new), Choice.model_validate(rest))

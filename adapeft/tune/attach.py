@@ -53,7 +53,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     check_dense("attach", [entry for entry in model.named_parameters() if entry[0] in changed])
     subset.check_fits(model)
     fingerprint = fingerprint_model(model, subset.new)
-    chosen_for = subset.description.get("fingerprint")
+    chosen_for = subset.choice.fingerprint
     if fingerprint and chosen_for is not None and chosen_for != fingerprint:
         raise AdapeftError(
             f"the subset was chosen for a base model of fingerprint {chosen_for[:12]}, this one has "
@@ -73,7 +73,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     model.requires_grad_(False)
     dense: dict[str, Ruled] = {}
     for name, part in subset.parts.items():
-        attached = part.attach(Site(model, name, places.get(name, ()), subset.description.get("seed", 0), rule))
+        attached = part.attach(Site(model, name, places.get(name, ()), subset.choice.seed, rule))
         trained[name] = {piece: Owner.of(*place) for piece, place in attached.pieces.items()}
         if attached.ruled is not None:
             dense[name] = attached.ruled

@@ -151,7 +151,7 @@ def _choice_of(subset: Subset) -> dict[str, Any]:
         *("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen"),
         *("memory_per_device", "memory_bytes", "unspent"),
     )
-    return {"choice": {key: subset.description.get(key) for key in keys}, "trainable_parameters": subset.count}
+    return {"choice": {key: getattr(subset.choice, key) for key in keys}, "trainable_parameters": subset.count}
 
 
 def _sizes(inspection: Inspection, delta: Delta, folder: RunFolder) -> dict[str, Any]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from adapeft.deltas.delta import Delta
     from adapeft.methods.registry import Method
+    from adapeft.subset.choice import Choice
     from adapeft.subset.subset import Subset
     from cluster.inspection.inspection import Inspection
     from cluster.output.folder import RunFolder
@@ -128,8 +129,8 @@ class Terminal:
         if trained:
             self.console.print(table)
         self.show_empty(subset)
-        said = {"influence": _influence(subset.description), **_bought(subset.description, subset.count)}
-        if unreached := subset.description.get("unreached"):
+        said = {"influence": _influence(subset.choice), **_bought(subset.choice, subset.count)}
+        if unreached := subset.choice.unreached:
             said["left out"] = f"{', '.join(unreached)}: no calibration batch gives them a gradient"
         self.pairs(said)
 
@@ -156,6 +157,9 @@ class Terminal:
 
     def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
         """The run in a few lines."""
+        from adapeft.subset.choice import Choice
+
+        choice = Choice.unchecked(metrics["choice"])
         before, after, metric = metrics["before"], metrics["after"], metrics["metric"]
         total = metrics["total_parameters"]
         bytes_per_value = 2 if config.model.dtype == "bfloat16" else 4
@@ -165,8 +169,8 @@ class Terminal:
         head = f", and {always:,} always trained" if always else ""
         rows: dict[str, str | tuple[str, ...]] = {
             "trained": f"{trained:,} of {total:,} parameters ({trained / total:.3%}){head}",
-            "influence": _influence(metrics["choice"]),
-            **_bought(metrics["choice"], trained),
+            "influence": _influence(choice),
+            **_bought(choice, trained),
             metric: f"{before[metric]:.4f} → {after[metric]:.4f}   (loss {before['loss']:.4f} → {after['loss']:.4f})",
             "delta": f"{size_of(metrics['delta_bytes'])}, 1/{full / metrics['delta_bytes']:.0f} of the model's "
             f"{size_of(full)}",
@@ -287,17 +291,17 @@ def _workers(cluster: Cluster) -> str:
     return f"{cluster.fewest} to {cluster.workers}" if cluster.fewest < cluster.workers else str(cluster.workers)
 
 
-def _influence(choice: Mapping[str, Any]) -> str:
-    if choice.get("value") is None:
+def _influence(choice: Choice) -> str:
+    if choice.value is None:
         return "not measured"
-    chosen, groups = choice.get("num_chosen"), choice.get("num_groups")
+    chosen, groups = choice.num_chosen, choice.num_groups
     share = "" if chosen is None or groups is None else f"; {chosen:,} of {groups:,} groups"
-    if choice.get("bound") is None:
-        return f"{choice['value']:.4g} predicted jointly{share}"
-    gap = f"gap {choice['gap']:.1e}" if choice.get("gap") else "gap 0"
-    status = str(choice.get("status")).replace("_", " ")
-    said = "summed, each at its own best step" if choice.get("reach") in ("inf", math.inf) else "predicted"
-    return f"{choice['value']:.4g} {said}, bound {choice['bound']:.4g}, {gap} ({status}){share}"
+    if choice.bound is None:
+        return f"{choice.value:.4g} predicted jointly{share}"
+    gap = f"gap {choice.gap:.1e}" if choice.gap else "gap 0"
+    status = str(choice.status).replace("_", " ")
+    said = "summed, each at its own best step" if choice.reach in ("inf", math.inf) else "predicted"
+    return f"{choice.value:.4g} {said}, bound {choice.bound:.4g}, {gap} ({status}){share}"
 
 
 def _sources(said: Mapping[str, Any]) -> dict[str, str]:
@@ -311,14 +315,14 @@ def without_block_index(name: str) -> str:
     return _BLOCK_INDEX.sub(".*.", name)
 
 
-def _bought(choice: Mapping[str, Any], count: int) -> dict[str, str]:
+def _bought(choice: Choice, count: int) -> dict[str, str]:
     """What a budget in bytes bought, and what was left of one because less is better."""
     said = {}
-    if choice.get("memory_per_device") is not None and choice.get("memory_bytes") is not None:
-        paid = f"{size_of(choice['memory_bytes'])} of {size_of(choice['memory_per_device'])} a device"
+    if choice.memory_per_device is not None and choice.memory_bytes is not None:
+        paid = f"{size_of(choice.memory_bytes)} of {size_of(choice.memory_per_device)} a device"
         said["memory"] = f"{paid} for {count:,} parameters, the rest for the model and its activations"
-    if choice.get("unspent"):
-        left = f"{choice['unspent']:,} parameters of the budget"
+    if choice.unspent:
+        left = f"{choice.unspent:,} parameters of the budget"
         said["unspent"] = f"{left}: over this training one more adds more curvature than slope"
     return said
 

@@ -30,7 +30,7 @@ def follow_in_engine(
     if attachment.dense and stage == 0 and engine.bfloat16_enabled():
         raise AdapeftError(
             f"cluster.zero_stage = 0 with model.dtype = bfloat16 does not go with the method "
-            f"{attachment.subset.description.get('method')}. Take a zero_stage of 1, 2 or 3."
+            f"{attachment.subset.choice.method}. Take a zero_stage of 1, 2 or 3."
         )
     masters = MasterWeights(engine, ranks)
     # At stage 0 every rank holds everything, and all do the same to it.

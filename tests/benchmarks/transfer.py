@@ -154,7 +154,7 @@ def write_uniform(output: Path, small: Path, large: Path, budget: str) -> None:
     settings = Transfer(budget=Budget.parse(budget), inside="weight-norm")
     found = transfer(small, target_config(small, str(large), settings, []), settings)
     assert found.scores is not None
-    said = {key: value for key, value in found.subset.description.items() if key != "transferred"}
+    said = {key: value for key, value in found.subset.choice.said().items() if key != "transferred"}
     output.mkdir(exist_ok=True)
     uniform_subset(found.groups, int(said["budget"]), found.scores).described(**said).save(output / SUBSET)
 
@@ -169,7 +169,7 @@ def write_report(name: str, held: dict[str, Path], out: Path, scores: dict[str, 
         "|---|---|---|---|---|---|",
     ]
     measured = [load_statistics(out / folder)[0] for folder in ("large", "again")]
-    reach = float(best.description["reach"])
+    reach = float(best.choice.reach)
     for choice, subset in subsets.items():
         first, second = (
             agreement(found_there, get_method("adapeft"), reach, subset, own)

@@ -13,6 +13,7 @@ from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from tests.support.tiny import VOCABULARY, make_bert, make_gpt2
 
@@ -62,7 +63,7 @@ def mixed_subset(model: torch.nn.Module, adapters: bool = True) -> Subset:
             parts[info.name] = Rows(info.shape, torch.tensor([1, 4]), info.output_dim or 0)
         else:
             parts[info.name] = Elements(info.shape, torch.arange(0, info.count, 9))
-    return Subset(parts, always, always, {"seed": 5})
+    return Subset(parts, always, always, Choice(seed=5))
 
 
 def low_rank_product(part: Part, values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from adapeft.methods.base.rule import describe_rule
 from adapeft.methods.registry import METHODS
 from adapeft.model.structure import new_parameters
 from adapeft.parts.dense import Dense
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from tests.support.tiny import make_batches
 
@@ -58,7 +59,7 @@ def dense_subset(model: nn.Module, case: str) -> Subset:
     }
     budget = BUDGET if method in ("mixout-reset", "child-pruning", "diff-pruning") else None
     rule = describe_rule(METHODS[method].options(method=method, **given), SEED, budget)
-    return Subset(parts, new, new, {"method": method, "rule": rule})
+    return Subset(parts, new, new, Choice(method=method, rule=rule))
 
 
 def train_with_adapeft(make: Callable[[], nn.Module], case: str) -> tuple[adapeft.Delta, list[float]]:

@@ -44,7 +44,7 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
     statistics, _ = load_statistics(source)
     plan = Plan(
         check_budget(statistics.groups, select),
-        float(Subset.load(folder.subset).said("reach")),
+        float(Subset.load(folder.subset).choice.needed("reach")),
         config.seed,
         select,
     )

@@ -52,7 +52,9 @@ def _show_frontier(folder: RunFolder, subset: Subset, terminal: Terminal) -> Non
     groups, columns, key = load_groups(folder.path)
     if not columns or groups.granularity == "element":
         return
-    method, reach, budget = get_method(subset.said("method")), float(subset.said("reach")), subset.said("budget")
+    said = subset.choice
+    method, reach = get_method(said.needed("method")), float(said.needed("reach"))
+    budget = said.needed("budget")
     statistics = Statistics(groups, columns, options=load_options(folder.path, groups))
     values = method.group_values(statistics, reach)
     assert values is not None

@@ -137,7 +137,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
             f"select.options = {list(config.select.options)}: only rows are transferred, no choice among kinds. Give "
             f"select.options=[] to transfer the rows that were measured with them."
         )
-    reach = float(Subset.load(RunFolder(source).subset).said("reach"))
+    reach = float(Subset.load(RunFolder(source).subset).choice.needed("reach"))
     profiles = Profiles.of(statistics, partial(method.value, reach=reach))
     structure = _structure(config)
     groups = groups_of(structure, config.select)
@@ -182,7 +182,7 @@ def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, 
     def held(subset: Subset) -> dict[str, float]:
         return asdict(agreement(measured, found.method, found.reach, subset, best))
 
-    budget = int(found.subset.description["budget"])
+    budget = found.subset.choice.needed("budget")
     draws = []
     for seed in range(_RANDOM_DRAWS):
         draws.append(held(_drawn(found.groups, Plan(budget, found.reach, seed, found.config.select))))
@@ -212,7 +212,7 @@ def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict
     """Writes ``subset.safetensors`` and ``transfer.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     found.subset.save(folder / "subset.safetensors")
-    said = {key: found.subset.description[key] for key in ("value", "bound", "gap", "status", "unmapped", "mapped")}
+    said = {key: getattr(found.subset.choice, key) for key in ("value", "bound", "gap", "status", "unmapped", "mapped")}
     content = {"from": str(source), "to": found.config.model.name, **said, "trained": found.subset.count}
     save_json(
         folder / "transfer.json", {**content, "verified": undefined_as_null(verified), "provenance": provenance()}
@@ -339,7 +339,7 @@ def _of_groups(groups: Groups, index: int, squares: Tensor) -> Tensor:
 
 def _show(subset: Subset, verified: Mapping[str, Any] | None, terminal: Terminal) -> None:
     """How much of the target had a counterpart, and how near its own best the subset is."""
-    unmapped, mapped = ", ".join(subset.description["unmapped"]), subset.description["mapped"]
+    unmapped, mapped = ", ".join(subset.choice.unmapped or ()), subset.choice.mapped
     terminal.pairs({"mapped": f"{mapped:.1%} of the parameters" + (f"; not {unmapped}" if unmapped else "")})
     if verified is None:
         return

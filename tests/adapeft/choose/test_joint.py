@@ -63,10 +63,10 @@ def test_select_jointly_beats_the_sum(tmp_path):
     options = {"budget": "20%", "groups": "row", "learning_rate": 1e-2, "num_steps": 20}
     joint = adapeft.select(model, batches, joint=True, **options)
     single = adapeft.select(model, batches, **options)
-    values = joint.description["joint_values"]
-    assert joint.description["value"] == max(values.values())
-    assert joint.count <= joint.description["budget"]
-    assert single.description["gap"] is not None
+    values = joint.choice.joint_values
+    assert joint.choice.value == max(values.values())
+    assert joint.count <= joint.choice.budget
+    assert single.choice.gap is not None
 
 
 def test_projections_survive_the_table(tmp_path):

@@ -51,7 +51,7 @@ def joint(slopes, curvatures, chosen, reach):
 def test_no_subset_is_above_the_bound_and_the_choice_is_near_the_best(seed, reach):
     slopes, curvatures = drawn(seed, 12)
     subset = choose_elements_jointly(*candidates(slopes, curvatures), 5, reach, OneRank())
-    said, chosen = subset.description, subset.parts["w"].indices.tolist()
+    said, chosen = subset.choice.said(), subset.parts["w"].indices.tolist()
     best = max(joint(slopes, curvatures, some, reach) for size in range(1, 6) for some in combinations(range(12), size))
     assert len(chosen) <= 5
     assert said["value"] == pytest.approx(joint(slopes, curvatures, chosen, reach), rel=1e-4)
@@ -64,7 +64,7 @@ def test_no_subset_is_above_the_bound_and_the_choice_is_near_the_best(seed, reac
 
 @pytest.mark.parametrize("reach", [1e-3, 0.03, 1.0])
 def test_of_many_elements_the_choice_is_optimal(reach):
-    said = choose_elements_jointly(*candidates(*drawn(0, 20_000)), 500, reach, OneRank()).description
+    said = choose_elements_jointly(*candidates(*drawn(0, 20_000)), 500, reach, OneRank()).choice.said()
     assert (said["status"], said["gap"] <= 1e-4) == ("within_gap", True)
 
 
@@ -92,7 +92,7 @@ def test_it_does_not_depend_on_the_shards():
     groups, shards = candidates(slopes, curvatures, cuts=(1, 300, 301, 800))
     divided = choose_elements_jointly(groups, shards[::-1], 100, 0.1, OneRank())
     assert torch.equal(whole.parts["w"].indices, divided.parts["w"].indices)
-    assert whole.description["value"] == pytest.approx(divided.description["value"], rel=1e-9)
+    assert whole.choice.value == pytest.approx(divided.choice.value, rel=1e-9)
 
 
 def test_ranks_find_what_one_finds():
@@ -106,7 +106,7 @@ def test_ranks_find_what_one_finds():
 
 def test_no_element_promises_anything():
     subset = choose_elements_jointly(*candidates([-1.0, 0.0], [1.0, 1.0]), 1, 0.1, OneRank())
-    assert (subset.parts, subset.description["value"]) == ({}, 0.0)
+    assert (subset.parts, subset.choice.value) == ({}, 0.0)
 
 
 def test_the_method_chooses_so():
@@ -116,14 +116,14 @@ def test_the_method_chooses_so():
     chosen = choose(settings, Statistics(groups, {}, tuple(shards)), reach=0.2, seed=0, ranks=OneRank())
     alone = choose_elements_jointly(groups, shards, 50, 0.2, OneRank())
     assert torch.equal(chosen.parts["w"].indices, alone.parts["w"].indices)
-    assert chosen.description["value"] == alone.description["value"]
+    assert chosen.choice.value == alone.choice.value
 
 
 def test_on_a_model():
     model = make_bert()
     subset = adapeft.select(model, make_batches(model), budget=200, groups="element", joint=True)
     assert 0 < subset.count <= 200
-    assert 0 < subset.description["value"] <= subset.description["bound"]
+    assert 0 < subset.choice.value <= subset.choice.bound
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,8 @@ def test_the_choice_is_the_best_of_all(seed, with_rows):
             worth for worth, cost in everything(groups, values, options, option_values, with_rows) if cost <= budget
         )
         assert subset.count <= budget
-        assert subset.description["value"] == pytest.approx(best, rel=2e-4)
-        assert subset.description["bound"] >= best * (1 - 1e-9)
+        assert subset.choice.value == pytest.approx(best, rel=2e-4)
+        assert subset.choice.bound >= best * (1 - 1e-9)
         chosen = options_of(groups, options, subset)
         assert set(chosen) <= {0, 7, 12}
         kinds = {name: part.kind for name, part in subset.parts.items()}
@@ -195,7 +195,7 @@ def test_more_kinds_never_promise_less():
         settings = parse_select({"budget": 900, "options": kinds})
         statistics: Statistics = measure(get_method("adapeft"), passes, groups, settings)
         chosen = choose(settings, statistics, reach=0.3, seed=0, ranks=passes.shards.ranks)
-        values[tuple(kinds)] = chosen.description["value"]
+        values[tuple(kinds)] = chosen.choice.value
     assert values["row", "lora"] >= max(values["row",], values["lora",]) * (1 - 1e-4)
     assert values["row", "tensor", "lora"] >= values["row", "lora"] * (1 - 1e-4)
 

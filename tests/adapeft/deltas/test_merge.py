@@ -31,6 +31,7 @@ from adapeft.model.rounding import Rounding
 from adapeft.model.structure import new_parameters
 from adapeft.parts.elements import Elements
 from adapeft.parts.whole import Whole
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from tests.adapeft.model.test_load import save_tokenizer
 from tests.oracles.leaves import changed, densify, inside, logits, make_subset, trained_delta, weights
@@ -359,7 +360,7 @@ def test_a_real_model_differs_in_exactly_the_trained_entries(tmp_path):
         if parameter.ndim == 2 and name not in new and "embeddings" not in name:
             picks = torch.randperm(parameter.numel(), generator=generator)[: parameter.numel() // 100].sort().values
             parts[name] = Elements(tuple(parameter.shape), picks)
-    subset = Subset(parts, new, new, {"fingerprint": fingerprint_model(model, new)})
+    subset = Subset(parts, new, new, Choice(fingerprint=fingerprint_model(model, new)))
     total = sum(parameter.numel() for parameter in model.parameters())
     assert 0.004 < subset.count / total < 0.006
     attach(model, subset)

@@ -47,7 +47,7 @@ def test_no_method_chooses_what_the_calibration_does_not_reach(method):
         subset = select(model, make_batches(model), **options)
     assert subset.parts
     assert not any(name.startswith("bert.encoder.layer.0.unused") for name in subset.parts)
-    assert subset.description["unreached"] == [UNUSED]
+    assert subset.choice.unreached == [UNUSED]
 
 
 def passes_of(model: nn.Module, groups) -> Passes:

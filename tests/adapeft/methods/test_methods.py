@@ -75,8 +75,8 @@ def test_conforms(make, method, granularity, options, tmp_path):
         assert len(subset.parts) > len(roles) == (chosen_of(groups, subset) == groups.counts).sum()
     assert all(candidates[name] == part.shape for name, part in subset.parts.items() if part.kind != "adapter")
     said = {"method": method, "granularity": granularity, "seed": 4}
-    assert subset.description["budget"] == (BUDGET if found.is_budgeted else subset.count)
-    assert said.items() <= subset.description.items()
+    assert subset.choice.budget == (BUDGET if found.is_budgeted else subset.count)
+    assert said.items() <= subset.choice.said().items()
 
     again = select()
     assert repr(again.parts) == repr(subset.parts)

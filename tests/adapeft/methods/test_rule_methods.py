@@ -39,7 +39,7 @@ def test_conforms(make, method, tmp_path):
     model, base = make(), make()
     subset = choose(model, method, exclude=["*word_embeddings*"] if make is make_bert else ["*wpe*"])
     said = {"method": method, "granularity": "element", "seed": 4}
-    assert said.items() <= subset.description.items()
+    assert said.items() <= subset.choice.said().items()
     subset.save(tmp_path / "subset.safetensors")
     before = logits(model)
     adapeft.attach(model, Subset.load(tmp_path / "subset.safetensors"))
@@ -173,7 +173,7 @@ def test_options_that_the_method_does_not_have(options, message, bert):
 
 def test_a_subset_whose_rule_is_gone_is_refused(bert):
     subset = choose(bert, "mixout")
-    damaged = Subset(subset.parts, subset.always_train, subset.new, {})
+    damaged = Subset(subset.parts, subset.always_train, subset.new)
     with pytest.raises(AdapeftError, match="go with no known rule"):
         adapeft.attach(bert, damaged)
     assert attachment_of(adapeft.attach(bert, subset)).rule.step == 0

@@ -37,7 +37,7 @@ def test_groups_sum_their_squares(bert):
     groups = build_groups(bert, "tensor")
     squares = group_sums(groups, [piece**2 for piece in mean_gradients(bert, batches, groups)])
     chosen = chosen_of(groups, subset) > 0
-    assert subset.description["value"] == pytest.approx(squares[chosen].sum(), rel=1e-4)
+    assert subset.choice.value == pytest.approx(squares[chosen].sum(), rel=1e-4)
 
 
 def test_measures_the_pretrained_model_without_warm_up(bert):
@@ -45,5 +45,5 @@ def test_measures_the_pretrained_model_without_warm_up(bert):
     plain = adapeft.select(bert, batches, method="sam", budget=50)
     warm = adapeft.select(bert, batches, method="sam", budget=50, warmup_steps=20)
     none = adapeft.select(bert, batches, method="sam", budget=50, warmup_steps=0)
-    assert plain.description["value"] == none.description["value"]
-    assert plain.description["value"] != warm.description["value"]
+    assert plain.choice.value == none.choice.value
+    assert plain.choice.value != warm.choice.value

@@ -82,5 +82,5 @@ def test_greedy_is_no_better_than_the_knapsack():
     greedy, best = (
         adapeft.select(model, make_batches(model, 8), solver=solver, **options) for solver in ("greedy", "knapsack")
     )
-    assert 0 < greedy.description["value"] <= best.description["value"] * (1 + 1e-9)
-    assert greedy.description["bound"] == pytest.approx(best.description["bound"], rel=1e-6)
+    assert 0 < greedy.choice.value <= best.choice.value * (1 + 1e-9)
+    assert greedy.choice.bound == pytest.approx(best.choice.bound, rel=1e-6)

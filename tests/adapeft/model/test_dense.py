@@ -117,7 +117,7 @@ def test_quantized_matrices_are_no_candidates_and_count_as_what_they_hold(packed
     with pytest.warns(UserWarning, match=r"12 of the parameters .* left out.*query\.weight', which (holds|is a)"):
         subset = select(model, make_batches(model), budget="20%", **options)
     assert not any("dense.weight" in name or "query.weight" in name for name in subset.parts if "encoder" in name)
-    assert subset.description["num_total"] == plain.num_total
+    assert subset.choice.num_total == plain.num_total
     attach(model, subset)
     train(model)
     found, fresh = delta(model), quantized(packed)

@@ -44,7 +44,7 @@ def test_select_sees_the_model_inside(wrap):
     expected = adapeft.select(make_bert(), make_batches(make_bert()), budget="10%", groups="row")
     found = adapeft.select(wrap(make_bert()), make_batches(make_bert()), budget="10%", groups="row")
     assert (found.parts.keys(), found.new) == (expected.parts.keys(), expected.new)
-    assert found.description["budget"] == expected.description["budget"]
+    assert found.choice.budget == expected.choice.budget
 
 
 def test_select_sees_the_model_inside_distributed_data_parallel(one_rank):

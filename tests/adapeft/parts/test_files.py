@@ -20,6 +20,7 @@ from adapeft.parts.lora import Lora
 from adapeft.parts.registry import KINDS
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 
 PARTS = {
@@ -54,7 +55,7 @@ def numbers(shape: tuple[int, ...], start: int) -> torch.Tensor:
 
 def artifact(kind: str) -> Subset | Delta:
     if kind == "subset":
-        return Subset(PARTS, ("head",), ("head",), {"method": "sam", "budget": 9, "seed": 5})
+        return Subset(PARTS, ("head",), ("head",), Choice(method="sam", budget=9, seed=5))
     changes = {name: Change(PARTS[name], numbers(shape, start)) for start, (name, shape) in enumerate(SHAPES.items())}
     digests = torch.arange(14, dtype=torch.uint8).view(2, 7)
     return Delta(

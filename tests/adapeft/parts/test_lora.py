@@ -31,6 +31,7 @@ from adapeft.formats.peft.folder import save_for_peft
 from adapeft.model.structure import describe_parameters
 from adapeft.parts.adapter import Adapter
 from adapeft.parts.lora import Lora
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.adapeft.deltas.test_merge import CLASSIFIER, LANGUAGE, save
@@ -103,7 +104,7 @@ def test_the_start_depends_on_seed_and_name_alone():
     starts = []
     for seed, parts in ((1, {QUERY: part}), (1, {other: part, QUERY: part}), (2, {QUERY: part})):
         torch.manual_seed(len(starts))
-        model = attach(make_bert(), Subset(parts, description={"seed": seed}))
+        model = attach(make_bert(), Subset(parts, choice=Choice(seed=seed)))
         starts.append(attachment_of(model).added[QUERY]["lora_A"].detach())
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])

@@ -93,7 +93,7 @@ def test_the_gradient_is_that_of_the_models_own_loss(kind):
             found.append(subset.parts[info.name].indices + start)
         start += info.count
     assert flat[torch.cat(found)].sum() == pytest.approx(float(flat.topk(60).values.sum()), rel=1e-4)
-    assert subset.description["value"] == pytest.approx(float(flat.topk(60).values.sum()), rel=1e-4)
+    assert subset.choice.value == pytest.approx(float(flat.topk(60).values.sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -79,10 +79,10 @@ def test_groups_are_a_best_subset(budget, seed):
     best = best_subset_value(values, groups.counts, budget)
     chosen = chosen_of(groups, subset) > 0
     assert subset.count == groups.counts[chosen].sum() <= budget
-    assert values[chosen].sum() == pytest.approx(subset.description["value"])
-    assert best * (1 - 1e-4) - 1e-12 <= subset.description["value"] <= best + 1e-12
-    assert subset.description["bound"] >= best - 1e-9
-    assert subset.description["num_chosen"] == chosen.sum()
+    assert values[chosen].sum() == pytest.approx(subset.choice.value)
+    assert best * (1 - 1e-4) - 1e-12 <= subset.choice.value <= best + 1e-12
+    assert subset.choice.bound >= best - 1e-9
+    assert subset.choice.num_chosen == chosen.sum()
 
 
 def test_parts_of_a_mask_and_back():
@@ -113,8 +113,8 @@ def test_elements_are_the_top_k_over_all_tensors(budget):
         start += info.count
         assert (subset.parts[info.name].indices.tolist() if mine else None) == (mine or None)
         assert mine or info.name not in subset.parts
-    assert subset.count == subset.description["num_chosen"] == len(expected)
-    assert subset.description["value"] == pytest.approx(float(scores[expected].double().sum()))
+    assert subset.count == subset.choice.num_chosen == len(expected)
+    assert subset.choice.value == pytest.approx(float(scores[expected].double().sum()))
     assert int(chosen_of(statistics.groups, subset).sum()) == subset.count
 
 
@@ -140,8 +140,8 @@ def test_never_exceeds_the_budget_and_says_how_it_was_chosen(granularity):
         assert 0 < subset.count <= budget
     assert (subset.always_train, subset.new) == (("head",), ("head",))
     said = {"method": "adapeft", "granularity": granularity, "budget": 59, "num_total": 100, "reach": 0.5, "seed": 7}
-    assert said.items() <= subset.description.items()
-    assert subset.description["fingerprint"] == "f"
+    assert said.items() <= subset.choice.said().items()
+    assert subset.choice.fingerprint == "f"
 
 
 def test_the_reach_decides():

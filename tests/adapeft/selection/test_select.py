@@ -38,12 +38,12 @@ def test_dropout_is_off(bert):
     quiet = copy.deepcopy(bert).eval()
     loud, calm = (adapeft.select(model.train(mode), make_batches(bert), budget=300) for model, mode in
                   ((bert, True), (quiet, False)))  # fmt: skip
-    assert loud.description["value"] == calm.description["value"]
+    assert loud.choice.value == calm.choice.value
 
 
 def test_warm_up_moves_what_is_measured(bert):
     values = {
-        steps: adapeft.select(bert, make_batches(bert), budget=300, warmup_steps=steps).description["value"]
+        steps: adapeft.select(bert, make_batches(bert), budget=300, warmup_steps=steps).choice.value
         for steps in (0, 96, "auto")
     }
     assert values["auto"] == values[96] != values[0]
@@ -51,7 +51,7 @@ def test_warm_up_moves_what_is_measured(bert):
 
 def test_reach(bert):
     def reach(**options):
-        return adapeft.select(bert, make_batches(bert), budget=300, **options).description["reach"]
+        return adapeft.select(bert, make_batches(bert), budget=300, **options).choice.reach
 
     assert reach(learning_rate=2e-3, num_steps=60) == planned_reach(0.12, 60)
     assert reach(reach=0.25) == 0.25
@@ -75,7 +75,7 @@ def test_include_and_exclude(bert):
 def test_the_seed_samples_other_labels():
     model = make_gpt2()
     values = [
-        adapeft.select(model, make_batches(model), budget=300, seed=seed, reach="inf").description["value"]
+        adapeft.select(model, make_batches(model), budget=300, seed=seed, reach="inf").choice.value
         for seed in (0, 0, 1)
     ]
     assert values[0] == values[1] != values[2]
@@ -86,7 +86,7 @@ def test_value_is_that_of_the_chosen_groups(bert):
     groups = build_groups(bert, "row")
     chosen = chosen_of(groups, subset)
     assert chosen.sum() == subset.count
-    assert subset.description["num_chosen"] == (chosen > 0).sum()
+    assert subset.choice.num_chosen == (chosen > 0).sum()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def masked(batch: dict, rows: slice = slice(None)) -> dict:
 def assert_same_choice(one, other):
     assert one.parts
     assert repr(one.parts) == repr(other.parts)
-    assert one.description["value"] == other.description["value"]
+    assert one.choice.value == other.choice.value
 
 
 OPTIONS = [
@@ -168,7 +168,7 @@ def test_examples_without_a_prediction_have_no_weight(make, method):
     assert first.parts.keys() == second.parts.keys()
     same = sum(len(set(p.indices.tolist()) & set(second.parts[n].indices.tolist())) for n, p in first.parts.items())
     assert same >= 199, "the last places may be exchanged by rounding"
-    assert first.description["value"] == pytest.approx(second.description["value"], rel=1e-5)
+    assert first.choice.value == pytest.approx(second.choice.value, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", MASKABLE)

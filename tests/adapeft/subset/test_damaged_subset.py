@@ -12,6 +12,7 @@ from adapeft.parts.elements import Elements
 from adapeft.parts.lora import Lora
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from tests.support.damage import check, damaged_safetensors, examples
 
@@ -25,11 +26,20 @@ SUBSET = Subset(
     },
     always_train=("head", "norm"),
     new=("head",),
-    description={
-        **{"method": "adapeft", "granularity": "row", "budget": 20, "value": 2.5, "bound": 2.5, "gap": 0.0},
-        **{"status": "optimal", "reach": 0.25, "num_groups": 9, "num_chosen": 3, "seed": 0, "fingerprint": "f" * 64},
-        "config": "model: {name: base, task: causal-lm}\ndata: {train: train.txt}\n",
-    },
+    choice=Choice(
+        **{
+            **{"method": "adapeft", "granularity": "row", "budget": 20, "value": 2.5, "bound": 2.5, "gap": 0.0},
+            **{
+                "status": "optimal",
+                "reach": 0.25,
+                "num_groups": 9,
+                "num_chosen": 3,
+                "seed": 0,
+                "fingerprint": "f" * 64,
+            },
+            "config": "model: {name: base, task: causal-lm}\ndata: {train: train.txt}\n",
+        }
+    ),
 )
 
 

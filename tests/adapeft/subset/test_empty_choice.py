@@ -82,7 +82,7 @@ def test_a_random_draw_in_its_place(tmp_path, granularity):
         name: (part.kind, part.count) for name, part in drawn.parts.items()
     }
     assert subset.parts == drawn.parts
-    said = subset.description
+    said = subset.choice.said()
     assert (said["method"], said["status"], said["value"], said["budget"]) == ("adapeft", "drawn", None, 12)
     assert "a random draw of the same budget is trained" in announcement(subset)
     subset.save(tmp_path / "subset.safetensors")
@@ -93,14 +93,16 @@ def test_a_random_draw_in_its_place(tmp_path, granularity):
 def test_a_draw_under_a_limit_in_bytes():
     limit = MemoryLimit(limit=1000, room=200, whole=16.0, leaf=20.0)
     subset = chosen("row", limit=limit, if_empty="random")
-    assert 0 < subset.description["memory_bytes"] <= 200
+    assert 0 < subset.choice.memory_bytes <= 200
 
 
 def test_a_head_alone_is_announced():
     subset = chosen("row", always_train=("score.weight",))
     check_not_empty(subset)
     assert "what select.always_train names is trained alone (score.weight)" in announcement(subset)
-    assert announcement(chosen("row", if_empty="random", always_train=("score.weight",)).described(x=1)) is not None
+    assert (
+        announcement(chosen("row", if_empty="random", always_train=("score.weight",)).described(advice="x")) is not None
+    )
 
 
 def test_a_choice_of_something_is_as_it_was():
@@ -109,7 +111,7 @@ def test_a_choice_of_something_is_as_it_was():
     a, b = (choose(each, statistics, reach=1.0, seed=3, ranks=OneRank()) for each in settings)
     assert a.count == b.count > 0
     assert announcement(a) is announcement(b) is None
-    assert a.description["value"] == b.description["value"]
+    assert a.choice.value == b.choice.value
 
 
 def test_the_library_refuses_and_draws():

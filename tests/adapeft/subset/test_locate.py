@@ -10,6 +10,7 @@ import pytest
 from adapeft.config.load import load_config, parse_config, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.parts.whole import Whole
+from adapeft.subset.choice import Choice
 from adapeft.subset.entry import Summary
 from adapeft.subset.locate import locate
 from adapeft.subset.store import STORE_VARIABLE, SubsetStore, default_store
@@ -24,7 +25,7 @@ CONFIG = {
 
 @pytest.fixture
 def subset():
-    return Subset({"weight": Whole((3, 4))}, description={"method": "sam", "budget": 20, "fingerprint": "f"})
+    return Subset({"weight": Whole((3, 4))}, choice=Choice(method="sam", budget=20, fingerprint="f"))
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,7 @@ def test_urls(url, subset, tmp_path):
         Subset.load(url)
     with fsspec.open(url, "wb") as file:
         file.write((tmp_path / "chosen.safetensors").read_bytes())
-    assert Subset.load(url).description["method"] == "sam"
+    assert Subset.load(url).choice.method == "sam"
 
 
 def test_an_unknown_name():

@@ -14,6 +14,7 @@ from adapeft.files.artifact import save_tensors
 from adapeft.parts.elements import Elements
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 
 SUBSET = Subset(
@@ -24,7 +25,7 @@ SUBSET = Subset(
     },
     always_train=("head", "norm"),
     new=("head",),
-    description={"method": "adapeft", "budget": 20, "gap": 0.5, "fingerprint": "f"},
+    choice=Choice(method="adapeft", budget=20, gap=0.5, fingerprint="f"),
 )
 
 
@@ -52,8 +53,8 @@ def test_counts():
 def test_comes_back(path):
     loaded = Subset.load(path)
     assert (loaded.always_train, loaded.new) == (SUBSET.always_train, SUBSET.new)
-    assert SUBSET.description.items() <= loaded.description.items()
-    assert "torch" in loaded.description["provenance"]["versions"]
+    assert SUBSET.choice.said().items() <= loaded.choice.said().items()
+    assert "torch" in loaded.choice.provenance["versions"]
     assert list(loaded.parts) == list(SUBSET.parts)
     for name, part in SUBSET.parts.items():
         again = loaded.parts[name]

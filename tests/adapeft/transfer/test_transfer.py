@@ -72,7 +72,7 @@ def test_a_transfer_to_the_same_model_is_the_choice_itself(make, granularity):
     )
     assert allotment.mapped == 1.0
     assert allotment.unmapped == ()
-    assert allotment.value == pytest.approx(own.description["value"], rel=0.05)
+    assert allotment.value == pytest.approx(own.choice.value, rel=0.05)
     found = fill(statistics.groups, allotment, best_by_value(statistics))
     assert found.count <= budget
     assert agreement(statistics, METHOD, REACH, found, own).captured > 0.95

@@ -14,6 +14,7 @@ from adapeft.model.fingerprint import fingerprint_model
 from adapeft.parts.elements import Elements
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import SUBSETS, changed, densify, gather, logits, make_subset, train, weights
@@ -171,7 +172,7 @@ NAME = "bert.pooler.dense.bias"
         (Subset({"bert.poler.dense.bias": Whole((12,))}), "which this model does not have.*bert.pooler"),
         (Subset({}, ("bert.head",)), "trains 'bert.head', which this model does not have"),
         (Subset({NAME: Whole((13,))}), r"has shape \(13,\), this model's \(12,\)"),
-        (Subset({NAME: Whole((12,))}, description={"fingerprint": "f" * 64}), "ffffffffffff.*load the base"),
+        (Subset({NAME: Whole((12,))}, choice=Choice(fingerprint="f" * 64)), "ffffffffffff.*load the base"),
     ],
 )
 def test_a_subset_of_another_model_is_refused_and_nothing_is_touched(bert, subset, message):
@@ -184,7 +185,7 @@ def test_a_subset_of_another_model_is_refused_and_nothing_is_touched(bert, subse
 
 def test_the_fingerprint_of_a_subset_is_that_of_its_base(bert):
     new = ("classifier.weight", "classifier.bias")
-    chosen = Subset({NAME: Whole((12,))}, new, new, {"fingerprint": fingerprint_model(bert, new)})
+    chosen = Subset({NAME: Whole((12,))}, new, new, Choice(fingerprint=fingerprint_model(bert, new)))
     with torch.no_grad():
         bert.classifier.weight.add_(1)  # another seed of the new head is the same base
     detach(attach(bert, chosen))

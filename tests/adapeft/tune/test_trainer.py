@@ -38,7 +38,7 @@ def test_the_trainer_of_transformers(groups, variant, tmp_path):
     model, base = make_bert(), make_bert()
     loader = DataLoader(examples(model), batch_size=4, collate_fn=default_data_collator)
     subset = adapeft.select(model, loader, budget="10%", groups=groups)
-    assert 0 < subset.count <= subset.description["budget"]
+    assert 0 < subset.count <= subset.choice.budget
     assert not any(mask.any() for mask in changed(weights(base), weights(model)).values()), "measuring changes nothing"
     adapeft.attach(model, subset)
     arguments = TrainingArguments(

@@ -24,6 +24,7 @@ from adapeft.measure.storage import save_groups
 from adapeft.parts.change import Change
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
+from adapeft.subset.choice import Choice
 from adapeft.subset.store import STORE_VARIABLE, SubsetStore
 from adapeft.subset.subset import Subset
 from cluster.commands.subsets.table import show_entries, show_entry
@@ -69,7 +70,7 @@ def originals(tmp_path_factory) -> Path:
     numbers = {name: np.ones(groups.num_groups) for name in ("slope", "curvature")}
     save_groups(run, groups, numbers, measurement_key(config))
     said = {"method": "adapeft", "budget": 600, "reach": 0.1, "fingerprint": groups.fingerprint}
-    Subset({QUERY: Rows((16, 16), torch.tensor([1, 3]))}, description=said).save(run / "subset.safetensors")
+    Subset({QUERY: Rows((16, 16), torch.tensor([1, 3]))}, choice=Choice(**said)).save(run / "subset.safetensors")
     change = Change(Rows((16, 16), torch.tensor([1, 3])), torch.ones(2, 16))
     described = {"model": {"name": "base", "task": "sequence-classification", "labels": {"num_labels": 3}}}
     Delta({QUERY: change}, {}, groups.fingerprint, described).save(run / "delta.safetensors")
@@ -181,8 +182,8 @@ def test_damaged_validations_are_shown(tmp_path):
 
 def test_damaged_subsets_are_shown(folder):
     path, terminal = folder / SUBSET, Terminal(Console(file=StringIO()))
-    said = {**METRICS["choice"], **Subset.load(path).description, "memory_per_device": 2**30, "memory_bytes": 2**29}
-    replace(Subset.load(path), description=said).save(path)
+    said = {**METRICS["choice"], **Subset.load(path).choice.said(), "memory_per_device": 2**30, "memory_bytes": 2**29}
+    Subset.load(path).described(**said).save(path)
 
     @examples(150)
     @given(damaged_safetensors(path.read_bytes()))
@@ -232,7 +233,7 @@ def test_damaged_entries_are_shown(folder):
 
 def test_names_are_no_markup(command, folder):
     """What a stranger calls things is text, to the terminal too."""
-    subset = Subset({"[/bold]": Whole((4,))}, description={"method": "[red]"})
+    subset = Subset({"[/bold]": Whole((4,))}, choice=Choice(method="[red]"))
     subset.save(folder / "odd.safetensors")
     assert "[/bold]" in command("show", "odd.safetensors").stdout
     Subset({"a\x1b[2J": Whole((4,))}).save(folder / "odd.safetensors")

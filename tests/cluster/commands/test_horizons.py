@@ -12,6 +12,7 @@ from adapeft.config.keys import measurement_key
 from adapeft.config.load import load_config
 from adapeft.measure.groups import build_groups
 from adapeft.measure.storage import save_groups
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from tests.support.tiny import make_bert
 
@@ -29,7 +30,7 @@ def run(tmp_path):
     slopes = np.random.default_rng(0).uniform(0.1, 1, (groups.num_groups, 3))
     columns = {"slope": slopes, "curvature": np.zeros_like(slopes)}
     save_groups(folder, groups, columns, measurement_key(load_config(folder / "config.yaml")))
-    Subset({}, description={"reach": 0.5}).save(folder / "subset.safetensors")
+    Subset({}, choice=Choice(reach=0.5)).save(folder / "subset.safetensors")
     return folder
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from adapeft.config.load import load_config
 from adapeft.parts.whole import Whole
+from adapeft.subset.choice import Choice
 from adapeft.subset.store import STORE_VARIABLE
 from adapeft.subset.subset import Subset
 from cluster.run.pipeline import select
@@ -36,7 +37,7 @@ def run(files, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     write_config(folder / "config.yaml", *files)
-    Subset({QUERY: Whole((16, 16))}, description=SAID).save(folder / "subset.safetensors")
+    Subset({QUERY: Whole((16, 16))}, choice=Choice(**SAID)).save(folder / "subset.safetensors")
     scores = {"metric": "accuracy", "before": {"accuracy": 0.25}, "after": {"accuracy": 0.75, "loss": 1.0}}
     (folder / "metrics.json").write_text(json.dumps(scores))
     return folder
@@ -129,7 +130,7 @@ def test_a_run_trains_what_a_name_stands_for(command, run, files, tmp_path):
     with Session(config, Terminal()) as session:
         chosen = select(session)
     assert chosen.parts == {QUERY: Whole((16, 16))}
-    kept = Subset.load(tmp_path / "other" / "subset.safetensors").description["source"]
+    kept = Subset.load(tmp_path / "other" / "subset.safetensors").choice.source
     assert kept["subset"] == "colours"
     assert kept["sha256"] == json.loads((tmp_path / "store" / "colours.json").read_text())["sha256"]
     assert load_config(tmp_path / "other" / "config.yaml").train.subset == "colours"

@@ -35,7 +35,7 @@ def assert_held_on_other_examples(verified, subset, output):
     best = Subset.load(output / "measured" / "subset.safetensors")
     groups, columns, _ = load_groups(output / "measured-again")
     assert not np.array_equal(columns["slope"], load_groups(output / "measured")[1]["slope"])
-    values = get_method("adapeft").values(columns, best.description["reach"])
+    values = get_method("adapeft").values(columns, best.choice.reach)
     mine, own = (values[chosen_of(groups, one) > 0].sum() for one in (subset, best))
     assert verified["transferred"]["captured"] == pytest.approx(mine / own)
 
@@ -72,7 +72,7 @@ def test_a_larger_model_is_chosen_for_and_verified(source, larger, tmp_path):
     assert "mapped" in output
     subset = Subset.load(tmp_path / "out" / "subset.safetensors")
     said = json.loads((tmp_path / "out" / "transfer.json").read_text())
-    assert 0 < subset.count == said["trained"] <= 0.05 * subset.description["num_total"]
+    assert 0 < subset.count == said["trained"] <= 0.05 * subset.choice.num_total
     assert said["value"] <= said["bound"]
     assert said["mapped"] == 1.0
     assert "rows" in {part.kind for part in subset.parts.values()} <= {"rows", "tensor"}
@@ -104,7 +104,7 @@ def test_a_config_is_enough_for_whole_tensors(source, transferred, larger, tmp_p
     assert "tensor" in output
     subset = Subset.load(tmp_path / "out" / "subset.safetensors")
     assert {part.kind for part in subset.parts.values()} == {"tensor"}
-    assert "fingerprint" not in subset.description
+    assert subset.choice.fingerprint is None
 
 
 def test_rows_of_largest_gradient(transferred, larger, tmp_path):
@@ -119,13 +119,13 @@ def test_own_slopes_choose_for_the_same_model_what_it_chose_itself(source, trans
     text_of(transferred(source[0] / "base", tmp_path / "out", "budget=10%", "inside=slope"))
     own, subset = (Subset.load(folder / "subset.safetensors") for folder in (source[1], tmp_path / "out"))
     groups, columns, _ = load_groups(source[1])
-    values = get_method("adapeft").values(columns, own.description["reach"])
+    values = get_method("adapeft").values(columns, own.choice.reach)
     held, best = (values[chosen_of(groups, one) > 0].sum() for one in (subset, own))
     assert held > 0.98 * best
-    assert subset.description["fingerprint"] == own.description["fingerprint"]
+    assert subset.choice.fingerprint == own.choice.fingerprint
     said = json.loads((tmp_path / "out" / "transfer.json").read_text())
     assert said["mapped"] == 1.0
-    assert said["value"] == pytest.approx(own.description["value"], rel=0.05)
+    assert said["value"] == pytest.approx(own.choice.value, rel=0.05)
 
 
 def test_own_slopes_of_a_method_that_has_none(command, source, tmp_path):

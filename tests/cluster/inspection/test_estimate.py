@@ -128,11 +128,11 @@ def test_a_budget_in_bytes_is_spent_and_not_exceeded(classifier, groups, stage):
     statistics = Statistics(candidates, columns, shards if groups == "element" else ())
     subset = choose(settings, statistics, reach=1.0, seed=0, ranks=OneRank(), limit=inspection.limit)
 
-    assert subset.description["memory_per_device"] == limit
-    assert subset.description["memory_bytes"] <= inspection.limit.room
+    assert subset.choice.memory_per_device == limit
+    assert subset.choice.memory_bytes <= inspection.limit.room
     assert 0 < subset.count < candidates.counts.sum()
     dearest = inspection.limit.costs(candidates).max() if groups != "element" else 100
-    assert subset.description["memory_bytes"] > inspection.limit.room - dearest
+    assert subset.choice.memory_bytes > inspection.limit.room - dearest
     held = replace(estimate_of(config, inspection), subset=subset).memory(zero_of(config.cluster))["training"]
     assert held.total <= limit
 

@@ -73,8 +73,8 @@ def test_a_random_draw_where_the_config_asks_for_it(command, uphill, tmp_path, w
             done.stdout.split()
         )
     subset = Subset.load(output / "subset.safetensors")
-    assert 0 < subset.count <= subset.description["budget"]
-    assert subset.description["drawn_for_empty_choice"] is True
+    assert 0 < subset.count <= subset.choice.budget
+    assert subset.choice.drawn_for_empty_choice is True
 
 
 def test_a_head_alone_is_announced(command, tmp_path, without_workers):

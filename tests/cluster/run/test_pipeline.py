@@ -188,7 +188,7 @@ def test_a_language_model_by_element(command, language_model):
     config, folder, output = language_model
     assert "in blocks of 16 tokens" in output
     chosen = Subset.load(folder / "run" / "subset.safetensors")
-    assert chosen.count + chosen.description["unspent"] == 300
+    assert chosen.count + chosen.choice.unspent == 300
     assert chosen.count > 0
     assert ("unspent" in output.split()) == (chosen.count < 300)
     fewer, alone = folder / "fewer", ("groups=element", "joint=false")
