@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from torch.utils.cpp_extension import _get_build_directory
 from adapeft.errors import AdapeftError
 from cluster.zero import compiled
 from tests.support.torchrun import ROOT, torchrun
+
+pytestmark = pytest.mark.ranks
 
 LOAD = (
     "import os; os.environ['DS_ACCELERATOR'] = 'cpu'; from cluster.zero.compiled import load_compiled; load_compiled()"
@@ -35,6 +38,21 @@ def extensions(tmp_path, monkeypatch):
 def test_a_dead_process_holds_up_nobody(extensions):
     torchrun(2, "tests.on_ranks.join")
     assert not (extensions / "lock").exists()
+
+
+def test_another_programs_compilation_is_waited_for(tmp_path, monkeypatch):
+    """Removing its guard made one of the two fail when it removed it itself."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    folder = Path(_get_build_directory("deepspeed_shm_comm", False))
+    guard = folder / "lock"
+    guard.touch()
+    os.utime(guard, (0, 0))
+    there = []
+    monkeypatch.setattr(compiled, "build_shm_op", lambda: there.append(compiler.poll() is None))
+    with subprocess.Popen(["sleep", "2"], cwd=folder) as compiler:
+        compiled.load_compiled()
+    assert there == [False]
+    assert not guard.exists()
 
 
 NO_HEADERS = "Error building extension: [1/3] c++ …\na.h:13:10: fatal error: Python.h: No such file\n   13 | #include"
