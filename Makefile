@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 ON_TWO_CORES := --numprocesses 2 --dist loadfile
 
 check: lint
-	$(PYTEST) $(ON_TWO_CORES) -m "not slow and not gpu" tests/solver tests/adapeft
+	$(PYTEST) $(ON_TWO_CORES) -m "not slow and not gpu and not ranks and not ray"
 
 test: lint
 	$(PYTEST) $(ON_TWO_CORES) --durations=5

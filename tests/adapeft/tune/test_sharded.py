@@ -10,6 +10,8 @@ from tests.on_ranks.library import KINDS, WRAPPERS, batches_of, subset_of, train
 from tests.oracles.parts import MODELS
 from tests.support.torchrun import torchrun
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):

@@ -17,6 +17,8 @@ from cluster.output.folder import RunFolder
 from cluster.output.mirror import Mirror
 from tests.support.torchrun import torchrun
 
+pytestmark = pytest.mark.ranks
+
 SETTINGS = [
     *("cluster.workers=2", "zero_stage=2", "groups=element", "calibration=48", "warmup_steps=4"),
     *("max_steps=12", "save_steps=4", "eval_steps=6", "logging_steps=1", "learning_rate=1e-2"),

@@ -10,6 +10,8 @@ import torch
 import adapeft
 from tests.support.torchrun import torchrun
 
+pytestmark = pytest.mark.ranks
+
 OVERRIDES = [
     "budget=2000",
     "calibration=32",

@@ -12,6 +12,8 @@ from adapeft.finite import DIVERGED, is_finite
 from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_config, write_lines
 from tests.support.torchrun import torchrun
 
+pytestmark = pytest.mark.ranks
+
 OPTIONS = ["method=random", "groups=row", "budget=20%", "calibration=16", "train.batch_size=8", "warmup_ratio=0"]
 BAD_ROW = 21
 

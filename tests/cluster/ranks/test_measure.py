@@ -12,6 +12,8 @@ from tests.on_ranks.measure import RUNS
 from tests.support.checkpoints import write_bert, write_colours, write_config
 from tests.support.torchrun import torchrun
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

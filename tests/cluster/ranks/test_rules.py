@@ -11,6 +11,8 @@ import adapeft
 from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_colours, write_config
 from tests.support.torchrun import torchrun
 
+pytestmark = pytest.mark.ranks
+
 BUDGET = 300
 OVERRIDES = [
     "method=diff-pruning",

@@ -17,6 +17,8 @@ from tests.support.checkpoints import COLOURS, save_tokenizer, write_colours, wr
 from tests.support.normalized import make_normalized
 from tests.support.torchrun import torchrun
 
+pytestmark = pytest.mark.ranks
+
 OVERRIDES = ["groups=row", "calibration=32", "max_steps=8", "train.batch_size=8", "save_steps=4", "eval_steps=4"]
 
 

@@ -8,6 +8,8 @@ import torch
 from tests.on_ranks.reads import RUNS, Model, loss_of, train_plainly
 from tests.support.torchrun import torchrun
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):

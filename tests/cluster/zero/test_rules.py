@@ -11,6 +11,8 @@ from tests.oracles.rules import CASES, NUM_STEPS, dense_values, make_model, trai
 from tests.support.tiny import make_batches
 from tests.support.torchrun import needed, torchrun, with_slow
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def trained(request, tmp_path_factory):

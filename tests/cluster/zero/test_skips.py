@@ -11,6 +11,8 @@ from tests.on_ranks.skips import BAD_STEP, FAST, NUM_STEPS, RUNS, tag_of
 from tests.on_ranks.training import LEARNING_RATE, falling
 from tests.support.torchrun import needed, torchrun, with_slow
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module")
 def trained(request, tmp_path_factory):

@@ -22,6 +22,8 @@ from tests.on_ranks.statistics import (
 )
 from tests.support.torchrun import needed, torchrun, with_slow
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(
     scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]

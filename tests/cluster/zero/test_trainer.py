@@ -12,6 +12,8 @@ from tests.oracles.leaves import logits
 from tests.support.tiny import make_bert
 from tests.support.torchrun import torchrun
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):

@@ -8,6 +8,8 @@ import torch
 from tests.on_ranks.training import CASES, FAST, RUNS, STAGES, train_plainly
 from tests.support.torchrun import needed, torchrun, with_slow
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def trained(request, tmp_path_factory):
