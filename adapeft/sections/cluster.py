@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from adapeft.sections.section import Harmless, Section
@@ -12,6 +14,11 @@ class Cluster(Section):
 
     workers: Harmless[PositiveInt] = Field(
         default=1, description="processes that share the work, each with a part of the model"
+    )
+    launcher: Harmless[Literal["auto", "local", "ray"]] = Field(
+        default="auto",
+        description="what starts them: local, processes of this machine without Ray; ray, the cluster of RAY_ADDRESS, "
+        "else one of its own; auto: local for one worker where RAY_ADDRESS is not set, otherwise ray",
     )
     min_workers: Harmless[PositiveInt | None] = Field(
         default=None,

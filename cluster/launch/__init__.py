@@ -1,1 +1,1 @@
-"""Launching rank functions on workers."""
+"""Launchers: what starts workers, on this machine or on a Ray cluster, and what they run."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.launch.opening import prepare
 from cluster.terminal.exit_status import ExitStatus
 from cluster.terminal.silence import silence_libraries
 
@@ -28,6 +29,7 @@ def opened(config: Path, overrides: list[str] | None, *, claims: bool = True) ->
 
     loaded, terminal = load_config(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
+        prepare(loaded.cluster)
         from cluster.run.session import Session
 
         silence_libraries()

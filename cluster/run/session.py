@@ -1,9 +1,10 @@
-"""A command on a run: what it works on, where it tells of it, and Ray once a stage needs workers."""
+"""A command on a run: what it works on, where it reports, and the workers once a stage needs them."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import ExitStack, suppress
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -27,12 +28,12 @@ from cluster.output.mirror import Mirror
 from cluster.terminal.console import Terminal
 from cluster.zero.settings import zero_of
 
-if TYPE_CHECKING:  # with Ray, for which nobody waits who runs no stage
-    from cluster.launch.metrics import Metrics
+if TYPE_CHECKING:  # torch.distributed and Ray, which a command without a stage does not need
+    from cluster.launch.launcher import Launcher, Publisher
 
 
 class Session:
-    """One command on one run: its folder, its inspected config, and Ray once a stage needs it.
+    """One command on one run: its folder, its inspected config, and its launcher once a stage needs it.
 
     Args:
         config: of the run.
@@ -47,7 +48,7 @@ class Session:
         self.contents: dict[str, str] = {}
         self._mirror = Mirror(config.output) if is_url(config.output) else None
         self._log = EventLog(self.folder.events, run_id(config))
-        self._joined: tuple[Config, Metrics] | None = None
+        self._launched: tuple[Launcher, Config, Publisher | None] | None = None
         self._lock: FileLock | None = None
         self._stack = ExitStack()
 
@@ -67,11 +68,13 @@ class Session:
             self.terminal.show_inputs(self.config, self.inspection)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None and self.folder.logs.is_dir():
             self._log.write("failed", logging.ERROR, cause=f"{type(error).__name__}: {error}")
         self._log.close()
-        self._stack.close()
+        self._stack.__exit__(kind, error, trace)
         try:
             if error is None:
                 self._put()
@@ -92,16 +95,14 @@ class Session:
 
         Where workers fail, new ones go on from what was saved, ``cluster.max_failures`` times.
         """
-        # Imported here: without a stage to run, nobody waits for Ray.
-        from cluster.launch.ray import room_for, run_on_workers
-
-        present, metrics = self._joined = self._joined or self._join()
+        launcher, present, metrics = self._launched = self._launched or self._launch()
+        reports = (self._log, self._look) if metrics is None else (self._log, metrics, self._look)
         for failures_left in reversed(range(self.config.cluster.max_failures + 1)):
             self._log.write("started", stage=stage, workers=present.cluster.workers)
             try:
                 with self.terminal.watch(stage) as watch:
-                    tell = to_all(watch, self._log, metrics, self._look)
-                    result = run_on_workers(function, present, stage, tell, puts=self.claims, **arguments)
+                    tell = to_all(watch, *reports)
+                    result = launcher.run(function, present, stage, tell, puts=self.claims, **arguments)
                 break
             except WorkerError as error:
                 if not failures_left:
@@ -109,7 +110,8 @@ class Session:
                 self._log.write("failed", logging.WARNING, stage=stage, cause=str(error))
                 self.terminal.note(f"{stage}: {error}\n{stage}: again with new workers, {failures_left} times at most")
                 self._sync()
-                present, metrics = self._joined = self._with_workers(room_for(self.config.cluster)), metrics
+                present = self._with_workers(launcher.room())
+                self._launched = launcher, present, metrics
         self._log.write("ended", stage=stage)
         self._sync()
         return result
@@ -133,21 +135,22 @@ class Session:
         seconds = {**content.get("seconds", {}), **metrics.pop("seconds", {})}
         content = {**content, **metrics, "seconds": seconds, "contents": self.contents, "provenance": provenance()}
         save_json(self.folder.metrics, content)
-        if self._joined is not None:
-            self._joined[1].record(content)
+        if self._launched is not None and (metrics_of_cluster := self._launched[2]) is not None:
+            metrics_of_cluster.record(content)
         self._put()
         return content
 
-    def _join(self) -> tuple[Config, Metrics]:
-        """Starts or joins Ray; the config with the workers that there is room for, and the run's metrics."""
-        from cluster.launch.metrics import Metrics
-        from cluster.launch.ray import ray_session
+    def _launch(self) -> tuple[Launcher, Config, Publisher | None]:
+        """The launcher, the config with the workers that there is room for, and what publishes the run's figures."""
+        from cluster.launch.opening import open_launcher
 
-        with self.terminal.busy("starting Ray"):
-            workers = self._stack.enter_context(ray_session(self.config.cluster, job_metadata(self.config)))
-        metrics = Metrics(self.config)
-        metrics.record(self.metrics())
-        return self._with_workers(workers), metrics
+        with self.terminal.busy("starting workers"):
+            launcher = self._stack.enter_context(open_launcher(self.config.cluster, job_metadata(self.config)))
+            workers = launcher.room()
+        metrics = launcher.metrics(self.config)
+        if metrics is not None:
+            metrics.record(self.metrics())
+        return launcher, self._with_workers(workers), metrics
 
     def _with_workers(self, workers: int) -> Config:
         if workers < self.config.cluster.workers:

@@ -7,9 +7,11 @@ the model's output alike, and training has to take smaller steps than each of th
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,6 @@ from cluster.output.folder import RunFolder
 from cluster.ranks.inputs import load_inputs
 from cluster.ranks.measure import measuring_passes
 from cluster.zero.engine import join
-from tests.benchmarks.forks import be_the_only_rank
 
 
 def main(folders: list[Path]) -> None:
@@ -74,6 +75,13 @@ def mask_of(subset: Subset, groups: Groups, piece: Slice) -> Tensor:
     if part is None:
         return torch.zeros(piece.length, dtype=torch.bool)
     return part.mask(piece.start, piece.start + piece.length)
+
+
+def be_the_only_rank() -> None:
+    """Makes this process what a launcher would call rank 0 of 1."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapeft.config.budget import Budget
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -23,12 +24,11 @@ from adapeft.config.experiments import Transfer
 from adapeft.config.load import load_config
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.registry import get_method
-from adapeft.sections.budget import Budget
 from adapeft.subset.subset import Subset
-from adapeft.transfer.verify import agreement, uniform_subset
+from adapeft.transfer.verify import agreement, uniform
+from cluster.commands.compare.run import run_command
 from cluster.commands.transfer.transfer import target_config, transfer
 from deploy.demo.docstrings import model_folder
-from tests.benchmarks.forks import run_in_fork
 from tests.benchmarks.language_model import train_language_model
 from tests.benchmarks.report import RESULTS, machine
 
@@ -120,7 +120,7 @@ def main() -> None:
     def train(name: str, seed: int) -> float:
         output = out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
         here = [f"model.name={large}", f"seed={seed}", f"output={output}", "cluster.workers=1"]
-        metrics, failure = run_in_fork(load_config(Path(pair.config), [*here, *common, *choices[name]]))
+        metrics, failure = run_command(load_config(Path(pair.config), [*here, *common, *choices[name]]))
         assert metrics is not None, failure
         return metrics["last"][pair.metric]
 
@@ -156,7 +156,7 @@ def write_uniform(output: Path, small: Path, large: Path, budget: str) -> None:
     assert found.scores is not None
     said = {key: value for key, value in found.subset.choice.said().items() if key != "transferred"}
     output.mkdir(exist_ok=True)
-    uniform_subset(found.groups, int(said["budget"]), found.scores).described(**said).save(output / SUBSET)
+    uniform(found.groups, int(said["budget"]), found.scores).described(**said).save(output / SUBSET)
 
 
 def write_report(name: str, held: dict[str, Path], out: Path, scores: dict[str, list[float]]) -> None:

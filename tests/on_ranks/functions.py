@@ -9,13 +9,20 @@ import time
 import torch
 
 from adapeft.errors import AdapeftError
+from cluster.ranks.peak import peak_memory
 
 
 def count_to_three(config, report, start):
     print("printed on a rank")
     for done in range(1, 4):
         report({"step": "counting", "done": done, "total": 3})
-    return {"sum": start + 3, "output": config.output, "priority": os.getpriority(os.PRIO_PROCESS, 0)}
+    priority = os.getpriority(os.PRIO_PROCESS, 0)
+    return {"sum": start + 3, "output": config.output, "priority": priority, "process": os.getpid()}
+
+
+def hold(config, report, mebibytes):
+    torch.ones(mebibytes * 2**20, dtype=torch.uint8)
+    return {"peak": peak_memory(torch.device("cpu"))}
 
 
 def refuse(config, report):

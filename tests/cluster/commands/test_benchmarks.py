@@ -1,21 +1,19 @@
-"""The benchmarks' way to run a comparison without Ray."""
+"""A comparison whose runs have one worker each, as the published ones."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from tests.support.checkpoints import write_bert, write_colours, write_config
+from tests.support.checkpoints import COMMAND, write_bert, write_colours, write_config
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.ray
 
 
 @pytest.mark.slow
-def test_runs_in_forks_work_with_several_threads(tmp_path):
+def test_runs_of_one_worker_work_with_several_threads(tmp_path):
     """The second run reads the first one's statistics, with OpenMP's threads, before its own workers are forked.
 
     65,536 weights are the least that torch divides among threads when it takes a fingerprint.
@@ -24,9 +22,9 @@ def test_runs_in_forks_work_with_several_threads(tmp_path):
     config = write_config(tmp_path / "run.yaml", base, *write_colours(tmp_path, 96, 48))
     overrides = ["cluster.workers=1", "cluster.zero_stage=0", "train.epochs=1", "select.calibration=32"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.methods", str(config), *overrides, "methods=[adapeft:element]",
+        [str(COMMAND), "compare", str(config), *overrides, "methods=[adapeft:element]",
          "budgets=[5%,10%]", "seeds=[0]"],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=1500, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=1500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "run 2/2: adapeft:element, 10%, seed 0, learning rate 0.05: accuracy" in done.stdout

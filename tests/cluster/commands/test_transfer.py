@@ -20,13 +20,15 @@ from cluster.ranks.inputs import load_inputs
 from tests.cluster.run.test_pipeline import text_of
 from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
 
+pytestmark = pytest.mark.ranks
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Folder of the files, and of a run that has measured rows."""
     folder = tmp_path_factory.mktemp("source")
     config = write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
-    text_of(adapeft("select", config, "budget=10%"))
+    text_of(adapeft("select", config, "budget=10%", "cluster.launcher=local"))
     return folder, folder / "run"
 
 

@@ -18,6 +18,8 @@ from cluster.output.validation import load_validation, save_validation
 from cluster.ranks import validate
 from tests.support.checkpoints import adapeft
 
+pytestmark = pytest.mark.ray
+
 TRIALS = {"subsets": 2, "sizes": (0.1, 0.5), "singles": 3, "steps": (2, 6), "held_out": 41}
 
 

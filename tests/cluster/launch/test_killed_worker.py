@@ -15,6 +15,8 @@ from adapeft.files.artifact import load_table, load_tensors
 from adapeft.measure.partial import FOLDER
 from tests.support.checkpoints import COMMAND, WITHOUT_DROPOUT, adapeft, write_bert, write_colours, write_config
 
+pytestmark = pytest.mark.ray
+
 OVERRIDES = ["select.batch_size=2", "warmup_steps=10", "cluster.save_interval=0.01"]
 
 

@@ -14,9 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.cluster_utils import Cluster
 
 from adapeft.config.load import read_config
-from cluster.launch import metrics
+from cluster.launch.ray import metrics
 from cluster.output.identity import run_id
 from tests.support.checkpoints import adapeft, write_config, write_gpt2, write_text
+
+pytestmark = pytest.mark.ray
 
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "adapeft.json"
 OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "max_steps=40", "eval_steps=20", "logging_steps=1")

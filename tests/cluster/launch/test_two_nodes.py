@@ -25,7 +25,7 @@ from adapeft.subset.subset import Subset
 from tests.support.checkpoints import COMMAND, adapeft
 from tests.support.namespaces import Namespace, two_namespaces
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 QUICKLY = ("calibration=64", "warmup_steps=8", "learning_rate=1e-2")
 FEW_STEPS = (*QUICKLY, "max_steps=8")

@@ -12,6 +12,8 @@ from transformers import AutoModelForSequenceClassification
 from cluster.output.place import working_folder
 from tests.support.checkpoints import adapeft
 
+pytestmark = pytest.mark.ray
+
 OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "warmup_steps=4", "max_steps=6", "save_steps=2")
 
 
@@ -34,7 +36,7 @@ def test_another_machine_goes_on(config, bucket, machine, tmp_path):
     url = f"{bucket}/runs/mine"
     files = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
     machine("first", "select", config, *OVERRIDES, f"output={url}")
-    assert {"config.yaml", "groups.parquet", "subset.safetensors", "metrics.json", "logs"} == {
+    assert {"config.yaml", "contents.json", "groups.parquet", "subset.safetensors", "metrics.json", "logs"} == {
         path.rpartition("/")[2] for path in files.ls(url)
     }
 
@@ -71,4 +73,4 @@ def test_a_bucket_that_is_not_there_is_told_before_anything_is_measured(config, 
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
     assert said.startswith("error s3://mistyped/mine: cannot be read (FileNotFoundError")
-    assert "starting Ray" not in done.stdout
+    assert "starting workers" not in done.stdout

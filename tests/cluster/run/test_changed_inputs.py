@@ -30,7 +30,7 @@ def died(tmp_path, monkeypatch):
     def start(*_, **__):
         raise WorkersNeededError
 
-    monkeypatch.setattr("cluster.launch.ray.ray_session", start)
+    monkeypatch.setattr("cluster.launch.opening.open_launcher", start)
     path = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
     claim(path)
     (tmp_path / "run" / "checkpoints" / "step-10").mkdir(parents=True)

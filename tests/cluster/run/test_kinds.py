@@ -12,6 +12,8 @@ from adapeft.subset.subset import Subset
 from tests.cluster.run.test_pipeline import text_of
 from tests.support.checkpoints import adapeft
 
+pytestmark = pytest.mark.ray
+
 
 @pytest.mark.slow
 def test_a_choice_among_kinds(config, tmp_path):

@@ -1,6 +1,7 @@
-"""Runs from end to end, through the command, Ray and DeepSpeed: two workers, ZeRO-3, tiny checkpoints.
+"""Runs from end to end, through the command, a launcher and DeepSpeed: two workers, ZeRO-3, tiny checkpoints.
 
-A launch takes half a minute on two cores, most of it imports, so the tests share few of them.
+The classifier runs on Ray, the language model on this machine alone. Most of a launch is imports, so the tests share
+few of them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from tests.support.checkpoints import (
     write_text,
 )
 
+pytestmark = pytest.mark.ray
+
+LOCAL = ("cluster.launcher=local",)
 LIBRARY_NOISE = re.compile(r"Warning|WARN|INFO|Traceback|DeepSpeed|\[transformers\]")
 
 
@@ -51,7 +55,7 @@ def language_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("language-model")
     train, evaluation = write_text(folder / "train.txt", 1600), write_text(folder / "validation.txt", 330)
     config = write_config(folder / "run.yaml", write_gpt2(folder / "base"), train, evaluation, task="causal-lm")
-    return config, folder, text_of(adapeft("select", config, "groups=element", "budget=300"))
+    return config, folder, text_of(adapeft("select", config, *LOCAL, "groups=element", "budget=300"))
 
 
 def test_a_run_writes_its_artifacts(classifier):
@@ -206,7 +210,8 @@ def test_training_a_saved_subset(command, language_model):
     trained = folder / "trained"
     subset = folder / "run" / "subset.safetensors"
     count = Subset.load(subset).count
-    text_of(adapeft("train", config, f"train.subset={subset}", f"output={trained}", "groups=element", "budget=300"))
+    overrides = (f"train.subset={subset}", f"output={trained}", "groups=element", "budget=300")
+    text_of(adapeft("train", config, *LOCAL, *overrides))
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["metric"] == "loss"
     assert metrics["after"]["perplexity"] < metrics["before"]["perplexity"]

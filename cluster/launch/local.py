@@ -1,0 +1,195 @@
+"""Processes of this machine, started in seconds and without Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from adapeft.config.config import Config
+from adapeft.errors import AdapeftError
+from adapeft.sections.cluster import Cluster
+from cluster.events import Report
+from cluster.launch.cause import Failure, worker_error
+from cluster.launch.forks import prepare, worker_environment
+from cluster.launch.launcher import Launcher
+from cluster.launch.resources import environment_of, room_in
+from cluster.launch.stage import Stage
+from cluster.output.folder import RunFolder
+
+_GRACE_SECONDS = 10.0
+"""For the other ranks to say what they saw, once one has failed."""
+
+
+class LocalLauncher(Launcher):
+    """Workers that are processes of this machine.
+
+    Args:
+        cluster: what is wanted of them.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._group: _Group | None = None
+        prepare(cluster)
+
+    def room(self) -> int:
+        there = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+        return room_in(self._cluster, there)
+
+    def close(self, *, is_idle: bool) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            group.close(is_idle=is_idle)
+
+    def _run(self, stage: Stage, watch: Report) -> dict[str, Any]:
+        if self._group is not None and self._group.cluster != stage.config.cluster:
+            self.close(is_idle=True)
+        if self._group is None:
+            self._group = _Group(stage.config)
+        return self._group.run(stage, watch)
+
+
+class _Group:
+    """Processes that take stage after stage.
+
+    Attributes:
+        cluster: what was asked for.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.cluster = config.cluster
+        self._logs = RunFolder.of(config).logs
+        context: Any = multiprocessing.get_context("spawn" if self.cluster.gpus_per_worker else "forkserver")
+        # This process holds the store, so that no other can take a port between its choice and its use.
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._connections: list[Connection] = []
+        self._processes = []
+        with worker_environment(self.cluster):
+            for rank in range(self.cluster.workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(rank, self.cluster, self._store.port, theirs))
+                process.start()
+                theirs.close()
+                self._connections.append(ours)
+                self._processes.append(process)
+
+    def run(self, stage: Stage, watch: Report) -> dict[str, Any]:
+        """Rank 0's result of the stage."""
+        content = cloudpickle.dumps(stage)
+        for connection in self._connections:
+            # A worker that is gone by now is found below.
+            with contextlib.suppress(OSError):
+                connection.send_bytes(content)
+        result: dict[str, Any] = {}
+        running = dict(enumerate(self._connections))
+        refused: str | None = None
+        failures: dict[int, Failure] = {}
+        deadline = float("inf")
+        while running and time.monotonic() < deadline:
+            ready = wait(list(running.values()), timeout=min(0.5, max(0.0, deadline - time.monotonic())))
+            for rank in [rank for rank, connection in running.items() if connection in ready]:
+                try:
+                    event = running[rank].recv()
+                except (EOFError, OSError):
+                    event = {"lost": self._end_of(rank)}
+                if "ended" in event:
+                    del running[rank]
+                elif "result" in event:
+                    result = event["result"]
+                elif "refused" in event:
+                    refused = refused or event["refused"]
+                elif "lost" in event or "failed" in event:
+                    del running[rank]
+                    failures.setdefault(rank, event.get("lost") or event["failed"])
+                    deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+                else:
+                    watch(event)
+        if refused is not None:
+            raise AdapeftError(refused)
+        if failures:
+            raise worker_error([failures[rank] for rank in sorted(failures)], self._logs)
+        return result
+
+    def close(self, *, is_idle: bool) -> None:
+        """Ends the workers: asks them to where they wait for a stage."""
+        if is_idle:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.send_bytes(b"")
+        for process, connection in zip(self._processes, self._connections, strict=True):
+            process.join(_GRACE_SECONDS if is_idle else 0.0)
+            process.kill()
+            process.join()
+            connection.close()
+
+    def _end_of(self, rank: int) -> Failure:
+        process = self._processes[rank]
+        process.join(_GRACE_SECONDS)
+        status = process.exitcode
+        how = f"by {signal.Signals(-status).name}" if status is not None and status < 0 else f"with status {status}"
+        return Failure("WorkerError", f"rank {rank} ended {how}", is_lost=True)
+
+
+def _serve(rank: int, cluster: Cluster, port: int, connection: Connection) -> None:
+    """What a worker does: stage after stage, until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the launching process decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _silence()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, of which a killed worker leaves a warning
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(cluster.workers),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        **environment_of(cluster),
+    )
+    torch.set_num_threads(cluster.cpus_per_worker)
+    machine = socket.gethostname()
+    status = 0
+    try:
+        dist.init_process_group(
+            "nccl" if cluster.gpus_per_worker else "gloo",
+            store=dist.TCPStore("127.0.0.1", port, is_master=False),
+            rank=rank,
+            world_size=cluster.workers,
+            timeout=timedelta(seconds=cluster.collective_timeout),
+        )
+        while content := connection.recv_bytes():
+            cloudpickle.loads(content).run(rank, machine, connection.send)
+    except AdapeftError:  # which the stage has sent
+        status = 1
+    except BaseException as error:
+        status = 1
+        connection.send({"failed": Failure(type(error).__name__, str(error))})
+    sys.exit(status)
+
+
+def _end_with_parent() -> None:
+    """Ends this process with the one that launched it, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _silence() -> None:
+    """Keeps what libraries write between stages from the terminal; a stage has its log."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)

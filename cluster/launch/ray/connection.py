@@ -1,0 +1,126 @@
+"""A connection to a Ray cluster, and the room that it has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import ray
+from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from adapeft.errors import AdapeftError
+from adapeft.sections.cluster import Cluster
+from cluster.failure import WorkerError
+from cluster.launch.resources import environment_of, missing, per_worker, room_in
+
+_LOCAL = "local"
+
+
+def connect(cluster: Cluster, metadata: Mapping[str, str]) -> None:
+    """Joins the cluster of ``RAY_ADDRESS`` or starts a local one."""
+    # Ray would set CUDA_VISIBLE_DEVICES="" for workers without a GPU, and warns that it soon will not.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's default of 15 lets every other process go first: next to two busy ones, a tiny run took 13 minutes to load.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # In a job Ray refuses to start when the job's environment sets a variable that the workers' sets too.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+    # Ray Train's advice on its own version goes to the terminal otherwise.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        # Worker output goes to files in the run's folder: the terminal is for progress.
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": environment_of(cluster)},
+        "job_config": JobConfig(metadata=dict(metadata)),
+    }
+    address = address_of()
+    _check_answers(address, cluster.resource_timeout)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, AuthenticationError) as error:
+        raise AdapeftError(
+            f"RAY_ADDRESS = {address}: the cluster there does not let this process in. Give it the cluster's token "
+            f"(RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH), or unset RAY_ADDRESS to use this "
+            f"machine alone."
+        ) from error
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise AdapeftError(
+            f"RAY_ADDRESS = {address}: the cluster there runs other versions: {error}\nInstall those of the cluster "
+            "here, or send the run there with `adapeft submit`."
+        ) from error
+    except Exception as error:
+        # Ray has no class for it. Seen on two cores under a load of 20.
+        if "timed out during startup" not in str(error):
+            raise
+        raise WorkerError(
+            f"Ray did not start on this machine in time: {error} Run the command again when the machine is "
+            f"less busy; what is finished is kept."
+        ) from error
+
+
+def room_for(cluster: Cluster) -> int:
+    """The number of workers that there is room for, of those that ``cluster`` asks for.
+
+    Raises:
+        AdapeftError: for fewer than there may be; it says what is missing.
+    """
+    # To a cluster machines may still be on their way; nothing will join this process's own.
+    return wait_for_room(cluster, 0.0 if address_of() == _LOCAL else cluster.resource_timeout)
+
+
+def wait_for_room(cluster: Cluster, timeout: float) -> int:
+    """As ``room_for``: waits for workers that may still be joining, and asks an autoscaler for them."""
+    deadline = time.monotonic() + timeout
+    there = ray.cluster_resources()
+    with _demand(cluster) if missing(cluster, there) and timeout else nullcontext():
+        while missing(cluster, there) and time.monotonic() < deadline:
+            time.sleep(min(1.0, deadline - time.monotonic() + 0.01))
+            there = ray.cluster_resources()
+    return room_in(cluster, there, timeout)
+
+
+def address_of() -> str:
+    """Of the cluster to join; ``local`` starts one."""
+    # Not "auto": that would join the local cluster of whatever else runs on this machine, and wait for its workers.
+    return os.environ.get("RAY_ADDRESS", _LOCAL)
+
+
+def _check_answers(address: str, timeout: float) -> None:
+    """Knocks at ``host:port``: Ray itself would try for minutes and fill the terminal with it."""
+    if address.startswith(("http://", "https://")):
+        raise AdapeftError(
+            f"RAY_ADDRESS = {address}: is a dashboard, to which `adapeft submit` sends runs. To join the cluster from "
+            "one of its machines write HOST:6379."
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto" or "local"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
+    except OSError as error:
+        raise AdapeftError(
+            f"RAY_ADDRESS = {address}: no cluster answers there ({error}). Start one with `ray start --head`, or unset "
+            f"RAY_ADDRESS to use this machine alone."
+        ) from error
+
+
+@contextmanager
+def _demand(cluster: Cluster) -> Iterator[None]:
+    """Lets an autoscaler see what is wanted, for as long as the block lasts.
+
+    What ``ray.autoscaler.sdk.request_resources`` asks for would outlive this process, and keep idle machines running.
+    """
+    group = placement_group([per_worker(cluster)] * cluster.workers)
+    try:
+        yield
+    finally:
+        remove_placement_group(group)

@@ -1,0 +1,55 @@
+"""What workers need of a machine or cluster, and whether it has that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adapeft.errors import AdapeftError
+from adapeft.sections.cluster import Cluster
+
+
+def per_worker(cluster: Cluster) -> dict[str, float]:
+    """Resource → amount that one worker takes."""
+    gpus: dict[str, float] = {"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
+    return {"CPU": cluster.cpus_per_worker, **gpus}
+
+
+def missing(cluster: Cluster, there: Mapping[str, float]) -> dict[str, float]:
+    """What all workers need of each resource of which there is less."""
+    wanted = {name: cluster.workers * amount for name, amount in per_worker(cluster).items()}
+    return {name: amount for name, amount in wanted.items() if there.get(name, 0) < amount}
+
+
+def room_in(cluster: Cluster, there: Mapping[str, float], waited: float = 0.0) -> int:
+    """The number of workers that there is room for, at most those that ``cluster`` asks for.
+
+    Args:
+        cluster: what is asked for.
+        there: resource → amount.
+        waited: seconds in which more could have joined.
+
+    Raises:
+        AdapeftError: for fewer than there may be.
+    """
+    if not missing(cluster, there):
+        return cluster.workers
+    room = min(int(there.get(name, 0) // amount) for name, amount in per_worker(cluster).items())
+    if room >= cluster.fewest:
+        return room
+    lacking = missing(cluster.with_workers(cluster.fewest), there)
+    lacks = " and ".join(f"{amount:g} {name}s ({there.get(name, 0):g} there)" for name, amount in lacking.items())
+    key = "cluster.min_workers" if cluster.min_workers else "cluster.workers"
+    after = f" after {waited:g} s" if waited else ""
+    longer = ", or raise cluster.resource_timeout" if waited else ""
+    raise AdapeftError(
+        f"{key} = {cluster.fewest}: the cluster has too little{after}; wanted are {lacks}. Lower "
+        f"{key}, cluster.cpus_per_worker or cluster.gpus_per_worker, or add machines{longer}."
+    )
+
+
+def environment_of(cluster: Cluster) -> dict[str, str]:
+    """Environment variables of a worker."""
+    environment = {"OMP_NUM_THREADS": str(cluster.cpus_per_worker), "TOKENIZERS_PARALLELISM": "false"}
+    if not cluster.gpus_per_worker:
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment

@@ -1,0 +1,124 @@
+"""A stage of a run, as each of its ranks gets it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapeft.config.config import Config
+from adapeft.errors import AdapeftError
+from cluster.events import Report
+from cluster.launch.copies import Look, run_copy
+from cluster.output.folder import RunFolder
+from cluster.output.identity import run_id
+from cluster.output.log import rank_log
+from cluster.ranks.peak import reset_peak
+
+RankFunction = Callable[..., dict[str, Any]]
+"""``(config, report, **arguments) → result``; imports no launcher."""
+
+_EVENT_INTERVAL = 0.2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every rank runs, and what it needs to know about the run.
+
+    Attributes:
+        name: names the logs.
+        function: called on every rank.
+        config: first argument of ``function``.
+        arguments: keyword arguments of ``function``.
+        mark: name of a file that the launching process has in the run's logs.
+        puts: whether what the ranks write in the run's folder goes to its URL.
+    """
+
+    name: str
+    function: RankFunction
+    config: Config
+    arguments: dict[str, Any]
+    mark: str
+    puts: bool
+
+    def run(self, rank: int, machine: str, tell: Report) -> None:
+        """Runs the stage on this rank, its output in the run's logs.
+
+        Args:
+            rank: of this process.
+            machine: tells this machine from the other ranks'.
+            tell: carries events to the launching process: those of rank 0, its ``result``, an ``AdapeftError`` of any
+                rank as ``refused``, and at last ``ended``.
+
+        Raises:
+            AdapeftError: the function raised one; made of its message alone, so that it can be pickled.
+        """
+        log = RunFolder.of(self.config).logs / f"{self.name}-rank-{rank}"
+        reset_peak()
+        try:
+            with (
+                run_copy(self.config, self.mark, machine, puts=self.puts) as look,
+                _output_to(log.with_suffix(".log")),
+                rank_log(log.with_suffix(".jsonl"), run_id(self.config), self.name, rank),
+            ):
+                report = _reporter(tell, look) if rank == 0 else _ignore
+                result = self.function(self.config, report, **self.arguments)
+        except AdapeftError as error:
+            # Sent at once: the other ranks lose this one, and the launcher may see only their failure.
+            tell({"refused": str(error)})
+            raise AdapeftError(str(error)) from None
+        # An engine and its hooks refer to each other: without this the next stage would start with their memory.
+        gc.collect()
+        if rank == 0:
+            tell({"result": result})
+        tell({"ended": rank})
+
+
+def _ignore(event: dict[str, Any]) -> None:
+    """Only rank 0 reports."""
+
+
+def _reporter(tell: Report, look: Look) -> Report:
+    """Carries events on; of a step's many counts only as many as an eye can follow."""
+    last: dict[str, Any] = {"step": None, "time": 0.0}
+
+    def report(event: dict[str, Any]) -> None:
+        is_count = "done" in event and "loss" not in event and event["done"] < event["total"]
+        now = time.monotonic()
+        if is_count and event["step"] == last["step"] and now - last["time"] < _EVENT_INTERVAL:
+            return
+        last.update(step=event["step"], time=now)
+        tell(event)
+        look()
+
+    return report
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Sends this process's standard output and error to a file, those of C libraries and the last traceback too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        saved = [os.dup(1), os.dup(2)]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            traceback.print_exc(file=file)
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, copy in zip((1, 2), saved, strict=True):
+                os.dup2(copy, descriptor)
+                os.close(copy)
