@@ -35,15 +35,18 @@ def _of_task(given: Any, handler: ValidatorFunctionWrapHandler, info: Validation
     model: Model | None = info.data.get("model")
     if not isinstance(keys, Mapping):
         return handler(keys)
-    task = _most_likely(keys) if model is None else model.task
+    task = _most_likely(keys, info.context) if model is None else model.task
     unread = DATA[task].formerly
     is_older = keys.keys() >= unread.keys()
     left = {key: value for key, value in keys.items() if key not in unread or not (is_older or value == unread[key])}
     return handler(_OfTask(left, task))
 
 
-def _most_likely(keys: Mapping[str, Any]) -> str:
-    """The first of the tasks that know the most of the keys, which are checked even where no task is named."""
+def _most_likely(keys: Mapping[str, Any], tree: Mapping[Any, Any] | None) -> str:
+    """The task that a ``model`` section with other mistakes names; without it the first that knows most of the keys."""
+    model = (tree or {}).get("model")
+    if isinstance(model, Mapping) and isinstance(model.get("task"), str) and model["task"] in DATA:
+        return model["task"]
     return max(DATA, key=lambda task: len(keys.keys() & DATA[task].model_fields.keys()))
 
 

@@ -64,7 +64,7 @@ def parse_config(tree: Mapping[Any, Any], source: str = "config", problems: Sequ
     problems = list(problems)
     kind = AdapeftError
     try:
-        config = Config.model_validate(tree)
+        config = Config.model_validate(tree, context=tree)
     except ValidationError as error:
         if not problems and all(_is_conflict(*_place(detail), kind=detail["type"]) for detail in error.errors()):
             kind = ConflictError

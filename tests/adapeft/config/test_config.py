@@ -279,6 +279,12 @@ def test_older_defaults_of_keys_that_the_task_does_not_read_say_nothing(load):
     assert load(MINIMAL, "task=causal-lm", "label=label", "text_pair=null") == load(MINIMAL, "task=causal-lm")
 
 
+def test_a_mistake_in_model_leaves_data_to_its_task(load):
+    text = yaml.safe_dump({"model": {"task": "causal-lm"}, "data": OLDER, "output": "runs/a"})
+    with pytest.raises(AdapeftError, match=r"has 1 problem:\n  model.name: required"):
+        load(text)
+
+
 def test_the_task_decides_which_keys_data_has(load):
     assert {load(MINIMAL, f"task={task}").data.task for task in DATA} == set(DATA)
     assert all(load(MINIMAL, f"task={task}").data.task == task for task in DATA)
