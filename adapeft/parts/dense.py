@@ -18,7 +18,7 @@ from adapeft.parts.whole import Whole
 
 
 class Dense(Part):
-    """All elements of a parameter, as leaves of its shape that a rule makes the difference to the base of."""
+    """All elements of a parameter: leaves of its shape, which a rule turns into the difference to the base."""
 
     kind = "dense"
     follows_rule = True

@@ -87,7 +87,7 @@ class LeafPart(ABC):
 
 
 def add_leaves(module: nn.Module, name: str, part: LeafPart, leaves: Mapping[str, nn.Parameter]) -> dict[str, str]:
-    """Makes ``leaves`` those of ``module``'s parameter ``name``, which ``part`` makes a difference to it of.
+    """Gives ``module`` the ``leaves`` of ``part``, which trains the module's parameter ``name``.
 
     Returns:
         Leaf → its name in ``module``.

@@ -1,4 +1,4 @@
-"""What files say of parts of every kind: as the versions before wrote it."""
+"""Files of parts of every kind, which have to stay as earlier versions wrote them."""
 
 from __future__ import annotations
 
