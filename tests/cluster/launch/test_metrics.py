@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +25,15 @@ DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "adapeft.json"
 OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "max_steps=40", "eval_steps=20", "logging_steps=1")
 
 
+def json_of(url: str):
+    """What a dashboard answers, once it does: its modules load while a short run has ended already."""
+    deadline = time.monotonic() + 120
+    while not (response := requests.get(url, timeout=10)).ok and time.monotonic() < deadline:
+        time.sleep(1)
+    assert response.ok, (response.status_code, response.text)
+    return response.json()
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     """Config of a run on a cluster, the samples that its agent exports just after, and the cluster's list of jobs."""
@@ -40,7 +50,7 @@ def seen(tmp_path_factory):
         done = adapeft("run", config, *OVERRIDES, RAY_ADDRESS=cluster.address)
         assert done.returncode == 0, done.stdout + done.stderr
         exported = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
-        jobs = requests.get(f"http://{cluster.webui_url}/api/jobs/", timeout=10).json()
+        jobs = json_of(f"http://{cluster.webui_url}/api/jobs/")
     finally:
         cluster.shutdown()
     samples = [sample for family in text_string_to_metric_families(exported) for sample in family.samples]
