@@ -26,14 +26,19 @@ def choose_groups(
     """The groups of largest total value [K] within ``budget``, of elements or whatever ``costs`` [K] count."""
     check_values(groups, values)
     solution = knapsack(values, groups.counts if costs is None else costs, budget, solver)
-    return Subset(parts_of(groups, solution.chosen)).described(
+    return with_solution(Subset(parts_of(groups, solution.chosen)), solution)
+
+
+def with_solution(subset: Subset, solution: Solution) -> Subset:
+    """The subset with what its solver says of it: its value, and how far from optimal that can be."""
+    return subset.described(
         value=solution.value,
         bound=solution.bound,
         gap=solution.gap,
         status=solution.status.name.lower(),
         advice=solution.status.advice,
         solve_seconds=solution.seconds,
-        num_groups=groups.num_groups,
+        num_groups=solution.chosen.size,
         num_chosen=int(solution.chosen.sum()),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adapeft.choose.knapsack import STABLE_GAP, check_values, parts_of
+from adapeft.choose.knapsack import STABLE_GAP, check_values, parts_of, with_solution
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
 from adapeft.parts.lora import Lora
@@ -39,16 +39,7 @@ def choose_options(
     }
     parts = {**parts_of(groups, solution.chosen[: groups.num_groups]), **beside}
     in_order = {info.name: parts[info.name] for info in groups.parameters if info.name in parts}
-    return Subset(in_order).described(
-        value=solution.value,
-        bound=solution.bound,
-        gap=solution.gap,
-        status=solution.status.name.lower(),
-        advice=solution.status.advice,
-        solve_seconds=solution.seconds,
-        num_groups=problem.num_items,
-        num_chosen=int(solution.chosen.sum()),
-    )
+    return with_solution(Subset(in_order), solution)
 
 
 def choice_problem(
