@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
-from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.adapter.options import AdapterOptions
-from adapeft.methods.base.method import Method, Plan
+from adapeft.methods.base.method import Plan, UnmeasuredMethod
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.adapter import Adapter
 from adapeft.ranks import Ranks
@@ -16,7 +15,7 @@ from adapeft.subset.subset import Subset
 _SUBLAYERS = {"pfeiffer": ("feed-forward",), "houlsby": ("feed-forward", "attention")}
 
 
-class Adapters(Method[AdapterOptions]):
+class Adapters(UnmeasuredMethod[AdapterOptions]):
     """A bottleneck behind each feed-forward network, of the largest size that the budget allows for all.
 
     Pfeiffer et al., "AdapterFusion", EACL 2021; with ``select.placement: houlsby`` behind each attention too, as in
@@ -27,10 +26,8 @@ class Adapters(Method[AdapterOptions]):
     options = AdapterOptions
     family = "rule"
     summary = "bottlenecks behind the blocks' feed-forward networks"
-    cost = "nothing"
     adds_parameters = True
     source = "Houlsby et al. 2019"
-    measures_loss = False
 
     def check(self, groups: Groups, budget: int, settings: AdapterOptions) -> None:
         places = _places(groups, settings)
@@ -46,9 +43,6 @@ class Adapters(Method[AdapterOptions]):
                 f"select.budget is {budget:,} parameters, and {len(places)} adapters with a bottleneck of 1 have "
                 f"{least:,}. Raise the budget to {least}, or narrow select.include to some layers."
             )
-
-    def measure(self, passes: Passes, groups: Groups, settings: AdapterOptions) -> Statistics:
-        return Statistics(groups, {})
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[AdapterOptions], ranks: Ranks) -> Subset:
         places = _places(groups, plan.settings)

@@ -96,6 +96,16 @@ class Method(ABC, Generic[Options]):
         return None
 
 
+class UnmeasuredMethod(Method[Options]):
+    """A method that measures nothing."""
+
+    cost = "nothing"
+    measures_loss = False
+
+    def measure(self, passes: Passes, groups: Groups, settings: Options) -> Statistics:
+        return Statistics(groups, {})
+
+
 class ValuedMethod(Method[OptionsOfValued]):
     """A method that gives every group or element a value and takes the most valuable under the budget."""
 

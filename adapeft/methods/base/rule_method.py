@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from adapeft.measure.groups import Groups
-from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.base.method import Method, Plan
+from adapeft.methods.base.method import Plan, UnmeasuredMethod
 from adapeft.methods.base.options import RuleOptions
 from adapeft.methods.base.rule import describe_rule
 from adapeft.parts.dense import Dense
@@ -18,7 +17,7 @@ from adapeft.subset.subset import Subset
 Options = TypeVar("Options", bound=RuleOptions)
 
 
-class RuleMethod(Method[Options]):
+class RuleMethod(UnmeasuredMethod[Options]):
     """A method that measures nothing: every candidate becomes a dense part, and its rule decides while training.
 
     Under a budget that is what the shipped model may differ in; while training, every candidate costs a weight's
@@ -30,11 +29,7 @@ class RuleMethod(Method[Options]):
 
     rule: type[Rule[Options]]
 
-    measures_loss = False
     cost = "nothing; training holds a weight and an optimizer's state for every candidate"
-
-    def measure(self, passes: Passes, groups: Groups, settings: Options) -> Statistics:
-        return Statistics(groups, {})
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[Options], ranks: Ranks) -> Subset:
         budget = plan.budget if self.is_budgeted else None

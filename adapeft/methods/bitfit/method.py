@@ -7,15 +7,14 @@ import numpy as np
 from adapeft.choose.knapsack import parts_of
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
-from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.base.method import Method, Plan
+from adapeft.methods.base.method import Plan, UnmeasuredMethod
 from adapeft.methods.bitfit.options import BitFitOptions
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
 
-class BitFit(Method[BitFitOptions]):
+class BitFit(UnmeasuredMethod[BitFitOptions]):
     """All bias terms, those of LayerNorms too, and the head; as many as there are, so a smaller budget is refused.
 
     Ben Zaken, Goldberg and Ravfogel, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
@@ -25,9 +24,7 @@ class BitFit(Method[BitFitOptions]):
     options = BitFitOptions
     family = "rule"
     summary = "the bias terms"
-    cost = "nothing"
     source = "Ben Zaken et al. 2022"
-    measures_loss = False
 
     def check(self, groups: Groups, budget: int, settings: BitFitOptions) -> None:
         biases = int(groups.counts[_is_bias(groups)].sum())
@@ -41,9 +38,6 @@ class BitFit(Method[BitFitOptions]):
                 f"select.budget is {budget:,} parameters, and bitfit trains all {biases:,} bias terms. Raise the "
                 f"budget to {biases}, or narrow select.include."
             )
-
-    def measure(self, passes: Passes, groups: Groups, settings: BitFitOptions) -> Statistics:
-        return Statistics(groups, {})
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[BitFitOptions], ranks: Ranks) -> Subset:
         chosen = _is_bias(groups)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
-from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.base.method import Method, Plan
+from adapeft.methods.base.method import Plan, UnmeasuredMethod
 from adapeft.methods.lora.options import LoRAOptions
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.lora import Lora
@@ -15,7 +14,7 @@ from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
 
-class LoRA(Method[LoRAOptions]):
+class LoRA(UnmeasuredMethod[LoRAOptions]):
     """W + (alpha / r) · B A on the linear layers of the blocks, with the largest rank r that the budget allows for all.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, on all linear layers as in PEFT's
@@ -26,10 +25,8 @@ class LoRA(Method[LoRAOptions]):
     options = LoRAOptions
     family = "rule"
     summary = "low-rank updates of the blocks' linear layers"
-    cost = "nothing"
     adds_parameters = True
     source = "Hu et al. 2022"
-    measures_loss = False
 
     def check(self, groups: Groups, budget: int, settings: LoRAOptions) -> None:
         matrices = _matrices(groups)
@@ -49,9 +46,6 @@ class LoRA(Method[LoRAOptions]):
                 f"select.budget is {budget:,} parameters, and LoRA of rank 1 on {len(matrices)} layers trains "
                 f"{least:,}. Raise the budget to {least}, or narrow select.include to some layers."
             )
-
-    def measure(self, passes: Passes, groups: Groups, settings: LoRAOptions) -> Statistics:
-        return Statistics(groups, {})
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[LoRAOptions], ranks: Ranks) -> Subset:
         matrices = _matrices(groups)

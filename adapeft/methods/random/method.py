@@ -7,15 +7,14 @@ import numpy as np
 from adapeft.choose.elements import subset_at
 from adapeft.choose.knapsack import parts_of
 from adapeft.measure.groups import Groups
-from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.base.method import Method, Plan
+from adapeft.methods.base.method import Plan, UnmeasuredMethod
 from adapeft.methods.random.options import RandomOptions
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
 
-class Random(Method[RandomOptions]):
+class Random(UnmeasuredMethod[RandomOptions]):
     """A uniform draw under the budget, made once: exactly that many elements, or groups in random order while they fit.
 
     Fu et al. 2023, "Random". A mask that may fall on word embeddings wastes half its budget there: exclude them for a
@@ -25,12 +24,7 @@ class Random(Method[RandomOptions]):
     options = RandomOptions
     family = "random"
     summary = "a uniform draw of elements or groups"
-    cost = "nothing"
     source = "Fu et al. 2023"
-    measures_loss = False
-
-    def measure(self, passes: Passes, groups: Groups, settings: RandomOptions) -> Statistics:
-        return Statistics(groups, {})
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[RandomOptions], ranks: Ranks) -> Subset:
         draw = np.random.default_rng([plan.seed, 2])
