@@ -26,7 +26,7 @@ from adapeft.sections.cluster import Cluster
 from cluster.events import Report
 from cluster.launch.cause import Failure, worker_error
 from cluster.launch.forks import prepare, worker_environment
-from cluster.launch.launcher import Launcher
+from cluster.launch.launcher import Launcher, Outcome, Workers
 from cluster.launch.resources import environment_of, room_in
 from cluster.launch.stage import Stage
 from cluster.output.folder import RunFolder
@@ -43,33 +43,19 @@ class LocalLauncher(Launcher):
     """
 
     def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._group: _Group | None = None
+        super().__init__(cluster)
         prepare(cluster)
 
     def room(self) -> int:
         there = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
-        return room_in(self._cluster, there)
+        return room_in(self.cluster, there)
 
-    def close(self, *, is_idle: bool) -> None:
-        group, self._group = self._group, None
-        if group is not None:
-            group.close(is_idle=is_idle)
-
-    def _run(self, stage: Stage, watch: Report) -> dict[str, Any]:
-        if self._group is not None and self._group.cluster != stage.config.cluster:
-            self.close(is_idle=True)
-        if self._group is None:
-            self._group = _Group(stage.config)
-        return self._group.run(stage, watch)
+    def _start(self, config: Config, watch: Report) -> Workers:
+        return _Processes(config)
 
 
-class _Group:
-    """Processes that take stage after stage.
-
-    Attributes:
-        cluster: what was asked for.
-    """
+class _Processes(Workers):
+    """Processes with a connection each."""
 
     def __init__(self, config: Config) -> None:
         self.cluster = config.cluster
@@ -89,15 +75,13 @@ class _Group:
                 self._processes.append(process)
 
     def run(self, stage: Stage, watch: Report) -> dict[str, Any]:
-        """Rank 0's result of the stage."""
         content = cloudpickle.dumps(stage)
         for connection in self._connections:
             # A worker that is gone by now is found below.
             with contextlib.suppress(OSError):
                 connection.send_bytes(content)
-        result: dict[str, Any] = {}
+        outcome = Outcome(watch)
         running = dict(enumerate(self._connections))
-        refused: str | None = None
         failures: dict[int, Failure] = {}
         deadline = float("inf")
         while running and time.monotonic() < deadline:
@@ -106,27 +90,20 @@ class _Group:
                 try:
                     event = running[rank].recv()
                 except (EOFError, OSError):
-                    event = {"lost": self._end_of(rank)}
-                if "ended" in event:
-                    del running[rank]
-                elif "result" in event:
-                    result = event["result"]
-                elif "refused" in event:
-                    refused = refused or event["refused"]
-                elif "lost" in event or "failed" in event:
-                    del running[rank]
-                    failures.setdefault(rank, event.get("lost") or event["failed"])
+                    event = {"failed": self._end_of(rank)}
+                if "failed" in event:
+                    failures[rank] = event["failed"]
                     deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
                 else:
-                    watch(event)
-        if refused is not None:
-            raise AdapeftError(refused)
+                    outcome.take(event)
+                if rank in failures or rank in outcome.ended:
+                    del running[rank]
+        outcome.check_not_refused()
         if failures:
             raise worker_error([failures[rank] for rank in sorted(failures)], self._logs)
-        return result
+        return outcome.result
 
     def close(self, *, is_idle: bool) -> None:
-        """Ends the workers: asks them to where they wait for a stage."""
         if is_idle:
             for connection in self._connections:
                 with contextlib.suppress(OSError):

@@ -22,11 +22,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adapeft.config.config import Config
-from adapeft.errors import AdapeftError
 from adapeft.sections.cluster import Cluster
 from cluster.events import Report
 from cluster.launch.cause import Failure, worker_error
-from cluster.launch.launcher import Launcher
+from cluster.launch.launcher import Launcher, Outcome, Workers
 from cluster.launch.ray.board import Board
 from cluster.launch.ray.connection import connect, room_for
 from cluster.launch.ray.metrics import Metrics
@@ -49,8 +48,7 @@ class RayLauncher(Launcher):
     """
 
     def __init__(self, cluster: Cluster, metadata: Mapping[str, str]) -> None:
-        self._cluster = cluster
-        self._group: _Group | None = None
+        super().__init__(cluster)
         connect(cluster, metadata)
 
     def __exit__(
@@ -62,32 +60,19 @@ class RayLauncher(Launcher):
             ray.shutdown()
 
     def room(self) -> int:
-        return room_for(self._cluster)
+        return room_for(self.cluster)
 
     def metrics(self, config: Config) -> Metrics:
         return Metrics(config)
 
-    def close(self, *, is_idle: bool) -> None:
-        group, self._group = self._group, None
-        if group is not None:
-            group.close(is_idle=is_idle)
-
-    def _run(self, stage: Stage, watch: Report) -> dict[str, Any]:
-        if self._group is not None and self._group.cluster != stage.config.cluster:
-            self.close(is_idle=True)
-        if self._group is None:
-            if missing(stage.config.cluster, ray.available_resources()):
-                watch({"step": "waiting for workers that others use"})
-            self._group = _Group(stage.config)
-        return self._group.run(stage, watch)
+    def _start(self, config: Config, watch: Report) -> Workers:
+        if missing(config.cluster, ray.available_resources()):
+            watch({"step": "waiting for workers that others use"})
+        return _TrainWorkers(config)
 
 
-class _Group:
-    """The workers of one Ray Train run.
-
-    Attributes:
-        cluster: what was asked for.
-    """
+class _TrainWorkers(Workers):
+    """The workers of one Ray Train run."""
 
     def __init__(self, config: Config) -> None:
         self.cluster = config.cluster
@@ -119,29 +104,18 @@ class _Group:
         self._fit = _in_background(trainer.fit)
 
     def run(self, stage: Stage, watch: Report) -> dict[str, Any]:
-        """Rank 0's result of the stage."""
         ray.get(self._board.post.remote(cloudpickle.dumps(stage)))
-        result: dict[str, Any] = {}
-        refused: str | None = None
-        ended = 0
-        while ended < self.cluster.workers:
+        outcome = Outcome(watch)
+        while len(outcome.ended) < self.cluster.workers:
             is_over = self._fit.done()
             events = ray.get(self._board.events.remote(0.0 if is_over else _POLL_SECONDS))
             for event in events:
-                if "ended" in event:
-                    ended += 1
-                elif "result" in event:
-                    result = event["result"]
-                elif "refused" in event:
-                    refused = refused or event["refused"]
-                else:
-                    watch(event)
+                outcome.take(event)
             if is_over and not events:
                 break
         else:
-            return result
-        if refused is not None:
-            raise AdapeftError(refused)
+            return outcome.result
+        outcome.check_not_refused()
         try:
             self._fit.result()
         except TrainingFailedError as error:
@@ -149,7 +123,6 @@ class _Group:
         raise AssertionError(f"the workers ended before stage {stage.name} did")
 
     def close(self, *, is_idle: bool) -> None:
-        """Ends the workers: asks them to where they wait for a stage."""
         if is_idle:
             ray.get(self._board.post.remote(None))
             self._fit.exception()

@@ -176,13 +176,14 @@ class Scripted(Launcher):
     """Runs ``outcomes`` in turn, each a result or an error; there is room for ``rooms`` workers in turn."""
 
     def __init__(self, rooms, outcomes):
+        super().__init__(Cluster())
         self.rooms, self.outcomes, self.seen = list(rooms), list(outcomes), []
 
     def room(self):
         return self.rooms.pop(0)
 
-    def close(self, *, is_idle):
-        pass
+    def _start(self, config, watch):
+        raise AssertionError("nothing is started")
 
     def _run(self, stage, watch):
         self.seen.append((stage.config.cluster.workers, stage.config.cluster.min_workers))
