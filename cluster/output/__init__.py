@@ -1,1 +1,1 @@
-"""A run's output: its folder, its files and what they say, its copy at a URL."""
+"""Output of a run: its folder, its files, its logs, and its copy at a URL."""

@@ -1,4 +1,4 @@
-"""What the places that a config names hold, hashed: the data, the base model, a saved subset, other statistics."""
+"""Content hashes of the inputs that a config names: data, base model, saved subset, statistics of another run."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from cluster.output.mirror import fetched
 
 
 def contents_of(config: Config, description: DataDescription) -> dict[str, str]:
-    """Key of the config → hash of what its place holds. Reads the whole base once, at the speed of memory.
+    """Return key of the config → hash of the content at its place. Reads the whole base once, at memory speed.
 
     Args:
-        config: of the run.
-        description: of its data, which was read for it.
+        config: config of the run.
+        description: description of its data.
     """
     return {**_inputs_of(config.model, description), **_chosen_from(config)}
 
 
 class KnownContents:
-    """``contents_of`` the configs of one comparison: each data and base that they name is read once for all of them."""
+    """``contents_of`` for the configs of one comparison, reading each data set and base model only once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Data, Model], dict[str, str]] = {}
         self._lock = Lock()
 
     def __call__(self, config: Config) -> dict[str, str]:
-        """The hashes; those of what a run chooses from are its own, and read anew."""
+        """Return the hashes; a saved subset or statistics to choose from belong to one run and are read every time."""
         data, model = config.data, config.model
         with self._lock:
             if (data, model) not in self._known:

@@ -1,4 +1,4 @@
-"""The folder of a run: where each artifact is, and whose folder it is."""
+"""The folder of a run: the paths of its artifacts, and the checks that it belongs to the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cluster.output.place import RECORD, working_folder
 CONFIG = "config.yaml"
 CONTENTS = "contents.json"
 
-# What may be in a folder before its run: the demo's data, and what a run leaves that fails before it has measured.
+# Entries that a folder may hold before its run: the demo's data, and files of a run that failed before it had measured.
 _WELCOME = ("data", "logs", CONTENTS, LOCK, ELEMENTS, PARTIAL_SUMS, RECORD)
 
 _REMEDY = "Give another folder: output=…"
@@ -40,7 +40,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
-        """The folder that a config names, or in which the files of the URL that it names are worked on."""
+        """Return the folder that a config names, or the working folder if it names a URL."""
         return cls(working_folder(config.output))
 
     @property
@@ -50,22 +50,22 @@ class RunFolder:
 
     @property
     def contents_path(self) -> Path:
-        """Hashes of what the run reads, as ``contents_of`` gives them."""
+        """Hashes of the run's inputs, as ``contents_of`` returns them."""
         return self.path / CONTENTS
 
     @property
     def table(self) -> Path:
-        """What was measured of each group."""
+        """Statistics of the groups."""
         return self.path / TABLE
 
     @property
     def subset(self) -> Path:
-        """What is trained."""
+        """The subset to train."""
         return self.path / "subset.safetensors"
 
     @property
     def delta(self) -> Path:
-        """What training changed: the best evaluation's."""
+        """The delta at the best evaluation."""
         return self.path / "delta.safetensors"
 
     @property
@@ -75,47 +75,47 @@ class RunFolder:
 
     @property
     def validation(self) -> Path:
-        """Whether predictions hold, where ``adapeft validate`` was asked."""
+        """Result of ``adapeft validate``."""
         return self.path / "validation.json"
 
     @property
     def logs(self) -> Path:
-        """Output and warnings of the workers, the events, TensorBoard's; made when the folder is claimed."""
+        """Output and warnings of the workers, events, TensorBoard files; created when the folder is claimed."""
         return self.path / "logs"
 
     @property
     def events(self) -> Path:
-        """What happened when, a JSON object a line."""
+        """Events of the run, one JSON object per line."""
         return self.logs / "events.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """Resumable checkpoints of what is trained."""
+        """Resumable checkpoints of the training."""
         return self.path / "checkpoints"
 
     def contents(self) -> dict[str, str]:
-        """Hashes of what the run read when it began; empty before."""
+        """Return the hashes of the run's inputs when it began; empty before."""
         path = self.contents_path
-        return load_json(path, "what a run writes of its inputs", _REMEDY) if path.is_file() else {}
+        return load_json(path, "a run's record of its inputs", _REMEDY) if path.is_file() else {}
 
     def claim(self, config: Config, contents: Mapping[str, str] = _UNREAD) -> FileLock:
-        """Makes the folder this config's, or takes it up again where the same run left it, perhaps on other machines.
+        """Claim the folder for a new run, or for resuming the same run, possibly on other machines.
 
         Args:
-            config: of the run.
-            contents: hashes of what it reads, from ``contents_of``.
+            config: config of the run.
+            contents: hashes of its inputs, from ``contents_of``.
 
         Returns:
-            What keeps other commands from writing there until it is released.
+            A lock that keeps other commands from writing there until it is released.
 
         Raises:
-            AdapeftError: it holds another run, or files that are no run at all, or will not outlive the job; or another
-                command is writing there.
+            AdapeftError: the folder holds another run or files of no run, will not outlive the job, or another command
+                is writing there.
         """
         if is_in_job_folder(str(self.path)):
             raise AdapeftError(
-                f"output = {self.path} is in this job's own copy of its working directory, which Ray removes. Give an "
-                "absolute path on storage that all machines share: output=/…"
+                f"output = {self.path} is in the job's copy of its working directory, which Ray removes afterwards. "
+                "Give an absolute path on storage that all machines share: output=/…"
             )
         if self.config.is_file() and self._has_results():
             self.check_is_of(config, contents)
@@ -125,12 +125,13 @@ class RunFolder:
             return lock
         if self.path.exists() and not self.path.is_dir():
             raise AdapeftError(f"output = {self.path} is a file. Give a folder.")
-        # A config without logs beside it is somebody's own, which must not be overwritten.
+        # A config without logs next to it was written by the user and must not be overwritten.
         welcome = (*_WELCOME, self.config.name) if self.logs.is_dir() else _WELCOME
         foreign = sorted(entry.name for entry in self.path.glob("*") if entry.name not in welcome)
         if foreign:
             raise AdapeftError(
-                f"output = {self.path} holds files that are no run ({foreign[0]} …). Give a new or empty folder."
+                f"output = {self.path} holds files that do not belong to a run ({foreign[0]} …). Give a new or empty "
+                "folder."
             )
         lock = hold(self.path)
         self.logs.mkdir(exist_ok=True)
@@ -139,10 +140,10 @@ class RunFolder:
         return lock
 
     def check_is_of(self, config: Config, contents: Mapping[str, str] = _UNREAD) -> None:
-        """Checks that what is here came of such a config, on whatever machines, and of the same data and models.
+        """Check that the folder holds a run of this config, on any machines, with the same data and models.
 
         Raises:
-            AdapeftError: it holds another run, or one whose inputs have changed since.
+            AdapeftError: the folder holds another run, or the inputs have changed since.
         """
         before = load_config(self.config)
         other = differences(config, before.model_copy(update={"cluster": config.cluster}))
@@ -151,20 +152,20 @@ class RunFolder:
                 f"output = {self.path} holds another run:\n  "
                 + "\n  ".join(other)
                 + "\nGive another folder: output=…; "
-                f"select.statistics={self.path} uses its measurements again."
+                f"select.statistics={self.path} reuses its measurements."
             )
 
         self.check_contents(contents, flatten(config))
 
     def check_contents(self, contents: Mapping[str, str], places: Mapping[str, Any]) -> None:
-        """Checks that what was read now is what the run read when it began.
+        """Check that the inputs are the same as when the run began.
 
         Args:
-            contents: hashes of what was read.
+            contents: hashes of the inputs as they are now.
             places: key of the config → the place that it names.
 
         Raises:
-            AdapeftError: names each place that holds something else than it did.
+            AdapeftError: some inputs have changed; names each of them.
         """
         before = self.contents()
         changed = [
@@ -174,14 +175,14 @@ class RunFolder:
         ]
         if changed:
             raise AdapeftError(
-                f"output = {self.path} holds results of other inputs, which have changed since at the same place:\n  "
+                f"output = {self.path} holds results of inputs that have changed since:\n  "
                 + "\n  ".join(changed)
-                + "\nPut back what was there, or give another folder to run with the new inputs: output=…"
+                + "\nRestore the old inputs, or give another folder to run with the new ones: output=…"
             )
 
     def _write(self, config: Config) -> None:
         save_text(self.config, to_yaml(config))
 
     def _has_results(self) -> bool:
-        """Whether there is anything that another config would spoil; a run that failed early has only its logs."""
+        """Whether the folder holds results that another config must not mix with; an early failure leaves only logs."""
         return any(path.exists() for path in (self.table, self.subset, self.delta, self.checkpoints, self.validation))

@@ -1,4 +1,4 @@
-"""Which run it is, for whoever sees many: in metrics, logs and a cluster's list of jobs."""
+"""Identity of a run in metrics, logs and a cluster's list of jobs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from adapeft.config.keys import comparable
 
 
 def run_id(config: Config) -> str:
-    """``mine-3fb1a8c0`` for output ``runs/mine``: the same for the same config, whatever job it runs in."""
+    """Return ``mine-3fb1a8c0`` for output ``runs/mine``: the same for the same config, whichever job runs it."""
     slug = re.sub(r"[^a-z0-9]+", "-", config.output.rstrip("/").rpartition("/")[2].lower()).strip("-")
     digest = hashlib.sha256(json.dumps(comparable(config)).encode()).hexdigest()[:8]
     return f"{slug[:40] or 'run'}-{digest}"
 
 
 def job_metadata(config: Config) -> dict[str, str]:
-    """What a list of jobs says of a run."""
+    """Return the description of a run in a list of jobs."""
     return {
         "adapeft": metadata.version("adapeft"),
         "run": run_id(config),

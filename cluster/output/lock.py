@@ -1,4 +1,4 @@
-"""One command at a time in a folder: two that write the same files would undo each other."""
+"""A lock that admits one command at a time to a folder, because two would overwrite each other's files."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ LOCK = ".lock"
 
 
 def hold(folder: Path) -> FileLock:
-    """Keeps other commands out of ``folder``, which is made, until it is released or this process has ended.
+    """Create ``folder`` and lock it against other commands until the lock is released or this process ends.
 
-    Where no lock can be had, as on storage without them or in a finished run that may only be read, nobody is kept out.
+    If locks are not available, as on storage without them or in a read-only finished run, no command is kept out.
 
     Raises:
-        AdapeftError: another command holds it, or it cannot be made.
+        AdapeftError: another command holds the lock, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AdapeftError(
-            f"output = {folder}: cannot be made ({error.strerror}). Give a folder on storage that can be written: "
-            "output=…"
+            f"output = {folder}: cannot be created ({error.strerror}). Give a folder on writable storage: output=…"
         ) from error
     lock = FileLock(folder / LOCK, blocking=False)
     try:
         lock.acquire()
     except Timeout:
         raise AdapeftError(
-            f"output = {folder}: another adapeft command is writing there. Wait for its end or stop it, or give "
+            f"output = {folder}: another adapeft command is writing there. Wait until it ends, stop it, or give "
             "another folder: output=…"
         ) from None
     except OSError:
-        pass  # what then cannot be written is told by what writes it
+        pass  # if the folder is not writable either, the first write reports it
     return lock

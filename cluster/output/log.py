@@ -1,4 +1,4 @@
-"""Logs for machines: a JSON object a line, with time, run, stage and rank."""
+"""Machine-readable logs: one JSON object per line, with time, run, stage and rank."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-# Libraries that keep their messages from the root logger, transformers except where the environment says CI=1.
+# Libraries whose messages do not reach the root logger (those of transformers do if CI=1 is set in the environment).
 _CLOSED = ("transformers", "datasets", "huggingface_hub", "DeepSpeed")
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line: time, level, ``fields``, logger, message, and what the record's ``event`` says besides."""
+    """Formats a record as one line: time, level, ``fields``, logger, message, and the items of its ``event``."""
 
     def __init__(self, **fields: Any) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class JsonFormatter(logging.Formatter):
 
 @contextmanager
 def rank_log(path: Path, run: str, stage: str, rank: int) -> Iterator[None]:
-    """Sends this process's warnings, and the error that ends the block, to a file; without any there is none."""
+    """Write this process's warnings, and the error that ends the block, to a file; without any, no file is created."""
     handler = _handler(path, run=run, stage=stage, rank=rank)
     handler.setLevel(logging.WARNING)
     closed = [logging.getLogger(name) for name in _CLOSED]
@@ -60,9 +60,9 @@ def rank_log(path: Path, run: str, stage: str, rank: int) -> Iterator[None]:
 
 
 class EventLog:
-    """The events of a run in ``path``, from whoever watches it.
+    """Writes the events of a run to ``path``, in the process that watches it.
 
-    Of a step's counts the first and the last are kept; what has a loss always is.
+    Keeps the first and the last event of each step, and every event with a loss.
     """
 
     def __init__(self, path: Path, run: str) -> None:
@@ -70,14 +70,14 @@ class EventLog:
         self._last_step = ""
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Writes an event of rank 0."""
+        """Write an event of rank 0."""
         is_last = "done" in event and event["done"] == event["total"]
         if event["step"] != self._last_step or "loss" in event or is_last:
             self._last_step = event["step"]
             self.write(event["step"], rank=0, **{name: value for name, value in event.items() if name != "step"})
 
     def write(self, message: str, level: int = logging.INFO, **fields: Any) -> None:
-        """Writes a line of one's own."""
+        """Write a line with this message and these fields."""
         record = logging.makeLogRecord(
             {"name": "adapeft", "levelno": level, "levelname": logging.getLevelName(level), "msg": message}
         )
@@ -85,12 +85,11 @@ class EventLog:
         self._handler.handle(record)
 
     def close(self) -> None:
-        """Closes the file."""
         self._handler.close()
 
 
 class _File(logging.FileHandler):
-    """Makes its folder with the first line, since nothing but a run may make a run's folder."""
+    """Creates its folder with the first line, because only a run may create a run's folder."""
 
     def _open(self) -> TextIOWrapper:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +103,7 @@ def _handler(path: Path, **fields: Any) -> logging.FileHandler:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with every number that is not finite as text: a log of what went wrong must not fail on it."""
+    """Return ``value`` with non-finite numbers as text, so that the log of a failure does not fail on them."""
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

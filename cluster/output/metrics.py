@@ -1,4 +1,4 @@
-"""``metrics.json`` of a run: what it holds is looked at before anything is computed with it."""
+"""``metrics.json`` of a run, validated before anything is computed from it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class _Choice(Header):
 
 
 class _Metrics(Header):
-    """What may be in the file of a run that has chosen."""
+    """Content of the file of a run that has chosen."""
 
     choice: _Choice = _Choice()
     seconds: dict[Line, float] = {}
 
 
 class _Trained(_Metrics):
-    """What is in the file of a run that has trained."""
+    """Content of the file of a run that has trained."""
 
     choice: _Choice
     seconds: dict[Line, float]
@@ -55,14 +55,14 @@ class _Trained(_Metrics):
 
 
 def load_metrics(path: Path) -> dict[str, Any]:
-    """What ``metrics.json`` holds so far, infinities as numbers; empty where there is none.
+    """Return the content of ``metrics.json``, infinities as numbers; empty if there is no file.
 
     Raises:
-        AdapeftError: it is damaged.
+        AdapeftError: the file is damaged.
     """
     if not path.is_file():
         return {}
-    content = decoded(load_json(path, "what a run writes", "Remove it, and run again."))
+    content = decoded(load_json(path, "a run's metrics file", "Remove it, and run again."))
     with reading(f"{path}: damaged", "Remove it, and run again."):
         (_Trained if "after" in content else _Metrics).model_validate(content)
     return content

@@ -1,8 +1,8 @@
-"""A run's folder at a URL: worked on in a folder of this machine, and kept the same in the storage.
+"""A run's folder at a URL: the run works in a local folder that is kept in sync with the storage.
 
-Under the URL every file of the folder has its place by name, so that other tools can read it; a folder of files that
-only count together (a checkpoint of all ranks) is one object, ``checkpoints.tar``. So whatever is put is there whole or
-not at all, and a machine that goes on finds nothing half written.
+Files keep their names under the URL, so that other tools can read them; a folder whose files only make sense together
+(a checkpoint of all ranks) is one object, ``checkpoints.tar``. So every object is complete or absent, and a machine
+that resumes the run finds nothing half written.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from cluster.failure import WorkerError
 from cluster.output.place import RECORD, working_folder
 
 INTERVAL = 10.0
-"""Least seconds between two looks at what has changed, while a stage goes on."""
+"""Minimum number of seconds between two checks for changed files during a stage."""
 
-_PLAIN = "logs"  # its files are read one by one
+_PLAIN = "logs"  # a folder whose files are uploaded one by one, because they are read one by one
 _TAR = ".tar"
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
-# What no second try changes.
+# Errors that a retry does not fix.
 _LASTING = (FileNotFoundError, PermissionError, NotImplementedError, ValueError)
-# There a folder is but a part of names, and to make one can mean to make a bucket.
+# In these a folder is only a prefix of names, and creating one could create a bucket.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "memory"}
 
 T = TypeVar("T")
@@ -43,10 +43,10 @@ State = dict[str, list[int]]
 
 
 def fetched(place: str, names: Iterable[str] | None = None) -> Path:
-    """The folder of ``place`` on this machine, with what a URL holds; of ``names`` alone, where some are given.
+    """Return the local folder of ``place``, after downloading a URL's content, or only ``names`` of it.
 
     Raises:
-        AdapeftError: there is no such URL, or it cannot be read.
+        AdapeftError: the URL does not exist or cannot be read.
     """
     if is_url(place):
         mirror = Mirror(place)
@@ -57,46 +57,46 @@ def fetched(place: str, names: Iterable[str] | None = None) -> Path:
 
 
 class Mirror:
-    """Keeps a working folder and its URL the same.
+    """Keeps a working folder and its URL in sync.
 
-    Which of the two is ahead is told by a record in the folder, of what the storage had when they last were the same:
-    what has changed there since is another machine's, and is taken; otherwise the folder is as new or newer.
+    A record in the folder holds the state of the storage at the last sync. Files that have changed there since come
+    from another machine and are downloaded; for all others the folder is as new or newer.
 
     Args:
-        url: what fsspec takes (``s3://bucket/runs/mine``).
-        pause: waits so many seconds between two tries.
+        url: URL that fsspec supports (``s3://bucket/runs/mine``).
+        pause: function that waits for a number of seconds between two tries.
 
     Raises:
-        AdapeftError: no such protocol, its package is missing, or a password is in the URL.
+        AdapeftError: the protocol is unknown, its package is missing, or the URL holds a password.
     """
 
     def __init__(self, url: str, pause: Callable[[float], None] = time.sleep) -> None:
         if has_password(url):
             raise AdapeftError(
-                "output: has a password in its URL, which logs and lists of jobs would show. Leave it out."
+                "output: the URL holds a password, which logs and lists of jobs would show. Leave it out."
             )
         self.url, self.folder, self._pause = url.rstrip("/"), working_folder(url), pause
         try:
             self._files, self._root = url_to_fs(self.url, use_listings_cache=False)
         except Exception as error:  # every kind of storage raises its own
-            raise AdapeftError(f"{url}: {error}. Give a folder, or install what its URL needs.") from error
+            raise AdapeftError(f"{url}: {error}. Give a folder, or install the package that its URL needs.") from error
         protocols = {self._files.protocol} if isinstance(self._files.protocol, str) else set(self._files.protocol)
         self._has_folders = not protocols & _BUCKETS
         self._looked = float("-inf")
         self.has_failed = False
-        """Whether the storage has refused something, whatever was tried."""
+        """Whether an access to the storage has failed despite retries."""
         path = self.folder / RECORD
         self._record: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
 
     def fetch(self, names: Iterable[str] | None = None, *, over: bool = False) -> None:
-        """Takes from the storage what has changed there, of ``names`` (files and folders) or of everything.
+        """Download the files that have changed in the storage, all or only ``names`` (files and folders).
 
-        What is gone there goes here too. What has changed here stays, unless all machines are to go on from one state:
-        ``over`` makes the folder what the storage has.
+        Files that were removed there are removed here. Local changes stay, unless ``over``, which makes the folder
+        equal to the storage, so that all machines resume from one state.
 
         Raises:
-            AdapeftError: it is not there, or not for this user.
-            WorkerError: it cannot be read, whatever was tried.
+            AdapeftError: the URL does not exist, or this user has no access.
+            WorkerError: the storage cannot be read despite retries.
         """
         there = self._reach("cannot be read", self._there)
         wanted = there.keys() if names is None else {option for name in names for option in (name, name + _TAR)}
@@ -112,13 +112,13 @@ class Mirror:
             self._save_record()
 
     def put(self) -> None:
-        """Puts what has changed in the folder, and removes from the storage what is gone from it.
+        """Upload the files that have changed in the folder, and remove from the storage those that are gone from it.
 
-        What changes while it is being packed is left for the next time.
+        Files that change while they are being packed are left for the next call.
 
         Raises:
-            AdapeftError: there is no such place, or not for this user; or another machine writes there too.
-            WorkerError: the storage refuses it, whatever was tried. The files are still in the folder.
+            AdapeftError: the URL does not exist, this user has no access, or another machine writes there too.
+            WorkerError: the storage cannot be written despite retries. The files are still in the folder.
         """
         self._looked = time.monotonic()
         self._put_files()
@@ -127,7 +127,7 @@ class Mirror:
             if name.endswith(_TAR) and (state := self._changed(name)):
                 with _packed(self.folder, name, state) as path:
                     if path is not None and self._state(name) == state:
-                        # A checkpoint counts on the files that were written before it, such as the best delta.
+                        # A checkpoint depends on files that were written before it, such as the best delta.
                         self._put_files()
                         self._put(name, path, state)
         for name in [name for name in self._record if name not in here]:
@@ -136,7 +136,7 @@ class Mirror:
             self._save_record()
 
     def look(self) -> None:
-        """As ``put``, every ``INTERVAL`` seconds at most."""
+        """Call ``put``, at most once every ``INTERVAL`` seconds."""
         if time.monotonic() - self._looked >= INTERVAL:
             self.put()
 
@@ -150,13 +150,16 @@ class Mirror:
         self._note(name, self._reach("cannot be written", partial(self._send, path, name)), state)
 
     def _check_is_ours(self, name: str) -> None:
-        """Refuses to write over what another machine has put since this one looked: they would undo each other."""
+        """Check that no other machine has written the file since the last sync.
+
+        Two machines writing to one URL would overwrite each other's files.
+        """
         there = self._reach("cannot be read", partial(self._key_of, name))
         if there is not None and there != self._record.get(name, {}).get("key"):
             self.has_failed = True
             raise AdapeftError(
-                f"{self.url}: another machine has written {name} there meanwhile. Stop one of the two runs, or give "
-                f"one an output of its own. What was made here is in {self.folder}."
+                f"{self.url}: another machine has written {name} there in the meantime. Stop one of the two runs, or "
+                f"give one of them another output. The results of this run are in {self.folder}."
             )
 
     def _key_of(self, name: str) -> str | None:
@@ -166,12 +169,15 @@ class Mirror:
             return None
 
     def _changed(self, name: str) -> State | None:
-        """Its state, where that is another than the storage has."""
+        """Return the state of a file or folder if it differs from the storage's, else None."""
         state = self._state(name)
         return state if state != self._record.get(name, {}).get("state") else None
 
     def _send(self, path: Path, name: str) -> str:
-        """Under another name first: not every storage shows a file only when it is whole."""
+        """Upload under a temporary name and rename, because some storages show a file before it is complete.
+
+        Returns the key of the uploaded file.
+        """
         target = self._path(name)
         head, _, tail = target.rpartition("/")
         temporary = f"{head}/.{tail}.partial"
@@ -193,7 +199,7 @@ class Mirror:
             archive, unpacked = Path(made, "archive"), Path(made, final.name)
             self._files.get_file(self._path(name), str(archive))
             with tarfile.open(archive, "r:") as tar:
-                # Nothing leaves the folder, whoever wrote the archive.
+                # The filter keeps members inside the folder, even if the archive is malicious.
                 tar.extractall(unpacked, filter="data")
             if final.exists():
                 final.rename(Path(made, "old"))
@@ -213,14 +219,14 @@ class Mirror:
             return
 
     def _there(self) -> dict[str, str]:
-        """Name → what tells its content from another, of all in the storage."""
+        """Return name → key of the content, for all of the run's objects in the storage."""
         self._files.invalidate_cache()
         names = [str(path)[len(self._path("")) :] for path in self._files.find(self._root)]
-        # A listing may tell less of a file, or spell it otherwise, than the file's own entry.
+        # A listing may have fewer fields of a file than its own entry, or spell them differently.
         return {name: self._key(self._files.info(self._path(name))) for name in names if _is_ours(name)}
 
     def _here(self) -> list[str]:
-        """Names of what the folder holds, as the storage has them."""
+        """Return the names of the folder's entries as they are in the storage."""
         names = []
         for path in sorted(self.folder.glob("[!.]*")):
             if path.name == _PLAIN:
@@ -251,7 +257,7 @@ class Mirror:
 
     @staticmethod
     def _key(info: Mapping[str, Any]) -> str:
-        """What tells a file's content from another's: a hash where the storage has one, else when it was written."""
+        """Return a key of a file's content: its size, and a hash if the storage has one, else the time of writing."""
         told = [
             info[field] for field in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if field in info
         ]
@@ -261,7 +267,7 @@ class Mirror:
         return f"{self._root.rstrip('/')}/{name}"
 
     def _reach(self, what: str, call: Callable[[], T]) -> T:
-        """What ``call`` returns; tried again where trying again may help."""
+        """Return the result of ``call``, retrying after errors that may be temporary."""
         for pause in (*_PAUSES, None):
             try:
                 return call()
@@ -270,8 +276,8 @@ class Mirror:
                     self.has_failed = True
                     kind = AdapeftError if isinstance(error, _LASTING) else WorkerError
                     raise kind(
-                        f"{self.url}: {what} ({type(error).__name__}: {error}). Is the URL right, the storage up, and "
-                        f"are you allowed in? What was made here is in {self.folder}; the same command goes on with it."
+                        f"{self.url}: {what} ({type(error).__name__}: {error}). Check the URL, the storage and your "
+                        f"permissions. The results so far are in {self.folder}; the same command resumes from them."
                     ) from error
             self._pause(pause)
         raise AssertionError
@@ -279,7 +285,7 @@ class Mirror:
 
 @contextmanager
 def _packed(folder: Path, name: str, state: State) -> Iterator[Path | None]:
-    """An archive of the files in ``state``; None when one has gone meanwhile."""
+    """Yield the path of an archive of the files in ``state``; None if one of them was removed in the meantime."""
     root = name.removesuffix(_TAR)
     with TemporaryDirectory(dir=folder, prefix=f".{root}.") as made:
         path: Path | None = Path(made, name)
@@ -293,7 +299,7 @@ def _packed(folder: Path, name: str, state: State) -> Iterator[Path | None]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether it is a name that ``put`` gives: of the folder itself or of its logs, and not hidden."""
+    """Whether ``put`` uses such a name: one of the folder itself or of its logs, and not hidden."""
     parts = name.split("/")
     return not any(part in ("", "..") or part.startswith(".") for part in parts) and (
         len(parts) == 1 or (len(parts) == 2 and parts[0] == _PLAIN)

@@ -1,4 +1,4 @@
-"""Where a run's output is: a folder, or a URL and the folder in which its files are worked on."""
+"""Place of a run's output: a folder, or a URL with a local working folder."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from adapeft.errors import AdapeftError
 from adapeft.sections.paths import is_url
 
 RECORD = ".mirror.json"
-"""In a working folder, of what the storage had when the two were the same."""
+"""File of a working folder that records the state of the storage at the last sync."""
 
 
 def check_is_folder(place: str, command: str) -> None:
-    """Refuses a URL where a command writes more than one run.
+    """Check that ``place`` is no URL, for commands that write more than one run.
 
     Raises:
-        AdapeftError: it is one.
+        AdapeftError: it is a URL.
     """
     if is_url(place):
-        raise AdapeftError(f"output = {place}: `adapeft {command}` writes to a folder alone. Give output=FOLDER.")
+        raise AdapeftError(f"output = {place}: `adapeft {command}` writes only to a folder. Give output=FOLDER.")
 
 
 def working_folder(place: str) -> Path:
-    """``place`` itself, or for a URL the folder in the user's cache where its files are worked on."""
+    """Return ``place`` itself, or for a URL its working folder in the user's cache."""
     if not is_url(place):
         return Path(place)
     url = place.rstrip("/")

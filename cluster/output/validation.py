@@ -1,4 +1,4 @@
-"""``validation.json``: what ``adapeft validate`` found by which trials, looked at before anything is shown of it."""
+"""``validation.json``: the trials of ``adapeft validate`` and their result, validated before it is shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapeft.files.artifact import provenance, save_json
 from adapeft.files.damage import Header, Line, load_json, reading
 from adapeft.files.json_numbers import undefined_as_null
 
-_REMEDY = "Remove it, and the same command makes it again."
+_REMEDY = "Remove it, and the same command writes it again."
 
 
 class _Setting(Header):
@@ -34,24 +34,24 @@ class _Validation(Header):
 
 
 def save_validation(path: Path, result: Mapping[str, Any], trials: Trials) -> None:
-    """Writes the file; NaN (no correlation) becomes null."""
+    """Write the file; NaN (no correlation) becomes null."""
     content = {**result, "trials": trials.model_dump(mode="json"), "provenance": provenance()}
     save_json(path, undefined_as_null(content))
 
 
 def load_validation(path: Path, trials: Trials) -> dict[str, Any]:
-    """What these ``trials`` found.
+    """Return the result of these ``trials``.
 
     Raises:
-        AdapeftError: the file is damaged, or of other trials.
+        AdapeftError: the file is damaged, or holds other trials.
     """
-    content = load_json(path, "what adapeft validate writes", _REMEDY)
+    content = load_json(path, "a result of adapeft validate", _REMEDY)
     with reading(f"{path} is damaged", _REMEDY):
         _Validation.model_validate(content)
         before = Trials.model_validate(content["trials"])
     other = differing(trials.model_dump(mode="json"), before.model_dump(mode="json"))
     if other:
         raise AdapeftError(
-            f"{path} is of other random subsets:\n  " + "\n  ".join(other) + "\nGive another folder: output=…"
+            f"{path} holds the results of other trials:\n  " + "\n  ".join(other) + "\nGive another folder: output=…"
         )
     return content

@@ -1,1 +1,1 @@
-"""What a person sees, and the exit status."""
+"""Terminal output and exit statuses."""

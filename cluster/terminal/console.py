@@ -1,4 +1,4 @@
-"""What a person sees: the plan, progress, the choice, the summary. Lines instead of bars where there is no terminal."""
+"""Terminal output: the plan, progress, the choice, the summary. Lines instead of bars if the output is no terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cluster.terminal.progress import watching
 from cluster.units import size_of
 
 if TYPE_CHECKING:
-    # The terminal is there before torch is: it shows that torch is being imported.
+    # The terminal exists before torch is imported, because it shows that torch is being imported.
 
     from adapeft.deltas.delta import Delta
     from adapeft.methods.registry import Method
@@ -44,23 +44,23 @@ _NAME_WIDTH = 11
 
 
 class Terminal:
-    """Everything that is printed."""
+    """Prints everything that a command shows."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, markup=False)
 
     def note(self, text: str) -> None:
-        """A line."""
+        """Print a dimmed line."""
         self.console.print(text, style="dim", soft_wrap=True)
 
     @classmethod
     def on_stderr(cls) -> Terminal:
-        """For notes on what goes to standard output itself, such as a path."""
+        """Return a terminal on standard error, for commands that print their result, such as a path, to stdout."""
         return cls(Console(stderr=True, highlight=False, markup=False))
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Prints what the library warns of in the block as notes: what a dtype has rounded away."""
+        """Print each ``RoundingWarning`` raised in the block as a note."""
         with warnings.catch_warnings():
             warnings.simplefilter("always", RoundingWarning)
             show = warnings.showwarning
@@ -76,7 +76,7 @@ class Terminal:
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:
-        """Says what is going on while the block runs."""
+        """Show ``text`` while the block runs."""
         if self.console.is_terminal:
             with self.console.status(f"{text} …"):
                 yield
@@ -85,11 +85,11 @@ class Terminal:
             yield
 
     def show_inputs(self, config: Config, inspection: Inspection) -> None:
-        """What is evaluated on what."""
+        """Show the model and the data of an evaluation."""
         self.pairs({"model": _model(inspection), **_inputs(config, inspection)})
 
     def show_plan(self, config: Config, inspection: Inspection) -> None:
-        """What was matched and how much of it may be trained, before anything runs."""
+        """Show the matched parameters, the budget and the inputs before anything runs."""
         groups = inspection.groups
         always = f", and {inspection.num_always_trained:,} always trained" if inspection.num_always_trained else ""
         self.pairs(
@@ -106,12 +106,12 @@ class Terminal:
 
     @contextmanager
     def watch(self, stage: str) -> Iterator[Report]:
-        """A function that shows the events of a stage."""
+        """Yield a function that shows the events of a stage."""
         with watching(self.console, stage) as report:
             yield report
 
     def show_choice(self, subset: Subset) -> None:
-        """What was chosen, by role, and how near optimal it is."""
+        """Show the chosen parameters by role, and how close to optimal the choice is."""
         trained: Counter[tuple[str, str]] = Counter()
         for name, part in subset.parts.items():
             trained[without_block_index(name), part.kind] += part.count
@@ -135,7 +135,7 @@ class Terminal:
         self.pairs(said)
 
     def show_empty(self, subset: Subset) -> None:
-        """That the choice came out empty, where it did."""
+        """Show a notice if the choice is empty."""
         from adapeft.subset.empty import announcement
 
         said = announcement(subset)
@@ -143,20 +143,20 @@ class Terminal:
             self.console.print(said, style="yellow", soft_wrap=True)
 
     def show_markdown(self, text: str) -> None:
-        """A report."""
+        """Render Markdown, such as a report."""
         self.console.print(Markdown(text))
 
     def show_methods(self, methods: Mapping[str, Method]) -> None:
-        """A line a method."""
+        """Show a table with one row per method."""
         table = plain_table()
-        for title in ("method", "family", "trains", "choosing costs", "from"):
+        for title in ("method", "family", "trains", "cost of choosing", "source"):
             table.add_column(title)
         for name, method in methods.items():
             table.add_row(name, method.family, method.summary, method.cost, method.source)
         self.console.print(table)
 
     def show_summary(self, config: Config, metrics: dict[str, Any], folder: RunFolder) -> None:
-        """The run in a few lines."""
+        """Summarize a finished run in a few lines."""
         from adapeft.subset.choice import Choice
 
         choice = Choice.unchecked(metrics["choice"])
@@ -185,10 +185,10 @@ class Terminal:
         self.console.rule("done", style="dim")
         self.pairs(rows)
         if after["loss"] >= before["loss"]:
-            self.console.print("The loss did not fall: try another train.learning_rate or more epochs.", style="yellow")
+            self.console.print("The loss did not fall. Try another train.learning_rate or more epochs.", style="yellow")
 
     def show_frontier(self, front: Frontier, num_total: int, chosen: int) -> None:
-        """Predicted influence under other budgets."""
+        """Show the predicted influence under other budgets."""
         table = plain_table()
         for name in ("budget", "parameters", "influence", "gap"):
             table.add_column(name, justify="right")
@@ -198,7 +198,7 @@ class Terminal:
         self.console.print(table)
 
     def show_delta(self, delta: Delta, path: Path) -> None:
-        """What a delta changes and where it comes from."""
+        """Show which parameters a delta changes and where it comes from."""
         said = delta.description
         scores = ", ".join(f"{name} {value:.4f}" for name, value in said.get("scores", {}).items())
         self.pairs(
@@ -214,11 +214,11 @@ class Terminal:
         )
 
     def show_scores(self, scores: dict[str, float]) -> None:
-        """Metrics by name."""
+        """Show metrics by name."""
         self.pairs({name: f"{value:.4f}" for name, value in scores.items()})
 
     def pairs(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
-        """Names and values, wrapped between words only: a path stays whole, to be copied."""
+        """Print names and values, wrapped only between words, so that paths stay whole and can be copied."""
         name_width = max(_NAME_WIDTH, *(len(name) + 1 for name in rows))
         width = max(self.console.width - name_width, 40)
         for name, value in rows.items():
@@ -233,12 +233,12 @@ class Terminal:
 
 
 def plain_table() -> Table:
-    """A table without lines."""
+    """Return a table without lines."""
     return Table(box=None, header_style="bold", pad_edge=False)
 
 
 def number_table(first: str, *numbers: str) -> Table:
-    """A table with a column of names and columns of numbers."""
+    """Return a table with a column of names and right-aligned columns of numbers."""
     table = plain_table()
     table.add_column(first, overflow="fold")
     for title in numbers:
@@ -253,7 +253,7 @@ def _model(inspection: Inspection) -> str:
 def _at_most(inspection: Inspection) -> str:
     if inspection.limit is None:
         return f"at most {inspection.budget:,}"
-    return f"what fits {size_of(inspection.limit.limit)} a device, about {inspection.budget:,}"
+    return f"about {inspection.budget:,}, as many as fit {size_of(inspection.limit.limit)} per device"
 
 
 def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
@@ -272,16 +272,16 @@ def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
 
 
 def _beyond_training(config: Config, inspection: Inspection) -> dict[str, str]:
-    """That examples may be longer than those the model was trained with, where it takes them."""
+    """Return a remark if ``data.max_length`` exceeds the positions that the model was trained with, else nothing."""
     trained = getattr(inspection.model_config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(trained, int) or config.data.max_length <= trained:
         return {}
-    said = f"data.max_length = {config.data.max_length} is beyond the {trained} that the model was trained with"
-    return {"positions": f"{said}; they are relative, so it runs, but it may do worse there"}
+    said = f"data.max_length = {config.data.max_length} exceeds the {trained} that the model was trained with"
+    return {"positions": f"{said}; positions are relative, so it runs, but results may be worse beyond them"}
 
 
 def _counted(source: str, num_rows: int, num_lines: int | None) -> str:
-    """Rows beside the lines that they came from: a CSV with line breaks inside texts has more of these."""
+    """Return the number of rows and of the lines they came from: a CSV with line breaks in its texts has more lines."""
     name = source.rpartition("/")[2]
     of = "" if num_lines is None else f" of {num_lines:,} {'in all' if name.endswith('.parquet') else 'lines'}"
     return f"{num_rows:,} rows{of} in {name}"
@@ -300,35 +300,35 @@ def _influence(choice: Choice) -> str:
         return f"{choice.value:.4g} predicted jointly{share}"
     gap = f"gap {choice.gap:.1e}" if choice.gap else "gap 0"
     status = str(choice.status).replace("_", " ")
-    said = "summed, each at its own best step" if choice.reach in ("inf", math.inf) else "predicted"
+    said = "summed, each group at its own best step" if choice.reach in ("inf", math.inf) else "predicted"
     return f"{choice.value:.4g} {said}, bound {choice.bound:.4g}, {gap} ({status}){share}"
 
 
 def _sources(said: Mapping[str, Any]) -> dict[str, str]:
-    """What a sum of deltas was made of."""
+    """Return the weighted sources of a sum of deltas, empty for any other delta."""
     terms = [f"{source['weight']:g} · {source['name']}" for source in said.get("sources", ())]
     return {"sources": ", ".join(terms)} if terms else {}
 
 
 def without_block_index(name: str) -> str:
-    """A parameter's name without its block's number: what all blocks have in common."""
+    """Return a parameter's name with the block number replaced by ``*``, so that it is the same for all blocks."""
     return _BLOCK_INDEX.sub(".*.", name)
 
 
 def _bought(choice: Choice, count: int) -> dict[str, str]:
-    """What a budget in bytes bought, and what was left of one because less is better."""
+    """Return the memory that the subset uses of a budget in bytes, and the part of a budget left because less is better."""
     said = {}
     if choice.memory_per_device is not None and choice.memory_bytes is not None:
-        paid = f"{size_of(choice.memory_bytes)} of {size_of(choice.memory_per_device)} a device"
-        said["memory"] = f"{paid} for {count:,} parameters, the rest for the model and its activations"
+        paid = f"{size_of(choice.memory_bytes)} of {size_of(choice.memory_per_device)} per device"
+        said["memory"] = f"{paid} for {count:,} parameters; the rest holds the model and its activations"
     if choice.unspent:
         left = f"{choice.unspent:,} parameters of the budget"
-        said["unspent"] = f"{left}: over this training one more adds more curvature than slope"
+        said["unspent"] = f"{left}: more parameters would not lower the predicted loss"
     return said
 
 
 def short(path: str | Path) -> str:
-    """The path from the working directory, where that is shorter."""
+    """Return the path relative to the working directory if that is shorter; a URL stays as it is."""
     if is_url(str(path)):
         return str(path)
     return min(os.path.relpath(path), str(path), key=len)

@@ -1,4 +1,4 @@
-"""What the command ends with, for scripts."""
+"""Exit statuses of the command, for scripts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """Statuses of every subcommand."""
+    """Exit statuses of every subcommand."""
 
     DONE = 0
     FAILED = 1
@@ -16,9 +16,9 @@ class ExitStatus(IntEnum):
 
 _MEANINGS = {
     ExitStatus.DONE: "done",
-    ExitStatus.FAILED: "a worker, machine or job failed, and the same command goes on from what was saved",
-    ExitStatus.REFUSED: "the input is at fault, and the message says what to mend",
-    ExitStatus.INTERRUPTED: "interrupted, and the same command goes on",
+    ExitStatus.FAILED: "a worker, machine or job failed, and the same command resumes from what was saved",
+    ExitStatus.REFUSED: "the input is invalid, and the message says what to fix",
+    ExitStatus.INTERRUPTED: "interrupted, and the same command resumes",
 }
 
 EPILOG = "Exit status: " + "; ".join(f"{status.value} {meaning}" for status, meaning in _MEANINGS.items()) + "."

@@ -1,4 +1,4 @@
-"""Progress: events as growing bars, or as lines where there is no terminal."""
+"""Progress of a stage: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINE_INTERVAL = 10.0
 
 @contextmanager
 def watching(console: Console, stage: str) -> Iterator[Report]:
-    """A function that shows the events of a stage."""
+    """Yield a function that shows the events of a stage."""
     if console.is_terminal:
         with _bars(console) as bars:
             yield _Bars(bars, stage)
@@ -27,7 +27,7 @@ def watching(console: Console, stage: str) -> Iterator[Report]:
 
 
 class _Bars:
-    """Events as bars that grow."""
+    """Shows events as a progress bar."""
 
     def __init__(self, bars: Progress, stage: str) -> None:
         self.bars = bars
@@ -43,7 +43,7 @@ class _Bars:
 
 
 class _Lines:
-    """Events as lines: each new step, then one every few seconds."""
+    """Shows events as lines: one for each new step, then one every ``_LINE_INTERVAL`` seconds."""
 
     def __init__(self, console: Console, stage: str) -> None:
         self.console, self.stage = console, stage
@@ -60,7 +60,7 @@ class _Lines:
 
 
 class _Count(TextColumn):
-    """``3/16``; nothing while the total is not known."""
+    """Shows ``3/16``, and nothing while the total is unknown."""
 
     def __init__(self) -> None:
         super().__init__("")

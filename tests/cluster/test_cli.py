@@ -21,7 +21,7 @@ def test_help_tells_the_exit_statuses(command):
     _, output, _ = command("--help")
     said = " ".join(output.split())
     assert "Exit status: 0 done; 1 a worker, machine or job failed" in said
-    assert "2 the input is at fault" in said
+    assert "2 the input is invalid" in said
     assert "130 interrupted" in said
 
 

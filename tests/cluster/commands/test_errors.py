@@ -118,7 +118,7 @@ def test_a_folder_of_somebody_elses(refused, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter-1.tex").write_text("")
     message = refused(f"output={tmp_path / 'thesis'}")
-    assert "thesis holds files that are no run (chapter-1.tex …). Give a new or empty folder." in message
+    assert "thesis holds files that do not belong to a run (chapter-1.tex …). Give a new or empty folder." in message
 
 
 def test_training_without_a_subset(refused):

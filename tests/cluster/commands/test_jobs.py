@@ -175,7 +175,7 @@ def test_secrets_stay_here(project):
             submit.submit(FakeClient(), packed, {name: "x"})
     with pytest.raises(AdapeftError, match="--env HTTPS_PROXY: looks like a secret"):
         submit.submit(FakeClient(), packed, {"HTTPS_PROXY": "http://me:pass@proxy:3128"})
-    with pytest.raises(AdapeftError, match="output: has a password in its URL") as error:
+    with pytest.raises(AdapeftError, match="output: the URL holds a password") as error:
         pack(config_of(output="s3://id:hidden@bucket/run"), project, is_here=False)
     assert "hidden" not in str(error.value)
     submit.submit(FakeClient(), packed, {"TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"})
@@ -234,7 +234,7 @@ def test_attempts_unpack_their_files_elsewhere_and_are_one_run_all_the_same():
 
 def test_an_output_that_the_job_would_take_with_it_is_refused(tmp_path):
     output = tmp_path / "working_dir_files" / "_ray_pkg_0af" / "runs" / "mine"
-    with pytest.raises(AdapeftError, match=r"output = .* is in this job's own copy of its working directory"):
+    with pytest.raises(AdapeftError, match=r"output = .* is in the job's copy of its working directory"):
         RunFolder(output).claim(config_of(output=str(output)))
     assert not output.exists()
 

@@ -75,7 +75,7 @@ def test_two_workers_find_what_one_does(config, alone, tmp_path):
     done = adapeft(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "learning rate 0.001, 6 steps" in done.stdout
-    assert "of the subsets lost instead of gaining" in done.stdout
+    assert "of the subsets raised the loss instead of lowering it" in done.stdout
     assert "all figures: " in done.stdout
     found = json.loads((tmp_path / "out" / "validation.json").read_text())
     assert found["settings"] == alone["settings"]
@@ -108,7 +108,9 @@ def test_what_is_there_is_kept(alone, config, tmp_path):
     folder.claim(loaded).release()
     trials = Trials.model_validate(TRIALS)
     save_validation(folder.validation, alone, trials)
-    with pytest.raises(AdapeftError, match=r"validation.json is of other random subsets:\n  subsets: 3 here, 2 there"):
+    with pytest.raises(
+        AdapeftError, match=r"validation.json holds the results of other trials:\n  subsets: 3 here, 2 there"
+    ):
         load_validation(folder.validation, trials.model_copy(update={"subsets": 3}))
     folder.claim(loaded).release()
     with pytest.raises(AdapeftError, match="holds another run:\n  seed: 1 here, 0 there"):

@@ -88,5 +88,5 @@ def test_relative_positions_have_no_limit_and_are_remarked(tmp_path):
         config = load_config(path, [f"max_length={length}"])
         written = io.StringIO()
         Terminal(Console(file=written, width=200)).show_inputs(config, inspect(config))
-        remarks.append("data.max_length = 33 is beyond the 32 that the model was trained with" in written.getvalue())
+        remarks.append("data.max_length = 33 exceeds the 32 that the model was trained with" in written.getvalue())
     assert remarks == [False, True]

@@ -60,7 +60,8 @@ def test_results_are_kept(folder):
 def test_what_is_somebody_elses_is_not_touched(folder, name):
     folder.path.mkdir()
     (folder.path / name).write_text("mine")
-    with pytest.raises(AdapeftError, match=rf"holds files that are no run \({name} …\). Give a new or empty folder"):
+    message = rf"holds files that do not belong to a run \({name} …\). Give a new or empty folder"
+    with pytest.raises(AdapeftError, match=message):
         folder.claim(config_for(folder.path))
     assert [path.name for path in folder.path.iterdir()] == [name]
 
@@ -78,7 +79,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, obstacle):
         place = place / "run"
     else:
         place.symlink_to(tmp_path / "nowhere" / "run")
-    with pytest.raises(AdapeftError, match=rf"output = {place}: cannot be made .*Give a folder on storage that can be"):
+    with pytest.raises(AdapeftError, match=rf"output = {place}: cannot be created .*Give a folder on writable storage"):
         RunFolder(place).claim(config_for(place))
 
 

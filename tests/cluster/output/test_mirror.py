@@ -166,7 +166,7 @@ def test_two_machines_at_one_url_are_told_apart(url, other_machine):
     first.put()
     for name in ("metrics.json", "config.yaml"):
         write(url, name, "the first's own")
-        with pytest.raises(AdapeftError, match=rf"another machine has written {name} there meanwhile"):
+        with pytest.raises(AdapeftError, match=rf"another machine has written {name} there in the meantime"):
             first.put()
         assert first.has_failed
         (working_folder(url) / name).unlink()
@@ -259,8 +259,8 @@ def test_a_storage_error_that_stays(url, refusing):
         mirror.put()
     assert len(pauses) == len(mirrors._PAUSES)
     message = str(failure.value)
-    assert message.startswith(f"{url}: cannot be written (OSError: 503 Slow Down). Is the URL right")
-    assert f"is in {working_folder(url)}; the same command goes on with it" in message
+    assert message.startswith(f"{url}: cannot be written (OSError: 503 Slow Down). Check the URL")
+    assert f"are in {working_folder(url)}; the same command resumes from them" in message
     assert read(url) == {"config.yaml": "one"}
 
 
@@ -287,7 +287,7 @@ def test_an_unknown_protocol():
 
 
 def test_a_password_in_the_url():
-    with pytest.raises(AdapeftError, match="output: has a password in its URL") as refusal:
+    with pytest.raises(AdapeftError, match="output: the URL holds a password") as refusal:
         Mirror("s3://id:hidden@bucket/run")
     assert "hidden" not in str(refusal.value)
 

@@ -64,7 +64,7 @@ def test_another_machine_goes_on(config, bucket, machine, tmp_path):
 def test_a_comparison_wants_a_folder(config, command):
     done = command("compare", config, "methods=[random]", "output=s3://bucket/runs")
     assert done.returncode == 2
-    assert "output = s3://bucket/runs: `adapeft compare` writes to a folder alone" in " ".join(done.stderr.split())
+    assert "output = s3://bucket/runs: `adapeft compare` writes only to a folder" in " ".join(done.stderr.split())
 
 
 def test_a_bucket_that_is_not_there_is_told_before_anything_is_measured(config, bucket, command, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a terminal is shown."""
+"""Tests of terminal output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_what_a_choice_left_of_its_budget_is_told():
     output = StringIO()
     chosen = Subset({"w": Elements((9,), torch.tensor([2, 5]))})
     Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, unspent=1998))
-    assert "unspent    1,998 parameters of the budget: over this training one more adds" in output.getvalue()
+    assert "unspent    1,998 parameters of the budget: more parameters would not lower the" in output.getvalue()
     output.truncate(0)
     Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, unspent=0))
     assert "unspent" not in output.getvalue()
