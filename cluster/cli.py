@@ -1,7 +1,7 @@
 """The command ``adapeft``: one line per command, in the order of its help.
 
-What a command needs beyond the standard library and typer is imported when it runs: torch takes seconds, and a config
-is checked before that.
+A command imports everything beyond the standard library and typer only when it runs: importing torch takes seconds, and
+a config is checked before that.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ add_commands(app)
 
 
 def main() -> None:
-    """Runs the command; what it ends with is in ``exit_status``."""
+    """Run the command; ``exit_status`` defines the statuses that it exits with."""
     try:
         app()
     except AdapeftError as error:

@@ -1,1 +1,1 @@
-"""What can be known of a run before anything is measured: inputs, budget, memory."""
+"""Checks of a run before anything is measured: inputs, budget, memory."""

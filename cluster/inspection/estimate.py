@@ -1,4 +1,4 @@
-"""What measuring and training will hold on each device, and what they will send, before anything is loaded."""
+"""Estimates of the memory on each device and of the traffic of measuring and training, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ PROCESS = 700 * 2**20
 Measured before the model is loaded: 694 to 718 MiB. On a GPU it is host memory, and CUDA's own context is not counted.
 """
 FREED = 0.8
-"""Part of the activations that glibc keeps in its heap in pieces beside what is in use, on a CPU.
+"""Freed memory that glibc keeps fragmented in its heap on a CPU, as a share of the activations.
 
-Measured: 0.62 to 1.17, mean 0.83, of MiniLM at 7 settings of stages and workers. It gives all of it back when told to
-map large blocks one by one (M_MMAP_THRESHOLD), but then a training step takes 30 % longer.
+Measured: 0.62 to 1.17, mean 0.83, of MiniLM at 7 settings of stages and workers. glibc returns all of it if large
+blocks are mapped one by one (M_MMAP_THRESHOLD), but then a training step takes 30 % longer.
 """
 GRID = (1, 2, 4, 8)
-"""Workers that a run is estimated for, besides its own number."""
+"""Numbers of workers that a run is estimated for, in addition to its own."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a run.
+    """Estimates for one run.
 
     Attributes:
-        config: of the run.
-        model_config: of its model.
-        groups: the candidates.
-        subset: what is trained, or one drawn at random in its place where it has yet to be measured.
+        config: config of the run.
+        model_config: config of its model.
+        groups: candidates.
+        subset: subset to train, or a random one in its place if nothing is measured yet.
         is_measured: whether nothing is left to be measured.
-        num_tokens: of an example.
-        objective: of the task.
+        num_tokens: tokens per example.
+        objective: objective of the task.
     """
 
     config: Config
@@ -70,12 +70,12 @@ class Estimate:
     objective: Objective
 
     def loads(self, zero: Zero) -> dict[str, Load]:
-        """What measuring (where anything is) and training ask of the engines of ``zero``."""
+        """Return the loads of measuring (if anything is left to measure) and training on the engines of ``zero``."""
         loads = {"measuring": self.measuring(zero), "training": self.training(zero)}
         return {name: load for name, load in loads.items() if load is not None}
 
     def measuring(self, zero: Zero) -> Load | None:
-        """None where nothing is left to be measured."""
+        """Return the load of measuring; None if nothing is left to be measured."""
         settings = self.config.select
         if self.is_measured:
             return None
@@ -84,7 +84,7 @@ class Estimate:
         counted, num_micro = self._counted("measuring", batch_size, settings.micro_batch_size, zero.workers)
         candidates = int(self.groups.counts.sum())
         statistics = share(method.statistics_bytes(settings) * candidates, zero)
-        if self._element_bytes < FLOAT32:  # statistics are made of float32 copies of the gradients
+        if self._element_bytes < FLOAT32:  # statistics are computed from float32 copies of the gradients
             statistics += FLOAT32 * (candidates if zero.stage == 0 else share(candidates, zero))
         return Load(
             sizes=counted.sizes,
@@ -100,7 +100,7 @@ class Estimate:
         )
 
     def training(self, zero: Zero) -> Load:
-        """Of the subset."""
+        """Return the load of training the subset."""
         config = self.config.train
         counted, num_micro = self._counted("training", config.batch_size, config.micro_batch_size, zero.workers)
         whole = sum(part.count for part in self.subset.parts.values() if part.trains_in_place)
@@ -118,13 +118,13 @@ class Estimate:
         )
 
     def memory(self, zero: Zero) -> dict[str, Memory]:
-        """Bytes on a device by stage of the run."""
+        """Return the bytes on a device by stage of the run."""
         return {name: memory(load, zero) for name, load in self.loads(zero).items()}
 
     def grid(self, zero: Zero) -> dict[tuple[int, int], dict[str, int]]:
-        """(stage, workers) → bytes on a device by stage of the run, for every ZeRO stage and 1 to 8 workers.
+        """Return (ZeRO stage, workers) → bytes on a device by stage of the run.
 
-        Besides for as many as the run may have.
+        For every ZeRO stage, 1 to 8 workers, and the numbers of workers that the run may have.
         """
         numbers = sorted({*GRID, zero.workers, self.config.cluster.workers})
         zeros = [replace(zero, stage=stage, workers=workers) for stage in range(4) for workers in numbers]
@@ -168,17 +168,17 @@ class Estimate:
 
 
 def unknowns(estimate: Estimate, zero: Zero) -> list[str]:
-    """What could not be counted, a line for each stage of the run, and the bound that stands in for it."""
+    """Return one line per stage of the run whose activations could not be counted, with the bound used instead."""
     return [
-        f"{stage}: its activations cannot be counted without weights ({load.unknown}); by the shapes they are at most "
-        f"{size_of(load.passes.activations)} on a device"
+        f"{stage}: its activations cannot be counted without weights ({load.unknown}); from their shapes they take at "
+        f"most {size_of(load.passes.activations)} on a device"
         for stage, load in estimate.loads(zero).items()
         if load.unknown is not None
     ]
 
 
 def estimate_of(config: Config, inspection: Inspection) -> Estimate:
-    """What is known of a run once its config is found good; nothing is loaded but the subset, where there is one."""
+    """Return the estimate of a run whose config is valid; loads nothing except the subset, if there is one."""
     select, output = config.select, RunFolder.of(config).subset
     chosen = config.train.subset or (str(output) if output.is_file() else None)
     groups = inspection.groups
@@ -186,7 +186,7 @@ def estimate_of(config: Config, inspection: Inspection) -> Estimate:
         subset = Subset.load(chosen)
     else:
         method = get_method(select.method)
-        # What it takes does not depend on which groups have the largest values, but for how many layers they are in.
+        # Memory does not depend on which groups have the largest values, except for the number of layers they are in.
         stand_in = METHODS["random"] if isinstance(method, ValuedMethod) else method
         plan = Plan(inspection.budget, reach=1.0, seed=config.seed, settings=select)
         subset = stand_in.choose(groups, Statistics(groups, {}), plan, OneRank()).of_model(
@@ -200,10 +200,10 @@ def estimate_of(config: Config, inspection: Inspection) -> Estimate:
 def limit_of(
     config: Config, model_config: PretrainedConfig, groups: Groups, num_tokens: int, objective: Objective
 ) -> MemoryLimit | None:
-    """The budget in bytes, where the config has one.
+    """Return the budget in bytes if the config has one, else None.
 
     Raises:
-        AdapeftError: nothing is left of it for the subset.
+        AdapeftError: the budget leaves no memory for the subset.
     """
     limit = config.select.memory_per_device
     if limit is None:
@@ -216,7 +216,7 @@ def limit_of(
     for part in most.parts.values():
         if part.num_indices:
             sizes.remove(part.count)
-    # Activations are the most that any subset can keep, all else is without one.
+    # Activations are the most that any subset can keep; everything else is counted without a subset.
     fixed = replace(load, sizes=sizes, num_trained=always, num_stepped=always, num_micro=2, base=0)
     try:
         return MemoryLimit.of(limit, fixed, zero, keeps_base=not config.cluster.gpus_per_worker)
@@ -224,13 +224,13 @@ def limit_of(
         if load.unknown is None:
             raise
         raise AdapeftError(
-            f"{error} The activations are a wide bound, as they cannot be counted without weights ({load.unknown}): "
-            "give select.budget instead."
+            f"{error} The activations are only a wide bound, because they cannot be counted without weights "
+            f"({load.unknown}). Give select.budget instead."
         ) from error
 
 
 def _most_at_work(groups: Groups) -> Subset:
-    """All groups; of single elements one a tensor, as their activations do not depend on how many there are."""
+    """Return all groups; for single elements one per tensor, as their number does not change the activations."""
     if groups.granularity == "element":
         parts = {info.name: groups.part(index, torch.zeros(1).long()) for index, info in enumerate(groups.parameters)}
     else:
@@ -253,6 +253,6 @@ def _trained(subset: Subset, config: Config, model: PreTrainedModel) -> None:
 
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
-    """A GPU's attention takes dropout without keeping the probabilities, which a CPU's does not."""
+    """Return the config without dropout, because attention on a GPU does not store the probabilities as a CPU does."""
     off = {name: 0.0 for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
     return type(config).from_dict({**config.to_dict(), **off})

@@ -1,4 +1,4 @@
-"""Whether a run fits the machine it is to start on."""
+"""Check that a run fits into the memory of this machine."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from cluster.inspection.estimate import Estimate
 from cluster.zero.settings import zero_of
 
 TOLERANCE = 1.25
-"""A run is refused when it would need this many times what there is: estimates err by less (results/memory.md), and a
-wrong refusal is worse than a failure that says the same a minute later."""
+"""A run is refused if it needs more than this many times the available memory: estimates err by less
+(results/memory.md), and a wrong refusal is worse than a failure that says the same a minute later."""
 
 
 def check_memory(estimate: Estimate) -> None:
-    """Checks that the run fits this machine, where the run is to be on it.
+    """Check that the run fits into the memory of this machine, unless it runs on a cluster elsewhere.
 
-    Activations of which only a bound is known do not count: the bound is wide, and forbids nothing.
+    Activations with only a known bound are not counted, because the bound is wide.
 
     Raises:
-        AdapeftError: it would need more than ``TOLERANCE`` times what there is.
+        AdapeftError: the run needs more than ``TOLERANCE`` times the available memory.
     """
     cluster = estimate.config.cluster
     available = None if os.environ.get("RAY_ADDRESS") else available_memory(gpu=bool(cluster.gpus_per_worker))
     if available is None:
         return
-    workers = 1 if cluster.gpus_per_worker else cluster.fewest  # those that share the memory
+    workers = 1 if cluster.gpus_per_worker else cluster.fewest  # the workers that share the memory
     zero = zero_of(cluster)
     for stage, load in estimate.loads(zero).items():
         held = memory(load if load.unknown is None else replace(load, passes=Pass(0, 0)), zero)
@@ -40,29 +40,29 @@ def check_memory(estimate: Estimate) -> None:
                 f"{workers} workers need {size(held.total)} each" if workers > 1 else f"it needs {size(held.total)}"
             )
             raise AdapeftError(
-                f"{stage} does not fit: {several}, and this machine has {size(available)} free. Most of it are "
+                f"{stage} does not fit: {several}, and this machine has {size(available)} free. The largest part is "
                 f"{held.biggest} ({size(held.parts[held.biggest])}). {remedy(held.biggest, stage, cluster.zero_stage)}"
             )
 
 
 def remedy(part: str, stage: str, zero_stage: int) -> str:
-    """What makes a part smaller."""
+    """Return a sentence that says how to make a part of the memory smaller."""
     section = "select" if stage == "measuring" else "train"
     if part == "activations":
         return (
             f"Lower {section}.micro_batch_size or data.max_length, or set model.gradient_checkpointing: true"
-            f"{' (which measuring does not use)' if stage == 'measuring' else ''}."
+            f"{' (measuring does not use it)' if stage == 'measuring' else ''}."
         )
     if part == "statistics":
-        return "Narrow select.include, choose select.groups: row instead of element, or take machines with more memory."
+        return "Narrow select.include, set select.groups: row instead of element, or use machines with more memory."
     if part == "weights" and zero_stage == 3:
-        return "Take model.dtype: bfloat16 or more machines."
+        return "Set model.dtype: bfloat16, or use more machines."
     more = "a higher cluster.zero_stage" if zero_stage < 3 else "more machines"
-    return f"Train less (select.budget), or take {more}."
+    return f"Lower select.budget, or use {more}."
 
 
 def available_memory(*, gpu: bool) -> int | None:
-    """Bytes: of the first GPU, or those that are free on this machine within its control group; None: nobody knows."""
+    """Return the bytes of the first GPU, or the free bytes of this machine within its cgroup; None if unknown."""
     if gpu:
         return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     available = psutil.virtual_memory().available
@@ -75,5 +75,5 @@ def available_memory(*, gpu: bool) -> int | None:
 
 
 def size(num_bytes: float) -> str:
-    """In GiB, or MiB below one."""
+    """Return a size in GiB, or in MiB below 1 GiB."""
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"

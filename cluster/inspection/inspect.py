@@ -1,4 +1,4 @@
-"""What can be known before anything is measured: the data, the structure, the budget. No weights, no workers."""
+"""Inspection of a config before anything is measured: data, structure, budget. Needs no weights and no workers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _LONG_TEXTS = 64
 
 
 def inspect(config: Config) -> Inspection:
-    """Checks data, model structure, patterns and budget.
+    """Check data, model structure, patterns and budget, so that errors appear now instead of later.
 
     Raises:
-        AdapeftError: whatever would fail later, said now.
+        AdapeftError: any of them is invalid.
     """
     _check_model_folder(config.model.name)
     check_precision(config.select, getattr(torch, config.model.dtype))
@@ -70,9 +70,9 @@ def inspect(config: Config) -> Inspection:
 
 
 def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> TokenizedData:
-    """Training examples with the longest among them, judged by the texts of most characters."""
+    """Return tokenized training examples that include the longest, judged by the number of characters."""
     data, task = config.data, TASKS[config.model.task]
-    if task.packs_texts:  # all are as long
+    if task.packs_texts:  # all have the same length
         return _blocks(config, "data.train", tokenizer, at_least=1)
     rows = rows_of(data, "data.train")
     texts = (rows.with_format("arrow")[column][:] for column in data.text_columns.values())
@@ -82,7 +82,7 @@ def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedT
 
 
 def _largest_token(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> tuple[str, int]:
-    """The largest token id of all examples, and the split that has it."""
+    """Return the split that has the largest token id of all examples, and that id."""
     largest = []
     for field in ("data.train", "data.evaluation"):
         found = TASKS[config.model.task].tokenize(rows_of(config.data, field), config.data, tokenizer, description)
@@ -92,19 +92,19 @@ def _largest_token(config: Config, tokenizer: PreTrainedTokenizerBase, descripti
 
 
 def _check_model_folder(name: str) -> None:
-    """Checks what can only be a folder: for everything else the hub is asked, which takes long without a network."""
+    """Check a name that can only be a folder: looking it up on the hub would take long without a network."""
     if name.startswith(("/", "./", "../", "~")) and not os.path.exists(os.path.expanduser(name)):
         parent = os.path.dirname(os.path.expanduser(name))
-        # Not Path, which raises for a name too long.
+        # Not Path, which raises if a name is too long.
         beside = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if os.path.isdir(parent) else []
         hint = did_you_mean(Path(name).name, beside)
         raise AdapeftError(f"model.name = {name}: no such folder.{hint} Give a folder or the name of a hub model.")
 
 
 def _check_calibration(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Checks that there are enough examples for all ranks.
+    """Check that there are enough examples for all ranks.
 
-    Blocks are there only after tokenizing: just as much is tokenized here as shows that there are enough of them.
+    Blocks exist only after tokenizing: this tokenizes only as many texts as it takes to find enough of them.
     """
     workers = config.cluster.workers
     num_examples = description.num_train
@@ -115,7 +115,7 @@ def _check_calibration(config: Config, description: DataDescription, tokenizer: 
 
 
 def _blocks(config: Config, field: str, tokenizer: PreTrainedTokenizerBase, at_least: int) -> TokenizedData:
-    """Blocks of a growing part of the texts, until there are enough or no more texts."""
+    """Return blocks of a growing part of the texts, until there are ``at_least`` blocks or no more texts."""
     rows, task = rows_of(config.data, field), TASKS[config.model.task]
     size = 64
     while True:

@@ -1,4 +1,4 @@
-"""What is known of a run before anything is measured."""
+"""The result of inspecting a config before anything is measured."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from adapeft.memory.limit import MemoryLimit
 
 @dataclass(frozen=True)
 class Inspection:
-    """A config found good.
+    """Facts about the run of a valid config.
 
     Attributes:
-        architecture: class of the model.
-        description: of the data.
-        groups: the candidates, without a fingerprint.
-        budget: in elements; about, where it is given in bytes.
-        limit: the budget in bytes, where it is.
-        num_always_trained: elements outside the budget.
-        model_config: of the model, with the labels of the data.
-        num_tokens: of the longest example.
+        architecture: class name of the model.
+        description: description of the data.
+        groups: candidates, without a fingerprint.
+        budget: budget in elements; approximate if it is given in bytes.
+        limit: budget in bytes, if it is given in bytes.
+        num_always_trained: number of elements trained outside the budget.
+        model_config: config of the model, with the labels of the data.
+        num_tokens: tokens of the longest example.
     """
 
     architecture: str

@@ -1,4 +1,4 @@
-"""How a command that works on a run begins and ends."""
+"""Start and end of a command that works on a run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(config: Path, overrides: list[str] | None, *, claims: bool = True) -> Iterator[Session]:
-    """The session of a run, once its config was found valid; an interrupt ends this process.
+    """Validate a run's config and yield its session; an interrupt ends this process.
 
     Args:
+        config: YAML file.
+        overrides: ``key=value`` arguments.
         claims: whether the command writes into the run's folder.
     """
     from adapeft.config.load import load_config
@@ -39,7 +41,7 @@ def opened(config: Path, overrides: list[str] | None, *, claims: bool = True) ->
         except KeyboardInterrupt:
             session.interrupted()
             if claims:
-                terminal.note(f"stopped; the same command goes on with what is in {short(session.folder.path)}")
-            # A thread is waiting inside Ray: any tidier end crashes in it. A local Ray ends with this process.
+                terminal.note(f"stopped; the same command resumes from {short(session.folder.path)}")
+            # A thread is waiting inside Ray, where a cleaner exit crashes. A local Ray ends with this process.
             sys.stdout.flush()
             os._exit(ExitStatus.INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The flow, top to bottom: config → inspect → measure and choose → train → delta."""
+"""The stages of a run, in order: config → inspect → measure and choose → train → delta."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from cluster.terminal.console import short
 
 
 def run(session: Session) -> dict[str, Any]:
-    """Measures, chooses, trains and evaluates; takes up again whatever an earlier call of the same run has finished."""
+    """Measure, choose, train and evaluate; stages that an earlier call of the same run finished are not repeated."""
     if not session.folder.delta.is_file():
         session.check_memory()
     return train(session, select(session))
 
 
 def select(session: Session) -> Subset:
-    """The run's subset: a saved one, the one chosen before, or measured and chosen now.
+    """Return the run's subset: a saved one, one chosen by an earlier call, or one measured and chosen now.
 
     Raises:
-        AdapeftError: it has nothing to train.
+        AdapeftError: the subset is empty.
     """
     config, folder = session.config, session.folder
     if folder.subset.is_file():
@@ -48,7 +48,7 @@ def select(session: Session) -> Subset:
     started = time.perf_counter()
     measured: dict[str, Any] = {}
     if config.train.subset is not None:
-        # A name may come to stand for another subset: the run says which one it had.
+        # A name may later refer to another subset, so the run records the hash of the one it trained.
         path = locate(config.train.subset)
         subset = Subset.load(path).described(source={"subset": config.train.subset, "sha256": hash_of(path)})
         subset.save(folder.subset)
@@ -60,14 +60,14 @@ def select(session: Session) -> Subset:
         measured = session.on_workers(measure_and_choose, "measure", limit=session.inspection.limit)
         subset = Subset.load(folder.subset)
     session.record(**_choice_of(subset), **measured, seconds={"select": time.perf_counter() - started})
-    # An empty choice stays in the folder, so that the command repeated says the same without measuring again.
+    # An empty choice stays in the folder, so that the same command reports it again without measuring.
     check_not_empty(subset)
     session.terminal.show_choice(subset)
     return subset
 
 
 def train(session: Session, subset: Subset) -> dict[str, Any]:
-    """Trains the subset and ships the delta; nothing when that was done before."""
+    """Train the subset, write the delta and return the metrics; skips the training if it is already done."""
     folder = session.folder
     metrics = session.metrics()
     if "after" in metrics and folder.delta.is_file():
@@ -88,7 +88,7 @@ def train(session: Session, subset: Subset) -> dict[str, Any]:
 
 
 def evaluate(session: Session, delta: Path | None, *, base: bool) -> dict[str, float]:
-    """Scores of the ``base`` model alone, or of base and ``delta``, which None lets be the run's own."""
+    """Return the scores of the ``base`` model alone, or with ``delta`` applied (None: the run's own delta)."""
     from cluster.ranks.evaluate import evaluate as evaluate_on_rank
 
     scores = session.on_workers(evaluate_on_rank, "evaluate", delta=delta and str(delta), base=base)
@@ -97,7 +97,7 @@ def evaluate(session: Session, delta: Path | None, *, base: bool) -> dict[str, f
 
 
 def validate(session: Session, trials: Trials) -> dict[str, Any]:
-    """Whether predictions hold for this model and task; writes ``validation.json``, or shows the one that is there."""
+    """Test the predictions for this model and task: writes ``validation.json``, or shows it if it exists."""
     from cluster.output.validation import load_validation, save_validation
     from cluster.terminal.validation import show_validation
 
@@ -115,7 +115,7 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
 
 
 def _measured(place: str) -> Path:
-    """The folder of the run in ``place``, or of the one that it chose from: statistics of elements are not copied."""
+    """Return the folder of the run in ``place``, or of the run it chose from: statistics of elements are not copied."""
     folder = RunFolder(fetched(place, (CONFIG, TABLE, OPTIONS, ELEMENTS)))
     if folder.config.is_file():
         select = load_config(folder.config).select
@@ -125,7 +125,7 @@ def _measured(place: str) -> Path:
 
 
 def _choose_again(session: Session, source: Path) -> Subset:
-    """Chooses from another run's measurements, which must have been made under the same conditions."""
+    """Choose from another run's measurements, which must have been made under the same conditions."""
     from cluster.ranks.measure import choose_and_save
 
     statistics, measured = load_statistics(source)
@@ -133,8 +133,8 @@ def _choose_again(session: Session, source: Path) -> Subset:
     other = differing(wanted, {key: measured.get(key) for key in wanted})
     if other:
         raise AdapeftError(
-            f"select.statistics = {source} was measured otherwise:\n  " + "\n  ".join(other) + "\nMeasure anew: leave "
-            "select.statistics out."
+            f"select.statistics = {source} was measured under other conditions:\n  " + "\n  ".join(other) + "\nLeave "
+            "select.statistics out to measure again."
         )
     return choose_and_save(
         session.config,

@@ -1,4 +1,4 @@
-"""A command on a run: what it works on, where it reports, and the workers once a stage needs them."""
+"""The session of a command on a run: its folder, logs and terminal, and the workers once a stage needs them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Session:
     """One command on one run: its folder, its inspected config, and its launcher once a stage needs it.
 
     Args:
-        config: of the run.
-        terminal: where progress goes.
-        claims: whether the command writes the run's artifacts, so that the folder has to be this config's.
+        config: config of the run.
+        terminal: terminal that shows the progress.
+        claims: whether the command writes the run's artifacts, so that the folder must belong to this config.
     """
 
     def __init__(self, config: Config, terminal: Terminal, *, claims: bool = True) -> None:
@@ -79,21 +79,21 @@ class Session:
             if error is None:
                 self._put()
             elif self._mirror is not None and not self._mirror.has_failed:
-                with suppress(AdapeftError, WorkerError):  # the first cause is told
+                with suppress(AdapeftError, WorkerError):  # the first error is the one to report
                     self._sync()
         finally:
             if self._lock is not None:
                 self._lock.release()
 
     def interrupted(self) -> None:
-        """Logs that the user ends the command, which ends without leaving the session."""
+        """Log that the user interrupted the command, which then ends without leaving the session."""
         if self.folder.logs.is_dir():
             self._log.write("interrupted", logging.WARNING)
 
     def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
-        """Runs a rank function on the config's workers, with progress on the terminal.
+        """Run a rank function on the config's workers, with progress on the terminal, and return its result.
 
-        Where workers fail, new ones go on from what was saved, ``cluster.max_failures`` times.
+        If workers fail, new ones resume from what was saved, up to ``cluster.max_failures`` times.
         """
         launcher, present, metrics = self._launched = self._launched or self._launch()
         reports = (self._log, self._look) if metrics is None else (self._log, metrics, self._look)
@@ -108,7 +108,7 @@ class Session:
                 if not failures_left:
                     raise
                 self._log.write("failed", logging.WARNING, stage=stage, cause=str(error))
-                self.terminal.note(f"{stage}: {error}\n{stage}: again with new workers, {failures_left} times at most")
+                self.terminal.note(f"{stage}: {error}\n{stage}: retrying with new workers, up to {failures_left} times")
                 self._sync()
                 present = self._with_workers(launcher.room())
                 self._launched = launcher, present, metrics
@@ -126,11 +126,11 @@ class Session:
             self.terminal.note(line)
 
     def metrics(self) -> dict[str, Any]:
-        """What ``metrics.json`` holds so far."""
+        """Return the content of ``metrics.json`` so far."""
         return load_metrics(self.folder.metrics)
 
     def record(self, **metrics: Any) -> dict[str, Any]:
-        """Adds to ``metrics.json``."""
+        """Add to ``metrics.json`` and return its content."""
         content = self.metrics()
         seconds = {**content.get("seconds", {}), **metrics.pop("seconds", {})}
         content = {**content, **metrics, "seconds": seconds, "contents": self.contents, "provenance": provenance()}
@@ -141,7 +141,7 @@ class Session:
         return content
 
     def _launch(self) -> tuple[Launcher, Config, Publisher | None]:
-        """The launcher, the config with the workers that there is room for, and what publishes the run's figures."""
+        """Return the launcher, the config with the number of workers that fit, and the publisher of metrics, if any."""
         from cluster.launch.opening import open_launcher
 
         with self.terminal.busy("starting workers"):
@@ -154,11 +154,11 @@ class Session:
 
     def _with_workers(self, workers: int) -> Config:
         if workers < self.config.cluster.workers:
-            self.terminal.note(f"workers: {workers} of {self.config.cluster.workers}, for more there is no room")
+            self.terminal.note(f"workers: {workers} of {self.config.cluster.workers}, because no more fit")
         return self.config.model_copy(update={"cluster": self.config.cluster.with_workers(workers)})
 
     def _sync(self) -> None:
-        """Takes what workers have put who do not see this folder, and puts what is new here."""
+        """Download files that workers without access to this folder have uploaded, and upload the new ones here."""
         if self._mirror is not None and self.claims:
             self._mirror.fetch()
             self._mirror.put()

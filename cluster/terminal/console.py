@@ -316,7 +316,7 @@ def without_block_index(name: str) -> str:
 
 
 def _bought(choice: Choice, count: int) -> dict[str, str]:
-    """Return the memory that the subset uses of a budget in bytes, and the part of a budget left because less is better."""
+    """Return the memory that the subset takes of a budget in bytes, and the part of a budget left as of no use."""
     said = {}
     if choice.memory_per_device is not None and choice.memory_bytes is not None:
         paid = f"{size_of(choice.memory_bytes)} of {size_of(choice.memory_per_device)} per device"

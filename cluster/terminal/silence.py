@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def silence_libraries() -> None:
-    """Silence warnings and transformers' messages here: the ranks' logs have them, and this terminal is for progress."""
+    """Silence warnings and transformers' messages: the ranks' logs hold them, and this terminal is for progress."""
     import warnings
 
     from transformers.utils import logging

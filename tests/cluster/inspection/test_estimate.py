@@ -196,4 +196,4 @@ def test_a_bound_forbids_nothing(uncountable, monkeypatch):
 def test_a_limit_that_a_bound_exceeds_says_so(command, uncountable):
     done = command("estimate", uncountable, "memory_per_device=705MiB", "budget=0.5%", "groups=row")
     assert done.returncode == 2
-    assert "The activations are a wide bound, as they cannot be counted without weights" in done.stderr
+    assert "The activations are only a wide bound, because they cannot be counted without weights" in done.stderr

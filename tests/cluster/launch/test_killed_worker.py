@@ -87,8 +87,8 @@ def test_killed_workers_are_replaced_while_the_command_goes_on(tmp_path):
     )
     assert status == 0, output
     assert output.count("goes on from what was saved") == 2, output
-    assert "measure: again with new workers, 2 times at most" in output
-    assert "train: again with new workers, 2 times at most" in output
+    assert "measure: retrying with new workers, up to 2 times" in output
+    assert "train: retrying with new workers, up to 2 times" in output
     other = tmp_path / "undisturbed"
     undisturbed = adapeft("run", config, *overrides, f"output={other}")
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr

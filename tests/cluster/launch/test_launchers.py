@@ -272,7 +272,7 @@ def test_an_interrupt_ends_a_run_and_its_workers_quickly(launcher, tmp_path):
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 130, "".join(lines) + rest
-    assert re.fullmatch(r"(measure: .*\n)*stopped; the same command goes on with what is in .*run\n", rest), rest
+    assert re.fullmatch(r"(measure: .*\n)*stopped; the same command resumes from .*run\n", rest), rest
     if launcher == "local":  # Ray ends its own processes, at its leisure
         _, alive = psutil.wait_procs(workers, timeout=30)
         assert alive == []
