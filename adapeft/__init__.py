@@ -1,6 +1,6 @@
 """Measure which parameters of a transformer are worth training, choose them under a budget, train only those.
 
-The library: one process, any training script, no Ray and no DeepSpeed:
+The library runs in one process, with any training script, without Ray and DeepSpeed:
 
     subset = adapeft.select(model, batches, budget="0.5%")
     model = adapeft.attach(model, subset)  # then any trainer

@@ -1,4 +1,4 @@
-"""The command ``adapeft``, also as ``python -m adapeft``."""
+"""Entry point of the command ``adapeft`` and of ``python -m adapeft``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from adapeft.installation import check_not_shadowed
 
 
 def main() -> None:
-    """Runs ``cluster.cli`` once it is known to be ours.
+    """Check that no other distribution shadows ``cluster`` or ``solver``, then run ``cluster.cli``.
 
-    It is imported by name because nothing else here may know ``cluster``.
+    ``cluster`` is imported by name, because no module of ``adapeft`` may import it.
     """
     try:
         for package in ("cluster", "solver"):

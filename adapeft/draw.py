@@ -1,4 +1,4 @@
-"""Random numbers that depend on seed, step and parameter, and never on who draws them."""
+"""Random numbers that depend only on seed, step and parameter name, not on the rank that draws them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 
 def uniform(seed: int, step: int, name: str, shape: Sequence[int], device: torch.device | str) -> Tensor:
-    """float32 ``shape`` in [0, 1), the same on every rank, in every recomputed forward and after a resume.
+    """Return uniform float32 values in [0, 1), equal on every rank, in every recomputed forward and after a resume.
 
-    Drawn for a whole parameter, whose shards are slices of it: one transient of its size, freed at once.
+    They are drawn for the whole parameter and its shards are slices of them: one temporary tensor of the parameter's
+    size.
     """
     mixed = np.random.SeedSequence([seed, step, crc32(name.encode())]).generate_state(1, np.uint64)[0]
     generator = torch.Generator(device).manual_seed(int(mixed >> np.uint64(1)))

@@ -1,4 +1,4 @@
-"""The error and the warning that are the user's to act on."""
+"""Errors and warnings that the user has to act on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class AdapeftError(ValueError):
 
 
 class ConflictError(AdapeftError):
-    """Keys of a section that do not go together, each right by itself."""
+    """Keys of a section that are valid by themselves but not together."""
 
 
 class RoundingWarning(UserWarning):
-    """Values that a dtype has rounded away, or will."""
+    """Updates that are lost to rounding in a low-precision dtype, or will be."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'a' or 'b'?"`` for the known words closest to ``word``, else an empty string."""
+    """Return ``" Did you mean 'a' or 'b'?"`` for the known words closest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -1,4 +1,4 @@
-"""Whether the packages that are installed with this one are the ones that Python finds."""
+"""A check that no other distribution shadows the packages installed with this one."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _HOME = Path(__file__).resolve().parents[1]
 
 
 def check_not_shadowed(package: str) -> None:
-    """Checks that ``package`` is ours: ``cluster`` and ``solver`` are names of other distributions on PyPI too.
+    """Check that Python finds our ``package``: PyPI has other distributions named ``cluster`` and ``solver``.
 
     Raises:
-        AdapeftError: Python finds another package of that name first, or none.
+        AdapeftError: Python finds no package of that name, or another one first.
     """
     spec = find_spec(package)
     if spec is None:
-        raise AdapeftError(f"the package {package!r} of adapeft is missing: install adapeft again.")
+        raise AdapeftError(f"the package {package!r} of adapeft is missing: reinstall adapeft.")
     found = Path((spec.submodule_search_locations or [spec.origin or "built-in"])[0]).resolve()
     if found != _HOME / package:
         raise AdapeftError(
-            f"the package {package!r} of adapeft is hidden by another one of that name, {found}. Uninstall that one, "
-            f"run from another folder, or take it out of PYTHONPATH; where both were installed into one environment, "
-            f"install adapeft again afterwards."
+            f"the package {package!r} of adapeft is shadowed by another package of that name, {found}. Uninstall that "
+            f"package, run from another folder, or remove it from PYTHONPATH. If both were installed into one "
+            f"environment, reinstall adapeft afterwards."
         )

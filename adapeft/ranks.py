@@ -1,4 +1,4 @@
-"""The collectives that measuring, choosing and saving need. One process is world size 1, not another code path."""
+"""The collectives that measuring, choosing and saving need. A single process is world size 1, not a special case."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Ranks(Protocol):
     world_size: int
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sums ``tensor`` over the ranks in place and returns it."""
+        """Sum ``tensor`` over the ranks in place and return it."""
         ...
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """The 1-D tensors of all ranks, by rank; lengths may differ."""
+        """Return the 1-D tensors of all ranks in order of rank; lengths may differ."""
         ...
 
     def gather_files(self, mine: Path | None, place: Callable[[int], Path]) -> None:
-        """Copies the file of each rank that gives one to ``place(its rank)`` on the first rank's machine."""
+        """Copy the file ``mine`` of each rank to ``place(rank)`` on the machine of rank 0; None: no file."""
         ...
 
 
@@ -35,13 +35,10 @@ class OneRank:
     world_size = 1
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """See ``Ranks.all_reduce``."""
         return tensor
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """See ``Ranks.all_gather``."""
         return [tensor]
 
     def gather_files(self, mine: Path | None, place: Callable[[int], Path]) -> None:
-        """See ``Ranks.gather_files``."""
         assert mine is None, "the only rank is on its own machine"

@@ -1,1 +1,1 @@
-"""A config as a whole: read, checked, compared and written; and what the commands beside a run are asked."""
+"""The config of a run: reading, checking, comparing and writing it; and the settings of the other commands."""

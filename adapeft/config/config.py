@@ -1,4 +1,4 @@
-"""The whole config: everything that a run depends on."""
+"""The whole config of a run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Config(Section):
     model: Model
     data: AnyData
     output: Harmless[str] = Field(
-        description="folder or URL (s3://…) of the run: all that it makes goes there", min_length=1
+        description="folder or URL (s3://…) to which the run writes all its files", min_length=1
     )
     select: AnyOptions = AdaPEFTOptions()
     train: Train = Train()
     cluster: Cluster = Cluster()
-    seed: NonNegativeInt = Field(default=0, description="of everything random", lt=2**32)
+    seed: NonNegativeInt = Field(default=0, description="random seed", lt=2**32)
 
     @model_validator(mode="after")
     def _attention_can_train(self) -> Config:
@@ -38,18 +38,21 @@ class Config(Section):
             return self
         given = f"model.attn_implementation = {attention}"
         if not self.cluster.gpus_per_worker:
-            raise ValueError(f"{given}: it trains on GPUs alone; set cluster.gpus_per_worker: 1, or take eager or sdpa")
+            raise ValueError(f"{given}: it trains only on GPUs; set cluster.gpus_per_worker: 1, or use eager or sdpa")
         if attention != "flex_attention" and self.model.dtype == "float32":
-            raise ValueError(f"{given}: its kernels take no float32; set model.dtype: bfloat16, or take eager or sdpa")
+            raise ValueError(f"{given}: does not support float32; set model.dtype: bfloat16, or use eager or sdpa")
         return self
 
     def paths(self) -> dict[str, str]:
-        """What lies on a file system, as it is spelled: ``{"data.train": "train.jsonl", "output": "runs/mine", …}``."""
+        """Return the paths in the config as they are spelled, ``{"data.train": "train.jsonl", "output": "runs/mine"}``.
+
+        Names on a hub and URLs are no paths.
+        """
         given = {key: self._at(key) for key in PLACES}
         return {key: place for key, place in given.items() if place is not None and PLACES[key](place)}
 
     def with_paths(self, paths: Mapping[str, str]) -> Config:
-        """The same with other places, by dotted key."""
+        """Return a copy with these paths, by dotted key."""
         tree = self.model_dump()
         for key, path in paths.items():
             section, _, name = key.rpartition(".")
@@ -57,15 +60,15 @@ class Config(Section):
         return Config.model_validate(tree)
 
     def resolved(self) -> Config:
-        """The same with absolute paths, because workers run in other folders. Names on a hub stay as they are.
+        """Return a copy with absolute paths, because workers run in other folders. Names on a hub stay as they are.
 
         Raises:
-            AdapeftError: names a path that no file system takes, such as one that is too long.
+            AdapeftError: a path is invalid on this file system, such as one that is too long. Names it.
         """
         paths = {key: absolute(path) for key, path in self.paths().items()}
         for key, path in paths.items():
             if (reason := impossible(path)) is not None:
-                raise AdapeftError(f"{key} = {path}: is not a possible path ({reason}). Give another one.")
+                raise AdapeftError(f"{key} = {path}: is not a valid path ({reason}). Give another one.")
         return self.with_paths(paths)
 
     def _at(self, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""The config's ``data`` as a union over the task, which ``model.task`` names: another section decides."""
+"""The config's ``data`` section as a union over tasks, discriminated by ``model.task``, a key of another section."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from adapeft.sections.data import Data
 from adapeft.tasks.registry import TASKS
 
 DATA: dict[str, type[Data]] = {name: task.data for name, task in TASKS.items()}
-"""Name of a task → the keys that it reads."""
+"""Name of a task → its ``data`` section."""
 
 
 class _OfTask(dict[str, Any]):
-    """What a config says of ``data``, with the task that reads it."""
+    """The raw ``data`` section of a config with the task that reads it."""
 
     def __init__(self, keys: Mapping[str, Any], task: str) -> None:
         super().__init__(keys)
@@ -26,10 +26,10 @@ class _OfTask(dict[str, Any]):
 
 
 def _of_task(given: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-    """The section with the keys of its task alone.
+    """Validate the section with only the keys of its task.
 
-    Older versions took the same keys for every task and wrote all of them into run folders: there, keys that the task
-    never read say nothing. Elsewhere only their old defaults do.
+    Older versions took the same keys for every task and wrote all of them into run folders. There, keys that the task
+    never read are ignored, whatever their values; elsewhere they are ignored only at their old defaults.
     """
     keys = given.model_dump() if isinstance(given, Data) else given
     model: Model | None = info.data.get("model")
@@ -43,7 +43,7 @@ def _of_task(given: Any, handler: ValidatorFunctionWrapHandler, info: Validation
 
 
 def _most_likely(keys: Mapping[str, Any], tree: Mapping[Any, Any] | None) -> str:
-    """The task that a ``model`` section with other mistakes names; without it the first that knows most of the keys."""
+    """Return the task named in an otherwise invalid ``model`` section, else the first that has most of the keys."""
     model = (tree or {}).get("model")
     if isinstance(model, Mapping) and isinstance(model.get("task"), str) and model["task"] in DATA:
         return model["task"]
@@ -51,7 +51,7 @@ def _most_likely(keys: Mapping[str, Any], tree: Mapping[Any, Any] | None) -> str
 
 
 def _tag(given: Any) -> str:
-    """The task whose keys are ``given``; what is no section at all goes to any task, which says so."""
+    """Return the task of a ``data`` section; for any other value the first task, whose validation reports the error."""
     return given.task if isinstance(given, _OfTask | Data) else next(iter(DATA))
 
 

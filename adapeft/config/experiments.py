@@ -1,4 +1,4 @@
-"""What the commands beside a run are asked to do: compare methods, validate predictions, transfer a choice."""
+"""Settings of the commands ``compare``, ``validate`` and ``transfer``."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PAPER: dict[str, Any] = {
     "solver": "greedy",
     "probe_steps": 20,
 }
-"""AdaPEFT as Xu and Bu 2025 have it: semantic groups, fits by forward passes, no limit on the reach, influence
-accumulated over a short probe, chosen by density."""
+"""AdaPEFT as published by Xu and Bu 2025: semantic groups, fits by forward passes, no limit on the reach, influence
+accumulated over a short probe, greedy choice by density."""
 
 
 class Contender(NamedTuple):
@@ -43,12 +43,11 @@ class Contender(NamedTuple):
 
     @property
     def granularity(self) -> Granularity:
-        """Of what it chooses among."""
         return parse_select(self.settings).granularity
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Keys of ``select`` that make this method what its name says."""
+        """Keys of ``select`` that configure this method."""
         chosen: dict[str, Any] = {"method": self.method, "groups": self.groups}
         if issubclass(OPTIONS[self.method], AdaPEFTOptions):
             chosen |= {"options": self.options}
@@ -63,10 +62,14 @@ class Contender(NamedTuple):
 
     @classmethod
     def parse(cls, text: object) -> Contender:
-        """The contender that a person wrote."""
+        """Parse a contender such as ``adapeft:row``.
+
+        Raises:
+            ValueError: unknown method, or groups that it cannot choose by.
+        """
         method, _, groups = str(text).partition(":")
         if method not in OPTIONS:
-            raise ValueError(f"{method!r} is no method.{did_you_mean(method, OPTIONS)} `adapeft methods` lists them.")
+            raise ValueError(f"{method!r} is not a method.{did_you_mean(method, OPTIONS)} See `adapeft methods`.")
         possible = OPTIONS[method].granularities
         if (method, groups) == ("adapeft", "paper"):
             return cls(method, PAPER["groups"], is_paper=True)
@@ -84,46 +87,51 @@ Rival = Annotated[Contender, PlainValidator(Contender.parse), PlainSerializer(st
 
 
 class Comparison(Section):
-    """What ``adapeft compare`` runs: every method at every budget under every seed."""
+    """Settings of ``adapeft compare``, which runs every method at every budget with every seed."""
 
     methods: tuple[Rival, ...] = Field(
         default=(Contender("adapeft", "auto"), Contender("random", "auto")),
-        description="methods, or method:groups such as adapeft:element adapeft:row+tensor+lora, adapeft:paper",
+        description="methods, or method:groups such as adapeft:element, adapeft:row+tensor+lora, adapeft:paper",
         min_length=1,
     )
-    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), description="a run each", min_length=1)
-    budgets: tuple[Limit, ...] = Field(default=(Budget.parse("0.5%"),), description="a run each", min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), description="one run per seed", min_length=1)
+    budgets: tuple[Limit, ...] = Field(default=(Budget.parse("0.5%"),), description="one run per budget", min_length=1)
     learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         default=(),
-        description="tried for every method on a held-out part of the training data, from the middle one on towards "
-        "where scores rise; none: the config's for all",
+        description="learning rates tried for every method on a held-out part of the training data, from the middle "
+        "one in the direction of better scores; none: the config's for all methods",
     )
-    tune_fraction: float = Field(default=0.1, gt=0, lt=1, description="part of the training data held out for that")
-    perturb: float = Field(default=0.0, ge=0, lt=1, description="part of the training data that each seed leaves out")
+    tune_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="fraction of the training data held out to tune learning rates"
+    )
+    perturb: float = Field(
+        default=0.0, ge=0, lt=1, description="fraction of the training data that each seed leaves out"
+    )
     parallel: PositiveInt = Field(default=1, description="runs at once")
 
     _keys: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def keys(self) -> dict[str, Any]:
-        """Keys of ``select`` that the config of all runs could not hold, as no method has all of them."""
+        """Keys of ``select`` that the shared config cannot hold, because no method has all of them."""
         return self._keys
 
     def with_keys(self, keys: dict[str, Any]) -> Comparison:
-        """The same with such keys."""
+        """Return a copy with these ``keys``."""
         found = self.model_copy()
         found._keys = keys
         return found
 
 
 def load_comparison(path: Path, overrides: Sequence[str]) -> tuple[Comparison, Config]:
-    """What to compare, and the config of all runs; a key of ``select`` has to fit one of the methods, not all.
+    """Return the comparison and the config that all its runs share.
 
-    Where no method has all of them, the config is of the first method that takes those which it has, and the comparison
-    keeps all.
+    Each key of ``select`` has to belong to at least one of the methods. If no method has all of them, the config is
+    that of the first method that is valid with the keys it has, and the comparison keeps all keys.
 
     Raises:
-        AdapeftError: there are problems with either; those of the config as it stands, where no method puts them right.
+        AdapeftError: the comparison or the config is invalid. If it is valid with no method, the error is that of the
+            config as written.
     """
     comparison, others = parse_section(Comparison, overrides)
     tree, problems = read_tree(path, others)
@@ -147,15 +155,15 @@ def load_comparison(path: Path, overrides: Sequence[str]) -> tuple[Comparison, C
 
 
 class Trials(Section):
-    """Random subsets that ``adapeft validate`` trains briefly to see whether predictions hold."""
+    """Random subsets that ``adapeft validate`` trains briefly to check the predictions."""
 
     subsets: PositiveInt = Field(default=20, description="random subsets of each size")
     sizes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(0.01, 0.1, 0.5),
-        description="their sizes, as fractions of what may be chosen",
+        description="sizes of the random subsets, as fractions of the candidate parameters",
         min_length=1,
     )
-    singles: NonNegativeInt = Field(default=20, description="single tensors that are trained alone besides")
+    singles: NonNegativeInt = Field(default=20, description="additional trials that each train one tensor alone")
     learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         default=(3e-4, 1e-3), description="constant learning rates of Adam", min_length=1
     )
@@ -170,35 +178,36 @@ class Trials(Section):
         return tuple(sorted(set(steps)))
 
     def check(self, config: Config) -> None:
-        """Checks that subsets can be drawn of the config's groups, and trained as it has the weights.
+        """Check that the config's groups and dtype are supported.
 
         Raises:
-            AdapeftError: they cannot.
+            AdapeftError: the groups are roles, or the weights are not float32.
         """
         if config.select.granularity == "role":
             raise AdapeftError(
-                "select.groups = role: validate draws the groups of single tensors. "
-                "Take groups: tensor, row or element."
+                "select.groups = role: validate draws groups within single tensors. "
+                "Set select.groups to tensor, row or element."
             )
         if config.model.dtype != "float32":
             raise AdapeftError(
-                f"model.dtype = {config.model.dtype} rounds away the small steps by which validate trains, for it "
-                "keeps no float32 copies as DeepSpeed does. Take model.dtype: float32, with model.matmul_precision: "
-                "medium where speed matters."
+                f"model.dtype = {config.model.dtype}: the small steps of validate would be lost to rounding, because "
+                "it keeps no float32 copies as DeepSpeed does. Set model.dtype: float32, and "
+                "model.matmul_precision: medium if speed matters."
             )
 
 
 class Transfer(Section):
-    """How ``adapeft transfer`` chooses for another model from a run's statistics."""
+    """Settings of ``adapeft transfer``, which chooses parameters of another model from a run's statistics."""
 
-    budget: Limit | None = Field(default=None, description="of the target; null: as the run's config spells it")
+    budget: Limit | None = Field(default=None, description="budget of the target; null: that of the run's config")
     groups: Literal["auto", "tensor"] = Field(
-        default="auto", description="auto: as the run measured; tensor: whole tensors, which needs no weights"
+        default="auto",
+        description="auto: the groups that the run measured; tensor: whole tensors, which needs no weights",
     )
     inside: Literal["auto", "weight-norm", "gradient", "slope"] = Field(
         default="auto",
-        description="which rows or elements of a tensor: of largest weight norm; of largest gradient, by one pass over "
-        "the calibration; by the target's own slopes, by one pass too, which divide the budget among tensors besides; "
-        "auto: weight-norm",
+        description="how rows or elements of a tensor are chosen: weight-norm: of largest weight norm; gradient: of "
+        "largest gradient, by one pass over the calibration examples; slope: by the target's own slopes, by one pass "
+        "too, which also divide the budget among tensors; auto: weight-norm",
     )
-    verify: bool = Field(default=False, description="measure the target too, and say how good the transfer was")
+    verify: bool = Field(default=False, description="also measure the target and report how good the transfer is")

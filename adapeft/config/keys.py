@@ -1,4 +1,4 @@
-"""The keys of a config as dotted paths, and what two configs have in common."""
+"""The keys of a config as dotted paths, and the comparison of configs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 VARIANTS: Mapping[str, Mapping[str, type[Section]]] = MappingProxyType({"data": DATA, "select": OPTIONS})
-"""Section → what it may be, by the value of the dotted key that decides (``DECIDES``)."""
+"""Section → its variants, by the value of the dotted key in ``DECIDES``."""
 DECIDES: Mapping[str, str] = MappingProxyType({"data": "model.task", "select": "select.method"})
 
 
 def _fields(section: str) -> dict[str, FieldInfo]:
-    """The keys of a section: those that it always has, then those of one variant or another."""
+    """Return the keys of a section: first those of all variants, then those of some."""
     found = dict(SECTIONS[section].model_fields)
     for variant in VARIANTS.get(section, {}).values():
         found = {**variant.model_fields, **found}
@@ -51,7 +51,7 @@ KEYS: dict[str, FieldInfo] = {
 
 
 def field_of(key: str, variant: str | None) -> FieldInfo:
-    """The field of a dotted key, where its section is the given variant."""
+    """Return the field of a dotted key in the given variant of its section."""
     section, _, name = key.partition(".")
     one = VARIANTS.get(section, {}).get(variant or "")
     fields = one.model_fields if one else {}
@@ -59,7 +59,7 @@ def field_of(key: str, variant: str | None) -> FieldInfo:
 
 
 def variants_with(key: str) -> list[str]:
-    """The variants of its section that alone have a dotted key; none where every one has it, or none."""
+    """Return the variants of its section that have a dotted key; empty if all have it, or none."""
     section, _, name = key.partition(".")
     if section not in VARIANTS or name in SECTIONS[section].model_fields:
         return []
@@ -67,16 +67,16 @@ def variants_with(key: str) -> list[str]:
 
 
 _READ = ("model.name", "data.train")
-"""Those of these keys that name a place, which may come to hold something else."""
+"""Keys that measuring depends on and that may be paths: the same path may later hold other contents."""
 _UNREAD: Mapping[str, str] = MappingProxyType({})
 
 
 def measurement_key(config: Config, contents: Mapping[str, str] = _UNREAD) -> dict[str, Any]:
-    """Everything that measuring depends on: equal keys mean that statistics can be used again.
+    """Return everything that measuring depends on: statistics can be reused if their keys are equal.
 
     Args:
-        config: of the run.
-        contents: hashes of what the places that it names hold; places alone may come to hold something else.
+        config: config of the run.
+        contents: dotted key of a path → hash of the contents, which may change while the path stays the same.
     """
     flat = comparable(config)
     variants = {section: flat[decides] for section, decides in DECIDES.items()}
@@ -90,17 +90,17 @@ def measurement_key(config: Config, contents: Mapping[str, str] = _UNREAD) -> di
 
 
 def content_key(place: str) -> str:
-    """Under which a measurement's key has the hash of what a place holds."""
+    """Return the entry of a measurement key for the hash of the contents of ``place``, a dotted config key."""
     return f"content of {place}"
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """Lines such as ``select.budget: 0.5% here, 1% there``, for ``a`` here and ``b`` there."""
+    """Return lines such as ``select.budget: 0.5% here, 1% there``, with ``a`` here and ``b`` there."""
     return differing(comparable(a), comparable(b))
 
 
 def differing(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """The lines of ``differences`` for any keys that both have; another method or task has other keys."""
+    """Return the lines of ``differences`` for the keys that both have; another method or task has other keys."""
     return [
         f"{key}: {as_yaml(here[key])} here, {as_yaml(there[key])} there"
         for key in here
@@ -109,13 +109,13 @@ def differing(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
 
 
 def comparable(config: Config) -> dict[str, Any]:
-    """By dotted path, with the files of a Ray job as they were spelled: each attempt unpacks them in another folder."""
+    """Return ``flatten(config)`` with the original paths of a Ray job, which unpacks files anew for each attempt."""
     flat = flatten(config)
     return {key: without_job_folder(value) if key in PLACES and value else value for key, value in flat.items()}
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Plain values by dotted path."""
+    """Return the config's plain values by dotted path."""
     flat: dict[str, Any] = {}
     for name, value in config.model_dump(mode="json").items():
         flat |= {f"{name}.{key}": inner for key, inner in value.items()} if name in SECTIONS else {name: value}
@@ -123,5 +123,5 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def as_yaml(value: object) -> str:
-    """``value`` on one line, as a person would write it in a config."""
+    """Return ``value`` as YAML on one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()

@@ -1,4 +1,4 @@
-"""A config in YAML: read with overrides, checked whole before anything heavy is imported, and written back."""
+"""Configs in YAML: reading with overrides, checking before anything heavy is imported, and writing."""
 
 from __future__ import annotations
 
@@ -31,30 +31,42 @@ S = TypeVar("S", bound=Section)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads the YAML file at ``path``, applies ``key=value`` overrides, checks all of it and makes its paths absolute.
+    """Read the YAML file at ``path``, apply ``key=value`` overrides, check everything and make its paths absolute.
 
-    A key is dotted (``select.budget=1%``), or its last word alone where that is unambiguous (``budget=1%``).
-    Raises one ``AdapeftError`` that lists every problem.
+    A key is dotted (``select.budget=1%``), or only its last word if that is unambiguous (``budget=1%``).
+
+    Raises:
+        AdapeftError: the config is invalid; one error lists every problem.
     """
     return read_config(path, overrides).resolved()
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The same with paths as they are spelled."""
+    """Read and check a config like ``load_config``, but keep its paths as they are spelled."""
     tree, problems = read_tree(path, overrides)
     return parse_config(tree, source=str(path), problems=problems)
 
 
 def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[Any, Any], list[str]]:
-    """What a file and overrides spell, unchecked; and the problems of those overrides that make no sense."""
+    """Return the unchecked content of a file with overrides applied, and the problems of invalid overrides."""
     tree = _read(Path(path))
     problems = _override(tree, overrides)
-    with reading(f"{path}: a reference ${{…}} leads nowhere", "Set the variable or mend the reference."):
+    with reading(f"{path}: a reference ${{…}} cannot be resolved", "Set the variable or correct the reference."):
         return _resolved(path, tree), problems
 
 
 def parse_config(tree: Mapping[Any, Any], source: str = "config", problems: Sequence[str] = ()) -> Config:
-    """The config that nested dictionaries spell; ``problems`` are those already found on the way here."""
+    """Build the config from nested dictionaries.
+
+    Args:
+        tree: sections and keys.
+        source: name of the config in messages.
+        problems: problems found before, which are reported together with those found here.
+
+    Raises:
+        ConflictError: the keys are valid by themselves but not together.
+        AdapeftError: there is any other problem.
+    """
     tree = {key: value for key, value in tree.items() if not _is_missing(value)}
     # A section that is left out or left empty counts as empty, so that the error names the keys that it lacks.
     tree |= {name: {} for name in SECTIONS if tree.get(name) is None}
@@ -76,7 +88,7 @@ def parse_config(tree: Mapping[Any, Any], source: str = "config", problems: Sequ
 
 
 def parse_select(options: Mapping[str, Any]) -> Select:
-    """The ``select`` section alone, for the library, which has no config."""
+    """Build only the ``select`` section, for the library, which has no config."""
     try:
         return _SELECT.validate_python(options)
     except ValidationError as error:
@@ -85,7 +97,7 @@ def parse_select(options: Mapping[str, Any]) -> Select:
 
 
 def parse_section(section: type[S], overrides: Sequence[str]) -> tuple[S, list[str]]:
-    """A section that a command takes beside the config, from those overrides that name its fields; and the others."""
+    """Build a command's own section from the overrides that name its fields; return it and the other overrides."""
     given: dict[str, object] = {}
     others = []
     for override in overrides:
@@ -98,7 +110,7 @@ def parse_section(section: type[S], overrides: Sequence[str]) -> tuple[S, list[s
         return section.model_validate(given), others
     except ValidationError as error:
         lines: dict[str, str] = {}
-        # What is wrong with an item says more than that the list lacks it.
+        # An error of an item is more specific than one of its list.
         for detail in sorted(error.errors(), key=lambda detail: -len(detail["loc"])):
             name = str(detail["loc"][0])
             about = f"({section.model_fields[name].description})"
@@ -115,7 +127,7 @@ _SELECT: TypeAdapter[Select] = TypeAdapter(AnyOptions)
 
 
 def _is_missing(value: object) -> bool:
-    """OmegaConf's mark for what the reader of a config has to fill in; ``defaults_yaml`` writes it."""
+    """Return whether ``value`` is OmegaConf's mark of a missing value, which ``defaults_yaml`` writes."""
     return isinstance(value, str) and value == "???"
 
 
@@ -126,13 +138,13 @@ def _read(path: Path) -> DictConfig:
             f"config = {path}: no such file.{did_you_mean(path.name, here)} `adapeft config` prints one to start from."
         )
     try:
-        # OmegaConf asserts that a document is no single text.
-        with reading(f"{path}: cannot be read", "Mend it.", OmegaConfBaseException, AssertionError):
+        # OmegaConf asserts that a document is not a single string.
+        with reading(f"{path}: cannot be read", "Correct it.", OmegaConfBaseException, AssertionError):
             check_yaml(path.read_text(encoding="utf-8"))
-            # Not yaml.safe_load: it reads 1e-3 as text and lets a key that is given twice pass.
+            # Not yaml.safe_load, which reads 1e-3 as a string and accepts duplicate keys.
             tree = OmegaConf.load(path)
     except yaml.YAMLError as error:
-        hint = "\nText that begins with * or % has to be in quotes." if isinstance(error, ScannerError) else ""
+        hint = "\nA string that begins with * or % has to be in quotes." if isinstance(error, ScannerError) else ""
         raise AdapeftError(f"{path}: cannot be read: {error}{hint}") from error
     if not isinstance(tree, DictConfig):
         raise AdapeftError(f"{path}: should be sections and keys such as `seed: 0`, not a list.")
@@ -144,13 +156,13 @@ def _resolved(path: str | Path, tree: DictConfig) -> dict[Any, Any]:
         given = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        raise AdapeftError(f"{path}: {error.full_key}: {reason}; set the variable or mend the reference") from error
+        raise AdapeftError(f"{path}: {error.full_key}: {reason}; set the variable or correct the reference") from error
     assert isinstance(given, dict)
     return given
 
 
 def _override(tree: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Writes the overrides into ``tree``; returns the problems of those that make no sense."""
+    """Write the overrides into ``tree`` and return the problems of the invalid ones."""
     problems = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -164,7 +176,7 @@ def _override(tree: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 
 def _full_key(key: str, text: str) -> str:
-    """The dotted path of ``key``, which may be a last word alone."""
+    """Return the dotted path of ``key``, which may be only the last word of it."""
     if "." in key or key in KEYS:
         return key
     candidates = [known for known in KEYS if _last_word(known) == key]
@@ -179,7 +191,7 @@ def _full_key(key: str, text: str) -> str:
 
 
 def _value(text: str) -> object:
-    """What YAML makes of ``text``, and the text itself where YAML refuses it, as it does ``*embeddings*``."""
+    """Return ``text`` parsed as YAML, or as it is where it is not valid YAML, such as ``*embeddings*``."""
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
     except yaml.YAMLError:
@@ -188,9 +200,9 @@ def _value(text: str) -> object:
 
 # --- problems --------------------------------------------------------------------------------------------------------
 
-# What pydantic says in the words of Python, in the words of YAML.
+# Type of a pydantic error → the wanted value in terms of YAML instead of Python.
 _WANTED = {
-    "string_type": "text, in quotes if YAML takes it for something else",
+    "string_type": "a string, in quotes if YAML would read it as another type",
     "string_too_short": "not empty",
     "tuple_type": "a list",
     "too_short": "a list of one or more",
@@ -209,16 +221,16 @@ _WANTED = {
 
 
 def _phrase(details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) -> list[str]:
-    """A line for each key that is wrong, such as ``train.epochs = -1: should be greater than 0 (passes over …)``."""
+    """Return one line per invalid key, such as ``train.epochs = -1: should be greater than 0 (passes over …)``."""
     found: dict[str, list[ErrorDetails]] = {}
     for detail in details:
-        # pydantic reports each alternative of a union by itself, under a path that is longer than the key's.
+        # pydantic reports each alternative of a union separately, under a path that is longer than the key's.
         found.setdefault(".".join(_place(detail)), []).append(detail)
     return [_line(key, complaints, tree) for key, complaints in found.items()]
 
 
 def _place(detail: ErrorDetails) -> tuple[str, ...]:
-    """The section, and the key if it is one key's, without the variant that pydantic puts between them."""
+    """Return the section, and the key of a key's error, without the variant that pydantic puts between them."""
     place = tuple(map(str, detail["loc"]))
     if place and place[0] in VARIANTS:
         if detail["type"] == "union_tag_invalid":
@@ -245,7 +257,7 @@ def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) ->
     if key in SECTIONS:
         return f"{key} = {value}: is a section; write its keys below it, indented"
     if kind == "value_error":
-        # An AdapeftError has named field and value already, but not the section.
+        # The message of an AdapeftError already names field and value, but not the section.
         return f"{key} = {value}: {str(details[0]['ctx']['error']).partition(': ')[2]}"
     alternatives = dict.fromkeys(_complaint(detail) for detail in details)
     guess = did_you_mean(value, re.findall(r"'([^']+)'", " ".join(alternatives)))
@@ -253,7 +265,7 @@ def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) ->
 
 
 def _of_others(key: str, others: Sequence[str], tree: Mapping[Any, Any]) -> str:
-    """The line of a key that other variants of its section have."""
+    """Return the line of a key that only other variants of its section have."""
     top, _, name = key.partition(".")
     decides, word = DECIDES[top], _last_word(DECIDES[top])
     if len(others) == 1:
@@ -267,25 +279,28 @@ def _of_others(key: str, others: Sequence[str], tree: Mapping[Any, Any]) -> str:
 
 
 def _usual(section: str) -> str:
-    """The variant that a section is where nothing decides."""
+    """Return the default variant of a section."""
     default = Config.model_fields[section].default
     return getattr(default, _last_word(DECIDES[section]), next(iter(VARIANTS[section])))
 
 
 def _given(section: Mapping[str, Any], name: str) -> object:
-    """The value of a key, which older configs have below ``rule``."""
+    """Return the value of a key, which older configs have below ``rule``."""
     return section[name] if name in section else section["rule"][name]
 
 
 def _is_conflict(*place: str, kind: str) -> bool:
-    """Whether keys do not go together: a section's complaint, which pydantic makes of no section with a wrong key."""
+    """Return whether an error is a conflict of keys.
+
+    pydantic runs the check of a whole section only if all its keys are valid by themselves.
+    """
     if kind == "extra_forbidden":
         return bool(variants_with(".".join(place)))
     return kind == "value_error" and len(place) == 1 and place[0] in SECTIONS
 
 
 def _complaint(detail: ErrorDetails) -> str:
-    """What the value should be, in the words of someone who writes YAML."""
+    """Return what the value should be, in terms of YAML."""
     if detail["type"] == "union_tag_invalid":
         *first, last = str(detail["ctx"]["expected_tags"]).split(", ")
         return f"{', '.join(first)} or {last}"
@@ -295,7 +310,7 @@ def _complaint(detail: ErrorDetails) -> str:
 
 
 def _suggestion(key: str) -> str:
-    """Keys of the same last word in other sections, else those with a similar one."""
+    """Suggest keys with the same last word in other sections, else those with a similar one."""
     word = _last_word(key)
     names = [*KEYS, *SECTIONS]
     words = {_last_word(name) for name in names}
@@ -308,15 +323,15 @@ def _suggestion(key: str) -> str:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole config, defaults included, as ``load_config`` reads it."""
-    # OmegaConf quotes the text that it would read as a number, such as the revision 12e45; yaml.safe_dump does not.
+    """Return the whole config, defaults included, as YAML that ``load_config`` reads."""
+    # OmegaConf quotes strings that it would read as numbers, such as the revision 12e45; yaml.safe_dump does not.
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
 def defaults_yaml() -> str:
-    """A config to start from: each key under a line that explains it, with its default or ``???`` where it has none.
+    """Return a config to start from: every key with its description and its default, or ``???`` if it has none.
 
-    What other variants of a section have stands in comments, under the variants' names.
+    Keys of other variants of a section are in comments, under the variants' names.
     """
     blocks = []
     for name, field in Config.model_fields.items():
@@ -330,7 +345,7 @@ def defaults_yaml() -> str:
 
 
 def _common(section: str) -> list[str]:
-    """The keys of a section that all its variants have."""
+    """Return the YAML of the keys that all variants of a section have."""
     keys = []
     for key, field in SECTIONS[section].model_fields.items():
         if f"{section}.{key}" == DECIDES.get(section):
@@ -342,7 +357,7 @@ def _common(section: str) -> list[str]:
 
 
 def _of_variants(section: str) -> list[str]:
-    """The keys of a section that some variants alone have, under their names; in comments but for the usual one's."""
+    """Return the YAML of the keys of single variants, under their names, in comments except for the default variant."""
     groups: dict[tuple[str, ...], list[str]] = {}
     entries: dict[str, list[str]] = {}
     for variant, one in VARIANTS.get(section, {}).items():
@@ -371,13 +386,13 @@ def _comment(text: str) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of the config, for editors that complete and check YAML."""
+    """Return the JSON schema of the config, with which editors complete and check YAML."""
     schema = Config.model_json_schema()
     # pydantic would spell out the fields of the default budget.
     for options in schema["$defs"].values():
         if "budget" in options.get("properties", {}):
             options["properties"]["budget"]["default"] = plain(KEYS["select.budget"].default)
-    # The task decides, in another section; pydantic would ask that just one of the tasks' sections fits.
+    # The task is in another section; pydantic's schema would require that exactly one task's section matches.
     of_task = schema["properties"]["data"]["oneOf"]
     schema["properties"]["data"] = {"anyOf": of_task}
     schema["allOf"] = [

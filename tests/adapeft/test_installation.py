@@ -32,14 +32,16 @@ def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_names_the_package_that_hides_ours(foreign, tmp_path):
     ended = _run(tmp_path, "-m", "adapeft", "methods")
     assert ended.returncode == 2
-    message = f"error the package '{foreign}' of adapeft is hidden by another one of that name, {tmp_path / foreign}. "
+    message = (
+        f"error the package '{foreign}' of adapeft is shadowed by another package of that name, {tmp_path / foreign}. "
+    )
     assert ended.stderr.startswith(message)
 
 
 def test_the_library_names_the_package_that_hides_ours(tmp_path):
     (tmp_path / "solver.py").write_text("")
     ended = _run(tmp_path, "-c", "import adapeft; adapeft.select")
-    assert f"AdapeftError: the package 'solver' of adapeft is hidden by another one of that name, {tmp_path}" in (
+    assert f"AdapeftError: the package 'solver' of adapeft is shadowed by another package of that name, {tmp_path}" in (
         ended.stderr
     )
 

@@ -172,9 +172,9 @@ def test_override_refused(load, override, message):
 @pytest.mark.parametrize(
     ("attention", "overrides", "message"),
     [
-        ("flex_attention", [], "it trains on GPUs alone; set cluster.gpus_per_worker: 1"),
-        ("flash_attention_2", [], "it trains on GPUs alone"),
-        ("flash_attention_2", ["gpus_per_worker=1"], "its kernels take no float32; set model.dtype: bfloat16"),
+        ("flex_attention", [], "it trains only on GPUs; set cluster.gpus_per_worker: 1"),
+        ("flash_attention_2", [], "it trains only on GPUs"),
+        ("flash_attention_2", ["gpus_per_worker=1"], "does not support float32; set model.dtype: bfloat16"),
         ("flash_attention_3", ["gpus_per_worker=1", "dtype=bfloat16"], None),
         ("flex_attention", ["gpus_per_worker=1"], None),
         ("sdpa", [], None),

@@ -500,7 +500,7 @@ def test_the_paired_tests_are_those_of_scipy(config):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("methods=[adapfet]", "'adapfet' is no method. Did you mean 'adapeft'"),
+        ("methods=[adapfet]", "'adapfet' is not a method. Did you mean 'adapeft'"),
         ("methods=[bitfit:row]", "bitfit chooses by tensor"),
         ("budgets=[0]", "must be above 0"),
         ("seeds=[]", "seeds = []"),

@@ -90,8 +90,8 @@ def test_two_workers_find_what_one_does(config, alone, tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("groups=role", "select.groups = role: validate draws the groups of single tensors"),
-        ("dtype=bfloat16", "model.dtype = bfloat16 rounds away the small steps by which validate trains"),
+        ("groups=role", "select.groups = role: validate draws groups within single tensors"),
+        ("dtype=bfloat16", "model.dtype = bfloat16: the small steps of validate would be lost to rounding"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_anything_is_written(config, command, tmp_path, override, said):

@@ -97,7 +97,7 @@ def test_a_path_that_no_file_can_have(tmp_path, key, name):
     }
     section, _, last = key.rpartition(".")
     (tree[section] if section else tree)[last] = path
-    with pytest.raises(AdapeftError, match=rf"{key} = .*: is not a possible path \(.*\). Give another one"):
+    with pytest.raises(AdapeftError, match=rf"{key} = .*: is not a valid path \(.*\). Give another one"):
         parse_config(tree).resolved()
 
 
