@@ -1,4 +1,4 @@
-"""The direction d a group would be trained along, kept in the same shards as the parameters."""
+"""The direction d along which a group would be trained, sharded like the parameters."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Shards
 
 _NOISE = 1e-5
-"""Part of the model's root-mean-square gradient below which a coordinate's gradient may be rounding.
+"""Fraction of the model's root-mean-square gradient below which a coordinate's gradient may be rounding error.
 
-Some gradients are zero but for rounding (the bias of attention keys, to which softmax is blind). Adam would step along
-that noise at full length, and measuring would depend on the order of sums.
+Some gradients are zero except for rounding (softmax is invariant to the bias of attention keys). Adam would take a step
+of full length along that noise, and the measurement would depend on the order of sums.
 """
 
 
 def measure_direction(passes: Passes, kind: str) -> list[Tensor]:
-    r"""Direction from half A, float32, aligned with ``passes.shards.slices``.
+    r"""Return the direction over half A, float32, aligned with ``passes.shards.slices``.
 
     ``adam``: :math:`d = \bar g / (\sqrt{\overline{g^2}} + \epsilon)`, both means over the global batches, which is
     Adam's step once its moments have settled. ``gradient``: :math:`d = \bar g / \mathrm{rms}(\bar g)`, scaled over the
-    whole model. Either way a coordinate moves by about one a unit of reach, so that reach has the unit of a learning
-    rate times steps.
+    whole model. In both, a coordinate moves by about one per unit of reach, so the unit of reach is learning rate times
+    steps.
     """
     shards = passes.shards
     mean = [torch.zeros(piece.length, device=shards.device) for piece in shards.slices]
@@ -46,7 +46,7 @@ def measure_direction(passes: Passes, kind: str) -> list[Tensor]:
 
 
 def _root_mean_square(shards: Shards, pieces: list[Tensor]) -> float:
-    """Over all elements of all ranks; 1 where everything is zero."""
+    """Return the root mean square over all elements of all ranks, or 1 if all are zero."""
     moments = torch.zeros(2, dtype=torch.float64, device=shards.device)
     for piece in pieces:
         moments += torch.stack([piece.double().square().sum(), moments.new_tensor(float(len(piece)))])

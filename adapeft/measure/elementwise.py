@@ -1,4 +1,4 @@
-"""Slope and curvature of every element along the direction. Everything stays in the shards."""
+"""Slope and curvature of every element along the direction, kept in the shards."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from adapeft.measure.statistics import ElementShard, Statistics
 
 
 def measure_elements(passes: Passes, groups: Groups, direction: list[Tensor], *, shrinkage: bool) -> Statistics:
-    r"""Per element :math:`b_i = \bar g_i d_i` and :math:`A_i = \hat h_i d_i^2` over half B, and their sums by tensor.
+    r"""Measure :math:`b_i = \bar g_i d_i` and :math:`A_i = \hat h_i d_i^2` of every element over half B.
 
-    :math:`\hat h_i = T\,\overline{\tilde g_i^2}` at sampled labels is the diagonal of the Fisher matrix.
+    :math:`\hat h_i = T\,\overline{\tilde g_i^2}` at sampled labels is the diagonal of the Fisher matrix. The columns of
+    the groups are sums over each tensor.
     """
     shards = passes.shards
     gradient = mean_gradient(passes, "slope", passes.calibration.half_b)
@@ -34,10 +35,10 @@ def measure_elements(passes: Passes, groups: Groups, direction: list[Tensor], *,
 
 
 def element_statistics(shards: Shards, groups: Groups, scores: dict[str, list[Tensor]]) -> Statistics:
-    """Statistics of scores that add up: per element where elements are the groups, and their sums over the groups.
+    """Return statistics of additive scores: their sums over the groups and, at ``element`` granularity, each score.
 
     Args:
-        scores: column → float32 pieces, aligned with the slices.
+        scores: column name → float32 pieces, aligned with the slices.
     """
     sums = {name: sum_over_groups(shards, groups, pieces) for name, pieces in scores.items()}
     if groups.granularity != "element":
@@ -50,7 +51,7 @@ def element_statistics(shards: Shards, groups: Groups, scores: dict[str, list[Te
 
 
 def mean_square_gradient(passes: Passes, name: str) -> list[Tensor]:
-    """Mean over the batches of the calibration of their squared gradients, float32, aligned with the slices."""
+    """Return the mean squared gradient over the calibration's batches, float32, aligned with the slices."""
     batches = passes.calibration.batches
     mean = [torch.zeros(piece.length, device=passes.shards.device) for piece in passes.shards.slices]
     for gradients, _ in passes.gradients(name, batches, mean):
@@ -60,7 +61,7 @@ def mean_square_gradient(passes: Passes, name: str) -> list[Tensor]:
 
 
 def mean_gradient(passes: Passes, name: str, batches: tuple) -> list[Tensor]:
-    """Gradient of the mean loss over all predictions of ``batches``, float32, aligned with the slices."""
+    """Return the gradient of the mean loss over all predictions of ``batches``, float32, aligned with the slices."""
     mean = [torch.zeros(piece.length, device=passes.shards.device) for piece in passes.shards.slices]
     weight = torch.zeros(1, dtype=torch.float64)
     for gradients, num_predictions in passes.gradients(name, batches, [*mean, weight]):
@@ -71,12 +72,13 @@ def mean_gradient(passes: Passes, name: str, batches: tuple) -> list[Tensor]:
 
 
 def shrink_to_mean(shards: Shards, groups: Groups, fisher: list[Tensor], num_draws: int) -> None:
-    r"""Shrinks each tensor's curvatures towards their mean, in place: :math:`h \leftarrow (1 - s)\,h + s\,\bar h`.
+    r"""Shrink each tensor's curvatures towards their mean, in place: :math:`h \leftarrow (1 - s)\,h + s\,\bar h`.
 
-    An element's curvature is a mean of ``num_draws`` squared gradients, each about χ²₁, so its sampling variance is
-    :math:`2h^2/M`. The best linear shrinkage then is :math:`s = \frac{2}{M}\overline{h^2} / \mathrm{Var}(\hat h)`
-    (Efron and Morris, 1973), from each tensor's first two moments. Without it the quotient slope / curvature favours
-    elements whose few draws happened to be small: dead coordinates win.
+    An element's curvature is the mean of ``num_draws`` (M) squared gradients, each approximately χ²₁, so its sampling
+    variance is :math:`2h^2/M`. The best linear shrinkage is then
+    :math:`s = \frac{2}{M}\overline{h^2} / \mathrm{Var}(\hat h)` (Efron and Morris, 1973), from each tensor's first two
+    moments. Without it, slope / curvature favours elements whose few draws happened to be small, so dead coordinates
+    win.
     """
     counts = torch.tensor([info.count for info in groups.parameters], dtype=torch.float64)
     first = torch.zeros(len(counts), dtype=torch.float64, device=shards.device)

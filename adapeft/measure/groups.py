@@ -1,4 +1,4 @@
-"""The group table: which parameters are chosen together. Columns over groups, never a list of objects."""
+"""The group table: which parameters are chosen together, stored as columns over the groups."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
 class Groups:
     """Groups of the candidate parameters at one granularity, K in all.
 
-    At ``row`` granularity a matrix gives one group an output neuron and everything else one group a tensor; at
-    ``tensor`` and ``element`` granularity there is one row a tensor (the elements of a tensor share its row here, their
-    own statistics are kept in shards). At ``role`` granularity the tensors of one role in all layers are one group, in
-    the order of their first tensors: the semantic groups of Xu and Bu 2025.
+    At ``row`` granularity a matrix has one group per output neuron, and any other tensor is one group. At ``tensor``
+    and ``element`` granularity there is one group per tensor; the statistics of its single elements are kept in shards.
+    At ``role`` granularity the tensors of one role in all layers form one group, in the order of their first tensors:
+    the semantic groups of Xu and Bu 2025.
 
     Attributes:
-        parameters: the candidates, P of them.
+        parameters: the P candidates.
         granularity: ``tensor``, ``row``, ``element`` or ``role``.
-        num_total: elements of the base model, which a fractional budget refers to.
-        always_train: names of the parameters trained whatever is chosen.
-        new: those of them that no base checkpoint holds.
-        fingerprint: of the base model; empty when only its structure was there.
+        num_total: number of elements of the base model, to which a fractional budget refers.
+        always_train: names of the parameters that are trained in addition to the chosen ones.
+        new: names of the parameters that no base checkpoint holds.
+        fingerprint: fingerprint of the base model; empty if only its structure was available.
         left_out: names of the parameters that would be candidates if their elements could be changed; see
             ``adapeft.model.dense``.
         unreached: names of the parameters left out of the candidates and of ``always_train`` because no batch of the
@@ -67,12 +67,12 @@ class Groups:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """int64 [P]: groups of each parameter."""
+        """int64 [P]: number of groups of each parameter."""
         return np.array([self._num_groups(info) for info in self.parameters], dtype=np.int64)
 
     @cached_property
     def firsts(self) -> np.ndarray:
-        """int64 [P]: first group of each parameter; tensors of one role share theirs."""
+        """int64 [P]: first group of each parameter, shared by the tensors of one role."""
         if self.granularity == "role":
             roles = {role: group for group, role in enumerate(dict.fromkeys(info.role for info in self.parameters))}
             return np.array([roles[info.role] for info in self.parameters], dtype=np.int64)
@@ -80,24 +80,24 @@ class Groups:
 
     @cached_property
     def num_groups(self) -> int:
-        """K."""
+        """Number of groups, K."""
         return int((self.firsts + self.sizes).max(initial=0))
 
     def span(self, parameter: int) -> slice:
-        """The groups that a parameter's elements are in, of 0 … K."""
+        """Return the groups of a parameter's elements as a slice of 0 … K."""
         first = int(self.firsts[parameter])
         return slice(first, first + int(self.sizes[parameter]))
 
     @cached_property
     def parameter_of(self) -> np.ndarray:
-        """int64 [K]: parameter of each group, the first one where it has several."""
+        """int64 [K]: parameter of each group, the first one if there are several."""
         if self.granularity == "role":
             return np.unique(self.firsts, return_index=True)[1]
         return np.repeat(np.arange(len(self.parameters)), self.sizes)
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """int64 [K]: elements of each group, its cost in a budget of parameters."""
+        """int64 [K]: number of elements of each group, which is its cost in a budget of parameters."""
         per_parameter = np.array([info.count for info in self.parameters], dtype=np.int64)
         if self.granularity == "role":
             counts = np.zeros(self.num_groups, dtype=np.int64)
@@ -117,21 +117,21 @@ class Groups:
         return np.array([self._has_rows(info) for info in self.parameters], dtype=bool)
 
     def num_units(self, parameter: int) -> int:
-        """Rows, elements or whole tensors that a parameter may be trained in."""
+        """Return the number of units of a parameter that can be chosen: rows, elements, or 1 for a whole tensor."""
         return self.parameters[parameter].count if self.granularity == "element" else int(self.sizes[parameter])
 
     def part(self, parameter: int, units: Tensor) -> Part:
-        """What is trained of a parameter where ``units``, int64 ascending, of its ``num_units`` are chosen."""
+        """Return the part of a parameter that consists of ``units``, ascending int64 indices below ``num_units``."""
         info = self.parameters[parameter]
         if self.granularity == "element":
             return Elements(info.shape, units)
         return Rows(info.shape, units, info.output_dim or 0) if self.is_row[parameter] else Whole(info.shape)
 
     def sums(self, parameter: int, start: int, values: Tensor) -> tuple[slice, Tensor]:
-        """Sums of ``values``, the elements from flat position ``start`` of a parameter, over each of its groups.
+        """Sum ``values``, the elements of a parameter from flat position ``start``, over each of its groups.
 
         Returns:
-            The groups touched, as a slice of 0 … K, and their sums in float64.
+            The groups that contain these elements, as a slice of 0 … K, and their sums in float64.
         """
         info = self.parameters[parameter]
         offset = int(self.firsts[parameter])
@@ -146,7 +146,7 @@ class Groups:
         return slice(offset, offset + width), matrix.sum(0, dtype=torch.float64)
 
     def without(self, unreached: Sequence[str]) -> Groups:
-        """The groups of the other parameters."""
+        """Return the groups without the parameters in ``unreached``, which are recorded as such."""
         left_out = set(unreached)
         return replace(
             self,
@@ -156,9 +156,9 @@ class Groups:
         )
 
     def to_table(self, columns: dict[str, np.ndarray], metadata: dict[str, str]) -> pa.Table:
-        """The table of ``groups.parquet``: the groups, then the given statistics, [K] or [K, M].
+        """Return the table of ``groups.parquet``: the groups, then the given statistics, [K] or [K, M].
 
-        Parameter, layer and depth are null where a group has several tensors.
+        Parameter, layer and depth are null for a group of several tensors.
         """
         names = np.array([info.name for info in self.parameters], dtype=object)
         roles = np.array([info.role for info in self.parameters], dtype=object)
@@ -185,7 +185,7 @@ class Groups:
 
 
 def _as_arrow(column: np.ndarray) -> pa.Array:
-    """A column of numbers [K], or of lists of one length [K, M]."""
+    """Return a column of numbers from [K], or of lists of equal length from [K, M]."""
     if column.ndim == 1:
         return pa.array(column)
     return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), column.shape[1])
@@ -199,17 +199,17 @@ def build_groups(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Groups:
-    """Divides the candidates among the model's parameters into groups.
+    """Divide the candidates among the model's parameters into groups.
 
     Args:
         model: the model, which may be on the meta device; only its structure is read.
         granularity: ``tensor``, ``row``, ``element`` or ``role``.
-        always_train: patterns; ``auto`` stands for a new head.
-        include: patterns of candidates, everything when empty.
-        exclude: patterns taken out again.
+        always_train: patterns of parameters that are always trained; ``auto`` stands for a new head.
+        include: patterns of candidates; empty means all parameters.
+        exclude: patterns of parameters removed from the candidates.
 
     Raises:
-        AdapeftError: a pattern matches nothing, or nothing whose elements can be changed.
+        AdapeftError: a pattern matches no parameter, or no candidate has elements that can be changed.
     """
     parameters = describe_parameters(model)
     names = parameter_names(model)
@@ -220,14 +220,14 @@ def build_groups(
     unsaved = candidates & unsaved_parameters(model)
     if unsaved:
         warnings.warn(
-            f"select: {len(unsaved)} of the parameters are left out, such as {min(unsaved)!r}: "
-            f"{type(model).__name__} does not write them into its checkpoints, so their training would be lost.",
+            f"select: {len(unsaved)} parameters are left out, such as {min(unsaved)!r}: {type(model).__name__} does "
+            f"not write them to its checkpoints, so their training would be lost.",
             stacklevel=2,
         )
         candidates -= unsaved
     left_out = {name: reason for name, reason in obstacles(model).items() if name in candidates}
     if candidates and len(left_out) == len(candidates):
-        raise AdapeftError(f"select: nothing may be chosen. {_left_out(left_out)}")
+        raise AdapeftError(f"select: no candidates are left. {_left_out(left_out)}")
     if left_out:
         warnings.warn(f"select: {_left_out(left_out)}", stacklevel=2)
     return Groups(
@@ -244,13 +244,13 @@ def build_groups(
 def _left_out(reasons: Mapping[str, str]) -> str:
     name, reason = next(iter(reasons.items()))
     return (
-        f"{len(reasons)} of the parameters cannot be changed element by element and are left out, such as {name!r}, "
-        f"which {reason}. Load the model without quantization to choose among them too."
+        f"{len(reasons)} parameters cannot be changed element by element and are left out, such as {name!r}, which "
+        f"{reason}. Load the model without quantization to make them candidates."
     )
 
 
 def groups_of(model: torch.nn.Module, settings: Select) -> Groups:
-    """The groups that a config's ``select`` section asks for."""
+    """Build the groups for the ``select`` section of a config."""
     return build_groups(
         model,
         settings.granularity,

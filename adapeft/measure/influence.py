@@ -1,4 +1,4 @@
-"""Influence: the loss decrease predicted when a group alone is trained within the reach."""
+"""Influence: the predicted loss decrease if a group alone is trained within the reach."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 def influence(slope: Tensor, curvature: Tensor, reach: float) -> Tensor:
-    r"""Decrease of the quadratic model along d within a reach τ, elementwise for any shape.
+    r"""Return the decrease of the quadratic model along d within a reach τ, elementwise for any shape.
 
     .. math:: v(τ) = \begin{cases} τb - \tfrac12 τ^2 A & τA < b \\ b^2 / (2A) & \text{else} \end{cases}
 
-    0 where the slope is not positive (the two halves of the calibration disagree). τ = ∞ is the AdaPEFT papers'
-    influence; there an element of no measured curvature counts 0, for nothing bounds what it would claim.
+    It is 0 where the slope is not positive (the two halves of the calibration disagree). τ = ∞ gives the influence of
+    the AdaPEFT papers; there, an element without measured curvature counts as 0, because its decrease would be
+    unbounded.
     """
     if math.isinf(reach):
         limited = torch.zeros_like(slope)
@@ -31,14 +32,15 @@ def influence(slope: Tensor, curvature: Tensor, reach: float) -> Tensor:
 
 
 def reach_of(settings: Select, sum_of_learning_rates: float, num_steps: int) -> float:
-    """``select.reach``, or what the training plan makes of ``auto``."""
+    """Return ``select.reach``, or the reach of the training plan if it is ``auto``."""
     return planned_reach(sum_of_learning_rates, num_steps) if settings.reach == "auto" else float(settings.reach)
 
 
 def planned_reach(sum_of_learning_rates: float, num_steps: int) -> float:
-    """Reach of a training plan: Σ learning rates over its steps times a constant that falls with the horizon.
+    """Return the reach of a training plan: the sum of its learning rates times a factor that falls with the horizon.
 
-    The prototype's fits were 0.3 at 20 steps and under 0.1 at 60 (MiniLM, SST-2, Adam), so min(1, 6 / steps): training
-    turns after about six steps' worth of one direction. Two points make no law; ``select.reach`` overrides it.
+    The prototype's fits were 0.3 at 20 steps and under 0.1 at 60 (MiniLM, SST-2, Adam). Hence min(1, 6 / steps):
+    training leaves the initial direction after about six steps. Two points do not establish a law, so ``select.reach``
+    can override it.
     """
     return sum_of_learning_rates * min(1.0, 6.0 / max(num_steps, 1))

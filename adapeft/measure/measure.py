@@ -1,4 +1,4 @@
-"""Measuring: the method's passes, at one point or along a probe."""
+"""Measurement of a method's statistics, with checks of the calibration and of the result."""
 
 from __future__ import annotations
 
@@ -21,67 +21,68 @@ if TYPE_CHECKING:
 
 
 class Measurement(Protocol):
-    """What measuring needs to know of a method; see ``adapeft.methods.base.method.Method``."""
+    """Interface of a method that measuring uses; see ``adapeft.methods.base.method.Method``."""
 
     default_warmup_steps: int
     measures_loss: bool
 
     def measure(self, passes: Passes, groups: Groups, settings: Select) -> Statistics:
-        """Statistics of the groups. Collective."""
+        """Return the statistics of the groups. Collective."""
         ...
 
 
 def measure(method: Measurement, passes: Passes, groups: Groups, settings: Select) -> Statistics:
-    """The method's statistics of ``groups``, all finite. Collective.
+    """Return the method's statistics of ``groups``, all finite. Collective.
 
-    Warm-ups and probe move the always-trained parameters; whoever owns the model puts them back or drops the model.
+    Warm-ups and the probe change the always-trained parameters; the caller restores them or discards the model.
 
-    What no batch of the calibration reaches is no longer among the groups, whatever the method: a pooler that the task
-    does not use, or a module that computes without gradients, would be chosen and never train.
+    For every method, parameters that get no gradient from any batch of the calibration are removed from the groups:
+    a pooler that the task does not use, or a module that computes without gradients, might be chosen but never trained.
 
     Raises:
-        AdapeftError: the calibration reaches no candidate, or a loss, a sum over batches or a statistic is not finite.
+        AdapeftError: no candidate gets a gradient, or a loss, a sum over batches or a statistic is not finite.
     """
     passes = ready(method, passes, groups, settings)
     found = method.measure(passes, groups, settings)
     found.check_finite(
         f"measuring for select.method = {settings.method}",
-        "The weights of the base are not finite there, or its gradients are too large for float32: check the base, and "
-        "the scale of the targets.",
+        "The base model's weights are not finite there, or its gradients are too large for float32. Check the base "
+        "model and the scale of the targets.",
         passes.shards.ranks,
     )
     unreached = passes.unreached()
     if set(unreached) >= {info.name for info in groups.parameters}:
         raise AdapeftError(
-            f"none of the {len(groups.parameters)} candidates received a gradient from the calibration, such as "
-            f"{groups.parameters[0].name!r}: the loss does not depend on them. Widen select.include and select.exclude."
+            f"none of the {len(groups.parameters)} candidates, such as {groups.parameters[0].name!r}, received a "
+            f"gradient from the calibration: the loss does not depend on them. Admit other parameters in "
+            f"select.include and select.exclude."
         )
     return found.without(unreached)
 
 
 def not_reached(names: Sequence[str]) -> str:
-    """What to say of the parameters that were left out of the groups."""
+    """Return the message about parameters that were left out of the groups."""
     return f"left out, because no calibration batch gives them a gradient: {', '.join(names)}"
 
 
 def check_precision(settings: Select, dtype: torch.dtype) -> None:
-    """Checks that weights of ``dtype`` can be moved as finely as ``settings`` ask for.
+    """Check that ``dtype`` is precise enough for the small displacements of weights that ``settings`` require.
 
     Raises:
-        AdapeftError: they cannot.
+        AdapeftError: it would round them away.
     """
     if settings.displacing and dtype not in (torch.float32, torch.float64):
         raise AdapeftError(
-            f"model.dtype = {str(dtype).removeprefix('torch.')} rounds away the small moves of the weights that "
-            f"select.{settings.displacing} makes. Take model.dtype: float32 or leave that out."
+            f"model.dtype = {str(dtype).removeprefix('torch.')} is too coarse for the small displacements of weights "
+            f"that select.{settings.displacing} makes. Set model.dtype: float32, or do not use that option."
         )
 
 
 def ready(method: Measurement, passes: Passes, groups: Groups, settings: Select) -> Passes:
-    """``passes`` with the warm-up that ``method`` needs, over the batches that hold a prediction.
+    """Return ``passes`` with the warm-up that ``method`` needs, over the batches that contain a prediction.
 
     Raises:
-        AdapeftError: a half of the calibration holds none.
+        AdapeftError: a half of the calibration contains no prediction.
     """
     steps = method.default_warmup_steps if settings.warmup_steps == "auto" else settings.warmup_steps
     passes = replace(passes, warmup_steps=steps if groups.always_train else 0)
@@ -89,16 +90,16 @@ def ready(method: Measurement, passes: Passes, groups: Groups, settings: Select)
 
 
 def _with_predictions(passes: Passes) -> Calibration:
-    """The calibration without the global batches that hold no prediction: they have no weight in any mean."""
+    """Return the calibration without global batches that contain no prediction, which have no weight in any mean."""
 
     def counted(name: str, half: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         objective, collate = passes.objective, passes.collate
         found = tuple(batch for batch in half if objective.num_predictions(collate(batch).labels))
         if not found:
             raise AdapeftError(
-                f"half {name} of the calibration holds no prediction: every label of its {len(half)} batches is "
-                f"{IGNORED}. Each half needs one: give more batches with labels (in a config, raise "
-                "select.calibration), and check that cutting texts to the maximum length leaves some."
+                f"half {name} of the calibration contains no prediction: every label of its {len(half)} batches is "
+                f"{IGNORED}. Each half needs at least one. Provide more batches with labels (in a config, raise "
+                "select.calibration), and check that truncating texts to the maximum length leaves some labels."
             )
         return found
 

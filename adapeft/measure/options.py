@@ -1,14 +1,15 @@
-r"""Options of a weight matrix: to train it whole, or LoRA of some rank beside it, measured with the rows in one go.
+r"""Options of a weight matrix: training it whole, or LoRA of some rank, measured in the same passes as its rows.
 
-All are valued on one scale: the slope b and the curvature A of the step that the option can take. Whole, that is the
-direction D of the matrix itself; LoRA of rank r can take the nearest step of that rank, :math:`D_r = \sum_{i \le r}
-s_i u_i v_i^\top` by the singular values of D, so that
+All are valued on one scale: the slope b and the curvature A of the step that the option can take. For the whole matrix,
+the step is its direction D; LoRA of rank r can take the nearest step of that rank, :math:`D_r = \sum_{i \le r} s_i u_i
+v_i^\top` by the singular values of D, so that
 
 .. math:: b_r = \sum_{i \le r} s_i\, u_i^\top \bar G v_i, \qquad
           A_r = \frac{T}{M} \sum_m \Big(\sum_{i \le r} s_i\, u_i^\top \tilde G_m v_i\Big)^2
 
-for the gradients that rows are measured with anyway: one projection a singular value, whatever the number of ranks.
-What LoRA does in its first step says nothing of it, for its A has no gradient while B = 0 (Xu and Bu 2025).
+for the gradients that measuring the rows needs anyway: one projection per singular value, whatever the number of
+ranks. The first step of LoRA itself does not predict its value, because its A has no gradient while B = 0 (Xu and Bu
+2025).
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from adapeft.ranks import Ranks
 
 _OVERSAMPLING = 8
 _POWER_ITERATIONS = 4
-"""Of the randomized singular values, Halko, Martinsson and Tropp 2011; Adam's directions have a flat spectrum."""
+"""Power iterations of the randomized SVD (Halko, Martinsson and Tropp 2011); Adam's directions have flat spectra."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Alternatives to training rows of a matrix, of which at most one is taken. Columns, N in all.
+    """Alternatives to training rows of a matrix, at most one of which is chosen per matrix; columns over N options.
 
     Attributes:
-        parameters: int64 [N], the matrix among the candidates.
-        ranks: int64 [N], of LoRA; 0 is the whole tensor.
-        counts: int64 [N], trained elements.
+        parameters: int64 [N], index of the matrix among the candidates.
+        ranks: int64 [N], rank of LoRA; 0 for the whole tensor.
+        counts: int64 [N], number of trained elements.
         slopes: float64 [N].
         curvatures: float64 [N].
     """
@@ -51,7 +52,7 @@ class Options:
     curvatures: np.ndarray
 
     def of(self, places: Mapping[int, int]) -> Options:
-        """Those of some of the candidates: ``places`` is from their index to the new one."""
+        """Return the options of the candidates in ``places``, a mapping from their old to their new indices."""
         kept = np.isin(self.parameters, list(places))
         columns = (column[kept] for column in (self.ranks, self.counts, self.slopes, self.curvatures))
         return Options(np.array([places[int(old)] for old in self.parameters[kept]], dtype=np.int64), *columns)
@@ -59,7 +60,7 @@ class Options:
 
 @dataclass(frozen=True)
 class _Factors:
-    """Of one matrix [d0, d1] of the candidates: ``left`` [d0, R] scaled by the singular values, ``right`` [d1, R]."""
+    """Singular vectors of a matrix [d0, d1]: ``left`` [d0, R], scaled by the singular values, and ``right`` [d1, R]."""
 
     left: Tensor
     right: Tensor
@@ -68,11 +69,11 @@ class _Factors:
 def measure_with_options(
     passes: Passes, groups: Groups, direction: list[Tensor], kinds: Sequence[str], ranks: Sequence[int]
 ) -> tuple[dict[str, np.ndarray], Options]:
-    """The columns of ``groups`` (by row), without projections, and the options of its matrices. Collective.
+    """Return the columns of ``groups`` (by row), without projections, and the options of its matrices. Collective.
 
     Args:
-        kinds: ``tensor``, ``lora``; what else is among them is not measured here.
-        ranks: of LoRA; a matrix has those that cost less than training it whole.
+        kinds: kinds of options; those other than ``tensor`` and ``lora`` are ignored.
+        ranks: ranks of LoRA; each matrix gets those that cost less than training it whole.
     """
     shards = passes.shards
     matrices = [i for i, info in enumerate(groups.parameters) if info.is_linear and "lora" in kinds]
@@ -115,7 +116,7 @@ def _as_options(found: Sequence[tuple]) -> Options:
 
 
 def _squared(projections: np.ndarray) -> float:
-    """The curvature of a step from the projections [n, M] of its parts."""
+    """Return the curvature of a step from the projections [n, M] of its parts."""
     return float((projections.sum(axis=0) ** 2).sum())
 
 
@@ -124,14 +125,14 @@ def _lora_count(info: ParameterInfo, rank: int) -> int:
 
 
 def _most(info: ParameterInfo, ranks: Sequence[int]) -> int:
-    """The largest of ``ranks`` that is cheaper than the whole matrix, 0 when none is."""
+    """Return the largest of ``ranks`` that is cheaper than the whole matrix, or 0."""
     return max((rank for rank in ranks if rank < min(info.shape) and _lora_count(info, rank) < info.count), default=0)
 
 
 def _factors(shards: Shards, groups: Groups, direction: list[Tensor], widths: dict[int, int]) -> dict[int, _Factors]:
-    """Leading singular vectors of the direction in each matrix, the same on every rank. Collective.
+    """Return leading singular vectors of the direction of each matrix, the same on every rank. Collective.
 
-    One matrix at a time is whole on a rank. Ranks take turns in factorizing, and share what they found.
+    Ranks hold one whole matrix at a time; they take turns in factorizing one and broadcast the result.
     """
     factors = {}
     for turn, (index, width) in enumerate(widths.items()):
@@ -153,12 +154,12 @@ def _factors(shards: Shards, groups: Groups, direction: list[Tensor], widths: di
 
 
 def _shared(values: Tensor, ranks: Ranks) -> Tensor:
-    """What one rank has and the others hold zeros for."""
+    """Broadcast a tensor from the rank that has it; the other ranks pass zeros. Collective."""
     return ranks.all_reduce(values.contiguous())
 
 
 def _leading(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``width`` leading singular triplets: u [d0, width], s [width], v [d1, width]."""
+    """Return the ``width`` leading singular triplets: u [d0, width], s [width], v [d1, width]."""
     if width + _OVERSAMPLING >= min(matrix.shape):
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
         return u[:, :width], s[:width], vt[:width].t()
@@ -169,7 +170,7 @@ def _leading(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _project(shards: Shards, groups: Groups, factors: dict[int, _Factors], gradients: list[Tensor]) -> np.ndarray:
-    r"""float64: :math:`s_i\, u_i^\top G v_i` of every triplet, matrix after matrix. Collective."""
+    r"""Return :math:`s_i\, u_i^\top G v_i` of every triplet in float64, matrix after matrix. Collective."""
     starts = dict(zip(factors, np.cumsum([0, *(one.left.shape[1] for one in factors.values())]).tolist(), strict=False))
     total = sum(one.left.shape[1] for one in factors.values())
     sums = torch.zeros(total, dtype=torch.float64, device=shards.device)
@@ -181,7 +182,7 @@ def _project(shards: Shards, groups: Groups, factors: dict[int, _Factors], gradi
 
 
 def _triplets(factors: _Factors, start: int, gradient: Tensor) -> Tensor:
-    """The part of the triplets' projections that the elements from flat position ``start`` of the matrix make."""
+    """Return the contribution of the matrix elements from flat position ``start`` to the triplets' projections."""
     width = len(factors.right)
     first, last = start // width, -(-(start + len(gradient)) // width)
     padded = torch.nn.functional.pad(gradient, (start - first * width, last * width - start - len(gradient)))

@@ -1,9 +1,10 @@
 r"""Slope and curvature of every group from losses alone: a parabola through a few displacements along its direction.
 
-Xu and Bu, "Adaptive parameter-efficient fine-tuning via Hessian-informed subset selection", 2025: as
-:math:`L(w - η d_k) \approx L - η b_k + \tfrac12 η^2 A_{kk}`, the losses at four displacements of each of K groups, and
-at none, give all :math:`b_k` and :math:`A_{kk}` in 4K + 1 forward passes. Each moves one group and puts it back: the
-reference for few groups (tensors, roles), where gradients measure any number of them in two passes.
+Xu and Bu, "Adaptive parameter-efficient fine-tuning via Hessian-informed subset selection", 2025: since
+:math:`L(w - η d_k) \approx L - η b_k + \tfrac12 η^2 A_{kk}`, the loss at four displacements of each of K groups and the
+loss without displacement give all :math:`b_k` and :math:`A_{kk}` in 4K + 1 forward passes. Each pass displaces one
+group and restores it. This is the reference for few groups (tensors, roles); gradients measure any number of groups in
+two passes.
 """
 
 from __future__ import annotations
@@ -16,28 +17,29 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.projections import sum_over_groups
 
 SIZES = (-2.0, -1.0, 1.0, 2.0)
-"""Displacements in units of h. Both signs, so that third derivatives leave the curvature alone."""
+"""Displacements in units of h. They have both signs, so that third derivatives do not bias the curvature."""
 
 STEP = 0.01
-"""Length of a displacement h·d_k, as a part of the median over the groups of the length ‖w_k‖ of their weights.
+"""Length of a displacement h·d_k, as a fraction of the median of the groups' weight norms ‖w_k‖.
 
-One length for all groups, because curvature grows with a group's size. On MiniLM (CoLA, 18 roles, Adam's direction, 48
-examples of half B): all fits are kept but that of the key biases, to which softmax is blind, and the slopes are 2 % off
-those of gradients. At one h of 5e-3 for all, as a learning rate has it, 7 of the 18 fits were bad and slopes 89 % off:
-feed-forward matrices leave the quadratic model where biases still drown in the rounding of float32 losses. A group's
-own weights are no measure either: biases may be zeros, layer norms are ones.
+All groups use the same length, because curvature grows with a group's size. On MiniLM (CoLA, 18 roles, Adam's
+direction, 48 examples of half B) all fits are kept except that of the key biases, to which softmax is invariant, and
+the slopes differ by 2 % from those of gradients. With the same h of 5e-3 for all groups, like a learning rate, 7 of the
+18 fits were bad and slopes were off by 89 %: at that h the feed-forward matrices leave the range of the quadratic
+model, while the effect of biases is still below the rounding of float32 losses. A group's own weights are no suitable
+scale either: biases may be zeros, and layer norms are ones.
 """
 
 LEAST_R2 = 0.99
-"""Fits that explain less of the losses' variance are discarded; one in a hundred explains as much of mere noise."""
+"""Smallest R² of a fit that is kept; one in a hundred fits to pure noise reaches it."""
 
 
 def measure_parabolas(passes: Passes, groups: Groups, direction: list[torch.Tensor]) -> dict[str, np.ndarray]:
-    r"""Columns ``slope``, ``curvature`` and ``r2`` over half B, of the least-squares parabola through five losses.
+    r"""Return columns ``slope``, ``curvature`` and ``r2`` of least-squares parabolas through five losses over half B.
 
-    The weights are as before when this returns. A fit that is not convex (``curvature`` ≤ 0, or too small to
-    bend the losses by more than their rounding) or bad (``r2`` below ``LEAST_R2``) is discarded: its slope is 0, and so
-    is its influence; the two other columns say why.
+    The weights are restored before this returns. A fit that is not convex (``curvature`` ≤ 0, or too small to bend the
+    losses by more than their rounding) or bad (``r2`` below ``LEAST_R2``) is discarded: its slope, and hence its
+    influence, is set to 0; the other two columns show the reason.
     """
     assert groups.granularity in ("tensor", "role"), "a group has whole tensors"
     shards, half_b = passes.shards, passes.calibration.half_b
@@ -54,7 +56,7 @@ def measure_parabolas(passes: Passes, groups: Groups, direction: list[torch.Tens
             losses[group, column] = passes.loss(half_b)
         shards.write(members, {parameter: base[index] for index, parameter in held})
     slope, curvature, r2 = fit_parabolas(losses, steps[:, None] * [0.0, *SIZES])
-    # A line fits well too, and would leave a curvature of mere rounding to divide by.
+    # A straight line also fits well, but its curvature is rounding error, by which influence would divide.
     rounding = torch.finfo(base[0].dtype if base else torch.float32).eps * np.abs(losses[:, 0])
     bend = curvature * (steps * SIZES[-1]) ** 2 / 2
     good = (bend > rounding) & (r2 >= LEAST_R2)
@@ -62,14 +64,14 @@ def measure_parabolas(passes: Passes, groups: Groups, direction: list[torch.Tens
 
 
 def fit_parabolas(losses: np.ndarray, displacements: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    r"""Least squares of :math:`c - ηb + \tfrac12 η^2 A` for each group.
+    r"""Fit :math:`c - ηb + \tfrac12 η^2 A` to the losses of each group by least squares.
 
     Args:
         losses: float64 [K, n].
-        displacements: η, float64 [K, n], zeros where a group cannot be displaced.
+        displacements: η, float64 [K, n]; zeros for a group that cannot be displaced.
 
     Returns:
-        b, A and the coefficient of determination R² (all 0 where the losses are equal), each float64 [K].
+        b, A and the coefficient of determination R² (all 0 if the losses are equal), each float64 [K].
     """
     scale = np.abs(displacements).max(axis=1)
     scale[scale == 0] = 1.0
@@ -83,7 +85,7 @@ def fit_parabolas(losses: np.ndarray, displacements: np.ndarray) -> tuple[np.nda
 
 
 def _steps(passes: Passes, groups: Groups, base: list[torch.Tensor], direction: list[torch.Tensor]) -> np.ndarray:
-    """h of each group, float64 [K]; 0 where the direction is."""
+    """Return h of each group, float64 [K]; 0 where the direction is zero."""
     weights, along = (
         np.sqrt(sum_over_groups(passes.shards, groups, [piece.double().square() for piece in pieces]))
         for pieces in (base, direction)

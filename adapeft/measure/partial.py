@@ -1,4 +1,4 @@
-"""What passes have summed so far, on disk: a measurement that was interrupted goes on from there."""
+"""Partial sums of the passes on disk, from which an interrupted measurement resumes."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _KIND = "partial sums"
 
 
 class PartialSums:
-    """The sums of a measurement's passes, in their order: ``02-slope-00012`` after twelve batches of the third pass.
+    """Sums of a measurement's passes, in order: ``02-slope-00012`` after twelve batches of the third pass.
 
-    What has been measured is measured again, pass by pass, but a pass that finds its sums here takes them instead of
-    its batches. All that is computed from sums is computed anew, so that nothing else needs saving. A pass is saved
-    when it ends, and while it lasts every ``interval`` seconds; each rank writes its own sums.
+    A resumed measurement runs its passes in order, and a pass whose sums are stored here loads them instead of running
+    those batches. Everything derived from sums is computed again, so nothing else is saved. A pass is saved when it
+    ends, and every ``interval`` seconds until then; each rank writes its own sums.
 
     Args:
-        folder: of the run.
-        key: what the sums depend on, to the last bit; those of another key are removed.
-        interval: seconds; 0 saves nothing, and finds nothing.
-        ranks: that measure.
-        clock: in seconds.
+        folder: folder of the run.
+        key: everything that the sums depend on, to the last bit; sums of another key are removed.
+        interval: seconds between saves; 0 neither saves sums nor loads them.
+        ranks: ranks that measure.
+        clock: clock in seconds.
     """
 
     def __init__(
@@ -50,19 +50,19 @@ class PartialSums:
         self._number = -1
         self._clock, self._saved_at = clock, clock()
         self.dropped: list[str] = []
-        """Entries of the key under which sums were found that this measurement cannot go on from."""
+        """Entries of the key that differ from those of the sums on disk, which therefore cannot be resumed."""
         found = torch.zeros(1, dtype=torch.int64)
         if ranks.rank == 0:
             self._open({name: json.loads(json.dumps(value)) for name, value in key.items()})
             found = torch.tensor([*self._done(), 0])  # not empty, which not all backends could gather
         self._found = ranks.all_gather(found)[0].tolist()
-        """Batches that are summed of each pass, the last of which may not be complete."""
+        """Number of batches summed in each pass; the last pass may be incomplete."""
 
     def take_up(self, name: str, sums: Sequence[Tensor]) -> int:
-        """Begins the next pass: fills ``sums`` with what was saved of it and returns how many batches that covers.
+        """Begin the next pass: load its saved sums into ``sums`` and return the number of batches they cover.
 
         Raises:
-            AdapeftError: what was saved is damaged.
+            AdapeftError: the saved sums are damaged.
         """
         self._number += 1
         done = self._found[self._number] if self._number < len(self._found) else 0
@@ -72,14 +72,17 @@ class PartialSums:
         tensors, _ = load_tensors(path, _KIND)
         shapes = {str(index): total.shape for index, total in enumerate(sums)}
         if {index: tensor.shape for index, tensor in tensors.items()} != shapes:
-            raise AdapeftError(f"{path}: sums of other shapes. Remove {self._folder} to measure anew.")
+            raise AdapeftError(
+                f"{path}: the saved sums have other shapes than this measurement. Remove {self._folder} to measure "
+                f"from the start."
+            )
         with torch.no_grad():
             for index, total in enumerate(sums):
                 total.copy_(tensors[str(index)])
         return done
 
     def save(self, name: str, done: int, total: int, sums: Sequence[Tensor]) -> None:
-        """Saves ``sums`` over ``done`` of a pass's ``total`` batches, if it is time to. Collective."""
+        """Save ``sums`` over ``done`` of ``total`` batches of a pass if it has ended or a save is due. Collective."""
         if not self._interval or (done < total and not self._is_due()):
             return
         path = self._path(name, done)
@@ -92,12 +95,12 @@ class PartialSums:
         self._saved_at = self._clock()
 
     def remove(self) -> None:
-        """Drops everything: measuring is done."""
+        """Remove all partial sums once measuring is done."""
         if self._ranks.rank == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _is_due(self) -> bool:
-        """Whether the first rank's clock says so."""
+        """Whether ``interval`` seconds have passed since the last save, by the clock of rank 0."""
         is_due = self._ranks.rank == 0 and self._clock() - self._saved_at >= self._interval
         return bool(self._ranks.all_reduce(torch.tensor([float(is_due)])) > 0)
 
@@ -105,10 +108,10 @@ class PartialSums:
         return self._folder / f"{self._number:02d}-{name.replace(' ', '-')}-{done:05d}"
 
     def _open(self, key: dict[str, Any]) -> None:
-        """Makes the folder this key's."""
+        """Reset the folder unless it matches ``key``."""
         path = self._folder / _KEY
         if path.is_file() and self._interval:
-            other = load_json(path, "what measuring leaves", f"Remove {self._folder} to measure anew.")
+            other = load_json(path, "key of partial sums", f"Remove {self._folder} to measure from the start.")
             self.dropped = [name for name in key if key[name] != other.get(name)]
             if not self.dropped:
                 return
@@ -117,7 +120,7 @@ class PartialSums:
             save_json(path, key)
 
     def _done(self) -> list[int]:
-        """Batches done of every pass that was begun."""
+        """Return the number of batches done in every pass that was begun."""
         newest: dict[int, int] = {}
         for path in self._folder.glob("[0-9]*"):
             number, done = int(path.name.partition("-")[0]), int(path.name.rpartition("-")[2])

@@ -1,4 +1,4 @@
-"""Passes over the calibration: a gradient for each global batch, at true or at sampled labels."""
+"""Passes over the calibration: one gradient per global batch, at true or sampled labels."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from adapeft.tasks.losses import Collate, Watched, example_losses, micro_losses
 from adapeft.tasks.objective import Objective
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of a pass, the batches done and their number."""
+"""Callback that receives the name of a pass, the number of batches done and the total number of batches."""
 
 WARMUP_LEARNING_RATE = 3e-3
-"""Peak of AdamW's learning rate for the always-trained part.
+"""Peak AdamW learning rate of the warm-up of the always-trained part.
 
-A head that has not yet learned how frequent the classes are puts that into every layer's gradient. Measured on CoLA
-(MiniLM, 512 examples): after 32 steps at a constant 1e-3 the pooler took 72 % of the budget for a promised decrease of
-0.15; after 96 falling from 3e-3 it took nothing, and the promise was 0.0045.
+While a head has not yet learned the class frequencies, their gradient appears in every layer. Measured on CoLA (MiniLM,
+512 examples): after 32 steps at a constant 1e-3 the pooler took 72 % of the budget for a predicted decrease of 0.15;
+after 96 steps with a rate falling from 3e-3 it took nothing, and the predicted decrease was 0.0045.
 """
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The calibration of one measurement, ready to be run through shards.
+    """Passes of one measurement over its calibration, run through shards.
+
+    Every pass raises ``AdapeftError`` on all ranks at the first batch whose loss, or a sum over the batches, is not
+    finite; sums that include that batch are not saved.
 
     Attributes:
-        collate: example indices → a micro-batch.
-        seed: of the sampled labels.
-        warmup_steps: of every warm-up.
-        saved: where passes save their sums and take them up again; None: nowhere.
-        seen: the first example of each batch whose gradient was computed.
-        source: where the examples are from, for messages.
-
-    Every pass raises ``AdapeftError`` on all ranks at the first batch whose loss, or whatever is summed over the
-    batches, is not finite; nothing of that batch is saved.
+        collate: function from example indices to a micro-batch.
+        seed: random seed of the sampled labels.
+        warmup_steps: number of steps of every warm-up.
+        saved: partial sums on disk, from which passes resume; None saves nothing.
+        seen: first example of each batch whose gradient was computed.
+        source: source of the examples, for messages.
     """
 
     shards: Shards
@@ -62,10 +62,10 @@ class Passes:
     def gradients(
         self, name: str, batches: Sequence[np.ndarray], sums: Sequence[Tensor], *, sampled_labels: bool = False
     ) -> Iterator[tuple[list[Tensor], int]]:
-        """For each global batch its mean-loss gradient (a tensor a slice) and the number of predictions in the mean.
+        """Yield, for each global batch, the gradient of its mean loss (one tensor per slice) and its prediction count.
 
-        ``sums`` are all that the caller adds up of them, in place: where an interrupted measurement is taken up, they
-        hold the batches that were done, and the others follow.
+        ``sums`` are all tensors into which the caller accumulates, in place. When an interrupted measurement resumes,
+        they are loaded with the sums of the finished batches, and only the remaining batches follow.
         """
         for index in self.steps(name, len(batches), sums):
             watched, num_predictions = self._losses(batches[index], sampled_labels=sampled_labels)
@@ -75,10 +75,10 @@ class Passes:
             self._check(name, batches[index], watched, sums, sampled_labels=sampled_labels)
 
     def steps(self, name: str, total: int, sums: Sequence[Tensor]) -> Iterator[int]:
-        """The steps of a pass that are still to do; ``sums`` as for ``gradients``. Collective."""
+        """Yield the remaining steps of a pass; ``sums`` as for ``gradients``. Collective."""
         done = self.saved.take_up(name, sums) if self.saved else 0
         if done:
-            self.shards.publish()  # a warm-up's sums are weights
+            self.shards.publish()  # the sums of a warm-up are weights
             self.progress(name, done, total)
         for index in range(done, total):
             yield index
@@ -87,7 +87,7 @@ class Passes:
                 self.saved.save(name, index + 1, total, sums)
 
     def loss(self, batches: Sequence[np.ndarray]) -> float:
-        """Mean loss over all predictions of ``batches``, without gradients. Collective."""
+        """Return the mean loss over all predictions of ``batches``, without gradients. Collective."""
         total, weight = 0.0, 0
         for batch in batches:
             watched, num_predictions = self._losses(batch, sampled_labels=False)
@@ -98,7 +98,7 @@ class Passes:
 
     @contextmanager
     def training_gradients(self, batch: np.ndarray, learning_rate: float) -> Iterator[list[Tensor]]:
-        """The candidates' gradients for a global batch; on leaving, the always-trained part steps on the same batch."""
+        """Yield the candidates' gradients for a batch; on exit, train the always-trained part on it for one step."""
         watched, _ = self._losses(batch, sampled_labels=False)
         with self.shards.gradients(watched.losses) as gradients:
             self._check("probe", batch, watched, gradients)
@@ -106,15 +106,14 @@ class Passes:
         self.shards.train_step(watched.losses, learning_rate)
 
     def warm_up(self, batches: Sequence[np.ndarray]) -> None:
-        """Trains the always-trained part over ``batches``: behind a head that has not learned gradients mean nothing.
+        """Train the always-trained part over ``batches``, because gradients behind an untrained head are meaningless.
 
-        Always over the batches whose gradient is wanted next. It is then that of the loss which training reaches with
-        the head trained along (the envelope theorem), free of all that the head can express itself, such as how
-        frequent the classes happen to be among just these examples. With the halves of the calibration behind one head
-        that noise points the same way in every layer, and more so for the optimum of both together, where their
-        gradients are opposite. Slopes of MiniLM's tensors on CoLA, summed, and the share that is positive: one head
-        trained over both halves -8.6, 0.11; over half A -0.8, 0.61; over other examples -6.1, 0.19; each half behind
-        its own 1.0, 0.66.
+        ``batches`` must be those whose gradient is needed next. By the envelope theorem it is then the gradient of the
+        loss with the head optimized along, without anything that the head itself can express, such as the class
+        frequencies of these examples. If both halves of the calibration share one head, that noise points the same way
+        in every layer, and even more at the joint optimum of both halves, where their gradients are opposite. Sum of
+        the slopes of MiniLM's tensors on CoLA, and the fraction that is positive: one head trained over both halves
+        -8.6, 0.11; over half A -0.8, 0.61; over other examples -6.1, 0.19; one head per half 1.0, 0.66.
         """
         if not self.warmup_steps:
             return
@@ -123,15 +122,16 @@ class Passes:
             batch = batches[step % len(batches)]
             watched, _ = self._losses(batch, sampled_labels=False)
             before = [tensor.detach().clone() for tensor in state]
-            # Falling to zero: a head still swinging about its optimum asks every layer to shift all logits alike.
+            # The rate falls to zero: if the head still oscillates about its optimum, every layer's gradient shifts all
+            # logits alike.
             self.shards.train_step(watched.losses, WARMUP_LEARNING_RATE * (1 - step / self.warmup_steps))
             self._check("warm-up", batch, watched, state, partial(self._put_back, state, before))
 
     def unreached(self) -> tuple[str, ...]:
-        """The candidates and always-trained parameters that no batch of the calibration gives a gradient. Collective.
+        """Return the candidates and always-trained parameters that get no gradient from any batch. Collective.
 
-        Passes over gradients have seen whole halves; otherwise one batch usually shows that all are reached. Experts
-        that no token of a batch is routed to need another one.
+        Gradient passes have already seen whole halves of the calibration. Otherwise one batch usually reaches all
+        parameters; experts to which none of its tokens is routed need further batches.
         """
         unseen = [batch for batch in self.calibration.batches if int(batch[0]) not in self.seen]
         missing = self._unreached()
@@ -180,9 +180,9 @@ class Passes:
         *,
         sampled_labels: bool = False,
     ) -> None:
-        """Raises ``AdapeftError`` on all ranks where the loss of ``batch``, or what is summed, is not finite.
+        """Raise ``AdapeftError`` on all ranks if the loss of ``batch`` or one of ``sums`` is not finite.
 
-        ``undo`` puts back the weights that gave the loss, where they have been stepped since.
+        ``undo`` restores the weights that gave the loss, if they have changed since.
         """
         overflown = sum(not is_finite(total) for total in sums)
         found = torch.tensor([watched.total(), overflown], dtype=torch.float64)
@@ -201,11 +201,11 @@ class Passes:
         subject = (
             f"the loss of a calibration batch is {loss:g}"
             if not math.isfinite(loss)
-            else f"the loss of a calibration batch is {loss:.3g}, and its gradient, or the square of that, is too "
-            f"large for float32"
+            else f"the loss of a calibration batch is {loss:.3g}, but its gradient or squared gradient is too large "
+            f"for float32"
         )
         raise AdapeftError(
-            f"measuring ({name}): {subject}. {blame(examples, self.source)} Correct or drop such examples; regression "
-            f"targets belong on a scale of about 1. If the weights are at fault, the base model is damaged, or "
-            f"select.probe_learning_rate is too high, or model.dtype: float32 is needed."
+            f"measuring ({name}): {subject}. {blame(examples, self.source)} Correct or drop such examples; scale "
+            f"regression targets to about 1. If the weights are at fault, the base model is damaged, "
+            f"select.probe_learning_rate is too high, or model.dtype must be float32."
         )

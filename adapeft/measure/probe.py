@@ -1,4 +1,4 @@
-"""Measuring at several points of a short full training: what one point says of the start alone, adds up over them."""
+"""Measurement at several points of a short full training (the probe), instead of at its start alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adapeft.measure.statistics import ElementShard, Statistics
 
 
 class ProbeSettings(Protocol):
-    """Length of the probe, points at which it is measured, learning rate of Adam."""
+    """Number of steps of the probe, number of its measured points, and its Adam learning rate."""
 
     probe_steps: int
     probe_points: int
@@ -26,18 +26,18 @@ class ProbeSettings(Protocol):
 def measure_along_probe(
     passes: Passes, groups: Groups, settings: ProbeSettings, measure: Callable[[], Statistics]
 ) -> Statistics:
-    """What ``measure`` finds at ``settings.probe_points`` points of a probe: every column becomes [K, P]. Collective.
+    """Call ``measure`` at the ``settings.probe_points`` points of a probe and stack columns to [K, P]. Collective.
 
-    The accumulated influence (APPI) of Xu and Bu 2025, whose probe is full training for about a tenth of the steps. The
-    points lie evenly from the start to the end of ``settings.probe_steps`` steps of Adam on all candidates and AdamW on
-    the always-trained part, without dropout, at a constant learning rate, over half A of the calibration, so that half
-    B is still held out. A rank keeps four numbers an element of its own while it lasts; then the candidates are as
-    before bit for bit, the always-trained part as the probe has left it.
+    This gives the accumulated influence (APPI) of Xu and Bu 2025, whose probe is full training for about a tenth of the
+    steps. The points are evenly spaced from the start to the end of ``settings.probe_steps`` steps of Adam on all
+    candidates and AdamW on the always-trained part, without dropout and at a constant learning rate. The steps use half
+    A of the calibration, so that half B is still held out. During the probe, each rank keeps four numbers per element
+    that it holds. Afterwards the candidates are restored bit for bit; the always-trained part keeps its last values.
     """
     shards, batches = passes.shards, passes.calibration.half_a
     start = shards.weights()
     weights = [piece.clone() for piece in start]
-    # A group of its own: a rank may hold nothing.
+    # An explicit parameter group, because a rank may hold no elements.
     optimizer = torch.optim.Adam([{"params": weights}], lr=settings.probe_learning_rate)
     points: list[Statistics] = []
     due = probe_points(settings)
@@ -58,7 +58,7 @@ def measure_along_probe(
 
 
 def probe_points(settings: ProbeSettings) -> list[int]:
-    """The steps of the probe after which is measured, 0 and the last among them."""
+    """Return the steps of the probe after which statistics are measured, including 0 and the last."""
     return np.linspace(0, settings.probe_steps, settings.probe_points).round().astype(int).tolist()
 
 
@@ -68,7 +68,7 @@ def _write(shards: Shards, groups: Groups, weights: Sequence[Tensor]) -> None:
 
 
 def _side_by_side(groups: Groups, points: Sequence[Statistics]) -> Statistics:
-    """Columns [K] of P statistics as one [K, P]; of elements [n] as [n, P]."""
+    """Stack columns [K] of P statistics to [K, P], and those of elements [n] to [n, P]."""
     elements = tuple(
         ElementShard(
             shards[0].slice,

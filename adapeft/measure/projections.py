@@ -1,4 +1,4 @@
-"""Slope and curvature of every group along the direction, from projections of micro-batch gradients: one pass each."""
+"""Slope and curvature of every group along the direction, each from projections of gradients in one pass."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from adapeft.measure.shards import Shards
 
 
 class Projector(NamedTuple):
-    """More projections of a gradient.
+    """Additional projections of a gradient.
 
     Attributes:
-        size: n, their number.
-        project: gradient → float64 [n], the same on every rank. Collective.
+        size: number of projections, n.
+        project: function from a gradient to float64 [n], the same on every rank. Collective.
     """
 
     size: int
@@ -29,10 +29,10 @@ class Projector(NamedTuple):
 def measure_slopes(
     passes: Passes, groups: Groups, direction: list[Tensor], more: Projector | None = None
 ) -> dict[str, np.ndarray]:
-    r"""Columns ``slope`` :math:`b_k = \bar g_k^\top d_k` over half B and its standard error ``slope_error``.
+    r"""Return columns ``slope`` :math:`b_k = \bar g_k^\top d_k` over half B and its standard error ``slope_error``.
 
-    Half B is free of the noise that half A has put into d, so the estimate has no :math:`\|\bar g\|^2` bias. What
-    ``more`` projects on follows the groups.
+    Half B is independent of the noise that half A puts into d, so the estimate has no :math:`\|\bar g\|^2` bias. The
+    projections of ``more`` follow those of the groups.
     """
     projections, weights = _project(passes, groups, direction, more, sampled_labels=False)
     mean = np.average(projections, axis=0, weights=weights)
@@ -45,10 +45,11 @@ def measure_slopes(
 def measure_curvatures(
     passes: Passes, groups: Groups, direction: list[Tensor], more: Projector | None = None
 ) -> dict[str, np.ndarray]:
-    r"""Column ``curvature`` :math:`A_k = T\,\overline{(\tilde g_k^\top d_k)^2}` over half B at sampled labels.
+    r"""Return column ``curvature`` :math:`A_k = T\,\overline{(\tilde g_k^\top d_k)^2}` over half B at sampled labels.
 
-    With T predictions averaged in a global batch this is an unbiased :math:`d_k^\top F d_k` (F the Fisher, or
-    Gauss-Newton, matrix): never negative, no double backward, and one all-reduce of K numbers a batch.
+    With T predictions averaged in a global batch this is an unbiased estimate of :math:`d_k^\top F d_k` (F is the
+    Fisher, or Gauss-Newton, matrix). It is never negative, and needs no double backward and one all-reduce of K numbers
+    per batch.
 
     Column ``projections`` is :math:`Z_{km} = \sqrt{T_m/M}\,\tilde g_{mk}^\top d_k`, float32 [K, M] for M batches: the
     cross terms are :math:`A_{jk} \approx \sum_m Z_{jm} Z_{km}`, and the curvature is their diagonal.
@@ -59,7 +60,7 @@ def measure_curvatures(
 
 
 def sum_over_groups(shards: Shards, groups: Groups, values: Iterable[Tensor]) -> np.ndarray:
-    """float64 [K]: sums of sharded ``values`` (one tensor a slice) over each group, the same on every rank."""
+    """Return sums of sharded ``values`` (one tensor per slice) over each group: float64 [K], equal on every rank."""
     sums = torch.zeros(groups.num_groups, dtype=torch.float64, device=shards.device)
     for piece, value in zip(shards.slices, values, strict=True):
         touched, partial = groups.sums(piece.parameter, piece.start, value)
@@ -70,7 +71,7 @@ def sum_over_groups(shards: Shards, groups: Groups, values: Iterable[Tensor]) ->
 def _project(
     passes: Passes, groups: Groups, direction: list[Tensor], more: Projector | None, *, sampled_labels: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Projections [M, K] of the M gradients of half B on the direction, and the predictions [M] behind each."""
+    """Return the projections [M, K] of the M gradients of half B on the direction, and their prediction counts [M]."""
     name = "curvature" if sampled_labels else "slope"
     half_b = passes.calibration.half_b
     rows = torch.zeros(len(half_b), groups.num_groups + (more.size if more else 0), dtype=torch.float64)

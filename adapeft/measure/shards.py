@@ -1,7 +1,7 @@
-"""The small interface through which statistics see parameters: one rank's slice of each, and the ranks they are on.
+"""Interface through which measuring accesses parameters: one rank's slice of each, and the group of ranks.
 
-``WholeModel`` is the case of one process that holds everything; ``cluster.zero.shards.ZeroShards`` is any ZeRO stage.
-Nothing else in ``measure`` knows which of the two it runs on.
+``WholeModel`` implements it for one process that holds the whole model, ``cluster.zero.shards.ZeroShards`` for any ZeRO
+stage. Nothing else in ``measure`` depends on which of the two is used.
 """
 
 from __future__ import annotations
@@ -33,53 +33,55 @@ class Shards(Protocol):
     ranks: Ranks
     device: torch.device
     num_micro: int
-    """Micro-batches that every gradient is accumulated over, the same on all ranks."""
+    """Number of micro-batches over which every gradient is accumulated, the same on all ranks."""
     slices: tuple[Slice, ...]
-    """This rank's elements, at most one slice of a candidate; over all ranks every element occurs exactly once."""
+    """This rank's elements, at most one slice per candidate; over all ranks every element occurs exactly once."""
     names: tuple[str, ...]
     """The candidates, then the always-trained parameters."""
     reached: set[str]
-    """Those of ``names`` that a backward pass on this rank has given a gradient, if only of zeros."""
+    """Those of ``names`` that have received a gradient on this rank, even one of zeros."""
 
     def gradients(self, losses: Sequence[Loss]) -> AbstractContextManager[list[Tensor]]:
-        """float32 gradients of the sum of ``losses`` over all ranks, aligned with ``slices``; valid within the context.
+        """Yield float32 gradients of the sum of ``losses`` over all ranks, aligned with ``slices``. Collective.
 
-        ``losses`` are this rank's ``num_micro`` micro-batches, each called with the model. Collective.
+        They are valid only within the context. ``losses`` are this rank's ``num_micro`` micro-batches, as functions of
+        the model.
         """
         ...
 
     def loss(self, losses: Sequence[Loss]) -> float:
-        """Sum of ``losses`` over all ranks and micro-batches, without gradients. Collective."""
+        """Return the sum of ``losses`` over all ranks and micro-batches, without gradients. Collective."""
         ...
 
     def weights(self) -> list[Tensor]:
-        """Values of this rank's elements, float32 (float64 where the model is), aligned with ``slices``; copies."""
+        """Return copies of this rank's elements, float32 (float64 if the model is), aligned with ``slices``."""
         ...
 
     def write(self, candidates: Sequence[int], values: Mapping[int, Tensor]) -> None:
-        """Sets candidates on all ranks; what ``weights`` gave puts them back bit for bit. Collective.
+        """Set candidates on all ranks. Values from ``weights`` restore them bit for bit. Collective.
 
         Args:
-            candidates: which, the same on all ranks.
-            values: candidate → this rank's elements of it, [length of its slice], for those it has a slice of.
+            candidates: indices of the candidates to set, the same on all ranks.
+            values: candidate → this rank's elements of it [slice.length], for every candidate of which this rank has a
+                slice.
         """
         ...
 
     def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
-        """One AdamW step of the always-trained parameters on the same sum of losses. Collective."""
+        """Take one AdamW step of the always-trained parameters on the same sum of losses. Collective."""
         ...
 
     def trained_state(self) -> list[Tensor]:
-        """All that ``train_step`` changes on this rank, live: values, moments and step counts."""
+        """Return the live tensors that ``train_step`` changes on this rank: values, moments and step counts."""
         ...
 
     def publish(self) -> None:
-        """Makes what was written into ``trained_state`` what the model computes with. Collective."""
+        """Make the model compute with the values written into ``trained_state``. Collective."""
         ...
 
 
 class WholeModel:
-    """One process that holds the whole model: every slice is a whole parameter."""
+    """Shards of one process that holds the whole model: every slice is a whole parameter."""
 
     def __init__(
         self, model: nn.Module, candidates: Sequence[str], always_train: Sequence[str] = (), num_micro: int = 1
@@ -105,7 +107,7 @@ class WholeModel:
             for parameter in self._candidates
         ]
         yield gradients
-        gradients.clear()  # the caller's loop holds the list through the next batch, and would hold its memory
+        gradients.clear()  # the caller's loop keeps the list, and so its memory, during the next batch
         self.model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -144,7 +146,7 @@ class WholeModel:
         return [*self._always, *(tensor for state in moments for tensor in state.values())]
 
     def publish(self) -> None:
-        """See ``Shards.publish``: the model's own weights are written."""
+        """See ``Shards.publish``. Does nothing, because ``trained_state`` holds the model's own weights."""
 
     def _backward(self, losses: Sequence[Loss], trainable: Sequence[nn.Parameter]) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -159,7 +161,7 @@ class WholeModel:
 
 
 def adam_state(optimizer: torch.optim.Optimizer, stepped: Tensor) -> dict[str, Tensor]:
-    """Adam's state of a tensor that ``optimizer`` steps; before its first step, what that starts from."""
+    """Return the Adam state of a tensor of ``optimizer``; before the first step, create its initial state."""
     state: dict[str, Tensor] = optimizer.state[stepped]
     if not state:
         state["step"] = torch.tensor(0.0)
@@ -170,7 +172,7 @@ def adam_state(optimizer: torch.optim.Optimizer, stepped: Tensor) -> dict[str, T
 
 @contextmanager
 def measuring_mode(model: nn.Module, restore: Sequence[str]) -> Iterator[None]:
-    """Evaluation mode (no dropout); afterwards mode, ``requires_grad`` and the parameters in ``restore`` are back."""
+    """Set evaluation mode (no dropout); on exit, restore mode, ``requires_grad`` and the parameters in ``restore``."""
     training = {name: module.training for name, module in model.named_modules()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     parameters = dict(model.named_parameters())

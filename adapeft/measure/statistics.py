@@ -1,4 +1,4 @@
-"""What measuring leaves behind: columns over groups and, for elements, this rank's shards of the same columns."""
+"""Measured statistics: columns over groups and, for elements, this rank's shards of the same columns."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Statistics:
 
     Attributes:
         groups: the K groups.
-        columns: name → float64 [K] (``projections``: float32 [K, M]), equal on every rank; [K, P] over the P points of
-            a probe, and elements' columns [slice.length, P].
-        elements: this rank's shards when ``groups.granularity`` is ``element``, else empty.
-        options: of the matrices besides their rows, where ``select.options`` asks for any.
+        columns: name → float64 [K] (``projections``: float32 [K, M]), equal on every rank. Over the P points of a
+            probe they are [K, P], and the columns of elements [slice.length, P].
+        elements: this rank's shards if ``groups.granularity`` is ``element``, otherwise empty.
+        options: options of the matrices besides their rows, if ``select.options`` lists any.
     """
 
     groups: Groups
@@ -44,7 +44,7 @@ class Statistics:
     options: Options | None = None
 
     def without(self, unreached: Sequence[str]) -> Statistics:
-        """The statistics of the groups of the other parameters."""
+        """Return the statistics without the groups of the parameters in ``unreached``."""
         if not unreached:
             return self
         groups = self.groups.without(unreached)
@@ -62,20 +62,20 @@ class Statistics:
         return Statistics(groups, columns, elements, self.options and self.options.of(places))
 
     def check_finite(self, owner: str, remedy: str, ranks: Ranks) -> None:
-        """Checks every number. Collective.
+        """Check that all statistics are finite. Collective.
 
         Args:
-            owner: what the statistics are of, such as a path.
-            remedy: a sentence.
-            ranks: who holds the shards.
+            owner: source of the statistics for the message, such as a path.
+            remedy: sentence that ends the message.
+            ranks: ranks that hold the shards.
 
         Raises:
-            AdapeftError: names a statistic that is not finite and its parameter, on all ranks the same.
+            AdapeftError: a statistic is not finite; the message names it and its parameter, the same on all ranks.
         """
         check_columns(self.groups, self.columns, owner, remedy)
         if self.options is not None:
             check_options(self.groups, self.options, owner, remedy)
-        # Those of the columns first: a rank may hold no elements.
+        # Includes the names of the columns, because a rank may hold no elements.
         names = sorted({*self.columns, *(name for shard in self.elements for name in shard.columns)})
         found = [
             (shard.slice.parameter, names.index(name))
@@ -90,9 +90,9 @@ class Statistics:
 
 
 def check_columns(groups: Groups, columns: Mapping[str, np.ndarray], owner: str, remedy: str) -> None:
-    """Checks the statistics of groups; see ``Statistics.check_finite``."""
+    """Check the statistics of groups; see ``Statistics.check_finite``."""
     for name, column in columns.items():
-        # A slope from a single batch has no standard error: NaN says that it is unknown.
+        # A slope from a single batch has no standard error; NaN marks it as unknown.
         good = ~np.isinf(column) if name == "slope_error" else np.isfinite(column)
         bad = np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))
         if len(bad):
@@ -100,7 +100,7 @@ def check_columns(groups: Groups, columns: Mapping[str, np.ndarray], owner: str,
 
 
 def check_options(groups: Groups, options: Options, owner: str, remedy: str) -> None:
-    """Checks the statistics of options; see ``Statistics.check_finite``."""
+    """Check the statistics of options; see ``Statistics.check_finite``."""
     for name, column in (("slope", options.slopes), ("curvature", options.curvatures)):
         bad = np.flatnonzero(~np.isfinite(column))
         if len(bad):

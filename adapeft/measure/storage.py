@@ -1,4 +1,4 @@
-"""Statistics on disk: ``groups.parquet``, and for elements a file a rank, so that choosing again measures nothing."""
+"""Statistics on disk: ``groups.parquet``, and for elements one file per rank. A new choice reuses them."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ def save_groups(
     key: Mapping[str, Any],
     **derived: np.ndarray,
 ) -> None:
-    """Writes ``groups.parquet``: the groups, their statistics, and what was ``derived`` (influence, chosen elements).
+    """Write ``groups.parquet``: the groups, their statistics and the ``derived`` columns (influence, chosen elements).
 
-    ``key`` is what the statistics depend on; see ``adapeft.config.keys.measurement_key``.
+    Args:
+        key: everything that the statistics depend on; see ``adapeft.config.keys.measurement_key``.
     """
     assert set(derived) <= set(_DERIVED)
     header = {**asdict(groups), "key": dict(key), "provenance": provenance()}
@@ -50,7 +51,7 @@ def save_groups(
 
 
 def save_options(folder: Path, groups: Groups, options: Options, **derived: np.ndarray) -> None:
-    """Writes ``options.parquet``: a row an option of a matrix, and what was ``derived`` (influence, chosen)."""
+    """Write ``options.parquet``: one row per option of a matrix, with the ``derived`` columns (influence, chosen)."""
     assert set(derived) <= set(_DERIVED)
     names = np.array([info.name for info in groups.parameters], dtype=object)
     columns = {
@@ -65,40 +66,40 @@ def save_options(folder: Path, groups: Groups, options: Options, **derived: np.n
 
 
 def load_options(folder: Path, groups: Groups) -> Options | None:
-    """What ``save_options`` wrote; None where nothing was.
+    """Return the options that ``save_options`` wrote, or None if there is no file.
 
     Raises:
-        AdapeftError: the file is damaged, of other groups, or a statistic is not finite.
+        AdapeftError: the file is damaged or belongs to other groups, or a statistic is not finite.
     """
     path = folder / OPTIONS
     if not path.is_file():
         return None
     table = load_table(path)
     places = {info.name: index for index, info in enumerate(groups.parameters)}
-    with reading(f"{path}: options of other groups, or damaged", "Measure again."):
+    with reading(f"{path}: damaged, or options of other groups", "Measure again."):
         parameters = np.array([places[name] for name in table["parameter"].to_pylist()], dtype=np.int64)
         numbers = {name: _as_numpy(table[name]) for name in ("rank", "count", "slope", "curvature")}
         if any(column.shape != parameters.shape for column in numbers.values()):
             raise ValueError("lists instead of numbers")
         if any(numbers[name].dtype.kind != "i" or (numbers[name] < 0).any() for name in ("rank", "count")):
-            raise ValueError("a rank or count is no whole number")
+            raise ValueError("a rank or count is not a non-negative integer")
         found = Options(parameters, numbers["rank"], numbers["count"], numbers["slope"], numbers["curvature"])
         check_options(groups, found, str(path), "Measure again.")
         return found
 
 
 def save_elements(folder: Path, elements: tuple[ElementShard, ...], ranks: Ranks) -> None:
-    """Writes every rank's shard of element statistics, in the place of older ones. Collective."""
+    """Write every rank's shard of element statistics and replace older ones. Collective."""
     tensors = {f"{i}.{name}": column for i, shard in enumerate(elements) for name, column in shard.columns.items()}
     description = {"slices": [asdict(shard.slice) for shard in elements]}
     save_on_ranks(folder / ELEMENTS, "shard of statistics", tensors, description, ranks)
 
 
 def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, Any]]:
-    """Groups, their columns without what was derived, and the key they were measured under.
+    """Return the groups, their columns without the derived ones, and the key under which they were measured.
 
     Raises:
-        AdapeftError: there are none, the file is damaged or foreign, or a statistic is not finite.
+        AdapeftError: the file is missing, damaged or not a group table, or a statistic is not finite.
     """
     table = load_table(folder / TABLE)
     with reading(f"{folder / TABLE}: not a group table of adapeft", "Measure again."):
@@ -123,18 +124,18 @@ def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, 
 
 
 class _Columns(dict[str, np.ndarray]):
-    """Statistics by name; one that a method asks for and the file has not is the file's fault."""
+    """Statistics by name. A column that the file lacks raises ``AdapeftError``, because the file is at fault."""
 
     def __init__(self, path: Path, columns: Mapping[str, np.ndarray]) -> None:
         super().__init__(columns)
         self._path = path
 
     def __missing__(self, name: str) -> np.ndarray:
-        raise AdapeftError(f"{self._path}: has no column {name!r}. Measure again.")
+        raise AdapeftError(f"{self._path}: column {name!r} is missing. Measure again.")
 
 
 class _Parameter(Header):
-    """What ``ParameterInfo`` is in a file."""
+    """A ``ParameterInfo`` in the header of a file."""
 
     name: Line
     shape: list[Count]
@@ -150,7 +151,7 @@ class _Parameter(Header):
         if math.prod(max(size, 1) for size in self.shape) > MOST or (
             self.output_dim is not None and len(self.shape) != 2
         ):
-            raise ValueError(f"{self.name!r} of shape {self.shape} is no parameter")
+            raise ValueError(f"{self.name!r} has the impossible shape {self.shape}")
         return self
 
     def as_parameter(self) -> ParameterInfo:
@@ -170,12 +171,12 @@ class _Header(Header):
     @model_validator(mode="after")
     def _can_be_counted(self) -> Self:
         if sum(math.prod(max(size, 1) for size in info.shape) for info in self.parameters) > MOST:
-            raise ValueError("the parameters have more elements than any model")
+            raise ValueError("the parameters have more elements in total than any model")
         return self
 
 
 def _as_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """[K] numbers, or [K, M] from lists of one length."""
+    """Return a column of numbers as [K], and a column of lists of equal length as [K, M]."""
     is_list = pa.types.is_fixed_size_list(column.type)
     dtype = column.type.value_type if is_list else column.type
     if not (pa.types.is_floating(dtype) or pa.types.is_integer(dtype)):
@@ -187,10 +188,11 @@ def _as_numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def load_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:
-    """Everything measured in a run's folder, all ranks' shards together, and its key.
+    """Return the statistics in a run's folder, with the shards of all ranks, and their key.
 
     Raises:
-        AdapeftError: there is nothing, a rank's shard is missing, a file is damaged, or a statistic is not finite.
+        AdapeftError: there are no statistics, a rank's shard is missing, a file is damaged, or a statistic is not
+            finite.
     """
     groups, columns, key = load_groups(folder)
     elements: list[ElementShard] = []
@@ -233,16 +235,18 @@ def _load_shard(path: Path) -> list[ElementShard]:
 
 
 def _check_complete(folder: Path, groups: Groups, elements: Sequence[ElementShard]) -> None:
-    """Checks that every element occurs exactly once.
+    """Check that every element occurs exactly once.
 
     Raises:
-        AdapeftError: names the first parameter whose slices leave a gap or overlap.
+        AdapeftError: the slices of a parameter leave a gap or overlap; the message names the first such parameter.
     """
     ends = [0] * len(groups.parameters)
     for piece in sorted((shard.slice for shard in elements), key=lambda piece: (piece.parameter, piece.start)):
         if piece.parameter >= len(ends) or (piece.length and piece.start != ends[piece.parameter]):
-            raise AdapeftError(f"{folder}: {piece} follows on no other. Measure again.")
+            raise AdapeftError(f"{folder}: {piece} does not start where the slice before it ends. Measure again.")
         ends[piece.parameter] += piece.length
     for info, end in zip(groups.parameters, ends, strict=True):
         if end != info.count:
-            raise AdapeftError(f"{folder}: {end} of {info.count} elements of {info.name!r} are there. Measure again.")
+            raise AdapeftError(
+                f"{folder}: only {end} of {info.count} elements of {info.name!r} are stored. Measure again."
+            )

@@ -80,7 +80,7 @@ def test_a_half_that_predicts_nothing(half):
         plain, collate=hiding(plain.collate), calibration=replace(plain.calibration, **{name: (EMPTY, EMPTY)})
     )
     with pytest.raises(
-        AdapeftError, match=f"half {half} of the calibration holds no prediction: .* its 2 batches is -1"
+        AdapeftError, match=f"half {half} of the calibration contains no prediction: .* its 2 batches is -1"
     ):
         ready(get_method("adapeft"), passes, groups, settings)
     assert ready(get_method("random"), passes, groups, settings).calibration is passes.calibration
