@@ -1,1 +1,1 @@
-"""Choosing within a budget: knapsack over groups, top-k of elements, options, joint influence."""
+"""Choice within a budget: knapsack over groups, top-k of elements, options, joint influence."""

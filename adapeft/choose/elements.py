@@ -1,4 +1,4 @@
-"""Elements under a budget: their costs are equal, so the best subset is the exact global top-k."""
+"""Elements under a budget. Their costs are equal, so the best subset is the exact global top-k."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
 Value = Callable[[dict[str, Tensor]], Tensor]
-"""Columns of statistics → the value of each element, of the same shape."""
+"""Function from columns of statistics to the value of each element, of the same shape."""
 
 
 def choose_elements(
@@ -29,21 +29,22 @@ def choose_elements(
     *,
     by_tensor: bool = False,
 ) -> Subset:
-    """The ``budget`` elements of largest value over all ranks; optimal, since their costs are equal. Collective.
+    """Return the ``budget`` elements of largest value over all ranks, the optimum for equal costs. Collective.
 
-    With ``by_tensor`` every tensor gets its share of the budget, in proportion to its size, and its own top-k.
+    Every rank returns the same subset; ranks exchange chosen indices, never values.
 
-    Every rank returns the same subset; only chosen indices travel, never values.
+    Args:
+        by_tensor: whether each tensor gets a share of the budget in proportion to its size, and its own top-k.
 
     Raises:
-        AdapeftError: values that are not finite, which have no order.
+        AdapeftError: a value is not finite, so the values have no order.
     """
     values = [value(shard.columns) for shard in elements]
     overflown = torch.tensor([sum(not is_finite(scores) for scores in values)])
     if int(ranks.all_reduce(overflown)):
         raise AdapeftError(
-            "the values of single elements are not finite: their statistics, or select.reach, are too large for "
-            "float32. Lower select.reach, and check the scale of the targets."
+            "the values of single elements are not finite: their statistics or select.reach are too large for float32. "
+            "Lower select.reach, and check the scale of the targets."
         )
     positions = positions_of(groups, elements)
     if by_tensor:
@@ -60,18 +61,18 @@ def choose_elements(
 
 
 def positions_of(groups: Groups, elements: Sequence[ElementShard]) -> list[int]:
-    """Where among all candidates' elements each shard begins."""
+    """Return the start position of each shard among the elements of all candidates."""
     starts = _starts(groups)
     return [int(starts[shard.slice.parameter]) + shard.slice.start for shard in elements]
 
 
 def subset_of_picks(groups: Groups, picks: Sequence[Tensor], positions: Sequence[int], ranks: Ranks) -> Subset:
-    """The subset of all ranks' picks. Collective.
+    """Return the subset of all ranks' picks. Collective.
 
     Args:
         groups: the candidates.
         picks: chosen indices into each of this rank's shards.
-        positions: as ``positions_of`` has them.
+        positions: start positions of the shards, from ``positions_of``.
     """
     mine = [(pick + position).cpu() for pick, position in zip(picks, positions, strict=True)]
     chosen = torch.cat(ranks.all_gather(torch.cat([torch.empty(0, dtype=torch.int64), *mine])))
@@ -79,7 +80,7 @@ def subset_of_picks(groups: Groups, picks: Sequence[Tensor], positions: Sequence
 
 
 def subset_at(groups: Groups, positions: np.ndarray) -> Subset:
-    """The subset of the elements at ``positions`` among all candidates' elements: int64, each once, in any order."""
+    """Return the subset of the elements at ``positions`` among those of all candidates: int64, unique, in any order."""
     chosen, starts = np.sort(positions), _starts(groups)
     cuts = np.searchsorted(chosen, starts)
     parts = {
@@ -95,7 +96,7 @@ def _starts(groups: Groups) -> np.ndarray:
 
 
 def shares(sizes: np.ndarray, budget: int) -> np.ndarray:
-    """int64 [P]: ``budget`` divided in proportion to ``sizes`` [P], exactly, by largest remainders."""
+    """Divide ``budget`` exactly in proportion to ``sizes`` [P], by largest remainders; returns int64 [P]."""
     total = int(sizes.sum())
     whole, remainders = zip(*(divmod(budget * size, total) for size in sizes.tolist()), strict=True)
     largest_first = np.argsort([-remainder for remainder in remainders], kind="stable")
@@ -107,7 +108,7 @@ def shares(sizes: np.ndarray, budget: int) -> np.ndarray:
 def _top_k_by_tensor(
     groups: Groups, elements: Sequence[ElementShard], values: Sequence[Tensor], budget: int, ranks: Ranks
 ) -> list[Tensor]:
-    """Top-k of each tensor's share of the budget; the tensors one after the other, on every rank in the same order."""
+    """Choose the top-k of each tensor's share of the budget, tensor by tensor in the same order on every rank."""
     sizes = np.array([info.count for info in groups.parameters], dtype=np.int64)
     local: dict[int, Tensor] = {}
     for parameter, share in enumerate(shares(sizes, budget).tolist()):

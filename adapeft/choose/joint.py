@@ -1,7 +1,7 @@
-r"""Groups under a budget by their joint influence: groups that push the same way are worth less than their sum.
+r"""Groups under a budget by their joint influence, which is below the sum if groups change the output alike.
 
-The projections :math:`Z_{km} = \sqrt{T/M}\,\tilde g_{mk}^\top d_k` that measuring curvature leaves give every cross
-term, :math:`A_{jk} \approx \sum_m Z_{jm} Z_{km}`, so that the joint value of a set S of groups is as cheap as its sum:
+The projections :math:`Z_{km} = \sqrt{T/M}\,\tilde g_{mk}^\top d_k` from which curvature is measured give every cross
+term, :math:`A_{jk} \approx \sum_m Z_{jm} Z_{km}`, so the joint value of a set S of groups costs no more than their sum:
 
 .. math:: v(S) = \max_{0 \le t \le τ} \; t\, b_S - \tfrac12 t^2 A_{SS}, \quad b_S = \sum_{k \in S} b_k,
           \quad A_{SS} = \sum_m \Big(\sum_{k \in S} Z_{km}\Big)^2
@@ -20,14 +20,14 @@ from adapeft.measure.influence import influence
 from adapeft.subset.subset import Subset
 
 _ROUNDS = 200
-"""At most a two-hundredth of the budget is chosen on one evaluation of all gains: cost K·M·200, whatever the budget."""
+"""At most 1/200 of the budget is chosen per evaluation of all gains, so the cost is K·M·200 for every budget."""
 
 
 def choose_groups_jointly(groups: Groups, columns: Mapping[str, np.ndarray], budget: int, reach: float) -> Subset:
-    """The better, by joint value, of the joint greedy and of the knapsack on single values.
+    """Return the better, by joint value, of the joint greedy choice and of the knapsack on single values.
 
-    The description's ``value`` is the joint one, ``additive_value`` the sum for the same set; how near the best it is
-    nobody certifies (``bound`` is None): cross terms of both signs leave no bound worth its name.
+    In the description, ``value`` is the joint value and ``additive_value`` the sum for the same set. ``bound`` is None:
+    with cross terms of both signs there is no useful bound on the optimum.
     """
     slopes, projections = columns["slope"], columns["projections"]
     single = _value(slopes, columns["curvature"], reach)
@@ -51,7 +51,7 @@ def choose_groups_jointly(groups: Groups, columns: Mapping[str, np.ndarray], bud
 
 
 def joint_value(slopes: np.ndarray, projections: np.ndarray, chosen: np.ndarray, reach: float) -> float:
-    """Loss decrease predicted for a set of groups trained together.
+    """Return the predicted loss decrease of a set of groups trained together.
 
     Args:
         slopes: b, float64 [K].
@@ -66,7 +66,7 @@ def joint_value(slopes: np.ndarray, projections: np.ndarray, chosen: np.ndarray,
 def choose_jointly(
     slopes: np.ndarray, projections: np.ndarray, costs: np.ndarray, budget: int, reach: float
 ) -> np.ndarray:
-    """Greedily by joint gain per cost; bool [K].
+    """Choose groups greedily by joint gain per cost; returns bool [K].
 
     Args:
         costs: int64 [K].
@@ -82,7 +82,8 @@ def choose_jointly(
         gain[chosen | (costs > left)] = 0.0
         if not (gain > 0).any():
             return chosen
-        # The best first; of the next best as many as a round may take: their cross terms are counted in the next round.
+        # Takes the best group and the next best ones up to the limit of a round; the next round includes their cross
+        # terms.
         order = np.argsort(-gain / costs, kind="stable")
         order = order[gain[order] > 0]
         spent = np.cumsum(costs[order])

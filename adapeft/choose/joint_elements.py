@@ -1,4 +1,4 @@
-"""Single elements by what they promise together, at the most that their joint curvature can be."""
+"""Single elements by a lower bound of their joint influence, from the upper bound of their joint curvature."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _HALVINGS = 40
 
 @dataclass(frozen=True)
 class _Candidate:
-    """What a price λ of √A makes of the elements.
+    """The elements chosen at a price λ of √A.
 
     Attributes:
-        picks: this rank's, by shard.
+        picks: indices of this rank's picks, by shard.
         slope: Σb of the picks on all ranks.
-        root: Σ√A of them.
+        root: Σ√A of the picks on all ranks.
     """
 
     picks: list[Tensor]
@@ -45,22 +45,22 @@ class _Candidate:
 def choose_elements_jointly(
     groups: Groups, elements: Sequence[ElementShard], budget: int, reach: float, ranks: Ranks
 ) -> Subset:
-    r"""At most ``budget`` elements of largest joint influence, the same on every rank. Collective.
+    r"""Choose at most ``budget`` elements of largest joint influence, the same on every rank. Collective.
 
-    What trains together takes one step η ≤ τ, and its joint curvature is at most :math:`(\sum_S\sqrt{A})^2`, by Cauchy
-    and Schwarz in the metric of the Fisher matrix. Thousands of the steepest elements come near that, because they
-    change the output alike (tests/benchmarks/results/stsb.md); so their joint influence is at least
+    Elements trained together take one step η ≤ τ, and their joint curvature is at most :math:`(\sum_S\sqrt{A})^2`, by
+    the Cauchy-Schwarz inequality in the metric of the Fisher matrix. Thousands of the steepest elements come close to
+    this, because they change the output alike (tests/benchmarks/results/stsb.md). Their joint influence is at least
 
     .. math:: G(S) = \max_{\eta \le \tau} \eta \sum_S b - \tfrac12 \eta^2 \Big(\sum_S \sqrt{A}\Big)^2.
 
-    Since :math:`\tfrac12\eta^2C^2 \ge \lambda\eta C - \tfrac12\lambda^2`, every price λ of √A bounds it for all S:
+    Since :math:`\tfrac12\eta^2C^2 \ge \lambda\eta C - \tfrac12\lambda^2`, every price λ of √A gives a bound for all S:
 
     .. math:: G(S) \le \tau \sum_{\text{top } k} \big(b - \lambda\sqrt{A}\big)_+ + \tfrac12\lambda^2.
 
-    The bound is convex in λ. Where it is least, :math:`\lambda = \tau\sum_S\sqrt A` for the elements that it counts,
-    and these reach it but for what one element more or less makes. Bisection finds them, and leaves of the budget what
-    would add more curvature than slope. The description has ``value`` G, ``bound``, ``gap``, and ``unspent``: how many
-    elements of the budget that is.
+    The bound is convex in λ. At its minimum, :math:`\lambda = \tau\sum_S\sqrt A` for the elements S in its sum, and
+    these attain it up to the contribution of one element. Bisection finds them. Part of the budget may stay unspent,
+    where more elements would add more curvature than slope. The description has ``value`` G, ``bound``, ``gap`` and
+    ``unspent``, the number of unspent elements of the budget.
     """
     slopes = [shard.columns["slope"] for shard in elements]
     roots = [shard.columns["curvature"].clamp(min=0).sqrt() for shard in elements]
@@ -76,7 +76,7 @@ def choose_elements_jointly(
 
     best = at(0.0)
     bound = best.bound(reach, 0.0)
-    low, high = 0.0, reach * best.root  # the root falls as its price rises
+    low, high = 0.0, reach * best.root  # root decreases as its price increases
     for _ in range(_HALVINGS):
         if best.value(reach) >= bound * (1 - _GAP):
             break

@@ -12,25 +12,25 @@ from adapeft.subset.subset import Subset
 from solver import CoreKnapsack, KnapsackProblem, Solution, Solver
 
 STABLE_GAP = 1e-4
-"""Within this gap of the bound the density order decides, not the branch and bound.
+"""Relative gap to the bound within which the choice by density order is kept, without branch and bound.
 
-Values carry rounding of about 1e-6 that world size and ZeRO stage change, and a standard error of percents. Among the
-near-optimal sets that lie within 1e-6 of each other branch and bound would pick another one each time; the order of the
-densities stays, and what it costs is reported as the gap.
+Values have rounding errors of about 1e-6, which depend on world size and ZeRO stage, and a standard error of several
+percent. Among near-optimal sets within 1e-6 of each other, branch and bound would pick a different one each time. The
+density order is stable, and its cost is reported as the gap.
 """
 
 
 def choose_groups(
     groups: Groups, values: np.ndarray, budget: int, solver: Solver | None = None, costs: np.ndarray | None = None
 ) -> Subset:
-    """The groups of largest total value [K] within ``budget``, of elements or whatever ``costs`` [K] count."""
+    """Choose the groups of largest total value [K] within ``budget``, in elements or in the unit of ``costs`` [K]."""
     check_values(groups, values)
     solution = knapsack(values, groups.counts if costs is None else costs, budget, solver)
     return with_solution(Subset(parts_of(groups, solution.chosen)), solution)
 
 
 def with_solution(subset: Subset, solution: Solution) -> Subset:
-    """The subset with what its solver says of it: its value, and how far from optimal that can be."""
+    """Return the subset described by its solution: value, bound, gap and status."""
     return subset.described(
         value=solution.value,
         bound=solution.bound,
@@ -44,28 +44,28 @@ def with_solution(subset: Subset, solution: Solution) -> Subset:
 
 
 def check_values(groups: Groups, values: np.ndarray) -> None:
-    """Checks the values [K] of groups.
+    """Check that the values [K] of groups are finite.
 
     Raises:
-        AdapeftError: names the parameter of the first that is not finite.
+        AdapeftError: a value is not finite; the message names its parameter.
     """
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise AdapeftError(
             f"the value of {groups.parameters[groups.parameter_of[bad[0]]].name!r} is {values[bad[0]]:g} ({len(bad):,} "
-            f"such): its statistics, or select.reach, are too large. Lower select.reach, and check the scale of the "
-            f"targets."
+            f"such values): its statistics or select.reach are too large. Lower select.reach, and check the scale of "
+            f"the targets."
         )
 
 
 def knapsack(values: np.ndarray, costs: np.ndarray, budget: int, solver: Solver | None = None) -> Solution:
-    """The best set of groups of these values and costs, both [K], by the core method where no solver is given."""
+    """Solve the knapsack of these values and costs, both [K], by the core method unless a solver is given."""
     solver = solver or CoreKnapsack(relative_gap=STABLE_GAP)
     return solver.solve(KnapsackProblem(values, costs, budget))
 
 
 def parts_of(groups: Groups, chosen: np.ndarray) -> dict[str, Part]:
-    """The parts that a mask [K] over groups (not elements) stands for."""
+    """Return the parts that a mask [K] over groups (not elements) selects."""
     parts: dict[str, Part] = {}
     for index, info in enumerate(groups.parameters):
         mask = chosen[groups.span(index)]
@@ -76,14 +76,14 @@ def parts_of(groups: Groups, chosen: np.ndarray) -> dict[str, Part]:
 
 
 def chosen_of(groups: Groups, subset: Subset) -> np.ndarray:
-    """int64 [K]: how many elements of each group ``subset`` trains, the inverse of ``parts_of``."""
+    """Return the number of elements of each group that ``subset`` trains, int64 [K]; the inverse of ``parts_of``."""
     trained = np.zeros(groups.num_groups, dtype=np.int64)
     for index, info in enumerate(groups.parameters):
         part = subset.parts.get(info.name)
         if part is None:
             continue
         members = groups.span(index)
-        if groups.is_row[index]:  # what stands beside a matrix trains none of its rows
+        if groups.is_row[index]:  # a part that is added next to a matrix trains none of its rows
             rows = part.whole_rows(int(groups.sizes[index])).numpy()
             trained[members][rows] = groups.counts[members][rows]
         else:

@@ -24,10 +24,10 @@ def choose_options(
     with_rows: bool = True,
     greedy: bool = False,
 ) -> Subset:
-    """The best of rows and options within ``budget`` elements; see ``choice_problem``.
+    """Choose the best rows and options within ``budget`` elements; see ``choice_problem``.
 
     Args:
-        greedy: by value per element alone.
+        greedy: whether to choose greedily by value per element.
     """
     check_values(groups, values)
     problem = choice_problem(groups, values, options, option_values, budget, with_rows=with_rows)
@@ -51,11 +51,13 @@ def choice_problem(
     *,
     with_rows: bool = True,
 ) -> MultipleChoiceProblem:
-    """The groups [K] and then the options [N] as items: a matrix has some of its rows, or one option, or nothing.
+    """Return the problem whose items are the groups [K], then the options [N].
+
+    Each matrix can have some of its rows, or one option, or nothing.
 
     Args:
-        values: of the groups, float64 [K].
-        option_values: float64 [N].
+        values: values of the groups, float64 [K].
+        option_values: values of the options, float64 [N].
         with_rows: whether rows of matrices may be chosen; vectors always may.
     """
     is_row = groups.is_row[groups.parameter_of]
@@ -69,7 +71,7 @@ def choice_problem(
 
 
 def options_of(groups: Groups, options: Options, subset: Subset) -> np.ndarray:
-    """int64 [N]: how many elements of each option ``subset`` trains."""
+    """Return the number of elements of each option that ``subset`` trains, int64 [N]."""
     trained = np.zeros(len(options.counts), dtype=np.int64)
     for option, index in enumerate(options.parameters):
         part = subset.parts.get(groups.parameters[index].name)

@@ -1,4 +1,4 @@
-"""Exact global top-k of scores that stay where they are: ranks (or files) exchange histograms, never scores."""
+"""Exact global top-k of distributed scores: ranks (or files) exchange histograms, never scores."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over the ranks; the identity for one process."""
+"""Function that sums a tensor over the ranks; the identity for one process."""
 
 
 def top_k(scores: Sequence[Tensor], positions: Sequence[int], k: int, all_reduce: Reduce) -> list[Tensor]:
-    """The local members of the k largest positive scores over all ranks.
+    """Return the local members of the k largest positive scores over all ranks.
 
     Args:
         scores: this rank's pieces, float32, each 1-D.
         positions: global position of each piece's first score; over all ranks every position occurs once.
-        k: how many to choose; fewer are chosen when fewer scores are positive.
-        all_reduce: sums an int64 tensor over the ranks.
+        k: number of scores to choose; fewer are chosen if fewer scores are positive.
+        all_reduce: function that sums an int64 tensor over the ranks.
 
     Returns:
-        For each piece the chosen indices into it, int64, ascending. Ties are broken by the lower position, so the
-        result depends on the scores alone and not on how they are divided.
+        The chosen indices into each piece, int64, ascending. Ties are broken by the lower position, so the result
+        depends only on the scores and not on their division into pieces.
     """
     device = scores[0].device if scores else torch.device("cpu")
     num_positive = torch.tensor([sum(int((score > 0).sum()) for score in scores)], device=device)
     k = min(k, int(all_reduce(num_positive).item()))
     if k <= 0:
         return [torch.empty(0, dtype=torch.int64, device=device) for _ in scores]
-    # The bit patterns of positive floats are ordered as the floats are; the k largest become the k smallest keys.
+    # The bit patterns of positive floats have the same order as the floats; the k largest become the k smallest keys.
     threshold, num_below, num_tied = _kth_smallest(lambda: map(_descending_key, scores), k, 32, all_reduce, device)
-    if num_below + num_tied == k:  # as nearly always: no place is left for only some of those that tie
+    if num_below + num_tied == k:  # nearly always: all tied scores fit
         return [torch.nonzero(_descending_key(score) <= threshold).squeeze(1) for score in scores]
     chosen = [_descending_key(score) < threshold for score in scores]
 
@@ -57,9 +57,9 @@ def _descending_key(score: Tensor) -> Tensor:
 def _kth_smallest(
     pieces: Callable[[], Iterable[Tensor]], k: int, num_bits: int, all_reduce: Reduce, device: torch.device
 ) -> tuple[int, int, int]:
-    """The k-th smallest non-negative int64 key over all ranks (k ≥ 1), how many keys are smaller, and how many equal.
+    """Return the k-th smallest non-negative int64 key over all ranks (k ≥ 1), and how many keys are smaller and equal.
 
-    Refines one 16-bit digit a round, so each round exchanges 65,536 counts whatever the number of keys.
+    Each round refines one 16-bit digit and exchanges 65,536 counts, for any number of keys.
     """
     prefix, num_below, num_equal = 0, 0, 0
     for shift in range(num_bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
@@ -74,11 +74,11 @@ def _kth_smallest(
 
 
 def _histogram(pieces: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Counts int64 [65,536] of digits.
+    """Count the digits; returns int64 [65,536].
 
-    Small pieces are counted together: a histogram for each of 40 tensors of 500 elements is 130 times the work of
-    counting them, and every addition of two histograms wakes torch's thread pool. Choosing 19,616 elements that way
-    took 15 s on a busy machine of two cores.
+    Small pieces are counted together: one histogram for each of 40 tensors of 500 elements is 130 times the work of
+    counting their elements, and every addition of two histograms wakes torch's thread pool. Choosing 19,616 elements
+    that way took 15 s on a busy machine with two cores.
     """
     total = torch.zeros(_DIGITS, dtype=torch.int64, device=device)
     waiting: list[Tensor] = []
