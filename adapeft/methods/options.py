@@ -21,6 +21,7 @@ from adapeft.methods.magnitude.options import MagnitudeOptions
 from adapeft.methods.mixout.options import MixoutOptions, MixoutResetOptions
 from adapeft.methods.random.options import RandomOptions
 from adapeft.methods.sam.options import SAMOptions
+from adapeft.methods.snip.options import SNIPOptions
 from adapeft.sections.section import plain
 from adapeft.sections.select import Select
 
@@ -37,6 +38,7 @@ _Union = (
     | ChildTuningFOptions
     | ChildTuningDOptions
     | ChildPruningOptions
+    | SNIPOptions
     | FishOptions
     | SAMOptions
     | AdaPEFTOptions

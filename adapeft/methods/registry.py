@@ -19,13 +19,14 @@ from adapeft.methods.magnitude.method import Magnitude
 from adapeft.methods.mixout.method import Mixout, MixoutReset
 from adapeft.methods.random.method import Random
 from adapeft.methods.sam.method import SAM
+from adapeft.methods.snip.method import SNIP
 
 METHODS: dict[str, Method[Any]] = {
     method.name: method
     for method in (
         *(Full(), Random(), Mixout(), MixoutReset(), BitFit(), LoRA(), Adapters(), Magnitude()),
         *(DiffPruning(), ChildTuningF(), ChildTuningD(), ChildPruning()),
-        *(Fish(), SAM(), AdaPEFT()),
+        *(SNIP(), Fish(), SAM(), AdaPEFT()),
     )
 }
 

@@ -39,6 +39,7 @@ CASES = {
     "sam-by-tensor": {"method": "sam", "scope": "tensor"},
     "magnitude": {"method": "magnitude"},
     "fish": {"method": "fish"},
+    "snip": {"method": "snip"},
     "options": {"groups": "row", "options": ["row", "tensor", "lora"], "lora_ranks": [1, 2, 3]},
     "role": {"groups": "role", "solver": "greedy"},
     "parabola": {"groups": "role", "curvature": "parabola", "include": ["*bias"], "budget": 100},

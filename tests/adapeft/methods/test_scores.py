@@ -9,7 +9,7 @@ import torch
 import adapeft
 from adapeft.choose.elements import shares
 from adapeft.measure.groups import build_groups
-from tests.oracles.measuring import gradients
+from tests.oracles.measuring import gradients, mean_gradients
 from tests.support.tiny import make_batches, make_bert, make_gpt2
 
 BUDGET = 200
@@ -19,6 +19,10 @@ def dense_scores(model, method, batches, groups):
     """A flat float64 tensor a candidate."""
     if method == "magnitude":
         return [model.get_parameter(info.name).detach().double().abs().flatten() for info in groups.parameters]
+    if method == "snip":
+        weights = [model.get_parameter(info.name).detach().double().flatten() for info in groups.parameters]
+        gradient = mean_gradients(model, batches, groups)
+        return [(g * w).abs() for g, w in zip(gradient, weights, strict=True)]
     if method == "fish":
         batches = [
             {name: value[i : i + 1] for name, value in b.items()} for b in batches for i in range(len(b["labels"]))
@@ -28,7 +32,7 @@ def dense_scores(model, method, batches, groups):
 
 
 @pytest.mark.parametrize("make", [make_bert, make_gpt2])
-@pytest.mark.parametrize("method", ["magnitude", "fish", "child-tuning-d"])
+@pytest.mark.parametrize("method", ["magnitude", "snip", "fish", "child-tuning-d"])
 def test_the_elements_of_largest_score(make, method):
     model = make()
     batches = make_batches(model)

@@ -1,0 +1,1 @@
+"""SNIP: the largest connection sensitivities."""

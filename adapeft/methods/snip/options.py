@@ -1,0 +1,13 @@
+"""The options of ``snip``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from adapeft.methods.base.options import ValuedOptions
+
+
+class SNIPOptions(ValuedOptions):
+    """Options of ``select.method: snip``, which adds none of its own."""
+
+    method: Literal["snip"]
