@@ -16,6 +16,7 @@ from adapeft.errors import AdapeftError
 from cluster.commands.compare.cli import compare
 from cluster.commands.config import config
 from cluster.commands.delta import cli as delta_cli
+from cluster.commands.doctor.cli import doctor
 from cluster.commands.estimate.cli import estimate
 from cluster.commands.evaluate import evaluate
 from cluster.commands.export.cli import export
@@ -57,6 +58,7 @@ app.command()(export)
 app.command("import")(import_adapter)
 app.command()(show)
 app.command()(methods)
+app.command()(doctor)
 app.command()(config)
 add_commands(app)
 

@@ -41,7 +41,7 @@ def connect(cluster: Cluster, metadata: Mapping[str, str]) -> None:
         "job_config": JobConfig(metadata=dict(metadata)),
     }
     address = address_of()
-    _check_answers(address, cluster.resource_timeout)
+    check_answers(address, cluster.resource_timeout)
     try:
         ray.init(address=address, **options)
     except (ConnectionError, AuthenticationError) as error:
@@ -94,8 +94,16 @@ def address_of() -> str:
     return os.environ.get("RAY_ADDRESS", _LOCAL)
 
 
-def _check_answers(address: str, timeout: float) -> None:
-    """Knocks at ``host:port``: Ray itself would try for minutes and fill the terminal with it."""
+def check_answers(address: str, timeout: float) -> None:
+    """Probe ``host:port`` before Ray does: Ray itself would try for minutes and fill the terminal with it.
+
+    Args:
+        address: value of ``RAY_ADDRESS``; ``auto`` and ``local`` are not probed.
+        timeout: seconds to wait for an answer.
+
+    Raises:
+        AdapeftError: nothing answers there, or the address is that of a dashboard.
+    """
     if address.startswith(("http://", "https://")):
         raise AdapeftError(
             f"RAY_ADDRESS = {address}: is a dashboard, to which `adapeft submit` sends runs. To join the cluster from "

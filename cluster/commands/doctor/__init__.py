@@ -1,0 +1,1 @@
+"""``adapeft doctor``: what this machine has, and what is missing for which feature."""
