@@ -1,1 +1,1 @@
-"""Memory: bytes that measuring and training hold, and a budget in bytes."""
+"""Estimates of the memory that measuring and training need, and budgets in bytes."""

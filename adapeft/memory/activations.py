@@ -1,8 +1,8 @@
-"""What a forward and backward pass keeps alive, counted on tensors that have shapes and no memory.
+"""Peak memory of a forward and backward pass, counted on fake tensors (shapes without storage).
 
 The model's own code runs, with its attention kernels, dropout, gradient checkpointing and attached leaves, so nothing
-is assumed of an architecture. The kernels are those of a CPU; a GPU's keep the same tensors, save for dropout. Where
-the code needs a number that only weights decide, a bound from shapes stands in (``adapeft.memory.bound``).
+is assumed about the architecture. It runs CPU kernels; GPU kernels save the same tensors, except for dropout. Where
+the code needs a value that depends on the weights, a bound from shapes is used instead (``adapeft.memory.bound``).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from adapeft.tasks.objective import Objective
 
 @dataclass(frozen=True)
 class Counted:
-    """A model at work.
+    """Sizes of a model and the memory of its forward and backward pass.
 
     Attributes:
-        passes: bytes of a micro-batch.
-        sizes: elements of every parameter.
-        num_trained: elements that get gradients.
-        unknown: why the pass could not be followed, so that ``passes`` is only a bound; None where it was.
+        passes: bytes of one micro-batch.
+        sizes: number of elements of each parameter.
+        num_trained: number of elements that get gradients.
+        unknown: reason why the pass could not be traced and ``passes`` is only a bound; None if it was traced.
     """
 
     passes: Pass
@@ -56,20 +56,20 @@ def count_pass(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
 ) -> Counted:
-    """Runs one micro-batch forward and backward without weights.
+    """Run one micro-batch forward and backward without weights and count its memory.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
         task: the config's ``model.task``.
-        prepare: sets mode and ``requires_grad``, enables checkpointing, attaches a subset.
+        prepare: function that sets the mode and ``requires_grad``, enables checkpointing and attaches a subset.
         objective: the loss.
-        num_examples: in the micro-batch.
-        num_tokens: of each of them.
-        dtype: of the weights.
-        trust_remote_code: as when loading the model.
+        num_examples: number of examples in the micro-batch.
+        num_tokens: number of tokens per example.
+        dtype: dtype of the weights.
+        trust_remote_code: as in ``from_pretrained``.
 
     Returns:
-        What was counted, or a bound where the model's code cannot be followed without weights.
+        The counted bytes, or a bound if the model's code cannot run without weights.
     """
     weightless = Weightless(selects_all=True)
     with weightless:
@@ -82,7 +82,7 @@ def count_pass(
         _to_fake(model, dtype, weightless)
         try:
             passes = _followed(model, objective, _batch(model.config, objective, num_examples, num_tokens))
-        except Exception as error:  # whatever a model's own code raises without weights: it may run with them
+        except Exception as error:  # the model's own code may raise anything without weights, and still run with them
             unknown = str(error).strip().partition("\n")[0] or type(error).__name__
     if unknown is not None:
         passes = bound_pass(model, num_examples, num_tokens)
@@ -91,7 +91,7 @@ def count_pass(
 
 
 def _followed(model: nn.Module, objective: Objective, batch: Batch) -> Pass:
-    """What lives at once while the batch goes forward and backward."""
+    """Return the peak memory of a forward and backward pass of the batch."""
     with _Allocations() as allocations:
         allocations.start_with([*model.parameters(), *model.buffers(), *batch.inputs.values(), batch.labels])
         objective.loss_sum(objective.forward(model, batch), batch.labels).backward()
@@ -100,7 +100,7 @@ def _followed(model: nn.Module, objective: Objective, batch: Batch) -> Pass:
 
 
 def _to_fake(model: nn.Module, dtype: torch.dtype, weightless: Weightless) -> None:
-    """Takes a model from the meta device to a CPU's kernels, all parameters in one type, as DeepSpeed casts them."""
+    """Move a model from the meta device to fake CPU tensors, all parameters in one dtype, as DeepSpeed casts them."""
     made: dict[int, tuple[Tensor, Tensor]] = {}
     for module in model.modules():
         stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -108,7 +108,7 @@ def _to_fake(model: nn.Module, dtype: torch.dtype, weightless: Weightless) -> No
             for name, tensor in store.items():
                 if tensor is None:
                     continue
-                if id(tensor) not in made:  # else it is tied
+                if id(tensor) not in made:  # otherwise it is tied
                     is_parameter = isinstance(tensor, nn.Parameter)
                     fake = torch.empty_like(tensor, device="cpu", dtype=dtype if is_parameter else tensor.dtype)
                     if not is_parameter:
@@ -118,7 +118,7 @@ def _to_fake(model: nn.Module, dtype: torch.dtype, weightless: Weightless) -> No
 
 
 def _batch(config: PretrainedConfig, objective: Objective, num_examples: int, num_tokens: int) -> Batch:
-    """Examples of one ordinary token, each with an end: encoder-decoders classify by the end's state."""
+    """Return examples of one repeated ordinary token, each ending in EOS: encoder-decoders classify by its state."""
     text = config.get_text_config()
     special = [getattr(text, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")]
     ids = torch.full((num_examples, num_tokens), next(token for token in range(5) if token not in special))
@@ -130,7 +130,7 @@ def _batch(config: PretrainedConfig, objective: Objective, num_examples: int, nu
 
 
 class _Allocations(TorchDispatchMode):
-    """Every storage that comes and goes, in order."""
+    """Records when each storage is allocated and freed, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class _Allocations(TorchDispatchMode):
         self._events: list[tuple[int, int]] = []
 
     def start_with(self, tensors: list[Tensor]) -> None:
-        """Storages that are there already, and do not count."""
+        """Register storages that exist already and are not counted."""
         for tensor in tensors:
             self._numbers[tensor.untyped_storage()] = -1
 
@@ -151,7 +151,7 @@ class _Allocations(TorchDispatchMode):
         return result
 
     def peak(self, without: list[Tensor] | None = None) -> int:
-        """Most bytes that lived at once, those of the storages of ``without`` left out."""
+        """Return the most bytes alive at once, without the storages of the tensors in ``without``."""
         sizes = np.array(self._sizes, dtype=np.int64)
         for tensor in without or []:
             number = self._numbers.get(tensor.untyped_storage(), -1)

@@ -1,7 +1,7 @@
-r"""Memory and traffic of a device, known before anything is loaded: what an engine holds of a model, stage by stage.
+r"""Memory and traffic per device for each ZeRO stage, estimated before anything is loaded.
 
-The formulas are those of ZeRO (Rajbhandari et al. 2020) for N workers, with what DeepSpeed 0.19 adds: float32 master
-values at every stage but 0, a bucket of gradients being reduced, and at stage 3 the parameters that stay whole.
+The formulas are those of ZeRO (Rajbhandari et al. 2020) for N workers, plus what DeepSpeed 0.19 adds: float32 master
+weights at every stage except 0, a bucket of gradients being reduced, and at stage 3 the parameters that stay whole.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 
 FLOAT32 = 4
-"""Bytes of Adam's two moments each, of a master value, of a statistic."""
+"""Bytes per element of each Adam moment, master weight and statistic."""
 INDEX = 8
-"""Bytes of the position of an element or of a row, which every worker holds."""
+"""Bytes per index of an element or row; every worker holds the indices."""
 
 
 @dataclass(frozen=True)
 class Zero:
-    """How an engine divides a model over its workers.
+    """How DeepSpeed partitions a model over its workers.
 
     Attributes:
-        stage: of ZeRO, 0 to 3.
-        workers: N.
-        persistence_threshold: elements up to which stage 3 keeps a parameter whole on every worker.
-        reduce_bucket: elements of gradients that are reduced at once, at most.
-        live: elements that stage 3 keeps gathered at once, at most.
+        stage: ZeRO stage, 0 to 3.
+        workers: number of workers, N.
+        persistence_threshold: number of elements up to which stage 3 keeps a parameter whole on every worker.
+        reduce_bucket: maximum number of gradient elements that are reduced at once.
+        live: maximum number of elements that stage 3 keeps gathered at once.
     """
 
     stage: int
@@ -36,11 +36,11 @@ class Zero:
 
 @dataclass(frozen=True)
 class Pass:
-    """Bytes that live at once beside weights, at the worst moment of a micro-batch's forward and backward pass.
+    """Peak bytes, without the weights, of the forward and backward pass of one micro-batch.
 
     Attributes:
-        activations: without the gradients that end up in ``.grad``.
-        with_gradients: with them, as they come into being one after the other.
+        activations: peak without the gradients that end up in ``.grad``.
+        with_gradients: peak including these gradients, which are allocated one after the other.
     """
 
     activations: int
@@ -49,20 +49,20 @@ class Pass:
 
 @dataclass(frozen=True)
 class Load:
-    """What one stage of a run asks of an engine.
+    """Memory-relevant sizes of one stage of a run.
 
     Attributes:
-        sizes: elements of every parameter, leaves and all.
-        element_bytes: of the weights' type.
-        num_trained: elements that get gradients.
-        num_stepped: elements of these that the optimizer steps.
-        passes: of a micro-batch.
-        num_micro: micro-batches before a step.
-        statistics: bytes a worker keeps of what it measures.
-        base: bytes of pretrained values kept beside those that are trained whole.
+        sizes: number of elements of each parameter, including leaves.
+        element_bytes: bytes per element of the weights.
+        num_trained: number of elements that get gradients.
+        num_stepped: number of trained elements that the optimizer steps.
+        passes: peak memory of one micro-batch.
+        num_micro: micro-batches per optimizer step.
+        statistics: bytes of statistics that each worker keeps.
+        base: bytes of pretrained values kept next to tensors that are trained whole.
         process: bytes of a process that has loaded its libraries and data.
-        freed: what the allocator keeps of the activations when they are freed, as a part of them.
-        unknown: why ``passes`` are only a bound; None where they were counted.
+        freed: fraction of the activations that the allocator keeps reserved after they are freed.
+        unknown: reason why ``passes`` is only a bound; None if it was counted.
     """
 
     sizes: Sequence[int]
@@ -80,7 +80,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the worst moment of a step, by part."""
+    """Bytes on one device at the peak of a step, by part."""
 
     weights: int
     gradients: int
@@ -93,7 +93,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Of all parts."""
+        """Sum of all parts."""
         return sum(astuple(self))
 
     @property
@@ -103,18 +103,18 @@ class Memory:
 
     @property
     def biggest(self) -> str:
-        """The part that there is most of, of those that a config decides."""
+        """Name of the largest part that depends on the config."""
         parts = {name: size for name, size in self.parts.items() if name not in ("allocator", "process")}
         return max(parts, key=lambda name: parts[name])
 
 
 def memory(load: Load, zero: Zero) -> Memory:
-    """At the worst of the moments."""
+    """Return the larger of the two ``moments``."""
     return max(moments(load, zero), key=lambda moment: moment.total)
 
 
 def moments(load: Load, zero: Zero) -> tuple[Memory, Memory]:
-    """The backward pass at its worst, and the step, when activations are gone and gradients are copied."""
+    """Return the memory at the peak of the backward pass, and in the step: no activations, but copied gradients."""
     backward = Memory(
         weights=_weights(load, zero) + _gathered(load, zero),
         gradients=_gradients(load, zero),
@@ -135,34 +135,34 @@ def moments(load: Load, zero: Zero) -> tuple[Memory, Memory]:
 
 
 def bytes_per_element(zero: Zero, element_bytes: int, *, has_leaf: bool, keeps_base: bool) -> tuple[float, float]:
-    """What each of the ``moments`` holds more for one more trained element.
+    """Return the additional bytes at each of the ``moments`` for one more trained element.
 
     Args:
-        zero: how the engine divides.
-        element_bytes: of the weights' type.
-        has_leaf: whether the element trains in a leaf beside the weight, which is one more weight.
+        zero: how the model is partitioned.
+        element_bytes: bytes per element of the weights.
+        has_leaf: whether the element is trained in a leaf next to the weight, which is one more weight.
         keeps_base: whether its pretrained value is kept on the device.
     """
-    many = 10**9  # so that no rounding to whole bytes shows
+    many = 10**9  # large enough that rounding to whole bytes is negligible
     load = Load(
         sizes=[many] * has_leaf,
         element_bytes=element_bytes,
         num_trained=many,
         num_stepped=many,
         passes=Pass(0, 0),
-        num_micro=2,  # whatever the number: all gradients may be there when activations are most
+        num_micro=2,  # any number above 1: all gradients may exist when activations peak
         base=FLOAT32 * many * keeps_base,
     )
-    # The many stand for small leaves, which stage 3 keeps whole, and for gradients that one bucket holds.
+    # They stand for small leaves, which stage 3 keeps whole, and for gradients that fit into one bucket.
     backward, stepping = moments(load, replace(zero, reduce_bucket=many, persistence_threshold=many))
     return backward.total / many, stepping.total / many
 
 
 def traffic(load: Load, zero: Zero) -> dict[str, int]:
-    """Bytes that a worker sends in one optimizer step, by operation (Rajbhandari et al. 2020, section 7).
+    """Return the bytes that a worker sends in one optimizer step, by operation (Rajbhandari et al. 2020, section 7).
 
-    A ring moves (N - 1) / N of a tensor's bytes for a gather or a scatter, and twice that for an all-reduce, which is
-    what DeepSpeed does at stages 1 and 2 where the paper only scatters.
+    A ring moves (N - 1) / N of a tensor's bytes for an all-gather or a reduce-scatter, and twice that for an
+    all-reduce, which DeepSpeed uses at stages 1 and 2 where the paper only needs a reduce-scatter.
     """
     ring = (zero.workers - 1) / zero.workers
     gradients = load.num_trained * load.element_bytes
@@ -171,9 +171,9 @@ def traffic(load: Load, zero: Zero) -> dict[str, int]:
         moved = {"gradients": 2 * gradients, "weights": load.num_stepped * load.element_bytes if zero.stage else 0}
     else:
         divided = _divided(load, zero)
-        # What fits among the gathered parameters is still there when the backward pass wants it.
+        # If all parameters fit into the gathered ones, the backward pass need not gather them again.
         num_gathers = load.num_micro * (1 if divided <= zero.live else 2)
-        kept = min(load.num_stepped, sum(load.sizes) - divided)  # of those that stay whole, the ones that have moved
+        kept = min(load.num_stepped, sum(load.sizes) - divided)  # parameters that stay whole and were stepped
         moved = {
             "gradients": gradients * load.num_micro,
             "weights": (divided * num_gathers + kept) * load.element_bytes,
@@ -182,7 +182,7 @@ def traffic(load: Load, zero: Zero) -> dict[str, int]:
 
 
 def share(size: int, zero: Zero) -> int:
-    """This worker's part of what is divided at every stage."""
+    """Return the size of one worker's partition of ``size`` elements or bytes, rounded up."""
     return -(-size // zero.workers)
 
 
@@ -194,7 +194,7 @@ def _weights(load: Load, zero: Zero) -> int:
 
 
 def _divided(load: Load, zero: Zero) -> int:
-    """Elements of the parameters that stage 3 gathers when they are needed; the others stay whole on every worker."""
+    """Return the number of elements that stage 3 gathers on demand; the others stay whole on every worker."""
     if zero.stage < 3 or zero.workers == 1:
         return 0
     return sum(size for size in load.sizes if size > zero.persistence_threshold)
@@ -211,7 +211,7 @@ def _gradients(load: Load, zero: Zero) -> int:
 
 
 def _all_gradients(load: Load, zero: Zero) -> int:
-    """A whole copy on every worker but at stage 3: DeepSpeed divides the others' only while it steps."""
+    """Return a full copy per worker, except at stage 3: below it DeepSpeed partitions gradients only while stepping."""
     return (share(load.num_trained, zero) if zero.stage == 3 else load.num_trained) * load.element_bytes
 
 
@@ -227,10 +227,10 @@ def _bucket(load: Load, zero: Zero) -> int:
 
 
 def _step(load: Load, zero: Zero) -> int:
-    """What the gradients are copied to: flat to be reduced, then float32 beside Adam's temporaries."""
+    """Return the bytes of the gradients' copies: flat for the reduction, then float32 next to Adam's temporaries."""
     flat = min(load.num_trained, zero.reduce_bucket) * load.element_bytes if zero.workers > 1 else 0
     if zero.stage == 0:
         return flat
     if zero.stage == 3 and flat:
-        flat += share(load.num_trained, zero) * load.element_bytes  # what comes back
+        flat += share(load.num_trained, zero) * load.element_bytes  # the reduced gradients
     return max(flat, share(FLOAT32 * (load.num_trained + 2 * load.num_stepped), zero))

@@ -1,4 +1,4 @@
-"""A budget in bytes: what a device has left for the subset once everything that does not depend on it is there."""
+"""A budget in bytes: the memory that a device has left for the subset after everything that does not depend on it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from adapeft.subset.subset import Subset
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """The limit, and the price of an element.
+    """A memory limit per device and the cost of each trained element.
 
     Attributes:
-        limit: bytes that training may hold on a device.
-        room: of these for what is trained within the budget.
-        whole: bytes for each element of a tensor that is trained whole.
-        leaf: bytes for each element of a row, or for a single element.
+        limit: maximum bytes that training may use on a device.
+        room: bytes of the limit that are available for the subset.
+        whole: bytes per element of a tensor that is trained whole.
+        leaf: bytes per element of a row, or per single element.
     """
 
     limit: int
@@ -31,21 +31,21 @@ class MemoryLimit:
 
     @classmethod
     def of(cls, limit: int, fixed: Load, zero: Zero, *, keeps_base: bool) -> MemoryLimit:
-        """What ``fixed``, a load without any part of the budget, leaves of ``limit``.
+        """Return the part of ``limit`` that ``fixed``, the load without the subset, leaves free.
 
-        A step has two worst moments, each with its own rest and its own price of an element. The prices here are in
-        bytes of the smaller rest, the higher of the two: what they allow is within both.
+        A step has two peaks, each with its own remaining bytes and its own cost per element. The costs here are scaled
+        to the smaller remainder, and the higher of the two is taken, so any subset within ``room`` fits at both peaks.
 
         Raises:
-            AdapeftError: nothing is left.
+            AdapeftError: no memory is left.
         """
         held = memory(fixed, zero)
         if held.total >= limit:
             parts = sorted(((size, name) for name, size in held.parts.items() if size), reverse=True)
             listed = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for size, name in parts)
             raise AdapeftError(
-                f"select.memory_per_device = {limit / 2**20:,.0f} MiB: training holds {held.total / 2**20:,.0f} MiB on "
-                f"a device before anything is chosen ({listed}). Raise it, lower train.micro_batch_size, or take a "
+                f"select.memory_per_device = {limit / 2**20:,.0f} MiB: training needs {held.total / 2**20:,.0f} MiB on "
+                f"each device even with a budget of 0 ({listed}). Raise it, lower train.micro_batch_size, or use a "
                 f"higher cluster.zero_stage or more workers."
             )
         rests = [limit - moment.total for moment in moments(fixed, zero)]
@@ -59,19 +59,19 @@ class MemoryLimit:
         return cls(limit, min(rests), price(False), price(True))
 
     def costs(self, groups: Groups) -> np.ndarray:
-        """int64 [K]: bytes of each group, rounded up."""
+        """Return the bytes of each group, rounded up: int64 [K]."""
         is_row = groups.is_row[groups.parameter_of]
         return np.ceil(groups.counts * np.where(is_row, self.leaf, self.whole) + np.where(is_row, INDEX, 0)).astype(
             np.int64
         )
 
     def num_elements(self, groups: Groups) -> int:
-        """Elements that there is room for: exactly so of single elements, about so of groups."""
+        """Return how many elements fit into ``room``: exact for single elements, approximate for larger groups."""
         price = self.leaf + INDEX if groups.granularity == "element" else self.leaf
         return min(math.floor(self.room / price), int(groups.counts.sum()))
 
     def price_of(self, subset: Subset) -> int:
-        """Bytes that a subset of rows, elements and tensors costs."""
+        """Return the bytes that a subset of rows, elements and tensors needs."""
         total = 0.0
         for part in subset.parts.values():
             total += part.count * (self.leaf if part.num_indices else self.whole) + INDEX * part.num_indices

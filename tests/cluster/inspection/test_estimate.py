@@ -141,8 +141,8 @@ def test_a_limit_that_the_model_alone_exceeds_is_refused(command, classifier, we
     done = command("run", classifier, "budget=0.5%", "memory_per_device=100MiB")
     assert done.returncode == 2
     message = " ".join(done.stderr.split())
-    assert "select.memory_per_device = 100 MiB: training holds" in message
-    assert "before anything is chosen (process" in message
+    assert "select.memory_per_device = 100 MiB: training needs" in message
+    assert "even with a budget of 0 (process" in message
 
 
 def test_what_does_not_go_with_a_limit_is_refused(command, classifier):
