@@ -1,1 +1,1 @@
-"""The pretrained model: loading, checkpoints, structure, fingerprint, and running it without weights."""
+"""The pretrained model: loading, checkpoints, structure, fingerprint, and execution without weights."""

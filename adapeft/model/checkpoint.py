@@ -1,4 +1,4 @@
-"""A base model's weights on disk, as transformers loads them: a tensor at a time wherever that is possible."""
+"""Reading a base model's weights from disk as transformers loads them, one tensor at a time where possible."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from adapeft.model.wrappers import wrapped_names
 
 
 def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
-    """The weights of ``base`` for a model like ``structure``.
+    """Open the weights of ``base`` for a model with the modules of ``structure``.
 
-    They are read from safetensors a tensor at a time. Where transformers converts tensors (experts that it fuses), or
-    where they are pickled, it loads the whole model into this process's memory, in the checkpoint's own dtype.
+    Safetensors are read one tensor at a time. If transformers converts tensors (fused experts), or if the weights are
+    pickled, transformers loads the whole model into the memory of this process, in the checkpoint's dtype.
 
     Args:
         base: folder or hub name.
-        structure: the model, which may be on the meta device.
+        structure: the model, possibly on the meta device.
 
     Raises:
-        AdapeftError: no such base, or none with weights.
+        AdapeftError: the base does not exist or has no weights.
     """
     folder = local_folder(base)
     files = weight_files(folder, base, getattr(structure.config, "transformers_weights", None))
@@ -47,9 +47,10 @@ def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
 
 
 def is_tied(folder: Path, structure: PreTrainedModel) -> bool:
-    """Whether ``tie_word_embeddings`` holds when transformers loads ``folder`` into a model like ``structure``.
+    """Whether the head is tied to the embedding after transformers loads ``folder`` into a model like ``structure``.
 
-    Not where the folder has another head than the embedding that its config ties it to. Pickled weights are not read.
+    It is not if the folder holds a head with other values than the embedding, whatever its config says. Pickled weights
+    are not read; for them the config decides.
     """
     explicit = getattr(structure.config, "transformers_weights", None)
     files = weight_files(folder, str(folder), explicit) if has_weights(folder) or explicit else []
@@ -61,13 +62,13 @@ def is_tied(folder: Path, structure: PreTrainedModel) -> bool:
 
 
 class Checkpoint(ABC):
-    """Weights by the names of ``structure``; a tied parameter has the first of its names.
+    """Weights of a base model by the parameter names of ``structure``; a tied parameter has the first of its names.
 
     Attributes:
-        folder: of the base model.
-        structure: the model; a tie of its config that the weights contradict is undone in it, as transformers does.
-        mismatched: name → shape in the checkpoint, where the model has another; such a tensor is not among the stored.
-        unknown: keys of the files that the model has no place for.
+        folder: folder of the base model.
+        structure: the model; ties of its config that the weights contradict are undone in it, as transformers does.
+        mismatched: name → shape in the checkpoint, for tensors whose shape in the model differs; these are not stored.
+        unknown: keys in the files that match no parameter or buffer of the model.
     """
 
     folder: Path
@@ -77,30 +78,30 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def stored(self) -> set[str]:
-        """Names of everything that the checkpoint holds of the model."""
+        """Return the names of all tensors of the model that the checkpoint holds."""
 
     @abstractmethod
     def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of all that is stored, or of those of ``names`` alone."""
+        """Yield (name, tensor) of every stored tensor, or only of those in ``names``."""
 
     def read(self, names: Collection[str]) -> dict[str, Tensor]:
-        """Those of ``names`` that the checkpoint holds; no other weight is read."""
+        """Return the stored tensors among ``names``; no other weight is read."""
         return dict(self.tensors(names))
 
     def parameters(self, new: Collection[str] = ()) -> list[str]:
-        """Names of the model's parameters without the ``new`` ones, which no base checkpoint holds."""
+        """Return the names of the model's parameters, except the ``new`` ones, which no base checkpoint holds."""
         return [name for name, _ in self.structure.named_parameters() if name not in new]
 
     def fingerprint(self, new: Collection[str] = ()) -> str:
-        """Fingerprint of the base model without its ``new`` parameters.
+        """Return the fingerprint of the base model without its ``new`` parameters.
 
         Raises:
-            AdapeftError: the checkpoint does not hold a parameter.
+            AdapeftError: the checkpoint lacks a parameter.
         """
         return fingerprint(self.entries(new))
 
     def entries(self, new: Collection[str] = ()) -> Iterator[Entry]:
-        """What the fingerprint is made of; raises as ``fingerprint``."""
+        """Yield the entries of the fingerprint; raises the same error as ``fingerprint``."""
         names = self.parameters(new)
         missing = sorted(set(names) - self.stored())
         if missing:
@@ -110,46 +111,47 @@ class Checkpoint(ABC):
             yield base_name(name, prefix), sample(tensor), tuple(tensor.shape)
 
     def settle_ties(self) -> None:
-        """Says in the config that nothing is tied, where the weights contradict all that it ties."""
+        """Set ``tie_word_embeddings`` to false if the weights contradict every tie of the config."""
         configured = self.structure.get_expanded_tied_weights_keys(all_submodels=True)
         if configured and not self.structure.all_tied_weights_keys:
             self.structure.config.tie_word_embeddings = False
 
     def _not_stored(self, missing: list[str]) -> str:
-        """The message for parameters that transformers would initialize at random."""
+        """Return the error message for parameters that transformers would initialize at random."""
         name, prefix = missing[0], self.structure.base_model_prefix
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         said = f"{self.folder}: the base checkpoint has no {name!r}{more}"
         if name in self.mismatched:
             shape = tuple(self.structure.get_parameter(name).shape)
             return (
-                f"{self.folder}: the base checkpoint has {name!r} of shape {self.mismatched[name]}, and by its config "
-                f"and the delta's labels the model has {shape} there. Give the base that the delta was trained on."
+                f"{self.folder}: {name!r} has shape {self.mismatched[name]} in the base checkpoint, but {shape} in the "
+                f"model that its config and the delta's labels define. Give the base that the delta was trained on."
             )
         head = self.structure.get_output_embeddings()
         is_head_alone = len(missing) == 1 and not self.structure.config.tie_word_embeddings and head is not None
         if is_head_alone and self.structure.get_parameter(name) is getattr(head, "weight", None):
             return (
-                f"{said}, and config.json says tie_word_embeddings = false: transformers starts it at random each time "
-                f"it loads this folder. Save the model that was trained on with save_pretrained, or set "
+                f"{said}, and config.json has tie_word_embeddings = false: transformers initializes it at random each "
+                f"time it loads this folder. Save the base model of the training with save_pretrained, or set "
                 f"tie_word_embeddings to true if the head is the embedding."
             )
         if wrapped := wrapped_names(missing, self.unknown, prefix):
             return f"{said}: {wrapped}"
         similar = [key for key in self.unknown if key.endswith(base_name(name, prefix))]
-        stored_as = f"; it has {similar[0]!r}, a name that transformers does not know" if similar else ""
+        stored_as = f"; it has {similar[0]!r}, a name that transformers does not recognize" if similar else ""
         return (
-            f"{said}{stored_as}: transformers starts it at random when it loads this folder. Load the model in Python, "
-            f"call save_pretrained, and give that folder."
+            f"{said}{stored_as}: transformers initializes it at random when it loads this folder. Load the model in "
+            f"Python, call save_pretrained, and give that folder."
         )
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    """Safetensors that are read a tensor at a time.
+    """Safetensors files that are read one tensor at a time.
 
     Attributes:
         shards: the files.
-        is_converted: whether transformers makes other tensors of those in the files, which are then not to be used.
+        is_converted: whether transformers converts the tensors of the files while loading, so that they cannot be used
+            as they are.
     """
 
     def __init__(self, folder: Path, shards: list[Path], structure: PreTrainedModel) -> None:
@@ -188,7 +190,7 @@ class SafetensorsCheckpoint(Checkpoint):
             yield from self.in_shard(shard, names)
 
     def in_shard(self, shard: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """``tensors`` of one file."""
+        """Yield the ``tensors`` of one file."""
         wanted = {key: name for key, name in self._keys[shard].items() if names is None or name in names}
         if wanted:
             with _opened(shard) as file:
@@ -196,10 +198,10 @@ class SafetensorsCheckpoint(Checkpoint):
                     yield name, file.get_tensor(key)
 
     def _untie(self) -> None:
-        """Undoes ties between parameters that are both stored, with other values.
+        """Undo ties between parameters that are both stored, with different values.
 
-        As ``PreTrainedModel.tie_weights`` when it loads: "both are present in the checkpoints with different values,
-        so we will NOT tie them".
+        ``PreTrainedModel.tie_weights`` does the same while loading: "both are present in the checkpoints with different
+        values, so we will NOT tie them".
         """
         stored = self.stored()
         for target, source in list(self.structure.all_tied_weights_keys.items()):
@@ -214,7 +216,7 @@ class SafetensorsCheckpoint(Checkpoint):
             del self.structure.all_tied_weights_keys[target]
 
     def _drop_second_names(self) -> None:
-        """Gives a tied parameter the first of its names, once."""
+        """Keep every tied parameter once, under the first of its names."""
         first, seen = parameter_names(self.structure), set()
         for keys in self._keys.values():
             for key, name in list(keys.items()):
@@ -225,10 +227,10 @@ class SafetensorsCheckpoint(Checkpoint):
 
 
 class LoadedCheckpoint(Checkpoint):
-    """Weights that transformers has loaded, whole; ``structure`` holds them."""
+    """Weights of a model that transformers has loaded into memory; ``structure`` holds them."""
 
     def __init__(self, folder: Path, structure: PreTrainedModel) -> None:
-        with reading(f"{folder}: transformers cannot load the base", "Give a base that it loads."):
+        with reading(f"{folder}: transformers cannot load the base", "Give a base that transformers can load."):
             loaded: Any = type(structure).from_pretrained(
                 folder,
                 config=deepcopy(structure.config),
@@ -250,7 +252,7 @@ class LoadedCheckpoint(Checkpoint):
         return self._stored
 
     def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """See ``Checkpoint.tensors``; copies, for a reader may change them."""
+        """See ``Checkpoint.tensors``; yields copies, so that the caller may change them."""
         state = self.structure.state_dict()
         for name in sorted(self._stored):
             if names is None or name in names:
@@ -259,8 +261,8 @@ class LoadedCheckpoint(Checkpoint):
 
 @contextmanager
 def _opened(shard: Path) -> Iterator[safe_open]:
-    """Raises ``AdapeftError`` for a file that is no safetensors."""
-    with reading(f"{shard} is no safetensors, or it is truncated", "Fetch the base again."):
+    """Open a safetensors file; raises ``AdapeftError`` if it is damaged."""
+    with reading(f"{shard} is not a safetensors file, or it is truncated", "Download the base again."):
         file = safe_open(shard, framework="pt")
     with file:
         yield file

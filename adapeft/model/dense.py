@@ -1,4 +1,4 @@
-"""Which parameters are dense floating-point numbers in memory, of which single elements can be read and changed."""
+"""Checks that parameters are dense floating-point tensors in memory, whose elements can be read and changed."""
 
 from __future__ import annotations
 
@@ -14,53 +14,56 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from adapeft.errors import AdapeftError
 
 _NEEDS_GRADIENTS = ("select", "attach")
-"""Calls whose tensors are to have gradients."""
+"""Public functions that need gradients of the model's parameters."""
 
 _STRUCTURE_DOES = ("attach", "detach")
-"""Calls that a model without any weights, on the meta device, may be passed to."""
+"""Public functions that accept a model without weights, on the meta device."""
 
 
 def check_resident(model: nn.Module, call: str) -> None:
-    """Checks that the parameters of ``model`` are in memory and open to gradients.
+    """Check that the parameters of ``model`` are in memory and can have gradients.
 
     Args:
-        model: without wrappers.
-        call: the public function that it was passed to, for the messages.
+        model: model without wrappers.
+        call: name of the public function that it was passed to, for the messages.
 
     Raises:
-        AdapeftError: a parameter has no shape or no values yet, is offloaded, or was made in inference mode.
+        AdapeftError: a parameter has no shape or no values yet, is offloaded, or was created in inference mode.
     """
     if call in _NEEDS_GRADIENTS and torch.is_inference_mode_enabled():
-        raise AdapeftError(f"adapeft.{call}: within torch.inference_mode() nothing has a gradient. Call it outside.")
+        raise AdapeftError(
+            f"adapeft.{call}: torch.inference_mode() is active, so there are no gradients. Call it outside."
+        )
     parameters = dict(model.named_parameters())
     for name, tensor in [*parameters.items(), *model.named_buffers()]:
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise AdapeftError(
-                f"adapeft.{call}: {name!r} of a lazy module has no shape yet. Run one batch through the model first."
+                f"adapeft.{call}: {name!r} belongs to a lazy module and has no shape yet. Run one batch through the "
+                f"model first."
             )
     _check_not_offloaded(model, call)
     without = [name for name, parameter in parameters.items() if parameter.is_meta]
     if without and not (len(without) == len(parameters) and call in _STRUCTURE_DOES):
         raise AdapeftError(
-            f"adapeft.{call}: {len(without)} of {len(parameters)} parameters are on the meta device, without values, "
-            f"such as {without[0]!r}. Load the model with its weights, all of them in memory."
+            f"adapeft.{call}: {len(without)} of {len(parameters)} parameters are on the meta device and have no "
+            f"values, such as {without[0]!r}. Load the model with all of its weights in memory."
         )
     for name, parameter in parameters.items():
         if parameter.is_inference():
             raise AdapeftError(
-                f"adapeft.{call}: the parameter {name!r} was made under torch.inference_mode(), so it can have no "
+                f"adapeft.{call}: the parameter {name!r} was created in torch.inference_mode(), so it cannot have a "
                 f"gradient. Load the model outside of it."
             )
 
 
 def obstacles(model: nn.Module) -> dict[str, str]:
-    """Name → why the elements of a parameter cannot be read and changed one by one, for each that it is true of."""
+    """Return name → reason for every parameter whose elements cannot be read and changed one by one."""
     found = {name: obstacle(parameter) for name, parameter in model.named_parameters()}
     return {name: reason for name, reason in found.items() if reason}
 
 
 def obstacle(tensor: Tensor) -> str:
-    """Why the elements of a tensor cannot be read and changed one by one; empty where they can."""
+    """Return the reason why the elements of a tensor cannot be read and changed one by one; empty if they can."""
     if isinstance(tensor, DTensor):
         return ""
     packed = isinstance(tensor, nn.Parameter) and type(tensor).__name__ not in ("Parameter", "FakeTensor")
@@ -76,24 +79,24 @@ def obstacle(tensor: Tensor) -> str:
 
 
 def check_dense(call: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Checks that the named parameters that a subset or a delta changes can be changed.
+    """Check that the elements of the named parameters can be changed by a subset or delta.
 
     Raises:
-        AdapeftError: one cannot; names it, the reason and the remedy.
+        AdapeftError: a parameter cannot be changed; the message gives the reason and the remedy.
     """
     for name, tensor in tensors:
         reason = obstacle(tensor)
         if reason:
             raise AdapeftError(
-                f"adapeft.{call}: the parameter {name!r} {reason}, so it cannot be changed. Load the base in float32, "
-                f"bfloat16 or float16 (without quantization, dense), or leave this parameter out with select.exclude."
+                f"adapeft.{call}: the parameter {name!r} {reason}, so it cannot be changed. Load the base as dense "
+                f"float32, bfloat16 or float16 without quantization, or leave this parameter out with select.exclude."
             )
 
 
 def logical_shape(owner: nn.Module, name: str) -> tuple[int, ...]:
-    """Shape of the weights that the parameter ``name`` of ``owner`` stands for: whole under ZeRO-3, unpacked.
+    """Return the full, unpacked shape of the parameter ``name`` of ``owner``, also under ZeRO-3.
 
-    bitsandbytes packs two weights of four bits into each byte of a column.
+    bitsandbytes packs two four-bit weights into each byte of a column.
     """
     parameter = owner.get_parameter(name)
     if name == "weight" and isinstance(owner, nn.Linear) and obstacle(parameter):
@@ -108,17 +111,17 @@ def _check_not_offloaded(model: nn.Module, call: str) -> None:
         if any(getattr(one, "offload", False) for one in hooks):
             name = next((name for name, _ in module.named_parameters(prefix=path)), path)
             raise AdapeftError(
-                f"adapeft.{call}: {name!r} is offloaded by accelerate, which loads it for the length of a forward pass "
-                f"alone. Load the model without offloading: device_map={{'': 0}} or 'cpu', no cpu_offload or "
-                f"disk_offload, with a smaller dtype or more memory if it does not fit."
+                f"adapeft.{call}: {name!r} is offloaded by accelerate, which loads it only during the forward pass. "
+                f"Load the model without offloading: device_map={{'': 0}} or 'cpu', no cpu_offload or disk_offload. If "
+                f"it does not fit, use a smaller dtype or more memory."
             )
 
 
 def check_own_memory(model: nn.Module, call: str) -> None:
-    """Checks that no two parameters share memory, tied for the forward pass and apart for every optimizer.
+    """Check that no two parameters share memory: the forward pass would see them tied, the optimizer separate.
 
     Raises:
-        AdapeftError: two do.
+        AdapeftError: two parameters share memory.
     """
     spans = [
         (str(parameter.device), start, start + _span(parameter) * parameter.element_size(), name, parameter)
@@ -130,23 +133,23 @@ def check_own_memory(model: nn.Module, call: str) -> None:
         for start in [parameter.data_ptr()]
     ]
     reaching: list[tuple[str, int, int, str, Tensor]] = []
-    for span in sorted(spans, key=lambda span: span[:2]):  # stable: of two that begin together, the model's first
+    for span in sorted(spans, key=lambda span: span[:2]):  # stable: spans with the same start stay in the model's order
         device, start, _, name, parameter = span
         reaching = [other for other in reaching if other[0] == device and other[2] > start]
         for *_, other_name, other in reaching:
             if _share_elements(other, parameter):
                 raise AdapeftError(
-                    f"adapeft.{call}: the parameters {other_name!r} and {name!r} share their memory and are two "
-                    f"parameters, so changing one changes the other unseen. Tie them as one parameter "
-                    f"(model.tie_weights()), or give each a copy of its own (parameter.data = parameter.data.clone())."
+                    f"adapeft.{call}: {other_name!r} and {name!r} are two parameters that share memory, so a change of "
+                    f"one silently changes the other. Tie them as one parameter (model.tie_weights()), or give each "
+                    f"its own copy (parameter.data = parameter.data.clone())."
                 )
         reaching.append(span)
 
 
 def _share_elements(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors, whose memory reaches over a common stretch, have an element in common.
+    """Whether two tensors whose memory spans overlap have an element in common.
 
-    The columns of one matrix reach over the same stretch and share none.
+    The columns of one matrix have overlapping spans but no common elements.
     """
     if first.data_ptr() == second.data_ptr() or (first.is_contiguous() and second.is_contiguous()):
         return True
@@ -159,10 +162,10 @@ def _share_elements(first: Tensor, second: Tensor) -> bool:
 
 
 def _overlaps_itself(tensor: Tensor) -> bool:
-    """Whether a strided tensor reaches over less memory than it has elements."""
+    """Whether a strided tensor spans less memory than it has elements."""
     return _span(tensor) < math.prod(tensor.shape)
 
 
 def _span(tensor: Tensor) -> int:
-    """Over how many elements of its memory a strided tensor reaches."""
+    """Return the number of elements of memory that a strided tensor spans."""
     return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1

@@ -1,4 +1,4 @@
-"""Parameters that a trainer divides over ranks: how to tell them, and how to read them whole."""
+"""Detecting parameters that a trainer has partitioned over ranks, and gathering them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.distributed.tensor import DTensor
 
 
 def is_divided(parameter: Tensor) -> str:
-    """What has divided ``parameter``; empty where each rank holds all of it."""
+    """Return what has partitioned ``parameter``; empty if every rank holds all of it."""
     if isinstance(parameter, DTensor):
-        return "a DTensor, as FSDP2 and tensor parallelism make"
+        return "a DTensor, as in FSDP2 and tensor parallelism"
     return "ZeRO-3" if hasattr(parameter, "ds_id") else ""
 
 
 @torch.no_grad()
 def full_value(parameter: Tensor) -> Tensor:
-    """A parameter whole, in float32 where DeepSpeed steps a float32 copy of it. Collective.
+    """Return the full value of a parameter, in float32 if DeepSpeed steps a float32 copy of it. Collective.
 
-    DeepSpeed is not imported: its ZeRO puts the methods used here on the parameters themselves (see
+    DeepSpeed is not imported: ZeRO adds the methods used here to the parameters themselves (see
     ``deepspeed/utils/tensor_fragment.py`` and ``deepspeed/runtime/zero/partition_parameters.py``).
     """
     if isinstance(parameter, DTensor):
@@ -41,7 +41,7 @@ def full_value(parameter: Tensor) -> Tensor:
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Within it the parameters that FullyShardedDataParallel flattened and divided are whole again. Collective."""
+    """Context in which the parameters of FullyShardedDataParallel are unflattened and gathered. Collective."""
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         with FullyShardedDataParallel.summon_full_params(model, writeback=False):
             yield

@@ -1,4 +1,4 @@
-"""The fingerprint of a base model: what a subset or a delta belongs to."""
+"""Fingerprints of base models, by which a subset or delta identifies the base that it belongs to."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ Entry = tuple[str, Tensor, tuple[int, ...]]
 """(name without the base model's prefix, sample, shape) of a parameter."""
 
 RESIZED = (
-    "Where the vocabulary was resized before training, save the base with save_pretrained when it has been resized, "
-    "before training, and give that folder."
+    "If the vocabulary was resized before training, save the base with save_pretrained after resizing and before "
+    "training, and give that folder."
 )
 _SAMPLE = 65_536
 DIGEST_BYTES = 7
-"""Of a parameter: four of its name, one of its shape, two of its sample; enough to say what differs, not whether."""
+"""Digest bytes per parameter: four of its name, one of its shape, two of its sample. They locate a difference between
+two models whose fingerprints differ, and are too few to detect one."""
 
 
 def fingerprint_model(model: nn.Module, new: Collection[str] = ()) -> str:
-    """Fingerprint of a model in memory, without its ``new`` parameters, which no base checkpoint holds.
+    """Return the fingerprint of a model in memory, without its ``new`` parameters, which no base checkpoint holds.
 
     Empty for a model without weights.
     """
@@ -30,7 +31,7 @@ def fingerprint_model(model: nn.Module, new: Collection[str] = ()) -> str:
 
 
 def entries_of(model: nn.Module, new: Collection[str] = ()) -> Iterator[Entry]:
-    """What a fingerprint is made of, for a model in memory without its ``new`` parameters."""
+    """Yield the fingerprint entries of a model in memory, without its ``new`` parameters."""
     prefix = getattr(model, "base_model_prefix", "")
     for name, parameter in model.named_parameters():
         if name not in new:
@@ -38,27 +39,27 @@ def entries_of(model: nn.Module, new: Collection[str] = ()) -> Iterator[Entry]:
 
 
 def entry_of(name: str, parameter: Tensor) -> Entry:
-    """What a fingerprint is made of, for the parameter ``name``; its own values where it has them.
+    """Return the fingerprint entry of the parameter ``name``, sampled from its values.
 
-    Of the four-bit codes of bitsandbytes it is how often each occurs: on a CPU with AVX512-BF16 the first forward in
-    eval mode lays them out anew, in another shape, so the bytes of one base differ before and after.
+    For the four-bit codes of bitsandbytes the sample is the count of each code: on a CPU with AVX512-BF16 the first
+    forward pass in eval mode changes their layout and shape, so the bytes of one base differ before and after.
     """
     quantized = getattr(parameter, "quant_state", None)
     if quantized is None:
         return name, sample(parameter.detach()), tuple(parameter.shape)
     pairs = parameter.detach().contiguous().view(torch.uint8).flatten().bincount(minlength=256).view(16, 16)
-    # As bytes, for bfloat16 has no room for the counts.
+    # As bytes, because bfloat16 cannot represent the counts.
     return name, sample((pairs.sum(0) + pairs.sum(1)).view(torch.uint8)), tuple(quantized.shape)
 
 
 def digests_of(entries: Iterable[Entry]) -> Tensor:
-    """A few bytes of every parameter, uint8 [count, 7]: says in which of them another model differs."""
+    """Return a short digest of every parameter, uint8 [count, 7], to locate the parameters in which a model differs."""
     rows = [_hash(name, 4) + _hash(str(shape), 1) + _hash(_bytes(picks), 2) for name, picks, shape in entries]
     return torch.tensor(list(b"".join(rows)), dtype=torch.uint8).reshape(len(rows), DIGEST_BYTES)
 
 
 def difference_from(digests: Tensor, entries: Iterable[Entry]) -> str:
-    """How the model of ``entries`` differs from the one of ``digests``, in a sentence; empty where it is not known."""
+    """Return a sentence on how the model of ``entries`` differs from the one of ``digests``; empty if unknown."""
     known = {bytes(row[:4]): bytes(row[4:]) for row in digests.tolist()}
     others: list[str] = []
     reshaped: list[str] = []
@@ -74,15 +75,15 @@ def difference_from(digests: Tensor, entries: Iterable[Entry]) -> str:
     if others or known:
         example = f", such as {others[0]}" if others else ""
         return (
-            f"That one lacks {len(others)} parameters of this one{example}, and has {len(known)} that this one lacks."
+            f"That base lacks {len(others)} parameters of this one{example}, and has {len(known)} that this one lacks."
         )
     if reshaped:
-        return f"That one has another shape of {_few(reshaped)}. {RESIZED}"
+        return f"That base has other shapes: {_few(reshaped)}. {RESIZED}"
     return f"They differ in {_few(changed)} of {len(digests)} parameters." if changed else ""
 
 
 def changed_names(digests: Tensor, entries: Iterable[Entry]) -> list[str]:
-    """Names of ``entries`` that ``digests`` knows with another shape or other values."""
+    """Return the names of ``entries`` that have another shape or other values in ``digests``."""
     known = {bytes(row[:4]): bytes(row[4:]) for row in digests.tolist()}
     return [
         name
@@ -92,7 +93,7 @@ def changed_names(digests: Tensor, entries: Iterable[Entry]) -> list[str]:
 
 
 def fingerprint(entries: Iterable[Entry]) -> str:
-    """Hash of (name, sample, shape) of every tensor, in any order."""
+    """Return a hash of (name, sample, shape) of every tensor, independent of their order."""
     digest = hashlib.sha256()
     for name, picks, shape in sorted(entries, key=lambda entry: entry[0]):
         digest.update(f"{name}{shape}".encode())
@@ -101,10 +102,10 @@ def fingerprint(entries: Iterable[Entry]) -> str:
 
 
 def sample(tensor: Tensor) -> Tensor:
-    """Up to 65,536 evenly spaced values, rounded to bfloat16: the same whatever dtype the model was loaded in.
+    """Return up to 65,536 evenly spaced values, rounded to bfloat16: the same for every dtype the model is loaded in.
 
     Another checkpoint differs in the samples of some tensor, and so does this one after a delta of a few thousand
-    elements; a change of fewer, or smaller than bfloat16 resolves, may go unnoticed.
+    elements; a change of fewer elements, or one below bfloat16's resolution, may go unnoticed.
     """
     flat = _numbers(tensor).flatten()
     picks = torch.linspace(0, max(len(flat) - 1, 0), min(len(flat), _SAMPLE), dtype=torch.float64).long()
@@ -112,7 +113,7 @@ def sample(tensor: Tensor) -> Tensor:
 
 
 def _numbers(tensor: Tensor) -> Tensor:
-    """The tensor, or what it is made of where single elements of it cannot be picked or rounded."""
+    """Return a dense real tensor whose elements can be picked and rounded: dequantized, dense, or viewed as bytes."""
     if is_traceable_wrapper_subclass(tensor):
         tensor = tensor.dequantize()
     if tensor.layout != torch.strided:
@@ -123,7 +124,7 @@ def _numbers(tensor: Tensor) -> Tensor:
 
 
 def base_name(name: str, prefix: str) -> str:
-    """A parameter's name without the base model's prefix, which checkpoints of the base model leave out."""
+    """Return a parameter's name without the base model's prefix, which checkpoints of the base model leave out."""
     return name.removeprefix(f"{prefix}.") if prefix else name
 
 

@@ -1,4 +1,4 @@
-"""Loading: a pretrained model for a task, its tokenizer, and its structure alone without weights."""
+"""Loading of a pretrained model for a task, of its tokenizer, and of its structure without weights."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
     from adapeft.sections.data import Data
 
 CONFIG_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, StrictDataclassError)
-"""What transformers raises on a model's config that is missing, damaged, or has a value of another type."""
+"""Errors that transformers raises for a model config that is missing, damaged or has a value of the wrong type."""
 
 
 def load_model_config(
     model: Model, description: DataDescription, tokenizer: PreTrainedTokenizerBase
 ) -> PretrainedConfig:
-    """The model's own config, with the labels of the data and the padding of ``load_tokenizer``'s tokenizer.
+    """Return the model's own config, with the labels of the data and the padding of ``load_tokenizer``'s tokenizer.
 
     Raises:
-        AdapeftError: no such model.
+        AdapeftError: the model does not exist.
     """
     config = _own_config(model, attn_implementation=model.attn_implementation, **label_options(model.task, description))
     set_padding(config, tokenizer)
-    # Budget and estimate are of the parameters that the loaded model will have.
+    # Budget and memory estimate must count the parameters that the loaded model will have.
     has_head = TASKS[model.task].has_head
     if not has_head and getattr(config, "tie_word_embeddings", False) and Path(model.name).is_dir():
         structure = build_structure(config, model.task, trust_remote_code=model.trust_remote_code)
@@ -57,10 +57,10 @@ def load_model_config(
 
 
 def trained_head(model: Model) -> Head | None:
-    """The head for classes or targets that the model was saved with; None where it gets a new one.
+    """Return the head for classes or targets that the model was saved with; None if it gets a new one.
 
     Raises:
-        AdapeftError: no such model.
+        AdapeftError: the model does not exist.
     """
     task = TASKS[model.task]
     if not task.has_head:
@@ -68,7 +68,7 @@ def trained_head(model: Model) -> Head | None:
     config = _own_config(model)
     head = Head.of_labels(config.id2label or {})
     architectures = getattr(config, "architectures", None) or []
-    # A config that does not say what the weights are of, and names classes: those are of a head beside it.
+    # A config without architectures that names classes: they belong to a trained head.
     is_trained = any(name.endswith(task.auto_class.removeprefix("AutoModel")) for name in architectures) or (
         not architectures and head.names is not None
     )
@@ -76,15 +76,15 @@ def trained_head(model: Model) -> Head | None:
 
 
 def describe_for(model: Model, data: Data, head: Head | None = None) -> DataDescription:
-    """Describes ``data`` as a run on ``model`` reads it, its classes numbered by the head that is trained already.
+    """Describe ``data`` for a run on ``model``, with classes numbered as in a head that is already trained.
 
     Args:
-        model: the config's section.
-        data: likewise.
-        head: another one than the model's own: that of a delta.
+        model: the config's ``model`` section.
+        data: the config's ``data`` section.
+        head: a delta's head, which replaces the model's.
 
     Raises:
-        AdapeftError: no such model, or what ``describe`` raises.
+        AdapeftError: the model does not exist, or an error of ``describe``.
     """
     return describe(TASKS[model.task], data, head or trained_head(model))
 
@@ -102,7 +102,7 @@ def _own_config(model: Model, **options: Any) -> PretrainedConfig:
 
 
 def label_options(task: str, description: DataDescription) -> dict[str, Any]:
-    """What the data's labels set in a transformers config; JSON types only."""
+    """Return the options of a transformers config that the data's labels determine, in JSON types."""
     labels: dict[str, Any] = {}
     if TASKS[task].has_head:
         labels["num_labels"] = description.num_labels
@@ -115,9 +115,9 @@ def label_options(task: str, description: DataDescription) -> dict[str, Any]:
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """What a model says of itself: name, class, the task whose class it is (None for another), and its labels.
+    """Return a model's name, class, task (None if its class belongs to no task) and labels, in JSON types.
 
-    In JSON types, and as ``label_options`` says it of a run's data.
+    The labels have the format of ``label_options``.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig):
@@ -140,7 +140,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def task_of(model: nn.Module) -> str | None:
-    """The task for which transformers builds just this class from the model's config; None for another class."""
+    """Return the task for which transformers builds this class from the model's config; None for other classes."""
     config = getattr(model, "config", None)
     for name, task in TASKS.items():
         built = _auto_class(name)._model_mapping.get(type(config), None)
@@ -156,11 +156,11 @@ def _auto_class(task: str) -> Any:
 
 
 def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model on the meta device: names, shapes and modules, no weights.
+    """Build the model on the meta device: names, shapes and modules without weights.
 
     Raises:
-        AdapeftError: models of this type have no head for the task, or this one or this machine lacks the attention
-            that the config asks for.
+        AdapeftError: models of this type have no head for the task, or the model or this machine does not support the
+            config's attention implementation.
     """
     asked = config._attn_implementation
     try:
@@ -170,28 +170,28 @@ def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: b
         reason = _first_line(error)
         if reason.startswith("Unrecognized configuration class"):
             raise AdapeftError(
-                f"model.task = {task}: transformers has no {config.model_type} model for it. Give another model.name, "
-                "or the task that this one is for."
+                f"model.task = {task}: transformers has no {config.model_type} model for this task. Give another "
+                "model.name, or a task that this model supports."
             ) from error
         if asked is not None and (isinstance(error, ImportError) or "attention" in reason.lower()):
             raise AdapeftError(
-                f"model.attn_implementation = {asked}: is not to be had ({reason}). Leave it out, or install what it "
-                "needs here and on the workers."
+                f"model.attn_implementation = {asked} is not available ({reason}). Leave it out, or install the "
+                "required packages here and on the workers."
             ) from error
         raise
 
 
 def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: Sequence[str]) -> PreTrainedModel:
-    """The pretrained weights; a new head is initialised from ``seed``, the same in every process.
+    """Load the pretrained model; a new head is initialized from ``seed``, the same in every process.
 
     Args:
-        model: the config's section.
-        config: from ``load_model_config``.
-        seed: of a new head.
-        always_train: patterns of ``select.always_train``; what they match need not be in the checkpoint.
+        model: the config's ``model`` section.
+        config: config from ``load_model_config``.
+        seed: random seed of a new head.
+        always_train: patterns of ``select.always_train``; parameters that match may be missing from the checkpoint.
 
     Raises:
-        AdapeftError: the checkpoint lacks other parameters too, which would stay random.
+        AdapeftError: the checkpoint lacks further parameters, which would stay random.
     """
     set_seed(seed)
     logging.disable_progress_bar()
@@ -209,8 +209,8 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
         raise AdapeftError(f"model.name = {model.name!r}: the checkpoint has no {random[0]!r}: {wrapped}")
     if random:
         raise AdapeftError(
-            f"model.name = {model.name!r}: the checkpoint has no {', '.join(random)}, so they start random and frozen. "
-            f"Train them too: select.always_train: [auto, {', '.join(random)}]."
+            f"model.name = {model.name!r}: the checkpoint has no {', '.join(random)}, which would be initialized at "
+            f"random and frozen. Train them too: select.always_train: [auto, {', '.join(random)}]."
         )
     setattr(loaded, MISSING, tuple(name for name in names if name in info["missing_keys"]))
     loaded.config.use_cache = False
@@ -220,17 +220,19 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, which pads as the model reads; see ``with_padding``.
+    """Load the model's tokenizer, with the padding that the model expects; see ``with_padding``.
 
     Raises:
-        AdapeftError: there is none.
+        AdapeftError: the model has no tokenizer.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise AdapeftError(f"model.name = {model.name!r}: no tokenizer ({_first_line(error)}).") from error
+        raise AdapeftError(
+            f"model.name = {model.name!r}: its tokenizer cannot be loaded ({_first_line(error)})."
+        ) from error
     return with_padding(tokenizer, _own_config(model))
 
 

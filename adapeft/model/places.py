@@ -1,4 +1,4 @@
-"""Which modules of a model hold its parameters."""
+"""Lookup of the modules that hold a model's parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ModulePlace = tuple[nn.Module, str]
 
 
 def places_of(model: nn.Module) -> dict[str, list[ModulePlace]]:
-    """Name → every module that holds a parameter, with its name there; more than one for tied weights."""
+    """Return, for every parameter, the modules that hold it and its name in each; several for tied weights."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     places: dict[str, list[ModulePlace]] = {name: [] for name in names.values()}
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""What the dtype of a model's weights is too coarse for: counted, and said in one place."""
+"""Detection and warnings of changes that are lost by rounding to the dtype of a model's weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from adapeft.errors import RoundingWarning
 
 @dataclass(frozen=True)
 class Rounding:
-    """Of the entries that a delta changes.
+    """Rounding losses among the entries that a delta changes.
 
     Attributes:
-        entries: those whose difference is not zero, of weights in fewer than 32 bits.
-        lost: those of them that leave the weight as it was.
-        dtype: of the weights.
+        entries: number of nonzero differences on weights in fewer than 32 bits.
+        lost: number of these that leave the weight unchanged.
+        dtype: dtype of the weights.
     """
 
     entries: int = 0
@@ -31,14 +31,14 @@ class Rounding:
 
     @classmethod
     def between(cls, before: Tensor, after: Tensor, difference: Tensor) -> Rounding:
-        """Compares entries before and after ``difference`` was added to them, all of one shape."""
+        """Compare entries before and after ``difference`` was added to them; all have the same shape."""
         if not is_coarse(after.dtype):
             return cls()
         asked = difference != 0
         return cls(int(asked.sum()), int((asked & (before == after)).sum()), after.dtype)
 
     def message(self, remedy: str) -> str:
-        """What was lost, for a person; empty where nothing was."""
+        """Return a message on the lost entries; empty if none were lost."""
         if not self.lost:
             return ""
         dtype = str(self.dtype).removeprefix("torch.")
@@ -48,18 +48,18 @@ class Rounding:
         )
 
     def warn(self, remedy: str) -> None:
-        """Warns of what was lost, with a sentence that says what to do."""
+        """Warn about lost entries, if any; ``remedy`` is a sentence."""
         if self.lost:
             warnings.warn(self.message(remedy), RoundingWarning, stacklevel=3)
 
 
 def is_coarse(dtype: torch.dtype) -> bool:
-    """Whether weights of this dtype are rounded to fewer than the 24 bits in which deltas are kept."""
+    """Whether weights of this dtype have less precision than the 24 bits of a delta's float32 values."""
     return dtype.is_floating_point and dtype.itemsize < torch.float32.itemsize
 
 
 def warn_of_coarse_training(parameters: Mapping[str, Tensor]) -> None:
-    """Warns of ``parameters`` to be stepped in their own dtype where that is too coarse for small steps."""
+    """Warn about ``parameters`` that are trained in a dtype too coarse for small steps."""
     coarse = {name: parameter for name, parameter in parameters.items() if is_coarse(parameter.dtype)}
     if not coarse:
         return
@@ -69,8 +69,8 @@ def warn_of_coarse_training(parameters: Mapping[str, Tensor]) -> None:
     warnings.warn(
         f"{len(coarse)} whole tensors with {count:,} parameters, such as {name!r}, are trained in {dtype}: a step "
         f"below {torch.finfo(parameter.dtype).eps / 2:.2g} of a weight is rounded away, unless the optimizer keeps "
-        f"copies in float32, as DeepSpeed's do. Load the model in float32 to keep such steps, or train rows or "
-        f"elements, which are float32 over any base.",
+        f"float32 copies, as DeepSpeed's optimizers do. Load the model in float32 to keep such steps, or train rows or "
+        f"elements, which are float32 for any base dtype.",
         RoundingWarning,
         stacklevel=3,
     )

@@ -14,22 +14,22 @@ class Model(Section):
     """The pretrained transformer."""
 
     name: str = Field(description="folder or hub name of the pretrained model", min_length=1)
-    task: TaskName = Field(description="what the model is trained to do")
+    task: TaskName = Field(description="task that the model is trained for")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="type of the frozen weights")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the frozen weights")
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         default="highest",
-        description="of float32 matrix products, as in torch.set_float32_matmul_precision: high is TF32 on NVIDIA's "
-        "GPUs, medium bfloat16 on processors that have it",
+        description="precision of float32 matrix products, as in torch.set_float32_matmul_precision: high is TF32 on "
+        "NVIDIA GPUs, medium is bfloat16 on hardware that supports it",
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
         Field(
             default=None,
-            description="how attention is computed; null: as transformers picks; on processors eager is faster for "
+            description="attention implementation; null: the default of transformers; on CPUs eager is faster for "
             "short texts",
         )
     )
-    trust_remote_code: Harmless[bool] = Field(default=False, description="run model code that comes from the hub")
+    trust_remote_code: Harmless[bool] = Field(default=False, description="run model code from the hub")
     gradient_checkpointing: Harmless[bool] = Field(
         default=False, description="recompute activations: less memory, more time"
     )

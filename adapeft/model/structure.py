@@ -1,4 +1,4 @@
-"""What the parameters of a model are, found in its module tree and not in a table of model names."""
+"""Roles, layers and kinds of a model's parameters, derived from its module tree and not from a table of model names."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.model.dense import logical_shape
 
 MISSING = "adapeft_missing"
-"""Attribute of a loaded model: names of the parameters that were not in its checkpoint."""
+"""Attribute of a loaded model with the names of the parameters that were missing from its checkpoint."""
 
 _HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)
-"""By which torch's older functions compute a weight before each forward pass."""
+"""Hooks with which torch's older functions recompute a weight before each forward pass."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class ParameterInfo:
 
     Attributes:
         name: qualified name, as in ``model.named_parameters()``.
-        shape: full shape, also under ZeRO-3 and of packed weights.
-        role: the name without its place in the block list, shared by all layers (``attention.self.query.weight``).
+        shape: full shape, also under ZeRO-3 and for packed weights.
+        role: name without its place in the block list, shared by all layers (``attention.self.query.weight``).
         layer: index in the outermost block list, -1 outside of any.
         depth: relative depth in [0, 1]; 0 before the blocks and 1 after them.
-        output_dim: the dimension that counts output neurons of a matrix (0 for ``nn.Linear`` and embeddings, 1 for
-            ``Conv1D``), None for what is not a matrix and so has no rows.
-        is_linear: whether it is the weight of one linear layer, tied to nothing.
-        output_of: the sublayer whose output projection it is.
+        output_dim: dimension of the output neurons of a matrix (0 for ``nn.Linear`` and embeddings, 1 for ``Conv1D``);
+            None for parameters that are not matrices and have no rows.
+        is_linear: whether it is the weight of exactly one linear layer, not tied.
+        output_of: the sublayer whose output projection it is, if any.
     """
 
     name: str
@@ -62,7 +62,7 @@ class ParameterInfo:
 
 
 def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
-    """The parameters of ``model`` in the order of ``named_parameters()``, tied ones once."""
+    """Describe the parameters of ``model`` in the order of ``named_parameters()``, tied ones once."""
     block_lists = _outermost_block_lists(model)
     names = [name for name, _ in model.named_parameters()]
     first_block = {
@@ -86,17 +86,17 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
 def is_linear_layer(module: nn.Module | None) -> TypeGuard[nn.Linear | Conv1D]:
     """Whether a module is a linear layer that the model calls.
 
-    ``nn.MultiheadAttention`` reads its output projection's weight and never calls it: what works on a layer's output
-    would be passed over.
+    ``nn.MultiheadAttention`` reads the weight of its output projection and never calls the layer, so anything that
+    changes a layer's output would have no effect there.
     """
     return isinstance(module, nn.Linear | Conv1D) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def is_called_layer(model: nn.Module, path: str) -> bool:
-    """Whether ``path`` is a linear layer that is always called, by whatever kernels the model computes.
+    """Whether ``path`` is a linear layer that is called with every choice of kernels.
 
-    A state-space mixer (Mamba's, with its A_log and D) calls its input projection alone where its fused kernels are
-    installed, and hands them the weights of the others.
+    With fused kernels installed, a state-space mixer (Mamba's, with A_log and D) calls only its input projection and
+    passes the weights of its other layers to the kernels.
     """
     parent, _, name = path.rpartition(".")
     mixer = model.get_submodule(parent)
@@ -105,11 +105,11 @@ def is_called_layer(model: nn.Module, path: str) -> bool:
 
 
 def new_parameters(model: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters that a checkpoint of the base model does not hold: the new head.
+    """Return the names of the parameters that a checkpoint of the base model does not hold: the new head.
 
-    What ``load_model`` found missing from the checkpoint, where it has loaded the model. Else a checkpoint written by
-    the very class of ``model`` (``config.architectures``) has them all, and any other was written by the base model or
-    under another head, so that everything outside ``model.base_model`` is new.
+    For a model from ``load_model`` these are the parameters missing from its checkpoint. Otherwise none are new if the
+    class of ``model`` wrote the checkpoint (``config.architectures``); any other checkpoint was written by the base
+    model or with another head, so everything outside ``model.base_model`` is new.
     """
     missing = getattr(model, MISSING, None)
     if missing is not None:
@@ -122,7 +122,7 @@ def new_parameters(model: nn.Module) -> tuple[str, ...]:
 
 
 def parameter_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter → the first of its names, by which it is known; a tied one has several."""
+    """Return a mapping from every parameter name to the first name of that parameter; a tied one has several."""
     first: dict[int, str] = {}
     return {
         name: first.setdefault(id(parameter), name)
@@ -131,18 +131,18 @@ def parameter_names(model: nn.Module) -> dict[str, str]:
 
 
 def unsaved_parameters(model: nn.Module) -> frozenset[str]:
-    """Parameters that the model's class leaves out of its checkpoints, as Marian does with its tables of positions.
+    """Return the parameters that the model's class leaves out of its checkpoints, such as Marian's position tables.
 
-    ``from_pretrained`` computes them anew, so whatever was trained of them is lost.
+    ``from_pretrained`` recomputes them, so any training of them is lost.
     """
     return frozenset(getattr(model, "_keys_to_ignore_on_save", None) or ())
 
 
 def reparametrized(model: PreTrainedModel) -> str:
-    """Path of a module in which a weight is computed from other parameters, unlike in the model's own class.
+    """Return the path of a module that computes a weight from other parameters, unlike in the model's own class.
 
-    ``from_pretrained`` starts such a weight at random. Classes that normalize weights themselves (Wav2Vec2's
-    convolution of positions) know what to load. Empty where there is none.
+    ``from_pretrained`` initializes such a weight at random. Classes that normalize weights themselves (Wav2Vec2's
+    positional convolution) load them correctly. Empty if there is no such module.
     """
     computing = [path for path, module in model.named_modules() if is_parametrized(module) or _has_hook(module)]
     if not computing:
@@ -162,7 +162,7 @@ def _has_hook(module: nn.Module) -> bool:
 
 
 def always_trained(model: nn.Module, patterns: Sequence[str]) -> set[str]:
-    """Names that ``select.always_train`` stands for; ``auto`` among the patterns is a new head.
+    """Return the parameter names that ``select.always_train`` matches; the pattern ``auto`` stands for a new head.
 
     Raises:
         AdapeftError: a pattern matches nothing.
@@ -173,15 +173,15 @@ def always_trained(model: nn.Module, patterns: Sequence[str]) -> set[str]:
 
 
 def match_patterns(field: str, patterns: Sequence[str], names: Mapping[str, str]) -> set[str]:
-    """The parameters matched by any of the shell-style ``patterns``, by the first of their names.
+    """Return the parameters matched by any of the shell-style ``patterns``, by the first of their names.
 
     Args:
         field: key of the config, for the message.
-        patterns: matched against every name, so that a tied weight is found by each of its own.
-        names: from ``parameter_names``.
+        patterns: patterns, matched against every name of a tied weight.
+        names: mapping from ``parameter_names``.
 
     Raises:
-        AdapeftError: a pattern matches nothing; names ``field`` and the parameters closest to the pattern.
+        AdapeftError: a pattern matches nothing; the message has ``field`` and the closest parameter names.
     """
     matched: set[str] = set()
     for pattern in patterns:
@@ -203,10 +203,11 @@ def _matches_nothing(field: str, pattern: str, names: list[str]) -> str:
 
 
 def _output_projections(parameters: Sequence[ParameterInfo]) -> dict[str, Literal["attention", "feed-forward"]]:
-    """Name → sublayer: of each block's attention and of the rest of it the last linear layer back to its width.
+    """Return the output projections of each block's attention and feed-forward network, as name → sublayer.
 
-    What transformers names attention has ``attn`` or ``attention`` in its path. A mixture's feed-forward networks have
-    no one output: theirs are left out.
+    An output projection is the last linear layer of the sublayer that maps back to the block's width. Attention layers
+    have ``attn`` or ``attention`` in their path. The feed-forward networks of a mixture of experts have no single
+    output and are left out.
     """
     blocks: dict[str, list[ParameterInfo]] = {}
     for info in parameters:
@@ -227,7 +228,7 @@ def _output_projections(parameters: Sequence[ParameterInfo]) -> dict[str, Litera
 
 
 def _outermost_block_lists(model: nn.Module) -> dict[str, int]:
-    """Prefix → length of every list of blocks that is not inside another one."""
+    """Return prefix → length of every block list that is not inside another one."""
     lists: dict[str, int] = {}
     for prefix, module in model.named_modules():
         if _is_block_list(module) and not any(prefix.startswith(outer + ".") for outer in lists):
@@ -236,14 +237,14 @@ def _outermost_block_lists(model: nn.Module) -> dict[str, int]:
 
 
 def _is_block_list(module: nn.Module) -> TypeGuard[nn.ModuleList | nn.Sequential]:
-    """Whether a module is a numbered list of like modules, or one of blocks of several classes.
+    """Whether a module is a numbered list of modules of one class, or of blocks of several classes.
 
-    The blocks of a hybrid model (attention and state-space layers in turn) have a class each, and consist of modules
-    themselves; a list of single layers of several classes is one network.
+    The blocks of a hybrid model (alternating attention and state-space layers) have different classes and contain
+    modules themselves; a list of single layers of several classes is one network.
     """
     if not isinstance(module, nn.ModuleList | nn.Sequential) or next(module.parameters(), None) is None:
         return False
-    # A parametrization is a list too, whose parameters are its own; a Sequential may have names for its parts.
+    # A parametrization is also a list, with parameters of its own; a Sequential may have named modules.
     if module._parameters or not all(name.isdigit() for name in module._modules):
         return False
     if len({type(block) for block in module}) == 1:
@@ -255,7 +256,7 @@ def _is_block_list(module: nn.Module) -> TypeGuard[nn.ModuleList | nn.Sequential
 def _place(
     name: str, position: int, block_lists: dict[str, int], first_block: dict[str, int]
 ) -> tuple[str, int, float]:
-    """(role, layer, relative depth) of a parameter."""
+    """Return (role, layer, relative depth) of a parameter."""
     for prefix, length in block_lists.items():
         if name.startswith(prefix + "."):
             index, _, role = name[len(prefix) + 1 :].partition(".")

@@ -1,7 +1,7 @@
-"""Examples run through the model's structure before a weight is loaded, to find what could only crash a worker.
+"""A trial run of examples through the model's structure, to find bad inputs before a worker loads weights and crashes.
 
-The model itself is asked: its own code computes positions, token types and masks, and looks them up in tables of their
-real sizes. So offsets of positions, other names for their number, and models without a limit need no table here.
+The model's own code computes positions, token types and masks, and looks them up in tables of their real sizes. So
+position offsets, model-specific names of the maximum length, and models without a limit need no special cases here.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ Row = Mapping[str, list[int]]
 
 _SHORT = 4
 MOST_OPERATIONS = 50_000
-"""Of a pass: seconds. A model of 80 layers takes about 5,000; loops over tokens, as in Zamba's, take 100 a token."""
+"""Operations per pass, which take seconds. A model of 80 layers needs about 5,000; loops over tokens, as in Zamba, need
+100 per token."""
 
 
 class Trial:
-    """A model without weights, and examples of the data.
+    """Checks of a model without weights on examples of the data.
 
     Args:
-        model: on the meta device, built while ``weightless`` was active.
-        weightless: what knows the model's buffers.
-        sample: some examples, the longest among them.
-        most_operations: after which a pass is given up.
+        model: model on the meta device, built while ``weightless`` was active.
+        weightless: the mode that holds the values of the model's buffers.
+        sample: some examples, including the longest.
+        most_operations: number of operations after which a pass is abandoned.
     """
 
     def __init__(
@@ -51,15 +52,15 @@ class Trial:
         )
 
     def check(self, max_length: int, largest_used: Callable[[], tuple[str, int]]) -> None:
-        """Checks lengths, token types and token ids.
+        """Check lengths, token types and token ids.
 
         Args:
-            max_length: ``data.max_length``, to which examples are cut.
-            largest_used: the largest token id in the data, with the config's key of the split that holds it; called
-                only where the tokenizer has tokens that the model does not have.
+            max_length: ``data.max_length``, to which examples are truncated.
+            largest_used: function that returns the config key of a split and the largest token id in the data, which
+                that split holds; called only if the tokenizer has more tokens than the model.
 
         Raises:
-            AdapeftError: the model has no place for these examples.
+            AdapeftError: the model cannot process these examples.
         """
         failure = self._run(self._longest, self._shortest)
         if failure is not None:
@@ -69,12 +70,12 @@ class Trial:
         self._check_largest(largest_used)
 
     def _explain(self, failure: Exception, max_length: int) -> None:
-        """Raises what is wrong with the examples as they are."""
+        """Raise an error that explains why the model fails on the examples."""
         if isinstance(failure, BeyondTableError):
             if not _same(failure, self._run(self._longest, self._shortest, token_type_ids=lambda types: types * 0)):
                 raise AdapeftError(
-                    f"data.train: the tokenizer of model.name gives token type {failure.index} (as of data.text_pair), "
-                    f"and the model has {failure.size}{self._named(failure)}. Leave data.text_pair out, or take the "
+                    f"data.train: the tokenizer of model.name gives token type {failure.index} (for data.text_pair), "
+                    f"but the model has {failure.size}{self._named(failure)}. Leave out data.text_pair, or use the "
                     "tokenizer that belongs to the model."
                 ) from failure
             last = failure.size - 1
@@ -83,11 +84,11 @@ class Trial:
         self._check_length(max_length)
         if isinstance(failure, ValueError):
             raise AdapeftError(
-                f"model.name: the model refuses these examples: {str(failure).strip().splitlines()[0]}"
+                f"model.name: the model rejects these examples: {str(failure).strip().splitlines()[0]}"
             ) from failure
 
     def _check_length(self, max_length: int) -> None:
-        """Checks the longest example that ``data.max_length`` allows against a short one."""
+        """Check that the model accepts an example of ``data.max_length`` tokens if it accepts a short one."""
         failure = self._run(self._at_length(max_length))
         if failure is None:
             return
@@ -96,7 +97,7 @@ class Trial:
             if positions is None or max_length <= positions:
                 return
         elif _is_certain(self._run(self._at_length(_SHORT))):
-            return  # another fault than the length, and not certain to be one of the examples
+            return  # the length is not the cause, and possibly not the examples either
         else:
             positions, fails = _SHORT, max_length
             while fails - positions > 1:
@@ -108,7 +109,7 @@ class Trial:
         ) from failure
 
     def _check_largest(self, largest_used: Callable[[], tuple[str, int]]) -> None:
-        """Checks the tokenizer's largest token id, and if the model does not have it, those that the data has."""
+        """Check the tokenizer's largest token id, and if the model lacks it, the largest one in the data."""
         largest = max(self._tokenizer.get_vocab().values())
         row = self._at_length(min(len(self._shortest["input_ids"]), _SHORT))
         ids = list(row["input_ids"])
@@ -123,10 +124,10 @@ class Trial:
     def _beyond(self, field: str, token: int, failure: BeyondTableError) -> str:
         pad = ", its padding token," if token == self._tokenizer.pad_token_id else ""
         return (
-            f"{field}: the tokenizer of model.name gives {self._tokenizer.convert_ids_to_tokens(token)!r}{pad} the id "
-            f"{token}, and the model has {failure.size} embeddings{self._named(failure)}. Take the tokenizer that "
-            f"belongs to the model, or give the model as many embeddings (model.resize_token_embeddings"
-            f"({len(self._tokenizer)})) and save it."
+            f"{field}: the tokenizer of model.name maps {self._tokenizer.convert_ids_to_tokens(token)!r}{pad} to id "
+            f"{token}, but the model has {failure.size} embeddings{self._named(failure)}. Use the tokenizer that "
+            f"belongs to the model, or resize the embeddings (model.resize_token_embeddings"
+            f"({len(self._tokenizer)})) and save the model."
         )
 
     def _named(self, failure: BeyondTableError) -> str:
@@ -136,7 +137,7 @@ class Trial:
         return f" ({names[0]})" if names else ""
 
     def _at_length(self, length: int) -> Row:
-        """The longest example with some of its ordinary tokens repeated or left out."""
+        """Return the longest example at ``length`` tokens, with ordinary tokens repeated or left out."""
         ids = self._longest["input_ids"]
         special = set(self._tokenizer.all_special_ids)
         ordinary = next((place for place, token in enumerate(ids) if token not in special), 0)
@@ -149,7 +150,7 @@ class Trial:
         }
 
     def _run(self, *rows: Row, **changes: Callable[[Tensor], Tensor]) -> Exception | None:
-        """What the model raises for these examples in a batch, where it raises anything."""
+        """Return the exception that the model raises for a batch of these examples, None if it succeeds."""
         inputs = TokenizedData(datasets.Dataset.from_list(list(rows)), None, self._tokenizer).collate(range(len(rows)))
         tensors = {name: changes.get(name, _same_values)(tensor) for name, tensor in inputs.inputs.items()}
         given = {name: self._weightless.known(tensor) for name, tensor in tensors.items()}
@@ -157,7 +158,7 @@ class Trial:
         try:
             with self._weightless, torch.no_grad():
                 self._model.train()(**given)
-        except Exception as error:  # whatever a model's own code raises; the caller says what it stands for
+        except Exception as error:  # the model's own code may raise anything; the caller interprets it
             return error
         finally:
             self._model.train(was_training)
@@ -169,7 +170,7 @@ def _numbers(row: Mapping[str, Any]) -> Row:
 
 
 def _is_certain(failure: Exception | None) -> bool:
-    """Whether it is one that the model would raise with its weights, too."""
+    """Whether the model would also raise the exception with weights."""
     if isinstance(failure, UnknownValueError | NotImplementedError):
         return False
     return isinstance(failure, IndexError | ValueError | RuntimeError)
@@ -180,12 +181,12 @@ def _same_values(tensor: Tensor) -> Tensor:
 
 
 def _same(failure: BeyondTableError, other: Exception | None) -> bool:
-    """Whether both say that one table is too small."""
+    """Whether both exceptions report the same table as too small."""
     return isinstance(other, BeyondTableError) and other.table.untyped_storage() is failure.table.untyped_storage()
 
 
 def _positions_by_table(model: PreTrainedModel) -> int | None:
-    """Rows of a table of positions, less those that its offset leaves unused; None where there is no such table."""
+    """Return the number of usable rows of a table of positions, without its offset; None if there is no such table."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2] and module.num_embeddings > 2:
             offset = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)

@@ -1,4 +1,4 @@
-"""What the tensors of a checkpoint are called in a model: transformers renames, and sometimes fuses, at loading."""
+"""Names in the model of the tensors in a checkpoint: transformers renames, and sometimes fuses, them while loading."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 
 class WeightNames:
-    """transformers' own renaming, of base models' prefixes and of older spellings, for one model."""
+    """The renaming that transformers applies for one model: base model prefixes and legacy names."""
 
     def __init__(self, structure: PreTrainedModel) -> None:
         transforms = get_model_conversion_mapping(structure)
@@ -18,9 +18,9 @@ class WeightNames:
         self._state = structure.state_dict()
 
     def find(self, key: str) -> tuple[str | None, bool]:
-        """(name in the model, whether the tensor itself is converted) of what a file calls ``key``.
+        """Return (name in the model, whether the tensor itself is converted) for a checkpoint's ``key``.
 
-        The name is None for what the model does not have, such as another head.
+        The name is None for tensors that the model does not have, such as another head.
         """
         name, converter = rename_source_key(key, self._renamings, self._converters, self._prefix, self._state)
         if name not in self._state and key in self._state:
@@ -29,5 +29,5 @@ class WeightNames:
 
     @property
     def are_stable(self) -> bool:
-        """Whether a file that holds the model's own names loads as it is: nothing takes one for an older spelling."""
+        """Whether a file with the model's own names loads unchanged: no rule mistakes one for a legacy name."""
         return all(self.find(name) == (name, False) for name in self._state)

@@ -1,8 +1,8 @@
-"""Running a model that has no weights: what does not depend on them is computed for real.
+"""Execution of a model without weights, with real values for tensors that do not depend on them.
 
-On the meta device, or on fake tensors, every tensor has a shape and no values. Much of what a model computes does not
-need its weights, though: positions, masks, token types, bounds of loops. Models branch on such values, give them to
-tables as indices, and take sizes from them, none of which shapes alone can answer.
+On the meta device, or on fake tensors, every tensor has a shape and no values. But positions, masks, token types and
+loop bounds do not depend on the weights. Models branch on such values, use them as indices into tables, and derive
+sizes from them, so shapes alone are not enough.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch.utils._pytree import tree_leaves, tree_map
 aten = torch.ops.aten
 
 LARGEST = 2**25
-"""Bytes up to which values are computed: the mask of 4,096 tokens as booleans, not that of 100,000."""
+"""Maximum bytes of a tensor with values: enough for the boolean mask of 4,096 tokens, not for that of 100,000."""
 
 _UNWRITTEN = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 _SHAPE_ONLY = {aten.zeros_like, aten.ones_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_full}
-"""Operations that read the shape of a tensor, and no values."""
+"""Operations that read the shape of a tensor but not its values."""
 
 
 class BeyondTableError(IndexError):
-    """An index that lies outside the tensor that it is for.
+    """An index is out of range for the tensor that it indexes.
 
     Attributes:
-        table: the tensor.
-        size: of its dimension that is indexed.
-        index: the first index that lies outside.
+        table: the indexed tensor.
+        size: size of the indexed dimension.
+        index: an index out of range: the largest, or the lowest if only negative ones are.
     """
 
     def __init__(self, table: Tensor, size: int, index: int) -> None:
@@ -42,21 +42,21 @@ class BeyondTableError(IndexError):
 
 
 class UnknownValueError(RuntimeError):
-    """The model needs a value that only its weights decide."""
+    """The model needs a value that depends on its weights."""
 
 
 class Weightless(TorchDispatchMode):
-    """While it is active, tensors whose values depend on no weights have values.
+    """Dispatch mode that tracks the values of tensors on the meta device that do not depend on weights.
 
-    Enter it to build the model, so that it knows the model's buffers, and again to run it.
+    Enter it to build the model, so that it records the model's buffers, and again to run it.
 
     Args:
-        selects_all: whether a mask that depends on weights counts as true everywhere, as a bound on what it selects;
-            else it raises ``UnknownValueError``.
+        selects_all: whether a mask that depends on weights counts as true everywhere, as an upper bound on its
+            selection; otherwise it raises ``UnknownValueError``.
 
     Attributes:
-        most_operations: after which ``UnknownValueError`` is raised, each time it is entered, as some models loop over
-            tokens in Python; None: no limit.
+        most_operations: number of operations per activation after which ``UnknownValueError`` is raised, because some
+            models loop over tokens in Python; None: no limit.
     """
 
     def __init__(self, *, selects_all: bool = False) -> None:
@@ -64,7 +64,7 @@ class Weightless(TorchDispatchMode):
         self.selects_all = selects_all
         self.most_operations: int | None = None
         self._done = 0
-        # By storage, so that views and writes into them need no care: bytes of the same layout.
+        # Bytes of the same layout by storage, so that views and writes into them need no special handling.
         self._bytes: WeakKeyDictionary[torch.UntypedStorage, Tensor] = WeakKeyDictionary()
 
     def __enter__(self) -> Self:
@@ -72,22 +72,22 @@ class Weightless(TorchDispatchMode):
         return super().__enter__()
 
     def known(self, value: Tensor) -> Tensor:
-        """A tensor on the meta device whose values are known."""
+        """Return a tensor on the meta device with known values."""
         return self._made(value, torch.device("meta"))
 
     def forget(self, tensors: Sequence[Tensor]) -> None:
-        """Makes values unknown, such as those that parameters are initialized with."""
+        """Make the values of ``tensors`` unknown, such as initial values of parameters."""
         for tensor in tensors:
             self._bytes.pop(tensor.untyped_storage(), None)
 
     def carry(self, tensor: Tensor, other: Tensor) -> None:
-        """Gives ``other`` the values of ``tensor``, where they are known; shapes are equal."""
+        """Copy the values of ``tensor``, if known, to ``other``, which has the same shape."""
         value = self.value(tensor)
         if value is not None:
             self._keep(other, value)
 
     def value(self, tensor: Tensor) -> Tensor | None:
-        """The values of a tensor, None where they are unknown. A view: writes into it count."""
+        """Return the values of a tensor, None if unknown. They are a view: writing to it changes them."""
         if not _is_weightless(tensor):
             return tensor
         flat = self._bytes.get(tensor.untyped_storage())
@@ -103,7 +103,7 @@ class Weightless(TorchDispatchMode):
             raise UnknownValueError(f"more than {self.most_operations:,} operations")
         self._check_indices(func, args)
         if func is aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
-            # Its meta kernel takes bfloat16 alone, the others do not.
+            # Only its meta kernel is restricted to bfloat16.
             return func(*tree_map(_to_bfloat16, args), **kwargs).to(args[0].dtype)
         if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
             return self._data_dependent(func, args, kwargs)
@@ -126,7 +126,7 @@ class Weightless(TorchDispatchMode):
         return result
 
     def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What the operation gives for the known values; None where one of them is unknown."""
+        """Return the result of the operation on known values; None if a value is unknown."""
         if func.overloadpacket in _UNWRITTEN or torch.Tag.nondeterministic_seeded in func.tags:
             return None
         is_unknown = False
@@ -147,13 +147,13 @@ class Weightless(TorchDispatchMode):
             known_args, known_kwargs = tree_map(real, (args, kwargs))
             try:
                 return None if is_unknown else func(*known_args, **known_kwargs)
-            except NotImplementedError:  # a processor lacks kernels of some types, which only a GPU computes with
+            except NotImplementedError:  # CPUs lack kernels for some dtypes that only GPUs support
                 return None
 
     def _data_dependent(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The result of an operation whose result, or its shape, depends on values."""
+        """Return the result of an operation whose output or output shape depends on values."""
         if func is aten.index.Tensor and not any(_is_mask(index) for index in args[1]):
-            return func(*args, **kwargs)  # by numbers: of a known shape
+            return func(*args, **kwargs)  # integer indices: the shape is known
         real = self._computed(func, args, kwargs)
         if real is None:
             if func is aten.index.Tensor:
@@ -169,7 +169,7 @@ class Weightless(TorchDispatchMode):
         return tree_map(lambda leaf: self._made(leaf, device) if isinstance(leaf, Tensor) else leaf, real)
 
     def _as_numbers(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Masks as the indices that they stand for."""
+        """Replace boolean masks by the integer indices that they select."""
         numbers: list[Tensor | None] = []
         for index in indices:
             if index is None or not _is_mask(index):
@@ -185,7 +185,7 @@ class Weightless(TorchDispatchMode):
         return numbers
 
     def _made(self, value: Tensor, device: torch.device) -> Tensor:
-        """A tensor without values on ``device`` whose values are known."""
+        """Return a tensor without storage on ``device`` that has the known values ``value``."""
         tensor = torch.empty(value.shape, dtype=value.dtype, device=device)
         self._keep(tensor, value)
         return tensor
@@ -198,7 +198,7 @@ class Weightless(TorchDispatchMode):
         self._bytes[tensor.untyped_storage()] = flat
 
     def _check_indices(self, func: Any, args: Any) -> None:
-        """Raises ``BeyondTableError`` for a known index outside its table: kernels without values check none."""
+        """Raise ``BeyondTableError`` for a known index outside its table, which meta kernels do not check."""
         pairs: list[tuple[Tensor, int, Any]] = []
         if func is aten.embedding.default:
             pairs = [(args[0], 0, args[1])]
@@ -230,7 +230,7 @@ def _to_bfloat16(leaf: Any) -> Any:
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that the operation writes into."""
+    """Return the tensors that the operation writes to."""
     written: list[Tensor] = []
     for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:

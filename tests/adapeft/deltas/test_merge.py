@@ -276,18 +276,18 @@ def test_an_output_that_holds_something_is_refused(tmp_path):
 def test_bases_without_usable_weights_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     found, out = bert_delta(), tmp_path / "out"
-    refused("neither a folder nor a model the hub has", found, tmp_path / "missing", out)
+    refused("neither a folder nor a model on the hub", found, tmp_path / "missing", out)
     base = save(make_bert().bert, tmp_path / "base", "shards")
     shards = sorted(base.glob("*.safetensors"))
     shards[0].rename(tmp_path / "elsewhere")
-    refused(f"names '{shards[0].name}', which is not there", found, base, out)
+    refused(f"names '{shards[0].name}', which is missing", found, base, out)
     index = base / "model.safetensors.index.json"
     content = index.read_text()
     for evil in ("../evil", "..", "/etc/passwd", "sub/evil"):
         index.write_text(re.sub(re.escape(shards[0].name), evil, content))
-        refused("a shard's name is not a plain file name|which is not there", found, base, out)
+        refused("the name of a shard is not a plain file name|which is missing", found, base, out)
     index.unlink()
-    refused("no model.safetensors and no pytorch_model.bin, only .*save_pretrained first", found, base, out)
+    refused("no model.safetensors or pytorch_model.bin, only .*save_pretrained first", found, base, out)
 
 
 def test_a_shard_may_not_come_from_outside(tmp_path):
@@ -297,7 +297,7 @@ def test_a_shard_may_not_come_from_outside(tmp_path):
     shutil.move(shard, tmp_path / "evil")
     index = base / "model.safetensors.index.json"
     index.write_text(index.read_text().replace(shard.name, "../evil"))
-    refused("a shard's name is not a plain file name", bert_delta(), base, tmp_path / "out")
+    refused("the name of a shard is not a plain file name", bert_delta(), base, tmp_path / "out")
 
 
 def test_a_delta_that_does_not_name_its_task_is_refused(tmp_path):

@@ -265,15 +265,15 @@ def wider(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (untied_without_head, r"no 'lm_head.weight', and config.json says tie_word_embeddings = false"),
+        (untied_without_head, r"no 'lm_head.weight', and config.json has tie_word_embeddings = false"),
         (
             prefixed,
-            r"no 'lm_head.weight' \(and 20 more\): its names begin with 'module.', as those of a wrapped model do",
+            r"no 'lm_head.weight' \(and 20 more\): its names begin with 'module.', like those of a wrapped model",
         ),
-        (variant, r"no model.safetensors and no pytorch_model.bin, only 'model.fp16.safetensors'.*variant=…"),
-        (adapter_alone, r"it holds a PEFT adapter, no base model"),
-        (without_a_shard, r"model.safetensors.index.json: names 'model-00001-of-\d+.safetensors', which is not there"),
-        (wider, r"'lm_head.weight' of shape \(31, 12\), and by its config .* has \(29, 12\) there"),
+        (variant, r"no model.safetensors or pytorch_model.bin, only 'model.fp16.safetensors'.*variant=…"),
+        (adapter_alone, r"the folder has a PEFT adapter, not a base model"),
+        (without_a_shard, r"model.safetensors.index.json names 'model-00001-of-\d+.safetensors', which is missing"),
+        (wider, r"'lm_head.weight' has shape \(31, 12\) in the base checkpoint, but \(29, 12\) in the model"),
     ],
 )
 def test_a_refusal_names_the_cause(make, message, tmp_path):
@@ -301,7 +301,7 @@ def test_a_vocabulary_that_was_resized(trains_embedding, tmp_path):
             parameter.add_(0.1 * parameter.requires_grad)
     delta(model, {"model": LANGUAGE}).save(tmp_path / "delta")
     found = Delta.load(tmp_path / "delta")
-    message = r"(embed_tokens|lm_head).weight'(,| of shape).*Where the vocabulary was resized before training"
+    message = r"(embed_tokens|lm_head).weight'(,| of shape).*If the vocabulary was resized before training"
     with pytest.raises(AdapeftError, match=message):
         merge(found, str(base), tmp_path / "out")
     with pytest.raises(AdapeftError, match=message):
@@ -323,7 +323,7 @@ def test_another_base_is_told_by_what_differs(tmp_path):
         found.apply(other)
     with pytest.raises(AdapeftError, match=r"They differ in 'lm_head.weight' of 21 parameters"):
         merge(found, str(saved(other, tmp_path / "other")), tmp_path / "out")
-    with pytest.raises(AdapeftError, match=r"That one lacks 1 parameters of this one, such as 'lm_head.weight'"):
+    with pytest.raises(AdapeftError, match=r"That base lacks 1 parameters of this one, such as 'lm_head.weight'"):
         attached_tied().apply(make_llama())
 
 

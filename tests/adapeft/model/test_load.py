@@ -121,7 +121,7 @@ def test_a_checkpoint_of_a_wrapped_model_is_named_as_such(before, bert_folder):
     for model in (make_bert(), make_bert().bert):
         file = bert_folder / "model.safetensors"
         save_file({before + key: value.clone() for key, value in model.state_dict().items()}, file, {"format": "pt"})
-        with pytest.raises(AdapeftError, match=f"no 'bert.*: its names begin with '{before}', as those of a wrapped"):
+        with pytest.raises(AdapeftError, match=f"no 'bert.*: its names begin with '{before}', like those of a wrapped"):
             load(bert_folder)
 
 
@@ -225,7 +225,7 @@ def test_a_model_without_a_head_for_the_task_is_refused():
 
 def test_what_is_not_there_is_named(tmp_path):
     model = Model(name=str(tmp_path), task="causal-lm")
-    with pytest.raises(AdapeftError, match=r"model.name = .*: no tokenizer"):
+    with pytest.raises(AdapeftError, match=r"model.name = .*: its tokenizer cannot be loaded"):
         load_tokenizer(model)
     save_tokenizer(tmp_path, pad_token="t0")
     with pytest.raises(AdapeftError, match=r"model.name = .*: cannot be loaded"):

@@ -174,9 +174,9 @@ def test_tokens_that_the_model_does_not_have(task, config, limit):
     unseen = sample_of(["w1 w2 w3", "w1 w2 w4 w5"] * 9, 8, task, tokenizer=larger)
     assert crashes(config, task, seen)
     assert not crashes(config, task, unseen)
-    with pytest.raises(AdapeftError, match=r"gives 'new' the id 40, and the model has 40 embeddings"):
+    with pytest.raises(AdapeftError, match=r"maps 'new' to id 40, but the model has 40 embeddings"):
         check(config, task, seen, 8)
-    with pytest.raises(AdapeftError, match=r"data.evaluation: the tokenizer of model.name gives 'newer' the id 41"):
+    with pytest.raises(AdapeftError, match=r"data.evaluation: the tokenizer of model.name maps 'newer' to id 41"):
         check(config, task, unseen, 8, ("data.evaluation", 41))
     check(config, task, unseen, 8, ("data.train", 39))
 
@@ -187,7 +187,7 @@ def test_a_padding_token_that_was_added():
     sample = sample_of(["w1", "w1 w2 w3"], 8, tokenizer=tokenizer)
     config = CLASSIFIERS["bert"][0]
     assert crashes(config, "sequence-classification", sample)
-    with pytest.raises(AdapeftError, match=r"gives '\[PAD\]', its padding token, the id 40, and the model has 40 emb"):
+    with pytest.raises(AdapeftError, match=r"maps '\[PAD\]', its padding token, to id 40, but the model has 40 emb"):
         check(config, "sequence-classification", sample, 8)
 
 
@@ -199,7 +199,7 @@ def test_token_types_that_the_model_does_not_have(name, is_refused):
     assert crashes(config, "sequence-classification", sample) is is_refused
     if not is_refused:
         return check(config, "sequence-classification", sample, 16)
-    with pytest.raises(AdapeftError, match=r"gives token type 1 .* and the model has 1 \(roberta.embeddings.tok"):
+    with pytest.raises(AdapeftError, match=r"gives token type 1 .* but the model has 1 \(roberta.embeddings.tok"):
         check(config, "sequence-classification", sample, 16)
 
 
@@ -212,11 +212,11 @@ def test_what_the_models_own_code_refuses():
     sample = sample_of(["w1 </s> w2", "w1 w2 w3 w4"], 16, tokenizer=tokenizer)
     config = CLASSIFIERS["bart"][0]
     assert crashes(config, "sequence-classification", sample)
-    with pytest.raises(AdapeftError, match=r"model\.name: the model refuses these examples: All examples must have"):
+    with pytest.raises(AdapeftError, match=r"model\.name: the model rejects these examples: All examples must have"):
         check(config, "sequence-classification", sample, 16)
     reformer = ReformerConfig(vocab_size=40, pad_token_id=1, axial_pos_shape=[4, 4], is_decoder=False)
     assert crashes(reformer, "sequence-classification", sample)
-    with pytest.raises(AdapeftError, match=r"refuses these examples: If training, make sure that config\.axial"):
+    with pytest.raises(AdapeftError, match=r"rejects these examples: If training, make sure that config\.axial"):
         check(reformer, "sequence-classification", sample, 16)
 
 

@@ -134,7 +134,7 @@ def test_models_of_peft_are_refused_with_what_to_pass():
     ):
         with pytest.raises(AdapeftError, match=r"PeftModelForSequenceClassification.*model\.unload"):
             call(wrapped)
-        with pytest.raises(AdapeftError, match=r"query' is a layer of PEFT.*model\.unload"):
+        with pytest.raises(AdapeftError, match=r"query' is a PEFT layer.*model\.unload"):
             call(injected)
     assert (
         not weights(adapeft.attach(wrapped.unload(), subset)).keys()

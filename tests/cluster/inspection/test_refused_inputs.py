@@ -72,7 +72,7 @@ def test_a_tokenizer_larger_than_the_model(command, tmp_path):
     with evaluation.open("a") as file:
         file.write(json.dumps({"text": "the violet sea", "label": "blue"}) + "\n")
     said = refusal(command, "run", config)
-    assert "data.evaluation: the tokenizer of model.name gives 'violet' the id 25, and the model has 25 embedd" in said
+    assert "data.evaluation: the tokenizer of model.name maps 'violet' to id 25, but the model has 25 embedd" in said
     assert "resize_token_embeddings(26)" in said
 
 
