@@ -1,1 +1,1 @@
-"""Machines: Ray launches and watches, DeepSpeed shards and steps. What runs on a rank imports no Ray."""
+"""Distributed execution with local processes or Ray, and DeepSpeed ZeRO. Code of the ranks does not import Ray."""

@@ -1,4 +1,4 @@
-"""The command ``adapeft``: one line per command, in the order of its help.
+"""The ``adapeft`` command line: one line per command, in the order of the help.
 
 A command imports everything beyond the standard library and typer only when it runs: importing torch takes seconds, and
 a config is checked before that.

@@ -1,4 +1,4 @@
-"""What a rank tells whoever watches: plain dictionaries, so that any launcher can carry them."""
+"""Progress events: plain dictionaries, so that any launcher can pass them from a rank to the launching process."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 Report = Callable[[dict[str, Any]], None]
-"""Takes an event: ``{"stage": "measure", "step": "direction", "done": 3, "total": 16, …}``."""
+"""Callback for events such as ``{"stage": "measure", "step": "direction", "done": 3, "total": 16, …}``."""
 
 
 def to_all(*reports: Report) -> Report:
-    """Tells each of them."""
+    """Return a report that passes every event to each of ``reports``."""
 
     def report(event: dict[str, Any]) -> None:
         for each in reports:

@@ -1,7 +1,7 @@
-"""The one error that is a worker's: neither the user's input nor a bug of the command that was watching."""
+"""The error of a failed worker, as opposed to invalid user input or a bug in the launching command."""
 
 from __future__ import annotations
 
 
 class WorkerError(RuntimeError):
-    """A worker raised or died. The message has the first cause and where its output is."""
+    """A worker raised an exception or died. The message gives the first cause and the folder of the logs."""

@@ -1,10 +1,10 @@
-"""Numbers in the units that people read them in."""
+"""Formatting of numbers with units."""
 
 from __future__ import annotations
 
 
 def size_of(num_bytes: float) -> str:
-    """Bytes in the unit that a person would say them in."""
+    """Format a number of bytes with a binary unit, from B to GiB."""
     for unit in ("B", "KiB", "MiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"

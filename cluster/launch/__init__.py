@@ -1,1 +1,1 @@
-"""Launchers: what starts workers, on this machine or on a Ray cluster, and what they run."""
+"""Launchers, which start workers on this machine or on a Ray cluster, and the stages that the workers run."""

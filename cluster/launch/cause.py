@@ -1,4 +1,4 @@
-"""Why workers failed, in the two lines that a person reads first."""
+"""The error message of failed workers: the first cause in two lines."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cluster.failure import WorkerError
 
 @dataclass(frozen=True)
 class Failure:
-    """What happened to one rank.
+    """The failure of one rank.
 
     Attributes:
-        kind: class of the error.
-        message: its text.
+        kind: class name of the error.
+        message: text of the error.
         is_lost: whether the process is gone.
     """
 
@@ -26,28 +26,28 @@ class Failure:
 
     @property
     def is_consequence(self) -> bool:
-        """Whether the rank only saw the connection to another one go."""
+        """Whether the rank failed only because it lost the connection to another rank."""
         return "closed by peer" in self.message or "reset by peer" in self.message
 
 
 def worker_error(failures: Sequence[Failure], logs: Path) -> AdapeftError | WorkerError:
-    """What to raise when ranks failed: the first cause, and where to read on.
+    """Return the error to raise for failed ranks: the first cause, and the folder of the logs.
 
     Args:
-        failures: of the ranks that failed, in their order; at least one.
+        failures: failures by ascending rank; at least one.
         logs: folder of the ranks' logs.
     """
     for failure in failures:
-        if "device-side assert" in failure.message:  # an index out of range, seen only when the GPU got to it
+        if "device-side assert" in failure.message:  # index out of range, detected only on the GPU
             return AdapeftError(
-                "the model was given an index that one of its tables does not have: a token, a position or a class. "
-                f"Check that tokenizer, data.max_length and classes belong to the model. More in {logs}."
+                "an index (a token, position or class) is out of range for one of the model's tables. "
+                f"Check that the tokenizer, data.max_length and the classes match the model. See the logs in {logs}."
             )
     lost = [failure for failure in failures if failure.is_lost]
     first = (lost or [failure for failure in failures if not failure.is_consequence] or list(failures))[0]
     lines = first.message.strip().splitlines()
-    message = f"a worker failed: {first.kind}: {lines[0] if lines else ''}\nMore in {logs}."
-    # The others see their connection go, at times before the launcher sees the process go.
+    message = f"a worker failed: {first.kind}: {lines[0] if lines else ''}\nSee the logs in {logs}."
+    # Other ranks may notice the lost connection before the launcher notices that the process is gone.
     if lost or all(failure.is_consequence for failure in failures):
-        message += "\nIts process or machine is gone; the same command goes on from what was saved."
+        message += "\nIts process or machine is gone. Run the same command again to resume from what was saved."
     return WorkerError(message)

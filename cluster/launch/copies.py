@@ -1,4 +1,4 @@
-"""A run's folder on machines that do not see the one of the process that launched the run."""
+"""The run folder on machines that do not share the launching process's file system."""
 
 from __future__ import annotations
 
@@ -17,33 +17,35 @@ from cluster.output.folder import RunFolder
 from cluster.output.mirror import Mirror
 
 Look = Callable[[], None]
-"""Puts what is new where the output is, if it is time to."""
+"""Callback that uploads new files to the output URL if the upload interval has passed."""
 
 
 @contextmanager
 def run_copy(config: Config, mark: str, machine: str, *, puts: bool) -> Iterator[Look]:
-    """Gives this rank its machine's folder of the run, and the first rank what it calls while it works. Collective.
+    """Prepare the run folder on this rank's machine and yield a callback that uploads new files. Collective.
 
-    A machine that sees the launching process's folder works in it. Any other has a copy, where the output is a URL: its
-    first rank takes what is there, and puts what is new in the end. What ranks write together is on the first rank's
-    machine (see ``adapeft.files.rank_files``), so that no two machines put the same file.
+    A machine that shares the launching process's folder works in it. If the output is a URL, any other machine works in
+    a copy: its first rank downloads the files at the start and uploads new ones at the end. Files that ranks write
+    together are on the first rank's machine (see ``adapeft.files.rank_files``), so no two machines upload the same
+    file.
 
     Args:
-        config: of the run.
-        mark: name of a file that the launching process has in the folder's logs.
-        machine: tells this machine from the other ranks'.
-        puts: whether the command makes anything that the output is to hold.
+        config: config of the run.
+        mark: name of a file that the launching process created in the folder's logs.
+        machine: unique identifier of this machine among those of the ranks.
+        puts: whether to upload new files to the output URL.
 
     Raises:
-        AdapeftError: the folder is not seen here, and there is no URL to have it from; or the URL cannot be read.
+        AdapeftError: the folder is not visible on this machine and ``output`` is no URL, or the URL cannot be read.
         WorkerError: the storage fails.
     """
     here = RunFolder.of(config).logs / mark
     if not is_url(config.output):
         if not here.exists():
             raise AdapeftError(
-                f"output = {config.output}: the folder on the machine that launched the run is not seen on "
-                f"{socket.gethostname()}. Give one on storage that all machines share, or a URL (s3://…)."
+                f"output = {config.output}: this folder of the machine that launched the run is not visible on "
+                f"{socket.gethostname()}. Set output to a folder on storage that all machines share, or to a URL "
+                f"(s3://…)."
             )
         yield _nothing
         return
@@ -61,25 +63,25 @@ def run_copy(config: Config, mark: str, machine: str, *, puts: bool) -> Iterator
 
 @contextmanager
 def _putting(mirror: Mirror) -> Iterator[None]:
-    """Puts what is new when the block ends; where that was an error, if the storage lets it."""
+    """Upload new files when the block ends; after an exception, ignore errors of the upload."""
     try:
         yield
     except BaseException:
         if not mirror.has_failed:
-            with suppress(AdapeftError, WorkerError):  # the first cause is told
+            with suppress(AdapeftError, WorkerError):  # report the first cause
                 mirror.put()
         raise
     mirror.put()
 
 
 def _taken(config: Config, mark: Path, machine: str) -> Mirror | None:
-    """What keeps this machine's copy, on the rank that does; returns once every machine has its copy."""
+    """Return the mirror of this machine's copy on the rank that keeps it, once every machine has its copy."""
     from cluster.zero.engine import join
 
     ranks = join()
     is_first_here = ranks.all_gather_object(machine).index(machine) == ranks.rank
     mirror = None
-    # The first rank's machine first: others may see its copy, and need none of their own.
+    # The first rank's machine goes first: others may share its file system and need no copy.
     for turn in (ranks.rank == 0, is_first_here):
         if turn and not mark.exists():
             mirror = Mirror(config.output)
@@ -91,4 +93,4 @@ def _taken(config: Config, mark: Path, machine: str) -> Mirror | None:
 
 
 def _nothing() -> None:
-    """There is no copy to keep."""
+    """Do nothing: there is no copy to upload."""

@@ -1,4 +1,4 @@
-"""The process that workers of this machine are forks of."""
+"""The fork server from which local workers are forked."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PRELOADED = ["cluster.ranks.measure", "cluster.ranks.finetune"]
 
 
 def prepare(cluster: Cluster) -> None:
-    """Starts a process that imports the libraries of workers while this one does something else.
+    """Start a fork server that imports the workers' libraries in the background.
 
-    Workers without a GPU are forks of it. CUDA does not survive a fork, so workers with one start from nothing.
+    Workers without a GPU are forked from it. CUDA does not survive a fork, so workers with a GPU are spawned.
     """
     if not cluster.gpus_per_worker:
         with worker_environment(cluster):
@@ -26,7 +26,7 @@ def prepare(cluster: Cluster) -> None:
 
 @contextmanager
 def worker_environment(cluster: Cluster) -> Iterator[None]:
-    """A worker's variables, for the processes that are started within: libraries read some when they are imported."""
+    """Set a worker's environment variables for processes started in the block: libraries read some on import."""
     theirs = environment_of(cluster)
     before = {name: os.environ.get(name) for name in theirs}
     os.environ.update(theirs)

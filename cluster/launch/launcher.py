@@ -1,4 +1,4 @@
-"""The interface of a launcher: whatever starts workers and has them run the stages of a run."""
+"""The interface of launchers, which start workers and run stages on them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from cluster.output.folder import RunFolder
 
 
 class Publisher(Protocol):
-    """Publishes a run's figures to whoever watches the cluster."""
+    """Publishes the figures of a run to the monitoring of the cluster."""
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Takes an event of rank 0."""
+        """Publish the figures of an event of rank 0."""
 
     def record(self, content: dict[str, Any]) -> None:
-        """Takes what ``metrics.json`` holds."""
+        """Publish the content of ``metrics.json``."""
 
 
 class Outcome:
-    """What a stage has come to, from the events of its workers.
+    """Outcome of a stage, collected from the events of its workers.
 
     Attributes:
-        result: of rank 0.
+        result: result of rank 0.
         ended: ranks that have ended the stage.
     """
 
@@ -40,7 +40,7 @@ class Outcome:
         self.ended: set[int] = set()
 
     def take(self, event: dict[str, Any]) -> None:
-        """Takes an event, and passes on what is for whoever watches; see ``Stage.run``."""
+        """Process an event of ``Stage.run``; progress events are passed to ``watch``."""
         if "ended" in event:
             self.ended.add(event["ended"])
         elif "result" in event:
@@ -51,41 +51,41 @@ class Outcome:
             self._watch(event)
 
     def check_not_refused(self) -> None:
-        """Raises the ``AdapeftError`` of the first rank that raised one."""
+        """Raise the first ``AdapeftError`` that a rank has reported, if any."""
         if self._refused is not None:
             raise AdapeftError(self._refused)
 
 
 class Workers(ABC):
-    """A group of workers that take stage after stage.
+    """A group of workers that run one stage after another.
 
     Attributes:
-        cluster: what was asked for.
+        cluster: section that the workers were started for.
     """
 
     cluster: Cluster
 
     @abstractmethod
     def run(self, stage: Stage, watch: Report) -> dict[str, Any]:
-        """Rank 0's result of the stage."""
+        """Run the stage on all workers and return the result of rank 0."""
 
     @abstractmethod
     def close(self, *, is_idle: bool) -> None:
-        """Ends the workers.
+        """End the workers.
 
         Args:
-            is_idle: whether they wait for a stage, so that they can end by themselves.
+            is_idle: whether the workers are waiting for a stage and can exit by themselves.
         """
 
 
 class Launcher(ABC):
-    """A context in which workers can be started. One group of them serves all stages of a run.
+    """Context manager that starts workers. One group of workers runs all stages of a run.
 
-    The group starts with the first stage, since libraries take every worker about ten seconds of processor time, and
-    is replaced after a failure or for another ``cluster`` section.
+    The group is started with the first stage and kept, since importing the libraries takes each worker about ten
+    seconds of processor time. It is replaced after a failure, or when a stage has another ``cluster`` section.
 
     Args:
-        cluster: what is wanted of the workers.
+        cluster: number, resources and settings of the workers.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -102,28 +102,29 @@ class Launcher(ABC):
 
     @abstractmethod
     def room(self) -> int:
-        """The number of workers that there is room for, of those that the config asks for.
+        """Return the number of workers that the available resources allow, at most ``cluster.workers``.
 
         Raises:
-            AdapeftError: for fewer than there may be; it says what is missing.
+            AdapeftError: the resources do not suffice for the minimum number of workers; the message lists what is
+                missing.
         """
 
     def run(
         self, function: RankFunction, config: Config, name: str, watch: Report, *, puts: bool = True, **arguments: Any
     ) -> dict[str, Any]:
-        """Runs ``function`` on ``config.cluster.workers`` workers and returns rank 0's result.
+        """Run ``function`` on ``config.cluster.workers`` workers and return the result of rank 0.
 
         Args:
-            function: called on every rank.
-            config: its first argument.
-            name: of the stage; names the logs.
-            watch: called in this process with every event of rank 0.
-            puts: whether what the ranks write in the run's folder goes to its URL.
+            function: function to call on every rank.
+            config: first argument of ``function``.
+            name: name of the stage, used in the names of the logs.
+            watch: callback in this process for every event of rank 0.
+            puts: whether to upload files that the ranks write in the run folder to the output URL.
             arguments: keyword arguments of ``function``.
 
         Raises:
-            AdapeftError: a rank raised one.
-            WorkerError: a rank failed otherwise, or was lost.
+            AdapeftError: a rank raised an ``AdapeftError``.
+            WorkerError: a rank raised another exception, or was lost.
         """
         folder = RunFolder.of(config)
         folder.logs.mkdir(parents=True, exist_ok=True)
@@ -139,12 +140,12 @@ class Launcher(ABC):
             mark.unlink(missing_ok=True)
 
     def metrics(self, config: Config) -> Publisher | None:
-        """What publishes the run's figures; None where nothing collects them."""
+        """Return the publisher of the run's figures, or None if nothing collects them."""
         return None
 
     @abstractmethod
     def _start(self, config: Config, watch: Report) -> Workers:
-        """Starts the workers that ``config.cluster`` asks for."""
+        """Start the workers that ``config.cluster`` describes."""
 
     def _run(self, stage: Stage, watch: Report) -> dict[str, Any]:
         if self._workers is not None and self._workers.cluster != stage.config.cluster:

@@ -1,4 +1,4 @@
-"""Processes of this machine, started in seconds and without Ray."""
+"""Workers as processes of this machine, started in seconds and without Ray."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from cluster.launch.stage import Stage
 from cluster.output.folder import RunFolder
 
 _GRACE_SECONDS = 10.0
-"""For the other ranks to say what they saw, once one has failed."""
+"""Time that the other ranks have to report their errors after the first failure."""
 
 
 class LocalLauncher(Launcher):
-    """Workers that are processes of this machine.
+    """Launcher whose workers are processes of this machine.
 
     Args:
-        cluster: what is wanted of them.
+        cluster: number, resources and settings of the workers.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -55,13 +55,13 @@ class LocalLauncher(Launcher):
 
 
 class _Processes(Workers):
-    """Processes with a connection each."""
+    """Worker processes, with one connection per process."""
 
     def __init__(self, config: Config) -> None:
         self.cluster = config.cluster
         self._logs = RunFolder.of(config).logs
         context: Any = multiprocessing.get_context("spawn" if self.cluster.gpus_per_worker else "forkserver")
-        # This process holds the store, so that no other can take a port between its choice and its use.
+        # This process hosts the store, so no other can take the port between choosing and using it.
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._connections: list[Connection] = []
         self._processes = []
@@ -77,7 +77,7 @@ class _Processes(Workers):
     def run(self, stage: Stage, watch: Report) -> dict[str, Any]:
         content = cloudpickle.dumps(stage)
         for connection in self._connections:
-            # A worker that is gone by now is found below.
+            # A worker that is already gone is detected below.
             with contextlib.suppress(OSError):
                 connection.send_bytes(content)
         outcome = Outcome(watch)
@@ -123,11 +123,11 @@ class _Processes(Workers):
 
 
 def _serve(rank: int, cluster: Cluster, port: int, connection: Connection) -> None:
-    """What a worker does: stage after stage, until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the launching process decides
+    """Run stages on a worker until the connection sends an empty message."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the launching process handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _silence()
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, of which a killed worker leaves a warning
+    tqdm.set_lock(threading.RLock())  # the default is a semaphore, for which a killed worker leaves a warning
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -149,7 +149,7 @@ def _serve(rank: int, cluster: Cluster, port: int, connection: Connection) -> No
         )
         while content := connection.recv_bytes():
             cloudpickle.loads(content).run(rank, machine, connection.send)
-    except AdapeftError:  # which the stage has sent
+    except AdapeftError:  # already sent by the stage
         status = 1
     except BaseException as error:
         status = 1
@@ -158,7 +158,7 @@ def _serve(rank: int, cluster: Cluster, port: int, connection: Connection) -> No
 
 
 def _end_with_parent() -> None:
-    """Ends this process with the one that launched it, however that ended."""
+    """Exit this process when the launching process has exited for any reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -166,7 +166,7 @@ def _end_with_parent() -> None:
 
 
 def _silence() -> None:
-    """Keeps what libraries write between stages from the terminal; a stage has its log."""
+    """Discard output that libraries write between stages; during a stage it goes to the log."""
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)

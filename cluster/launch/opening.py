@@ -1,4 +1,4 @@
-"""Which launcher a config asks for."""
+"""Choice of the launcher."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 def prepare(cluster: Cluster) -> None:
-    """Begins whatever can be done for ``open_launcher`` while this process does something else.
+    """Start preparing ``open_launcher`` in the background.
 
-    Importing the libraries takes this process as long as the one that workers are forks of.
+    The fork server then imports the workers' libraries while this process imports its own, which takes as long.
     """
     if _launcher_of(cluster) == "local":
         forks.prepare(cluster)
 
 
 def open_launcher(cluster: Cluster, metadata: Mapping[str, str] | None = None) -> Launcher:
-    """The launcher that ``cluster.launcher`` names.
+    """Return the launcher that ``cluster.launcher`` names.
 
-    ``auto`` is ``local`` for one worker where ``RAY_ADDRESS`` names no cluster, and otherwise ``ray``.
+    ``auto`` is ``local`` for one worker if ``RAY_ADDRESS`` is not set, and otherwise ``ray``.
 
     Args:
-        cluster: what is wanted of it.
-        metadata: what a cluster's list of jobs says about this one.
+        cluster: number, resources and settings of the workers.
+        metadata: metadata of this run in the cluster's list of jobs.
     """
     # Imported here: torch and Ray take seconds.
     if _launcher_of(cluster) == "local":

@@ -1,4 +1,4 @@
-"""What workers need of a machine or cluster, and whether it has that."""
+"""Resources of workers, and whether a machine or cluster has enough of them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from adapeft.sections.cluster import Cluster
 
 
 def per_worker(cluster: Cluster) -> dict[str, float]:
-    """Resource → amount that one worker takes."""
+    """Return the amount of each resource that one worker takes."""
     gpus: dict[str, float] = {"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
     return {"CPU": cluster.cpus_per_worker, **gpus}
 
 
 def missing(cluster: Cluster, there: Mapping[str, float]) -> dict[str, float]:
-    """What all workers need of each resource of which there is less."""
+    """Return the total amount that all workers need of each resource that is insufficient."""
     wanted = {name: cluster.workers * amount for name, amount in per_worker(cluster).items()}
     return {name: amount for name, amount in wanted.items() if there.get(name, 0) < amount}
 
 
 def room_in(cluster: Cluster, there: Mapping[str, float], waited: float = 0.0) -> int:
-    """The number of workers that there is room for, at most those that ``cluster`` asks for.
+    """Return the number of workers that the available resources allow, at most ``cluster.workers``.
 
     Args:
-        cluster: what is asked for.
-        there: resource → amount.
-        waited: seconds in which more could have joined.
+        cluster: number and resources of the workers.
+        there: available amount of each resource.
+        waited: seconds already waited for machines to join.
 
     Raises:
-        AdapeftError: for fewer than there may be.
+        AdapeftError: the resources do not suffice for the minimum number of workers.
     """
     if not missing(cluster, there):
         return cluster.workers
@@ -37,18 +37,18 @@ def room_in(cluster: Cluster, there: Mapping[str, float], waited: float = 0.0) -
     if room >= cluster.fewest:
         return room
     lacking = missing(cluster.with_workers(cluster.fewest), there)
-    lacks = " and ".join(f"{amount:g} {name}s ({there.get(name, 0):g} there)" for name, amount in lacking.items())
+    lacks = " and ".join(f"{amount:g} {name}s ({there.get(name, 0):g} available)" for name, amount in lacking.items())
     key = "cluster.min_workers" if cluster.min_workers else "cluster.workers"
     after = f" after {waited:g} s" if waited else ""
     longer = ", or raise cluster.resource_timeout" if waited else ""
     raise AdapeftError(
-        f"{key} = {cluster.fewest}: the cluster has too little{after}; wanted are {lacks}. Lower "
+        f"{key} = {cluster.fewest}: the cluster has too few resources{after}; required: {lacks}. Lower "
         f"{key}, cluster.cpus_per_worker or cluster.gpus_per_worker, or add machines{longer}."
     )
 
 
 def environment_of(cluster: Cluster) -> dict[str, str]:
-    """Environment variables of a worker."""
+    """Return the environment variables of a worker."""
     environment = {"OMP_NUM_THREADS": str(cluster.cpus_per_worker), "TOKENIZERS_PARALLELISM": "false"}
     if not cluster.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cpu"

@@ -1,4 +1,4 @@
-"""A stage of a run, as each of its ranks gets it."""
+"""A stage of a run, as it is sent to every rank."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _EVENT_INTERVAL = 0.2
 
 @dataclass(frozen=True)
 class Stage:
-    """What every rank runs, and what it needs to know about the run.
+    """A function for every rank, its arguments, and settings of the run.
 
     Attributes:
-        name: names the logs.
-        function: called on every rank.
+        name: name of the stage, used in the names of the logs.
+        function: function to call on every rank.
         config: first argument of ``function``.
         arguments: keyword arguments of ``function``.
-        mark: name of a file that the launching process has in the run's logs.
-        puts: whether what the ranks write in the run's folder goes to its URL.
+        mark: name of a file that the launching process created in the run's logs.
+        puts: whether to upload files that the ranks write in the run folder to the output URL.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Stage:
     puts: bool
 
     def run(self, rank: int, machine: str, tell: Report) -> None:
-        """Runs the stage on this rank, its output in the run's logs.
+        """Run the stage on this rank, with its output in the run's logs.
 
         Args:
-            rank: of this process.
-            machine: tells this machine from the other ranks'.
-            tell: carries events to the launching process: those of rank 0, its ``result``, an ``AdapeftError`` of any
-                rank as ``refused``, and at last ``ended``.
+            rank: rank of this process.
+            machine: unique identifier of this machine among those of the ranks.
+            tell: callback that sends events to the launching process: progress and ``result`` of rank 0, an
+                ``AdapeftError`` of any rank as ``refused``, and finally ``ended``.
 
         Raises:
-            AdapeftError: the function raised one; made of its message alone, so that it can be pickled.
+            AdapeftError: the function raised one; recreated from its message alone, so that it can be pickled.
         """
         log = RunFolder.of(self.config).logs / f"{self.name}-rank-{rank}"
         reset_peak()
@@ -71,10 +71,10 @@ class Stage:
                 report = _reporter(tell, look) if rank == 0 else _ignore
                 result = self.function(self.config, report, **self.arguments)
         except AdapeftError as error:
-            # Sent at once: the other ranks lose this one, and the launcher may see only their failure.
+            # Sent immediately: the other ranks lose this one, and the launcher may see only their failure.
             tell({"refused": str(error)})
             raise AdapeftError(str(error)) from None
-        # An engine and its hooks refer to each other: without this the next stage would start with their memory.
+        # An engine and its hooks form reference cycles: without this the next stage would start with their memory.
         gc.collect()
         if rank == 0:
             tell({"result": result})
@@ -82,11 +82,11 @@ class Stage:
 
 
 def _ignore(event: dict[str, Any]) -> None:
-    """Only rank 0 reports."""
+    """Discard the event: only rank 0 reports."""
 
 
 def _reporter(tell: Report, look: Look) -> Report:
-    """Carries events on; of a step's many counts only as many as an eye can follow."""
+    """Return a report that forwards events to ``tell``, but counts of one step at most every ``_EVENT_INTERVAL``."""
     last: dict[str, Any] = {"step": None, "time": 0.0}
 
     def report(event: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ def _reporter(tell: Report, look: Look) -> Report:
 
 @contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Sends this process's standard output and error to a file, those of C libraries and the last traceback too."""
+    """Redirect standard output and error, including those of C libraries and the last traceback, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         saved = [os.dup(1), os.dup(2)]

@@ -1,1 +1,1 @@
-"""Ray: workers of a cluster, or of a local one that ends with the command."""
+"""The Ray launcher: workers on a Ray cluster, or on a local one that ends with the command."""

@@ -1,4 +1,4 @@
-"""Carries stages to the workers of a Ray cluster, and their events back."""
+"""An actor that passes stages to the workers of a Ray cluster, and events back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class Board:
-    """An actor that holds the stages of a run in their order and the events that nobody has read yet.
+    """An actor that holds the stages of a run in order, and the events that have not been read yet.
 
-    Ray's queue serves one reader; every worker reads every stage. Stages are pickled, so that this process needs no
-    torch to hand them on.
+    Ray's queue serves one reader, but every worker reads every stage. Stages are pickled, so that the actor's process
+    can pass them on without importing torch.
     """
 
     def __init__(self) -> None:
@@ -19,23 +19,23 @@ class Board:
         self._events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def post(self, stage: bytes | None) -> None:
-        """Adds a stage; None is the end."""
+        """Add a stage; None ends the workers."""
         async with self._posted:
             self._stages.append(stage)
             self._posted.notify_all()
 
     async def stage(self, number: int) -> bytes | None:
-        """The stage of this number, once it is there."""
+        """Return the stage of this number; wait until it is added."""
         async with self._posted:
             await self._posted.wait_for(lambda: len(self._stages) > number)
         return self._stages[number]
 
     async def tell(self, event: dict[str, Any]) -> None:
-        """Adds an event."""
+        """Add an event."""
         self._events.put_nowait(event)
 
     async def events(self, timeout: float) -> list[dict[str, Any]]:
-        """All events that nobody has read, at most ``timeout`` seconds after there were none."""
+        """Return all unread events; if there are none, wait at most ``timeout`` seconds for one."""
         try:
             found = [await asyncio.wait_for(self._events.get(), timeout)]
         except TimeoutError:

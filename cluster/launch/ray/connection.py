@@ -1,4 +1,4 @@
-"""A connection to a Ray cluster, and the room that it has."""
+"""Connection to a Ray cluster, and the number of workers that fit its resources."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _LOCAL = "local"
 
 
 def connect(cluster: Cluster, metadata: Mapping[str, str]) -> None:
-    """Joins the cluster of ``RAY_ADDRESS`` or starts a local one."""
+    """Connect to the cluster at ``RAY_ADDRESS``, or start a local one."""
     # Ray would set CUDA_VISIBLE_DEVICES="" for workers without a GPU, and warns that it soon will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's default of 15 lets every other process go first: next to two busy ones, a tiny run took 13 minutes to load.
+    # Ray's default of 15 yields to every other process: next to two busy ones, a tiny run took 13 minutes to load.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # In a job Ray refuses to start when the job's environment sets a variable that the workers' sets too.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
-    # Ray Train's advice on its own version goes to the terminal otherwise.
+    # Otherwise Ray Train prints advice on its own version to the terminal.
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {
-        # Worker output goes to files in the run's folder: the terminal is for progress.
+        # Worker output goes to files in the run folder: the terminal is for progress.
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": environment_of(cluster)},
@@ -46,39 +46,39 @@ def connect(cluster: Cluster, metadata: Mapping[str, str]) -> None:
         ray.init(address=address, **options)
     except (ConnectionError, AuthenticationError) as error:
         raise AdapeftError(
-            f"RAY_ADDRESS = {address}: the cluster there does not let this process in. Give it the cluster's token "
-            f"(RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH), or unset RAY_ADDRESS to use this "
-            f"machine alone."
+            f"RAY_ADDRESS = {address}: the cluster rejected this process. Set the cluster's token "
+            f"(RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH), or unset RAY_ADDRESS to use only this "
+            f"machine."
         ) from error
     except RuntimeError as error:
         if "Version mismatch" not in str(error):
             raise
         raise AdapeftError(
-            f"RAY_ADDRESS = {address}: the cluster there runs other versions: {error}\nInstall those of the cluster "
-            "here, or send the run there with `adapeft submit`."
+            f"RAY_ADDRESS = {address}: the cluster runs other versions: {error}\nInstall the cluster's versions here, "
+            "or send the run to the cluster with `adapeft submit`."
         ) from error
     except Exception as error:
-        # Ray has no class for it. Seen on two cores under a load of 20.
+        # Ray has no exception class for this. Observed on two cores under a load of 20.
         if "timed out during startup" not in str(error):
             raise
         raise WorkerError(
             f"Ray did not start on this machine in time: {error} Run the command again when the machine is "
-            f"less busy; what is finished is kept."
+            f"less busy; finished results are kept."
         ) from error
 
 
 def room_for(cluster: Cluster) -> int:
-    """The number of workers that there is room for, of those that ``cluster`` asks for.
+    """Return the number of workers that the cluster's resources allow, at most ``cluster.workers``.
 
     Raises:
-        AdapeftError: for fewer than there may be; it says what is missing.
+        AdapeftError: the resources do not suffice for the minimum number of workers; the message lists what is missing.
     """
-    # To a cluster machines may still be on their way; nothing will join this process's own.
+    # Machines may still be joining a cluster; none will join the local one of this process.
     return wait_for_room(cluster, 0.0 if address_of() == _LOCAL else cluster.resource_timeout)
 
 
 def wait_for_room(cluster: Cluster, timeout: float) -> int:
-    """As ``room_for``: waits for workers that may still be joining, and asks an autoscaler for them."""
+    """Return the result of ``room_for`` after at most ``timeout`` seconds, with a request to any autoscaler."""
     deadline = time.monotonic() + timeout
     there = ray.cluster_resources()
     with _demand(cluster) if missing(cluster, there) and timeout else nullcontext():
@@ -89,25 +89,25 @@ def wait_for_room(cluster: Cluster, timeout: float) -> int:
 
 
 def address_of() -> str:
-    """Of the cluster to join; ``local`` starts one."""
-    # Not "auto": that would join the local cluster of whatever else runs on this machine, and wait for its workers.
+    """Return the address of the cluster to join; ``local`` starts one."""
+    # Not "auto": that would join the local cluster of any other program on this machine, and wait for its workers.
     return os.environ.get("RAY_ADDRESS", _LOCAL)
 
 
 def check_answers(address: str, timeout: float) -> None:
-    """Probe ``host:port`` before Ray does: Ray itself would try for minutes and fill the terminal with it.
+    """Probe ``host:port`` first: Ray itself would retry for minutes and fill the terminal with messages.
 
     Args:
         address: value of ``RAY_ADDRESS``; ``auto`` and ``local`` are not probed.
         timeout: seconds to wait for an answer.
 
     Raises:
-        AdapeftError: nothing answers there, or the address is that of a dashboard.
+        AdapeftError: no cluster answers, or the address is that of a dashboard.
     """
     if address.startswith(("http://", "https://")):
         raise AdapeftError(
-            f"RAY_ADDRESS = {address}: is a dashboard, to which `adapeft submit` sends runs. To join the cluster from "
-            "one of its machines write HOST:6379."
+            f"RAY_ADDRESS = {address}: this is a dashboard, to which `adapeft submit` sends runs. To join the cluster "
+            "from one of its machines, set HOST:6379."
         )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():  # "auto" or "local"
@@ -116,16 +116,16 @@ def check_answers(address: str, timeout: float) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
     except OSError as error:
         raise AdapeftError(
-            f"RAY_ADDRESS = {address}: no cluster answers there ({error}). Start one with `ray start --head`, or unset "
-            f"RAY_ADDRESS to use this machine alone."
+            f"RAY_ADDRESS = {address}: no cluster answers at this address ({error}). Start one with "
+            f"`ray start --head`, or unset RAY_ADDRESS to use only this machine."
         ) from error
 
 
 @contextmanager
 def _demand(cluster: Cluster) -> Iterator[None]:
-    """Lets an autoscaler see what is wanted, for as long as the block lasts.
+    """Request the workers' resources from an autoscaler for the duration of the block.
 
-    What ``ray.autoscaler.sdk.request_resources`` asks for would outlive this process, and keep idle machines running.
+    A request by ``ray.autoscaler.sdk.request_resources`` would outlive this process, and keep idle machines running.
     """
     group = placement_group([per_worker(cluster)] * cluster.workers)
     try:

@@ -1,4 +1,4 @@
-"""Workers on Ray: one Ray Train run, whose workers take stage after stage."""
+"""Workers on Ray: one Ray Train run, whose workers run one stage after another."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _POLL_SECONDS = 0.5
 
 
 class RayLauncher(Launcher):
-    """The cluster of ``RAY_ADDRESS``, or a local one for the length of the context.
+    """Launcher on the cluster at ``RAY_ADDRESS``, or on a local one for the duration of the context.
 
     Args:
-        cluster: what is wanted of it.
-        metadata: what its list of jobs says about this one.
+        cluster: number, resources and settings of the workers.
+        metadata: metadata of this run in the cluster's list of jobs.
 
     Raises:
-        AdapeftError: nothing answers at ``RAY_ADDRESS``.
+        AdapeftError: no cluster answers at ``RAY_ADDRESS``.
     """
 
     def __init__(self, cluster: Cluster, metadata: Mapping[str, str]) -> None:
@@ -67,25 +67,24 @@ class RayLauncher(Launcher):
 
     def _start(self, config: Config, watch: Report) -> Workers:
         if missing(config.cluster, ray.available_resources()):
-            watch({"step": "waiting for workers that others use"})
+            watch({"step": "waiting for resources that others use"})
         return _TrainWorkers(config)
 
 
 class _TrainWorkers(Workers):
-    """The workers of one Ray Train run."""
+    """Workers of one Ray Train run."""
 
     def __init__(self, config: Config) -> None:
         self.cluster = config.cluster
         self._logs = RunFolder.of(config).logs
-        # Beside this process: on another machine it would go with that machine, and the cause with it.
+        # On the node of this process: another node could be lost, and with it the board and the cause of the failure.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-        # A name used again would resume the old run: resuming is the rank function's own business.
+        # A reused name would resume the old run, but the rank functions themselves resume.
         self._run_config = RunConfig(
             name=f"workers-{uuid.uuid4().hex[:8]}",
             storage_path=str(self._logs / "ray"),
-            # Ray's controller would start over for ever, and wait for the very processors that its first try still
-            # holds.
+            # Otherwise Ray's controller would restart forever, waiting for the CPUs that its first attempt still holds.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         )
         trainer = TorchTrainer(
@@ -132,7 +131,7 @@ class _TrainWorkers(Workers):
 
 
 def _serve(loop: dict[str, Any]) -> None:
-    """What a worker does: stage after stage, until there are no more."""
+    """Run stages on a worker until the board returns None."""
     rank, machine = ray.train.get_context().get_world_rank(), ray.get_runtime_context().get_node_id()
     board = loop["board"]
     for number in itertools.count():
@@ -143,7 +142,7 @@ def _serve(loop: dict[str, Any]) -> None:
 
 
 def _in_background(call: Callable[[], Any]) -> Future[Any]:
-    """Calls in a daemon thread, which whoever presses Ctrl-C need not wait for."""
+    """Run ``call`` in a daemon thread, so that Ctrl-C exits without waiting for it."""
     future: Future[Any] = Future()
 
     def work() -> None:
@@ -157,7 +156,7 @@ def _in_background(call: Callable[[], Any]) -> Future[Any]:
 
 
 def _tidy(run: RunConfig) -> None:
-    """Removes what Ray Train kept of a run: nothing resumes from it."""
+    """Remove Ray Train's files of a run, which are not used for resuming."""
     root = Path(str(run.storage_path))
     shutil.rmtree(root / str(run.name), ignore_errors=True)
     if root.is_dir() and not any(root.iterdir()):
@@ -165,14 +164,14 @@ def _tidy(run: RunConfig) -> None:
 
 
 def _failures(error: TrainingFailedError) -> list[Failure]:
-    """What happened to each rank that failed, by rank."""
+    """Return the failures of the ranks that failed, by ascending rank."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     causes = [_innermost(failure) for _, failure in sorted(failures.items())] or [_innermost(error)]
     return [Failure(type(cause).__name__, str(cause), isinstance(cause, RayActorError)) for cause in causes]
 
 
 def _innermost(failure: BaseException) -> BaseException:
-    """What a rank function raised, out of the wrappers that Ray puts around it."""
+    """Return the exception of a rank function without Ray's wrappers around it."""
     while True:
         inner = (
             getattr(failure, "_base_exc", None)

@@ -1,4 +1,4 @@
-"""A run as Ray metrics: what whoever watches the cluster, with Prometheus and Grafana or otherwise, sees of it."""
+"""Ray metrics of a run, for Prometheus, Grafana and other monitoring of the cluster."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from cluster.output.identity import run_id
 TAGS = ("run", "model", "method", "stage")
 
 METRICS = {
-    "adapeft_progress_ratio": "done of a pass, an evaluation or of training",
-    "adapeft_throughput_steps_per_second": "calibration batches, optimizer steps or evaluation batches",
-    "adapeft_throughput_examples_per_second": "of training, over all workers",
-    "adapeft_throughput_tokens_per_second": "of training, over all workers; of language models",
-    "adapeft_training_loss": "mean over the steps since it was logged last",
-    "adapeft_learning_rate": "of the last step",
-    "adapeft_evaluation_loss": "mean over the evaluation data",
-    "adapeft_evaluation_score": "of the metric that chooses the best evaluation",
-    "adapeft_budget_parameters": "most that may be trained",
-    "adapeft_trainable_parameters": "chosen within the budget",
+    "adapeft_progress_ratio": "completed fraction of a pass, an evaluation or the training",
+    "adapeft_throughput_steps_per_second": "calibration batches, optimizer steps or evaluation batches per second",
+    "adapeft_throughput_examples_per_second": "training examples per second, over all workers",
+    "adapeft_throughput_tokens_per_second": "training tokens per second of language models, over all workers",
+    "adapeft_training_loss": "mean training loss of the steps since the previous log entry",
+    "adapeft_learning_rate": "learning rate of the last step",
+    "adapeft_evaluation_loss": "mean loss over the evaluation data",
+    "adapeft_evaluation_score": "value of the metric that decides which evaluation is the best",
+    "adapeft_budget_parameters": "largest number of trainable parameters",
+    "adapeft_trainable_parameters": "number of parameters chosen within the budget",
     "adapeft_influence_loss": "predicted decrease of the loss",
-    "adapeft_gap_ratio": "how far the choice may be from the best, as a share of the bound",
-    "adapeft_memory_peak_bytes": "most that any worker held, known when a stage ends",
+    "adapeft_gap_ratio": "relative gap between the value of the choice and its upper bound",
+    "adapeft_memory_peak_bytes": "largest peak memory of any worker, known when a stage ends",
 }
-"""Name → what it is. Prometheus has them with ``ray_`` in front; ``TAGS`` are on all, ``_MORE_TAGS`` on some."""
+"""Description of each metric. Prometheus adds the prefix ``ray_``; all have ``TAGS``, some ``_MORE_TAGS``."""
 
 _MORE_TAGS = {
     "adapeft_progress_ratio": ("step",),
@@ -40,7 +40,7 @@ _LEAST_SECONDS = 0.05
 
 
 class Metrics:
-    """Sets the gauges of one run; Ray has to be there."""
+    """Gauges of one run; Ray must be initialized."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -52,7 +52,7 @@ class Metrics:
         self._rate = _Rate()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Takes an event of rank 0, with its stage."""
+        """Set the gauges for an event of rank 0, which includes its stage."""
         stage, step = event["stage"], event["step"]
         if event.get("total"):
             self._set("progress_ratio", event["done"] / event["total"], stage, step=step)
@@ -69,7 +69,7 @@ class Metrics:
             self._set("evaluation_score", event[event["metric"]], stage, metric=event["metric"])
 
     def record(self, content: dict[str, Any]) -> None:
-        """Takes what ``metrics.json`` holds so far: the choice, and the memory of the stages that have ended."""
+        """Set the gauges for ``metrics.json``: the choice, and the peak memory of stages that have ended."""
         if "choice" in content:
             choice = content["choice"]
             self._set("trainable_parameters", content["trainable_parameters"], "choose")
@@ -82,7 +82,7 @@ class Metrics:
 
     def _set_throughput(self, examples: float, stage: str) -> None:
         self._set("throughput_examples_per_second", examples, stage)
-        if TASKS[self.config.model.task].packs_texts:  # examples are full blocks of this length
+        if TASKS[self.config.model.task].packs_texts:  # examples are full blocks of max_length tokens
             self._set("throughput_tokens_per_second", examples * self.config.data.max_length, stage)
 
     def _set(self, name: str, value: float, stage: str, **tags: str) -> None:
@@ -90,21 +90,21 @@ class Metrics:
 
 
 class _Rate:
-    """Steps a second from one event to the next; an evaluation in the midst of training takes none of its time."""
+    """Steps per second between two events; the time of evaluations does not count as training."""
 
     def __init__(self) -> None:
         self._time = 0.0
         self._done: dict[str, int] = {}
 
     def after(self, event: dict[str, Any]) -> float | None:
-        """Of the event's step; None where the event before it says nothing of the time that it took."""
+        """Return the rate of the event's step, or None if it cannot be derived from the previous event."""
         step, now = event["step"], time.monotonic()
-        if step in ("evaluated", "resuming"):  # the next step of training follows at once
+        if step in ("evaluated", "resuming"):  # the next training step follows immediately
             self._done["training"], self._time = event["at" if step == "evaluated" else "done"], now
             return None
         done, seconds = event.get("done", 0), now - self._time
         more = done - self._done.get(step, done)
-        if more > 0 and seconds < _LEAST_SECONDS:  # the two have waited in the queue
+        if more > 0 and seconds < _LEAST_SECONDS:  # both events were queued
             return None
         self._done[step], self._time = done, now
         return more / seconds if more > 0 else None

@@ -93,6 +93,6 @@ def assert_same(mine: Path, other: Path, kind: str) -> None:
 
 def test_a_folder_that_is_not_seen(config, tmp_path):
     given = load_config(config, [f"output={tmp_path / 'run'}"])
-    said = "is not seen on .* storage that all machines share, or a URL"
+    said = "is not visible on .* storage that all machines share, or a URL"
     with pytest.raises(AdapeftError, match=said), run_copy(given, ".mark", "here", puts=True):
         pass

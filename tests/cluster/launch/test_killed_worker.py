@@ -59,7 +59,7 @@ def test_a_killed_worker_costs_no_batch(tmp_path):
     status, output = killing(["select", str(config), *OVERRIDES], "measure: slope")
     assert status == 1, output
     assert "a worker failed" in output, output
-    assert "goes on from what was saved" in output, output
+    assert "again to resume from what was saved" in output, output
     assert (tmp_path / "run" / FOLDER).is_dir()
 
     again = adapeft("select", config, *OVERRIDES)
@@ -86,7 +86,7 @@ def test_killed_workers_are_replaced_while_the_command_goes_on(tmp_path):
         ["run", str(config), *overrides, "cluster.max_failures=2"], "measure: slope", "train: step 10"
     )
     assert status == 0, output
-    assert output.count("goes on from what was saved") == 2, output
+    assert output.count("again to resume from what was saved") == 2, output
     assert "measure: retrying with new workers, up to 2 times" in output
     assert "train: retrying with new workers, up to 2 times" in output
     other = tmp_path / "undisturbed"

@@ -127,7 +127,9 @@ def test_a_hanging_collective_ends_with_its_cause(launcher, config):
 
 
 def test_a_lost_worker_ends_the_run_with_its_cause(launcher, config):
-    with pytest.raises(WorkerError, match=r"a worker failed: (?s:.*)the same command goes on from what was saved"):
+    with pytest.raises(
+        WorkerError, match=r"a worker failed: (?s:.*)Run the same command again to resume from what was saved"
+    ):
         launcher.run(rank_functions.die, config, "die", print)
 
 
@@ -157,7 +159,7 @@ def test_which_launcher_starts_the_workers(launcher, workers, address, expected,
 
 
 def test_more_workers_than_this_machine_has_room_for():
-    with pytest.raises(AdapeftError, match=r"cluster.workers = 999: .* wanted are 999 CPUs \("):
+    with pytest.raises(AdapeftError, match=r"cluster.workers = 999: .* required: 999 CPUs \("):
         LocalLauncher(Cluster(launcher="local", workers=999)).room()
 
 
@@ -168,7 +170,7 @@ def test_a_run_starts_with_the_workers_that_there_is_room_for(there, workers):
 
 
 def test_fewer_workers_than_the_run_may_have():
-    with pytest.raises(AdapeftError, match=r"cluster.min_workers = 2: .* wanted are 4 CPUs \(3 there\)"):
+    with pytest.raises(AdapeftError, match=r"cluster.min_workers = 2: .* required: 4 CPUs \(3 available\)"):
         room_in(Cluster(workers=8, min_workers=2, cpus_per_worker=2), {"CPU": 3.0})
 
 
@@ -285,7 +287,7 @@ def test_an_index_that_only_a_gpu_has_seen_is_the_inputs():
     text = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronous"
     found = worker_error([Failure("RuntimeError", text)], Path("logs"))
     assert isinstance(found, AdapeftError)
-    assert "an index that one of its tables does not have" in str(found)
+    assert "is out of range for one of the model's tables" in str(found)
     other = worker_error([Failure("RuntimeError", "CUDA error: an illegal memory access")], Path("logs"))
     assert isinstance(other, WorkerError)
 
@@ -293,7 +295,7 @@ def test_an_index_that_only_a_gpu_has_seen_is_the_inputs():
 def test_the_cause_is_that_of_the_rank_that_failed_first():
     seen = Failure("RuntimeError", "Connection closed by peer [127.0.0.1]:1")
     error = worker_error([seen, Failure("ZeroDivisionError", "no value\nmore")], Path("logs"))
-    assert str(error) == "a worker failed: ZeroDivisionError: no value\nMore in logs."
+    assert str(error) == "a worker failed: ZeroDivisionError: no value\nSee the logs in logs."
     lost = worker_error([seen, Failure("WorkerError", "rank 1 ended by SIGKILL", is_lost=True)], Path("logs"))
     assert str(lost).startswith("a worker failed: WorkerError: rank 1 ended by SIGKILL\n")
     assert "gone" in str(worker_error([seen], Path("logs")))

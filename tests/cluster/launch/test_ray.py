@@ -32,10 +32,12 @@ def test_too_many_workers(local_ray):
         connection.wait_for_room(cluster, timeout=2)
     assert 2 <= time.monotonic() - started < 5
     message = str(error.value)
-    assert re.match(r"cluster.workers = 999: the cluster has too little after 2 s; wanted are 999 CPUs \(", message)
-    assert "999 GPUs (0 there)" in message
+    assert re.match(
+        r"cluster.workers = 999: the cluster has too few resources after 2 s; required: 999 CPUs \(", message
+    )
+    assert "999 GPUs (0 available)" in message
     assert "Lower cluster.workers" in message
-    with pytest.raises(AdapeftError, match="the cluster has too little; wanted are 999 CPUs"):
+    with pytest.raises(AdapeftError, match="the cluster has too few resources; required: 999 CPUs"):
         connection.wait_for_room(cluster, timeout=0)
 
 
@@ -57,7 +59,9 @@ def test_an_autoscaler_sees_what_is_wanted_while_it_is_waited_for(local_ray):
 def test_a_cluster_that_does_not_answer(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with (
-        pytest.raises(AdapeftError, match=rf"RAY_ADDRESS = {address}: no cluster answers there .*`ray start --head`"),
+        pytest.raises(
+            AdapeftError, match=rf"RAY_ADDRESS = {address}: no cluster answers at this address .*`ray start --head`"
+        ),
         open_launcher(Cluster(launcher="ray")),
     ):
         pass
@@ -75,8 +79,8 @@ def test_the_address_of_a_dashboard(monkeypatch):
 @pytest.mark.parametrize(
     ("failure", "complaint"),
     [
-        (AuthenticationError("no token"), "does not let this process in. Give it the cluster's token"),
-        (RuntimeError("Version mismatch: Ray: 2.9.3"), "runs other versions: Version mismatch: Ray: 2.9.3"),
+        (AuthenticationError("no token"), "the cluster rejected this process. Set the cluster's token"),
+        (RuntimeError("Version mismatch: Ray: 2.9.3"), "the cluster runs other versions: Version mismatch: Ray: 2.9.3"),
     ],
 )
 def test_a_cluster_that_is_not_joined(failure, complaint, monkeypatch):

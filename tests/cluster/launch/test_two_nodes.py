@@ -129,7 +129,7 @@ def test_a_lost_node_ends_training_and_the_same_command_goes_on(config, cluster,
     finally:
         process.kill()
     assert process.returncode == 1, said + errors
-    assert "Its process or machine is gone; the same command goes on from what was saved." in errors
+    assert "Its process or machine is gone. Run the same command again to resume from what was saved." in errors
     assert not (output / "metrics.json").exists() or "after" not in json.loads((output / "metrics.json").read_text())
 
     cluster.add_node(num_cpus=1)
