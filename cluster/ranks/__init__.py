@@ -1,1 +1,1 @@
-"""What a rank does: measure, finetune, evaluate, validate. Imports no Ray."""
+"""Rank functions: measure, finetune, evaluate, validate. Imports no Ray."""

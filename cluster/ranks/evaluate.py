@@ -1,4 +1,4 @@
-"""Evaluation on the ranks: every example once, whatever their number."""
+"""Evaluation on any number of ranks; every example is scored exactly once."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from cluster.zero.engine import DistributedRanks, inference_engine, join
 def score(
     model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Report, subject: str = "the model"
 ) -> dict[str, float]:
-    """All metrics of the evaluation set, equal on every rank. Collective.
+    """Return all metrics of the evaluation set, identical on every rank. Collective.
 
     Raises:
-        AdapeftError: begins with ``subject`` and names the examples whose loss is not finite.
+        AdapeftError: some losses are not finite; the message starts with ``subject`` and names the examples.
     """
     config = inputs.config
     scorer = Scorer(inputs.metrics)
     was_training = model.training
     model.eval()
-    # A rank holds no more at once than in training: of a language model the logits are the largest part.
+    # A rank holds at most as many examples as in training: logits of a language model dominate the memory.
     most = (config.train.micro_batch_size or config.train.batch_size) * ranks.world_size
     bad: list[int] = []
     batches = evaluation_batches(len(inputs.evaluation), min(config.train.batch_size, most))
     for done, batch in enumerate(batches):
         share = batch[ranks.rank :: ranks.world_size]
-        # Under ZeRO-3 a forward is a collective: a rank whose share is empty runs along and counts nothing.
+        # Under ZeRO-3 a forward is a collective: a rank with an empty share runs one too and discards it.
         examples = inputs.evaluation.collate(share if len(share) else batch[:1]).to(ranks.device)
         logits = inputs.objective.forward(model, examples)
         if len(share):
@@ -57,8 +57,8 @@ def score(
     if found:
         raise AdapeftError(
             f"{subject}: the loss of {len(found):,} of the {len(inputs.evaluation):,} examples of data.evaluation is "
-            f"not finite: {listed(found)} (counted from 0). If it is all of them, the weights are at fault: lower "
-            f"train.learning_rate, or check the base model; else correct or drop these examples."
+            f"not finite: {listed(found)} (counted from 0). If this affects all examples, the weights are the cause: "
+            f"lower train.learning_rate, or check the base model. Otherwise correct or drop these examples."
         )
     gathered = ranks.all_gather_object(scorer)
     gathered[0].merge(gathered[1:])
@@ -66,7 +66,7 @@ def score(
 
 
 def _not_finite(objective: Objective, logits: Tensor, examples: Batch) -> list[int]:
-    """The examples whose own loss is not finite; all of them where it is their sum alone."""
+    """Return the ids of examples whose own loss is not finite, or of all if only the sum is not finite."""
     rows = range(len(examples.labels))
     one = [slice(row, row + 1) for row in rows]
     losses = [float(objective.loss_sum(logits[row], examples.labels[row])) for row in one]
@@ -75,7 +75,14 @@ def _not_finite(objective: Objective, logits: Tensor, examples: Batch) -> list[i
 
 
 def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> dict[str, Any]:
-    """Scores the ``base`` model, or with the delta in the file ``delta`` applied, which None lets be the run's own."""
+    """Evaluate the base model or a tuned one.
+
+    Args:
+        config: config of the run.
+        report: callback for progress events.
+        delta: path of the delta to apply; None for the delta of the run. Ignored with ``base``.
+        base: whether to evaluate the base model without a delta.
+    """
     ranks = join()
     report({"step": "loading model and data"})
     trained = None if base else Delta.load(delta or RunFolder.of(config).delta)

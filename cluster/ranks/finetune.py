@@ -1,4 +1,4 @@
-"""What a rank does to train a subset. Runs under any launcher: Ray Train or torchrun."""
+"""The rank function that trains a subset. Runs under any launcher."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from cluster.zero.steps import FiniteSteps, Step
 
 
 def finetune(config: Config, report: Report) -> dict[str, Any]:
-    """Trains the run's subset, keeps the best evaluation's delta, and returns what ``metrics.json`` says of it."""
+    """Train the subset of the run, save the delta of the best evaluation, and return entries of ``metrics.json``."""
     ranks = join()
     report({"step": "loading model and data"})
     inputs = load_inputs(config)
     contents = inputs.claimed_contents()
     plan = plan_training(config.train, len(inputs.train))
     with warnings.catch_warnings():
-        # DeepSpeed steps copies in float32.
+        # No rounding with DeepSpeed: it steps float32 copies.
         warnings.simplefilter("ignore", RoundingWarning)
         model = attach(inputs.model(), Subset.load(RunFolder.of(config).subset))
     engine = training_engine(
@@ -66,7 +66,7 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
 
 @dataclass
 class _Progress:
-    """What a resumed run has to know."""
+    """Progress of the training, saved with every checkpoint."""
 
     step: int = 0
     before: dict[str, float] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class _Progress:
 
 
 class _Training:
-    """The loop: epochs, steps, evaluations, checkpoints."""
+    """The training loop: epochs, steps, evaluations, checkpoints."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class _Training:
         self.writer = SummaryWriter(str(self.folder.logs)) if ranks.rank == 0 else None
 
     def run(self) -> dict[str, Any]:
-        """Trains to the plan's end."""
+        """Train to the end of the plan."""
         progress = self.progress
         if not progress.before:
             self.engine.eval()
@@ -153,9 +153,9 @@ class _Training:
         }
 
     def _step(self, batch: Any) -> Step:
-        """One optimizer step on the batch's mean loss."""
+        """Take one optimizer step on the mean loss of the batch."""
         num_micro = self.engine.gradient_accumulation_steps()
-        # Dropout by step and rank: a resumed run draws what an undisturbed one would have drawn.
+        # Dropout is seeded by step and rank: a resumed run draws the same as an uninterrupted one.
         torch.manual_seed(_mixed(self.config.seed, self.progress.step, self.ranks.rank))
         losses, _ = micro_losses(
             batch, self.inputs.train.collate, self.inputs.objective, self.ranks, num_micro, self.ranks.device
@@ -165,10 +165,10 @@ class _Training:
         return step
 
     def _skip(self, batch: Any, step: Step) -> None:
-        """Notes a step that was not taken.
+        """Record a skipped step.
 
         Raises:
-            AdapeftError: it is one more than may be skipped. What was saved before stays.
+            AdapeftError: more than ``train.max_skipped_steps`` steps were skipped. Saved checkpoints are kept.
         """
         progress, most = self.progress, self.config.train.max_skipped_steps
         losses = self._example_losses(batch)
@@ -178,8 +178,8 @@ class _Training:
             kept = "Checkpoints of earlier steps are kept. " if any(self.folder.checkpoints.glob("step-*")) else ""
             raise AdapeftError(
                 f"{DIVERGED} at step {progress.step} of {self.plan.num_steps}{before}: {said} {kept}Lower "
-                f"train.learning_rate or raise train.warmup_ratio; correct or drop such examples; or set "
-                f"train.max_skipped_steps to skip that many such steps."
+                f"train.learning_rate or raise train.warmup_ratio, correct or drop such examples, or raise "
+                f"train.max_skipped_steps, the number of such steps to skip."
             )
         bad = [example for example, loss in losses.items() if not math.isfinite(loss)]
         progress.skipped.append({"step": progress.step, "problem": step.problem, "examples": bad or list(losses)})
@@ -187,7 +187,7 @@ class _Training:
 
     @torch.no_grad()
     def _example_losses(self, batch: Any) -> dict[int, float]:
-        """Collective."""
+        """Return the loss of each example by id. Collective."""
         self.engine.eval()
         collate, objective = self.inputs.train.collate, self.inputs.objective
         found = example_losses(batch, collate, objective, self.ranks.device, lambda loss: float(loss(self.engine)))
@@ -204,7 +204,7 @@ class _Training:
         progress.last = score(self.engine, self.inputs, self.ranks, self.report, subject)
         self._log(progress.last, "evaluation")
         progress.history.append({"step": progress.step, **progress.last})
-        if not self.follower.is_ready:  # what is not within the budget yet is no candidate for the delta
+        if not self.follower.is_ready:  # a subset that still exceeds the budget is no candidate for the delta
             return
         sign = 1 if self.higher_is_better else -1
         if not progress.best or sign * progress.last[self.metric] > sign * progress.best[self.metric]:
@@ -226,7 +226,7 @@ class _Training:
         }
 
     def _resumed(self) -> _Progress | None:
-        """State of the newest checkpoint, loaded into the engine; None when there is none."""
+        """Load the newest checkpoint into the engine and return its progress; None without a checkpoint."""
         saved = self.checkpoints.load()
         if saved is None:
             return None
@@ -254,6 +254,6 @@ def _mixed(*numbers: int) -> int:
 
 
 def full_value(parameter: nn.Parameter) -> Tensor:
-    """A trained parameter, whole and in float32, at any ZeRO stage. Collective."""
+    """Return a trained parameter, whole and in float32, at any ZeRO stage. Collective."""
     value = safe_get_full_fp32_param(parameter)
     return parameter.detach() if value is None else value

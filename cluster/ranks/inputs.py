@@ -1,4 +1,4 @@
-"""What every rank loads: model, data, objective. The same in every process, from the config alone."""
+"""Inputs of every rank: model, data and objective. The config alone determines them, so all ranks load the same."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cluster.output.folder import RunFolder
 
 @dataclass(frozen=True)
 class Inputs:
-    """Loaded inputs of a run."""
+    """Inputs of a run."""
 
     config: Config
     description: DataDescription
@@ -37,16 +37,16 @@ class Inputs:
     metrics: Metrics
 
     def model(self) -> PreTrainedModel:
-        """A fresh copy of the base model; sets the precision in which this process computes it."""
+        """Load a new copy of the base model, and set the matmul precision of this process."""
         torch.set_float32_matmul_precision(self.config.model.matmul_precision)
         config = load_model_config(self.config.model, self.description, self.train.tokenizer)
         return load_model(self.config.model, config, self.config.seed, self.config.select.always_train)
 
     def claimed_contents(self) -> dict[str, str]:
-        """Hashes of what the run read when its folder was claimed, of the data and all else; none where it was not.
+        """Return the hashes of all inputs recorded when the run folder was claimed; empty if it was not claimed.
 
         Raises:
-            AdapeftError: this process has read other data than that, perhaps a copy on another machine.
+            AdapeftError: this process has read different data, perhaps a copy on another machine.
         """
         folder = RunFolder.of(self.config)
         claimed = folder.contents()
@@ -55,24 +55,24 @@ class Inputs:
         return claimed
 
     def training_batches(self, epoch: int) -> tuple[np.ndarray, ...]:
-        """The global batches of an epoch of training, counted from 0."""
+        """Return the global batches of a training epoch, counted from 0."""
         settings = self.config.train
         lengths = self.train.lengths if settings.train_sampling_strategy == "group_by_length" else None
         return epoch_batches(len(self.train), settings.batch_size, self.config.seed, epoch, lengths)
 
 
 def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
-    """Compares the loss that is measured and trained with the model's own, and an example alone with one in a batch.
+    """Compare the objective's loss with the model's own, and an example alone with the same example in a batch.
 
-    Collective under ZeRO: every rank runs the same micro-batch, so that all come to the same end.
+    Collective under ZeRO: every rank runs the same micro-batch, so all ranks reach the same result.
 
     Args:
-        model: or an engine around it, in evaluation mode.
-        inputs: of the run.
-        world_size: ranks that share a training batch.
+        model: model or engine around it, in evaluation mode.
+        inputs: inputs of the run.
+        world_size: number of ranks that share a training batch.
 
     Raises:
-        AdapeftError: the losses differ, or padding changes what the model predicts.
+        AdapeftError: the losses differ, or padding changes the predictions of the model.
     """
     train, collate, objective = inputs.config.train, inputs.train.collate, inputs.objective
     size = train.micro_batch_size or math.ceil(train.batch_size / world_size)
@@ -86,16 +86,16 @@ def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
 
 
 def count_examples(config: Config, description: DataDescription) -> int:
-    """Training examples: rows, or the blocks that their texts are packed into."""
+    """Return the number of training examples: rows, or blocks if the task packs texts into blocks."""
     return len(load_inputs(config).train) if TASKS[config.model.task].packs_texts else description.num_train
 
 
 def load_inputs(config: Config, head: Head | None = None) -> Inputs:
-    """Reads and tokenizes both splits.
+    """Read and tokenize both splits.
 
     Args:
-        config: of the run.
-        head: by which the classes are numbered, where it is not the model's own: that of a delta.
+        config: config of the run.
+        head: head of a delta, which then determines the numbers of the classes; None for the model's own.
     """
     description = describe_for(config.model, config.data, head)
     tokenizer = load_tokenizer(config.model)

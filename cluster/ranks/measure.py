@@ -1,4 +1,4 @@
-"""What a rank does to measure and choose. Runs under any launcher: Ray Train or torchrun."""
+"""The rank function that measures groups and chooses a subset. Runs under any launcher."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from cluster.zero.shards import ZeroShards
 
 
 def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None = None) -> dict[str, Any]:
-    """Measures the config's groups on this rank's shards, chooses, and writes table, statistics and subset.
+    """Measure the groups on this rank's shards, choose a subset, and write table, statistics and subset.
 
     Returns:
-        What ``metrics.json`` says of it.
+        Entries of ``metrics.json``.
     """
     ranks = join()
     report({"step": "loading model and data"})
@@ -54,12 +54,12 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
     key = sums_key(config, contents, groups, len(inputs.train), ranks.world_size)
     saved = PartialSums(folder.path, key, config.cluster.save_interval, ranks)
     if saved.dropped:
-        report({"step": f"measuring from the start: saved sums are of another {', '.join(saved.dropped)}"})
+        report({"step": f"measuring from the start: saved sums belong to a different {', '.join(saved.dropped)}"})
     with measuring_passes(config, inputs, model, groups, batch_size, ranks, report, saved) as passes:
         statistics = measure(method, passes, groups, settings)
     if statistics.groups.unreached:
         report({"step": not_reached(statistics.groups.unreached)})
-    if groups.granularity == "element" and statistics.columns:  # also on a rank that happens to hold none
+    if groups.granularity == "element" and statistics.columns:  # also on a rank that holds none
         save_elements(folder.path, statistics.elements, ranks)
     peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
     report({"step": "choosing"})
@@ -79,7 +79,7 @@ def measuring_passes(
     report: Report,
     saved: PartialSums | None = None,
 ) -> Iterator[Passes]:
-    """Passes over the calibration through this rank's shards of ``model``, of no use afterwards. Collective."""
+    """Create passes over the calibration on this rank's shards; ``model`` is unusable afterwards. Collective."""
     calibration = draw_calibration(
         len(inputs.train), config.select.calibration, batch_size, ranks.world_size, config.seed
     )
@@ -102,7 +102,7 @@ def measuring_passes(
 def sums_key(
     config: Config, contents: Mapping[str, str], groups: Groups, num_examples: int, world_size: int
 ) -> dict[str, Any]:
-    """What partial sums depend on, to the last bit: besides what is measured, how the work is divided."""
+    """Return everything that partial sums depend on bit for bit: the measurement, and the division of the work."""
     return {
         **measurement_key(config, contents),
         "base model": groups.fingerprint,
@@ -121,9 +121,9 @@ def choose_and_save(
     ranks: Ranks,
     limit: MemoryLimit | None,
 ) -> Subset:
-    """Chooses from ``statistics`` and writes ``groups.parquet`` and ``subset.safetensors``. Collective.
+    """Choose from ``statistics`` and write ``groups.parquet`` and ``subset.safetensors``. Collective.
 
-    Also what the driver does, as one rank, when the statistics are there already.
+    The launching process also calls this, as a single rank, if the statistics already exist.
     """
     groups = statistics.groups
     training = plan_training(config.train, num_examples)

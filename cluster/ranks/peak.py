@@ -1,4 +1,4 @@
-"""What a rank held at most."""
+"""Peak memory of a rank."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 _CLEAR = Path("/proc/self/clear_refs")
 _PEAK = "5"
-"""What makes Linux forget the peak of this process (proc(5))."""
+"""Value that resets the peak resident set size of this process on Linux (proc(5))."""
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held since ``reset_peak``: of the GPU, or of the machine where there is none."""
+    """Return the peak memory since ``reset_peak``, in bytes: of ``device`` if it is a GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def reset_peak() -> None:
-    """Starts a new peak. Without Linux's /proc the machine's counts from the start of the process."""
+    """Reset the peaks. Without Linux's /proc, the peak of the process still counts from its start."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

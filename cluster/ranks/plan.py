@@ -15,14 +15,14 @@ from adapeft.sections.train import Train
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long training is and how its learning rate goes."""
+    """Number of steps and learning-rate schedule of a training."""
 
     num_steps: int
     steps_per_epoch: int
     train: Train
 
     def schedule(self, optimizer: Optimizer) -> LRScheduler:
-        """The learning-rate schedule of transformers that the config names."""
+        """Return the transformers schedule that ``train.lr_scheduler_type`` names."""
         return get_scheduler(
             "constant_with_warmup" if self.train.lr_scheduler_type == "constant" else self.train.lr_scheduler_type,
             optimizer,
@@ -31,7 +31,7 @@ class TrainingPlan:
         )
 
     def learning_rates(self) -> list[float]:
-        """The learning rate of every step."""
+        """Return the learning rate of every step."""
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.train.learning_rate)
         schedule = self.schedule(optimizer)
         rates: list[float] = []
@@ -43,7 +43,7 @@ class TrainingPlan:
 
 
 def plan_training(train: Train, num_examples: int) -> TrainingPlan:
-    """The plan for ``num_examples`` training examples."""
+    """Return the plan for ``num_examples`` training examples."""
     steps_per_epoch = math.ceil(num_examples / train.batch_size)
     num_steps = train.max_steps or max(1, math.ceil(train.epochs * steps_per_epoch))
     return TrainingPlan(num_steps, steps_per_epoch, train)

@@ -1,4 +1,4 @@
-"""Whether the gradients of a training reach the whole subset."""
+"""A check that the gradients of a training reach the whole subset."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from adapeft.tune.check import unreached_error
 PATIENCE = 8
 """Optimizer steps after which a part without a gradient stops the training.
 
-One step does not tell: LayerDrop leaves out a layer in ten, and a list of experts those that no token is routed to.
+One step is not enough: LayerDrop skips one layer in ten, and experts without routed tokens get no gradient.
 """
 
 
 class ReachCheck:
-    """Stops a training whose gradients do not reach the whole subset, on all ranks at once.
+    """Stops training on all ranks if the gradients do not reach the whole subset.
 
     Args:
-        attachment: of this rank's model.
-        ranks: all that train it.
+        attachment: attachment of this rank's model.
+        ranks: ranks that train the model.
     """
 
     def __init__(self, attachment: Attachment, ranks: Ranks) -> None:
@@ -29,10 +29,10 @@ class ReachCheck:
         self._is_done = False
 
     def after_step(self, *, is_last_chance: bool) -> None:
-        """Looks at what the steps so far have reached. Collective.
+        """Check which parts have received a gradient so far. Collective.
 
         Args:
-            is_last_chance: whether an evaluation, which ships a delta, comes next.
+            is_last_chance: whether an evaluation, which may save a delta, comes next.
 
         Raises:
             AdapeftError: no rank had a gradient for some part, after ``PATIENCE`` steps or at the last chance.
@@ -48,7 +48,7 @@ class ReachCheck:
             raise unreached_error(self._attachment, missing)
         if not missing:
             self._is_done = True
-            # What another rank has seen is known here too, where the delta is checked.
+            # Parts reached on another rank count here too, for the check of the delta.
             self._attachment.reached.update(
                 (name, piece) for name, pieces in self._attachment.owners.items() for piece in pieces
             )

@@ -1,4 +1,4 @@
-"""``adapeft validate``: whether the influence predicts what training gains. What a rank does, and the figures."""
+"""``adapeft validate``: the rank function and its figures on whether the influence predicts the gain of training."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _NUM_FISHER_EXAMPLES = 128
 
 
 def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str, Any]:
-    """Every rank holds the whole model, measures it, and trains its share of the random subsets.
+    """Measure the whole model on every rank, and train this rank's share of the random subsets.
 
     Returns:
-        What ``validation.json`` holds, from rank 0.
+        Content of ``validation.json``; rank 0's is used.
     """
     ranks = join()
     report({"step": "loading model and data"})
@@ -84,7 +84,7 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
 
 
 def summarize(trials: Trials, draws: Sequence[Draw], measured: Measured, outcomes: np.ndarray) -> dict[str, Any]:
-    """Correlations of every estimator for each learning rate and horizon; ``outcomes`` [draws, rates, horizons]."""
+    """Correlate estimators and ``outcomes`` [draws, rates, horizons] for each learning rate and horizon."""
     settings = []
     for i, rate in enumerate(trials.learning_rates):
         for j, steps in enumerate(trials.steps):

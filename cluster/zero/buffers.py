@@ -1,4 +1,4 @@
-"""Buffers that training changes, such as running statistics, on several ranks."""
+"""Synchronization of buffers that training changes, such as running statistics."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from cluster.zero.engine import DistributedRanks
 
 
 def share_buffers(model: nn.Module, ranks: DistributedRanks) -> None:
-    """Gives every rank the first one's buffers, as DistributedDataParallel does. Collective.
+    """Broadcast the buffers of the first rank to all, as DistributedDataParallel does. Collective.
 
-    Each rank's forward changes its own, by its own share of the batch; DeepSpeed leaves them apart.
+    The forward of each rank updates its buffers from its share of the batch; DeepSpeed does not synchronize them.
     """
     buffers = attachment_of(model).buffers
     if ranks.world_size > 1 and buffers:

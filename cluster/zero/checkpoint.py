@@ -1,4 +1,4 @@
-"""Checkpoints of training: what the optimizer steps, in pieces that any number of ranks at any ZeRO stage take up."""
+"""Checkpoints of training that can be loaded by any number of ranks at any ZeRO stage."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ _PART = ("offset", "start", "length")
 
 
 class Checkpoints:
-    """Resumable checkpoints of what ``engine`` trains, each in a folder ``step-N``, of which the newest is kept.
+    """Resumable checkpoints of the parameters that ``engine`` trains, in folders ``step-N``; only the newest is kept.
 
-    A rank writes its own part of every trained parameter: float32 values, Adam's moments and the count of its steps;
-    and the buffers that training changed, which are the same on every rank.
-    Whoever resumes takes the ranges that it now holds from whichever ranks wrote them, and is where the run was, bit
-    for bit.
+    Each rank writes its part of every trained parameter (float32 values, Adam's moments and step count), and the
+    buffers that training changed, which are the same on every rank. When resuming, each rank reads the ranges that it
+    now holds from the files that contain them. The restored state is bit-identical.
     """
 
     def __init__(self, folder: Path, engine: DeepSpeedEngine, ranks: Ranks) -> None:
@@ -44,14 +43,14 @@ class Checkpoints:
         self._trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
 
     def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        """Writes ``step-N``, then removes the older ones. Collective.
+        """Write ``step-N``, then remove older checkpoints. Collective.
 
         Raises:
-            AdapeftError: a value or moment is not finite; the older ones stay.
+            AdapeftError: a value or moment is not finite; older checkpoints are kept.
         """
-        # At stage 0 every rank has everything.
+        # At stage 0 every rank holds all values.
         places = self._places() if self._engine.zero_optimization_stage() or self._ranks.rank == 0 else {}
-        # Whole, as the optimizer steps them: pieces would have to be copied, for safetensors takes no views.
+        # Saved whole, as the optimizer steps them: safetensors accepts no views, so pieces would have to be copied.
         flats = {id(place.flat): place.flat for place in places.values()}
         numbers = {key: number for number, key in enumerate(flats)}
         states = [self._state(flat) for flat in flats.values()]
@@ -71,10 +70,10 @@ class Checkpoints:
                     shutil.rmtree(older, ignore_errors=True)
 
     def load(self) -> dict[str, Any] | None:
-        """Puts the newest checkpoint into the engine and returns its progress; None where there is none. Collective.
+        """Load the newest checkpoint into the engine and return its progress; None without a checkpoint. Collective.
 
         Raises:
-            AdapeftError: it is damaged, or of another subset.
+            AdapeftError: the checkpoint is damaged, or belongs to another subset.
         """
         steps = [int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*")]
         if not steps:
@@ -96,15 +95,15 @@ class Checkpoints:
             except (KeyError, TypeError, AttributeError, RuntimeError) as error:
                 raise AdapeftError(f"{path}: damaged description ({error}). {_REMEDY}") from error
         if any(missing.values()):
-            raise AdapeftError(f"{folder}: is of another subset, or damaged. {_REMEDY}")
+            raise AdapeftError(f"{folder}: the checkpoint is damaged or of another subset. {_REMEDY}")
         self._masters.publish()
         schedule = self._engine.lr_scheduler
         schedule.last_epoch = max(steps) - 1
-        schedule.step()  # sets the learning rates of the step that follows
+        schedule.step()  # sets the learning rates of the next step
         return progress
 
     def _check_finite(self, step: int, places: Mapping[str, Range], buffers: Mapping[str, Tensor]) -> None:
-        """Raises ``AdapeftError`` on all ranks, with the first parameter that any of them finds."""
+        """Raise ``AdapeftError`` on all ranks if any value is not finite; it names the first such parameter."""
         names = [*self._trained, *buffers]
         bad = [names.index(name) for name, place in places.items() if not all(map(is_finite, self._parts(place)))]
         bad += [names.index(name) for name, value in buffers.items() if not is_finite(value)]
@@ -112,28 +111,28 @@ class Checkpoints:
         if (first := int(found.min())) < len(names):
             raise AdapeftError(
                 f"{DIVERGED}: after step {step}, {names[first]!r} or its Adam moments hold values that are not finite. "
-                f"This checkpoint is not saved, earlier ones are kept. Lower train.learning_rate, or set "
+                f"This checkpoint is not saved; earlier ones are kept. Lower train.learning_rate, or set "
                 f"train.max_grad_norm if it is off."
             )
 
     def _parts(self, place: Range) -> Iterator[Tensor]:
-        """Values and moments of a range."""
+        """Yield the values and moments of a range."""
         for name, tensor in self._state(place.flat).items():
             if name != "step":
                 yield tensor.view(-1).narrow(0, place.offset, place.length)
 
     def _places(self) -> dict[str, Range]:
-        """This rank's part of every trained parameter."""
+        """Return this rank's part of every trained parameter."""
         places = {name: self._masters.range_of(parameter) for name, parameter in self._trained.items()}
         return {name: place for name, place in places.items() if place is not None and place.length}
 
     def _state(self, flat: Tensor) -> dict[str, Tensor]:
-        """What Adam's next step depends on, live: what is written into it is stepped from."""
+        """Return the live Adam state of a flat tensor; writes to it take effect at the next step."""
         return {"value": flat.detach(), **adam_state(self._engine.basic_optimizer, flat)}
 
     @torch.no_grad()
     def _take(self, place: Range, part: Mapping[str, int], tensors: Mapping[str, Tensor]) -> int:
-        """Copies what ``place`` has in common with a saved part, and returns of how many elements that is."""
+        """Copy the overlap of ``place`` and a saved part, and return its number of elements."""
         first = max(place.start, part["start"])
         length = min(place.start + place.length, part["start"] + part["length"]) - first
         if length <= 0:

@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled operation, loaded so that a process killed meanwhile holds up nobody after it."""
+"""Loading of DeepSpeed's compiled operation; a process killed meanwhile does not block later ones."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from adapeft.errors import AdapeftError
 
 _NAME = "deepspeed_shm_comm"
 _LOAD_SECONDS = 2.0
-"""Longer than torch holds its guard when there is nothing to compile."""
+"""Longer than torch holds its lock file when there is nothing to compile."""
 
 
 def load_compiled() -> None:
-    """Compiles the shared-memory operation where that was not done yet, and loads it.
+    """Compile the shared-memory operation if necessary, and load it.
 
-    torch guards compiling with a file that is removed afterwards, and a process that finds it waits for as long as it
-    is there: forever, when its maker was killed. So only one of our processes on this machine at a time gets to torch's
-    guard, behind a lock that the kernel takes back from the dead. A guard that is there then is another program's, such
-    as a Trainer's with DeepSpeed, or nobody's: without a process that compiles in the folder it is removed.
+    torch guards compilation with a lock file. Other processes wait until it is removed, which is forever if the process
+    that created it was killed. Therefore our processes on this machine take turns under a second lock, which the kernel
+    releases when a process dies. A lock file of torch found then belongs to another program, such as a Trainer with
+    DeepSpeed, or is stale: it is removed unless a process compiles in the folder.
 
     Raises:
-        AdapeftError: it cannot be compiled here.
+        AdapeftError: the operation cannot be compiled on this machine.
     """
     folder = Path(_get_build_directory(_NAME, False))
     with FileLock(folder / "adapeft.lock"):
@@ -41,13 +41,13 @@ def load_compiled() -> None:
             lines = str(error).splitlines()
             cause = next((line for line in lines if "error: " in line), lines[0] if lines else type(error).__name__)
             raise AdapeftError(
-                f"DeepSpeed cannot compile {_NAME} on {socket.gethostname()}: {cause.strip()}. It takes a C++ compiler "
-                "and Python's headers: on Debian and Ubuntu, apt-get install g++ python3-dev."
+                f"DeepSpeed cannot compile {_NAME} on {socket.gethostname()}: {cause.strip()}. Install a C++ "
+                "compiler and Python's headers; on Debian and Ubuntu: apt-get install g++ python3-dev."
             ) from error
 
 
 def _is_held(guard: Path) -> bool:
-    """Whether a living process may have made torch's guard: it is new, or something compiles next to it."""
+    """Whether torch's lock file may belong to a live process: it is new, or a process runs in its folder."""
     try:
         age = time.time() - guard.stat().st_mtime
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""DeepSpeed set-up: the process group, an engine to measure with, an engine to train with."""
+"""Setup of DeepSpeed: the process group, and engines for measuring, training and inference."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 if not torch.cuda.is_available():
-    # DeepSpeed picks its accelerator while it is imported.
+    # DeepSpeed selects its accelerator on import.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-# DeepSpeed compiles a small operation with ninja, which is beside the interpreter when no environment is activated.
+# DeepSpeed compiles a small operation with ninja, which is next to the interpreter if no environment is activated.
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
 
 import deepspeed
@@ -29,26 +29,26 @@ from cluster.zero.optimizer import AlwaysTrainedAdamW, SkippableAdamW
 from cluster.zero.settings import LIVE, PERSISTENCE_THRESHOLD, REDUCE_BUCKET
 
 _CHUNK = 2**26
-"""Bytes of a file that travel at once."""
+"""Bytes of a file that are sent at once."""
 
 
 class DistributedRanks:
-    """The ranks of ``torch.distributed``; see ``adapeft.ranks.Ranks``."""
+    """Implementation of ``adapeft.ranks.Ranks`` with ``torch.distributed``."""
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        # NCCL moves tensors of the device only, gloo those of the CPU.
+        # NCCL sends only GPU tensors, gloo CPU tensors.
         self.device = torch.device("cuda", torch.cuda.current_device()) if _uses_cuda() else torch.device("cpu")
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sums ``tensor`` over the ranks in place and returns it."""
+        """Sum ``tensor`` over the ranks in place and return it."""
         moved = tensor.to(self.device)
         dist.all_reduce(moved)
         return tensor.copy_(moved)
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """The 1-D tensors of all ranks, by rank; lengths may differ."""
+        """Return the 1-D tensors of all ranks, by rank; lengths may differ."""
         lengths = torch.zeros(self.world_size, dtype=torch.int64)
         lengths[self.rank] = len(tensor)
         self.all_reduce(lengths)
@@ -60,7 +60,7 @@ class DistributedRanks:
         return [piece[:length].to(tensor.device) for piece, length in zip(gathered, lengths.tolist(), strict=True)]
 
     def gather_files(self, mine: Path | None, place: Callable[[int], Path]) -> None:
-        """Copies the file of each rank that gives one to ``place(its rank)`` on the first rank's machine."""
+        """Copy the file ``mine`` of each rank, unless None, to ``place(rank)`` on the first rank's machine."""
         sizes = self.all_gather(torch.tensor([-1 if mine is None else mine.stat().st_size]))
         for rank, size in enumerate(map(int, sizes)):
             if size >= 0 and self.rank == rank:
@@ -76,14 +76,14 @@ class DistributedRanks:
                         file.write(piece.cpu().numpy().tobytes())
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """The picklable ``value`` of every rank, by rank."""
+        """Return the picklable ``value`` of every rank, by rank."""
         gathered: list[Any] = [None] * self.world_size
         dist.all_gather_object(gathered, value)
         return gathered
 
 
 def join() -> DistributedRanks:
-    """Joins the process group that the launcher (Ray Train or torchrun) set up in the environment."""
+    """Join the process group that the launcher described in the environment variables, as torchrun does."""
     if _uses_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     load_compiled()
@@ -99,7 +99,7 @@ def measuring_engine(
     num_micro: int,
     persistence_threshold: int = PERSISTENCE_THRESHOLD,
 ) -> deepspeed.DeepSpeedEngine:
-    """An engine whose candidates get gradients but never an optimizer state; see ``AlwaysTrainedAdamW``."""
+    """Return an engine whose candidates get gradients but no optimizer state; see ``AlwaysTrainedAdamW``."""
     parameters = dict(model.named_parameters())
     model.requires_grad_(False)
     groups = []
@@ -127,7 +127,7 @@ def training_engine(
     schedule: Callable[[torch.optim.Optimizer], LRScheduler],
     persistence_threshold: int = PERSISTENCE_THRESHOLD,
 ) -> deepspeed.DeepSpeedEngine:
-    """An engine over what is attached to ``model``; see ``parameter_groups``."""
+    """Return an engine that trains the attached parameters of ``model``; see ``parameter_groups``."""
     return _engine(
         model,
         SkippableAdamW(parameter_groups(model, learning_rate, weight_decay)),
@@ -140,7 +140,7 @@ def training_engine(
 
 
 def inference_engine(model: nn.Module, zero_stage: int) -> nn.Module:
-    """The model ready to be evaluated: divided over the ranks at stage 3, whole on each at the others."""
+    """Return the model ready for evaluation: divided over the ranks at stage 3, otherwise whole on each rank."""
     model.requires_grad_(False)
     if zero_stage < 3:
         return model.to(DistributedRanks().device)
@@ -154,8 +154,8 @@ def inference_engine(model: nn.Module, zero_stage: int) -> nn.Module:
 
 
 def backward_of_sum(engine: deepspeed.DeepSpeedEngine, part: Tensor) -> None:
-    """Backward through one of the parts whose sum over ranks and micro-batches is the loss."""
-    # DeepSpeed averages over both.
+    """Run backward on one part of a loss, which is the sum of its parts over ranks and micro-batches."""
+    # DeepSpeed averages over ranks and micro-batches.
     engine.backward(part * (dist.get_world_size() * engine.gradient_accumulation_steps()))
 
 
@@ -175,7 +175,7 @@ def _engine(
         optimizer=optimizer,
         lr_scheduler=schedule(optimizer) if schedule else None,
         config={
-            # The engine is fed losses, not batches: only the accumulation matters.
+            # The engine gets losses, not batches: only the accumulation matters.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": num_micro,
             "gradient_clipping": max_grad_norm or 0.0,
@@ -195,7 +195,7 @@ def _zero(stage: int, persistence_threshold: int, reduce_bucket: int) -> dict[st
         "stage3_param_persistence_threshold": persistence_threshold,
         "stage3_max_live_parameters": LIVE,
         "stage3_max_reuse_distance": LIVE,
-        # DeepSpeed's own linear at stage 3 replaces torch's everywhere, and multiplies at half its speed on a CPU.
+        # DeepSpeed's linear for stage 3 replaces torch's everywhere, and runs at half its speed on a CPU.
         "memory_efficient_linear": False,
     }
 

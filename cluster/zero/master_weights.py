@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps the float32 values that its optimizers step, and how a change of them reaches the weights."""
+"""Access to the float32 master weights of DeepSpeed's optimizers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adapeft.tune.shards import Range, whole
 
 
 class MasterWeights:
-    """The float32 values of an engine's trainable parameters."""
+    """Float32 master weights of an engine's trainable parameters."""
 
     def __init__(self, engine: DeepSpeedEngine, ranks: Ranks) -> None:
         self._optimizer, self._ranks, self._stage = engine.optimizer, ranks, engine.zero_optimization_stage()
@@ -21,9 +21,10 @@ class MasterWeights:
         self._copies = {id(parameter): copy for parameter, copy in self._copied}
 
     def range_of(self, parameter: nn.Parameter) -> Range | None:
-        """This rank's range of ``parameter``: stage 3 divides each evenly, stages 1 and 2 cut a flattened group.
+        """Return this rank's range of ``parameter``, or None if it holds nothing of it.
 
-        At stage 0 every rank has all of it.
+        Stage 3 divides each parameter evenly, stages 1 and 2 divide a flattened group. At stage 0 every rank holds the
+        whole parameter.
         """
         optimizer = self._optimizer
         if self._stage == 0:
@@ -37,13 +38,13 @@ class MasterWeights:
         if mapping is None:
             return None
         place = mapping.hp_fragment_address
-        # At stage 1 in bf16 another of DeepSpeed's optimizers is at work, where the same thing has another name.
+        # At stage 1 in bf16 DeepSpeed uses another optimizer, in which the same attribute has another name.
         is_bf16 = hasattr(optimizer, "fp32_groups_flat_partition")
         flats = optimizer.fp32_groups_flat_partition if is_bf16 else optimizer.single_partition_of_fp32_groups
         return Range(flats[mapping.param_group_index], place.start, mapping.lp_fragment_address.start, place.numel)
 
     def publish(self) -> None:
-        """Copies changed float32 values to the weights of all ranks, as the optimizer's step does. Collective."""
+        """Copy changed float32 values to the weights of all ranks, as the optimizer's step does. Collective."""
         optimizer = self._optimizer
         for parameter, copy in self._copied:
             parameter.data.copy_(copy.data)

@@ -1,4 +1,4 @@
-"""The optimizers of the engines: one that mostly rests, for measuring, and one that can skip a step."""
+"""Optimizers of the engines: one for measuring, which skips the candidates, and one that can skip whole steps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 
 class AlwaysTrainedAdamW(torch.optim.AdamW):
-    """AdamW that leaves groups with a learning rate of 0 alone: their weights do not move and no state is allocated.
+    """AdamW that skips groups with a learning rate of 0: their weights stay unchanged and no state is allocated.
 
-    DeepSpeed needs an optimizer over all that gets gradients; what is only measured must not pay for one.
+    DeepSpeed needs an optimizer over all parameters with gradients; candidates must not cost optimizer memory.
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Steps the groups with a positive learning rate."""
+        """Step the groups with a positive learning rate."""
         resting = [group for group in self.param_groups if group["lr"] == 0]
         members = [group["params"] for group in resting]
         for group in resting:
@@ -28,10 +28,10 @@ class AlwaysTrainedAdamW(torch.optim.AdamW):
 
 
 class SkippableAdamW(torch.optim.AdamW):
-    """AdamW whose steps change nothing while ``skips`` is true: neither weights nor moments nor step counts."""
+    """AdamW whose steps change neither weights, moments nor step counts while ``skips`` is true."""
 
     skips = False
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Steps, or does not."""
+        """Step unless ``skips`` is true."""
         return None if self.skips else super().step(closure)

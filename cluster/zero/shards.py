@@ -1,4 +1,4 @@
-"""Shards under ZeRO: each stage divides parameters in its own way, and statistics follow that division."""
+"""Shards under ZeRO; statistics are divided over the ranks in the same way as the parameters."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from cluster.zero.master_weights import MasterWeights
 
 
 class ZeroShards:
-    """The ``adapeft.measure.shards.Shards`` of a measuring engine, at ZeRO stage 0 to 3.
+    """Implementation of ``adapeft.measure.shards.Shards`` for a measuring engine at ZeRO stages 0 to 3.
 
-    Stage 3: each parameter is divided evenly over the ranks, padded at the end. Stages 1 and 2: a rank holds a range of
-    the flattened group, which crosses parameters' borders, so some parameters are not on it at all. Stage 0: every rank
-    has all gradients; statistics are divided all the same.
+    Stage 3 divides each parameter evenly over the ranks, with padding at the end. At stages 1 and 2 a rank holds a
+    range of the flattened group, which may start and end inside parameters and contains nothing of some. At stage 0
+    every rank has all gradients; statistics are still divided.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ZeroShards:
         self.names = (*candidates, *always_train)
         self.reached: set[str] = set()
         for name in self.names:
-            # Of what received no gradient, the stages show zeros or None, each in its own way.
+            # Depending on the stage, parameters without a gradient show zeros or None.
             parameters[name].register_hook(partial(self._note, name))
         self._stage = engine.zero_optimization_stage()
         self._masters = MasterWeights(engine, ranks)
@@ -45,7 +45,7 @@ class ZeroShards:
         held = [entry for entry in held if entry[3] > 0]
         self._held = [(parameter, start, length) for _, parameter, start, length in held]
         self.slices = tuple(Slice(index, start, length) for index, _, start, length in held)
-        # safe_get_full_grad is a collective: every rank asks for every candidate, in one order.
+        # safe_get_full_grad is a collective: every rank calls it for every candidate, in the same order.
         self._candidates = [parameters[name] for name in candidates]
         self._always = [parameters[name] for name in always_train]
 
@@ -55,7 +55,7 @@ class ZeroShards:
         self._backward(losses)
         gradients = self._local_gradients()
         yield gradients
-        gradients.clear()  # the caller's loop holds the list through the next batch, and would hold its memory
+        gradients.clear()  # the caller's loop keeps the list during the next batch, and would keep its memory
         self.engine.step()
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class ZeroShards:
         nothing = torch.empty(0, device=self.device)
         for candidate in candidates:
             parameter = self._candidates[candidate]
-            if self._stage == 0:  # every rank has all of it: the pieces of all ranks in their order
+            if self._stage == 0:  # every rank has the whole parameter: concatenate the pieces by rank
                 pieces = self.ranks.all_gather(values.get(candidate, nothing))
                 parameter.copy_(torch.cat(pieces).view_as(parameter))
             elif candidate in values:
@@ -95,7 +95,7 @@ class ZeroShards:
             return
         always_trained = self.engine.optimizer.param_groups[1]
         always_trained["lr"] = learning_rate
-        # The gradients of the candidates would be computed, reduced and dropped.
+        # Otherwise the gradients of the candidates would be computed, reduced and discarded.
         for parameter in self._candidates:
             parameter.requires_grad_(False)
         self._backward(losses)
@@ -107,7 +107,7 @@ class ZeroShards:
     def trained_state(self) -> list[Tensor]:
         """See ``adapeft.measure.shards.Shards.trained_state``."""
         places = [self._masters.range_of(parameter) for parameter in self._always]
-        # The optimizer's groups hold nothing but always-trained parameters, or none.
+        # Each group of the optimizer holds either only always-trained parameters or none.
         flats = {id(place.flat): place.flat for place in places if place is not None and place.length}
         optimizer = self.engine.basic_optimizer
         return [tensor for flat in flats.values() for tensor in (flat, *adam_state(optimizer, flat).values())]
@@ -134,7 +134,7 @@ class ZeroShards:
         return [whole[id(parameter)][start : start + length] for parameter, start, length in self._held]
 
     def _range(self, parameter: nn.Parameter) -> tuple[int, int]:
-        """(start, length) of this rank's part of a flattened parameter; the length may be 0."""
+        """Return (start, length) of this rank's part of a flattened parameter; the length may be 0."""
         if self._stage in (1, 2):
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]
             return (0, 0) if mapping is None else (mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel)
@@ -147,7 +147,7 @@ class ZeroShards:
 
 
 def _fragment(parameter: nn.Parameter) -> Tensor:
-    """This rank's part of a gradient at stages 1 and 2, without a collective."""
+    """Return this rank's part of a gradient at stages 1 and 2, without a collective."""
     mapping = parameter._hp_mapping  # type: ignore[attr-defined]
     return mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten().float()  # type: ignore[attr-defined]
 

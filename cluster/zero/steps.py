@@ -1,4 +1,4 @@
-"""Optimizer steps that are taken only where loss and gradient are finite: on all ranks, or on none."""
+"""Optimizer steps that are taken on all ranks if loss and gradient are finite, and otherwise on none."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from cluster.zero.engine import DistributedRanks, backward_of_sum
 
 @dataclass(frozen=True)
 class Step:
-    """What came of a step.
+    """Result of a step.
 
     Attributes:
-        loss: mean over the global batch.
+        loss: mean loss over the global batch.
         is_taken: whether the optimizer has stepped.
     """
 
@@ -29,7 +29,7 @@ class Step:
 
     @property
     def problem(self) -> str:
-        """Why it was not taken."""
+        """Reason why the step was not taken."""
         if not math.isfinite(self.loss):
             return f"the loss is {self.loss:g}"
         return f"the gradient is not finite, at a loss of {self.loss:.4g}"
@@ -38,10 +38,10 @@ class Step:
 class FiniteSteps:
     """Steps of a training engine whose optimizer is a ``SkippableAdamW``.
 
-    A step that is not taken leaves weights, moments, their step counts and running statistics as they were. The
-    learning-rate schedule advances all the same, so that neither a run's length nor resuming depends on it. DeepSpeed
-    itself silently drops a step whose gradient norm is not finite, and holds the schedule back; at stage 0 in float32
-    it takes the step.
+    A skipped step leaves weights, moments, their step counts and running statistics unchanged. The learning-rate
+    schedule still advances, so that neither the length of a run nor resuming depends on skipped steps. DeepSpeed itself
+    silently skips a step whose gradient norm is not finite, and does not advance the schedule; at stage 0 in float32 it
+    takes the step.
     """
 
     def __init__(self, engine: DeepSpeedEngine, ranks: DistributedRanks) -> None:
@@ -50,7 +50,7 @@ class FiniteSteps:
         self._checks_gradients = engine.zero_optimization_stage() == 0 and not engine.bfloat16_enabled()
 
     def take(self, losses: Sequence[Loss]) -> Step:
-        """Steps on the sum of ``losses`` over all ranks. Collective."""
+        """Take a step on the sum of ``losses`` over all ranks. Collective."""
         engine, optimizer, schedule = self._engine, self._engine.basic_optimizer, self._engine.lr_scheduler
         epoch, buffers = schedule.last_epoch, stored_buffers(engine.module)
         local = torch.zeros(2, dtype=torch.float64, device=self._ranks.device)
@@ -72,6 +72,6 @@ class FiniteSteps:
         return Step(mean, is_taken)
 
     def _has_finite_norm(self) -> bool:
-        """As DeepSpeed judges with ZeRO: the norm of all gradients."""
+        """Whether the norm of all gradients is finite, which is DeepSpeed's criterion with ZeRO."""
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         return not gradients or is_finite(torch.nn.utils.get_total_norm(gradients))

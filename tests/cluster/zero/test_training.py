@@ -42,7 +42,10 @@ def test_training_is_plain_adamw_on_the_subset(trained, plain, run):
     assert bool(found["resumed"]) == (kind == "mixed")
     if kind == "mixed":
         lacking, missing = found["refused"]
-        assert "step-5: is of another subset, or damaged. Remove the folder to train from the start." in lacking
+        assert (
+            "step-5: the checkpoint is damaged or of another subset. Remove the folder to train from the start."
+            in lacking
+        )
         assert f"step-5: {world_size - 1} of {world_size} shards are there. Remove the folder" in missing
 
     # Two moments a trained element over all ranks (each rank its own copy at stage 0), and padding.
