@@ -1,4 +1,4 @@
-"""The limit on what is trained: a fraction of the parameters on offer, or a number of them."""
+"""The budget: the limit on trained parameters, as a fraction of the candidates or as a number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TEXT = re.compile(
 
 @dataclass(frozen=True)
 class Budget:
-    """Either ``fraction`` or ``number`` is given, never both.
+    """A budget with either ``fraction`` or ``number``, never both.
 
     Exact rationals, because floors of floats lose parameters: ``int(0.29 * 100)`` is 28.
     """
@@ -34,9 +34,12 @@ class Budget:
 
     @classmethod
     def parse(cls, value: object) -> Budget:
-        """The budget that a person wrote, ``'0.5%'``, ``0.005``, ``100000``, ``'100k'`` or ``'1.5M'``.
+        """Parse a budget such as ``'0.5%'``, ``0.005``, ``100000``, ``'100k'`` or ``'1.5M'``.
 
-        What is below 1 is a fraction, what is a whole number a count; ``1.0`` could be either and is refused.
+        Numbers below 1 are fractions and whole numbers are counts; ``1.0`` is ambiguous and refused.
+
+        Raises:
+            AdapeftError: any other value.
         """
         if isinstance(value, Budget):
             return value
@@ -47,19 +50,23 @@ class Budget:
             raise _refusal(value, f"must be above 0; {SPELLINGS}")
         if unit == "%":
             if amount > 100:
-                raise _refusal(value, "is more than all parameters; at most 100%")
+                raise _refusal(value, "is more than all parameters; write at most 100%")
             return cls(fraction=amount / 100)
         if unit == "" and amount < 1:
             return cls(fraction=amount)
         if amount == 1 and not isinstance(value, int) and unit == "" and str(value).strip() != "1":
-            raise _refusal(value, "could be everything or one parameter; write 100% or 1")
+            raise _refusal(value, "could mean all parameters or one; write 100% or 1")
         number = amount * _MULTIPLES[unit.lower()]
         if number.denominator != 1:
             raise _refusal(value, f"is neither a fraction below 1 nor a whole number; {SPELLINGS}")
         return cls(number=number.numerator)
 
     def count(self, total: int) -> int:
-        """Parameters that may be trained out of ``total``: rounded down, and at most ``total``."""
+        """Return the number of parameters to train out of ``total``: rounded down, and at most ``total``.
+
+        Raises:
+            AdapeftError: the fraction is less than one parameter.
+        """
         if self.number is not None:
             return min(self.number, total)
         assert self.fraction is not None
@@ -69,7 +76,7 @@ class Budget:
         return count
 
     def __str__(self) -> str:
-        """The spelling that ``parse`` reads back."""
+        """Return a spelling that ``parse`` reads back."""
         if self.number is not None:
             return str(self.number)
         assert self.fraction is not None
@@ -78,8 +85,8 @@ class Budget:
 
 
 def _split(value: str | int | float) -> tuple[Fraction, str]:
-    """The exact amount and its unit: ``'1.5M'`` is ``(3/2, 'M')``."""
-    # Through the shortest decimal spelling: 0.005 means 1/200, not the nearest binary float.
+    """Return the exact amount and its unit: ``(3/2, 'M')`` for ``'1.5M'``."""
+    # By the shortest decimal spelling: 0.005 means 1/200, not the nearest binary float.
     match = _TEXT.fullmatch(str(value))
     if match is None:
         raise _refusal(value, SPELLINGS)

@@ -13,36 +13,37 @@ class Cluster(Section):
     """The machines that measure and train."""
 
     workers: Harmless[PositiveInt] = Field(
-        default=1, description="processes that share the work, each with a part of the model"
+        default=1, description="number of processes that share the work, each with a part of the model"
     )
     launcher: Harmless[Literal["auto", "local", "ray"]] = Field(
         default="auto",
-        description="what starts them: local, processes of this machine without Ray; ray, the cluster of RAY_ADDRESS, "
-        "else one of its own; auto: local for one worker where RAY_ADDRESS is not set, otherwise ray",
+        description="what starts the workers: local: processes on this machine, without Ray; ray: the cluster at "
+        "RAY_ADDRESS, or a new one on this machine; auto: local for one worker if RAY_ADDRESS is not set, else ray",
     )
     min_workers: Harmless[PositiveInt | None] = Field(
         default=None,
-        description="start with fewer workers, but so many at least, when resource_timeout is over; null: with all",
+        description="minimum number of workers to start with once resource_timeout expires; null: all",
     )
-    cpus_per_worker: Harmless[PositiveInt] = Field(default=1, description="processor cores reserved for a worker")
-    gpus_per_worker: Harmless[int] = Field(
-        default=0, ge=0, le=1, description="1 to train on GPUs: a worker drives one device"
-    )
+    cpus_per_worker: Harmless[PositiveInt] = Field(default=1, description="CPU cores reserved for each worker")
+    gpus_per_worker: Harmless[int] = Field(default=0, ge=0, le=1, description="1 to train on GPUs, one per worker")
     zero_stage: Harmless[int] = Field(
-        default=3, ge=0, le=3, description="what DeepSpeed splits: 1 optimizer, 2 + gradients, 3 + weights"
+        default=3,
+        ge=0,
+        le=3,
+        description="ZeRO stage of DeepSpeed; partitions 1: optimizer states, 2: also gradients, 3: also weights",
     )
     resource_timeout: Harmless[PositiveFloat] = Field(
         default=30.0, description="seconds to wait for missing workers", allow_inf_nan=False
     )
     collective_timeout: Harmless[PositiveInt] = Field(
-        default=1800, description="seconds a worker waits for the others before the run ends with an error"
+        default=1800, description="seconds that a worker waits for the others before the run fails"
     )
     max_failures: Harmless[NonNegativeInt] = Field(
-        default=0, description="times that a stage goes on with new workers after some were lost or failed, as in Ray"
+        default=0, description="how often a stage resumes with new workers after some were lost or failed, as in Ray"
     )
     save_interval: Harmless[NonNegativeFloat] = Field(
         default=300.0,
-        description="seconds of measuring after which its sums are saved for an interrupted run; 0: never",
+        description="seconds between saves of the measured sums, from which an interrupted run resumes; 0: never save",
         allow_inf_nan=False,
     )
 
@@ -54,9 +55,9 @@ class Cluster(Section):
 
     @property
     def fewest(self) -> int:
-        """Workers that the run starts with at least."""
+        """Minimum number of workers to start with."""
         return self.min_workers or self.workers
 
     def with_workers(self, workers: int) -> Cluster:
-        """The same with exactly so many."""
+        """Return a copy with exactly ``workers`` workers."""
         return self.model_copy(update={"workers": workers, "min_workers": None})

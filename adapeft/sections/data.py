@@ -1,4 +1,4 @@
-"""The config's ``data`` section: what every task reads; each task adds its own keys."""
+"""The keys of the config's ``data`` section that all tasks have; each task adds its own."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Data(Section):
-    """Examples to train on and to be judged by."""
+    """Examples to train and evaluate on."""
 
     task: ClassVar[str]
     """Name of the task that reads these keys."""
     formerly: ClassVar[Mapping[str, Any]] = _NONE
-    """Keys that the task once took and never read, with the value that older versions wrote for them."""
-    if TYPE_CHECKING:  # every task has these keys, each with a description and choices of its own
+    """Keys that older versions accepted and never read, with the defaults that they wrote."""
+    if TYPE_CHECKING:  # every task declares these keys with its own description and choices
         max_length: int
         metric: str
 
@@ -36,10 +36,10 @@ class Data(Section):
 
     @property
     def text_columns(self) -> dict[str, str]:
-        """Column of each key that names one of texts."""
+        """Key → the column of texts that it names."""
         return {"text": self.text}
 
     @property
     def label_columns(self) -> dict[str, tuple[str, ...]]:
-        """Columns of each key that names some of labels."""
+        """Key → the columns of labels that it names."""
         return {}

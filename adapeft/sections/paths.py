@@ -1,4 +1,4 @@
-"""Where things are: the keys of a config that name a file, a folder, a store or a data set on the hub."""
+"""The keys of a config whose values are paths, URLs or names in a store or on the hub."""
 
 from __future__ import annotations
 
@@ -12,52 +12,50 @@ _JOB_FOLDER = re.compile(r".*/working_dir_files/_ray_pkg_[0-9a-f]+/")
 
 
 def is_local(source: str) -> bool:
-    """Whether a data source is a file or folder rather than the name of a hub data set."""
+    """Return whether a data source is a file or folder rather than the name of a hub data set."""
     return is_path(source) and (source.lower().endswith(DATA_SUFFIXES) or exists(source))
 
 
 def is_in_job_folder(path: str) -> bool:
-    """Whether ``path`` is among the files that a Ray job brought along, which Ray unpacks on every machine."""
+    """Return whether ``path`` is in the working directory of a Ray job, which Ray unpacks on every machine."""
     return _JOB_FOLDER.match(path) is not None
 
 
 def without_job_folder(path: str) -> str:
-    """``path`` as it was spelled before Ray unpacked it."""
+    """Return ``path`` without the folder into which Ray unpacked it."""
     return _JOB_FOLDER.sub("", path)
 
 
 def exists(path: str) -> bool:
-    """Whether ``path`` is a file or folder here."""
+    """Return whether ``path`` is a file or folder on this machine."""
     return os.path.exists(os.path.expanduser(path))
 
 
 def is_url(place: str) -> bool:
-    """Whether ``place`` is in storage rather than on a file system of this machine."""
+    """Return whether ``place`` is a URL of remote storage rather than a path."""
     return "://" in place
 
 
 def has_password(text: str) -> bool:
-    """Whether there is a URL with a password in ``text``."""
+    """Return whether ``text`` contains a URL with a password."""
     return re.search(r"://[^/@\s]*:[^/@\s]+@", text) is not None
 
 
 def is_path(place: str) -> bool:
-    """The contrary of ``is_url``."""
     return not is_url(place)
 
 
 def is_name(place: str) -> bool:
-    """Whether ``place`` can only be a name in a store: it looks like no path or URL, and no file has it."""
+    """Return whether ``place`` is the name of a subset in a store: not a path, a URL or an existing file."""
     return not ("/" in place or os.sep in place or place.endswith(SUBSET_SUFFIX) or os.path.isfile(place))
 
 
 def absolute(path: str) -> str:
-    """The same place from any folder."""
     return os.path.abspath(os.path.expanduser(path))
 
 
 def impossible(path: str) -> str | None:
-    """Why there can be no file of that path, and everything that asks for it would raise; None where there can."""
+    """Return the reason why the operating system rejects ``path``, such as its length; None for a valid path."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -77,4 +75,4 @@ PLACES: dict[str, Callable[[str], bool]] = {
     "select.statistics": is_path,
     "train.subset": lambda place: is_path(place) and not is_name(place),
 }
-"""Key → whether what it says is a place on a file system."""
+"""Key → predicate of values that are paths."""

@@ -1,4 +1,4 @@
-"""What every section of a config has in common, and the values that several of them hold."""
+"""The base class of all config sections, and the types of their fields."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ class _Mark(Enum):
 
 
 Harmless = Annotated[_T, _Mark.HARMLESS]
-"""The type of a key that nothing measured depends on: saved statistics serve a config with another value."""
+"""The type of a key that measuring does not depend on: saved statistics stay valid when it changes."""
 
 
 def is_harmless(field: FieldInfo) -> bool:
-    """Whether saved statistics serve a config with another value of the field."""
+    """Return whether saved statistics stay valid when the field changes."""
     return _Mark.HARMLESS in field.metadata
 
 
 @dataclass(frozen=True)
 class PartOf:
-    """Marks a key that means nothing without another one."""
+    """Mark of a field that is used only together with another key."""
 
     key: str
 
 
 def together(fields: Mapping[str, FieldInfo]) -> list[list[str]]:
-    """The keys, those that mean nothing without another one in one list with it."""
+    """Group the keys of ``fields``: each ``PartOf`` in one list with its key, all others alone."""
     lists: dict[str, list[str]] = {}
     for name, field in fields.items():
         whole = next((mark.key for mark in field.metadata if isinstance(mark, PartOf)), name)
@@ -56,7 +56,7 @@ def together(fields: Mapping[str, FieldInfo]) -> list[list[str]]:
 
 
 class Section(BaseModel):
-    """Part of a config: read-only, and closed to keys that it does not know."""
+    """Base class of config sections: immutable, unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,7 +74,7 @@ Limit = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "number", "exclusiveMinimum": 0}]}),
 ]
 
-# A step of Adam divides by 1 - β₁: above 3e37 that overflows float32, and a worker fails. Below, training diverges.
+# Adam divides the step by 1 - β₁, which overflows float32 above 3e37 and makes a worker fail. Below, training diverges.
 LearningRate = Annotated[float, Field(gt=0, le=1e37, allow_inf_nan=False)]
 
 Bytes = Annotated[
@@ -85,5 +85,5 @@ Bytes = Annotated[
 
 
 def plain(value: object) -> object:
-    """``value`` as YAML can hold it."""
+    """Return ``value`` as a type that YAML can represent."""
     return str(value) if isinstance(value, Budget) else list(value) if isinstance(value, tuple) else value

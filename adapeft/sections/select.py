@@ -1,4 +1,4 @@
-"""The config's ``select`` section, as far as all methods have it."""
+"""The keys of the config's ``select`` section that all methods have."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Granularity = Literal["tensor", "row", "element", "role"]
 
 
 class Select(Section):
-    """Which parameters deserve training, and how many.
+    """Which parameters to train, and how many.
 
-    Every method has a class of its own, which names it in ``method`` and adds the options that it alone has.
+    Every method has a subclass, which names it in ``method`` and adds its own options.
 
     Attributes:
-        granularities: what the method can choose together, its own habit first.
+        granularities: granularities that the method supports, its default first.
     """
 
     granularities: ClassVar[tuple[Granularity, ...]] = ("element", "row", "tensor", "role")
@@ -26,38 +26,39 @@ class Select(Section):
     method: str = Field(description="how parameters are ranked")
     groups: Literal["auto", Granularity] = Field(
         default="auto",
-        description="what is chosen together; auto: row for adapeft, else tensor or element as the method does; role: "
-        "the tensors of one name in all layers",
+        description="parameters that are chosen together; auto: row for adapeft, the method's default for others; "
+        "role: the tensors of one name in all layers",
     )
     budget: Harmless[Limit] = Field(
         default=Budget.parse("0.5%"),
-        description="most that is trained: a fraction (0.5%, 0.005) or a count (100000, 100k, 1.5M)",
+        description="limit on trained parameters: a fraction (0.5%, 0.005) or a count (100000, 100k, 1.5M)",
     )
     memory_per_device: Harmless[Bytes | None] = Field(
-        default=None, description="most that training may hold on a device, as 24GiB; takes the place of budget"
+        default=None, description="limit on the memory of training per device, such as 24GiB; replaces budget"
     )
     calibration: int = Field(
-        default=512, ge=2, description="examples to measure on, half for the direction, half for its gain"
+        default=512, ge=2, description="examples to measure on: half for the direction, half for slope and curvature"
     )
-    batch_size: PositiveInt = Field(default=16, description="examples in a calibration batch, over all workers")
+    batch_size: PositiveInt = Field(default=16, description="calibration examples per batch, over all workers")
     micro_batch_size: Harmless[PositiveInt | None] = Field(
-        default=None, description="examples a worker holds at once; null: its share"
+        default=None, description="examples per forward pass of a worker; null: its share of the batch"
     )
     reach: Harmless[Reach] = Field(
-        default="auto", description="how far training moves along the direction; inf: as far as is best"
+        default="auto",
+        description="how far training moves along the direction; inf: to the minimum of the predicted loss",
     )
     always_train: Patterns = Field(
         default=("auto",),
-        description="patterns of parameters trained outside the budget; auto: the new head, if there is one",
+        description="patterns of parameters that are trained outside the budget; auto: the new head, if any",
     )
-    include: Patterns = Field(default=(), description="patterns of parameters that may be chosen; none: all may")
+    include: Patterns = Field(default=(), description="patterns of parameters that may be chosen; none: all parameters")
     exclude: Patterns = Field(default=(), description="patterns of parameters that may not be chosen")
     warmup_steps: Literal["auto"] | NonNegativeInt = Field(
         default="auto",
-        description="steps of training always_train alone before measuring; auto: what the method asks for",
+        description="steps that train only always_train before measuring; auto: the method's default",
     )
     statistics: Harmless[str | None] = Field(
-        default=None, description="folder of another run whose measurements are used again"
+        default=None, description="folder of another run whose statistics are reused"
     )
 
     @classmethod
@@ -74,39 +75,43 @@ class Select(Section):
         return self
 
     def check(self) -> None:
-        """Raises ``ValueError`` where keys do not go together."""
+        """Check that keys are compatible.
+
+        Raises:
+            ValueError: keys that cannot be used together.
+        """
         if self.memory_per_device is None:
             return
         given = f"memory_per_device = {self.memory_per_device}"
         if self.budget != type(self).model_fields["budget"].default:
-            raise ValueError(f"{given}: budget = {self.budget} limits the same; leave one of them out")
+            raise ValueError(f"{given}: budget = {self.budget} is another limit; leave one of them out")
         if (how := self.counts_parameters) is not None:
-            raise ValueError(f"{given}: {how} takes a budget of parameters; leave memory_per_device out")
+            raise ValueError(f"{given}: {how} needs a budget of parameters; leave memory_per_device out")
 
     @property
     def granularity(self) -> Granularity:
-        """``groups`` with auto decided by the method."""
+        """``groups``, with auto replaced by the method's default."""
         return self.granularities[0] if self.groups == "auto" else self.groups
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is chosen among: the granularity, or several kinds of parts."""
+        """Kinds of parts to choose among: the granularity, or several options."""
         return (self.granularity,)
 
     @property
     def counts_parameters(self) -> str | None:
-        """What makes the budget a number of parameters; None where it may be bytes."""
+        """Name, for messages, of the setting that needs a budget of parameters; None if it may be bytes."""
         return self.method
 
     @property
     def displacing(self) -> str | None:
-        """The key because of which measuring moves the candidates' weights, and back; None where none does."""
+        """Key that makes measuring move the candidates' weights temporarily; None if none does."""
         return None
 
     def measured(self) -> dict[str, Any]:
-        """What is measured under keys that do not say it, such as ``groups: auto``."""
+        """Return the resolved values of keys such as ``groups: auto``, for the key of a measurement."""
         return {"groups": self.granularity}
 
     def own(self) -> dict[str, Any]:
-        """The options that the method alone has, as plain values."""
+        """Return the method's own options as plain values."""
         return self.model_dump(mode="json", exclude=set(Select.model_fields))

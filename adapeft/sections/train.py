@@ -12,46 +12,45 @@ from adapeft.sections.section import Harmless, LearningRate, Section
 class Train(Section):
     """How the chosen parameters are trained."""
 
-    # Bounded, because the rate of every step is listed before the first one.
+    # Bounded, because the learning rates of all steps are computed before the first one.
     epochs: Harmless[PositiveFloat] = Field(
         default=3, le=100_000, description="passes over the training data", allow_inf_nan=False
     )
     max_steps: Harmless[PositiveInt | None] = Field(
-        default=None, le=10_000_000, description="optimizer steps; if given, epochs is not used"
+        default=None, le=10_000_000, description="number of optimizer steps; replaces epochs"
     )
-    learning_rate: Harmless[LearningRate] = Field(default=1e-3, description="highest step size of AdamW")
-    batch_size: Harmless[PositiveInt] = Field(
-        default=32, description="examples an optimizer step sees, over all workers"
-    )
+    learning_rate: Harmless[LearningRate] = Field(default=1e-3, description="peak learning rate of AdamW")
+    batch_size: Harmless[PositiveInt] = Field(default=32, description="examples per optimizer step, over all workers")
     micro_batch_size: Harmless[PositiveInt | None] = Field(
-        default=None, description="examples a worker holds at once; null: its share"
+        default=None, description="examples per forward pass of a worker; null: its share of the batch"
     )
     train_sampling_strategy: Harmless[Literal["random", "group_by_length"]] = Field(
-        default="random", description="group_by_length: batches of examples of about one length, for less padding"
+        default="random", description="group_by_length: examples of similar length in each batch, for less padding"
     )
     weight_decay: Harmless[NonNegativeFloat] = Field(
         default=0.01, description="decoupled weight decay", allow_inf_nan=False
     )
     warmup_ratio: Harmless[float] = Field(
-        default=0.1, ge=0, lt=1, description="part of the steps over which the learning rate rises"
+        default=0.1, ge=0, lt=1, description="fraction of the steps over which the learning rate rises"
     )
     lr_scheduler_type: Harmless[Literal["linear", "cosine", "constant"]] = Field(
-        default="linear", description="how the learning rate falls afterwards"
+        default="linear", description="schedule of the learning rate after the warmup"
     )
     max_grad_norm: Harmless[NonNegativeFloat | None] = Field(
         default=1.0, description="gradients are clipped to this norm; null or 0: off"
     )
     max_skipped_steps: Harmless[NonNegativeInt] = Field(
-        default=0, description="steps to leave out because their loss or gradient is not finite; one more ends the run"
+        default=0,
+        description="steps that may be skipped because their loss or gradient is not finite; one more ends the run",
     )
     eval_steps: Harmless[PositiveInt | None] = Field(
-        default=None, description="steps between evaluations; null: once an epoch"
+        default=None, description="steps between evaluations; null: once per epoch"
     )
     save_steps: Harmless[PositiveInt | None] = Field(
-        default=None, description="steps between resumable checkpoints; null: once an epoch"
+        default=None, description="steps between resumable checkpoints; null: once per epoch"
     )
     subset: Harmless[str | None] = Field(
         default=None,
         description="saved subset to train instead of choosing: file, URL, or name in $ADAPEFT_STORE",
     )
-    logging_steps: Harmless[PositiveInt] = Field(default=10, description="steps between lines of progress")
+    logging_steps: Harmless[PositiveInt] = Field(default=10, description="steps between progress lines")

@@ -24,7 +24,7 @@ _PROBLEM_TYPE = "multi_label_classification"
 
 
 class MultiLabelData(TextClassificationData):
-    """Examples to train on and to be judged by."""
+    """Examples to train and evaluate on."""
 
     task: ClassVar[str] = "multi-label-classification"
 

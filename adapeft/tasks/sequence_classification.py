@@ -45,7 +45,7 @@ class TextClassificationData(Data):
 
 
 class ClassificationData(TextClassificationData):
-    """Examples to train on and to be judged by."""
+    """Examples to train and evaluate on."""
 
     task: ClassVar[str] = "sequence-classification"
 

@@ -173,5 +173,5 @@ def test_a_choice_by_elements_is_joint_unless_it_is_said():
 def test_elements_are_joint_under_a_budget_in_bytes_and_rows_are_not():
     for joint in (True, "auto"):
         assert parse_select({"groups": "element", "joint": joint, "memory_per_device": "2GiB"}).chooses_jointly
-    with pytest.raises(AdapeftError, match="joint = true takes a budget of parameters"):
+    with pytest.raises(AdapeftError, match="joint = true needs a budget of parameters"):
         parse_select({"groups": "row", "joint": True, "memory_per_device": "2GiB"})

@@ -382,8 +382,8 @@ def test_defaults_are_a_config_to_fill_in(load):
     required = ["name=bert-base-uncased", "task=sequence-classification", "output=runs/cola"]
     data = ["data.train=glue:cola@train", "evaluation=glue:cola@validation"]
     assert load(text, *required, *data) == load(MINIMAL)
-    assert "  # highest step size of AdamW\n  learning_rate: 0.001\n" in text
-    assert "  # what is chosen together; auto: row" in text
+    assert "  # peak learning rate of AdamW\n  learning_rate: 0.001\n" in text
+    assert "  # parameters that are chosen together; auto: row" in text
     assert list(yaml.safe_load(text)) == list(Config.model_fields)
     with pytest.raises(AdapeftError, match="has 5 problems"):
         load(text)

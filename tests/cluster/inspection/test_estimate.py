@@ -152,7 +152,7 @@ def test_what_does_not_go_with_a_limit_is_refused(command, classifier):
     errors = command("config", classifier, "memory_per_device=2 apples", "budget=0.5%").stderr
     assert "should be bytes such as 24GiB" in " ".join(errors.split())
     errors = command("config", classifier, "memory_per_device=2GiB", "budget=0.5%", "method=lora").stderr
-    assert "lora takes a budget of parameters" in " ".join(errors.split())
+    assert "lora needs a budget of parameters" in " ".join(errors.split())
 
 
 def write_jet_moe(folder):
