@@ -1,1 +1,1 @@
-"""Examples: where they come from, what their columns hold, and batches of them."""
+"""Examples: their sources, checks of their columns and labels, and batches."""

@@ -1,4 +1,4 @@
-"""Which examples form a global batch, and which of them a rank takes: index arithmetic, the same for any world size."""
+"""Assignment of examples to global batches and of these to ranks; global batches do not depend on the world size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from adapeft.errors import AdapeftError
 class Calibration:
     """The examples that measuring uses, as two disjoint halves of global batches of example indices.
 
-    The direction comes from half A and the slope along it from half B, so that the noise of one does not square into
-    the other.
+    The direction comes from half A and the slope along it from half B, so that their noise is independent: on the same
+    examples the noise of the gradient would be squared into the slope.
     """
 
     half_a: tuple[np.ndarray, ...]
@@ -24,23 +24,22 @@ class Calibration:
 
     @property
     def batches(self) -> tuple[np.ndarray, ...]:
-        """Both halves."""
         return self.half_a + self.half_b
 
 
 def draw_calibration(num_examples: int, calibration: int, batch_size: int, world_size: int, seed: int) -> Calibration:
-    """Draws ``calibration`` examples without replacement (all of them when there are fewer).
+    """Draw ``calibration`` examples without replacement (all examples if there are fewer).
 
     Raises:
-        AdapeftError: fewer examples than ranks, or than the two halves need.
+        AdapeftError: there are fewer examples than ranks, or than the two halves need.
     """
     available = min(num_examples, calibration)
     needed = max(2, world_size)
     if available < needed:
         raise AdapeftError(
-            f"select.calibration = {calibration} with data.train of {num_examples} examples leaves {available} to "
-            f"measure with, fewer than the {needed} that {world_size} rank(s) need. Raise select.calibration, give "
-            f"more training data or lower cluster.workers."
+            f"select.calibration = {calibration} with data.train of {num_examples} examples leaves {available} "
+            f"example(s) to measure on, fewer than the {needed} that {world_size} rank(s) need. Raise "
+            f"select.calibration, give more training data or lower cluster.workers."
         )
     order = np.random.default_rng([seed, 0]).permutation(num_examples)[:available]
     middle = available // 2
@@ -50,19 +49,19 @@ def draw_calibration(num_examples: int, calibration: int, batch_size: int, world
 def epoch_batches(
     num_examples: int, batch_size: int, seed: int, epoch: int, lengths: Sequence[int] | None = None
 ) -> tuple[np.ndarray, ...]:
-    """The global batches of one training epoch, in the order given by ``seed`` and ``epoch``; the last may be short.
+    """Return the global batches of one training epoch in the order of ``seed`` and ``epoch``; the last may be short.
 
     Args:
-        num_examples: of the training data.
-        batch_size: of a global batch.
-        seed: of the run.
-        epoch: counted from 0.
-        lengths: of the examples, in tokens: a batch then has examples of about one length, chosen at random as
-            ``transformers`` does with ``train_sampling_strategy="group_by_length"``; None: any examples.
+        num_examples: number of training examples.
+        batch_size: size of a global batch.
+        seed: random seed of the run.
+        epoch: number of the epoch, counted from 0.
+        lengths: lengths of the examples in tokens, to draw batches of examples of similar length as ``transformers``
+            does with ``train_sampling_strategy="group_by_length"``; None: batches of any examples.
     """
     if lengths is None:
         return _cut(np.random.default_rng([seed, 1, epoch]).permutation(num_examples), batch_size)
-    # Imported here: most runs need nothing of transformers' trainer.
+    # Imported here, because most runs do not need transformers' trainer.
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -72,18 +71,17 @@ def epoch_batches(
 
 
 def evaluation_batches(num_examples: int, batch_size: int) -> tuple[np.ndarray, ...]:
-    """All examples in their own order."""
     return _cut(np.arange(num_examples), batch_size)
 
 
 def num_micro_batches(batch_size: int, world_size: int, micro_batch_size: int | None) -> int:
-    """Micro-batches a rank needs for its share of a global batch (1 when ``micro_batch_size`` is None)."""
+    """Return how many micro-batches a rank's share of a global batch has (1 if ``micro_batch_size`` is None)."""
     share = math.ceil(batch_size / world_size)
     return math.ceil(share / micro_batch_size) if micro_batch_size else 1
 
 
 def micro_batches(batch: np.ndarray, rank: int, world_size: int, num_micro: int) -> list[np.ndarray]:
-    """This rank's share of a global batch, cut into exactly ``num_micro`` pieces, some of which may be empty."""
+    """Return the rank's share of a global batch in exactly ``num_micro`` pieces, some of which may be empty."""
     return np.array_split(np.array_split(batch, world_size)[rank], num_micro)
 
 

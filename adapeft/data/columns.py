@@ -1,4 +1,4 @@
-"""Checks of columns and their values, which name the config's key, the row and the value."""
+"""Checks of columns and their values; errors name the config's key, the row and the value."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from adapeft.sections.data import Data
 
 
 def named_columns(data: Data) -> list[str]:
-    """The columns that are read.
+    """Return the columns that the config names.
 
     Raises:
-        AdapeftError: one of them is named twice: labels that stand in the text would be predicted without any training.
+        AdapeftError: a column is named twice. A label that is also part of the text could be predicted without
+            training.
     """
     fields: dict[str, str] = {}
     pairs = [(field, column) for field, column in data.text_columns.items()]
@@ -29,14 +30,13 @@ def named_columns(data: Data) -> list[str]:
 
 
 def check_texts(rows: datasets.Dataset, split: str, data: Data) -> None:
-    """Checks that the columns of texts are there and hold nothing else."""
+    """Check that the columns of texts exist and hold only strings."""
     for field, column in data.text_columns.items():
         check_column(rows, split, f"data.{field}", column)
         check_values(rows, split, f"data.{field}", column, _is_no_text, "not a text. Correct or drop such rows")
 
 
 def check_column(rows: datasets.Dataset, split: str, field: str, column: str) -> None:
-    """Checks that ``rows`` have the column."""
     if column not in rows.column_names:
         raise AdapeftError(
             f"{field} = {column!r}: {split} has no such column.{did_you_mean(column, rows.column_names)} "
@@ -47,7 +47,7 @@ def check_column(rows: datasets.Dataset, split: str, field: str, column: str) ->
 def check_values(
     rows: datasets.Dataset, split: str, field: str, column: str, is_bad: Callable[[Any], bool], complaint: str
 ) -> None:
-    """Checks that no value of the column is bad; ``complaint`` says what it is then, and what to do."""
+    """Check that no value of the column is bad; ``complaint`` is the end of the message, with the remedy."""
     bad = [(row, value) for row, value in enumerate(values_of(rows, column)) if is_bad(value)]
     if bad:
         row, value = bad[0]

@@ -1,7 +1,7 @@
-"""Hashes of what a run reads, by which it knows its data and its base again: a path may come to hold something else.
+"""Hashes of data and base models, which detect that the contents of a path have changed since an earlier run.
 
-XXH3 with 128 bits, which runs at the speed of memory (4.2 GB/s in one thread of a 2-core machine, where SHA-256 has
-0.6). It detects changes, not forgeries.
+XXH3 with 128 bits runs at the speed of memory (4.2 GB/s in one thread of a 2-core machine, where SHA-256 has 0.6). It
+detects changes, not forgeries.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ _UNREAD = (
     *(".*", "*.md", "LICENSE*", "*.log", "events.out.tfevents.*", "*.h5", "*.msgpack", "*.onnx", "*.ot"),
     *("trainer_state.json", "training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "generation_config.json"),
 )
-"""Files of a model's folder that no run reads; tokenizers have files of any name, so that all others count."""
+"""Files of a model's folder that no run reads. All others are hashed, because tokenizer files have arbitrary names."""
 
 
 def file_hash(path: Path) -> str:
-    """Of a file's bytes."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -37,9 +36,9 @@ def file_hash(path: Path) -> str:
 
 
 def rows_hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
-    """Of the values, types and class names in ``columns`` of strings or numbers, or lists of them, none missing.
+    """Return a hash of the values, types and class names in ``columns``, equal for equal values from any file format.
 
-    Equal for equal values, whatever file they came from.
+    Columns hold strings, numbers or lists of them, without missing values.
     """
     digest = xxhash.xxh3_128()
     for column in columns:
@@ -47,11 +46,11 @@ def rows_hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
         for batch in rows.select_columns(column).with_format("arrow").iter(batch_size=_BATCH):
             array = batch[column].combine_chunks()
             if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-                # The values alone would not tell [1], [2] from [1, 2], [].
+                # The values alone are the same for [1], [2] and [1, 2], [].
                 digest.update(pc.list_value_length(array).cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
                 array = pc.list_flatten(array)
             if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-                # The characters alone would not tell 'a b', 'c' from 'a', 'b c'.
+                # The characters alone are the same for 'ab', 'c' and 'a', 'bc'.
                 _, offsets, characters = array.cast(pa.large_string()).buffers()
                 bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
                 digest.update(np.diff(bounds).tobytes())
@@ -62,12 +61,15 @@ def rows_hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
 
 
 def model_hash(name: str, revision: str | None) -> str:
-    """Of what a model's folder holds for those who load it; of a hub model the commit that is cached."""
+    """Return a hash of the files that loading a model's folder reads, or the cached commit of a hub model.
+
+    Empty for a hub model that is not cached or has an invalid name.
+    """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         try:
             return Path(snapshot_download(name, revision=revision, local_files_only=True)).name
-        except (LocalEntryNotFoundError, HFValidationError):  # its loading reports what is wrong with it
+        except (LocalEntryNotFoundError, HFValidationError):  # reported when the model is loaded
             return ""
     digest = xxhash.xxh3_128()
     read = [path for path in folder.iterdir() if not any(fnmatch(path.name, unread) for unread in _UNREAD)]

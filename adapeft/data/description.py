@@ -1,4 +1,4 @@
-"""What data sets hold, and batches of their examples."""
+"""Descriptions of the data and its labels, and batches of examples."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels of both splits are.
+    """The labels of both splits.
 
-    ``names`` are the classes in the order of their numbers, or None where labels are numbers already (integers are
-    their own class, floats are targets) or where there are none. ``num_outputs`` is how many outputs the model's head
-    needs: the classes, 1 for regression, 0 for a language model, which has its own. ``problem_type`` is what
-    transformers calls the loss of a classifier; None where it has one alone.
+    Attributes:
+        names: names of the classes in the order of their numbers; None if the labels are numbers (integers are class
+            numbers, floats are targets) or if there are none.
+        num_outputs: number of outputs that the model's head needs: the number of classes, 1 for regression, 0 for a
+            language model, which has its own head.
+        problem_type: name of a classifier's loss in transformers; None for a task with only one loss.
     """
 
     names: tuple[str, ...] | None = None
@@ -31,13 +33,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class DataDescription:
-    """What a model has to know of its data.
+    """Properties of the data on which the model and its training depend.
 
-    ``label_names``, ``problem_type`` and ``num_labels`` are the ``names``, ``problem_type`` and ``num_outputs`` of its
-    ``Labels``.
-
-    By ``data.train`` and ``data.evaluation``: ``lines`` that ``num_lines`` has counted, and the ``content`` that was
-    read, hashed. Two descriptions are equal whatever these are.
+    ``label_names``, ``problem_type`` and ``num_labels`` are the ``names``, ``problem_type`` and ``num_outputs`` of
+    ``Labels``. ``lines`` (counted by ``num_lines``) and ``content`` (hashes of the rows) are by ``data.train`` and
+    ``data.evaluation``; they do not count in comparisons.
     """
 
     num_train: int
@@ -51,13 +51,15 @@ class DataDescription:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples side by side: n examples, T tokens after padding.
+    """A batch of n examples with T tokens each after padding.
 
-    ``inputs``: keyword arguments of the model's forward (``input_ids``, ``attention_mask`` … int64 [n, T]); those that
-    are no tensors, such as ``max_length_q``, are shared by all examples. ``labels``: classes int64 [n], targets float32
-    [n] or, for a language model, its own tokens int64 [n, T], not shifted, −100 on padding. ``ids``: int64 [n], where
-    each example stands in its data set; whatever is drawn at random for an example is seeded by it, so that no batching
-    changes the draw.
+    Attributes:
+        inputs: keyword arguments of the model's forward (``input_ids``, ``attention_mask`` … int64 [n, T]); values that
+            are not tensors, such as ``max_length_q``, are shared by all examples.
+        labels: int64 [n] classes, float32 [n] targets or, for a language model, int64 [n, T] tokens of the input, not
+            shifted, −100 on padding.
+        ids: int64 [n], indices of the examples in their data set. They seed everything that is drawn for an example,
+            so that draws do not depend on the batching.
     """
 
     inputs: dict[str, Any]
@@ -65,10 +67,10 @@ class Batch:
     ids: Tensor
 
     def example(self, index: int) -> Batch:
-        """One of the examples, with the batch's padding.
+        """Return one example as a batch, with the padding of this batch.
 
         Raises:
-            AdapeftError: a tensor among the inputs is not divided by example.
+            AdapeftError: the first dimension of an input tensor is not the number of examples.
         """
         num_examples = len(self.labels)
         if num_examples == 1:
@@ -85,6 +87,5 @@ class Batch:
         return Batch(inputs, self.labels[one], self.ids[one])
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on ``device``."""
         inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in self.inputs.items()}
         return Batch(inputs, self.labels.to(device), self.ids.to(device))

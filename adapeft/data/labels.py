@@ -1,4 +1,4 @@
-"""Which output of a head a label belongs to: names decide, and numbers only where there are no names."""
+"""Matching of labels with the outputs of a head: by name, and by number only if there are no names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import datasets
 from adapeft.errors import AdapeftError
 
 MOST_CLASSES = 2**15
-"""More distinct labels than this are ids or texts; the largest sets of classes in use have about 20,000."""
+"""More distinct labels than this are taken for ids or texts; the largest sets of classes in use have about 20,000."""
 MOST_CLASSES_OF_FEW = 50
-"""Up to as many classes, any number of examples of each is plausible; beyond, two of each on average are needed."""
+"""Up to this number of classes, one example per class is enough; beyond, at least two on average are needed."""
 
 _GENERIC = re.compile(r"LABEL_\d+")
 _NUMERAL = re.compile(r"-?(0|[1-9]\d*)")
-# Numbers as people write them, with a decimal comma, a plus or a per cent sign or divided thousands; and how they mark
-# that there is none.
+# Numbers with a decimal comma, a plus, a per cent sign or separated thousands; and marks of missing values.
 _WRITTEN_NUMBER = re.compile(r"[+-]?(\d{1,3}([,. ]\d{3})+|\d+)?([.,]\d*)?([eE][+-]?\d+)?\s*%?")
 _WRITTEN_INTEGER = re.compile(r"[+-]?\d+")
 _MISSING = {"na", "n/a", "#n/a", "<na>", "nan", "null", "none", "-", "?", "."}
@@ -29,7 +28,7 @@ _MISSING = {"na", "n/a", "#n/a", "<na>", "nan", "null", "none", "-", "?", "."}
 
 @dataclass(frozen=True)
 class Head:
-    """A trained head: ``num_outputs``, and their ``names`` in order, or None where it has only numbers."""
+    """A trained head: ``num_outputs``, and the ``names`` of its outputs in order, or None if they have only numbers."""
 
     num_outputs: int
     names: tuple[str, ...] | None
@@ -37,7 +36,7 @@ class Head:
 
     @classmethod
     def of_labels(cls, id2label: Mapping[Any, str], owner: str = "model.name") -> Head:
-        """The head that a config's ``id2label`` describes; transformers' own ``LABEL_0`` … are no names."""
+        """Return the head that a config's ``id2label`` describes; the defaults ``LABEL_0`` … do not count as names."""
         names = {int(number): str(name) for number, name in id2label.items()}
         num_labels = len(names)
         if sorted(names) != list(range(num_labels)) or len(set(names.values())) < num_labels:
@@ -54,7 +53,7 @@ class SplitLabels:
         split: ``data.train`` or ``data.evaluation``.
         kind: ``integer``, ``boolean``, ``string`` (named classes are strings, whatever numbers they have) or ``float``.
         declared: the names of a ``ClassLabel`` in the order of its numbers, None for other columns.
-        counts: how many rows have each label; the label of a named class is its name.
+        counts: label → number of rows; the label of a named class is its name.
     """
 
     split: str
@@ -64,12 +63,11 @@ class SplitLabels:
 
     @property
     def described(self) -> str:
-        """The kind in words."""
         return self.kind if self.declared is None else "named classes"
 
     @classmethod
     def of(cls, rows: datasets.Dataset, split: str, column: str) -> SplitLabels:
-        """Those in ``column``.
+        """Count the labels in ``column``.
 
         Raises:
             AdapeftError: they are neither classes nor targets.
@@ -80,14 +78,14 @@ class SplitLabels:
             numbers = Counter(values_of(rows, column))
             if (most := max(numbers, default=0)) >= len(names):
                 raise AdapeftError(
-                    f"data.label = {column!r}: {split} has the class number {most}, and names for {len(names)} classes "
+                    f"data.label = {column!r}: {split} has the class number {most}, but names for {len(names)} classes "
                     f"({shown(names)}). Correct the names or the numbers."
                 )
             return cls(split, "string", names, {names[number]: count for number, count in numbers.items()})
         if (kind := kind_of(feature)) is None:
             raise AdapeftError(
-                f"data.label = {column!r}: {split} holds {_held(rows, column)} in it. Labels are integers, booleans or "
-                "strings (classes) or floats (targets), of one type throughout."
+                f"data.label = {column!r}: {split} holds {_held(rows, column)} in this column. Labels have to be all "
+                "integers, all booleans or all strings (classes), or all floats (targets)."
             )
         return cls(split, kind, None, {} if kind == "float" else Counter(values_of(rows, column)))
 
@@ -96,16 +94,17 @@ _KINDS = (("integer", "u?int"), ("boolean", "bool"), ("string", "(large_)?string
 
 
 def kind_of(feature: Any) -> str | None:
-    """The kind of label that a column of plain values holds, as in ``SplitLabels``; None where they are no labels."""
+    """Return the kind of labels in a column, as in ``SplitLabels``; None if its type cannot be a label."""
     dtype = feature.dtype if isinstance(feature, datasets.Value) else ""
     return next((kind for kind, pattern in _KINDS if re.match(pattern, dtype)), None)
 
 
 def check_names(labels: SplitLabels, column: str) -> None:
-    """Checks that texts are names, not numbers that were meant as targets, nor the mark of a missing one among numbers.
+    """Check that string labels are names of classes.
 
     Raises:
-        AdapeftError: they are such.
+        AdapeftError: all are numbers of which some are not integers, so probably targets; or all are numbers except
+            marks of missing values.
     """
     if labels.kind != "string" or labels.declared is not None:
         return
@@ -117,35 +116,35 @@ def check_names(labels: SplitLabels, column: str) -> None:
     if marks:
         raise AdapeftError(
             f"data.label = {column!r}: {labels.split} has {marks[0]!r} in {labels.counts[marks[0]]} rows, and numbers "
-            f"in all others ({shown(sorted(numbers))}), so that it would be a class like them. Drop such rows, or name "
-            "the classes by words."
+            f"in all others ({shown(sorted(numbers))}), so that this mark would become a class. Drop such rows, or "
+            "name the classes by words."
         )
     fractions = [text for text in sorted(numbers) if not _WRITTEN_INTEGER.fullmatch(text)]
     if fractions:
         raise AdapeftError(
-            f"data.label = {column!r}: the labels of {labels.split} are numbers written as texts, such as "
-            f"{fractions[0]!r}, and each would be a class. Write targets as numbers (without quotes in JSON, with a "
-            "decimal point, without '+', '%' or commas), or name the classes by words."
+            f"data.label = {column!r}: the labels of {labels.split} are numbers written as strings, such as "
+            f"{fractions[0]!r}, and each would become a class. Write targets as numbers (without quotes in JSON, with "
+            "a decimal point, without '+', '%' or commas), or name the classes by words."
         )
 
 
 def number_classes(train: SplitLabels, head: Head | None, column: str) -> tuple[tuple[str, ...] | None, int]:
-    """The classes in the order of their numbers, and how many outputs they take.
+    """Return the names of the classes in the order of their numbers, and the number of outputs.
 
-    Without a trained head the names of a ``ClassLabel`` keep their order, integers that are 0 … C − 1 are their own
-    numbers (no names, None), and all other labels are numbered in sorted order and named by themselves. With one, a
-    label is the output of its name, in any case of letters if need be; integers are numbers, unless the head's names
-    are numerals; and where the head has only numbers, so must the data.
+    Without a trained head, the names of a ``ClassLabel`` keep their order, integers 0 … C − 1 are class numbers (no
+    names, None), and all other labels are numbered in sorted order and are their own names. With a trained head, a
+    label belongs to the output of its name, ignoring case if necessary; integers are class numbers unless the head's
+    names are numerals; and if the head has no names, the labels have to be numbers.
 
     Raises:
-        AdapeftError: too many classes to be any, or they disagree with the head; names both sides.
+        AdapeftError: there are too many distinct labels for classes, or they disagree with the head. Names both sides.
     """
     if head is None:
         return _of_new_head(train, column)
     if head.num_outputs == 1:
         raise AdapeftError(
             f"data.label = {column!r}: {len(train.counts)} classes, but the head of {head.owner} has 1 output, for "
-            "targets. Name a model without a head of its own, or write the labels as floats if they are targets."
+            "targets. Name a model without a trained head, or write the labels as floats if they are targets."
         )
     if train.kind == "integer" and not (head.names and all(map(_NUMERAL.fullmatch, head.names))):
         return _by_number(max(train.counts) + 1, None, head, train, column)
@@ -165,12 +164,12 @@ def number_classes(train: SplitLabels, head: Head | None, column: str) -> tuple[
         outputs, remedy = shown(head.names), "these names"
     raise AdapeftError(
         f"data.label = {column!r}: data.train has the classes {shown(labels)}, but the head of {head.owner} has "
-        f"{outputs}. Write the labels as {remedy}, or name a model without a head of its own."
+        f"{outputs}. Write the labels as {remedy}, or name a model without a trained head."
     )
 
 
 def class_numbers(rows: datasets.Dataset, column: str, names: Sequence[str] | None) -> list[int]:
-    """The number of every row's class among ``names``; a named class is found by its name, whatever its number here."""
+    """Return the class number of every row, its index in ``names``; a ``ClassLabel`` is matched by name, not number."""
     feature = rows.features[column]
     values = list(values_of(rows, column))
     if names is None:
@@ -185,7 +184,7 @@ def class_numbers(rows: datasets.Dataset, column: str, names: Sequence[str] | No
 
 
 def values_of(rows: datasets.Dataset, column: str) -> Iterator[Any]:
-    """The values of a column, none decoded: ``datasets`` opens whatever file a row names as its image or sound."""
+    """Yield the values of a column without decoding: ``datasets`` would open the image or audio file of every row."""
     is_json = isinstance(rows.features[column], datasets.Json)
     for batch in rows.select_columns(column).with_format("arrow").iter(batch_size=1000):
         values = batch[column].to_pylist()
@@ -193,7 +192,7 @@ def values_of(rows: datasets.Dataset, column: str) -> Iterator[Any]:
 
 
 def shown(names: Sequence[Any]) -> str:
-    """A few of the names."""
+    """Return the first names as text."""
     listed = ", ".join(map(repr, names[:8]))
     return listed if len(names) <= 8 else f"{listed} … ({len(names)} classes)"
 
@@ -206,9 +205,9 @@ def _of_new_head(train: SplitLabels, column: str) -> tuple[tuple[str, ...] | Non
     if num_classes > MOST_CLASSES or (num_classes > MOST_CLASSES_OF_FEW and 2 * num_classes > num_rows):
         raise AdapeftError(
             f"data.label = {column!r}: {num_classes} distinct labels in the {num_rows} rows of data.train "
-            f"({shown(labels)}) are ids or texts rather than classes, of which there are at most {MOST_CLASSES}, and "
-            f"beyond {MOST_CLASSES_OF_FEW} with two examples each on average. Name the column of the classes, or write "
-            "targets as floats, with a decimal point."
+            f"({shown(labels)}) are ids or texts rather than classes. There may be at most {MOST_CLASSES} classes, and "
+            f"more than {MOST_CLASSES_OF_FEW} need at least two examples each on average. Name the column of the "
+            "classes, or write targets as floats, with a decimal point."
         )
     if train.kind == "integer" and labels == list(range(num_classes)):
         return None, num_classes
@@ -218,20 +217,24 @@ def _of_new_head(train: SplitLabels, column: str) -> tuple[tuple[str, ...] | Non
 def _by_number(
     num_classes: int, names: tuple[str, ...] | None, head: Head, train: SplitLabels, column: str
 ) -> tuple[tuple[str, ...] | None, int]:
-    """Classes whose numbers are those of the head's outputs, of which they have to be all."""
+    """Return classes that are numbered like the head's outputs.
+
+    Raises:
+        AdapeftError: the number of classes is not the number of outputs.
+    """
     if num_classes != head.num_outputs:
         outputs = "" if head.names is None else f" ({shown(head.names)})"
         raise AdapeftError(
             f"data.label = {column!r}: {num_classes} classes, but the head of {head.owner} has {head.num_outputs} "
             f"outputs{outputs}, and data.train has the labels {shown(sorted(train.counts))}. Write the labels as the "
-            f"names of its outputs or number them from 0 to {head.num_outputs - 1}, or name a model without a head of "
-            "its own."
+            f"names of its outputs or number them from 0 to {head.num_outputs - 1}, or name a model without a trained "
+            "head."
         )
     return names, num_classes
 
 
 def _matched(labels: Sequence[str], names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """``names`` as the labels spell them; None where a label has none, or two are the same in another case."""
+    """Return ``names`` in the case of the labels; None if a label has no name, or two differ only by case."""
     if set(labels) <= set(names):
         return names
     spelled = {label.casefold(): label for label in labels}
@@ -242,7 +245,7 @@ def _matched(labels: Sequence[str], names: tuple[str, ...]) -> tuple[str, ...] |
 
 
 def _held(rows: datasets.Dataset, column: str) -> str:
-    """What a column that holds no labels holds, with the first two rows that differ in type."""
+    """Describe a column that does not hold labels: its type, and the first rows of two different types."""
     feature = str(rows.features[column])
     if not isinstance(rows.features[column], datasets.Json):
         return feature

@@ -1,4 +1,4 @@
-"""A batch that the model cannot take: an error of the input, which names the examples."""
+"""Errors of the model on a batch of invalid examples, reported with the numbers of the examples."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ _OF_INPUT = re.compile(
     r"|invalid for input of size|size mismatch|mismatch in (size|shape)",
     re.IGNORECASE,
 )
-"""What torch says of indices and shapes. Lost connections and full memory are also RuntimeErrors."""
+"""Messages of torch on indices and shapes. Lost connections and exhausted memory are RuntimeErrors too."""
 
 
 @contextmanager
 def naming_examples(batch: Batch) -> Iterator[None]:
-    """Names the batch's examples where the model, or the loss, fails on its indices or shapes.
+    """Name the batch's examples if the model or the loss fails on indices or shapes within the context.
 
     Raises:
-        AdapeftError: it does. All other errors pass as they are: they are the machine's.
+        AdapeftError: an index or a shape is invalid. Other errors pass unchanged, because the input does not cause
+            them.
     """
     try:
         yield
@@ -35,7 +36,7 @@ def naming_examples(batch: Batch) -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0]
         if not isinstance(error, IndexError) and not _OF_INPUT.search(reason):
             raise
-        # From shapes alone: after an assertion on a GPU no value can be read there.
+        # Only shapes: after a device-side assertion no value on the GPU can be read.
         ids = ", ".join(map(str, batch.ids[:_SHOWN].tolist())) + (", …" if len(batch.ids) > _SHOWN else "")
         tensors = {name: value for name, value in batch.inputs.items() if hasattr(value, "shape")}
         shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in tensors.items())

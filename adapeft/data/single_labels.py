@@ -1,4 +1,4 @@
-"""Labels of one value each: classes by name or number, or the targets of a regression, as their type says."""
+"""Labels with one value per example: classes by name or number, or regression targets, told apart by their type."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def classes_or_targets(splits: Mapping[str, datasets.Dataset], column: str, head: Head | None) -> Labels:
-    """What the labels of ``data.train`` and ``data.evaluation`` are: floats are targets, all else are classes.
+    """Return the classes or targets of ``data.train`` and ``data.evaluation``: floats are targets, all else classes.
 
     Args:
-        splits: the rows by field of the config.
-        column: that holds the labels.
-        head: the trained head that they are for; None where it is new.
+        splits: ``data.train`` and ``data.evaluation`` → rows.
+        column: column of the labels.
+        head: trained head of the model; None if the head is new.
 
     Raises:
-        AdapeftError: a label is missing or of the wrong type, they do not form classes or targets, or evaluation has
-            classes that train does not.
+        AdapeftError: a label is missing or of the wrong type, the labels are neither classes nor targets, or
+            evaluation has classes that train does not have.
     """
     _check_labels(splits, column)
     train, evaluation = (SplitLabels.of(rows, split, column) for split, rows in splits.items())
@@ -45,7 +45,7 @@ def classes_or_targets(splits: Mapping[str, datasets.Dataset], column: str, head
         _warn_of_whole_targets(splits["data.train"], column)
         return Labels(None, 1, "regression")
     _check_classes(train, evaluation, column)
-    if head is None or head.names is None:  # what has a name is one
+    if head is None or head.names is None:  # a label that is the name of an output is a class
         check_names(train, column)
     names, num_labels = number_classes(train, head, column)
     return Labels(names, num_labels, "single_label_classification")
@@ -60,25 +60,25 @@ def _check_labels(splits: Mapping[str, datasets.Dataset], column: str) -> None:
             "data.label",
             column,
             _is_no_target if are_targets else _is_no_class,
-            "not a label: a class is a name or a number from 0 on, a target a number with a decimal point that float32 "
-            "can hold. Correct or drop such rows",
+            "not a label: a class is a name or a number from 0 on, a target is a number with a decimal point in the "
+            "range of float32. Correct or drop such rows",
         )
 
 
 def _is_no_class(value: Any) -> bool:
-    """None, blank names, and negative numbers: −1 is how unlabelled rows are marked."""
+    """Return whether a label is None, a blank name, or a negative number: −1 marks unlabelled rows."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, int) and value < 0)
 
 
 def _is_no_target(value: Any) -> bool:
-    """None, and numbers that are not finite in float32."""
+    """Return whether a label is None or a number that is not finite in float32."""
     return value is None or (isinstance(value, int | float) and not abs(value) <= _LARGEST)
 
 
 def _are_targets(train: SplitLabels, evaluation: SplitLabels, column: str) -> bool:
-    """Whether the labels are targets rather than classes."""
+    """Return whether the labels are targets rather than classes."""
     if train.kind == "float" and evaluation.kind in ("float", "integer"):
         return True
     if train.described != evaluation.described and not train.kind == evaluation.kind == "string":
@@ -94,17 +94,17 @@ def _check_head_of_targets(head: Head | None) -> None:
     if head is not None and head.num_outputs != 1:
         raise AdapeftError(
             f"data.label: targets (floats) need a head of 1 output, but {head.owner} has one of {head.num_outputs}. "
-            "Name a model without a head of its own, or write the labels as integers if they are classes."
+            "Name a model without a trained head, or write the labels as integers if they are classes."
         )
 
 
 def _warn_of_whole_targets(rows: datasets.Dataset, column: str) -> None:
-    # pandas writes the classes 0 and 1 as 0.0 and 1.0 once their column has held a missing value.
+    # pandas writes the classes 0 and 1 as 0.0 and 1.0 if their column has ever held a missing value.
     targets: set[float] = set()
     for target in values_of(rows, column):
         targets.add(target)
         if not target.is_integer() or len(targets) > MOST_CLASSES_OF_FEW:
-            return  # most often at the first row
+            return  # usually at the first row
     warnings.warn(
         f"data.label = {column!r}: the floats in data.train are targets of a regression, though all of them are whole "
         f"numbers ({shown(sorted(targets))}). Write them without a decimal point if they are classes.",
@@ -124,18 +124,18 @@ def _check_classes(train: SplitLabels, evaluation: SplitLabels, column: str) -> 
 
 
 def check_spelling(labels: SplitLabels, column: str) -> None:
-    """Checks that no two names differ by spaces alone."""
+    """Check that no two names differ only by spaces."""
     names = labels.declared or sorted(map(str, labels.counts))
     alike = [name for name in names if name != name.strip() and name.strip() in names]
     if alike:
         raise AdapeftError(
             f"data.label = {column!r}: {labels.split} has the labels {alike[0]!r} and {alike[0].strip()!r}, which "
-            "differ by spaces alone. Write them in the same way."
+            "differ only by spaces. Write them in the same way."
         )
 
 
 def check_known(train: SplitLabels, evaluation: SplitLabels, column: str) -> None:
-    """Checks that the training data has every label of the evaluation data."""
+    """Check that the training data has every label of the evaluation data."""
     unknown = sorted(label for label in evaluation.counts if label not in train.counts)
     if unknown:
         num_rows = sum(evaluation.counts[label] for label in unknown)

@@ -1,4 +1,4 @@
-"""Where examples come from: files and data sets of the hub, read whole, or refused by the config's field."""
+"""Sources of examples: files and hub data sets, which are read as a whole or refused with the config's field."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _HUB_SOURCE = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^@]+))?(@(?P<split>.+))
 
 
 def load_rows(source: str, field: str, texts: Collection[str] = ("text",)) -> datasets.Dataset:
-    """All rows of a file or of one split of a hub data set.
+    """Load all rows of a file or of one split of a hub data set.
 
     Args:
-        source: a file with a suffix of ``DATA_SUFFIXES``, or ``name``, ``name:config``, ``name@split``,
-            ``name:config@split``. A text file gives one row per line, which keeps its line break.
-        field: ``data.train`` or ``data.evaluation``, for errors and for the split taken when none is named.
-        texts: columns of text, which a CSV or TSV does not tell from numbers.
+        source: file with a suffix of ``DATA_SUFFIXES``, or ``name``, ``name:config``, ``name@split``,
+            ``name:config@split``. A text file has one row per line, which keeps its line break.
+        field: ``data.train`` or ``data.evaluation``, for errors and for the default split.
+        texts: columns of text, which a CSV or TSV cannot distinguish from numbers.
 
     Raises:
-        AdapeftError: no such file or data set, it cannot be read, or it is empty.
+        AdapeftError: there is no such file or data set, it cannot be read, or it is empty.
     """
     rows = _read_file(source, field, texts) if _looks_like_a_file(source) else _read_hub(source, field)
     if not len(rows):
@@ -43,16 +43,16 @@ def load_rows(source: str, field: str, texts: Collection[str] = ("text",)) -> da
 
 
 def rows_of(data: Data, field: str) -> datasets.Dataset:
-    """The rows of ``data.train`` or ``data.evaluation``, with its columns of text as they are written."""
+    """Load the rows of ``data.train`` or ``data.evaluation``."""
     texts = set(data.text_columns.values())
     return load_rows(data.train if field == "data.train" else data.evaluation, field, texts)
 
 
 def num_lines(source: str) -> int | None:
-    """Lines of a file with one row per line, or the rows that a Parquet file says it has; None for other sources.
+    """Return the lines of a file with one row per line, or the rows in a Parquet file's metadata; None for others.
 
-    Counted apart from what reads the rows. Blank lines count in a text file alone, the header of a CSV does not, and a
-    CSV has more lines than rows where texts hold line breaks.
+    The count is independent of the code that reads the rows. Blank lines count only in a text file, the header of a CSV
+    does not count, and a CSV has more lines than rows if texts contain line breaks.
     """
     path, suffix = Path(source).expanduser(), Path(source).suffix.lower()
     if suffix == ".parquet":
@@ -69,7 +69,7 @@ def num_lines(source: str) -> int | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within it ``datasets`` shows no progress bars: every rank would show its own."""
+    """Disable the progress bars of ``datasets`` within the context: every rank would show its own."""
     were_shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -80,7 +80,7 @@ def quiet() -> Iterator[None]:
 
 
 def _looks_like_a_file(source: str) -> bool:
-    """Whether ``source`` is a file, be it a missing one. Hub names may hold versions: ``owner/corpus-1.0``."""
+    """Return whether ``source`` means a file, even a missing one. Hub names may hold versions: ``owner/corpus-1.0``."""
     if Path(source).suffix.lower() in DATA_SUFFIXES or Path(source).expanduser().exists():
         return True
     name = re.split("[:@]", source)[0]
@@ -121,8 +121,8 @@ def _rows_of_file(path: Path, suffix: str, texts: Collection[str]) -> datasets.D
     if suffix in (".json", ".jsonl"):
         return read_json(path)
     builder, options = ("parquet", {}) if suffix == ".parquet" else ("text", _TEXT)
-    # Under a name of its content: the cache of ``datasets`` otherwise tells files apart by path and time of change.
-    # Escaped, because the builders read brackets and stars in a path as a pattern.
+    # The hash as name of the configuration: the cache of ``datasets`` otherwise identifies files by path and
+    # modification time. The path is escaped, because the builders read brackets and stars in it as a pattern.
     files = glob.escape(str(path.absolute()))
     with quiet():
         rows = datasets.load_dataset(builder, file_hash(path), data_files=files, split="train", **options)
@@ -130,22 +130,22 @@ def _rows_of_file(path: Path, suffix: str, texts: Collection[str]) -> datasets.D
     return rows
 
 
-# The lines of a text keep their breaks; a byte order mark is none of its characters.
+# Lines keep their line breaks; a byte order mark is not part of the text.
 _TEXT: dict[str, Any] = {"keep_linebreaks": True, "encoding": "utf-8-sig"}
 
 
 def _read_hub(source: str, field: str) -> datasets.Dataset:
-    """``datasets.load_dataset``, which runs no code of the data set's."""
+    """Load a split with ``datasets.load_dataset``, which runs no code of the data set."""
     spelling = _HUB_SOURCE.fullmatch(source)
     if spelling is None:
         raise AdapeftError(
-            f"{field} = {source!r}: neither a file nor a hub data set; write name, name:config, name@split or "
-            "name:config@split."
+            f"{field} = {source!r}: is neither a file nor a hub data set. Write a hub data set as name, name:config, "
+            "name@split or name:config@split."
         )
     split = spelling["split"] or _DEFAULT_SPLITS[field]
     remedy = (
-        f"It was taken for a hub data set, split {split!r} (name:config@split chooses others); without network, "
-        f"name a file ({', '.join(DATA_SUFFIXES)})"
+        f"It was read as a hub data set, split {split!r} (write name:config@split for another one); without network "
+        f"access, name a file ({', '.join(DATA_SUFFIXES)})"
     )
     with _reading(field, source, remedy), quiet():
         rows = datasets.load_dataset(spelling["name"], name=spelling["config"], split=split)
@@ -155,11 +155,11 @@ def _read_hub(source: str, field: str) -> datasets.Dataset:
 
 @contextlib.contextmanager
 def _reading(field: str, source: str, remedy: str) -> Iterator[None]:
-    """Within it the many errors of those who read become ours."""
+    """Turn the various errors of readers into ``AdapeftError`` within the context."""
     try:
         yield
     except (*DAMAGE, DatasetsError, StopIteration) as error:
-        # Those of ``datasets`` say no more than that generation failed; a file without rows says nothing at all.
+        # Errors of ``datasets`` only say that generation failed; StopIteration, of a file without rows, has no message.
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ is not None else error
         reason = str(cause).strip().rstrip(".") or "it holds no rows"
         raise AdapeftError(f"{field} = {source}: cannot be read: {reason}. {remedy}.") from error

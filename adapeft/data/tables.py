@@ -1,7 +1,7 @@
-"""CSV, TSV and JSON files as tables whose types are decided by whole columns, so that nothing is guessed or lost.
+"""Readers of CSV, TSV and JSON files that infer types from whole columns, so that no value changes.
 
-Builders that infer types read a chunk at a time: texts such as '007', '1e5' or '2024-01-01' become numbers and dates,
-and a column whose first chunk holds numbers cannot hold words later.
+The builders of ``datasets`` infer types chunk by chunk: texts such as '007', '1e5' or '2024-01-01' become numbers and
+dates, and a column whose first chunk holds numbers cannot hold words later.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# Of a column of a CSV or TSV that is not configured as text: the first pattern that every cell matches decides, else
-# they are strings. '01' is a string, because no number is written that way.
+# Type of a column of a CSV or TSV that is not configured as text: that of the first pattern that every cell matches,
+# else string. '01' is a string, because numbers are not written with leading zeros.
 _INTEGER = r"^-?(0|[1-9][0-9]*)$"
 _FLOAT = r"^(-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(nan|NaN|inf|Infinity))$"
 _BOOLEAN = r"^(True|False|true|false|TRUE|FALSE)$"
@@ -27,17 +27,17 @@ _CHUNK = 65_536
 
 
 def read_csv(path: Path, texts: Collection[str]) -> datasets.Dataset:
-    """Rows of a comma-separated file as RFC 4180 has it, or of a tab-separated one, in which quotes mean nothing.
+    """Read a comma-separated file (RFC 4180), or a tab-separated one, in which quotes have no meaning.
 
-    Blank lines are skipped and empty cells are missing values; columns without a name are left out.
+    Blank lines are skipped, empty cells are missing values, and columns without a name are left out.
 
     Args:
-        path: UTF-8, with or without a byte order mark; ``.tsv`` is read by lines and tabs, anything else as CSV.
-        texts: columns that are read as they are written; the type of any other is decided by all of its cells.
+        path: file in UTF-8, with or without a byte order mark; ``.tsv`` is tab-separated, any other suffix is CSV.
+        texts: columns that stay strings; the types of all others are inferred from all their cells.
 
     Raises:
-        ValueError: names the line that has more or fewer cells than the first one, an unclosed quote, a name that
-            occurs twice, or a TSV that was written with the quotes of CSV.
+        ValueError: a line has more or fewer cells than the first one, a quote is not closed, two columns have the same
+            name, or a TSV has CSV quoting. Names the line or the column.
     """
     is_tsv = path.suffix.lower() == ".tsv"
     csv.field_size_limit(2**31 - 1)  # of one text; the module's own limit is 128 KiB
@@ -64,13 +64,13 @@ def read_csv(path: Path, texts: Collection[str]) -> datasets.Dataset:
 
 
 def read_json(path: Path) -> datasets.Dataset:
-    """Rows of a JSON file: one object per line, an array of objects, or one object of columns.
+    """Read a JSON file: one object per line, an array of objects, or one object of columns.
 
-    Strings stay strings. A column of one type has it; integers and floats together are floats; whatever else is mixed
-    becomes ``datasets.Json``, in which every value is what it was.
+    Strings stay strings. A column of integers and floats has floats; one of any other mixture is ``datasets.Json``,
+    which preserves every value.
 
     Raises:
-        ValueError: names the line that is no object, or a field that occurs twice in one.
+        ValueError: a row is not an object, or a field occurs twice in an object. Names the row or the field.
     """
     with path.open(encoding="utf-8-sig") as file:
         columns: dict[str, list[Any]] = {}
@@ -93,7 +93,7 @@ _TSV: dict[str, Any] = {"strict": True, "delimiter": "\t", "quoting": csv.QUOTE_
 
 
 def _cells(lines: Any, is_tsv: bool) -> Iterator[list[str]]:
-    """Cells of every line that is not blank, the header first."""
+    """Yield the cells of every line that is not blank, the header first."""
     width = None
     try:
         for cells in lines:
@@ -101,15 +101,15 @@ def _cells(lines: Any, is_tsv: bool) -> Iterator[list[str]]:
                 continue
             width = width or len(cells)
             if len(cells) != width:
-                hint = "A TSV has no quoting: a tab or line break inside a text needs a CSV" if is_tsv else (
-                    "A text that holds commas, quotes or line breaks stands in double quotes, which are doubled inside"
+                hint = "A TSV has no quoting: texts with tabs or line breaks need a CSV" if is_tsv else (
+                    "Put texts with commas, quotes or line breaks in double quotes, and double the quotes inside"
                 )  # fmt: skip
                 raise ValueError(f"line {lines.line_num} has {len(cells)} cells, the first line {width}. {hint}")
             yield cells
     except csv.Error as error:
         raise ValueError(
-            f"line {lines.line_num}: {error}. A text that begins with a double quote ends with one, and those inside "
-            "are doubled; a file without quoting is a .tsv"
+            f"line {lines.line_num}: {error}. A text that begins with a double quote has to end with one, and quotes "
+            "inside have to be doubled; name a file without quoting .tsv"
         ) from error
 
 
@@ -125,22 +125,22 @@ def _chunked(rows: Iterator[list[str]]) -> Iterator[list[list[str]]]:
 
 
 def _check_unquoted(name: str, column: pa.ChunkedArray) -> None:
-    """Refuses texts that were written with the quotes of CSV, which would stay in them.
+    """Raise ``ValueError`` for a TSV column with CSV quoting, whose quotes would become part of the texts.
 
-    All cells that begin with a quote are quoted as a whole, and one of them has a doubled quote inside: of texts that
-    were written without quoting not all would be.
+    A column counts as quoted if all cells that begin with a quote are quoted as a whole, and at least one of them has a
+    doubled quote inside. Texts that were written without quoting are very unlikely to meet both conditions.
     """
     quoted = pc.filter(column, pc.starts_with(column, '"'))
     whole = pc.all(pc.match_substring_regex(quoted, r'^"([^"]|"")*"$')).as_py()
     if whole and pc.any(pc.match_substring_regex(quoted, r'^".*"".*"$')).as_py():
         raise ValueError(
-            f"column {name!r} is quoted as in a CSV, with doubled quotes inside, and a TSV is read without quoting. "
-            "Write it without quotes, or with commas as a .csv"
+            f"column {name!r} is quoted as in a CSV, with doubled quotes inside, but a TSV is read without quoting. "
+            "Write it without quotes, or as a comma-separated .csv"
         )
 
 
 def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Integers, floats or booleans where every cell is one; integers beyond 64 bits stay strings."""
+    """Cast to integers, floats or booleans if every cell is one; integers beyond 64 bits stay strings."""
     for pattern, dtype in ((_INTEGER, pa.int64()), (_FLOAT, pa.float64()), (_BOOLEAN, pa.bool_())):
         if column.null_count < len(column) and pc.all(pc.match_substring_regex(column, pattern)).as_py():
             try:
@@ -151,7 +151,7 @@ def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _objects(file: TextIO, may_be_whole: bool) -> Iterable[Any]:
-    """The rows of a file: of its array or its columns where it is one value, else one per line."""
+    """Return the rows of a file: those of its array or columns if it is one value, else one per line."""
     start = file.read(1)
     while start.isspace():
         start = file.read(1)
@@ -181,12 +181,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of ``{"text": […], "label": […]}``, or the one row of ``{"text": "a", "label": 0}``."""
+    """Return the rows of ``{"text": […], "label": […]}``, or the single row of ``{"text": "a", "label": 0}``."""
     columns = list(content.values())
     if not columns or not all(isinstance(column, list) for column in columns):
         return [content]
     if any(isinstance(value, dict) for column in columns for value in column):
-        raise ValueError(f"holds its rows in a field ({', '.join(content)}). Write the rows alone, one object per line")
+        raise ValueError(f"holds its rows in a field ({', '.join(content)}). Write only the rows, one object per line")
     if len({len(column) for column in columns}) > 1:
         lengths = ", ".join(f"{name!r} {len(column)}" for name, column in content.items())
         raise ValueError(f"its columns have different lengths ({lengths})")
@@ -194,12 +194,12 @@ def _rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _column(values: list[Any]) -> tuple[pa.Array, Any]:
-    """A column, and the feature that it is."""
+    """Return a column and its feature."""
     kinds = {type(value) for value in values if value is not None}
     try:
         if len(kinds) > 1 and kinds != {int, float}:
             raise pa.ArrowInvalid("mixed types")
-        # The type is named where pyarrow would take strings for something else, or look at the first values alone.
+        # Explicit types where pyarrow would read strings as another type, or infer the type from only the first values.
         array = pa.array(values, pa.string() if kinds == {str} else pa.float64() if float in kinds else None)
         return array, datasets.Features.from_arrow_schema(pa.schema({"column": array.type}))["column"]
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):

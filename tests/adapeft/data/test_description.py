@@ -267,8 +267,11 @@ def test_a_column_is_named_once(folder, changes, message):
         ('{"text": "a", "label": 1}\n{"text": "b"}', r"data.label = 'label': row 1 of data.train .* None.*\(1 of 2\)"),
         ('{"text": "a", "label": 1.5}\n{"text": "b", "label": NaN}', "row 1 of data.train .* nan, not a label"),
         ('{"text": "a", "label": -1}\n{"text": "b", "label": -1}', r"row 0 of data.train .* -1, .*\(2 of 2\)"),
-        ('{"text": "a", "label": 1}\n{"text": "b", "label": "x"}', "data.train holds Json.* of one type throughout"),
-        ('{"text": "a", "label": [1]}\n{"text": "b", "label": [0]}', "data.train holds List.* in it"),
+        (
+            '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}',
+            "data.train holds Json.* in this column. Labels have to be all integers",
+        ),
+        ('{"text": "a", "label": [1]}\n{"text": "b", "label": [0]}', "data.train holds List.* in this column"),
         ('{"text": "a", "label": 1}\n{"text": "b", "label": 1}', "every row of data.train has the label 1. Give at"),
         ('{"text": "a", "label": "x"}\n{"text": "b", "label": " "}', r"row 1 of .* ' ', not a label.*1 of 2"),
         ('{"text": "a", "label": 0.5}\n{"text": "b", "label": -1e39}', r"row 1 of .* -1e\+39, not a label.* float32"),

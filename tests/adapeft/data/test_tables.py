@@ -66,7 +66,7 @@ def test_quotes_of_a_csv_hold_commas_breaks_and_quotes(tmp_path):
         ("a.csv", 'text,label\n"so good,1\nbad,0\n', r"line 3: unexpected end of data. A text that begins"),
         ("a.csv", 'text,label\n"so good" he said,1\nbad,0\n', r"line 2: ',' expected after '\"'"),
         ("a.csv", 'text,label\n"so good, he said,1\nbad,0\nnice "x",0\n', "line 4: ',' expected"),
-        ("a.csv", "text,label\na,1\nb, c,0\n", "line 3 has 3 cells, the first line 2. A text that holds commas"),
+        ("a.csv", "text,label\na,1\nb, c,0\n", "line 3 has 3 cells, the first line 2. Put texts with commas"),
         ("a.csv", "text,label\na,1\nb\n", "line 3 has 1 cells, the first line 2"),
         ("a.csv", "text,text,label\na,b,1\n", "two columns have the name 'text'; rename one"),
         ("a.tsv", "text\tlabel\na\tb\t1\n", "line 2 has 3 cells, the first line 2. A TSV has no quoting"),

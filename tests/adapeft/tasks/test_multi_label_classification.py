@@ -122,7 +122,7 @@ def test_the_hash_knows_which_row_has_a_label(write):
         ({"label": ["a", "b"]}, "label", "holds .*. Labels are lists of names or of whole numbers, or several columns"),
         ({"label": [[0.5], [1.0]]}, "label", "Labels are lists of names or of whole numbers"),
         ({"label": [["a"], ["a"]]}, "label", "data.train has one label, 'a'. Give at least two"),
-        ({"label": [["a"], ["a ", "b"]]}, "label", "differ by spaces alone"),
+        ({"label": [["a"], ["a ", "b"]]}, "label", "differ only by spaces"),
         ({"a": [0, 1], "b": [0, 2]}, ("a", "b"), "data.label = 'b': row 1 .* has 2, neither 0 nor 1"),
         ({"a": [0, 1], "b": [0, None]}, ("a", "b"), "data.label = 'b': row 1 .* has None, neither 0 nor 1"),
         ({"a": [0, 1]}, ("a", "b"), "data.label = 'b': data.train has no such column"),

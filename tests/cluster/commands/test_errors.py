@@ -99,15 +99,15 @@ def test_a_missing_model(refused, files, name):
 
 def test_fewer_examples_than_ranks(refused, files):
     message = refused("data.train=two.jsonl", "data.evaluation=two.jsonl", "cluster.workers=3")
-    assert "select.calibration = 160 with data.train of 2 examples leaves 2 to measure with" in message
+    assert "select.calibration = 160 with data.train of 2 examples leaves 2 example(s) to measure on" in message
     assert "fewer than the 3 that 3 rank(s) need. Raise select.calibration, give more training data or" in message
-    assert "leaves 2 to measure with" in refused("calibration=2", "cluster.workers=3")
+    assert "leaves 2 example(s) to measure on" in refused("calibration=2", "cluster.workers=3")
 
 
 def test_fewer_blocks_than_ranks(refused):
     """Of a language model, whose examples are known only after tokenizing."""
     message = refused("data.train=blocks-of-two.txt", "cluster.workers=3", task="causal-lm")
-    assert "data.train of 2 examples leaves 2 to measure with, fewer than the 3" in message
+    assert "data.train of 2 examples leaves 2 example(s) to measure on, fewer than the 3" in message
     message = refused("data.train=short.txt", task="causal-lm")
     assert "data.train: data.max_length = 16: the texts have only 10 tokens, not one block of that length" in message
     message = refused("data.evaluation=short.txt", task="causal-lm")

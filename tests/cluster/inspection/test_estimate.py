@@ -146,7 +146,7 @@ def test_a_limit_that_the_model_alone_exceeds_is_refused(command, classifier, we
 
 
 def test_what_does_not_go_with_a_limit_is_refused(command, classifier):
-    assert "budget = 20% limits the same" in " ".join(
+    assert "budget = 20% is another limit" in " ".join(
         command("config", classifier, "memory_per_device=2GiB").stderr.split()
     )
     errors = command("config", classifier, "memory_per_device=2 apples", "budget=0.5%").stderr
