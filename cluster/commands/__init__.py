@@ -1,1 +1,1 @@
-"""Commands, one file or folder each."""
+"""Subcommands of ``adapeft``, one file or folder each."""

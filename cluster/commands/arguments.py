@@ -1,4 +1,4 @@
-"""Arguments that several commands have."""
+"""Arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from typing import Annotated
 
 import typer
 
-ConfigPath = Annotated[Path, typer.Argument(help="YAML config; `adapeft config` prints one with every key")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as budget=1% or select.method=sam")]
+ConfigPath = Annotated[Path, typer.Argument(help="YAML config of the run; `adapeft config` prints all keys")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="keys to override, such as budget=1% or select.method=sam")]

@@ -1,4 +1,4 @@
-"""``adapeft config``: a config checked, the defaults, the schema."""
+"""``adapeft config``: check a config, print the defaults or the schema."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cluster.commands.arguments import Overrides
 
 
 def config(
-    path: Annotated[Path | None, typer.Argument(help="config to check; left out, the defaults are printed")] = None,
+    path: Annotated[Path | None, typer.Argument(help="YAML config to check; default: print the defaults")] = None,
     overrides: Overrides = None,
-    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of configs")] = False,
 ) -> None:
-    """Check a config and print it whole, or print every key with its default."""
+    """Check a config and print it with all defaults, or print every key with its default."""
     from adapeft.config.load import defaults_yaml, json_schema, load_config, to_yaml
 
     if schema:

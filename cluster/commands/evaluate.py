@@ -1,4 +1,4 @@
-"""``adapeft evaluate``: scores of the base and of a delta."""
+"""``adapeft evaluate``: scores of the base model with or without a delta."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cluster.run.opening import opened
 def evaluate(
     config: ConfigPath,
     overrides: Overrides = None,
-    delta: Annotated[Path | None, typer.Option(help="delta to apply; the run's own when left out")] = None,
-    base: Annotated[bool, typer.Option("--base", help="evaluate the base model without any delta")] = False,
+    delta: Annotated[Path | None, typer.Option(help="delta to apply; default: the run's own")] = None,
+    base: Annotated[bool, typer.Option("--base", help="evaluate the base model without a delta")] = False,
 ) -> None:
-    """Score base and delta on the evaluation data."""
+    """Evaluate the base model with a delta, or alone, on the evaluation data."""
     with opened(config, overrides, claims=False) as session:
         from cluster.run import pipeline
 
         chosen = delta or session.folder.delta
         if not base and not chosen.is_file():
-            raise AdapeftError(f"{chosen}: no such delta. Train first, or give --delta PATH or --base.")
+            raise AdapeftError(f"{chosen}: no such delta. Run `adapeft train` first, or give --delta PATH or --base.")
         pipeline.evaluate(session, delta and delta.resolve(), base=base)

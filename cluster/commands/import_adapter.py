@@ -1,4 +1,4 @@
-"""``adapeft import``: a delta from a PEFT adapter."""
+"""``adapeft import``: convert a PEFT adapter to a delta."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def import_adapter(
     folder: Annotated[Path, typer.Argument(help="folder of a PEFT LoRA adapter")],
     model: Annotated[str, typer.Option(help="base model of the adapter: folder or hub name")],
     out: Annotated[Path, typer.Option(help="delta.safetensors to write")],
-    task: Annotated[str | None, typer.Option(help=f"{' or '.join(TASKS)}; left out, the adapter's")] = None,
+    task: Annotated[str | None, typer.Option(help=f"{' or '.join(TASKS)}; default: the adapter's")] = None,
 ) -> None:
-    """Make a delta of a PEFT LoRA adapter."""
+    """Convert a PEFT LoRA adapter to a delta."""
     from adapeft.formats.peft.reader import load_from_peft
 
     if out.exists():
-        raise AdapeftError(f"--out {out}: there already. Give a new file.")
+        raise AdapeftError(f"--out {out}: the file exists already. Give a new file.")
     silence_libraries()
     load_from_peft(folder, model, task).save(out)
     print(out)

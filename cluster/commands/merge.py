@@ -1,4 +1,4 @@
-"""``adapeft merge``: a plain checkpoint of base and delta."""
+"""``adapeft merge``: write base + delta as a plain checkpoint."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def merge(
     model: Annotated[str, typer.Option(help="base model: folder or hub name")],
     out: Annotated[Path, typer.Option(help="folder to write, new or empty")],
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; left out, the base's own, which may be coarse")
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: the base's, which may round the delta")
     ] = None,
 ) -> None:
-    """Write base + delta as a plain Hugging Face checkpoint, a shard at a time."""
+    """Write base + delta as a plain Hugging Face checkpoint, shard by shard."""
     from adapeft.deltas.delta import Delta
     from adapeft.deltas.merge import merge as merge_into
     from adapeft.subset.locate import locate

@@ -1,4 +1,4 @@
-"""``adapeft run``: the whole flow."""
+"""``adapeft run``: all stages of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cluster.run.opening import opened
 
 
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Measure, choose, train, evaluate; takes up again what the same run has finished."""
+    """Measure, choose, train and evaluate; the same command resumes an interrupted run."""
     with opened(config, overrides) as session:
         from cluster.run import pipeline
 

@@ -7,7 +7,7 @@ from cluster.run.opening import opened
 
 
 def select(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Measure and choose; with select.statistics=RUN choose again from what another run measured, in seconds."""
+    """Measure and choose; with select.statistics=RUN, choose from another run's measurements, in seconds."""
     with opened(config, overrides) as session:
         from cluster.run import pipeline
 

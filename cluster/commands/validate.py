@@ -1,4 +1,4 @@
-"""``adapeft validate``: how well each estimator predicts."""
+"""``adapeft validate``: test how well each estimator predicts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cluster.run.opening import opened
 
 
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Train random subsets briefly and say how well each estimator foretold their gain (subsets=, steps= …)."""
+    """Train random subsets briefly and show how well each estimator predicted the loss (subsets=, steps= …)."""
     from adapeft.config.experiments import Trials
     from adapeft.config.load import load_config, parse_section
 

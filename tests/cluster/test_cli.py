@@ -73,7 +73,7 @@ def test_help_does_not_wait_for_torch():
 def test_show_of_something_else(command, tmp_path):
     status, _, errors = command("show", tmp_path)
     assert status == 2
-    assert "no run (there is no config.yaml)" in errors
+    assert "not the folder of a run (no config.yaml)" in errors
     (tmp_path / "foreign.safetensors").write_bytes(b"not a file of ours")
     status, _, errors = command("show", tmp_path / "foreign.safetensors")
     assert status == 2

@@ -1,1 +1,1 @@
-"""``adapeft compare``: methods side by side, at a learning rate that suits each."""
+"""``adapeft compare``: compare methods, each at its own learning rate."""

@@ -1,6 +1,6 @@
-"""``adapeft compare``: every method at every budget under every seed, each run an ``adapeft run`` of its own.
+"""``adapeft compare``: every method at every budget with every seed, each as a separate ``adapeft run``.
 
-A run that is finished is not run again, and one that fails is reported and loses nothing of the others.
+Finished runs are not repeated. A failed run is reported and does not affect the others.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from cluster.output.lock import hold
 from cluster.output.place import check_is_folder
 
 _NOT_COMPARED = {
-    "select.memory_per_device": "budgets says how much each method may train",
+    "select.memory_per_device": "budgets gives the limit of each method",
     "select.statistics": "each method measures for itself",
-    "train.subset": "each method chooses its own",
+    "train.subset": "each method chooses its own subset",
 }
-"""Keys that would decide for every method what is to be compared, and why none may."""
+"""Keys that would fix for all methods what the comparison varies, and the reason why each is refused."""
 
 
 def compare(config: Config, comparison: Comparison, note: Note, run: Runner | None = None) -> list[Run]:
-    """Sweeps the learning rates, then runs everything.
+    """Sweep the learning rates, then run everything, and return the runs.
 
     Args:
-        config: of every run, but for what is compared.
-        note: is told of every run that ends.
-        run: what runs one; ``run_command`` when None.
+        config: config of every run, except for the keys that are compared.
+        comparison: methods, budgets, seeds and learning rates.
+        note: function that is called with a line for every run that ends.
+        run: function that executes one run; ``run_command`` by default.
 
     Raises:
-        AdapeftError: another comparison is at work in the folder.
+        AdapeftError: another comparison is running in the folder.
     """
     lock = hold(Path(config.output))
     try:
@@ -60,7 +61,7 @@ def _compare(config: Config, comparison: Comparison, note: Note, run: Runner) ->
     def one_run(line: Line, contender: Contender, budget: Budget, seed: int) -> Run:
         swept = rates.get((contender, budget))
         job = job_of(folder, comparison, contender, budget, seed, swept.rate if swept else None)
-        # At a rate that no sweep has found the run would stand in the report as if one had.
+        # If the sweep has failed, there is no rate to run at: the report would show one as if it had been found.
         return line.give_up(job, f"sweep: {swept.failure}") if swept and swept.failure else line.run(job)
 
     def run_all(seed: int, contender: Contender) -> list[Run]:
@@ -73,12 +74,13 @@ def _compare(config: Config, comparison: Comparison, note: Note, run: Runner) ->
 
 
 def check(config: Config, comparison: Comparison, inspect: Callable[[Config], Any]) -> None:
-    """Inspects what every method asks for, before anything runs.
+    """Check the config for every method before anything runs.
+
+    Too small a budget is not an error here but in its run, because the comparison continues without that run.
 
     Raises:
-        AdapeftError: the config decides what is compared, two runs would be one, a method would not choose among what
-            the config says, or cannot serve the config at all; too small a budget is left to the run, for a comparison
-            goes on without it.
+        AdapeftError: the config fixes a key that is compared, a value is given twice, a method would choose by other
+            groups than the config gives, or a method does not work with the config.
     """
     check_is_folder(config.output, "compare")
     given = flatten(config)
@@ -89,7 +91,7 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
         values = [str(value) for value in getattr(comparison, name)]
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
-            raise AdapeftError(f"{name}: {twice[0]} is given twice. Name each once.")
+            raise AdapeftError(f"{name}: {twice[0]} is given twice. Give each value once.")
     largest = max(comparison.budgets, key=lambda budget: budget.count(10**12))
     for contender in comparison.methods:
         _check_groups(config, contender)
@@ -102,11 +104,12 @@ def _check_groups(config: Config, contender: Contender) -> None:
     given = config.select.kinds
     if given != (contender.granularity,):
         raise AdapeftError(
-            f"methods: {contender} chooses by {contender.granularity}, the config's select by {' and '.join(given)}. "
-            f"Name what is compared: {contender}:{'+'.join(given)} or {contender}:{contender.granularity}"
+            f"methods: {contender} chooses by {contender.granularity}, but the config's select by "
+            f"{' and '.join(given)}. Give the groups: {contender}:{'+'.join(given)} or "
+            f"{contender}:{contender.granularity}."
         )
 
 
 def finished(runs: Sequence[Run]) -> bool:
-    """Whether none has failed."""
+    """Whether no run has failed."""
     return all(run.failure is None for run in runs)

@@ -1,4 +1,4 @@
-"""Parts of a config's training data, as files of their own."""
+"""Parts of a config's training data, written as separate files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cluster.commands.compare.run import with_values
 
 
 def held_out(config: Config, fraction: float, folder: Path) -> Config:
-    """The config trained without a random part of the training data, and evaluated on that part."""
+    """Return the config trained without a random part of the training data and evaluated on that part."""
     rows = rows_of(config.data, "data.train")
     parts = rows.train_test_split(test_size=fraction, seed=config.seed)
     train, evaluation = (_written(parts[name], folder, f"sweep-{name}") for name in ("train", "test"))
@@ -24,7 +24,7 @@ def held_out(config: Config, fraction: float, folder: Path) -> Config:
 
 
 def perturbed(config: Config, fraction: float, seed: int, folder: Path) -> Config:
-    """The config with a random part of the training data left out, as Table 2 of Fu et al. 2023 does."""
+    """Return the config without a random part of the training data, as in Table 2 of Fu et al. 2023."""
     if not fraction:
         return config
     rows = rows_of(config.data, "data.train")
@@ -34,9 +34,9 @@ def perturbed(config: Config, fraction: float, seed: int, folder: Path) -> Confi
 
 
 def _written(rows: Dataset, folder: Path, name: str) -> Path:
-    """``rows`` in a Parquet file, which keeps types and names of classes, and is named by its content.
+    """Write ``rows`` to a Parquet file, which keeps types and class names, and return its path.
 
-    Runs on other data are other runs.
+    The name contains a hash of the content, so that a run on other data is another run.
     """
     content = BytesIO()
     with quiet():

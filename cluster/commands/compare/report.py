@@ -1,4 +1,4 @@
-"""The report of a comparison: a table, plots, and in plain words what is within noise."""
+"""The report of a comparison: a table, plots, and a test of each method against a random choice."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ BASELINE = "random"
 
 @dataclass(frozen=True)
 class Row:
-    """What the runs of one method at one budget came to.
+    """Results of one method at one budget.
 
     Attributes:
-        method: as the contender is spelled.
-        granularity: of what it chooses among.
-        budget: as it is spelled; empty for a method that knows none.
-        scores: by seed after the last step, in the metric's own units.
-        curves: by seed, step → score at every evaluation.
-        trained: parameters trained within the budget, means over seeds from here on.
+        method: contender as it is spelled.
+        granularity: granularity of its groups.
+        budget: budget as it is spelled; empty for a method without a budget.
+        scores: seed → score after the last step, in the metric's own units.
+        curves: seed → step → score at every evaluation.
+        trained: number of parameters trained within the budget, mean over the seeds like the values below.
         delta_bytes: size of the delta.
-        peak_bytes: largest memory of a rank while training.
-        select_seconds: of measuring and choosing; 0 where another budget's statistics served.
-        train_seconds: of training.
-        learning_rate: of training.
-        failures: reasons of the runs that failed.
-        num_diverged: of these, the runs whose training diverged; they have no score, and count as the worst.
+        peak_bytes: largest memory of a rank during training.
+        select_seconds: seconds of measuring and choosing; only choosing if another budget's statistics were reused.
+        train_seconds: seconds of training.
+        learning_rate: learning rate of training.
+        failures: reasons of the failed runs.
+        num_diverged: number of failed runs whose training diverged; they have no score, and count as the worst.
     """
 
     method: str
@@ -62,17 +62,17 @@ class Row:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean score over the seeds."""
         return float(np.mean(list(self.scores.values()))) if self.scores else float("nan")
 
     @property
     def std(self) -> float:
-        """Sample standard deviation over the seeds; NaN for a single one."""
+        """Sample standard deviation over the seeds; NaN for a single seed."""
         return float(np.std(list(self.scores.values()), ddof=1)) if len(self.scores) > 1 else float("nan")
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """A row a method and budget, in the order of the runs."""
+    """Return one row per method and budget, in the order of the runs."""
     keys = dict.fromkeys((run.contender, run.budget) for run in runs)
     rows = []
     for contender, budget in keys:
@@ -103,15 +103,15 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 
 def against(row: Row, baseline: Row, higher_is_better: bool) -> str:
-    """In words, how ``row`` does against the baseline on the seeds they share (exact sign-flip test of the pairs).
+    """Describe how ``row`` compares with the baseline on their common seeds (exact sign-flip test of the pairs).
 
-    With n seeds the smallest two-sided p of that test is 2 / 2ⁿ, so fewer than six cannot reach 0.05 by it whatever the
-    scores; the paired t-test, which assumes normal differences, is given beside it.
+    With n seeds the smallest two-sided p of that test is 2 / 2ⁿ, so fewer than six seeds cannot reach 0.05 whatever the
+    scores; the paired t-test, which assumes normal differences, is given next to it.
     """
     seeds = sorted(row.scores.keys() & baseline.scores.keys())
     differences = np.array([row.scores[seed] - baseline.scores[seed] for seed in seeds])
     if len(seeds) < 2:
-        return "one pair of runs: nothing can be said"
+        return "only one pair of runs, so no test"
     mean = differences.mean()
     word = "better" if (mean > 0) == higher_is_better else "worse"
     if np.ptp(differences) == 0:
@@ -126,7 +126,7 @@ def against(row: Row, baseline: Row, higher_is_better: bool) -> str:
 
 
 def steps_to(row: Row, score: float, higher_is_better: bool) -> float:
-    """Mean over the seeds of the steps until an evaluation reached ``score``; NaN when a seed never did."""
+    """Return the mean number of steps until an evaluation reached ``score``; NaN if a seed never did."""
     if row.num_diverged:
         return float("nan")
     sign = 1 if higher_is_better else -1
@@ -138,7 +138,7 @@ def steps_to(row: Row, score: float, higher_is_better: bool) -> float:
 
 
 def write_report(folder: Path, config: Config, comparison: Comparison, runs: Sequence[Run]) -> Path:
-    """Writes ``comparison.md``, ``comparison.json`` and the plots; returns the first."""
+    """Write ``comparison.md``, ``comparison.json`` and the plots; return the path of the first."""
     from adapeft.model.load import describe_for
     from adapeft.tasks.registry import TASKS
 
@@ -190,7 +190,7 @@ def write_report(folder: Path, config: Config, comparison: Comparison, runs: Seq
 
 
 def table(rows: Sequence[Row], metric: str) -> str:
-    """GitHub's Markdown."""
+    """Return the results as a table in GitHub's Markdown."""
     score = f"{metric}, mean ± std"
     heads = [
         *("method", "budget", score, "by seed", "learning rate"),
@@ -218,13 +218,13 @@ def table(rows: Sequence[Row], metric: str) -> str:
 
 
 def _diverged(row: Row) -> str:
-    """How many seeds a mean leaves out because training diverged there."""
+    """Return a note on the seeds that the mean leaves out because their training diverged."""
     total = len(row.scores) + row.num_diverged
     return f", without {row.num_diverged} of {total} seeds, which diverged" if row.num_diverged else ""
 
 
 def plot_scores(path: Path, rows: Sequence[Row], metric: str) -> Path:
-    """Score with its standard deviation against the trained parameters; Figure 5 of Fu et al. 2023, upper half."""
+    """Plot scores with standard deviations against trained parameters, as Figure 5 of Fu et al. 2023, upper half."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for index, line in enumerate(_lines(rows).values()):
         error = [0.0 if np.isnan(row.std) else row.std for row in line]
@@ -235,7 +235,7 @@ def plot_scores(path: Path, rows: Sequence[Row], metric: str) -> Path:
 
 
 def plot_spread(path: Path, rows: Sequence[Row], metric: str) -> Path:
-    """Standard deviation over the seeds against the trained parameters; Figure 5, lower half."""
+    """Plot standard deviations over the seeds against trained parameters, as Figure 5, lower half."""
     figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     for index, line in enumerate(_lines(rows).values()):
         x, y = [row.trained for row in line], [row.std for row in line]
@@ -245,7 +245,7 @@ def plot_spread(path: Path, rows: Sequence[Row], metric: str) -> Path:
 
 
 def _style(index: int) -> dict[str, Any]:
-    """A line's looks: after matplotlib's ten colours the marker changes, so that every method has its own."""
+    """Return the style of a line: after matplotlib's ten colours the marker changes, so that methods differ."""
     return {"color": f"C{index % 10}", "marker": "osD^v"[index // 10 % 5], "markersize": 4}
 
 
@@ -259,7 +259,7 @@ def _save(figure: Any, axes: Any, path: Path) -> Path:
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows with scores by method, by size."""
+    """Return method → rows with scores, in the order of trained parameters."""
     names = dict.fromkeys(row.method for row in rows if row.scores)
     return {
         name: sorted((row for row in rows if row.method == name and row.scores), key=lambda row: row.trained)
@@ -268,7 +268,7 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
-    """A line for each row that has a random one at its budget, of its own granularity where there is one."""
+    """Return a line for each row with a random baseline at its budget, preferably one of the same granularity."""
     said = []
     for row in rows:
         baselines = [one for one in rows if one.budget == row.budget and one.method.partition(":")[0] == BASELINE]
@@ -286,7 +286,7 @@ def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
         mine, theirs = ("never" if np.isnan(count) else f"{count:,.0f} steps" for count in steps)
         said.append(
             f"- {row.method} against {baseline.method} at {row.budget}: {verdict}. "
-            f"To {baseline.method}'s worst score ({lowest:.4g}) on every seed: {mine}, {baseline.method} {theirs}."
+            f"To reach {baseline.method}'s worst score ({lowest:.4g}) on all seeds: {mine}, {baseline.method} {theirs}."
         )
     return said
 
@@ -294,11 +294,11 @@ def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
 def _conditions(comparison: Comparison) -> str:
     said = f"{len(comparison.seeds)} seed{'s' * (len(comparison.seeds) > 1)}"
     if len(comparison.budgets) > 1:
-        said += "; the seconds of one budget include measuring, and the others choose from its statistics"
+        said += "; the seconds of one budget include measuring, the other budgets reuse its statistics"
     if comparison.learning_rates:
         rates = ", ".join(f"{rate:g}" for rate in comparison.learning_rates)
         part = f"{comparison.tune_fraction:.0%} of the training data held out"
-        said += f", each method at the learning rate among {rates} to which its scores rose on {part}"
+        said += f", each method at the learning rate among {rates} that was best in a sweep on {part}"
     if comparison.perturb:
         said += f", each seed without a random {comparison.perturb:.0%} of the training data"
     versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())

@@ -1,4 +1,4 @@
-"""A run of a comparison: its config, where it goes, and what came of it."""
+"""A run of a comparison: its config, folder, execution and result."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from cluster.output.metrics import load_metrics
 
 Note = Callable[[str], None]
 Outcome = tuple[dict[str, Any] | None, str | None]
-"""A run's metrics, or the reason why there are none."""
+"""Metrics of a run, or the reason why there are none."""
 Runner = Callable[[Config], Outcome]
 Contents = Callable[[Config], Mapping[str, str]]
 
 REFUSED = "error "
-"""What a command's message begins with when its input is at fault."""
+"""Beginning of a command's message if its input is invalid."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Run:
     """One run of a comparison.
 
     Attributes:
-        contender: its method.
-        budget: its budget.
-        seed: its seed.
-        folder: where it goes.
-        metrics: of the finished run; None when it failed.
-        learning_rate: of its training.
-        failure: why it failed.
+        contender: method and granularity.
+        budget: budget.
+        seed: seed.
+        folder: output folder.
+        learning_rate: learning rate of training.
+        metrics: metrics of the finished run; None if it failed.
+        failure: reason of the failure, if any.
     """
 
     contender: Contender
@@ -62,23 +62,28 @@ class Run:
 
     @property
     def scores(self) -> dict[str, float] | None:
-        """After the last step; the best evaluation would be chosen on the data that the scores are for."""
+        """Scores after the last step, because the best evaluation would be chosen on the data that is scored."""
         return None if self.metrics is None else self.metrics["last"]
 
     @property
     def is_refused(self) -> bool:
-        """Whether its input was at fault, such as too small a budget for any rank: no learning rate mends that."""
+        """Whether its input was invalid, such as a budget too small for any rank: no learning rate fixes that."""
         return self.failure is not None and self.failure.startswith(REFUSED) and not self.has_diverged
 
     @property
     def has_diverged(self) -> bool:
-        """Whether its training diverged, which another learning rate may not: an outcome, and the worst one."""
+        """Whether its training diverged, which counts as the worst outcome; another learning rate may prevent it."""
         return self.failure is not None and f"{REFUSED}{DIVERGED}" in self.failure
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to make; ``learning_rate`` None leaves the config's, ``keys`` are the comparison's."""
+    """A run to execute.
+
+    Attributes:
+        learning_rate: learning rate of training; None: the config's.
+        keys: settings of the comparison that override the config's ``select``.
+    """
 
     contender: Contender
     budget: Budget
@@ -88,7 +93,7 @@ class Job:
     keys: Mapping[str, Any] = field(default_factory=dict)
 
     def applied_to(self, config: Config) -> Config:
-        """The config of this run."""
+        """Return the config of this run."""
         train = config.train.model_dump()
         if self.learning_rate is not None:
             train["learning_rate"] = self.learning_rate
@@ -96,7 +101,7 @@ class Job:
         return Config.model_validate({**config.model_dump(), **mine, "seed": self.seed, "output": str(self.folder)})
 
     def _select(self, settings: Select) -> Select:
-        """The settings for this method, and of the options that it alone has those that fit its form."""
+        """Return the settings for this method, with those of its own options that are valid for its granularity."""
         options = OPTIONS[self.contender.method]
         given = {**settings.model_dump(), **self.keys}
         mine = {key: given[key] for key in Select.model_fields} | self.contender.settings | {"budget": self.budget}
@@ -109,9 +114,9 @@ class Job:
 
 
 class Line:
-    """Runs of one method on one set of examples, one after the other: all choose from the first one's statistics.
+    """Runs of one method on one set of examples, in sequence: all choose from the first one's statistics.
 
-    Those that an earlier comparison began keep what they began with.
+    Runs that an earlier comparison began keep the statistics they began with.
     """
 
     def __init__(self, config: Config, run: Runner, done: Counter) -> None:
@@ -119,7 +124,7 @@ class Line:
         self._measured: str | None = None
 
     def run(self, job: Job) -> Run:
-        """Makes the run and tells of it."""
+        """Execute the run and report its end."""
         begun = RunFolder(job.folder).config
         try:
             statistics = load_config(begun).select.statistics if begun.is_file() else self._measured
@@ -132,7 +137,7 @@ class Line:
         return self._told(job, metrics, failure)
 
     def give_up(self, job: Job, reason: str) -> Run:
-        """Tells of a run that cannot be made."""
+        """Report a run that cannot be executed."""
         return self._told(job, None, reason)
 
     def _told(self, job: Job, metrics: dict[str, Any] | None, failure: str | None) -> Run:
@@ -143,7 +148,7 @@ class Line:
 
 
 class Counter:
-    """Tells of runs as they end, from any thread; ``total`` None for those of a sweep, which nobody knows before."""
+    """Reports runs as they end, from any thread; ``total`` is None for a sweep, whose number of runs is not known."""
 
     def __init__(self, total: int | None, note: Note) -> None:
         self.total, self.note = total, note
@@ -163,14 +168,14 @@ class Counter:
 
 
 def budgets_of(contender: Contender, comparison: Comparison) -> tuple[Budget, ...]:
-    """All budgets, or the first alone for a method that knows none."""
+    """Return all budgets, or only the first for a method without a budget."""
     return comparison.budgets if get_method(contender.method).is_budgeted else comparison.budgets[:1]
 
 
 def job_of(
     folder: Path, comparison: Comparison, contender: Contender, budget: Budget, seed: int, learning_rate: float | None
 ) -> Job:
-    """A run of a comparison in ``folder``, in a place of its own."""
+    """Return a run of the comparison, with its own folder in ``folder``."""
     limit = str(budget) if get_method(contender.method).is_budgeted else "no-budget"
     name = f"seed-{seed}" if learning_rate is None else f"seed-{seed}-rate-{learning_rate:g}"
     place = folder / _slug(contender) / limit.replace("%", "-percent") / name
@@ -182,17 +187,19 @@ def _slug(contender: Contender) -> str:
 
 
 def run_command(config: Config, contents: Contents | None = None) -> Outcome:
-    """``adapeft run`` in a process of its own; see ``run_apart``."""
+    """Execute ``adapeft run`` in a separate process; see ``run_apart``."""
     return run_apart(config, _command, contents)
 
 
 def run_apart(config: Config, execute: Callable[[Path, Path], int], contents: Contents | None = None) -> Outcome:
-    """A run in another process, unless an earlier call has finished it: metrics, or the reason of its failure.
+    """Execute a run in another process unless an earlier call has finished it; return metrics or a reason of failure.
 
     Args:
-        config: of the run.
-        execute: runs a config file with all output to a log, in a process of its own; its exit status.
-        contents: hashes of what a config's run reads, by which a finished run is known again; None reads it anew.
+        config: config of the run.
+        execute: function that runs a config file in a separate process with all output to a log file, and returns the
+            exit status.
+        contents: function that returns the hashes of a run's inputs, to recognize a finished run; None hashes them
+            anew.
     """
     place = Path(config.output)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -203,17 +210,17 @@ def run_apart(config: Config, execute: Callable[[Path, Path], int], contents: Co
             return content, None
     except AdapeftError as error:
         return None, f"{REFUSED}{error}"
-    # Not with_suffix: a learning rate is a name with a point in it.
+    # Not with_suffix: a learning rate in the name contains a point.
     settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
     save_text(settings, to_yaml(config))
     status = execute(settings, log)
     if status == 0:
         return load_metrics(folder.metrics), None
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    # A message is the last that a command prints, and may be of several lines.
+    # A command prints its message last, and the message may have several lines.
     starts = [number for number, line in enumerate(lines) if line.startswith((REFUSED, "failed "))]
-    said = lines[starts[-1] :] if starts else [f"it ended with status {status}:", *(lines or ["no output"])[-1:]]
-    return None, f"{' '.join(map(str.strip, said))} (all of it: {log})"
+    said = lines[starts[-1] :] if starts else [f"it exited with status {status}:", *(lines or ["no output"])[-1:]]
+    return None, f"{' '.join(map(str.strip, said))} (full log: {log})"
 
 
 def _command(settings: Path, log: Path) -> int:
@@ -223,6 +230,6 @@ def _command(settings: Path, log: Path) -> int:
 
 
 def with_values(config: Config, section: str, **values: Any) -> Config:
-    """The config with other ``values`` in one of its sections."""
+    """Return the config with other ``values`` in one of its sections."""
     tree = config.model_dump()
     return Config.model_validate({**tree, section: {**tree[section], **values}})

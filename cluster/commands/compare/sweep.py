@@ -19,11 +19,11 @@ from cluster.commands.compare.run import Counter, Line, Note, Run, Runner, budge
 
 
 class Swept(NamedTuple):
-    """What a sweep found for a method and budget.
+    """Result of a sweep for a method and budget.
 
     Attributes:
-        rate: the best learning rate.
-        failure: why not even that led to a score; None where it did.
+        rate: best learning rate.
+        failure: reason why even this rate led to no score, or None.
     """
 
     rate: float
@@ -36,11 +36,11 @@ _WORST = (-math.inf, -math.inf)
 def swept_rates(
     config: Config, comparison: Comparison, note: Note, run: Runner
 ) -> dict[tuple[Contender, Budget], Swept]:
-    """For each method and budget the learning rate that is best on a held-out part of the training data.
+    """Return for each method and budget the best learning rate on a held-out part of the training data.
 
-    At the first seed; the evaluation data takes no part in it. From the middle one on, and from the last budget's best
-    at the next, towards where scores rise. Where they are equal, as of models that all predict the majority, the lower
-    loss wins.
+    The sweep uses the first seed and no evaluation data. It starts at the middle rate, or at the best rate of the
+    previous budget, and climbs towards higher scores. If scores are equal, as for models that all predict the majority,
+    the lower loss wins.
     """
     folder = Path(config.output)
     tuning = held_out(config, comparison.tune_fraction, folder / "data")
@@ -54,7 +54,7 @@ def swept_rates(
         if swept.scores is None:
             return _WORST
         values = swept.scores[metric] * (1 if higher_is_better else -1), -swept.scores["loss"]
-        # A comparison with NaN, of training that came apart, is never true, and would end the climb here.
+        # A comparison with the NaN of a diverged training is never true, which would end the climb here.
         return values if all(map(math.isfinite, values)) else _WORST
 
     def best_run(line: Line, contender: Contender, budget: Budget, start: int) -> tuple[int, Run]:
@@ -81,14 +81,14 @@ def swept_rates(
 
 
 def climb(score: Callable[[int], Any], start: int, count: int) -> int:
-    """The index of the peak that is reached from ``start`` by steps to whichever neighbour scores best.
+    """Return the index of the peak that is reached from ``start`` by steps to the best-scoring neighbour.
 
-    A peak is above two on each side: one run is noisy, and what is above its neighbours alone may be no peak.
+    A peak is above two neighbours on each side: runs are noisy, so one above its direct neighbours may be no peak.
 
     Args:
-        score: called once an index, for those on the way and around it alone.
-        start: where to begin.
-        count: of indices.
+        score: score of an index, called once per index, only for those on and next to the path.
+        start: index to start from.
+        count: number of indices.
     """
     found = {start: score(start)}
     best = start

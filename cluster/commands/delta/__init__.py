@@ -1,1 +1,1 @@
-"""``adapeft delta``: arithmetic of deltas and where they conflict."""
+"""``adapeft delta``: arithmetic of deltas, and conflicts between them."""

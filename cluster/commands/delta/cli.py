@@ -1,4 +1,4 @@
-"""``adapeft delta``: compare deltas of one base, scale them, add them, take their mean."""
+"""``adapeft delta``: compare, scale, add and average deltas of one base model."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from adapeft.deltas.delta import Delta
 
 app = typer.Typer(
-    help="Compare deltas of one base, scale them, add them, take their mean. What one holds: `adapeft show`.",
+    help="Compare, scale, add and average deltas of one base model (`adapeft show` describes a single delta).",
     no_args_is_help=True,
 )
 
 DeltaPath = Annotated[Path, typer.Argument(help="delta.safetensors")]
-DeltaPaths = Annotated[list[Path], typer.Argument(help="two or more deltas of one base")]
-Out = Annotated[Path, typer.Option(help="delta to write; a new file")]
-Heads = Annotated[Path | None, typer.Option(help="the delta whose new parameters (a head) are kept")]
+DeltaPaths = Annotated[list[Path], typer.Argument(help="two or more delta.safetensors of one base model")]
+Out = Annotated[Path, typer.Option(help="delta to write, a new file")]
+Heads = Annotated[Path | None, typer.Option(help="delta whose new parameters (a head) are kept")]
 
 
 @app.command()
 def diff(a: DeltaPath, b: DeltaPath) -> None:
-    """Say which entries two deltas both change, and where they pull in opposite directions.
+    """Show which entries two deltas both change, and where they change them in opposite directions.
 
-    To take one from the other, add them with --weights 1 --weights -1.
+    To subtract one from the other: `adapeft delta sum` with --weights 1 --weights -1.
     """
     _show_conflicts(_load([a, b]), [1.0, 1.0])
 
 
 @app.command()
 def scale(delta: DeltaPath, factor: Annotated[float, typer.Option(help="any finite number")], out: Out) -> None:
-    """Multiply the differences by a factor; a new head stays as it is."""
+    """Multiply a delta by a factor; a new head stays as it is."""
     from adapeft.deltas.arithmetic import sum_of
 
     _check_new(out)
@@ -49,10 +49,10 @@ def scale(delta: DeltaPath, factor: Annotated[float, typer.Option(help="any fini
 def add(
     deltas: DeltaPaths,
     out: Out,
-    weights: Annotated[list[float] | None, typer.Option(help="one a delta, in their order; 1 each by default")] = None,
+    weights: Annotated[list[float] | None, typer.Option(help="one per delta, in the same order; default: 1")] = None,
     heads: Heads = None,
 ) -> None:
-    """Add deltas: each times its weight."""
+    """Add deltas, each multiplied by its weight."""
     from adapeft.deltas.arithmetic import sum_of
 
     _check_new(out)
@@ -67,11 +67,11 @@ def interpolate(
     deltas: DeltaPaths,
     out: Out,
     weights: Annotated[
-        list[float] | None, typer.Option(help="one a delta, in their order, adding up to 1; equal by default")
+        list[float] | None, typer.Option(help="one per delta, in the same order, with sum 1; default: equal weights")
     ] = None,
     heads: Heads = None,
 ) -> None:
-    """Take the weighted mean of deltas, and of their heads where all have one for the same labels."""
+    """Average deltas with weights, and their heads if all have one for the same labels."""
     from adapeft.deltas.arithmetic import interpolation
 
     _check_new(out)
@@ -83,7 +83,7 @@ def interpolate(
 
 def _check_new(out: Path) -> None:
     if out.exists():
-        raise AdapeftError(f"--out {out}: is there already. Give a new path.")
+        raise AdapeftError(f"--out {out}: exists already. Give a new path.")
 
 
 def _load(paths: Sequence[Path]) -> dict[str, Delta]:
@@ -91,12 +91,12 @@ def _load(paths: Sequence[Path]) -> dict[str, Delta]:
 
     twice = [path for path in paths if paths.count(path) > 1]
     if twice:
-        raise AdapeftError(f"{twice[0]}: given twice. Give it once, with both weights together as --weights.")
+        raise AdapeftError(f"{twice[0]}: is given twice. Give it once, with the sum of both weights in --weights.")
     return {str(path): Delta.load(path) for path in paths}
 
 
 def _show_conflicts(deltas: Mapping[str, Delta], weights: Sequence[float]) -> None:
-    """As the weights turn them: what agrees in a sum is in conflict in a difference."""
+    """Show the conflicts of the weighted deltas: entries that agree in a sum conflict in a difference."""
     from adapeft.deltas.arithmetic import scaled
     from adapeft.deltas.conflict import conflict_of
     from cluster.commands.delta.table import show_conflicts

@@ -1,4 +1,4 @@
-"""Where deltas conflict, as tables."""
+"""Tables of the conflicts between deltas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROLES_SHOWN = 12
 
 
 def show_conflicts(conflicts: Mapping[tuple[str, str], Conflict], terminal: Terminal) -> None:
-    """A line a pair of deltas; of a single pair the roles as well, those in conflict first."""
+    """Print one row per pair of deltas, and for a single pair its roles, those with the most conflict first."""
     if not conflicts:
         return
     names = list(dict.fromkeys(name for pair in conflicts for name in pair))
@@ -26,16 +26,19 @@ def show_conflicts(conflicts: Mapping[tuple[str, str], Conflict], terminal: Term
     for (first, second), conflict in conflicts.items():
         both = f"{labels[first]} and {labels[second]} both have"
         if conflict.adapters:
-            terminal.note(f"{both} adapters, which are not compared, behind {', '.join(conflict.adapters)}")
+            terminal.note(f"{both} adapters after {', '.join(conflict.adapters)}, which are not compared")
         if conflict.heads:
-            terminal.note(f"{both} {', '.join(conflict.heads)}, new and not compared")
+            terminal.note(f"{both} {', '.join(conflict.heads)}, which are new and not compared")
     if len(conflicts) > 1:
-        terminal.note("`adapeft delta diff` says where two of them conflict")
+        terminal.note("`adapeft delta diff` shows where two of them conflict")
         return
     (conflict,) = conflicts.values()
     if conflict.overlaps:
         terminal.console.print(_roles(conflict))
-        terminal.note("opposite: signs, of the entries that both change; lost: what these take from the whole cosine")
+        terminal.note(
+            "opposite: share of the entries changed by both with opposite signs; lost: their reduction of the whole "
+            "cosine"
+        )
 
 
 def _pairs(conflicts: Mapping[tuple[str, str], Conflict], labels: Mapping[str, str]) -> Table:

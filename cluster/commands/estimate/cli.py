@@ -7,7 +7,7 @@ from cluster.terminal.silence import silence_libraries
 
 
 def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Say what measuring and training will hold on each device, by part, ZeRO stage and number of workers."""
+    """Estimate the memory of measuring and training per device, by part, ZeRO stage and number of workers."""
     from adapeft.config.load import load_config
     from cluster.terminal.console import Terminal
 
@@ -26,4 +26,4 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
     for line in uncounted:
         terminal.note(line)
     if loaded.cluster.workers > zero.workers:
-        terminal.note(f"{zero.workers} workers are the fewest of cluster.min_workers to cluster.workers, and hold most")
+        terminal.note(f"estimated for {zero.workers} workers (cluster.min_workers), with which each holds the most")

@@ -11,12 +11,12 @@ from cluster.terminal.silence import silence_libraries
 
 
 def export(
-    path: Annotated[Path, typer.Argument(help="delta.safetensors of a run, or a subset where no values are needed")],
-    to: Annotated[str, typer.Option(help="peft: an adapter; unfrozen-parameters: axolotl's list (no --model)")],
+    path: Annotated[Path, typer.Argument(help="delta.safetensors of a run; for unfrozen-parameters also a subset")],
+    to: Annotated[str, typer.Option(help="peft: a PEFT adapter; unfrozen-parameters: a list of names for axolotl")],
     out: Annotated[Path, typer.Option(help="folder to write, new or empty; for unfrozen-parameters a file")],
-    model: Annotated[str | None, typer.Option(help="base model: folder or hub name")] = None,
+    model: Annotated[str | None, typer.Option(help="base model: folder or hub name; only for peft")] = None,
 ) -> None:
-    """Write a delta as other tools take it; as a plain checkpoint: adapeft merge."""
+    """Write a delta in the format of another tool (a plain checkpoint: `adapeft merge`)."""
     from cluster.commands.export.export import export as export_to
     from cluster.terminal.console import Terminal
 

@@ -17,45 +17,43 @@ _FORMATS = ("peft", "unfrozen-parameters")
 
 
 def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal) -> None:
-    """Writes what is at ``path`` and prints what was written.
+    """Export the delta or subset at ``path`` and print the paths of the written files.
 
     Raises:
-        AdapeftError: no such format, one that cannot hold it, or ``model`` is missing or of no use.
+        AdapeftError: the format is unknown or cannot hold it, or ``model`` is missing or not used by the format.
     """
     if to not in _FORMATS:
-        pointer = (
-            " A plain checkpoint is what `adapeft merge` writes." if to == "checkpoint" else did_you_mean(to, _FORMATS)
-        )
-        raise AdapeftError(f"--to {to}: exports are {' and '.join(_FORMATS)}.{pointer}")
+        pointer = " `adapeft merge` writes a plain checkpoint." if to == "checkpoint" else did_you_mean(to, _FORMATS)
+        raise AdapeftError(f"--to {to}: unknown format. The formats are {' and '.join(_FORMATS)}.{pointer}")
     if to == "unfrozen-parameters":
         if model is not None:
-            raise AdapeftError("--model: unfrozen-parameters needs the names alone. Leave it out.")
+            raise AdapeftError("--model: not used by unfrozen-parameters, which only lists names. Leave it out.")
         print(save_unfrozen_parameters(_load(path), out))
         return
     if model is None:
-        raise AdapeftError("--model: a PEFT adapter is checked against its base. Give the base's folder or hub name.")
+        raise AdapeftError("--model: missing. A PEFT adapter is checked against its base; give its folder or hub name.")
     found = _load(path)
     if isinstance(found, Subset):
-        raise AdapeftError(f"{path}: a subset, and a PEFT adapter holds trained values. Give the delta of a run.")
+        raise AdapeftError(f"{path}: a subset, but a PEFT adapter holds trained values. Give the delta of a run.")
     with terminal.noting():
         folders = save_for_peft(found, model, out)
     beyond = [what for folder in folders for what in _beyond_lora(folder)]
     if beyond:
         terminal.note(
-            f"the adapter has {', '.join(beyond)}: PEFT loads them, while loaders of plain LoRA, such as vLLM's, "
-            f"refuse or ignore them. `adapeft merge` writes a checkpoint that holds everything"
+            f"the adapter has {', '.join(beyond)}. PEFT loads them, but loaders of plain LoRA, such as vLLM's, refuse "
+            f"or ignore them. `adapeft merge` writes a checkpoint that holds everything."
         )
     for folder in folders:
         print(folder)
     if len(folders) > 1:
         terminal.note(
-            "two adapters that belong together: PeftMixedModel.from_pretrained(model, '…/shira', 'shira'), then "
-            "load_adapter('…/lora', 'lora') and set_adapter(['shira', 'lora'])"
+            "The two adapters belong together: PeftMixedModel.from_pretrained(model, '…/shira', 'shira'), then "
+            "load_adapter('…/lora', 'lora') and set_adapter(['shira', 'lora'])."
         )
 
 
 def _beyond_lora(folder: Path) -> list[str]:
-    """What an adapter has that is not LoRA on matrices."""
+    """Return the parts of an adapter that are not LoRA on matrices."""
     config = json.loads((folder / "adapter_config.json").read_text())
     found = {
         "modules saved whole": config.get("modules_to_save"),
@@ -69,5 +67,5 @@ def _beyond_lora(folder: Path) -> list[str]:
 def _load(path: Path) -> Subset | Delta:
     kind = artifact_kind(path)
     if kind not in ("subset", "delta"):
-        raise AdapeftError(f"{path}: neither a delta nor a subset. Give the file that a run wrote.")
+        raise AdapeftError(f"{path}: neither a delta nor a subset. Give a file written by a run.")
     return Subset.load(path) if kind == "subset" else Delta.load(path)

@@ -1,1 +1,1 @@
-"""``adapeft horizons``: how long a choice stays good."""
+"""``adapeft horizons``: test how long a choice stays good during training."""

@@ -10,9 +10,9 @@ import typer
 
 def horizons(
     run: Annotated[Path, typer.Argument(help="folder of a run that measured with select.probe_steps")],
-    budget: Annotated[str | None, typer.Option(help="another than the run's, such as 1%")] = None,
+    budget: Annotated[str | None, typer.Option(help="budget of the choices, such as 1%; default: the run's")] = None,
 ) -> None:
-    """Say how long a choice stays good: what each point of the probe chooses, held against the others' best."""
+    """Show how long a choice stays good: compare the choices made at each point of a probe training."""
     from cluster.commands.horizons.horizons import horizons as across
     from cluster.terminal.console import Terminal
 

@@ -1,4 +1,4 @@
-"""``adapeft horizons``: how much of a choice lasts while the model trains, from what a run measured along its probe."""
+"""``adapeft horizons``: how much of a choice's influence lasts during training, from statistics along a probe."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from cluster.terminal.console import Terminal, number_table, short
 
 
 def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
-    """The command: writes ``horizons.json`` into the run's folder and shows what the choices capture.
+    """Write ``horizons.json`` into the run's folder and show the influence that the choices capture.
 
     Args:
         source: folder of a run.
-        budget: of every choice; the run's own when None.
+        budget: budget of every choice; None: the run's own.
+        terminal: terminal that shows the result.
 
     Raises:
-        AdapeftError: no run that measured along a probe, or a budget that does not fit it.
+        AdapeftError: ``source`` is no run that measured along a probe, or the budget is invalid for it.
     """
     folder = RunFolder(source)
     if not folder.config.is_file() or not folder.table.is_file():
@@ -38,8 +39,8 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
     select, method = config.select, get_method(config.select.method)
     if not (isinstance(select, AdaPEFTOptions) and select.probe_steps and isinstance(method, ValuedMethod)):
         raise AdapeftError(
-            f"{source}: was measured at one point. Run select with select.probe_steps=N, as many as the training that "
-            f"is to be compared with has, and select.probe_points=P into another output."
+            f"{source}: was measured at one point only. Run select into another output with select.probe_steps=N, the "
+            f"number of training steps to compare with, and select.probe_points=P."
         )
     statistics, _ = load_statistics(source)
     plan = Plan(
@@ -61,7 +62,7 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
 
 
 def _show(found: Mapping[str, Any], terminal: Terminal) -> None:
-    """What each point's choice is worth at the others, a row a choice."""
+    """Print the influence that each choice captures at every point, one row per choice."""
     table = number_table("influence captured: chosen", *(f"at step {step}" for step in found["steps"]))
     chosen = {f"at step {step}": row for step, row in zip(found["steps"], found["captured"], strict=True)}
     chosen |= {f"{name}ly": found[name]["captured"] for name in ("uniform", "random") if name in found}
@@ -69,6 +70,6 @@ def _show(found: Mapping[str, Any], terminal: Terminal) -> None:
         table.add_row(name, *("–" if share is None else f"{share:.1%}" for share in shares))
     terminal.console.print(table)
     overlap, correlation = found["overlap"][0][-1], found["density_correlation"][0][-1]
-    ranked = "unknown, as nothing is worth training at one of them" if correlation is None else f"{correlation:.2f}"
-    said = f"first and last choice overlap by {overlap:.1%}, rank correlation of their densities {ranked}"
+    ranked = "undefined, as nothing is worth training at one of them" if correlation is None else f"{correlation:.2f}"
+    said = f"first and last choice overlap by {overlap:.1%}; rank correlation of their densities: {ranked}"
     terminal.pairs({"ends": said})

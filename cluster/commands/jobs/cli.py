@@ -1,4 +1,4 @@
-"""Subcommands for the jobs of a cluster: submit, status, logs, stop."""
+"""Subcommands for jobs of a Ray cluster: submit, status, logs, stop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from adapeft.errors import AdapeftError
 from cluster.terminal.exit_status import ExitStatus
 
-# Ray takes a second to import, and the config is judged before.
+# Importing Ray takes a second, and the config is checked before.
 if TYPE_CHECKING:
     from cluster.commands.jobs.dashboard import Head
     from cluster.terminal.console import Terminal
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 Address = Annotated[
     str | None,
     typer.Option(
-        help="the head's dashboard, http://HEAD:8265; left out: RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine"
+        help="dashboard of the cluster, http://HEAD:8265; default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine"
     ),
 ]
-Job = Annotated[str, typer.Argument(help="the id that `adapeft submit` printed")]
+Job = Annotated[str, typer.Argument(help="id that `adapeft submit` printed")]
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Makes them subcommands of ``app``."""
+    """Add the subcommands to ``app``."""
     for command in (submit, status, logs, stop):
         app.command()(command)
 
@@ -37,16 +37,16 @@ def submit(
     config: Annotated[Path, typer.Argument(help="YAML config of the run")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for `adapeft run`")] = None,
     address: Address = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="follow the job until it has ended")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="follow the job until it ends")] = True,
     working_dir: Annotated[
-        Path, typer.Option(help="files in it that the config names travel with the job; others have to be there")
+        Path, typer.Option(help="folder whose files are sent if the config names them; others must be on the cluster")
     ] = Path(),
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the job's processes; no secrets")] = None,
     entrypoint_num_cpus: Annotated[
-        float, typer.Option(min=0, help="cores kept for the job's own process; 0: it runs on the head, which has some")
+        float, typer.Option(min=0, help="CPU cores reserved for the job's own process; 0: it runs on the head node")
     ] = 0,
 ) -> None:
-    """Run a config on a cluster, as a Ray job. Sent again after a failure or a stop, it goes on where it was."""
+    """Run a config on a cluster as a Ray job; submit it again to resume it after a failure or a stop."""
     from adapeft.config.load import read_config
 
     loaded, variables = read_config(config, overrides or []), _variables(env or [])
@@ -66,10 +66,10 @@ def submit(
 
 
 def status(
-    job: Annotated[str | None, typer.Argument(help="a job's id; left out: all runs that were submitted")] = None,
+    job: Annotated[str | None, typer.Argument(help="id of a job; default: list all submitted runs")] = None,
     address: Address = None,
 ) -> None:
-    """Say what became of a job; ends with status 1 if it failed or was stopped."""
+    """Show the status of a job, or list all; exits with 1 if the job failed or was stopped."""
     with _cluster(address) as (head, terminal):
         from cluster.commands.jobs import jobs
         from cluster.commands.jobs.table import show_job, show_jobs
@@ -85,9 +85,9 @@ def status(
 def logs(
     job: Job,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", help="go on until the job has ended")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="keep printing until the job ends")] = False,
 ) -> None:
-    """Print what a job has said so far, its progress among it."""
+    """Print the output of a job so far, including its progress."""
     with _cluster(address) as (head, terminal):
         from cluster.commands.jobs import jobs
 
@@ -99,7 +99,7 @@ def logs(
 
 
 def stop(job: Job, address: Address = None) -> None:
-    """End a job; the same run can be submitted again and goes on where it was."""
+    """Stop a job; submit the same run again to resume it."""
     with _cluster(address) as (head, terminal):
         from cluster.commands.jobs import jobs
 
@@ -124,7 +124,9 @@ def _follow(head: Head, job: str, terminal: Terminal) -> None:
     try:
         details = jobs.follow(head.client, job, _write)
     except KeyboardInterrupt:
-        terminal.note(f"job {job} goes on; `adapeft logs {job} --follow` follows it, `adapeft stop {job}` ends it")
+        terminal.note(
+            f"job {job} is still running; `adapeft logs {job} --follow` follows it, `adapeft stop {job}` stops it"
+        )
         sys.exit(ExitStatus.INTERRUPTED)
     jobs.check_outcome(details)
     terminal.note(f"job {job}: {details.status.lower()}")

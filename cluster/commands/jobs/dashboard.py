@@ -1,4 +1,4 @@
-"""The dashboard of a Ray cluster, through which jobs are sent and asked after: its address, its token, its version."""
+"""Connection to the dashboard of a Ray cluster, which accepts jobs: its address, token and version."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UPLOAD_TIMEOUT = 120.0
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, which by itself waits for an answer for ever."""
+    """Ray's client with timeouts, because by default it waits for an answer forever."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         timeout = _TIMEOUT if method == "GET" else _UPLOAD_TIMEOUT
@@ -38,9 +38,9 @@ class Head:
     """The head of a cluster.
 
     Attributes:
-        client: takes and tells of jobs.
-        address: of its dashboard, to be shown.
-        is_here: whether it runs on this machine.
+        client: client that submits and lists jobs.
+        address: address of its dashboard to show to the user, without a password.
+        is_here: whether the head runs on this machine.
     """
 
     client: JobSubmissionClient
@@ -49,15 +49,15 @@ class Head:
 
 
 def connect(address: str | None = None) -> Head:
-    """Reaches the dashboard at ``address``, that of the environment, or one on this machine.
+    """Connect to the dashboard at ``address``, at the address in the environment, or on this machine.
 
     Raises:
-        AdapeftError: nobody answers within seconds, it wants another token, or it is no Ray that serves.
+        AdapeftError: no answer within seconds, the token is missing or wrong, or the server is no Ray dashboard.
     """
     name, address = _address(address)
     for handler in logging.getLogger("ray").handlers:
         handler.setLevel(logging.ERROR)
-    # Ray's own order of precedence would take RAY_ADDRESS before what was asked for.
+    # By Ray's order of precedence RAY_ADDRESS would override the given address.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     public = _without_password(address)
     shown = f"{name} = {public}"
@@ -69,26 +69,26 @@ def connect(address: str | None = None) -> Head:
         raise AdapeftError(f"{shown}: {_about_token(error)}") from None
     except (ConnectionError, requests.ConnectionError, requests.Timeout) as error:
         raise AdapeftError(
-            f"{shown}: no Ray dashboard answers there. Start a cluster with `ray start --head`, or forward its port, "
-            "as deploy/README.md says, and give its address: --address http://HEAD:8265."
+            f"{shown}: no Ray dashboard answers there. Start a cluster with `ray start --head`, or forward its port "
+            "(see deploy/README.md), and give its address: --address http://HEAD:8265."
         ) from error
     except (requests.RequestException, RuntimeError, KeyError, ValueError) as error:
-        raise AdapeftError(f"{shown}: what answers there is no Ray dashboard: {first_line(error)}") from error
+        raise AdapeftError(f"{shown}: the server there is no Ray dashboard: {first_line(error)}") from error
     if version < _OLDEST_RAY:
-        raise AdapeftError(f"{shown}: the cluster runs Ray {version}; adapeft needs {_OLDEST_RAY} or later there.")
+        raise AdapeftError(f"{shown}: the cluster runs Ray {version}, and adapeft needs {_OLDEST_RAY} or later.")
     return Head(client, public, is_here=Path(tempfile.gettempdir(), "ray", session).is_dir())
 
 
 def _address(given: str | None) -> tuple[str, str]:
-    """Where the address comes from, and the address."""
+    """Return the name of the option or variable that gives the address, and the address."""
     name, address = "--address", given
     if address is None:
         name = next((name for name in _ADDRESS_VARIABLES if os.environ.get(name)), name)
         address = os.environ.get(name, DEFAULT_ADDRESS)
     if not address.startswith(("http://", "https://")):
         raise AdapeftError(
-            f"{name} = {address}: jobs are sent to the dashboard, whose address begins with http:// or https:// and is "
-            "that of the head with port 8265, not 6379. Give it: --address http://HEAD:8265."
+            f"{name} = {address}: must be the address of the dashboard, which begins with http:// or https:// and has "
+            "port 8265, not 6379. Give --address http://HEAD:8265."
         )
     return name, address.rstrip("/")
 
@@ -96,7 +96,7 @@ def _address(given: str | None) -> tuple[str, str]:
 def _about_token(error: AuthenticationError) -> str:
     said = str(error)
     if "Authentication required" in said:
-        what = "the cluster asks for a token"
+        what = "the cluster requires a token"
     elif "Authentication failed" in said:
         what = "the cluster refuses this token"
     else:
@@ -108,7 +108,7 @@ def _about_token(error: AuthenticationError) -> str:
 
 
 def first_line(error: object) -> str:
-    """What an error says first, or its kind where it says nothing."""
+    """Return the first line of an error's message, or the name of its class if there is no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

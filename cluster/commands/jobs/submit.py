@@ -1,4 +1,4 @@
-"""Send a run to a Ray cluster as a job that knows its earlier attempts."""
+"""Submit a run to a Ray cluster as a job, numbered after its earlier attempts."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASS|PASSWORD|PASSWD|CREDENTIAL|KEY)S?
 
 
 def submit(client: JobSubmissionClient, package: Package, variables: Mapping[str, str], num_cpus: float = 0) -> str:
-    """Sends a run and returns its submission id, which a later attempt at the same run has too, with a number.
+    """Submit a run and return its submission id; later attempts at the same run have the same id with a number.
 
     Args:
-        client: of the cluster.
-        package: the run.
-        variables: environment of the job and its workers.
-        num_cpus: kept free for the job's own process, which then runs where they are; 0: on the head node.
+        client: client of the cluster.
+        package: config and files of the run.
+        variables: environment variables of the job and its workers.
+        num_cpus: CPU cores reserved for the job's own process, on any node; with 0 it runs on the head node.
 
     Raises:
-        AdapeftError: the run, or another with its output, is there and has not ended; a variable looks like a secret.
+        AdapeftError: a job with the same output has not ended, or a variable looks like a secret.
+        WorkerError: the cluster refuses the job.
     """
     _check_variables(variables)
     config = package.config
@@ -40,10 +41,10 @@ def submit(client: JobSubmissionClient, package: Package, variables: Mapping[str
     for other in before:
         if not other.status.is_terminal() and (other.metadata or {}).get("output") == config.output:
             job = other.submission_id
-            remedy = f"Follow it with `adapeft logs {job} --follow` or end it with `adapeft stop {job}`."
+            remedy = f"Follow it with `adapeft logs {job} --follow` or stop it with `adapeft stop {job}`."
             raise AdapeftError(
                 f"output = {config.output}: job {job or other.job_id} writes there and is {other.status.lower()}. "
-                + (remedy if job else "It was not submitted: end it where it was started.")
+                + (remedy if job else "It was not submitted, so stop it where it was started.")
             )
     attempt = 1 + max((_attempt(name, job.submission_id) for job in before), default=0)
     with tempfile.TemporaryDirectory(prefix="adapeft-") as folder:
@@ -57,12 +58,12 @@ def submit(client: JobSubmissionClient, package: Package, variables: Mapping[str
                 entrypoint_num_cpus=num_cpus or None,
             )
         except (RuntimeError, requests.RequestException) as error:
-            # Of a traceback on the head it is the last line that says why.
-            raise WorkerError(f"the cluster did not take the job: {str(error).strip().splitlines()[-1]}") from error
+            # The message may be a traceback from the head, whose last line has the reason.
+            raise WorkerError(f"the cluster refused the job: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _attempt(name: str, other: str | None) -> int:
-    """Which attempt at run ``name`` a job is; 0 if it is none."""
+    """Return the number of the attempt at run ``name`` that job ``other`` is; 0 if it is another run."""
     found = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", other or "")
     return int(found[1] or 1) if found else 0
 
@@ -71,6 +72,6 @@ def _check_variables(variables: Mapping[str, str]) -> None:
     for name, value in variables.items():
         if _SECRET_NAME.search(name.upper()) or has_password(value):
             raise AdapeftError(
-                f"--env {name}: looks like a secret, and everyone who sees the job can read its environment. Give it "
-                "to the cluster's machines instead, as deploy/README.md says."
+                f"--env {name}: looks like a secret, and everyone who sees the job can read its environment. Set it on "
+                "the cluster's machines instead (see deploy/README.md)."
             )

@@ -1,4 +1,4 @@
-"""Jobs of a Ray cluster, as tables."""
+"""Tables of the jobs of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cluster.terminal.console import Terminal, plain_table
 
 
 def show_jobs(jobs: Sequence[JobDetails], terminal: Terminal) -> None:
-    """A line a job."""
+    """Print a table with one row per job."""
     table = plain_table()
     for title in ("job", "status", "started", "model", "method", "budget", "output"):
         table.add_column(title, overflow="fold")
@@ -24,7 +24,7 @@ def show_jobs(jobs: Sequence[JobDetails], terminal: Terminal) -> None:
 
 
 def show_job(job: JobDetails, terminal: Terminal) -> None:
-    """What became of a job, and which run it is."""
+    """Print the run, the status and the message of a job."""
     said = job.metadata or {}
     started = "" if job.start_time is None else f", started {_time(job.start_time)}"
     ended = "" if job.end_time is None else f", ended {_time(job.end_time)}"

@@ -1,1 +1,1 @@
-"""``adapeft show``: what a run's folder, a subset or a delta holds."""
+"""``adapeft show``: describe a run's folder, a subset or a delta."""

@@ -8,9 +8,9 @@ import typer
 
 
 def show(
-    path: Annotated[str, typer.Argument(help="a run's folder or URL, a subset (or its name in the store) or a delta")],
+    path: Annotated[str, typer.Argument(help="folder or URL of a run, subset (file or name in the store) or delta")],
 ) -> None:
-    """Say what is in a run's folder, a subset or a delta."""
+    """Show the content of a run's folder, a subset or a delta."""
     from cluster.commands.show.show import show as show_path
     from cluster.terminal.console import Terminal
 

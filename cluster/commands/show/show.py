@@ -1,4 +1,4 @@
-"""``adapeft show``: what an artifact says of itself."""
+"""``adapeft show``: describe a run, a subset or a delta."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SHARES = tuple(Fraction(1, n) for n in (10_000, 2_000, 1_000, 200, 100, 50, 20,
 
 
 def show(place: str, terminal: Terminal) -> None:
-    """Prints a run's summary, or the description of a subset or delta.
+    """Print the summary of a run, or the description of a subset or delta.
 
     Raises:
-        AdapeftError: neither.
+        AdapeftError: ``place`` is none of these.
     """
     if Path(place).is_dir() or (is_url(place) and not place.endswith(".safetensors")):
         _show_run(RunFolder(fetched(place)), terminal)
@@ -46,7 +46,7 @@ def show(place: str, terminal: Terminal) -> None:
 
 
 def _show_frontier(folder: RunFolder, subset: Subset, terminal: Terminal) -> None:
-    """What other budgets would buy, where groups were measured and are not single elements."""
+    """Show the influence under other budgets, if groups were measured and are not single elements."""
     if not (folder.path / TABLE).is_file():
         return
     groups, columns, key = load_groups(folder.path)
@@ -59,7 +59,7 @@ def _show_frontier(folder: RunFolder, subset: Subset, terminal: Terminal) -> Non
     values = method.group_values(statistics, reach)
     assert values is not None
     available = int(groups.counts.sum())
-    # Rounded down as a budget of the config is, so that the run's own does not come twice.
+    # Rounded down like a budget of the config, so that the run's own budget does not appear twice.
     counts = {budget, *(math.floor(share * groups.num_total) for share in _SHARES)}
     budgets = sorted(count for count in counts if groups.counts.min() <= count <= available)
     if statistics.options is None:
@@ -76,7 +76,7 @@ def _show_frontier(folder: RunFolder, subset: Subset, terminal: Terminal) -> Non
 
 def _show_run(folder: RunFolder, terminal: Terminal) -> None:
     if not folder.config.is_file():
-        raise AdapeftError(f"{folder.path}: no run (there is no config.yaml).")
+        raise AdapeftError(f"{folder.path}: not the folder of a run (no config.yaml).")
     if folder.subset.is_file():
         subset = Subset.load(folder.subset)
         terminal.show_choice(subset)

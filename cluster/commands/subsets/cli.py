@@ -12,13 +12,16 @@ from adapeft.errors import AdapeftError
 if TYPE_CHECKING:
     from adapeft.subset.entry import Summary
 
-app = typer.Typer(help="Named subsets in a folder or bucket: train.subset=NAME trains one.", no_args_is_help=True)
+app = typer.Typer(
+    help="Store named subsets in a folder or bucket; train.subset=NAME trains one of them.", no_args_is_help=True
+)
 
-Name = Annotated[str, typer.Argument(help="of the subset in the store")]
+Name = Annotated[str, typer.Argument(help="name of the subset in the store")]
 Store = Annotated[
     str | None,
     typer.Option(
-        envvar="ADAPEFT_STORE", help="folder or URL such as s3://bucket/subsets; else ~/.local/share/adapeft/subsets"
+        envvar="ADAPEFT_STORE",
+        help="folder or URL of the store, such as s3://bucket/subsets; default: ~/.local/share/adapeft/subsets",
     ),
 ]
 
@@ -26,10 +29,10 @@ Store = Annotated[
 @app.command("list")
 def list_entries(
     store: Store = None,
-    base: Annotated[str | None, typer.Option(help="only those whose base model's name holds this")] = None,
-    task: Annotated[str | None, typer.Option(help="only those whose task or training data holds this")] = None,
-    method: Annotated[str | None, typer.Option(help="only those of this method")] = None,
-    show_all: Annotated[bool, typer.Option("--all", help="name half-written entries too")] = False,
+    base: Annotated[str | None, typer.Option(help="only subsets whose base model's name contains this")] = None,
+    task: Annotated[str | None, typer.Option(help="only subsets whose task or training data contains this")] = None,
+    method: Annotated[str | None, typer.Option(help="only subsets of this method")] = None,
+    show_all: Annotated[bool, typer.Option("--all", help="also name half-written entries")] = False,
 ) -> None:
     """List the subsets: base model, method, size, data, score, fingerprint."""
     from adapeft.subset.store import HALF_WRITTEN, SubsetStore
@@ -53,12 +56,12 @@ def list_entries(
         if reason != HALF_WRITTEN:
             terminal.note(reason)
         elif show_all:
-            terminal.note(f"{name!r} is {reason}: its writer is at work, or was interrupted")
+            terminal.note(f"{name!r} is {reason}: the command that adds it is still running, or was interrupted")
 
 
 @app.command()
 def show(name: Name, store: Store = None) -> None:
-    """Say where a subset comes from, what it scored and what it trains."""
+    """Show the origin, the scores and the trained parameters of a subset."""
     from adapeft.subset.store import SubsetStore
     from adapeft.subset.subset import Subset
     from cluster.commands.subsets.table import show_entry
@@ -73,11 +76,11 @@ def show(name: Name, store: Store = None) -> None:
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="to give it: letters, digits, '.', '_', '-'")],
-    source: Annotated[str, typer.Argument(help="folder of a run, or a subset: file or URL")],
+    name: Annotated[str, typer.Argument(help="new name, of letters, digits, '.', '_' and '-'")],
+    source: Annotated[str, typer.Argument(help="folder of a run, or file or URL of a subset")],
     store: Store = None,
 ) -> None:
-    """Add a run's subset with its scores, or a bare subset file; a name that is taken is refused."""
+    """Add a run's subset with its scores, or a subset file; existing names are not overwritten."""
     from adapeft.subset.store import SubsetStore
     from cluster.terminal.console import Terminal
 
@@ -90,9 +93,9 @@ def add(
 def remove(
     name: Name,
     store: Store = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask for confirmation")] = False,
 ) -> None:
-    """Remove a subset, whole or damaged; runs that trained it keep their copy."""
+    """Remove a subset, even a damaged one; runs that trained it keep their copy."""
     from adapeft.subset.store import SubsetStore
     from cluster.terminal.console import Terminal
 
@@ -104,10 +107,10 @@ def remove(
 
 
 def _file_and_summary(source: str) -> tuple[Path, Summary]:
-    """The subset's file, and what its run or its own header says of it.
+    """Return the subset's file, and the summary from its run or its own header.
 
     Raises:
-        AdapeftError: neither a run with a subset nor a subset.
+        AdapeftError: ``source`` is neither a run with a subset nor a subset.
     """
     from adapeft.files.damage import load_json, reading
     from adapeft.subset.locate import locate
@@ -120,7 +123,7 @@ def _file_and_summary(source: str) -> tuple[Path, Summary]:
     folder = RunFolder(Path(source))
     if not folder.config.is_file() or not folder.subset.is_file():
         raise AdapeftError(f"{source}: no run with a subset (config.yaml, subset.safetensors). Run select first.")
-    metrics = load_json(folder.metrics, "what a run writes", "Run again.") if folder.metrics.is_file() else {}
+    metrics = load_json(folder.metrics, "a run's metrics file", "Run again.") if folder.metrics.is_file() else {}
     with reading(f"{folder.config}: cannot be read", "Run select again."):
         config = folder.config.read_text(encoding="utf-8")
     return folder.subset, Subset.load(folder.subset).summary(config, metrics)

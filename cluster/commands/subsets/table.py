@@ -1,4 +1,4 @@
-"""Stored subsets, as tables."""
+"""Tables of stored subsets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.units import size_of
 
 
 def show_entries(entries: Sequence[Entry], terminal: Terminal) -> None:
-    """A line a stored subset."""
+    """Print a table with one row per stored subset."""
     table = plain_table()
     for title in ("name", "base", "method", "trained", "data", "score", "fingerprint", "added"):
         table.add_column(title, justify="right" if title == "trained" else "left", no_wrap=title == "name")
@@ -32,15 +32,15 @@ def show_entries(entries: Sequence[Entry], terminal: Terminal) -> None:
 
 
 def show_entry(entry: Entry, terminal: Terminal) -> None:
-    """What a store says of a subset."""
+    """Print the store's record of a subset."""
     said = entry.summary
     made = said.provenance
     versions = ", ".join(f"{package} {version}" for package, version in made.versions.items())
     terminal.pairs(
         {
-            "base": f"{said.base or 'not named'}, fingerprint {(said.fingerprint or 'not known')[:12]}",
+            "base": f"{said.base or 'not named'}, fingerprint {(said.fingerprint or 'unknown')[:12]}",
             "method": _method(said),
-            "task": f"{said.task or 'not named'} on {said.data or 'data that is not named'}",
+            "task": f"{said.task or 'not named'} on {said.data or 'unnamed data'}",
             "trained": _trained(said) + (f", budget {said.budget:,}" if said.budget is not None else ""),
             "score": _score(said),
             "made by": versions + (f", revision {made.revision}" if made.revision else ""),
@@ -65,5 +65,5 @@ def _score(said: Summary) -> str:
 
 
 def _end_of(place: str | None) -> str:
-    """The end of a path, which tells more than its beginning where there is little room; a hub's name whole."""
+    """Return the last two parts of an absolute path, which say more than its beginning; other names stay whole."""
     return "–" if place is None else "/".join(Path(place).parts[-2:]) if os.path.isabs(place) else place

@@ -1,1 +1,1 @@
-"""``adapeft transfer``: a subset for another model from a run's statistics."""
+"""``adapeft transfer``: choose a subset for another model from a run's statistics."""

@@ -150,7 +150,7 @@ def test_a_run_that_came_apart_does_not_end_a_climb(config):
 def diverging_above(most: float):
     def run(settings):
         if settings.train.learning_rate > most:
-            return None, "error training diverged at step 3 of 8: the loss is nan. (all of it: seed-0.log)"
+            return None, "error training diverged at step 3 of 8: the loss is nan. (full log: seed-0.log)"
         return Runner()(settings)
 
     return run
@@ -191,7 +191,7 @@ def test_a_budget_that_excludes_a_method_is_tried_at_one_rate(config):
     def run(settings):
         configs.append(settings)
         if str(settings.select.budget) == "20%":
-            return None, "error select.budget = 20%: no rank is so small. (all of it: seed-0.log)"
+            return None, "error select.budget = 20%: no rank is so small. (full log: seed-0.log)"
         return Runner()(settings)
 
     configs = []
@@ -477,7 +477,7 @@ def test_a_baseline_is_of_the_same_granularity(config):
 def test_the_report_says_how_many_steps_the_baselines_score_took(config):
     runs = compare(config, settings("methods=[adapeft,random,sam]", "seeds=[0,2]"), print, Runner())
     text = write_report(Path(config.output), config, settings(), runs).read_text(encoding="utf-8")
-    assert "To random's worst score (0.4301) on every seed: 10 steps, random 20 steps." in text
+    assert "To reach random's worst score (0.4301) on all seeds: 10 steps, random 20 steps." in text
     rows = {row.method: row for row in rows_of(runs)}
     assert steps_to(rows["random"], rows["random"].scores[0], higher_is_better=True) == 20
     assert np.isnan(steps_to(rows["random"], rows["adapeft"].mean, higher_is_better=True))

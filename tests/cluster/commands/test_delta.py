@@ -139,4 +139,4 @@ def test_nothing_is_overwritten(command, files):
     before = files["mixed"].read_bytes()
     status, _, errors = command("delta", "scale", files["row"], "--factor", "2", "--out", files["mixed"])
     assert (status, files["mixed"].read_bytes()) == (2, before)
-    assert "is there already" in errors
+    assert "exists already" in errors

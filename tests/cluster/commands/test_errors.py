@@ -122,13 +122,13 @@ def test_a_folder_of_somebody_elses(refused, tmp_path):
 
 
 def test_training_without_a_subset(refused):
-    assert "has no subset.safetensors: run `adapeft select` first, or name one: train.subset=PATH" in refused(
+    assert "has no subset.safetensors. Run `adapeft select` first, or give a subset: train.subset=PATH" in refused(
         name="train"
     )
 
 
 def test_evaluating_without_a_delta(refused):
-    assert "no such delta. Train first, or give --delta PATH or --base." in refused(name="evaluate")
+    assert "no such delta. Run `adapeft train` first, or give --delta PATH or --base." in refused(name="evaluate")
 
 
 def test_merging_into_a_folder_in_use(command, files):

@@ -64,7 +64,7 @@ def test_two_adapters_that_belong_together(command, files):
     assert {path.name for path in (files / "peft").iterdir()} == {"shira", "lora"}
     said = " ".join((output + errors).split())
     assert "PeftMixedModel" in said
-    assert "the adapter has modules saved whole, single elements: PEFT loads them" in said
+    assert "the adapter has modules saved whole, single elements. PEFT loads them" in said
 
 
 def test_plain_lora_needs_no_note(command, tmp_path):
@@ -86,12 +86,16 @@ def test_to_a_list_of_patterns(command, files):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("lora", ("--to", "checkpoint"), "A plain checkpoint is what `adapeft merge` writes."),
-        ("lora", ("--to", "pefd"), "--to pefd: exports are peft and unfrozen-parameters. Did you mean 'peft'?"),
-        ("lora", ("--to", "peft"), "--model: a PEFT adapter is checked against its base."),
+        ("lora", ("--to", "checkpoint"), "`adapeft merge` writes a plain checkpoint."),
+        (
+            "lora",
+            ("--to", "pefd"),
+            "--to pefd: unknown format. The formats are peft and unfrozen-parameters. Did you mean 'peft'?",
+        ),
+        ("lora", ("--to", "peft"), "--model: missing. A PEFT adapter is checked against its base"),
         ("lora", ("--to", "unfrozen-parameters"), f"'{QUERY}' is trained as lora"),
-        ("subset", ("--to", "unfrozen-parameters", "--model", "x"), "--model: unfrozen-parameters needs the names"),
-        ("subset", ("--to", "peft", "--model", "x"), "a subset, and a PEFT adapter holds trained values"),
+        ("subset", ("--to", "unfrozen-parameters", "--model", "x"), "--model: not used by unfrozen-parameters"),
+        ("subset", ("--to", "peft", "--model", "x"), "a subset, but a PEFT adapter holds trained values"),
         ("nothing", ("--to", "peft", "--model", "x"), "no such file; expected a subset or a delta"),
         ("foreign", ("--to", "peft", "--model", "x"), "neither a delta nor a subset"),
     ],

@@ -56,4 +56,7 @@ def test_what_has_no_horizons(command, run, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["select"]["probe_steps"], config["select"]["probe_points"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "was measured at one point. Run select with select.probe_steps=N" in command("horizons", run).stderr
+    assert (
+        "was measured at one point only. Run select into another output with select.probe_steps=N"
+        in command("horizons", run).stderr
+    )

@@ -164,7 +164,7 @@ def test_a_relative_output_is_for_a_cluster_on_this_machine(project):
 def test_too_much_to_travel(project, monkeypatch):
     monkeypatch.setattr(package, "MOST_BYTES", 2**20)
     (project / "base" / "model.safetensors").write_bytes(b"0" * 2**20)
-    with pytest.raises(AdapeftError, match=r"^base has 1 MiB of 1 that would travel, and Ray takes 1 at most"):
+    with pytest.raises(AdapeftError, match=r"^base: 1 MiB of the 1 MiB to send, and Ray accepts at most 1 MiB"):
         pack(config_of(), project, is_here=False)
 
 
@@ -218,7 +218,7 @@ def test_a_job_that_the_cluster_does_not_take(project, monkeypatch):
         )
 
     monkeypatch.setattr(client, "submit_job", submit_job)
-    with pytest.raises(WorkerError, match=r"did not take the job: ValueError: Job already exists\.$"):
+    with pytest.raises(WorkerError, match=r"refused the job: ValueError: Job already exists\.$"):
         submit.submit(client, pack(config_of(), project, is_here=False), {})
 
 
@@ -254,7 +254,10 @@ def test_a_broken_connection_is_taken_up_where_it_broke():
 def test_a_cluster_that_stays_away_is_no_hang():
     client = FakeClient(chunks=(ConnectionError("gone"),))
     client.jobs["mine-1"] = details(JobStatus.RUNNING)
-    with pytest.raises(WorkerError, match=r"lost the cluster .* may go on: gone\n`adapeft logs mine-1 --follow`"):
+    with pytest.raises(
+        WorkerError,
+        match=r"lost the connection to the cluster .* may still be running: gone\n`adapeft logs mine-1 --follow`",
+    ):
         jobs.follow(client, "mine-1", print, pause=0)
 
 
@@ -302,15 +305,15 @@ def test_addresses_that_do_not_answer(command, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     status, _, errors = command("logs", "x")
     assert status == 2
-    assert "RAY_ADDRESS = 127.0.0.1:6379: jobs are sent to the dashboard" in errors
+    assert "RAY_ADDRESS = 127.0.0.1:6379: must be the address of the dashboard" in errors
 
 
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
-        ({"ray_version": "2.9.3", "session_name": "s"}, "the cluster runs Ray 2.9.3; adapeft needs 2.54 or later"),
-        ({"hello": "world"}, "what answers there is no Ray dashboard"),
-        (401, r"the cluster asks for a token\. Set RAY_AUTH_MODE=token"),
+        ({"ray_version": "2.9.3", "session_name": "s"}, "the cluster runs Ray 2.9.3, and adapeft needs 2.54 or later"),
+        ({"hello": "world"}, "the server there is no Ray dashboard"),
+        (401, r"the cluster requires a token\. Set RAY_AUTH_MODE=token"),
         (403, "the cluster refuses this token"),
     ],
 )
@@ -388,7 +391,7 @@ def test_a_job_under_token_authentication(head, tmp_path, monkeypatch):
 
     stranger = adapeft(*job, RAY_API_SERVER_ADDRESS=head["RAY_API_SERVER_ADDRESS"], HOME=str(tmp_path))
     assert stranger.returncode == 2
-    assert "the cluster asks for a token" in stranger.stderr
+    assert "the cluster requires a token" in stranger.stderr
 
     done = adapeft(*job, timeout=900, **head)
     assert done.returncode == 0, done.stdout + done.stderr

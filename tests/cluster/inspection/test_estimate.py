@@ -47,7 +47,15 @@ def weightless(monkeypatch):
 def test_the_command_lists_every_part_and_stage(command, classifier, weightless):
     done = command("estimate", classifier)
     assert done.returncode == 0, done.stderr
-    for word in ("a device of 2, ZeRO stage 3", "measuring", "training", "weights", "activations", "in all", "sent"):
+    for word in (
+        "per device: workers 2, ZeRO stage 3",
+        "measuring",
+        "training",
+        "weights",
+        "activations",
+        "total",
+        "sent",
+    ):
         assert word in done.stdout
     assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith("ZeRO stage")] == list("0123")
 
@@ -55,10 +63,10 @@ def test_the_command_lists_every_part_and_stage(command, classifier, weightless)
 def test_a_range_of_workers_is_judged_by_the_fewest(command, classifier, weightless):
     done = command("estimate", classifier, "cluster.workers=12", "min_workers=2")
     assert done.returncode == 0, done.stderr
-    assert "a device of 2, ZeRO stage 3" in done.stdout
-    header = next(line for line in done.stdout.splitlines() if line.startswith("largest, by workers"))
+    assert "per device: workers 2, ZeRO stage 3" in done.stdout
+    header = next(line for line in done.stdout.splitlines() if line.startswith("largest stage, by workers"))
     assert header.split()[-1] == "12"
-    assert "2 workers are the fewest" in done.stdout
+    assert "estimated for 2 workers (cluster.min_workers)" in done.stdout
 
 
 def test_a_language_model_by_element(command, tmp_path, weightless):
