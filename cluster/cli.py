@@ -36,7 +36,7 @@ from cluster.failure import WorkerError
 from cluster.terminal.exit_status import EPILOG, ExitStatus
 
 app = typer.Typer(
-    help="Find which parameters are worth training within a budget, train only those, ship a small delta.",
+    help="Find which parameters are worth training within a budget, train only those, and ship a small delta.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,

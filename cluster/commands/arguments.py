@@ -8,4 +8,6 @@ from typing import Annotated
 import typer
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML config of the run; `adapeft config` prints all keys")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="keys to override, such as budget=1% or select.method=sam")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="keys to override as key=value, such as budget=1% or method=sam")
+]

@@ -16,7 +16,7 @@ def import_adapter(
     folder: Annotated[Path, typer.Argument(help="folder of a PEFT LoRA adapter")],
     model: Annotated[str, typer.Option(help="base model of the adapter: folder or hub name")],
     out: Annotated[Path, typer.Option(help="delta.safetensors to write")],
-    task: Annotated[str | None, typer.Option(help=f"{' or '.join(TASKS)}; default: the adapter's")] = None,
+    task: Annotated[str | None, typer.Option(help=f"task: {' or '.join(TASKS)}; default: the adapter's")] = None,
 ) -> None:
     """Convert a PEFT LoRA adapter to a delta."""
     from adapeft.formats.peft.reader import load_from_peft

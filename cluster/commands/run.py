@@ -7,7 +7,7 @@ from cluster.run.opening import opened
 
 
 def run(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Measure, choose, train and evaluate; the same command resumes an interrupted run."""
+    """Measure the parameters, choose a subset within the budget, train and evaluate it; the same command resumes."""
     with opened(config, overrides) as session:
         from cluster.run import pipeline
 

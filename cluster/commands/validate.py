@@ -7,7 +7,7 @@ from cluster.run.opening import opened
 
 
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Train random subsets briefly and show how well each estimator predicted the loss (subsets=, steps= …)."""
+    """Train random subsets briefly and show how well each estimator predicts their gain (keys: subsets, steps, …)."""
     from adapeft.config.experiments import Trials
     from adapeft.config.load import load_config, parse_section
 

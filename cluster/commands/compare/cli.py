@@ -11,7 +11,7 @@ from cluster.terminal.silence import silence_libraries
 
 
 def compare(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Run methods=[…] at budgets=[…] with seeds=[…] and write a table and plots; the same command resumes."""
+    """Compare methods=[…] at budgets=[…] with seeds=[…] in a table and plots; the same command resumes."""
     from adapeft.config.experiments import load_comparison
     from cluster.terminal.console import Terminal
 

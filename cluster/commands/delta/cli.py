@@ -37,7 +37,7 @@ def diff(a: DeltaPath, b: DeltaPath) -> None:
 
 
 @app.command()
-def scale(delta: DeltaPath, factor: Annotated[float, typer.Option(help="any finite number")], out: Out) -> None:
+def scale(delta: DeltaPath, factor: Annotated[float, typer.Option(help="factor, any finite number")], out: Out) -> None:
     """Multiply a delta by a factor; a new head stays as it is."""
     from adapeft.deltas.arithmetic import sum_of
 
@@ -49,7 +49,9 @@ def scale(delta: DeltaPath, factor: Annotated[float, typer.Option(help="any fini
 def add(
     deltas: DeltaPaths,
     out: Out,
-    weights: Annotated[list[float] | None, typer.Option(help="one per delta, in the same order; default: 1")] = None,
+    weights: Annotated[
+        list[float] | None, typer.Option(help="weight of a delta; repeat it for each, in the same order; default: 1")
+    ] = None,
     heads: Heads = None,
 ) -> None:
     """Add deltas, each multiplied by its weight."""
@@ -67,7 +69,8 @@ def interpolate(
     deltas: DeltaPaths,
     out: Out,
     weights: Annotated[
-        list[float] | None, typer.Option(help="one per delta, in the same order, with sum 1; default: equal weights")
+        list[float] | None,
+        typer.Option(help="weight of a delta; repeat it for each, in the same order, with sum 1; default: equal"),
     ] = None,
     heads: Heads = None,
 ) -> None:

@@ -35,7 +35,9 @@ def add_commands(app: typer.Typer) -> None:
 
 def submit(
     config: Annotated[Path, typer.Argument(help="YAML config of the run")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as for `adapeft run`")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="keys to override as key=value, as for `adapeft run`")
+    ] = None,
     address: Address = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="follow the job until it ends")] = True,
     working_dir: Annotated[

@@ -12,11 +12,13 @@ from cluster.terminal.silence import silence_libraries
 
 
 def transfer(
-    source: Annotated[Path, typer.Option("--from", help="folder of the run that measured")],
-    model: Annotated[str, typer.Option("--to", help="model to choose for: folder (its config will do) or hub name")],
+    source: Annotated[Path, typer.Option("--from", help="folder of the run whose statistics are used")],
+    model: Annotated[
+        str, typer.Option("--to", help="target model: hub name or folder; with groups=tensor its config is enough")
+    ],
     overrides: Overrides = None,
 ) -> None:
-    """Choose for another size of the model from a run's statistics (budget=, groups=tensor, inside=, verify=true)."""
+    """Choose a subset for another size of a model from a run's statistics (keys: budget, groups, inside, verify)."""
     from adapeft.config.experiments import Transfer
     from adapeft.config.load import parse_section
     from cluster.terminal.console import Terminal
