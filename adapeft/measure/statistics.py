@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -16,6 +16,9 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.ranks import Ranks
+
+Value = Callable[[dict[str, Tensor]], Tensor]
+"""Columns → value of each group or element, elementwise for any shape."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,19 @@ class Statistics:
     columns: dict[str, np.ndarray]
     elements: tuple[ElementShard, ...] = field(default=())
     options: Options | None = None
+
+    def values_of(self, parameter: int, value: Value) -> Tensor:
+        """Return the values of a candidate's groups, or of its elements in flat order where elements are the groups.
+
+        Args:
+            parameter: index of the candidate, all of whose shards are in this process.
+            value: value of a group or element.
+        """
+        if self.groups.granularity == "element":
+            mine = [shard for shard in self.elements if shard.slice.parameter == parameter]
+            return torch.cat([value(shard.columns) for shard in sorted(mine, key=lambda shard: shard.slice.start)])
+        span = self.groups.span(parameter)
+        return value({name: torch.from_numpy(column[span].copy()) for name, column in self.columns.items()})
 
     def without(self, unreached: Sequence[str]) -> Statistics:
         """Return the statistics without the groups of the parameters in ``unreached``."""

@@ -25,7 +25,7 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.elementwise import element_statistics
 from adapeft.measure.groups import Groups
 from adapeft.measure.shards import Shards
-from adapeft.measure.statistics import Statistics
+from adapeft.measure.statistics import Statistics, Value
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.part import Part
 from adapeft.parts.whole import Whole
@@ -36,8 +36,6 @@ _CUTS = 64
 _LEAST_MAPPED = 0.5
 """Share of the target's candidates that has to have a counterpart: below it the families are strangers."""
 
-Value = Callable[[dict[str, Tensor]], Tensor]
-"""Columns → a value of each group or element, elementwise."""
 Scores = Callable[[int], Tensor]
 """Candidate → scores of its rows, or of its elements; the larger are trained first."""
 
@@ -205,14 +203,10 @@ def profiled_role(info: ParameterInfo) -> str:
 def _densities(statistics: Statistics, value: Value, index: int) -> tuple[np.ndarray, int]:
     """Values of the candidate's groups or elements, the best first, and the elements that each stands for."""
     groups, info = statistics.groups, statistics.groups.parameters[index]
-    if groups.granularity == "element":
-        pieces = [value(shard.columns).flatten() for shard in statistics.elements if shard.slice.parameter == index]
-        return torch.cat(pieces).sort(descending=True).values.double().numpy(), 1
-    span = groups.span(index)
-    values = value({name: torch.from_numpy(column[span].copy()) for name, column in statistics.columns.items()}).numpy()
+    values = statistics.values_of(index, value)
     if groups.granularity == "role":  # one value for the tensors of all layers, each with its part of it
-        return values / int(groups.counts[span][0]) * info.count, info.count
-    return np.sort(values)[::-1], info.count // len(values)
+        return values.numpy() / int(groups.counts[groups.firsts[index]]) * info.count, info.count
+    return values.sort(descending=True).values.double().numpy(), info.count // len(values)
 
 
 def _cumulated(densities: tuple[np.ndarray, int]) -> np.ndarray:

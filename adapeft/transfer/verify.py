@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
 
 from adapeft.choose.elements import shares
 from adapeft.choose.knapsack import chosen_of
@@ -40,14 +42,9 @@ def agreement(statistics: Statistics, method: ValuedMethod, reach: float, subset
 def tensor_densities(statistics: Statistics, method: ValuedMethod, reach: float) -> np.ndarray:
     """float64 [P]: influence per element of every candidate."""
     groups = statistics.groups
-    totals = np.zeros(len(groups.parameters))
-    if groups.granularity == "element":
-        for shard in statistics.elements:
-            totals[shard.slice.parameter] += float(method.value(shard.columns, reach).double().sum())
-    else:
-        values = method.values(statistics.columns, reach)
-        totals = np.array([values[groups.span(index)].sum() for index in range(len(totals))])
-    return totals / np.array([info.count for info in groups.parameters])
+    value = partial(method.value, reach=reach)
+    totals = [statistics.values_of(index, value).sum(dtype=torch.float64) for index in range(len(groups.parameters))]
+    return np.array(totals) / np.array([info.count for info in groups.parameters])
 
 
 def uniform_subset(target: Groups, budget: int, scores: Scores) -> Subset:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
-from torch import Tensor
 
 from adapeft.errors import AdapeftError
 from adapeft.measure.statistics import ElementShard, Statistics
@@ -71,8 +70,9 @@ def across_horizons(statistics: Statistics, method: ValuedMethod, plan: Plan) ->
         },
     }
     if statistics.groups.granularity in ("row", "element"):
+        value = partial(method.value, reach=plan.reach)
         result["uniform"] = held(
-            uniform_subset(statistics.groups, plan.budget, lambda index: _values(points[0], method, plan.reach, index))
+            uniform_subset(statistics.groups, plan.budget, partial(points[0].values_of, value=value))
         )
     return result
 
@@ -106,13 +106,3 @@ def _densities(point: Statistics, method: ValuedMethod, reach: float) -> np.ndar
     if point.groups.granularity == "role":  # a group has several tensors, and no tensor a value of its own
         return method.values(point.columns, reach) / point.groups.counts
     return tensor_densities(point, method, reach)
-
-
-def _values(point: Statistics, method: ValuedMethod, reach: float, index: int) -> Tensor:
-    """Of a candidate's rows or elements."""
-    if point.groups.granularity == "row":
-        return torch.from_numpy(method.values(point.columns, reach)[point.groups.span(index)])
-    mine = sorted(
-        (shard for shard in point.elements if shard.slice.parameter == index), key=lambda shard: shard.slice.start
-    )
-    return torch.cat([method.value(shard.columns, reach).flatten() for shard in mine])

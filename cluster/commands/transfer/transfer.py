@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from adapeft.config.config import Config
 from adapeft.config.experiments import Transfer
-from adapeft.config.keys import as_yaml, content_key, flatten
+from adapeft.config.keys import as_yaml, content_key, differing, flatten, measurement_key
 from adapeft.config.load import load_config, to_yaml
 from adapeft.data.batches import draw_calibration
 from adapeft.errors import AdapeftError
@@ -51,6 +50,12 @@ from cluster.run.session import Session
 from cluster.terminal.console import Terminal, number_table, short
 
 _RANDOM_DRAWS = 10
+_OF_THE_TARGET = (
+    *("model.", "data.", "seed"),
+    *("select.groups", "select.include", "select.exclude", "select.always_train", "select.options", "select.joint"),
+)
+"""Keys that describe the target, its candidates and its own examples; of the others statistics have to agree.
+``options`` and ``joint`` are checked by themselves."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,13 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
             f"select.method = {config.select.method}: the run in {source} measured for {measured.select.method}. Leave "
             f"it out, or give a run of {config.select.method}."
         )
+    other = _measured_differently(config, measured)
+    if other:
+        raise AdapeftError(
+            f"--from {source}: the run there measured under other conditions:\n  "
+            + "\n  ".join(other)
+            + "\nLeave these keys out, or measure the source with them."
+        )
     if isinstance(config.select, AdaPEFTOptions):
         config = load_config(folder.config, [*said, "select.joint=false", *overrides])
         joint = flatten(config)["select.joint"]
@@ -119,6 +131,12 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
                 "another; each is valued alone here. Leave it out."
             )
     return config
+
+
+def _measured_differently(config: Config, measured: Config) -> list[str]:
+    """Return the keys that statistics depend on and that differ, other than those that describe the target."""
+    here, there = measurement_key(config), measurement_key(measured)
+    return differing({key: value for key, value in here.items() if not key.startswith(_OF_THE_TARGET)}, there)
 
 
 def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
@@ -138,7 +156,8 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
             f"select.options=[] to transfer the rows that were measured with them."
         )
     reach = float(Subset.load(RunFolder(source).subset).choice.needed("reach"))
-    profiles = Profiles.of(statistics, partial(method.value, reach=reach))
+    value = partial(method.value, reach=reach)
+    profiles = Profiles.of(statistics, value)
     structure = _structure(config)
     groups = groups_of(structure, config.select)
     budget = check_budget(groups, config.select)
@@ -148,7 +167,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
         own = _by_slope(config, groups, statistics, key)
         subset = choose(config.select, own, reach=reach, seed=config.seed, ranks=OneRank())
         subset = subset.described(unmapped=list(unmapped), mapped=mapped)
-        scores: Scores | None = _values(own, method, reach)
+        scores: Scores | None = partial(own.values_of, value=value)
     else:
         allotment = allot(profiles, groups, budget)
         scores = _scores(config, settings, groups, checkpoint, key)
@@ -321,16 +340,6 @@ def _passes(config: Config, groups: Groups, key: Mapping[str, Any]) -> Iterator[
         shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
         passes = Passes(shards, inputs.objective, calibration, inputs.train.collate, config.seed)
         yield ready(get_method(select.method), passes, groups, select)
-
-
-def _values(statistics: Statistics, method: ValuedMethod, reach: float) -> Scores:
-    """What each candidate's rows or elements are worth."""
-    groups = statistics.groups
-    if groups.granularity == "element":
-        shards = {shard.slice.parameter: shard.columns for shard in statistics.elements}
-        return lambda index: method.value(shards[index], reach)
-    of_groups = torch.from_numpy(method.values(statistics.columns, reach))
-    return lambda index: of_groups[groups.span(index)]
 
 
 def _of_groups(groups: Groups, index: int, squares: Tensor) -> Tensor:

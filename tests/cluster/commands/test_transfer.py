@@ -160,6 +160,7 @@ def test_own_slopes_divide_the_budget_among_tensors(transferred, larger, tmp_pat
         (["groups=tensor", "inside=gradient"], "tensor groups are trained whole"),
         (["selekt.budget=1%"], "selekt"),
         (["select.joint=true"], "select.joint = true: what groups bend together does not travel"),
+        (["select.direction=gradient"], "select.direction: gradient here, adam there"),
         (["select.options=[row,lora]"], "Give select.options=[] to transfer the rows"),
     ],
 )
