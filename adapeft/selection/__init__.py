@@ -1,1 +1,1 @@
-"""From a model and data to a subset: measuring and choosing by a method, within a budget."""
+"""Measurement and choice of a subset by a method within a budget, from a model and data."""

@@ -1,4 +1,4 @@
-"""Batches of any script's own, as a DataLoader of the Trainer yields them: checked, and put on the model's device."""
+"""Batches from a user's script, as a DataLoader of the Trainer yields them, checked and moved to the model's device."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from adapeft.tasks.objective import IGNORED, Objective
 from adapeft.tasks.own_loss import logits_of
 
 _DIVISOR = "num_items_in_batch"
-"""What the Trainer divides summed losses by; measuring divides by the predictions that it counts, over all batches."""
+"""Divisor of summed losses in the Trainer; measuring divides by its own count of predictions over all batches."""
 
 
 def as_batches(batches: Iterable[Mapping[str, Any]], model: nn.Module) -> list[Batch]:
-    """The batches on the device of ``model``, their examples numbered through.
+    """Return the batches on the device of ``model``, with their examples numbered consecutively.
 
     Raises:
-        AdapeftError: fewer than two; or one is no mapping, has no labels, or holds what the model's forward does not
-            take.
+        AdapeftError: there are fewer than two batches, or one is not a mapping, has no labels, or contains an input
+            that the model's forward does not accept.
     """
     device = next(model.parameters()).device
     known = _known_inputs(model)
@@ -32,8 +32,8 @@ def as_batches(batches: Iterable[Mapping[str, Any]], model: nn.Module) -> list[B
     for index, batch in enumerate(batches):
         if not isinstance(batch, Mapping):
             raise AdapeftError(
-                f"batch {index} is a {type(batch).__name__}: give mappings of the model's inputs and 'labels', such as "
-                "the data collators of transformers make."
+                f"batch {index} is a {type(batch).__name__}. Pass mappings of the model's inputs and 'labels', such as "
+                "those of the data collators of transformers."
             )
         inputs = {name: value for name, value in batch.items() if name not in ("labels", _DIVISOR)}
         for name, value in inputs.items():
@@ -42,16 +42,18 @@ def as_batches(batches: Iterable[Mapping[str, Any]], model: nn.Module) -> list[B
         found.append(Batch(inputs, labels, torch.arange(seen, seen + len(labels))).to(device))
         seen += len(labels)
     if len(found) < 2:
-        raise AdapeftError(f"batches: {len(found)} given, at least 2 are needed to measure gradient and gain apart.")
+        raise AdapeftError(
+            f"batches: {len(found)} given, but at least 2 are needed to measure direction and gain on different ones."
+        )
     return found
 
 
 def examples_of(batches: list[Batch], method: str) -> list[Batch]:
-    """Each example of the batches by itself.
+    """Divide the batches into batches of one example.
 
     Args:
-        batches: from ``as_batches``.
-        method: that measures example by example, for messages.
+        batches: batches from ``as_batches``.
+        method: name of the method that measures example by example, for messages.
 
     Raises:
         AdapeftError: a batch cannot be divided.
@@ -59,20 +61,20 @@ def examples_of(batches: list[Batch], method: str) -> list[Batch]:
     for index, batch in enumerate(batches):
         if name := _packing(batch):
             raise AdapeftError(
-                f"select.method = {method} measures example by example, but batch {index} is packed: {name!r} says "
-                "that several examples share a row. Give batches of one example per row, or take another method."
+                f"select.method = {method} measures example by example, but batch {index} is packed: according to "
+                f"{name!r}, several examples share a row. Pass batches with one example per row, or use another method."
             )
     return [batch.example(index) for batch in batches for index in range(len(batch.labels))]
 
 
 @torch.no_grad()
 def check_labels(objective: Objective, batches: Sequence[Batch], model: nn.Module) -> None:
-    """Checks all labels before any loss is computed: on a GPU one outside the classes ends the process.
+    """Check all labels before any loss is computed, because on a GPU an invalid class aborts the process.
 
     Args:
-        objective: that reads the labels.
-        batches: from ``as_batches``.
-        model: whose logits say how many outputs there are.
+        objective: objective that reads the labels.
+        batches: batches from ``as_batches``.
+        model: model whose logits determine the number of outputs.
 
     Raises:
         AdapeftError: a label is outside the model's outputs.
@@ -91,7 +93,7 @@ def check_labels(objective: Objective, batches: Sequence[Batch], model: nn.Modul
 
 
 def _known_inputs(model: nn.Module) -> set[str] | None:
-    """What the model's forward takes by name; None where it takes anything."""
+    """Return the argument names of the model's forward, or None if it accepts any."""
     parameters = inspect.signature(model.forward).parameters
     is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return None if is_open else set(parameters)
@@ -100,29 +102,31 @@ def _known_inputs(model: nn.Module) -> set[str] | None:
 def _check_input(name: str, value: Any, index: int, known: set[str] | None) -> None:
     if known is not None and name not in known:
         raise AdapeftError(
-            f"batch {index} holds {name!r}, which the model's forward does not take ({', '.join(sorted(known))}). "
-            "Remove that column, as the Trainer's remove_unused_columns does."
+            f"batch {index} contains {name!r}, which the model's forward does not accept (it accepts "
+            f"{', '.join(sorted(known))}). Remove that column, as the Trainer's remove_unused_columns does."
         )
     if value is not None and not isinstance(value, Tensor | bool | int | float):
         raise AdapeftError(
-            f"batch {index} holds {name!r}, which is a {type(value).__name__}: inputs are tensors or single numbers. "
-            "Remove it, or let the data collator make a tensor of it (return_tensors='pt')."
+            f"batch {index} contains {name!r}, which is a {type(value).__name__}; inputs must be tensors or numbers. "
+            "Remove it, or let the data collator convert it to a tensor (return_tensors='pt')."
         )
 
 
 def _labels(batch: Mapping[str, Any], index: int) -> Tensor:
-    """Labels, whole numbers as int64, as every loss takes them."""
+    """Return the labels of a batch, integers converted to int64, which every loss accepts."""
     if batch.get("labels") is None:
-        raise AdapeftError(f"a batch has no 'labels', only {', '.join(map(repr, batch))}: measuring needs them.")
+        raise AdapeftError(
+            f"a batch has no 'labels', only {', '.join(map(repr, batch))}. Measuring needs labels in every batch."
+        )
     labels = batch["labels"]
     if not isinstance(labels, Tensor) or labels.ndim == 0:
         given = f"of shape {list(labels.shape)}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
-        raise AdapeftError(f"labels of batch {index} are {given}: give a tensor with one row per example.")
+        raise AdapeftError(f"labels of batch {index} are {given}. Pass a tensor with one row per example.")
     return labels if labels.is_floating_point() else labels.long()
 
 
 def _packing(batch: Batch) -> str:
-    """The input that shows that rows of the batch hold several examples; empty where none does."""
+    """Return the name of the input that shows that rows hold several examples, or an empty string if none does."""
     lengths = batch.inputs.get("cu_seq_lens_q")
     if lengths is not None and len(lengths) - 1 > len(batch.labels):
         return "cu_seq_lens_q"
@@ -132,7 +136,7 @@ def _packing(batch: Batch) -> str:
     positions = batch.inputs.get("position_ids")
     if positions is None or positions.ndim < 2:
         return ""
-    # Padding has positions of its own; between two tokens that are none they fall only where an example begins.
+    # Positions of padding are arbitrary; between two real tokens they decrease only where an example begins.
     mask = batch.inputs.get("attention_mask")
     real = torch.ones_like(positions) if mask is None or mask.ndim != 2 else mask.expand_as(positions)
     restarts = (positions.diff(dim=-1) < 0) & (real[..., 1:] != 0) & (real[..., :-1] != 0)

@@ -1,4 +1,4 @@
-"""From statistics to a subset under the budget, and what is said of it."""
+"""Choice of a subset from statistics within the budget, and its description."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def choose(
     ranks: Ranks,
     limit: MemoryLimit | None = None,
 ) -> Subset:
-    """The subset of ``settings.method`` within the budget, the same on every rank. Collective.
+    """Choose the subset of ``settings.method`` within the budget, the same on every rank. Collective.
 
-    It may be empty, where no group promises a lower loss and ``settings.if_empty`` is ``error``; ``check_not_empty``
-    refuses that.
+    It may be empty if no group promises a lower loss and ``settings.if_empty`` is ``error``; ``check_not_empty``
+    refuses such a subset.
 
     Args:
-        settings: the config's section.
-        statistics: what was measured.
-        reach: of the training to come.
-        seed: of random draws.
-        ranks: who holds the statistics.
-        limit: what ``settings.memory_per_device`` comes to; it then is the budget.
+        settings: ``select`` section of the config.
+        statistics: measured statistics.
+        reach: reach of the planned training.
+        seed: random seed of draws.
+        ranks: ranks that hold the statistics.
+        limit: memory limit from ``settings.memory_per_device``, which replaces the budget.
 
     Raises:
-        AdapeftError: the budget does not fit the groups, or what they are worth is not finite.
+        AdapeftError: the budget does not fit the groups, or a value is not finite.
     """
     groups = statistics.groups
     if limit is None:
@@ -71,23 +71,23 @@ def _check_value(subset: Subset, reach: float) -> None:
         number = getattr(subset.choice, key)
         if number is not None and not math.isfinite(number):
             raise AdapeftError(
-                f"the {key} of the choice is {number:g}: the statistics, or select.reach = {reach:g}, are too large to "
-                f"compute influence with. Lower select.reach, and check the scale of the targets."
+                f"the {key} of the choice is {number:g}: the statistics or select.reach = {reach:g} are too large to "
+                f"compute influence. Lower select.reach, and check the scale of the targets."
             )
 
 
 def check_limit(groups: Groups, settings: Select, limit: MemoryLimit) -> int:
-    """The elements that there is room for, about.
+    """Return the approximate number of elements that fit within the limit.
 
     Raises:
-        AdapeftError: nothing to choose from, or not room enough for the cheapest group.
+        AdapeftError: there are no candidates, or not even the cheapest group fits.
     """
     _available(groups)
     cheapest = limit.leaf if groups.granularity == "element" else int(limit.costs(groups).min())
     if cheapest > limit.room:
         raise AdapeftError(
-            f"select.memory_per_device leaves {limit.room:,} bytes for what is trained, less than the cheapest "
-            f"{groups.granularity} group takes ({cheapest:,.0f}). Raise it, or choose a finer select.groups: row or "
+            f"select.memory_per_device leaves {limit.room:,} bytes for trained parameters, less than the cheapest "
+            f"{groups.granularity} group needs ({cheapest:,.0f}). Raise it, or set a finer select.groups: row or "
             f"element."
         )
     elements = limit.num_elements(groups)
@@ -106,22 +106,24 @@ def _available(groups: Groups) -> int:
     available = int(groups.counts.sum())
     if not available:
         raise AdapeftError(
-            "select.include, select.exclude and select.always_train leave no parameter to choose. Narrow them."
+            "select.include, select.exclude and select.always_train leave no parameter to choose. Widen "
+            "select.include, or narrow the other two."
         )
     return available
 
 
 def check_budget(groups: Groups, settings: Select) -> int:
-    """The budget in elements: everything, where the method knows no budget.
+    """Return the budget in elements; all candidates for a method without a budget.
 
     Raises:
-        AdapeftError: nothing to choose from, above the candidates, below the cheapest group, or not to be kept by the
-            method.
+        AdapeftError: there are no candidates, or the budget exceeds them, is below the cheapest group, or cannot be
+            kept by the method.
     """
     method, budget = get_method(settings.method), settings.budget
     if settings.memory_per_device is not None:
         raise AdapeftError(
-            "select.memory_per_device: only adapeft select, run and train know what a device holds. Give select.budget."
+            "select.memory_per_device works only with the commands adapeft select, run and train, which know the "
+            "memory of a device. Set select.budget instead."
         )
     available = _available(groups)
     if not method.is_budgeted:
@@ -133,14 +135,14 @@ def check_budget(groups: Groups, settings: Select) -> int:
     if limit > available:
         left_out = f" ({', '.join(groups.unreached)} received no gradient)" if groups.unreached else ""
         raise AdapeftError(
-            f"select.budget = {budget} is {limit:,} parameters, more than the {available:,} there are to choose from"
-            f"{left_out}. Lower it, or widen select.include and select.exclude."
+            f"select.budget = {budget} is {limit:,} parameters, more than the {available:,} candidates{left_out}. "
+            f"Lower it, or admit more candidates in select.include and select.exclude."
         )
     cheapest = 1 if groups.granularity == "element" else int(groups.counts.min())
     if limit < cheapest:
         raise AdapeftError(
             f"select.budget = {budget} is {limit:,} parameters, less than the cheapest {groups.granularity} group "
-            f"({cheapest:,}). Raise it, or choose a finer select.groups: row or element."
+            f"({cheapest:,}). Raise it, or set a finer select.groups: row or element."
         )
     method.check(groups, limit, settings)
     return limit

@@ -1,4 +1,4 @@
-"""The library's ``select``: measure and choose in one process, on batches of any script's own."""
+"""``adapeft.select``: measure and choose in one process, on batches of the caller."""
 
 from __future__ import annotations
 
@@ -43,33 +43,35 @@ def select(
     seed: int = 0,
     **options: Any,
 ) -> Subset:
-    """Measures ``model`` on ``batches`` and chooses the subset to train under ``budget``.
+    """Measure ``model`` on ``batches`` and choose the subset to train within ``budget``.
 
     Args:
-        model: a transformers model, which may be compiled or wrapped in DistributedDataParallel; its weights are as
-            before when this returns.
-        batches: what a DataLoader of the Trainer yields: mappings with ``labels`` beside the model's inputs. 16 to 64
-            of about 16 examples will do; the first half gives the direction, the second the gain along it.
+        model: a transformers model, which may be compiled or wrapped in DistributedDataParallel; its weights are
+            restored before this returns.
+        batches: batches as a DataLoader of the Trainer yields them: mappings of the model's inputs and ``labels``. 16
+            to 64 batches of about 16 examples suffice. The first half gives the direction, the second half the gain
+            along it.
         budget: fraction (``"0.5%"``) or count of the base model's parameters.
-        learning_rate: of the training to come, whose reach limits the influence.
-        num_steps: of the training to come.
-        seed: of sampled labels and random draws.
-        options: keys of the config's ``select`` section (``method``, ``groups``, ``include``, ``reach`` …), but for
-            those that say how a command batches its calibration: here ``batches`` do.
+        learning_rate: learning rate of the planned training, whose reach limits the influence.
+        num_steps: number of steps of the planned training.
+        seed: random seed of sampled labels and draws.
+        options: keys of the config's ``select`` section (``method``, ``groups``, ``include``, ``reach`` …), except
+            those that specify how a command batches its calibration, which ``batches`` replace.
 
     Raises:
-        AdapeftError: fewer than two batches with a prediction, inputs or labels that the model or the method cannot
-            take, a loss that is not the model's own, an invalid option or budget, or a model that is sharded, has
-            PEFT's layers, or has a subset attached.
+        AdapeftError: there are fewer than two batches with a prediction, the model or the method cannot use an input
+            or label, the loss is not the model's own, an option or the budget is invalid, or the model is sharded, has
+            layers of PEFT, or has a subset attached.
     """
     model = bare(model, "select")
     if hasattr(model, ATTACHMENT):
         raise AdapeftError(
-            "this model has a subset attached, whose leaves are no candidates: call adapeft.detach(model) first."
+            "this model has a subset attached, whose leaves cannot be candidates. Call adapeft.detach(model) first."
         )
     for option in sorted(_OF_THE_COMMAND & options.keys()):
         raise AdapeftError(
-            f"select.{option} = {options[option]!r} is the command's: here the batches you give decide it."
+            f"select.{option} = {options[option]!r} applies only to commands. In adapeft.select the batches determine "
+            f"it: leave it out."
         )
     settings = parse_select({"budget": budget, **options})
     method = get_method(settings.method)
@@ -86,7 +88,7 @@ def select(
         if method.measures_loss:
             check_labels(objective, given, model)
             counted = [batch for batch in given if objective.num_predictions(batch.labels)]
-            for batch in counted[:1]:  # a whole one: of a single example a weighted mean is a plain one
+            for batch in counted[:1]:  # a whole batch, because a weighted mean of one example is a plain mean
                 check_own_loss(objective, batch, model)
         passes = Passes(
             shards,
@@ -106,7 +108,7 @@ def select(
 
 
 def _calibration(objective: Objective, examples: Sequence[Batch]) -> Calibration:
-    """Halves of what holds a prediction, a batch each: one without takes no place of those that have weight."""
+    """Return the two halves of the examples that contain a prediction, one example (or batch) per calibration batch."""
     order = [np.array([index]) for index, batch in enumerate(examples) if objective.num_predictions(batch.labels)]
     middle = len(order) // 2
     return Calibration(tuple(order[:middle]), tuple(order[middle:]))

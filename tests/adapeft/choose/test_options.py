@@ -151,7 +151,7 @@ def test_options_are_kept_on_disk(tmp_path, measured):
     for name in ("parameters", "ranks", "counts", "slopes", "curvatures"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(options, name))
     others = build_groups(make_bert() if "transformer" in groups.parameters[0].name else make_gpt2(), "row")
-    with pytest.raises(AdapeftError, match=r"options.parquet: options of other groups"):
+    with pytest.raises(AdapeftError, match=r"options.parquet: damaged, or options of other groups"):
         load_options(tmp_path, others)
 
 

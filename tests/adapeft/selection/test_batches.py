@@ -121,10 +121,10 @@ def test_packed_rows_are_no_examples(options, name):
     given = as_batches(batches, make_llama())
     assert [len(batch.ids) for batch in given] == [1] * 4
     with pytest.raises(
-        AdapeftError, match=f"method = fish measures example by example, but batch 0 is packed: '{name}'"
+        AdapeftError, match=f"method = fish measures example by example, but batch 0 is packed: according to '{name}'"
     ):
         examples_of(given, "fish")
-    with pytest.raises(AdapeftError, match=f"batch 0 is packed: '{name}'"):
+    with pytest.raises(AdapeftError, match=f"batch 0 is packed: according to '{name}'"):
         adapeft.select(make_llama(), batches, method="fish", budget=100)
     for batch in given:
         moved = batch.to("cpu")
@@ -160,12 +160,15 @@ def test_inputs_that_are_not_divided_by_example():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text": ["a", "b"]}, "batch 1 holds 'text', which is a list: inputs are tensors or single numbers"),
-        ({"token_type_ids": [[0, 1]]}, "batch 1 holds 'token_type_ids', which is a list: inputs are tensors or single"),
-        ({"token_type_ids": "zeros"}, "batch 1 holds 'token_type_ids', which is a str"),
-        ({"token_type_ids": torch.zeros(5, 9).numpy()}, "batch 1 holds 'token_type_ids', which is a ndarray"),
-        ({"labels": [0, 1, 2, 0, 1]}, "labels of batch 1 are a list: give a tensor"),
-        ({"labels": torch.tensor(1)}, r"labels of batch 1 are of shape \[\]: give a tensor with one row per example"),
+        ({"text": ["a", "b"]}, "batch 1 contains 'text', which is a list; inputs must be tensors or numbers"),
+        (
+            {"token_type_ids": [[0, 1]]},
+            "batch 1 contains 'token_type_ids', which is a list; inputs must be tensors",
+        ),
+        ({"token_type_ids": "zeros"}, "batch 1 contains 'token_type_ids', which is a str"),
+        ({"token_type_ids": torch.zeros(5, 9).numpy()}, "batch 1 contains 'token_type_ids', which is a ndarray"),
+        ({"labels": [0, 1, 2, 0, 1]}, "labels of batch 1 are a list. Pass a tensor"),
+        ({"labels": torch.tensor(1)}, r"labels of batch 1 are of shape \[\]. Pass a tensor with one row per example"),
         ({"labels": None}, "a batch has no 'labels'"),
     ],
 )
@@ -183,11 +186,11 @@ def test_columns_that_the_model_does_not_know():
 
     model = Closed(make_bert().config)
     batches = [{**batch, "idx": torch.arange(len(batch["labels"]))} for batch in make_batches(model)]
-    message = r"batch 0 holds 'idx', which the model's forward does not take \(attention_mask, input_ids, labels\)"
+    message = r"batch 0 contains 'idx', .* forward does not accept \(it accepts attention_mask, input_ids, labels\)"
     with pytest.raises(AdapeftError, match=message):
         adapeft.select(model, batches, budget=100)
 
 
 def test_a_batch_that_is_no_mapping(bert):
-    with pytest.raises(AdapeftError, match="batch 0 is a tuple: give mappings of the model's inputs and 'labels'"):
+    with pytest.raises(AdapeftError, match=r"batch 0 is a tuple\. Pass mappings of the model's inputs and 'labels'"):
         adapeft.select(bert, [(torch.ones(2, 3), torch.ones(2))] * 2, budget=100)

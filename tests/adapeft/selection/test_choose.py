@@ -46,7 +46,7 @@ def statistics_of(granularity, seed):
 @pytest.mark.parametrize(
     ("granularity", "budget", "message"),
     [
-        ("row", 60, r"select.budget = 60 is 60 parameters, more than the 59 there are to choose from"),
+        ("row", 60, r"select.budget = 60 is 60 parameters, more than the 59 candidates"),
         ("row", "60%", r"select.budget = 60% is 60 parameters, more than the 59"),
         ("row", 3, r"select.budget = 3 is 3 parameters, less than the cheapest row group \(4\). Raise it"),
         ("tensor", "2%", r"less than the cheapest tensor group \(4\)"),
