@@ -1,4 +1,4 @@
-"""Attach a subset to a model: freeze everything, and make exactly the subset trainable."""
+"""Attach a subset to a model: freeze everything else and make exactly the subset trainable."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from adapeft.tune.saving import hook_saving, unhook_saving
 
 
 def attach(model: nn.Module, subset: Subset) -> nn.Module:
-    """Makes exactly ``subset`` trainable, in place, and returns the model.
+    """Make exactly ``subset`` trainable, in place, and return the model.
 
-    Whole tensors train themselves; rows and elements get a leaf, a small parameter that starts at zero. All else is
-    frozen, so optimizer state, gradients and checkpoints are as large as the subset with any trainer. A tied weight has
-    one leaf in every module that uses it. Dense parts get a leaf of the parameter's own shape, and their method's rule
-    needs ``adapeft.follow_rule`` besides. A layer with LoRA is wrapped in PEFT's, until ``detach``: its own parameters
-    are named ``….base_layer.…`` in the model meanwhile, and as ever in the subset and the delta.
+    Whole tensors are trained in place; rows and elements get a leaf, a small parameter that starts at zero. Everything
+    else is frozen, so with any trainer the optimizer state, gradients and checkpoints are as large as the subset. A
+    tied weight has one leaf in every module that uses it. Dense parts get a leaf of the parameter's shape, and the rule
+    of their method also requires ``adapeft.follow_rule``. A layer with LoRA is wrapped in a layer of PEFT until
+    ``detach``: meanwhile its parameters are named ``….base_layer.…`` in the model, but keep their names in the subset
+    and the delta.
 
     Attach before the model is sharded or wrapped for training (``fully_shard``, DeepSpeed, DistributedDataParallel) and
-    before the optimizer is made, on every rank with the same saved subset.
+    before the optimizer is created, on every rank with the same saved subset.
 
-    The model's ``state_dict`` holds the base and the leaves under names of their own, to be loaded into a model with
-    the same subset attached. ``save_pretrained``, and so the Trainer, writes the trained model: see
-    ``adapeft.tune.saving``.
+    The model's ``state_dict`` holds the base and the leaves under separate names, and loads into a model with the same
+    subset attached. ``save_pretrained``, and so the Trainer, writes the trained model; see ``adapeft.tune.saving``.
 
     Raises:
-        AdapeftError: the model already has a subset, is sharded or wrapped for training, or the subset is empty or was
-            chosen for another model, or a part does not go with its layer.
+        AdapeftError: the model already has a subset or is sharded or wrapped for training, the subset is empty or was
+            chosen for another model, or a part does not fit its layer.
     """
     check_before_trainer(model, "attach")
     passed, model = model, bare(model, "attach")
     if hasattr(model, ATTACHMENT):
-        raise AdapeftError("this model already has a subset attached: call adapeft.detach(model) first.")
+        raise AdapeftError("this model already has a subset attached. Call adapeft.detach(model) first.")
     check_not_empty(subset)
     changed = {*subset.parts, *subset.always_train}
     check_dense("attach", [entry for entry in model.named_parameters() if entry[0] in changed])
@@ -56,8 +56,8 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     chosen_for = subset.choice.fingerprint
     if fingerprint and chosen_for is not None and chosen_for != fingerprint:
         raise AdapeftError(
-            f"the subset was chosen for a base model of fingerprint {chosen_for[:12]}, this one has "
-            f"{fingerprint[:12]}: load the base model it was chosen on."
+            f"the subset was chosen for a base model with fingerprint {chosen_for[:12]}, but this model has "
+            f"{fingerprint[:12]}. Load the base model for which it was chosen."
         )
     digests = digests_of(entries_of(model, subset.new)) if fingerprint else None
     rule = rule_of(subset)
@@ -98,9 +98,9 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
 
 
 def detach(model: nn.Module) -> nn.Module:
-    """Takes the subset off again, in place: the base weights and classes are back, trained values are dropped.
+    """Remove the attached subset in place: restore base weights and module classes, and discard trained values.
 
-    New parameters (a head) keep their trained values, for there is no base to go back to.
+    New parameters (a head) keep their trained values, because the base has none to restore.
     """
     passed, model = model, bare(model, "detach")
     attachment = attachment_of(model)
@@ -125,7 +125,10 @@ def detach(model: nn.Module) -> nn.Module:
 
 
 def _turn_dropout_off(model: nn.Module) -> dict[tuple[nn.Module, str], float]:
-    """Returns the probabilities before, of modules and of layers that keep one for the functional form, as OPT's do."""
+    """Set all dropout probabilities to 0 and return the old ones.
+
+    They include attributes of layers that use functional dropout, such as those of OPT.
+    """
     before = {
         (module, name): value
         for module in model.modules()

@@ -1,4 +1,4 @@
-"""What ``attach`` did to a model: where the trained parameters are, and what was there before."""
+"""The record of an attached subset: locations of the trained parameters, and the state of the model before."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from adapeft.tune.follower import Follower
 
 
 class Owner(NamedTuple):
-    """Where a parameter is, and its whole shape.
+    """Module and name of a parameter, and its whole shape.
 
-    FSDP2, ``load_state_dict(assign=True)`` and others replace the parameter itself, so nothing keeps it but its module.
+    The parameter itself is not stored, because FSDP2, ``load_state_dict(assign=True)`` and others replace it.
     """
 
     module: nn.Module
@@ -29,32 +29,32 @@ class Owner(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module, name: str) -> Owner:
-        """The owner of the parameter ``name`` of ``module``."""
+        """Return the owner of the parameter ``name`` of ``module``."""
         return cls(module, name, tuple(module.get_parameter(name).shape))
 
 
 @dataclass
 class Attachment:
-    """What ``attach`` did to a model.
+    """An attached subset, and the state of the model before ``attach``.
 
     Attributes:
-        subset: the subset attached.
-        fingerprint: of the base model.
-        digests: of its parameters, see ``adapeft.model.fingerprint``; None without weights.
+        subset: the attached subset.
+        fingerprint: fingerprint of the base model.
+        digests: digests of its parameters, see ``adapeft.model.fingerprint``; None without weights.
         owners: name of a part or of an always-trained parameter → its trained parameters by their own names: the
-            pieces that a part adds, the leaves of a dense part, else one under the empty name.
-        base: name → its value before training, float32 on the CPU, where it is trained whole and not new.
-        required_grad: ``requires_grad`` of every parameter before.
-        rule: of the dense parts; that of a fixed mask where there are none.
+            pieces that a part adds, the leaves of a dense part, otherwise one under the empty name.
+        base: name → value before training, float32 on the CPU, of every parameter that is trained whole and not new.
+        required_grad: name → ``requires_grad`` before, of every parameter.
+        rule: rule of the dense parts; that of a fixed mask if there are none.
         dense: name → the parameter of a dense part and its rule.
         buffers: name → value before training, on the CPU, of every buffer that a checkpoint holds.
-        dropout: module and attribute → the probability before, where the rule turned dropout off.
-        hooks: what ``attach`` has registered: the check before each forward pass that the subset is trained, and
-            what reads merged checkpoints.
-        reached: names and pieces, as in ``owners``, of the trained parameters that a backward pass has given a
-            gradient. Copies, and trainers that replace the parameters, see nothing of it.
+        dropout: module and attribute → probability before, if the rule has turned dropout off.
+        hooks: registered hooks: the check before each forward pass that the subset is trained, and the loaders of
+            merged checkpoints.
+        reached: names and pieces, as in ``owners``, of the trained parameters that have received a gradient. It is not
+            updated for copies of the model, or if a trainer replaces the parameters.
         is_checked: whether a training step has found the model as ``attach`` left it.
-        follower: what keeps the rule, once an optimizer is there.
+        follower: object that applies the rule, once there is an optimizer.
     """
 
     subset: Subset
@@ -73,27 +73,28 @@ class Attachment:
     follower: Follower | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A follower writes to the leaves that its optimizer steps, which are not those of a copy.
+        # A follower writes to the leaves that its optimizer updates, which a copy of the model does not share.
         return {**self.__dict__, "follower": None}
 
     @property
     def unreached(self) -> list[str]:
-        """The names in ``owners`` of which a trained parameter has not yet received a gradient."""
+        """Names in ``owners`` with a trained parameter that has not yet received a gradient."""
         return [
             name for name, pieces in self.owners.items() if any((name, piece) not in self.reached for piece in pieces)
         ]
 
     def note_gradients(self) -> None:
-        """Makes ``reached`` follow the backward passes."""
+        """Register hooks that record in ``reached`` the parameters that receive a gradient."""
         for name in self.owners:
             for piece, parameter in self.pieces(name).items():
                 parameter.register_hook(partial(_note, self.reached, (name, piece)))
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """Name → the trainable parameter: a leaf, or the parameter itself where it is trained whole.
+        """Name → trainable parameter: a leaf, or the parameter itself if it is trained whole.
 
-        What a part adds has the part's name and its own, ``….weight.lora_A``; of a dense part the difference is here.
+        Parameters that a part adds are named after the part and the piece, ``….weight.lora_A``. For a dense part, this
+        contains its difference.
         """
         found = {}
         for name in self.owners:
@@ -106,41 +107,41 @@ class Attachment:
 
     @property
     def added(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Name → the parameters that the part adds, by their own names."""
+        """Name of a part → the parameters that it adds, by their own names."""
         return {name: self.pieces(name) for name, part in self.subset.parts.items() if part.pieces}
 
     def pieces(self, name: str) -> dict[str, nn.Parameter]:
-        """The trained parameters of ``name`` by their own names, as the model holds them now.
+        """Return the current trained parameters of ``name`` by their own names.
 
         Raises:
-            AdapeftError: the model no longer has one.
+            AdapeftError: the model no longer has one of them.
         """
         found = {}
         for piece, owner in self.owners[name].items():
             parameter = owner.module._parameters.get(owner.name)
             if parameter is None:
                 raise AdapeftError(
-                    f"the parameter that trains {name!r} is no longer in the model: something has flattened it or "
-                    f"taken it out since adapeft.attach. FullyShardedDataParallel needs use_orig_params=True."
+                    f"the parameter that trains {name!r} is no longer in the model: it was flattened or removed after "
+                    f"adapeft.attach. FullyShardedDataParallel needs use_orig_params=True."
                 )
             found[piece] = parameter
         return found
 
     def follow(self, leaves: LeafShards, optimizer: Optimizer, num_steps: int, step: int = 0) -> Follower:
-        """Keeps the rule from here on; the arguments are those of ``Follower``."""
+        """Start to apply the rule; the arguments are those of ``Follower``."""
         self.follower = Follower(self.rule, leaves, optimizer, num_steps, step)
         return self.follower
 
 
 def attachment_of(model: nn.Module) -> Attachment:
-    """The attachment of a model, which may be wrapped.
+    """Return the attachment of a model, which may be wrapped.
 
     Raises:
         AdapeftError: nothing is attached.
     """
     attachment = getattr(unwrap(model), ATTACHMENT, None)
     if attachment is None:
-        raise AdapeftError("no subset is attached to this model: call adapeft.attach(model, subset) first.")
+        raise AdapeftError("no subset is attached to this model. Call adapeft.attach(model, subset) first.")
     return attachment
 
 

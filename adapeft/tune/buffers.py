@@ -1,4 +1,4 @@
-"""The buffers that training changes: running statistics of a normalization, codebooks, vectors of a spectral norm."""
+"""Buffers that training changes: running statistics of normalizations, codebooks, vectors of spectral norms."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from adapeft.model.wrappers import name_inside
 
 
 def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Copies on the CPU of the buffers that a checkpoint of ``model`` holds, by name."""
+    """Return CPU copies of the buffers that a checkpoint of ``model`` holds, by name."""
     return {name: buffer.detach().to("cpu", copy=True) for name, buffer in _stored(model) if not buffer.is_meta}
 
 
 def changed_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of ``stored_buffers`` whose values are other than ``before``, whatever module changed them, in its dtypes.
+    """Return those of ``stored_buffers`` whose values differ from ``before``, in the dtypes of ``before``.
 
-    They are compared, for no list of module types is complete: a forward in training mode may write to any buffer.
+    All buffers are compared, because no list of module types is complete: a forward pass in training mode may write to
+    any of them.
 
     Raises:
-        AdapeftError: a buffer has another shape than before, for which the base has no place.
+        AdapeftError: the shape of a buffer has changed, so the value does not fit the base.
     """
     found = {}
     for name, buffer in _stored(model):
@@ -31,10 +32,10 @@ def changed_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str,
         if buffer.shape != before[name].shape:
             raise AdapeftError(
                 f"the buffer {name!r} had shape {tuple(before[name].shape)} when the subset was attached and has "
-                f"{tuple(buffer.shape)} now: the base has no place for it. Save the model with save_pretrained instead."
+                f"{tuple(buffer.shape)} now, which does not fit the base. Save the model with save_pretrained instead."
             )
         value = buffer.detach().cpu()
-        # An engine may have cast the model since, which is no training.
+        # An engine may have cast the model since; this does not count as a change.
         if not torch.equal(value, before[name].to(value.dtype)):
             found[name] = value.to(before[name].dtype, copy=True)
     return found
@@ -42,16 +43,16 @@ def changed_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> dict[str,
 
 @torch.no_grad()
 def set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Writes ``values`` into the buffers of these names."""
+    """Copy ``values`` into the buffers of these names."""
     for name, buffer in _stored(model):
         if name in values:
             buffer.copy_(values[name])
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name in the base, buffer) of every persistent buffer.
+    """Yield (name in the base, buffer) of every persistent buffer.
 
-    PEFT puts layers with LoRA under ``base_layer``, and trainers may have wrapped modules since ``attach``.
+    PEFT moves layers with LoRA below ``base_layer``, and trainers may have wrapped modules since ``attach``.
     """
     for path, module in model.named_modules():
         for local_name, buffer in module.named_buffers(recurse=False):

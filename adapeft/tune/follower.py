@@ -1,4 +1,4 @@
-"""A rule while an optimizer trains: gradients edited before its step, leaves projected after it."""
+"""Application of a rule during training: gradients are edited before an optimizer step, leaves projected after it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from adapeft.parts.rule import LeafShards, Rule
 
 
 class Follower:
-    """A rule at work on the leaves that an optimizer steps.
+    """Applies a rule to the leaves that an optimizer updates.
 
     Args:
-        rule: of the dense parts.
+        rule: rule of the dense parts.
         leaves: this process's shards of the leaves.
-        optimizer: the one that steps them; it may step them in several calls.
-        num_steps: of the whole training.
-        step: steps done before, for a resumed training.
+        optimizer: optimizer of the leaves; it may update them in several calls.
+        num_steps: number of steps of the whole training.
+        step: number of steps already done, when training is resumed.
     """
 
     def __init__(self, rule: Rule, leaves: LeafShards, optimizer: Optimizer, num_steps: int, step: int = 0) -> None:
@@ -31,11 +31,11 @@ class Follower:
 
     @property
     def is_ready(self) -> bool:
-        """Whether what is trained so far may be shipped."""
+        """Whether the current state of training may be shipped."""
         return self.rule.is_ready(self.num_steps)
 
     def after_step(self) -> None:
-        """Counts an optimizer step and projects where the rule says so. Collective."""
+        """Count an optimizer step, and project if the rule requires it. Collective."""
         self.rule.step += 1
         self._is_projected = False
         if self.rule.projects_after(self.rule.step, self.num_steps):
@@ -43,16 +43,16 @@ class Follower:
 
     @contextmanager
     def as_shipped(self) -> Iterator[None]:
-        """Within it the model is within the budget, where the rule scores and ships it so. Collective.
+        """Context in which the leaves are projected to the budget, if the rule does so for evaluation. Collective.
 
-        Training goes on from what it had before: how often a model is scored must not change it.
+        Afterwards training resumes from the values before, because evaluation must not affect it.
         """
         if self._is_projected or not self.rule.projects_to_evaluate:
             yield
             return
         before = [shard.values.clone() for shard in self.leaves.shards]
         self._project()
-        yield  # no finally: to publish is collective, and a rank that failed would wait for the others
+        yield  # without finally: publish is collective, and a failed rank would wait for the others
         if self.rule.step < self.num_steps:
             with torch.no_grad():
                 for shard, values in zip(self.leaves.shards, before, strict=True):

@@ -1,4 +1,4 @@
-"""Whether what ``attach`` froze has stayed as it was."""
+"""Check that the parameters frozen by ``attach`` are unchanged."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from adapeft.tune.attachment import Attachment
 
 
 def check_frozen(model: nn.Module, attachment: Attachment) -> None:
-    """Checks that the frozen parameters which this process holds whole have the values of the base.
+    """Check that the frozen parameters that this process holds whole have the values of the base.
 
-    By samples, as the fingerprint: an optimizer of somebody's own, or a module that writes to a parameter in its
-    forward, changes many entries. Parameters in float16 are left out, for a cast to it rounds the samples twice.
+    Like the fingerprint, this compares samples: a separate optimizer, or a module that writes to a parameter in its
+    forward, changes many entries. Parameters in float16 are skipped, because a cast to it rounds the samples twice.
 
     Raises:
-        AdapeftError: others were changed, which a delta would leave out.
+        AdapeftError: frozen parameters were changed, which a delta would not contain.
     """
     if attachment.digests is None:
         return
@@ -36,8 +36,8 @@ def check_frozen(model: nn.Module, attachment: Attachment) -> None:
     changed = changed_names(attachment.digests, entries)
     if changed:
         raise AdapeftError(
-            f"{changed[0]!r} (and {len(changed) - 1} more) was frozen by adapeft.attach, and has other values or "
-            f"another shape now: it was loaded or resized since, an optimizer of its own trains it, or a module writes "
-            f"to it in its forward. A delta would leave that out. Load and resize the model before adapeft.attach, and "
-            f"train this parameter with the subset (select's always_train) or keep it as it was."
+            f"{changed[0]!r} (and {len(changed) - 1} more) was frozen by adapeft.attach, but its values or shape have "
+            f"changed: it was loaded or resized since, a separate optimizer trains it, or a module writes to it in its "
+            f"forward. A delta would not contain that change. Load and resize the model before adapeft.attach, and "
+            f"train this parameter with the subset (select's always_train) or leave it unchanged."
         )

@@ -1,4 +1,4 @@
-"""An optimizer's parameter groups for whatever is trained."""
+"""Parameter groups for the optimizer of an attached subset."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from adapeft.tune.attachment import attachment_of
 
 
 def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups over the trainable parameters of a model that has a subset attached, for any optimizer of torch.
+    """Return groups of the trainable parameters of a model with an attached subset, for any optimizer of torch.
 
-    As in transformers, vectors are not decayed. A rule's extra leaves have its own learning rate and no decay; they are
-    grouped as the differences are, because ZeRO cuts equal groups at equal places and a rule needs the leaves of an
-    element on one rank.
+    As in transformers, vectors are not decayed. Extra leaves of a rule have the rule's learning rate and no decay. They
+    are grouped like the differences, because ZeRO cuts equal groups at equal places, and a rule needs all leaves of an
+    element on the same rank.
     """
     attachment = attachment_of(model)
     dense = [attachment.pieces(name) for name in attachment.dense]

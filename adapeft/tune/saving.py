@@ -1,13 +1,13 @@
-"""What ``save_pretrained`` writes of a model that has a subset attached, and how the Trainer reads it back.
+"""``save_pretrained`` of a model with an attached subset, and loading of the Trainer's checkpoints.
 
-A state dict of such a model holds the base and the leaves apart, which ``from_pretrained`` would load as the untrained
-base with some unknown keys. So the instances' ``save_pretrained`` is replaced by one that merges first, and the class
-stays what it is: state dicts keep their names and values for whatever else goes through them, such as checkpoints of
-DeepSpeed and FSDP, averages of weights, and DistributedDataParallel.
+A state dict of such a model holds the base and the leaves separately; ``from_pretrained`` would load it as the
+untrained base with some unknown keys. Therefore the ``save_pretrained`` of the instance is replaced by one that merges
+first. The class is unchanged: state dicts keep their names and values for everything else that uses them, such as
+checkpoints of DeepSpeed and FSDP, averages of weights, and DistributedDataParallel.
 
-The Trainer's own checkpoints, which it resumes from, hold the leaves too, under names that end in ``.merged``. Hooks on
-the modules that own leaves take these apart again: the base's weights are those of the model, and the leaves those of
-the checkpoint, exactly.
+The Trainer's checkpoints, from which it resumes, also hold the leaves, under names that end in ``.merged``. Hooks on
+the modules that own leaves separate them again: they restore exactly the base's weights of the model and the leaves of
+the checkpoint.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from adapeft.parts.lora_layers import ADAPTER_NAME
 from adapeft.parts.part import Part
 
 _MERGED = ".merged"
-"""Ends the name of a leaf that is in its weight already."""
+"""Suffix of the name of a leaf that is already merged into its weight."""
 
 
 class _Trained(NamedTuple):
-    """A weight that is trained beside itself, by names within its module.
+    """A weight that is trained through separate leaves, by names within its module.
 
     Attributes:
-        weight: the base's, in the model.
-        plain: the weight without the training's layers around it: its name in a checkpoint of the base.
-        leaves: what is trained of it.
+        weight: name of the base's weight in the model.
+        plain: name of the weight in a checkpoint of the base, without the layers that training adds around it.
+        leaves: names of its trained leaves.
     """
 
     weight: str
@@ -56,16 +56,16 @@ class _Trained(NamedTuple):
 
 
 def hook_saving(model: nn.Module) -> list[RemovableHandle]:
-    """Makes ``save_pretrained`` of ``model`` and of the models in it write what was trained."""
+    """Make ``save_pretrained`` of ``model`` and of the models in it write the trained weights."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            # An attribute of the instance, and a partial of a function: it is pickled and copied with its model.
+            # An instance attribute that is a partial of a function is pickled and copied with its model.
             module.__dict__["save_pretrained"] = partial(save_trained, module)
     return [module.register_load_state_dict_pre_hook(_take_apart) for module in model.modules() if _trained(module)]
 
 
 def unhook_saving(model: nn.Module) -> None:
-    """Gives the models their own ``save_pretrained`` back."""
+    """Restore the original ``save_pretrained`` of the models."""
     for module in model.modules():
         module.__dict__.pop("save_pretrained", None)
 
@@ -77,32 +77,33 @@ def save_trained(
     state_dict: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> None:
-    """``save_pretrained`` of the trained model: base + difference, rounded once to the base's dtype.
+    """Write the trained model: base + difference, rounded once to the base's dtype. Replaces ``save_pretrained``.
 
-    In a checkpoint folder of the Trainer the leaves are beside the merged weights, to resume from.
+    A checkpoint folder of the Trainer also gets the leaves, so that training can resume.
 
     Args:
-        model: one that a subset is attached to, or a part of one.
+        model: model with an attached subset, or a submodel of one.
         save_directory: folder to write.
         is_main_process: whether this process writes.
-        state_dict: of ``model``, where a trainer has gathered it.
-        options: of ``PreTrainedModel.save_pretrained``.
+        state_dict: state dict of ``model``, if a trainer has gathered it.
+        options: options of ``PreTrainedModel.save_pretrained``.
 
     Raises:
-        AdapeftError: adapters or a quantized base, which have no merged form, or shards that nobody has gathered.
+        AdapeftError: the model has adapters or a quantized base, which cannot be merged, or shards that were not
+            gathered.
     """
     is_checkpoint = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(save_directory).name) is not None
     state = _whole_state(model) if state_dict is None else dict(state_dict)
     if obstacle := _obstacle(model):
         raise AdapeftError(
-            f"save_pretrained: {obstacle}, so a plain checkpoint has no place for what was trained. Call "
-            f"adapeft.delta(model).save(path), and adapeft.Delta.load(path).apply(base) to use it; give the Trainer "
-            f"save_strategy='no', and call it after training or in a callback."
+            f"save_pretrained: {obstacle}, so a plain checkpoint cannot hold the trained weights. Call "
+            f"adapeft.delta(model).save(path), and adapeft.Delta.load(path).apply(base) to use it. With the Trainer, "
+            f"set save_strategy='no' and call it after training or in a callback."
         )
     merged, rounding = _merged(model, state, keep_leaves=is_checkpoint)
     if is_checkpoint:
-        # The Trainer loads by the names in memory, from which those of the first checkpoints of some mixtures of
-        # experts differ; from_pretrained takes either.
+        # The Trainer loads by the names in memory, which differ from those in the original checkpoints of some
+        # mixtures of experts; from_pretrained accepts both.
         options = {"save_original_format": False, **options}
     else:
         rounding.warn('adapeft.delta(model) keeps them, and adapeft.merge(..., dtype="float32") writes them.')
@@ -111,12 +112,12 @@ def save_trained(
 
 @torch.no_grad()
 def _merged(model: nn.Module, state: Mapping[str, Tensor], *, keep_leaves: bool) -> tuple[dict[str, Tensor], Rounding]:
-    """The state dict of the plain model that computes what ``model`` does in evaluation mode, and what it lost.
+    """Return the state dict of the plain model equivalent to ``model`` in evaluation mode, and its rounding losses.
 
     Args:
-        model: one with leaves or LoRA.
-        state: its own state dict, or as much of it as a trainer saves.
-        keep_leaves: whether what was merged is there too, under names that end in ``.merged``.
+        model: model with leaves or LoRA.
+        state: its state dict, or the part of it that a trainer saves.
+        keep_leaves: whether to include the merged leaves, under names that end in ``.merged``.
     """
     merged, rounding = dict(state), Rounding()
     done: dict[tuple[int, ...], Tensor] = {}
@@ -126,15 +127,15 @@ def _merged(model: nn.Module, state: Mapping[str, Tensor], *, keep_leaves: bool)
             keys = [prefix + trained.weight, *(prefix + leaf for leaf in trained.leaves)]
             missing = [key for key in keys if key not in merged]
             if len(missing) == len(keys):
-                continue  # a trainer that saves its shards elsewhere passes an empty state dict
+                continue  # a trainer that saves shards separately passes an empty state dict
             if missing:
                 raise AdapeftError(
-                    f"save_pretrained: the state dict has no {missing[0]!r}, without which the trained weight "
-                    f"{prefix + trained.plain!r} cannot be written. Pass the whole state dict of the attached model."
+                    f"save_pretrained: the state dict has no {missing[0]!r}, which is needed to write the trained "
+                    f"weight {prefix + trained.plain!r}. Pass the whole state dict of the attached model."
                 )
             weight = merged[keys[0]]
             leaves = {key: merged.pop(key) for key in keys[1:]}
-            # A tied weight is in the state dict under all its names, and has to stay one tensor.
+            # A tied weight is in the state dict under all its names, and must remain one tensor.
             place = (weight.data_ptr(), *(leaf.data_ptr() for leaf in leaves.values()))
             if place not in done:
                 done[place], lost = _sum(prefix + trained.plain, module, trained, weight, list(leaves.values()))
@@ -147,13 +148,13 @@ def _merged(model: nn.Module, state: Mapping[str, Tensor], *, keep_leaves: bool)
 
 
 def _plain_name(key: str, inside: Sequence[str]) -> str:
-    """A key as it is without LoRA, for what a plain model has."""
+    """Return the name that a key of the state dict has in the plain model, without the layers of LoRA."""
     place = next((place for place in inside if key.startswith(place) and not key.endswith(_MERGED)), None)
     return key if place is None else place.removesuffix("base_layer.") + key.removeprefix(place)
 
 
 def _trained(module: nn.Module) -> list[_Trained]:
-    """The weights of ``module`` itself that are trained beside themselves."""
+    """Return the weights of ``module`` itself that are trained through separate leaves."""
     if isinstance(module, LoraLayer) and ADAPTER_NAME in module.lora_A:
         leaves = tuple(f"{piece}.{ADAPTER_NAME}.weight" for piece in ("lora_A", "lora_B"))
         return [_Trained("base_layer.weight", "weight", leaves)]
@@ -163,7 +164,7 @@ def _trained(module: nn.Module) -> list[_Trained]:
 def _sum(
     name: str, module: nn.Module, trained: _Trained, weight: Tensor, leaves: list[Tensor]
 ) -> tuple[Tensor, Rounding]:
-    """A copy of the base's ``weight`` with the training of ``leaves`` in it, and what it was too coarse for."""
+    """Return a copy of the base's ``weight`` with ``leaves`` merged into it, and the changes lost to rounding."""
     if isinstance(module, LoraLayer):
         dim = 1 if isinstance(module.get_base_layer(), Conv1D) else 0
         rank, alpha = module.r[ADAPTER_NAME], module.lora_alpha[ADAPTER_NAME]
@@ -176,30 +177,30 @@ def _sum(
 
 
 def _obstacle(model: nn.Module) -> str:
-    """Why the training cannot be merged into plain weights; empty where it can."""
+    """Return the reason why training cannot be merged into plain weights, or an empty string if it can."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for path, module in model.named_modules():
         trained.update(f"{path}.{one.plain}".lstrip(".") for one in _trained(module))
         if has_bottleneck(module):
-            return f"an adapter stands behind {path!r}"
+            return f"an adapter follows {path!r}"
         if getattr(module, "hf_quantizer", None) is not None:
             return "the base is quantized"
     if isinstance(model, PreTrainedModel) and (path := reparametrized(model)):
         return (
             f"{path!r} computes a weight from other parameters (by pruning, weight_norm, spectral_norm or a "
-            f"parametrization; removing that before adapeft.attach makes it plain), which from_pretrained does not know"
+            f"parametrization; remove it before adapeft.attach), which from_pretrained does not support"
         )
     if unsaved := trained & unsaved_parameters(model):
-        return f"{type(model).__name__} does not write {min(unsaved)!r} into its checkpoints"
+        return f"{type(model).__name__} does not write {min(unsaved)!r} to its checkpoints"
     return ""
 
 
 def _whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with whole tensors. Collective where FSDP2 has divided them."""
+    """Return the state dict with whole tensors. Collective if FSDP2 has divided them."""
     for name, parameter in model.named_parameters():
         if is_divided(parameter) == "ZeRO-3":
             raise AdapeftError(
-                f"save_pretrained: {name!r} is divided over ranks by ZeRO-3. Pass the gathered weights: "
+                f"save_pretrained: {name!r} is divided over ranks by ZeRO-3. Pass the gathered weights with "
                 f"save_pretrained(path, state_dict=accelerator.get_state_dict(engine)), or use Trainer.save_model."
             )
     return {
@@ -208,10 +209,10 @@ def _whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _take_apart(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before ``module`` loads ``state``: splits what was merged into the base's weight and its leaves.
+    """Split merged weights into the base's weight and its leaves, before ``module`` loads ``state``.
 
     Raises:
-        AdapeftError: the weights are not those of the model's base, and no leaves say what they are.
+        AdapeftError: the weights are not those of the model's base, or were merged without their leaves.
     """
     for trained in _trained(module):
         plain, inside = prefix + trained.plain, prefix + trained.weight
@@ -223,8 +224,9 @@ def _take_apart(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: An
             base = own.to(found.device, found.dtype)
             if not is_divided(own) and not _nearly_equal(_sum(plain, module, trained, base, values)[0], found):
                 raise AdapeftError(
-                    f"the checkpoint's {plain!r} is not the base's weight of this model with the checkpoint's training "
-                    f"in it: it was trained on another base. Load that base, attach the subset, and resume again."
+                    f"the checkpoint's {plain!r} is not the sum of this model's base weight and the checkpoint's "
+                    f"leaves: the checkpoint was trained on another base. Load that base, attach the subset, and "
+                    f"resume again."
                 )
             state[inside] = own
             state.update(zip((f"{prefix}{leaf}" for leaf in trained.leaves), values, strict=True))
@@ -232,9 +234,9 @@ def _take_apart(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: An
             found = state[plain]
             if is_divided(own) or not _nearly_equal(own.to(found.device, found.dtype), found):
                 raise AdapeftError(
-                    f"the state dict has {plain!r} without the training that is attached to it, and with other values "
-                    f"than the base's: a merged model, most likely, whose training would count twice. Load it into a "
-                    f"model without a subset, or attach the subset after loading it."
+                    f"the state dict has {plain!r} without its trained leaves, and with other values than the base: it "
+                    f"is most likely a merged model, whose training would count twice. Load it into a model without a "
+                    f"subset, or attach the subset after loading it."
                 )
     if isinstance(module, LoraLayer):
         for local_name in dict(module.get_base_layer().named_parameters()):
@@ -243,7 +245,7 @@ def _take_apart(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: An
 
 
 def _nearly_equal(found: Tensor, expected: Tensor) -> bool:
-    """Equal to the rounding of one product and one sum, which differs between devices."""
+    """Whether two tensors are equal up to the rounding of one product and one sum, which differs between devices."""
     if found.shape != expected.shape:
         return False
     eps = torch.finfo(expected.dtype).eps

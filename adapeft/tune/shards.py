@@ -1,4 +1,4 @@
-"""The leaves of dense parts as ranges of what an optimizer steps. In one process a leaf is one range."""
+"""Leaves of dense parts as ranges of the tensors that an optimizer updates. In one process a leaf is one range."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ class Range(NamedTuple):
 def leaf_shards(
     attachment: Attachment, range_of: Callable[[nn.Parameter], Range | None], ranks: Ranks, publish: Callable[[], None]
 ) -> LeafShards:
-    """The shards that ``range_of`` finds of each leaf, None where this process holds nothing of it."""
+    """Return the shards of all leaves.
+
+    Args:
+        range_of: function from a leaf to the range that this process holds, or None.
+    """
     shards = []
     flats: dict[int, list[tuple[int, LeafShard]]] = {}
     position = 0
@@ -43,10 +47,10 @@ def leaf_shards(
 
 
 def whole_leaves(attachment: Attachment) -> LeafShards:
-    """The shards of one process that trains without ZeRO."""
+    """Return the shards of one process that trains without ZeRO."""
     return leaf_shards(attachment, whole, OneRank(), lambda: None)
 
 
 def whole(leaf: nn.Parameter) -> Range:
-    """A leaf that its optimizer steps as it is."""
+    """Return the range of a leaf that its optimizer updates directly."""
     return Range(leaf, 0, 0, leaf.numel())

@@ -72,7 +72,7 @@ def test_a_regression_stays_one(tmp_path):
     model = BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
     new = new_parameters(model)
     adapeft.attach(model, Subset(dict([ROWS["bert"]]), new, new))
-    with pytest.warns(UserWarning, match="has moved"):
+    with pytest.warns(UserWarning, match=r"has changed since adapeft\.attach"):
         found = adapeft.delta(model)
     adapeft.merge(found, str(tmp_path / "base"), tmp_path / "merged")
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").config.problem_type == "regression"

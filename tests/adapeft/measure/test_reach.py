@@ -169,7 +169,9 @@ def test_lora_and_adapters_on_a_layer_that_nothing_calls_are_named(name, part):
     model = CalledByNobody()
     attach(model, Subset({name: part, "called.bias": Whole((4,))}))
     step(model, torch.ones(2, 4))
-    with pytest.raises(AdapeftError, match=rf"no gradient .*: {name}\. .*LoRA and adapters also miss a layer"):
+    with pytest.raises(
+        AdapeftError, match=rf"no gradient .*: {name}\. .*LoRA and adapters also have no effect on a layer"
+    ):
         delta(model)
 
 

@@ -35,5 +35,5 @@ def test_they_are_no_candidates():
 @pytest.mark.parametrize("part", [Whole((16, 16)), Rows((16, 16), torch.tensor([3]))], ids=lambda part: part.kind)
 def test_a_trained_one_is_not_saved_as_if_it_were(part, tmp_path):
     model = attach(make_marian(), Subset({POSITIONS: part}))
-    with pytest.raises(AdapeftError, match=rf"does not write '{POSITIONS}' into its checkpoints"):
+    with pytest.raises(AdapeftError, match=rf"does not write '{POSITIONS}' to its checkpoints"):
         model.save_pretrained(tmp_path)

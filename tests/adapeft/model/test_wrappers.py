@@ -149,7 +149,7 @@ def test_peft_on_an_attached_model_is_refused_before_it_trains():
         wrapped.train()(**make_batches(make_bert())[0])
     with pytest.raises(AdapeftError, match="PeftModelForSequenceClassification"):
         adapeft.delta(wrapped)
-    with pytest.raises(AdapeftError, match="PEFT has put a layer of its own into the model"):
+    with pytest.raises(AdapeftError, match="PEFT has added a layer to the model"):
         adapeft.delta(model)
 
 
@@ -185,7 +185,7 @@ def test_a_module_replaced_later_is_refused():
 def test_a_delta_of_nothing_says_so():
     model = adapeft.attach(make_bert(), make_subset(make_bert(), "row"))
     train(copy.deepcopy(model))
-    with pytest.warns(UserWarning, match=r"none of the \d+ parts of the subset has moved since adapeft\.attach"):
+    with pytest.warns(UserWarning, match=r"none of the \d+ parts of the subset has changed since adapeft\.attach"):
         adapeft.delta(model)
 
 

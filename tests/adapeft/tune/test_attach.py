@@ -191,7 +191,7 @@ def test_the_fingerprint_of_a_subset_is_that_of_its_base(bert):
     detach(attach(bert, chosen))
     with torch.no_grad():
         bert.bert.pooler.dense.weight[0].add_(1)
-    with pytest.raises(AdapeftError, match="chosen for a base model of fingerprint"):
+    with pytest.raises(AdapeftError, match="chosen for a base model with fingerprint"):
         attach(bert, chosen)
 
 

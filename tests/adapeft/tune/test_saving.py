@@ -112,7 +112,7 @@ def test_copies_write_their_own_training_and_detached_models_the_base(tmp_path):
 
 def test_adapters_are_refused_with_the_call_to_use(tmp_path):
     model = adapeft.attach(make_bert(), mixed_subset(make_bert()))
-    with pytest.raises(AdapeftError, match=r"an adapter stands behind 'bert.*adapeft\.delta\(model\)\.save"):
+    with pytest.raises(AdapeftError, match=r"an adapter follows 'bert.*adapeft\.delta\(model\)\.save"):
         model.save_pretrained(tmp_path / "out")
     with pytest.raises(AdapeftError, match="save_strategy='no'"):
         saving_trainer(model, tmp_path / "out", 2).train()
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_base_is_refused(tmp_path):
         for parameter in other.parameters():
             parameter.mul_(1.1)
     adapeft.attach(other, subset_of(other, "row"))
-    with pytest.raises(AdapeftError, match="it was trained on another base"):
+    with pytest.raises(AdapeftError, match="checkpoint was trained on another base"):
         other.load_state_dict(load_file(tmp_path / "checkpoint-3" / "model.safetensors"), strict=False)
 
 
