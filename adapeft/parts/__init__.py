@@ -1,1 +1,1 @@
-"""Parts of a subset in a model: leaves, LoRA, adapters, and what training has changed of them."""
+"""Parts of a subset in a model (leaves, LoRA, adapters) and their changes by training."""

@@ -1,4 +1,4 @@
-"""Adapters: a small bottleneck after the output projection of a feed-forward network or of an attention."""
+"""Adapters: a small bottleneck after the output projection of a feed-forward network or attention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapeft.parts.part import AddedPart, Attached, PartHeader, Site
 
 @dataclass(frozen=True)
 class Adapter(AddedPart):
-    """A bottleneck that works on the output of a layer, whose name the part has.
+    """A bottleneck on the output of a layer; the part has the layer's name.
 
     Attributes:
         rank: width of the bottleneck.
@@ -48,17 +48,18 @@ class Adapter(AddedPart):
     def check(self, path: str | Path, name: str) -> None:
         if len(self.shape) != 1 or self.rank < 1:
             raise AdapeftError(
-                f"{path}: the adapter of {name!r} has a bottleneck of {self.rank!r} at shape {self.shape}."
+                f"{path}: the adapter of {name!r} has a bottleneck of {self.rank!r} and shape {self.shape}: the "
+                f"bottleneck must be at least 1, and the shape a single width."
             )
 
     # --- in a model ---
 
     @classmethod
     def check_layers(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
-        """Checks that every adapter is for a linear layer of its width, and that there is none yet.
+        """Check that every adapter belongs to a linear layer of its width that has no adapter yet.
 
         Raises:
-            AdapeftError: no such layer, another width, or an adapter.
+            AdapeftError: there is no such layer, its width differs, or it has an adapter already.
         """
         # Takes seconds to import, and files do not need it.
         from adapeft.model.structure import is_called_layer, is_linear_layer
@@ -68,22 +69,24 @@ class Adapter(AddedPart):
             module = modules.get(name)
             if not is_linear_layer(module) or not is_called_layer(model, name):
                 raise AdapeftError(
-                    f"the subset has an adapter behind {name!r}, which is no linear layer that this model calls."
+                    f"the subset has an adapter after {name!r}, which is not a linear layer that this model calls."
                 )
             if has_bottleneck(module):
-                raise AdapeftError(f"{name!r} has an adapter already: revert the delta that brought it first.")
+                raise AdapeftError(f"{name!r} has an adapter already: revert the delta that added it first.")
             if part.rank < 1:
-                raise AdapeftError(f"the subset's adapter behind {name!r} has a bottleneck of {part.rank}: at least 1.")
+                raise AdapeftError(
+                    f"the subset's adapter after {name!r} has a bottleneck of {part.rank}: it must be at least 1."
+                )
             shape = tuple(getattr(module.weight, "ds_shape", module.weight.shape))
             width = shape[1 if isinstance(module, Conv1D) else 0]
             if part.shape != (width,):
                 raise AdapeftError(
-                    f"the subset's adapter behind {name!r} is for a width of {part.shape[0]}, this model's is {width}: "
-                    f"it was chosen for another model."
+                    f"the subset's adapter after {name!r} has width {part.shape[0]}, but the layer of this model has "
+                    f"width {width}: the subset was chosen for another model."
                 )
 
     def attach(self, site: Site) -> Attached:
-        """An adapter that changes nothing yet: U, b and c zero, D uniform within 1/√width from seed and name alone."""
+        """Add an adapter that changes nothing yet: U, b, c zero, D uniform in ±1/√width, from seed and name alone."""
         pieces = {piece: torch.zeros(shape) for piece, shape in self.pieces.items()}
         drawn = uniform(site.seed, 0, site.name, self.pieces["down.weight"], "cpu")
         pieces["down.weight"] = (2 * drawn - 1) / math.sqrt(self.shape[0])

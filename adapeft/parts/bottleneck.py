@@ -1,4 +1,4 @@
-"""The module of an adapter, and how it gets behind a layer."""
+"""The module of an adapter, and functions that add it after a layer and remove it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NAME = "adapeft_adapter"
 
 
 class Bottleneck(nn.Module):
-    """x + U gelu(D x + b) + c, in float32 over any base; D [bottleneck, width], U [width, bottleneck].
+    """x + U gelu(D x + b) + c, in float32 for any base dtype; D [bottleneck, width], U [width, bottleneck].
 
-    Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019, whose published code has the gelu. It
-    stands where theirs does: behind the projection back to the block's width, before dropout and the block's residual.
+    Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019; the gelu is from their published code.
+    The position is theirs: after the projection back to the block's width, before dropout and the block's residual.
     """
 
     def __init__(self, pieces: Mapping[str, Tensor]) -> None:
@@ -29,18 +29,19 @@ class Bottleneck(nn.Module):
         self.load_state_dict({name: nn.Parameter(piece) for name, piece in pieces.items()}, assign=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., width] → the same."""
+        """x [..., width] → [..., width]."""
         inner = F.gelu(self.down(x.to(self.down.weight.dtype)))
         return x + self.up(inner).to(x.dtype)
 
 
 def add_bottleneck(model: nn.Module, name: str, pieces: Mapping[str, Tensor]) -> dict[str, ModulePlace]:
-    """Puts an adapter behind the layer ``name``, whatever wraps that by now.
+    """Add an adapter after the layer ``name``, which other modules may have wrapped.
 
-    The layer owns it and calls it in a hook. So it is a module like any other for those who gather and recompute.
+    The layer owns the adapter and calls it in a forward hook, so ZeRO and activation checkpointing handle it like any
+    other module.
 
     Returns:
-        Piece → the module that holds it, and its name there.
+        Piece → module that holds it, and its name there.
     """
     layer = model.get_submodule(name)
     device = next(layer.parameters()).device
@@ -52,7 +53,7 @@ def add_bottleneck(model: nn.Module, name: str, pieces: Mapping[str, Tensor]) ->
 
 
 def remove_bottleneck(model: nn.Module, name: str) -> None:
-    """Takes the adapter behind the layer ``name`` away."""
+    """Remove the adapter after the layer ``name``."""
     layer = model.get_submodule(name)
     handle: RemovableHandle = layer.get_submodule(_NAME).__dict__["handle"]
     handle.remove()
@@ -60,7 +61,7 @@ def remove_bottleneck(model: nn.Module, name: str) -> None:
 
 
 def has_bottleneck(layer: nn.Module | None) -> bool:
-    """Whether an adapter stands behind a layer."""
+    """Whether a layer has an adapter."""
     return hasattr(layer, _NAME)
 
 

@@ -1,4 +1,4 @@
-"""What training has changed of one parameter, and how it goes into the parameter's values and out again."""
+"""The trained change of one parameter, and how it is added to the parameter and removed again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from adapeft.model.rounding import Rounding
 from adapeft.parts.part import Part
 
 _TOO_LARGE = (
-    "The delta's values are too large: merge in float32 (--dtype float32), scale the delta by less, or train it again "
-    "at a lower learning rate."
+    "The delta's values are too large: merge in float32 (--dtype float32), use a smaller scale, or train again at a "
+    "lower learning rate."
 )
 
 
@@ -24,70 +24,70 @@ PartT = TypeVar("PartT", bound=Part, covariant=True)
 
 @dataclass(frozen=True)
 class Change(Generic[PartT]):
-    """The difference on one parameter: ``values`` float32 [``part.value_shape``]."""
+    """The difference of one parameter to the base: ``values`` float32 [``part.value_shape``]."""
 
     part: PartT
     values: Tensor
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The values as a file holds them, by name."""
+        """The tensors that store the values in a file, by name."""
         return self.part.split(self.values)
 
     @property
     def has_moved(self) -> bool:
-        """Whether it changes anything: whether the pieces that start at zero have left it."""
+        """Whether it changes anything: whether a piece that starts at zero is no longer zero."""
         return any(bool(self.tensors[piece].any()) for piece in self.part.scaling_pieces)
 
     def scaled(self, weight: float) -> Change[PartT]:
-        """The change that adds ``weight`` times as much."""
+        """Return the change multiplied by ``weight``."""
         scaling = self.part.scaling_pieces
         values = [times(value, weight) if piece in scaling else value for piece, value in self.tensors.items()]
         return Change(self.part, self.part.joined(values))
 
     def add_to(self, name: str, parameter: Tensor, touched: Tensor | None = None) -> Rounding:
-        """Adds the difference in place, in float32, rounded once to the parameter's dtype.
+        """Add the difference in place, in float32, rounded once to the parameter's dtype.
 
         Args:
-            name: of the parameter, for messages.
-            parameter: of the base.
-            touched: what the method of that name has returned, where it is at hand: then it is not read again.
+            name: name of the parameter, for messages.
+            parameter: parameter of the base.
+            touched: result of ``self.touched(parameter)``, if available, to avoid reading it again.
 
         Returns:
-            What was lost in that rounding.
+            The entries lost by rounding.
 
         Raises:
-            AdapeftError: the sum is not finite; the parameter is as before.
+            AdapeftError: the sum is not finite; the parameter is unchanged.
         """
         difference = self._difference(parameter.device)
         before = self.touched(parameter) if touched is None else touched
         after = (before + difference).to(parameter.dtype)  # torch adds in the wider dtype
-        check_finite({name: before}, "the base model", "Its checkpoint is damaged: get it again.")
+        check_finite({name: before}, "the base model", "Its checkpoint is damaged: download it again.")
         check_finite({name: after}, f"base plus delta in {after.dtype}", _TOO_LARGE)
         self.put_back(parameter, after)
         return Rounding.between(before, after, difference)
 
     def rounding(self, before: Tensor, after: Tensor) -> Rounding:
-        """What was lost where this change made the parameter ``after`` of ``before``."""
+        """Return the entries lost by rounding when this change turned the parameter ``before`` into ``after``."""
         return Rounding.between(self.touched(before), self.touched(after), self._difference(before.device))
 
     def _difference(self, device: torch.device) -> Tensor:
-        """float32, in the shape of ``touched``."""
+        """Return the difference in float32, in the shape of ``touched``."""
         return self.part.difference(self.values.to(device, torch.float32))
 
     def to(self, device: torch.device) -> Change[PartT]:
-        """The same change with its tensors on ``device``."""
+        """Return the change with its tensors on ``device``."""
         return Change(self.part.to(device), self.values.to(device))
 
     def touched(self, parameter: Tensor) -> Tensor:
-        """A copy of the entries of ``parameter`` that ``add_to`` changes."""
+        """Return a copy of the entries of ``parameter`` that ``add_to`` changes."""
         return self.part.touched(parameter)
 
     def put_back(self, parameter: Tensor, entries: Tensor) -> None:
-        """Writes what ``touched`` returned, bit for bit."""
+        """Restore the entries that ``touched`` returned, bit for bit."""
         self.part.put_back(parameter, entries)
 
 
 def times(values: Tensor, weight: float) -> Tensor:
-    """float32 ``values`` times ``weight``, rounded once."""
+    """Return float32 ``values`` times ``weight``, rounded once."""
     return (values.double() * weight).float()

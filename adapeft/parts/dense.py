@@ -1,4 +1,4 @@
-"""Dense parts: every element's difference to the base, under the rule of a method."""
+"""Dense parts: the difference of every element to the base, trained under the rule of a method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapeft.parts.whole import Whole
 
 
 class Dense(Part):
-    """All elements of a parameter: leaves of its shape, which a rule turns into the difference to the base."""
+    """All elements of a parameter: leaves of its shape, from which a rule computes the difference to the base."""
 
     kind = "dense"
     follows_rule = True
@@ -37,7 +37,7 @@ class Dense(Part):
 
     @torch.no_grad()
     def extract(self, trained: Sequence[Tensor], base: Tensor | None, ruled: Ruled | None) -> PartAndValues | None:
-        """The elements that moved under a budget, else the whole tensor."""
+        """Return the elements that moved if the rule has a budget, otherwise the whole tensor."""
         assert ruled is not None
         difference = ruled.effective(trained, training=False)
         shape = tuple(difference.shape)
@@ -49,7 +49,12 @@ class Dense(Part):
 
 @dataclass(frozen=True)
 class DenseLeaves(LeafPart):
-    """A dense part in a module: its parameter and rule, and the names of its leaves, the difference first."""
+    """A dense part in a module.
+
+    Attributes:
+        ruled: its parameter and rule.
+        leaf_names: names of its leaves, the difference first.
+    """
 
     ruled: Ruled
     leaf_names: tuple[str, ...]
@@ -63,7 +68,7 @@ class DenseLeaves(LeafPart):
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
     ) -> Tensor:
-        """Without a saved dense sum."""
+        """Apply the layer without saving a dense sum for the backward pass."""
         return DenseLinear.apply(x, weight, bias, self.ruled, training, transposed, *held.leaves)
 
     def merged(self, leaves: Sequence[Tensor]) -> PartAndValues:

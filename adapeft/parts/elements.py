@@ -13,12 +13,12 @@ from adapeft.parts.indexed import Indexed
 from adapeft.parts.leaves import Held
 
 _SMALLER = 4
-"""Times that a block is smaller than its matrix for its gradient to be worth the copies of its rows and columns."""
+"""How many times smaller than its matrix a block must be for its gradient to pay for copies of its rows and columns."""
 
 
 @dataclass(frozen=True, eq=False)
 class Elements(Indexed):
-    """Single entries, at ``indices`` of the flattened parameter. The leaf is [k]."""
+    """Single entries, at ``indices`` of the flattened parameter; the leaf has shape [k]."""
 
     kind = "elements"
 
@@ -42,7 +42,7 @@ class Elements(Indexed):
         return parameter.detach()[torch.unravel_index(place, parameter.shape)]
 
     def put_back(self, parameter: Tensor, entries: Tensor) -> None:
-        # In the parameter's own order, however its memory is laid out.
+        # Indexed by position in the parameter, independent of its memory layout.
         parameter[torch.unravel_index(self.indices.to(parameter.device), parameter.shape)] = entries
 
     def gather(self, dense: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Elements(Indexed):
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
     ) -> Tensor:
-        """Without a saved dense sum."""
+        """Apply the layer without saving a dense sum for the backward pass."""
         found = held.indices
         block = (
             (found["indices_rows"], found["indices_columns"], found["indices_places"])
@@ -74,9 +74,9 @@ class Elements(Indexed):
         return ElementsLinear.apply(x, weight, bias, held.leaves[0], found["indices"], block, transposed)
 
     def _block(self) -> dict[str, Tensor]:
-        """The rows and columns of a matrix that hold its elements, and where these stand in the block of both, flat.
+        """Return the rows and columns that contain the elements, and the elements' flat positions in that block.
 
-        Empty where that block is not much smaller than the matrix, whose gradient then is gathered from the whole.
+        Empty if the block is not much smaller than the matrix; the gradient is then gathered from the whole matrix.
         """
         if len(self.shape) != 2:
             return {}

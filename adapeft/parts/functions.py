@@ -1,4 +1,4 @@
-"""What modules with leaves compute without a dense gradient or a saved dense sum: autograd functions."""
+"""Autograd functions of modules with leaves, without a dense gradient or a saved dense sum."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch.autograd.function import once_differentiable
 from adapeft.parts.rule import Ruled
 
 Block = tuple[Tensor, Tensor, Tensor]
-"""Rows, columns, and the elements' places in the block of both; int64 each."""
+"""Rows, columns, and the elements' flat positions in the block of both; int64 each."""
 
 
 class ElementsLinear(torch.autograd.Function):
-    """x (W + S)ᵀ + b, S zero but for the leaf at flat ``indices`` of W.
+    """x (W + S)ᵀ + b, where S is zero except for the leaf at flat ``indices`` of W.
 
-    Saves the parameter W and not the sum: under ZeRO-3 the backward hook has gathered W again, and elsewhere the sum
-    would be a second copy of every trained matrix for the length of a step. The leaf's gradient is gathered from that
-    of the rows and columns that hold its elements, or from the transient dense one where they hold most of W.
+    Saves the parameter W and not the sum: under ZeRO-3 the backward hook gathers W again, and otherwise the sum would
+    be a second copy of every trained matrix for the duration of a step. The leaf's gradient is taken from that of the
+    rows and columns that contain its elements, or from a transient dense gradient if they cover most of W.
     """
 
     @staticmethod
@@ -50,7 +50,7 @@ class ElementsLinear(torch.autograd.Function):
             grad_x = grad @ _sum_of(weight, leaf, indices, ctx.transposed).to(grad.dtype)
         if needs_leaf:
             inputs = x.reshape(-1, x.shape[-1]).to(grad.dtype)
-            # Of W [first, second], as it is stored.
+            # In the order in which W [first, second] is stored.
             first, second = (inputs, rows) if ctx.transposed else (rows, inputs)
             places = indices
             if ctx.block is not None:
@@ -66,7 +66,7 @@ def _sum_of(weight: Tensor, leaf: Tensor, indices: Tensor, transposed: bool) -> 
 
 
 class Effective(torch.autograd.Function):
-    """What a dense part adds to its parameter; saves the leaves alone, for the same reason as ``ElementsLinear``."""
+    """The difference that a dense part adds; saves only the leaves, for the same reason as ``ElementsLinear``."""
 
     @staticmethod
     def forward(ctx: Any, ruled: Ruled, training: bool, *leaves: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Effective(torch.autograd.Function):
 
 
 class DenseLinear(torch.autograd.Function):
-    """x (W + E)ᵀ + b, E what the rule makes of the leaves; saves the parameters and neither E nor the sum."""
+    """x (W + E)ᵀ + b, where the rule computes E from the leaves; saves the parameters but neither E nor the sum."""
 
     @staticmethod
     def forward(
@@ -118,8 +118,9 @@ class DenseLinear(torch.autograd.Function):
 
 
 def _effective_again(ruled: Ruled, leaves: Sequence[Tensor], training: bool) -> tuple[Tensor, list[Tensor]]:
-    """What ``ruled`` added in the forward pass, and the leaves that it then depends on. The step being the same, so are
-    the draws.
+    """Recompute the difference that ``ruled`` added in the forward pass, and return it with the leaves it depends on.
+
+    The random draws are the same because the step is.
     """
     with torch.enable_grad():
         again = [leaf.detach().requires_grad_() for leaf in leaves]

@@ -1,4 +1,4 @@
-"""What rows and elements share: indices, and a leaf in every module that uses the parameter."""
+"""The base class of rows and elements: indices, and a leaf in every module that uses the parameter."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from adapeft.parts.rule import DIFFERENCE
 
 @dataclass(frozen=True, eq=False)
 class Indexed(Part, LeafPart):
-    """Some of a parameter's elements, trained as a small parameter that starts at zero, a leaf.
+    """Some of a parameter's elements, trained through a leaf: a small parameter that starts at zero.
 
     Attributes:
-        indices: int64, ascending.
+        indices: ascending indices, int64.
     """
 
     indices: Tensor
@@ -43,7 +43,7 @@ class Indexed(Part, LeafPart):
     @property
     @abstractmethod
     def limit(self) -> int:
-        """What the indices are below."""
+        """Exclusive upper bound of the indices."""
 
     @property
     def num_indices(self) -> int:
@@ -55,7 +55,7 @@ class Indexed(Part, LeafPart):
 
     @property
     def stored_indices(self) -> Tensor:
-        """int32 where the parameter allows it: with a float32 value 8 bytes a trained element."""
+        """The indices as int32 if the parameter is small enough: with the float32 value, 8 bytes per element."""
         size = torch.Size(self.shape).numel()
         return self.indices.to(torch.int32 if size < 2**31 else torch.int64).cpu()
 
@@ -68,7 +68,7 @@ class Indexed(Part, LeafPart):
         indices, limit = self.indices, self.limit
         ascending = bool((indices[1:] > indices[:-1]).all()) if indices.ndim == 1 else False
         if not (limit and ascending) or (len(indices) and not 0 <= int(indices[0]) <= int(indices[-1]) < limit):
-            raise AdapeftError(f"{path}: the indices of {name!r} are not ascending within 0 … {limit - 1}.")
+            raise AdapeftError(f"{path}: the indices of {name!r} must be 1-D, ascending and from 0 to {limit - 1}.")
 
     def attach(self, site: Site) -> Attached:
         module, local_name = site.places[0]

@@ -1,12 +1,12 @@
-"""Modules that own a leaf: the trained difference of one of their own parameters, or of some rows or elements of it.
+"""Modules with leaves: a leaf is the trained difference of a parameter, or of some of its rows or elements.
 
-A module is turned into a subclass of its own class, so that it keeps its parameters, its name and its hooks: under
-ZeRO-3 the module's pre-forward hook gathers weight and leaf together, which a wrapper around another module's weight
-would not get. A leaf starts at zero and is all that the optimizer, the gradients and the checkpoints see; weight decay
-on it pulls towards the pretrained value.
+The module's class is replaced by a subclass, so that the module keeps its parameters, name and hooks: under ZeRO-3 its
+pre-forward hook gathers weight and leaf together, which would not work with a wrapper around another module's weight.
+A leaf starts at zero; optimizer, gradients and checkpoints contain only the leaf, and weight decay on it pulls towards
+the pretrained value.
 
-Whoever reads such a parameter as an attribute, within the module's forward or anywhere else, gets the sum of parameter
-and leaf. What works on parameters as such (``named_parameters``, ``state_dict``, ``get_parameter``, optimizers, ZeRO,
+Reading such a parameter as an attribute, in the module's forward or anywhere else, returns the sum of parameter and
+leaf. Code that works on parameters as such (``named_parameters``, ``state_dict``, ``get_parameter``, optimizers, ZeRO,
 FSDP) finds them in ``_parameters`` and gets the parameter alone.
 """
 
@@ -34,11 +34,11 @@ _CHANGE_FIRST = (
 
 
 class Held(NamedTuple):
-    """What a module holds of a part of its own parameter.
+    """Leaves and index buffers of one part in a module.
 
     Attributes:
-        leaves: in the order of ``LeafPart.leaf_names``.
-        indices: the buffers of ``LeafPart.index_buffers``.
+        leaves: leaves in the order of ``LeafPart.leaf_names``.
+        indices: buffers of ``LeafPart.index_buffers``.
     """
 
     leaves: tuple[Tensor, ...]
@@ -46,48 +46,48 @@ class Held(NamedTuple):
 
 
 class LeafPart(ABC):
-    """What modules with leaves ask of a part that they hold.
+    """Interface of the parts that modules with leaves use.
 
     Attributes:
-        leaf_names: names of its leaves.
+        leaf_names: names of the part's leaves.
     """
 
     leaf_names: tuple[str, ...]
 
     @abstractmethod
     def index_buffers(self, is_linear: bool) -> dict[str, Tensor]:
-        """int64: what the module needs beside the leaves, which its buffers keep on its device.
+        """Return the int64 index tensors that the module needs next to the leaves and registers as buffers.
 
         Args:
-            is_linear: whether the module computes with ``linear``.
+            is_linear: whether the module calls ``linear``.
         """
 
     @abstractmethod
     def added_to(self, parameter: Tensor, held: Held, training: bool) -> Tensor:
-        """Parameter plus what the leaves make of it, dense."""
+        """Return the dense sum of the parameter and the difference that the leaves define."""
 
     @abstractmethod
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
     ) -> Tensor:
-        """x [..., in] → [..., out] of a linear layer whose weight has the part; ``transposed`` for ``Conv1D``."""
+        """Apply a linear layer whose weight has the part: x [..., in] → [..., out]; ``transposed`` for ``Conv1D``."""
 
     @property
     def looks_up(self) -> bool:
-        """Whether ``look_up`` serves an embedding."""
+        """Whether ``look_up`` is implemented, for embeddings."""
         return False
 
     def look_up(self, tokens: Tensor, weight: Tensor, held: Held, padding_idx: int | None) -> Tensor:
-        """tokens int64 [...] → [..., embedding] without a dense sum."""
+        """Look up embeddings without a dense sum: tokens int64 [...] → [..., embedding]."""
         raise NotImplementedError
 
     @abstractmethod
     def merged(self, leaves: Sequence[Tensor]) -> PartAndValues:
-        """What ``leaves`` add to the parameter when it does not train, as a part and its values."""
+        """Return the difference that ``leaves`` add in evaluation mode, as a part and its values."""
 
 
 def add_leaves(module: nn.Module, name: str, part: LeafPart, leaves: Mapping[str, nn.Parameter]) -> dict[str, str]:
-    """Gives ``module`` the ``leaves`` of ``part``, which trains the module's parameter ``name``.
+    """Register in ``module`` the ``leaves`` of ``part``, which trains the module's parameter ``name``.
 
     Returns:
         Leaf → its name in ``module``.
@@ -103,7 +103,7 @@ def add_leaves(module: nn.Module, name: str, part: LeafPart, leaves: Mapping[str
 
 
 def remove_leaves(module: nn.Module) -> None:
-    """Gives ``module`` its own class back."""
+    """Remove all leaves from ``module`` and restore its class."""
     if isinstance(module, _WithLeaves):
         for name, part in module.leaf_parts.items():
             for leaf in part.leaf_names:
@@ -115,7 +115,7 @@ def remove_leaves(module: nn.Module) -> None:
 
 
 def leaves_of(module: nn.Module) -> dict[str, dict[str, str]]:
-    """Name of each parameter of ``module`` that has leaves → these → their names in ``module``."""
+    """Return, for each parameter of ``module`` that has leaves, a mapping from leaf to its name in ``module``."""
     if not isinstance(module, _WithLeaves):
         return {}
     return {
@@ -124,12 +124,12 @@ def leaves_of(module: nn.Module) -> dict[str, dict[str, str]]:
 
 
 def difference_of(module: nn.Module, name: str, leaves: Sequence[Tensor]) -> PartAndValues:
-    """What ``leaves`` add to the parameter ``name`` of ``module`` when it does not train, as a part and its values.
+    """Return the difference that ``leaves`` add to a parameter in evaluation mode, as a part and its values.
 
     Args:
-        module: one with leaves.
-        name: of the parameter.
-        leaves: its leaves in the order of ``leaves_of``.
+        module: module with leaves.
+        name: name of the parameter in the module.
+        leaves: leaves of the parameter in the order of ``leaves_of``.
     """
     assert isinstance(module, _WithLeaves)
     return module.leaf_parts[name].merged(leaves)
@@ -148,67 +148,68 @@ def _leaf_name(name: str, leaf: str = DIFFERENCE) -> str:
 
 
 class _WithLeaves(nn.Module):
-    """Any module: its parameters that have leaves read as their sums.
+    """Mixin for any module: reading a parameter that has leaves returns the sum.
 
-    Correct for whatever the module, or another one that reads its parameters, does with them; a sum is a dense
-    transient, built once for the module's own forward and once for every read from elsewhere.
+    This is correct for any use of the parameters, by the module or by others that read them. The sum is a dense
+    transient, built once per forward of the module and once per read from elsewhere.
     """
 
     leaf_parts: dict[str, LeafPart]
 
     def __getattr__(self, name: str) -> Any:
-        # Python asks here for what is in neither the instance nor its class, so for every parameter.
-        # A parameter that FSDP has taken out to put another in its place is not there for a moment.
+        # Python calls this for names that are neither in the instance nor in its class, so for every parameter.
+        # While FSDP replaces a parameter, it is briefly missing.
         with_leaves = name in self.__dict__.get("leaf_parts", ()) and name in self.__dict__["_parameters"]
         if with_leaves and not _is_asked_for_the_parameter():
             return self.summed(name)
         return super().__getattr__(name)
 
-    # No __setattr__: FSDP2 writes into _parameters only where a module has nn.Module's own.
+    # No __setattr__: FSDP2 writes to _parameters only if a module has nn.Module's.
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As ``nn.Module``'s, which pruning gives what it has read: the sum, and no parameter."""
+        """Register as in ``nn.Module``, but refuse plain tensors: pruning passes the sum that it has read."""
         if isinstance(param, Tensor) and not isinstance(param, nn.Parameter):
             trained = ", ".join(map(repr, self.leaf_parts))
             raise AdapeftError(
-                f"the parameter {name!r} of a {type(self).__name__} cannot be set to a tensor that is no parameter. A "
-                f"subset trains {trained} there: what is read is the sum of the base and its training. {_CHANGE_FIRST}"
+                f"the parameter {name!r} of a {type(self).__name__} cannot be set to a tensor that is not a parameter. "
+                f"A subset trains {trained} there, so reading it returns the sum of base and trained difference. "
+                f"{_CHANGE_FIRST}"
             )
         super().register_parameter(name, param)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # A class made at run time cannot be imported: copies and pickles make it anew from the module's own class.
+        # A class created at run time cannot be imported: copies and pickles recreate it from the module's own class.
         reduced: Any = super().__reduce_ex__(protocol)
         return _blank, (type(self).__bases__[1],), *reduced[2:]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward of the module's own class on the sums."""
+        """Call the forward of the module's own class with the sums as its parameters."""
         sums = {name: self.summed(name) for name in self.leaf_parts}
-        # An instance attribute is found before nn.Module's own parameters, which ZeRO's hooks keep seeing.
+        # Instance attributes take precedence over nn.Module's parameters, which ZeRO's hooks still see.
         self.__dict__.update(sums)
         try:
             return super().forward(*args, **kwargs)
         finally:
             for name in sums:
-                self.__dict__.pop(name, None)  # a forward within this one has taken them away already
+                self.__dict__.pop(name, None)  # a nested forward may have removed them already
 
     def held(self, name: str) -> Held:
-        """The leaves and indices of the part of parameter ``name``."""
+        """Return the leaves and indices of the part of parameter ``name``."""
         leaves = tuple(self._parameters[_leaf_name(name, leaf)] for leaf in self.leaf_parts[name].leaf_names)
         start = len(f"{name}_leaf_")
         return Held(leaves, {key[start:]: self._buffers[key] for key in self.index_names(name)})  # type: ignore[arg-type, misc]
 
     def index_names(self, name: str) -> list[str]:
-        """The buffers that hold indices of the part of parameter ``name``."""
+        """Return the names of the index buffers of the part of parameter ``name``."""
         return [key for key in self._buffers if key.startswith(f"{name}_leaf_indices")]
 
     def summed(self, name: str) -> Tensor:
-        """Parameter plus leaf, dense."""
-        # ZeRO-3 gathers what is read with [], not with get.
+        """Return the dense sum of parameter and leaves."""
+        # ZeRO-3 gathers parameters that are read with [], not with get.
         parameter = self._parameters[name] if name in self._parameters else None  # noqa: SIM401
         if parameter is None:
             raise AdapeftError(
-                f"the parameter {name!r} of a {type(self).__name__} is trained by a subset and was taken out of it "
-                f"after adapeft.attach. {_CHANGE_FIRST}"
+                f"the parameter {name!r} of a {type(self).__name__} is trained by a subset, but was removed from the "
+                f"module after adapeft.attach. {_CHANGE_FIRST}"
             )
         if name not in self.leaf_parts:
             return parameter
@@ -216,11 +217,11 @@ class _WithLeaves(nn.Module):
 
 
 class _LinearWithLeaves(_WithLeaves):
-    """``nn.Linear`` and ``Conv1D`` as the part of their weight computes them, without a saved dense sum."""
+    """``nn.Linear`` and ``Conv1D``, computed by the part of their weight without saving a dense sum."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out]."""
-        if self._parameters.get("weight") is None:  # computed from other parameters, as by weight normalization
+        if self._parameters.get("weight") is None:  # computed from other parameters, as in weight normalization
             return super().forward(x)
         transposed = isinstance(self, Conv1D)
         bias = self.summed("bias") if self._parameters.get("bias") is not None else None
@@ -250,13 +251,13 @@ class _EmbeddingWithLeaves(_WithLeaves):
 
 
 class _RecurrentWithLeaves(_WithLeaves):
-    """``nn.LSTM`` and its like, which keep their parameters in a list besides and compute with that."""
+    """``nn.LSTM`` and the other ``nn.RNNBase``, which also keep their parameters in a list and compute with that."""
 
     _flat_weights: list[Tensor]
     _flat_weights_names: list[str]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The forward of the module's own class on a list of the sums."""
+        """Call the forward of the module's own class with the sums in its list of weights."""
         parameters = self._flat_weights
         self.__dict__["_flat_weights"] = [self.summed(name) for name in self._flat_weights_names]
         try:
@@ -265,29 +266,29 @@ class _RecurrentWithLeaves(_WithLeaves):
             self.__dict__["_flat_weights"] = parameters
 
     def _weights_have_changed(self) -> bool:
-        # The sums of every forward are new, which torch would take for new parameters to lay out anew and keep.
+        # The sums are new tensors in every forward; torch would flatten and keep them as if they were new parameters.
         return False
 
 
 @cache
 def _class_with_leaves(cls: type[nn.Module]) -> type[nn.Module]:
     fast = {nn.Linear: _LinearWithLeaves, Conv1D: _LinearWithLeaves, nn.Embedding: _EmbeddingWithLeaves}
-    # Only the classes themselves: a subclass may compute something else from the same weight.
+    # Only these exact classes: a subclass may use the weight in another way.
     general = _RecurrentWithLeaves if issubclass(cls, nn.RNNBase) else _WithLeaves
-    # Named as the class itself: transformers writes the name of a model's class into its config.
+    # Same name as the original class: transformers writes the name of a model's class to its config.
     return type(cls.__name__, (fast.get(cls, general), cls), {})
 
 
 def _blank(cls: type[nn.Module]) -> nn.Module:
-    """An instance of the class with leaves of ``cls``, to be filled by whoever copies or unpickles one."""
+    """Return an empty instance of the class with leaves of ``cls``, to be filled by copying or unpickling."""
     with_leaves = _class_with_leaves(cls)  # type: ignore[arg-type]
     return with_leaves.__new__(with_leaves)
 
 
 def _is_asked_for_the_parameter() -> bool:
-    """Whether who reads the attribute wants the parameter itself: to write to it or to tie it, or to divide it.
+    """Whether the code that reads the attribute needs the parameter itself, to write to it, tie it or shard it.
 
-    ``nn.Module.get_parameter`` and FSDP read an attribute like anyone else, of modules that they do not own.
+    ``nn.Module.get_parameter`` and FSDP read parameters of other modules as ordinary attributes.
     """
     if torch.compiler.is_compiling():
         return False

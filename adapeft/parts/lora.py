@@ -1,4 +1,4 @@
-"""LoRA: a product of two small matrices beside a linear layer's weight."""
+"""LoRA: a product of two small matrices that is added to a linear layer's weight."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from adapeft.parts.part import AddedPart, Attached, PartAndValues, PartHeader, S
 
 @dataclass(frozen=True)
 class Lora(AddedPart):
-    """W + (alpha / rank) · B A, A [rank, in], B [out, rank], both float32 over any base.
+    """W + (alpha / rank) · B A, A [rank, in], B [out, rank], both float32 for any base dtype.
 
-    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The layer is wrapped in PEFT's. A is
-    drawn as PEFT does, uniformly within 1/√in, but from seed and name alone; B = 0, so the output starts as the base's.
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. The layer is wrapped in PEFT's layer. A
+    is drawn as in PEFT, uniformly in ±1/√in, but from seed and name alone; B = 0, so the output starts as the base's.
 
     Attributes:
-        dim: the dimension of the output neurons.
-        rank: of the product.
-        alpha: rank times the factor of the product.
+        dim: dimension of the output neurons.
+        rank: rank of the product.
+        alpha: rank times the scaling factor of the product.
     """
 
     dim: int
@@ -51,19 +51,19 @@ class Lora(AddedPart):
         if len(self.shape) != 2 or self.dim not in (0, 1) or not 1 <= self.rank <= min(self.shape):
             raise AdapeftError(
                 f"{path}: {name!r} of shape {self.shape} has a LoRA of rank {self.rank!r} along dimension "
-                f"{self.dim!r}: a matrix takes ranks from 1 to its smaller side."
+                f"{self.dim!r}: LoRA needs a matrix, a dimension of 0 or 1, and a rank from 1 to the smaller side."
             )
         if not self.alpha > 0:
-            raise AdapeftError(f"{path}: the LoRA of {name!r} has alpha {self.alpha!r}, not above 0.")
+            raise AdapeftError(f"{path}: the LoRA of {name!r} has alpha {self.alpha!r}: it must be above 0.")
 
     # --- in a model ---
 
     @classmethod
     def check_layers(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
-        """Checks that every part is on the weight of one linear layer.
+        """Check that every part is on the weight of one linear layer.
 
         Raises:
-            AdapeftError: another kind of layer, a weight that several places use, or a rank or alpha that does nothing.
+            AdapeftError: the layer is not linear, its weight is used in several places, or rank or alpha is invalid.
         """
         from adapeft.parts.lora_layers import check_layers  # takes seconds to import, and files do not need it
 
@@ -71,7 +71,7 @@ class Lora(AddedPart):
 
     @classmethod
     def prepare(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
-        """Wraps the layers in PEFT's, in place. Their weights are then named ``….base_layer.weight``."""
+        """Wrap the layers in PEFT's, in place. Their weights are then named ``….base_layer.weight``."""
         from adapeft.parts.lora_layers import wrap
 
         wrap(model, parts)
@@ -87,7 +87,7 @@ class Lora(AddedPart):
 
     @classmethod
     def remove(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
-        """Puts the base's own layers back: modules, names and classes are as before ``prepare``."""
+        """Restore the base's layers: modules, names and classes are as before ``prepare``."""
         from adapeft.parts.lora_layers import unwrap
 
         unwrap(model, parts)
@@ -96,15 +96,16 @@ class Lora(AddedPart):
 
     @torch.no_grad()
     def difference(self, values: Tensor) -> Tensor:
-        """(alpha / rank) · B A in the shape of the parameter and the dtype of ``values`` [count]."""
+        """Return (alpha / rank) · B A in the shape of the parameter and the dtype of ``values`` [count]."""
         pieces = self.split(values)
         product = pieces["lora_B"] @ pieces["lora_A"] * (self.alpha / self.rank)
         return product if self.dim == 0 else product.t()
 
     @classmethod
     def sum_of(cls, terms: Sequence[tuple[float, Self, Tensor]]) -> PartAndValues | None:
-        """Σ w (α/r) B A = [w₁ (α₁/r₁) B₁ …] [A₁; …], exact except for the rounding of B; None for what is no smaller
-        than the matrix.
+        """Return Σ w (α/r) B A = [w₁ (α₁/r₁) B₁ …] [A₁; …], exact except for the rounding of B.
+
+        None if the result would be larger than the matrix, or if the parts differ in ``dim``.
         """
         first, rank = terms[0][1], sum(part.rank for _, part, _ in terms)
         if any(part.dim != first.dim for _, part, _ in terms) or rank * sum(first.shape) > math.prod(first.shape):

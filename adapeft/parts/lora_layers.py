@@ -1,4 +1,4 @@
-"""PEFT's layers around the linear layers that have LoRA: which may have it, wrapping them, and the way back."""
+"""PEFT's LoRA layers: checking which layers can have LoRA, wrapping them, and unwrapping them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from adapeft.model.places import ModulePlace, places_of
 from adapeft.model.structure import is_called_layer, is_linear_layer
 
 ADAPTER_NAME = "default"
-"""PEFT's own name for an adapter that nobody named: its saved files are loaded under it."""
+"""PEFT's name for an unnamed adapter, under which its saved files are loaded."""
 
 
 class LowRank(Protocol):
-    """What PEFT has to know of a LoRA part."""
+    """The fields of a LoRA part that PEFT needs."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
+        """Shape of the weight."""
 
     @property
     def dim(self) -> int:
@@ -35,58 +35,58 @@ class LowRank(Protocol):
 
     @property
     def rank(self) -> int:
-        """Of the product."""
+        """Rank of the product."""
 
     @property
     def alpha(self) -> float:
-        """Rank times the factor."""
+        """Rank times the scaling factor."""
 
 
 def check_layers(model: nn.Module, parts: Mapping[str, LowRank]) -> None:
-    """Checks that every LoRA is on the weight of one linear layer, whose output neurons are where it has them.
+    """Check that every LoRA is on the weight of one linear layer, with the output neurons along its ``dim``.
 
     Args:
-        model: to attach to.
+        model: model to attach to.
         parts: LoRA by the name of its weight.
 
     Raises:
-        AdapeftError: another kind of layer, or a weight that several places use.
+        AdapeftError: the layer is not linear, its weight is used in several places, or dim, rank or alpha is invalid.
     """
     places, paths = places_of(model), Counter(module for _, module in model.named_modules(remove_duplicate=False))
     for name, part in parts.items():
         module, local_name = places[name][0]
         if local_name != "weight" or not is_linear_layer(module):
             raise AdapeftError(
-                f"the subset has LoRA on {name!r}, a parameter of {type(module).__name__}: it is for the weights of "
-                f"linear layers. Train rows or elements of this one."
+                f"the subset has LoRA on {name!r}, a parameter of {type(module).__name__}: LoRA needs the weight of a "
+                f"linear layer. Train rows or elements of it."
             )
         if not is_called_layer(model, _layer(name)):
             raise AdapeftError(
-                f"the subset has LoRA on {name!r}, whose weight its state-space mixer hands to fused kernels without "
-                f"calling the layer, so LoRA would be passed over. Train rows or elements of it."
+                f"the subset has LoRA on {name!r}, but its state-space mixer passes this weight to fused kernels "
+                f"without calling the layer, so LoRA would have no effect. Train rows or elements of it."
             )
         if len(places[name]) > 1 or paths[module] > 1:
             raise AdapeftError(
-                f"the subset has LoRA on {name!r}, which is tied and used in several places: they would part. Train "
-                f"rows or elements of it, which stay tied."
+                f"the subset has LoRA on {name!r}, which is tied and used in several places: LoRA would change only "
+                f"one of them. Train rows or elements of it, which stay tied."
             )
         if part.dim != (1 if isinstance(module, Conv1D) else 0):
             raise AdapeftError(
-                f"the subset's LoRA on {name!r} takes dimension {part.dim} for the output neurons, which in "
-                f"{type(module).__name__} is the other one."
+                f"the subset's LoRA on {name!r} has its output neurons along dimension {part.dim}, but in "
+                f"{type(module).__name__} they are along the other one."
             )
         if not (1 <= part.rank <= min(part.shape) and part.alpha > 0):
             raise AdapeftError(
                 f"the subset's LoRA on {name!r} of shape {part.shape} has rank {part.rank} and alpha {part.alpha}: the "
-                f"rank is from 1 to the smaller side, and alpha above 0."
+                f"rank must be from 1 to the smaller side, and alpha above 0."
             )
 
 
 def wrap(model: nn.Module, parts: Mapping[str, LowRank]) -> None:
-    """Wraps the layers of ``parts`` in PEFT's, in place. Their weights are then named ``….base_layer.weight``.
+    """Wrap the layers of ``parts`` in PEFT's, in place. Their weights are then named ``….base_layer.weight``.
 
     Raises:
-        AdapeftError: PEFT refuses a layer, or wraps others or with other ranks; the model is as before.
+        AdapeftError: PEFT rejects a layer, or wraps other layers or with other ranks; the model is unchanged.
     """
     required_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -100,19 +100,19 @@ def wrap(model: nn.Module, parts: Mapping[str, LowRank]) -> None:
 
 
 def unwrap(model: nn.Module, names: Collection[str]) -> None:
-    """Puts the base's own layers back: modules, names and classes are as before ``wrap``."""
+    """Restore the base's layers: modules, names and classes are as before ``wrap``."""
     for name in names:
         path, _, layer = _layer(name).rpartition(".")
         parent = model.get_submodule(path)
         setattr(parent, layer, getattr(parent, layer).base_layer)
-    vars(model).pop("peft_config", None)  # not there where PEFT refused before it began
+    vars(model).pop("peft_config", None)  # missing if PEFT refused before it changed anything
 
 
 def set_factors(model: nn.Module, name: str, factors: Mapping[str, Tensor]) -> dict[str, ModulePlace]:
-    """Gives the wrapped layer of the weight ``name`` its A and B.
+    """Set A and B of the wrapped layer with the weight ``name``.
 
     Returns:
-        A and B → the module that holds it, and its name there.
+        A and B → module that holds it, and its name there.
     """
     layer = model.get_submodule(_layer(name))
     assert isinstance(layer, LoraLayer)
@@ -123,40 +123,40 @@ def set_factors(model: nn.Module, name: str, factors: Mapping[str, Tensor]) -> d
 
 
 def _inject(model: nn.Module, parts: Mapping[str, LowRank]) -> None:
-    """Lets PEFT wrap exactly the layers of ``parts``.
+    """Make PEFT wrap exactly the layers of ``parts``.
 
-    Its matching of ``target_modules`` does not: for a mixture of experts it reads them as names from transformers 4
-    and cuts them down to their last part, which other layers have too. So the layers are given as the keys of a
-    state dict, which it takes as they are, and the targets name nothing.
+    Its matching of ``target_modules`` would wrap others: for a mixture of experts it treats them as transformers 4
+    names and shortens them to their last component, which other layers share. So the layers are passed as keys of a
+    state dict, which PEFT uses unchanged, and the targets match nothing.
     """
     config = _config(parts)
     targets, config.target_modules = config.target_modules, ["none"]
     keys = {f"{_layer(name)}.lora_A.weight": torch.empty(0) for name in parts}
     with warnings.catch_warnings():
-        # PEFT finds out by itself which layers are Conv1D, and tells; and that the targets are not the keys.
+        # PEFT detects Conv1D layers itself and warns; it also warns that targets and keys differ.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set")
         warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")
         try:
             inject_adapter_in_model(config, model, ADAPTER_NAME, state_dict=keys)
         except ValueError as error:
             raise AdapeftError(
-                f"PEFT refuses LoRA on {len(parts)} layers, among them {_layer(next(iter(parts)))!r}: {error} Leave "
-                f"such layers out with select.exclude, or train rows or elements of them."
+                f"PEFT rejects LoRA on {len(parts)} layers, such as {_layer(next(iter(parts)))!r}: {error} Leave such "
+                f"layers out with select.exclude, or train rows or elements of them."
             ) from error
     config.target_modules = targets
 
 
 def _injected(model: nn.Module) -> dict[str, LoraLayer]:
-    """The layers of LoRA in ``model`` by the names of the weights that they adapt."""
+    """Return the LoRA layers in ``model`` by the names of the weights that they adapt."""
     layers = {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
     return {f"{path}.weight": layer for path, layer in layers.items()}
 
 
 def _check_injected(model: nn.Module, parts: Mapping[str, LowRank]) -> None:
-    """Checks that PEFT has wrapped the layers of ``parts``, with their ranks and scales, and no others.
+    """Check that PEFT has wrapped the layers of ``parts``, with their ranks and scales, and no others.
 
     Raises:
-        AdapeftError: it has not.
+        AdapeftError: PEFT has wrapped other layers, or with other ranks or scales.
     """
     found = {
         name: (layer.r.get(ADAPTER_NAME), layer.scaling.get(ADAPTER_NAME)) for name, layer in _injected(model).items()
@@ -167,14 +167,14 @@ def _check_injected(model: nn.Module, parts: Mapping[str, LowRank]) -> None:
         missing = sorted(wanted.keys() - found.keys())
         others = sorted(name for name in found.keys() & wanted.keys() if found[name] != wanted[name])
         raise AdapeftError(
-            f"PEFT did not put LoRA where the subset has it. Wrapped without being asked for: {extra or 'none'}. "
-            f"Asked for and not wrapped: {missing or 'none'}. Another rank or scale: {others or 'none'}. Nothing was "
+            f"PEFT did not add LoRA to exactly the layers of the subset. Wrapped but not requested: {extra or 'none'}. "
+            f"Requested but not wrapped: {missing or 'none'}. Wrong rank or scale: {others or 'none'}. Nothing was "
             f"attached. Train rows or elements of these layers, or install another version of peft."
         )
 
 
 def _config(parts: Mapping[str, LowRank]) -> LoraConfig:
-    """PEFT's description of LoRA on exactly these weights, each with its own rank and alpha."""
+    """Return the PEFT config of LoRA on exactly these weights, each with its own rank and alpha."""
     layers = {re.escape(_layer(name)): part for name, part in parts.items()}
     return LoraConfig(
         target_modules="|".join(layers),

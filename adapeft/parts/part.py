@@ -1,7 +1,7 @@
-"""A part: what is trained of one parameter, or behind one layer. Every kind is a class in a file of its own.
+"""The base class of parts: the trained part of one parameter, or a module after one layer.
 
-A kind knows all there is to know of its parts: how many elements they train and how a file describes them, how they go
-into a model and what of it they train, and what their training adds to a weight.
+Every kind is a class in its own file. It counts its parts' trained elements, reads and writes their description in
+files, attaches them to a model, extracts their trained values, and adds these to a weight.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adapeft.parts.rule import Rule, Ruled
 
 
 class PartHeader(Header):
-    """What a file says of a part."""
+    """Description of a part in a file."""
 
     kind: str
     shape: list[NonNegativeInt]
@@ -32,21 +32,21 @@ class PartHeader(Header):
 
     @model_validator(mode="after")
     def _can_be_counted(self) -> Self:
-        """torch counts in 64 bits and wraps round without a word."""
+        """Check that the element count fits: torch counts in 64 bits and overflows silently."""
         if math.prod(max(size, 1) for size in (*self.shape, self.rank)) > MOST:
-            raise ValueError(f"shape {self.shape} and rank {self.rank} are of no model")
+            raise ValueError(f"shape {self.shape} and rank {self.rank} are too large for any model")
         return self
 
 
 class Site(NamedTuple):
-    """Where a part is attached.
+    """The location at which a part is attached.
 
     Attributes:
         model: the model.
-        name: of the part.
-        places: every module that holds the part's parameter; none for a part behind a layer.
-        seed: random seed of the values that training starts from.
-        rule: of the dense parts.
+        name: name of the part.
+        places: all modules that hold the part's parameter; none for a part after a layer.
+        seed: random seed of the initial values.
+        rule: rule of the dense parts.
     """
 
     model: nn.Module
@@ -60,8 +60,8 @@ class Attached(NamedTuple):
     """A part in a model.
 
     Attributes:
-        pieces: the trained parameters by their own names; one under the empty name where it needs none.
-        ruled: the parameter and its rule, of a dense part.
+        pieces: trained parameters by piece name; a single piece has the empty name.
+        ruled: parameter and rule of a dense part.
     """
 
     pieces: dict[str, ModulePlace]
@@ -70,17 +70,17 @@ class Attached(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """What is trained of one parameter, or behind one layer.
+    """The trained part of one parameter, or a module after one layer.
 
     Attributes:
         kind: name of the kind in files and tables.
-        changes_parameter: whether what is trained can be added to the parameter whose name the part has; otherwise the
-            name is that of a layer, whose output it changes.
+        changes_parameter: whether the trained difference can be added to the parameter that the part is named after;
+            otherwise the part is named after a layer, whose output it changes.
         trains_in_place: whether it trains the model's own parameter.
         follows_rule: whether it trains under the rule that ``Subset.description`` names.
-        scaling_pieces: the tensors of its values that what it adds is proportional to, zero before training.
-        is_indexed: whether a file holds indices of it.
-        shape: of the parameter; the width of the layer for a part behind one.
+        scaling_pieces: tensors of its values to which the added difference is proportional; zero before training.
+        is_indexed: whether files hold indices for it.
+        shape: shape of the parameter; the width of the layer for a part after a layer.
     """
 
     kind: ClassVar[str]
@@ -101,12 +101,12 @@ class Part:
 
     @property
     def num_indices(self) -> int:
-        """Number of indices that say which elements are trained; 0 for the whole parameter."""
+        """Number of indices of the trained elements; 0 for the whole parameter."""
         return 0
 
     @property
     def is_empty(self) -> bool:
-        """Whether it trains nothing, according to its indices alone."""
+        """Whether it trains nothing, judged by its indices alone."""
         return False
 
     @property
@@ -116,132 +116,128 @@ class Part:
         return 4 * self.count + (0 if indices is None else indices.nbytes)
 
     def mask(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Which elements of the flattened parameter, from ``start`` to before ``stop``, are trained.
-
-        Returns:
-            bool [stop - start].
-        """
+        """Return which elements of the flattened parameter in [start, stop) are trained: bool [stop - start]."""
         stop = torch.Size(self.shape).numel() if stop is None else stop
         return torch.ones(stop - start, dtype=torch.bool)
 
     def whole_rows(self, num_rows: int) -> Tensor:
-        """int64: which of the ``num_rows`` output neurons of its matrix it trains whole."""
+        """Return the output neurons, of ``num_rows`` of the matrix, that it trains whole: int64."""
         return torch.empty(0, dtype=torch.int64)
 
     # --- files ---
 
     def describe(self) -> dict[str, Any]:
-        """All but the indices, for the header of a file."""
+        """Return the description for the header of a file: everything except the indices."""
         return {"kind": self.kind, "shape": self.shape, "dim": 0}
 
     @classmethod
     def read(cls, header: PartHeader, indices: Tensor | None) -> Self:
-        """The inverse of ``describe``; ``check`` says whether the numbers go together."""
+        """Return the part of a description; the inverse of ``describe``. ``check`` validates it."""
         return cls(tuple(header.shape))
 
     def check(self, path: str | Path, name: str) -> None:
-        """Checks what was read from a file.
+        """Check a part that was read from a file.
 
         Raises:
-            AdapeftError: the numbers do not go together.
+            AdapeftError: its fields are invalid or contradict each other.
         """
 
     @property
     def stored_indices(self) -> Tensor | None:
-        """The indices as a file holds them."""
+        """The indices in the form in which a file stores them."""
         return None
 
     @property
     def pieces(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the parameters that the part adds to the model, by name; none where it trains what is there."""
+        """Shapes of the parameters that the part adds to the model, by name; empty if it adds none."""
         return {}
 
     @property
     def value_shape(self) -> tuple[int, ...]:
-        """Shape of its values: of its leaf, or of the parameter; [count] where they are several pieces."""
+        """Shape of its values: that of its leaf or of the parameter; [count] for several pieces."""
         return self.shape
 
     @property
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that hold its values in a file, by name."""
+        """Shapes of the tensors that store its values in a file, by name."""
         return {"values": self.value_shape}
 
     def split(self, values: Tensor) -> dict[str, Tensor]:
-        """The tensors that hold ``values`` in a file, by name."""
+        """Return the tensors that store ``values`` in a file, by name."""
         return {"values": values}
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The inverse of ``split``."""
+        """Return the values of the stored tensors; the inverse of ``split``."""
         return tensors[0]
 
     # --- in a model ---
 
     @classmethod
     def check_layers(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
-        """Checks that the parts of this kind go with the layers of ``model``, before anything is attached.
+        """Check that the parts of this kind fit the layers of ``model``, before anything is attached.
 
         Raises:
-            AdapeftError: one does not.
+            AdapeftError: a part does not fit.
         """
 
     @classmethod
     def prepare(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
-        """Changes the layers of all ``parts`` of this kind together, where ``attach`` needs that.
+        """Change the layers of all ``parts`` of this kind together, if ``attach`` needs it.
 
         Raises:
-            AdapeftError: a layer cannot be changed; the model is as before.
+            AdapeftError: a layer cannot be changed; the model is unchanged.
         """
 
     def attach(self, site: Site) -> Attached:
-        """Puts the part into a model. All parts are attached in the order of their subset, after ``prepare``."""
+        """Attach the part to a model. All parts are attached in the order of their subset, after ``prepare``."""
         raise NotImplementedError(self.kind)
 
     @classmethod
     def remove(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
-        """Removes what ``prepare``, ``attach`` and ``install`` have added for parts of this kind, except leaves."""
+        """Remove everything that ``prepare``, ``attach`` and ``install`` added for these parts, except leaves."""
 
     def install(self, model: nn.Module, name: str, values: Tensor) -> None:
-        """Puts a trained part into a model that is not trained, where it cannot be added to a parameter."""
+        """Add a trained part to a model for inference, for kinds that cannot be added to a parameter."""
         raise NotImplementedError(self.kind)
 
     def extract(self, trained: Sequence[Tensor], base: Tensor | None, ruled: Ruled | None) -> PartAndValues | None:
-        """What training has changed, as a part and its values; None where it changed nothing.
+        """Return the trained change as a part and its values; None if nothing changed.
 
         Args:
-            trained: the trained parameters in the order of ``Attached.pieces``, whole, float32.
-            base: the parameter before training, where it trains in place.
-            ruled: what ``attach`` returned.
+            trained: full trained parameters in the order of ``Attached.pieces``, float32.
+            base: parameter before training, if the part trains in place.
+            ruled: ``Attached.ruled`` from ``attach``.
         """
         return self, self.joined(trained)
 
     # --- what training adds to a parameter ---
 
     def difference(self, values: Tensor) -> Tensor:
-        """What ``values`` add to the entries that ``touched`` returns, in their shape."""
+        """Return the difference that ``values`` add to the entries returned by ``touched``, in their shape."""
         return values
 
     def touched(self, parameter: Tensor) -> Tensor:
-        """A copy of the entries of ``parameter`` that training changes."""
+        """Return a copy of the entries of ``parameter`` that training changes."""
         return parameter.detach().clone()
 
     def put_back(self, parameter: Tensor, entries: Tensor) -> None:
-        """Writes what ``touched`` returned, bit for bit."""
+        """Restore the entries that ``touched`` returned, bit for bit."""
         parameter.copy_(entries)
 
     def gather(self, dense: Tensor) -> Tensor:
-        """The entries of a tensor of the parameter's shape, in ``value_shape``."""
+        """Return the part's entries of a tensor of the parameter's shape, in ``value_shape``."""
         return dense
 
     def entries(self, values: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Positions in the flattened parameter, int64 [count] ascending, and what ``values`` add to each, [count].
+        """Return ascending positions in the flattened parameter, int64 [count], and the difference at each, [count].
 
-        The positions are None for all of them.
+        The positions are None if the part covers the whole parameter.
         """
         return None, self.difference(values).flatten()
 
     @classmethod
     def sum_of(cls, terms: Sequence[tuple[float, Self, Tensor]]) -> PartAndValues | None:
-        """Σ weight · what the values of a part add, as a part of the same kind; None where that does not pay.
+        """Return Σ weight · difference as a part of the same kind; None if that is impossible or does not pay.
 
         Args:
             terms: weights, parts of this kind on one parameter, and their values.
@@ -249,17 +245,17 @@ class Part:
         return None
 
     def to(self, device: torch.device) -> Self:
-        """The same part with its tensors on ``device``."""
+        """Return the part with its tensors on ``device``."""
         return self
 
 
 PartAndValues = tuple[Part, Tensor]
-"""A part, and values of it [``value_shape``]."""
+"""A part and its values [``value_shape``]."""
 
 
 @dataclass(frozen=True)
 class AddedPart(Part):
-    """A part that adds several parameters to the model; its values are these pieces one after another."""
+    """A part that adds several parameters to the model; its values are the concatenation of these pieces."""
 
     @property
     def count(self) -> int:

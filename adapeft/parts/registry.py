@@ -1,4 +1,4 @@
-"""The kinds of parts. A new kind is a file here and a line in ``KINDS``; an export of it is a function in formats."""
+"""The registry of part kinds. A new kind is a file here and an entry in ``KINDS``; its export goes into ``formats``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from adapeft.parts.part import Part, PartHeader
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 
-# In the order in which their layers are prepared: an adapter stands behind a layer that LoRA has wrapped.
+# In the order in which their layers are prepared: an adapter goes after a layer that LoRA has wrapped.
 KINDS: dict[str, type[Part]] = {cls.kind: cls for cls in (Whole, Rows, Elements, Dense, Lora, Adapter)}
 
 
 def by_kind(parts: Mapping[str, Part]) -> list[tuple[type[Part], dict[str, Part]]]:
-    """The kinds that occur, in the order of ``KINDS``, and the parts of each."""
+    """Return the kinds that occur, in the order of ``KINDS``, with the parts of each."""
     found: list[tuple[type[Part], dict[str, Part]]] = []
     for cls in KINDS.values():
         if own := {name: part for name, part in parts.items() if type(part) is cls}:
@@ -32,17 +32,17 @@ def by_kind(parts: Mapping[str, Part]) -> list[tuple[type[Part], dict[str, Part]
 
 
 def load_part(path: str | Path, name: str, entry: Mapping[str, Any], indices: Tensor | None) -> Part:
-    """The part that a file describes; within ``reading``.
+    """Return the part that a file describes; to be called within ``reading``.
 
     Raises:
-        AdapeftError: its indices, shape and rank do not go together.
+        AdapeftError: kind, indices, shape or rank are invalid or contradict each other.
     """
     if indices is not None and indices.dtype not in (torch.int32, torch.int64):
-        raise AdapeftError(f"{path}: the indices of {name!r} are {indices.dtype}, not int32 or int64.")
+        raise AdapeftError(f"{path}: the indices of {name!r} have dtype {indices.dtype}, not int32 or int64.")
     header = PartHeader.model_validate(entry)
     cls = KINDS.get(header.kind)
     if cls is None or cls.is_indexed != (indices is not None):
-        raise AdapeftError(f"{path}: {name!r} is of kind {header.kind!r}, which does not go with its indices.")
+        raise AdapeftError(f"{path}: {name!r} has kind {header.kind!r}, which does not match its indices.")
     part = cls.read(header, None if indices is None else indices.long())
     part.check(path, name)
     return part

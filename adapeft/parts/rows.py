@@ -1,4 +1,4 @@
-"""Rows: some of the slices of a parameter along one dimension, such as the output neurons of a layer."""
+"""Rows: slices of a parameter along one dimension, such as the output neurons of a layer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from adapeft.parts.part import PartHeader
 
 @dataclass(frozen=True, eq=False)
 class Rows(Indexed):
-    """Slices of a parameter. The leaf has its shape with ``dim`` moved to the front and cut to the chosen rows.
+    """Slices of a parameter. The leaf has its shape, with ``dim`` moved to the front and reduced to the chosen rows.
 
     Attributes:
-        dim: the dimension that rows are counted along.
+        dim: dimension that the rows are slices along.
     """
 
     dim: int = 0
@@ -84,7 +84,7 @@ class Rows(Indexed):
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
     ) -> Tensor:
-        """Output neurons without a dense gradient; rows of the inputs from the dense sum."""
+        """Apply the layer: output neurons without a dense gradient, input dimensions through the dense sum."""
         if self.dim != (1 if transposed else 0):
             total = self.added_to(weight, held, training)
             return F.linear(x, total.t() if transposed else total, bias)
@@ -102,7 +102,7 @@ class Rows(Indexed):
         hit = (rows[place] == tokens).unsqueeze(-1)
         looked_up = F.embedding(place, leaf)
         if padding_idx is not None:
-            # The row of the padding gets no gradient from nn.Embedding, nor does its leaf.
+            # nn.Embedding gives the padding row no gradient, so its leaf gets none either.
             padding = tokens.eq(padding_idx).unsqueeze(-1)
             looked_up = torch.where(padding, looked_up.detach(), looked_up)
         output = F.embedding(tokens, weight, padding_idx)

@@ -1,4 +1,4 @@
-"""The interface of a rule, which dense parts train under, and the ranges of leaves that it works on."""
+"""The interface of the rules under which dense parts train, and the shards of leaves that they work on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from adapeft.ranks import Ranks
 
 DIFFERENCE = "difference"
-"""The leaf that every dense part has, θ − θ⁰ before the rule; a rule may give a part more leaves."""
+"""The leaf that every dense part has: θ − θ⁰ before the rule. A rule may add more leaves."""
 
 Options = TypeVar("Options")
 
 
 class Place(NamedTuple):
-    """A parameter: its name, and the dimension of its inputs where nothing but linear layers use it, else None."""
+    """A parameter's name, and the dimension of its inputs if only linear layers use it, otherwise None."""
 
     name: str
     input_dim: int | None
@@ -26,16 +26,17 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class LeafShard:
-    """What this process holds of one leaf: ``leaf.flatten()[start : start + len(values)]``.
+    """This process's shard of one leaf: ``leaf.flatten()[start : start + len(values)]``.
 
     Attributes:
         leaf: ``DIFFERENCE`` or one of the rule's ``extra_leaves``.
-        name: of the parameter.
-        shape: of the leaf.
+        name: name of the parameter.
+        shape: shape of the leaf.
         parameter: index of the parameter among the dense parts.
-        position: of the first value among the elements of all dense parts, for leaves of the parameter's shape.
-        start: of the first value in the flattened leaf.
-        values: float32, 1-D; a view of what the optimizer steps.
+        position: position of the first value among the elements of all dense parts, for leaves of the parameter's
+            shape.
+        start: position of the first value in the flattened leaf.
+        values: values of the shard, float32, 1-D; a view of the tensor that the optimizer steps.
     """
 
     leaf: str
@@ -52,11 +53,11 @@ class LeafShards:
     """This process's shards of all leaves.
 
     Attributes:
-        shards: in the order of the parameters; none is empty.
-        num_parameters: dense parts, on whatever rank.
-        ranks: who holds the rest.
-        flats: id of a tensor that the optimizer steps → its shards and where in it they begin.
-        publish: brings changed values to the model that computes. Collective.
+        shards: shards in the order of the parameters; none is empty.
+        num_parameters: number of dense parts on all ranks.
+        ranks: ranks that share the leaves.
+        flats: id of a tensor that the optimizer steps → its shards and their offsets in it.
+        publish: function that copies changed values to the model. Collective.
     """
 
     shards: tuple[LeafShard, ...]
@@ -66,23 +67,23 @@ class LeafShards:
     publish: Callable[[], None]
 
     def of(self, leaf: str) -> list[LeafShard]:
-        """The shards of one kind of leaf."""
+        """Return the shards of one kind of leaf."""
         return [shard for shard in self.shards if shard.leaf == leaf]
 
 
 class Rule(ABC, Generic[Options]):
-    """What a method does with dense leaves beyond plain training.
+    """The way in which a method trains dense leaves, beyond plain training.
 
-    The mask lives in the leaves' values alone, so that a checkpoint of the leaves and ``step`` is all there is to it.
+    The mask is stored only in the leaves' values, so the leaves and ``step`` are a complete checkpoint.
 
     Attributes:
-        options: the method's numbers.
-        seed: of its random draws.
-        budget: elements that may differ from the base when the model is scored and shipped; None: all may.
-        step: optimizer steps done.
-        extra_leaves: names of the leaves that a dense part has beside its difference.
-        extra_learning_rate: theirs.
-        turns_dropout_off: whether the rule takes the place of the model's dropout.
+        options: options of the method.
+        seed: random seed of its draws.
+        budget: maximum number of elements that differ from the base in evaluation and in the delta; None: no limit.
+        step: number of completed optimizer steps.
+        extra_leaves: names of the leaves that a dense part has in addition to its difference.
+        extra_learning_rate: learning rate of the extra leaves.
+        turns_dropout_off: whether the rule replaces the model's dropout.
     """
 
     extra_leaves: tuple[str, ...] = ()
@@ -96,37 +97,37 @@ class Rule(ABC, Generic[Options]):
         self.step = 0
 
     def start(self, leaf: str, shape: tuple[int, ...]) -> Tensor:
-        """Value of one of the ``extra_leaves`` before training, for a parameter of this shape."""
+        """Return the initial value of one of the ``extra_leaves``, for a parameter of this shape."""
         raise NotImplementedError(leaf)
 
     def effective(self, place: Place, leaves: Sequence[Tensor], training: bool) -> Tensor:
-        """What the forward pass adds to the pretrained parameter; differentiable.
+        """Return the difference that the forward pass adds to the pretrained parameter; differentiable.
 
         Args:
             place: the parameter.
-            leaves: its leaves, whole: the difference, then the ``extra_leaves``.
-            training: whether the module that uses it trains.
+            leaves: its full leaves: the difference, then the ``extra_leaves``.
+            training: whether the module that uses it is in training mode.
         """
         return leaves[0]
 
     def edit_gradient(self, shard: LeafShard, gradient: Tensor) -> None:
-        """Changes the gradient of a shard in place, after clipping and before the optimizer sees it."""
+        """Change the gradient of a shard in place, after clipping and before the optimizer step."""
 
     def projects_after(self, step: int, num_steps: int) -> bool:
-        """Whether a projection follows step ``step`` of ``num_steps``, the first being 1."""
+        """Whether a projection follows step ``step`` of ``num_steps``, counted from 1."""
         return False
 
     @property
     def projects_to_evaluate(self) -> bool:
-        """Whether evaluating and shipping project first."""
+        """Whether a projection precedes evaluation and saving of the delta."""
         return False
 
     def is_ready(self, num_steps: int) -> bool:
-        """Whether what is trained so far may be shipped."""
+        """Whether the training so far may be saved as a delta."""
         return True
 
     def project(self, leaves: LeafShards) -> None:
-        """Brings the leaves within the budget, in place. Collective."""
+        """Project the leaves onto the budget, in place. Collective."""
         raise NotImplementedError
 
 
@@ -138,5 +139,5 @@ class Ruled:
     rule: Rule[Any]
 
     def effective(self, leaves: Sequence[Tensor], training: bool) -> Tensor:
-        """What the forward pass adds to the parameter."""
+        """Return the difference that the forward pass adds to the parameter."""
         return self.rule.effective(self.place, leaves, training)

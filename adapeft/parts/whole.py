@@ -1,4 +1,4 @@
-"""A whole parameter."""
+"""Whole parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapeft.parts.rule import Ruled
 
 
 class Whole(Part):
-    """All elements of a parameter, which trains itself."""
+    """All elements of a parameter, which is trained in place."""
 
     kind = "tensor"
     trains_in_place = True

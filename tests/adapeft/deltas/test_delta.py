@@ -151,9 +151,9 @@ ELEMENTS = "bert.embeddings.LayerNorm.weight"
     [
         ({"tensors": lambda t: t.pop(f"{ELEMENTS}.values")}, "damaged description"),
         ({"tensors": lambda t: t.update({f"{ELEMENTS}.values": torch.zeros(7)})}, "values of shape"),
-        ({"tensors": lambda t: t.update({f"{ELEMENTS}.indices": torch.tensor([12])})}, "not ascending within 0 … 11"),
-        ({"tensors": lambda t: t.update({f"{ELEMENTS}.indices": torch.tensor([-1])})}, "not ascending within"),
-        ({"tensors": lambda t: t.pop(f"{ELEMENTS}.indices")}, "does not go with its indices"),
+        ({"tensors": lambda t: t.update({f"{ELEMENTS}.indices": torch.tensor([12])})}, "ascending and from 0 to 11"),
+        ({"tensors": lambda t: t.update({f"{ELEMENTS}.indices": torch.tensor([-1])})}, "ascending and from 0 to"),
+        ({"tensors": lambda t: t.pop(f"{ELEMENTS}.indices")}, "does not match its indices"),
         ({"tensors": lambda t: t.pop("classifier.bias.new")}, "damaged description"),
         ({"header": lambda h: h.pop("parts")}, "damaged description"),
         ({"header": lambda h: h.update(parts=[1])}, "damaged description"),

@@ -155,9 +155,9 @@ def test_a_bfloat16_base_has_float32_adapters():
 @pytest.mark.parametrize(
     ("make", "name", "width", "message"),
     [
-        (make_bert, "bert.encoder.layer.0.output", 12, "is no linear layer"),
-        (make_bert, "bert.encoder.layer.7.output.dense", 12, "is no linear layer"),
-        (make_gpt2, "transformer.h.0.attn.c_attn", 12, "for a width of 12, this model's is 36"),
+        (make_bert, "bert.encoder.layer.0.output", 12, "is not a linear layer"),
+        (make_bert, "bert.encoder.layer.7.output.dense", 12, "is not a linear layer"),
+        (make_gpt2, "transformer.h.0.attn.c_attn", 12, "has width 12, but the layer of this model has width 36"),
     ],
 )
 def test_where_adapters_cannot_be(make, name, width, message):

@@ -218,15 +218,15 @@ def test_a_layer_that_is_never_called_is_refused():
     model.blocks = nn.ModuleList([nn.MultiheadAttention(4, 2)])
     name = "blocks.0.out_proj.weight"
     assert not any(info.is_linear or info.output_of for info in describe_parameters(model))
-    with pytest.raises(AdapeftError, match="it is for the weights of linear layers"):
+    with pytest.raises(AdapeftError, match="LoRA needs the weight of a linear layer"):
         attach(model, Subset({name: Lora((4, 4), 0, 1, 1.0)}))
-    with pytest.raises(AdapeftError, match="no linear layer that this model calls"):
+    with pytest.raises(AdapeftError, match="not a linear layer that this model calls"):
         attach(model, Subset({name.removesuffix(".weight"): Adapter((4,), 1)}))
 
 
 def test_an_alpha_of_nothing_is_refused_when_loading(tmp_path):
     Subset({QUERY: Lora((12, 12), 0, 1, 0.0)}).save(tmp_path / "s")
-    with pytest.raises(AdapeftError, match=r"has alpha 0\.0, not above 0"):
+    with pytest.raises(AdapeftError, match=r"has alpha 0\.0: it must be above 0"):
         Subset.load(tmp_path / "s")
 
 
@@ -250,8 +250,8 @@ def test_a_damaged_delta_is_refused(piece, tmp_path):
 @pytest.mark.parametrize(
     ("rank", "said"),
     [
-        (0, "has a LoRA of rank 0 .* from 1 to its smaller side"),
-        (13, "has a LoRA of rank 13 .* from 1 to its smaller side"),
+        (0, "has a LoRA of rank 0 .* from 1 to the smaller side"),
+        (13, "has a LoRA of rank 13 .* from 1 to the smaller side"),
         (-1, "rank: Input should be greater than or equal to 0"),
     ],
 )
@@ -381,7 +381,7 @@ def test_what_peft_wraps_otherwise_is_an_error_and_undone(monkeypatch):
         return inject_adapter_in_model(config, model, name, state_dict=state_dict | {f"{second}.lora_A.weight": None})
 
     monkeypatch.setattr("adapeft.parts.lora_layers.inject_adapter_in_model", widened)
-    said = rf"without being asked for: \['{second}\.weight'\].*not wrapped: none.*rank or scale: \['{first}\.weight'\]"
+    said = rf"but not requested: \['{second}\.weight'\].*not wrapped: none.*rank or scale: \['{first}\.weight'\]"
     with pytest.raises(AdapeftError, match=said):
         attach(model, subset)
     assert everything_about(model) == before
@@ -399,6 +399,6 @@ def test_what_peft_refuses_is_an_error_that_names_it():
     out = infos["mixer.out_proj.weight"]
     with pytest.raises(AdapeftError, match=rf"LoRA on '{out.name}', .* fused kernels"):
         attach(model, Subset({out.name: Lora(out.shape, 0, 2, 2.0)}))
-    with pytest.raises(AdapeftError, match=rf"adapter behind '{out.name.removesuffix('.weight')}'"):
+    with pytest.raises(AdapeftError, match=rf"adapter after '{out.name.removesuffix('.weight')}'"):
         attach(model, Subset({out.name.removesuffix(".weight"): Adapter((12,), 2)}))
     assert everything_about(model) == before

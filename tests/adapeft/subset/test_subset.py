@@ -106,7 +106,7 @@ def test_foreign_files(path):
 )
 def test_indices_that_do_not_fit(path, name, indices):
     rewrite(path, lambda tensors, _: tensors.update({name: torch.tensor(indices, dtype=torch.int32)}))
-    with pytest.raises(AdapeftError, match=f"the indices of '{name}' are not ascending within 0"):
+    with pytest.raises(AdapeftError, match=f"the indices of '{name}' must be 1-D, ascending and from 0 to"):
         Subset.load(path)
 
 
@@ -115,7 +115,7 @@ def test_indices_that_do_not_fit(path, name, indices):
 )
 def test_kinds_that_do_not_go_with_the_indices(path, name, kind):
     rewrite(path, lambda _, description: description["parts"][name].update(kind=kind))
-    with pytest.raises(AdapeftError, match=f"'{name}' is of kind '{kind}', which does not go with its indices"):
+    with pytest.raises(AdapeftError, match=f"'{name}' has kind '{kind}', which does not match its indices"):
         Subset.load(path)
 
 
