@@ -1,4 +1,4 @@
-"""Causal language modelling: the next token of texts, joined and cut into blocks."""
+"""Causal language modeling on texts that are joined and split into blocks."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class CausalLMData(Data):
-    """Texts to train on and to be judged by."""
+    """Texts to train and evaluate on."""
 
     task: ClassVar[str] = "causal-lm"
     formerly: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"text_pair": None, "label": "label", "padding": "longest"}
     )
 
-    max_length: PositiveInt = Field(default=128, description="tokens of a block that the texts are cut into")
-    metric: Harmless[Literal["auto", "loss", "perplexity"]] = Field(default="auto", description="how evaluation judges")
+    max_length: PositiveInt = Field(default=128, description="tokens per block that the texts are split into")
+    metric: Harmless[Literal["auto", "loss", "perplexity"]] = Field(default="auto", description="evaluation metric")
 
 
 class CausalLM(Task[CausalLMData]):
-    """An example is a block of exactly ``data.max_length`` tokens, and its labels are its own tokens."""
+    """Causal language modeling; an example is a block of exactly ``data.max_length`` tokens, which are its labels."""
 
     data = CausalLMData
     auto_class = "AutoModelForCausalLM"
@@ -72,13 +72,13 @@ class CausalLM(Task[CausalLMData]):
 
     def summary(self, description: DataDescription, data: CausalLMData) -> str:
         return (
-            f"{description.num_train:,} texts to train on, {description.num_evaluation:,} to evaluate, in blocks of "
+            f"{description.num_train:,} training texts, {description.num_evaluation:,} evaluation texts, in blocks of "
             f"{data.max_length} tokens"
         )
 
 
 class TokenMetrics(Metrics):
-    """Of tokens: their mean loss says all."""
+    """Metrics of next-token prediction, which depend only on the mean loss."""
 
     of = "causal-lm"
     higher_is_better = {"loss": False, "perplexity": False}

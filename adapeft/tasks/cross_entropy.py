@@ -1,4 +1,4 @@
-"""Cross-entropies over classes and tokens."""
+"""Cross-entropy losses over classes and tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapeft.tasks.objective import IGNORED, Objective
 
 
 class Classification(Objective):
-    """Cross-entropy over C classes, labels int64 [n], -100 where ignored."""
+    """Cross-entropy over C classes; labels int64 [n], -100 where ignored."""
 
     summary = "cross-entropy over the classes"
 
@@ -36,13 +36,13 @@ class Classification(Objective):
 
 
 class NextToken(Objective):
-    """Cross-entropy of the next token, labels int64 [n, T] as in transformers: not shifted, -100 where ignored."""
+    """Cross-entropy of the next token; labels int64 [n, T] as in transformers: not shifted, -100 where ignored."""
 
     summary = "cross-entropy of the next token, over all tokens with a label"
 
     def predicted(self, labels: Tensor) -> Tensor:
         predicted = labels != IGNORED
-        predicted[:, :1] = False  # nothing comes before the first token
+        predicted[:, :1] = False  # the first token has no context to be predicted from
         return predicted
 
     def fits(self, logits: Tensor, labels: Tensor) -> bool:
@@ -65,16 +65,16 @@ class NextToken(Objective):
 
 
 class SequenceToSequence(Objective):
-    """Cross-entropy of the decoder's tokens, labels int64 [n, T], -100 where ignored; logits [n, T, C] predict them.
+    """Cross-entropy of the decoder's tokens; labels int64 [n, T], -100 where ignored, logits [n, T, C].
 
-    The decoder reads the tokens before each label, whichever label the loss then takes: a sampled one, too.
+    The decoder reads the true tokens before each label, also if the loss uses sampled labels.
     """
 
-    summary = "cross-entropy of the decoder's tokens, over all with a label"
+    summary = "cross-entropy of the decoder's tokens, over all tokens with a label"
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        # Given the labels, the model makes the decoder's input of them where the batch has none, each in its own way
-        # (without them BART would make it of the encoder's input). The loss that it computes as well is not used.
+        # If the batch has no decoder input, the model builds it from the labels, each model in its own way (without
+        # labels BART would build it from the encoder's input). The loss that the model also computes is not used.
         with naming_examples(batch):
             return model(**batch.inputs, labels=batch.labels).logits
 
@@ -96,16 +96,16 @@ class SequenceToSequence(Objective):
 
 
 def _sample_tokens(logits: Tensor, labels: Tensor, ids: Tensor, seed: int) -> Tensor:
-    """Tokens int64 [n, T] sampled from logits [n, T, C], -100 where the labels are."""
+    """Sample tokens int64 [n, T] from logits [n, T, C]; -100 where the labels are -100."""
     sampled = torch.empty_like(labels)
-    # An example at a time: the cumulative distribution of a whole batch over a large vocabulary does not fit.
+    # One example at a time: the cumulative distribution of a batch over a large vocabulary does not fit into memory.
     for row, uniform in enumerate(uniforms(ids, labels.shape[1], seed)):
         sampled[row] = _sample_categorical(logits[row], uniform)
     return torch.where(labels == IGNORED, IGNORED, sampled)
 
 
 def _sample_categorical(logits: Tensor, draws: Tensor) -> Tensor:
-    """Inverse-CDF sampling: logits [m, C], draws [m] in (0, 1) → int64 [m]."""
+    """Sample by inverse CDF: logits [m, C], draws [m] in (0, 1) → int64 [m]."""
     cumulative = logits.double().softmax(-1).cumsum(-1)
     found = torch.searchsorted(cumulative, draws.to(logits.device).unsqueeze(-1)).squeeze(-1)
     return found.clamp(max=logits.shape[-1] - 1)

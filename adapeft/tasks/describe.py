@@ -1,4 +1,4 @@
-"""The data of a config, checked and described before anything is trained on it."""
+"""Validation and description of a config's data before training."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from adapeft.tasks.task import Task
 
 
 def describe(task: Task, data: Data, head: Head | None = None) -> DataDescription:
-    """Reads both sources, checks every text and label of theirs, and says what they hold.
+    """Read both sources, check all texts and labels, and return their description.
 
     Args:
-        task: that reads them.
-        data: the config's section.
-        head: the trained head that the labels are for; None where it is new.
+        task: the task.
+        data: the config's ``data`` section.
+        head: trained head that the labels belong to; None for a new head.
 
     Raises:
-        AdapeftError: a column is missing or is named twice, a text is missing or of the wrong type, or the task cannot
-            take the labels.
+        AdapeftError: a column is missing or named twice, a text is missing or has the wrong type, or the labels are
+            invalid for the task.
     """
     columns = named_columns(data)
     splits = {split: rows_of(data, split) for split in ("data.train", "data.evaluation")}

@@ -1,4 +1,4 @@
-"""Draws for sampled labels that depend on the example and the seed alone, and logits wide enough to draw from."""
+"""Random draws for sampled labels that depend only on the example and the seed, and logits in sufficient precision."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def wide(logits: Tensor) -> Tensor:
-    """The logits in float32 at least."""
+    """Return the logits in at least float32."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def uniforms(ids: Tensor, length: int, seed: int) -> Tensor:
-    """float64 [n, length] in (0, 1); a row is the stream of (seed, example id), so no rank or batch changes it."""
+    """Return draws in (0, 1), float64 [n, length]; each row depends on (seed, example id), not on rank or batch."""
     streams = [np.random.Generator(np.random.Philox(key=[seed, example])).random(length) for example in ids.tolist()]
     return torch.from_numpy(np.stack(streams)).clamp(1e-12, 1 - 1e-12)

@@ -1,4 +1,4 @@
-"""The objective of a model and batches that no config describes."""
+"""Inference of the objective from a model and its labels, without a config."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _LANGUAGE_MODELS = {"ForCausalLM", "ForConditionalGeneration"}
 
 
 def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
-    """The objective that transformers would use for ``labels`` of this shape and dtype.
+    """Return the objective that transformers would use for ``labels`` of this shape and dtype.
 
-    It follows from the model's config and class; ``check_own_loss`` compares it with the loss that the model computes.
+    It is derived from the model's config and class; ``check_own_loss`` compares it with the model's own loss.
 
     Raises:
-        AdapeftError: it would use another than these.
+        AdapeftError: transformers would use an unsupported loss.
     """
     loss = getattr(model, "loss_type", None)
     config = getattr(model, "config", None)
     problem = getattr(config, "problem_type", None)
     is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
-    # T5Gemma names the loss of its decoder after masked language models, which do not shift their labels either.
+    # T5Gemma's decoder has the loss type of masked language models, which do not shift their labels either.
     is_decoder_loss = is_encoder_decoder and loss == "ForMaskedLM"
     if loss is not None and loss not in _CLASSIFIERS | _LANGUAGE_MODELS and not is_decoder_loss:
-        raise AdapeftError(f"a model with the loss {loss!r} cannot be measured: only {_KNOWN} can.")
+        raise AdapeftError(f"a model with the loss {loss!r} cannot be measured: supported are {_KNOWN}.")
     for task in TASKS.values():
         if (objective := task.objective_of(problem, labels)) is not None:
             return objective
     if problem == "multi_label_classification":
         raise AdapeftError(
-            f"config.problem_type = {problem!r}: labels of shape {list(labels.shape)} and type "
-            f"{str(labels.dtype).removeprefix('torch.')} are not floats [n, C], one for each example and class."
+            f"config.problem_type = {problem!r}: labels have shape {list(labels.shape)} and type "
+            f"{str(labels.dtype).removeprefix('torch.')}, but must be floats [n, C], one per example and class."
         )
     one_output = getattr(config, "num_labels", None) == 1
     if labels.ndim == 2 and labels.is_floating_point() and (one_output or problem == "regression"):
@@ -55,7 +55,7 @@ def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
     if labels.ndim != 1:
         kind = str(labels.dtype).removeprefix("torch.")
         raise AdapeftError(
-            f"labels of shape {list(labels.shape)} and type {kind}: only those of {_KNOWN} can be measured."
+            f"labels of shape {list(labels.shape)} and type {kind} are not supported: supported are {_KNOWN}."
         )
-    # As transformers: one output means regression, whatever the dtype of its targets.
+    # As in transformers: one output means regression, for any dtype of the targets.
     return Regression() if labels.is_floating_point() or one_output else Classification()

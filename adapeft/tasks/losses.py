@@ -1,4 +1,4 @@
-"""A global batch as this rank's micro-batch losses: measuring and training divide work in the same way."""
+"""The micro-batch losses of a global batch on this rank; measuring and training divide batches in the same way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Collate = Callable[[np.ndarray], Batch]
 """Example indices → a micro-batch."""
 
 Loss = Callable[[nn.Module], Tensor]
-"""One micro-batch's part of a global batch's mean loss, given the model."""
+"""Model → one micro-batch's share of the mean loss over a global batch."""
 
 
 def micro_losses(
@@ -31,20 +31,21 @@ def micro_losses(
     device: torch.device,
     sample_seed: int | None = None,
 ) -> tuple[list[Loss], int]:
-    """This rank's ``num_micro`` losses, whose sum over ranks and micro-batches is the mean over the global batch.
+    """Return this rank's ``num_micro`` losses, whose sum over ranks and micro-batches is the global batch's mean loss.
+
+    Collective.
 
     Args:
-        batch: example indices of the whole global batch.
-        collate: makes a micro-batch.
-        objective: the task's.
-        ranks: who shares the batch.
-        num_micro: micro-batches a rank, the same on all.
-        device: where the model is.
-        sample_seed: labels are sampled from the model under this seed; None takes the true ones.
+        batch: example indices of the global batch.
+        collate: function that builds a micro-batch.
+        objective: objective of the task.
+        ranks: ranks that share the batch.
+        num_micro: number of micro-batches per rank, the same on all ranks.
+        device: device of the model.
+        sample_seed: seed of labels that are sampled from the model; None: the true labels.
 
     Returns:
-        The losses, and the number of predictions that the mean is over; where that is 0, so are losses and gradients.
-        Collective.
+        The losses, and the number of predictions in the mean; if it is 0, losses and gradients are 0 too.
     """
     shares = micro_batches(batch, ranks.rank, ranks.world_size, num_micro)
     # A rank without examples still takes part in every collective of the model's forward, at weight 0.
@@ -62,11 +63,11 @@ def micro_losses(
 
 
 class Watched:
-    """Losses whose values are kept, so that it can be told afterwards whether they were finite.
+    """Losses that record their values, to check afterwards whether they were finite.
 
     Attributes:
-        losses: the same losses.
-        values: of those that were computed, detached.
+        losses: the wrapped losses.
+        values: detached values of the losses computed so far.
     """
 
     def __init__(self, losses: list[Loss]) -> None:
@@ -74,7 +75,7 @@ class Watched:
         self.losses: list[Loss] = [partial(self._keep, loss) for loss in losses]
 
     def total(self) -> float:
-        """Sum of the values."""
+        """Return the sum of the values."""
         return float(sum(value.double() for value in self.values))
 
     def _keep(self, loss: Loss, model: nn.Module) -> Tensor:
@@ -91,15 +92,16 @@ def example_losses(
     evaluate: Callable[[Loss], float],
     sample_seed: int | None = None,
 ) -> dict[int, float]:
-    """The summed loss of each example of a global batch by itself, by its id: one forward pass per example.
+    """Return the summed loss of each example of a global batch by its id, with one forward pass per example.
 
     Args:
-        batch: what ``collate`` takes.
-        collate: makes a micro-batch.
-        objective: the task's.
-        device: where the model is.
-        evaluate: computes a loss without gradients. Where that is collective, every rank goes through all examples.
-        sample_seed: as for ``micro_losses``.
+        batch: example indices of the global batch.
+        collate: function that builds a micro-batch.
+        objective: objective of the task.
+        device: device of the model.
+        evaluate: function that computes a loss without gradients; if it is collective, every rank must pass the same
+            batch.
+        sample_seed: as in ``micro_losses``.
     """
     found = {}
     for index in batch:

@@ -1,4 +1,4 @@
-"""How good predictions are: accumulated batch by batch, merged over ranks, then judged all at once."""
+"""Metrics of predictions: collected batch by batch, merged over ranks, then computed on all at once."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 class Metrics(ABC):
-    """The metrics of one kind of prediction; pickled from rank to rank.
+    """The metrics of one kind of prediction; instances are pickled and sent between ranks.
 
     Attributes:
-        of: what is predicted, for messages.
-        higher_is_better: by metric; the first is what ``auto`` means.
+        of: name of the kind of prediction, for messages.
+        higher_is_better: whether higher is better, by metric; ``auto`` means the first metric.
     """
 
     of: ClassVar[str]
     higher_is_better: ClassVar[Mapping[str, bool]]
 
     def primary(self, metric: str) -> tuple[str, bool]:
-        """The metric that decides, and whether higher is better.
+        """Return the name of the primary metric, and whether higher is better.
 
         Args:
-            metric: the config's ``data.metric``; ``auto`` takes the usual one.
+            metric: the config's ``data.metric``; ``auto`` selects the default metric.
 
         Raises:
             AdapeftError: the metric does not exist for the task.
@@ -37,40 +37,40 @@ class Metrics(ABC):
         name = next(iter(known)) if metric == "auto" else metric
         if name not in known:
             raise AdapeftError(
-                f"data.metric = {metric!r}: does not exist for {self.of}.{did_you_mean(metric, known)} "
-                f"Choose auto, {', '.join(known)}."
+                f"data.metric = {metric!r} does not exist for {self.of}.{did_you_mean(metric, known)} "
+                f"Choose one of auto, {', '.join(known)}."
             )
         return name, known[name]
 
     @abstractmethod
     def predictions(self, logits: Tensor, labels: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The predictions to keep of a batch of n examples and the labels that they are judged by, first axis n.
+        """Return the predictions to keep of a batch of n examples and their labels, both with first dimension n.
 
         Args:
-            logits: of the model, as the task's ``Objective`` has them.
-            labels: of the batch.
-            predicted: which labels count, from ``Objective.predicted``.
+            logits: logits of the model, as in the task's ``Objective``.
+            labels: labels of the batch.
+            predicted: mask of the labels that count, from ``Objective.predicted``.
 
         Returns:
-            None where the mean loss says all.
+            The predictions and labels; None if the metrics depend only on the mean loss.
         """
 
     @abstractmethod
     def scores(self, loss: float, predictions: Tensor | None, labels: Tensor | None) -> dict[str, float]:
-        """Every metric but ``loss`` by name.
+        """Return every metric except ``loss`` by name.
 
         Args:
-            loss: mean over the predictions.
-            predictions: all that were kept; None where none is.
-            labels: likewise.
+            loss: mean loss over the predictions.
+            predictions: all predictions that were kept; None if none were.
+            labels: labels of these predictions; None if none were kept.
         """
 
 
 class Scorer:
-    """Collects predictions and losses of one rank; ``merge`` adds those of others, ``compute`` judges.
+    """Collects predictions and losses of one rank; ``merge`` adds those of other ranks, ``compute`` returns metrics.
 
-    Metrics such as correlations are no means over batches, so predictions are kept until all are in. Everything is on
-    the CPU and can be pickled.
+    Metrics such as correlations are not means over batches, so all predictions are kept. Everything is on the CPU and
+    can be pickled.
     """
 
     def __init__(self, metrics: Metrics):
@@ -81,13 +81,13 @@ class Scorer:
         self._num_predictions = 0
 
     def update(self, logits: Tensor, labels: Tensor, loss_sum: Tensor | float, predicted: Tensor) -> None:
-        """Adds a batch of n examples.
+        """Add a batch of n examples.
 
         Args:
-            logits: as the task's ``Objective`` has them.
-            labels: likewise.
-            loss_sum: summed over the predictions, in nats or squared units.
-            predicted: which labels these are, bool of the labels' shape; from ``Objective.predicted``.
+            logits: logits as in the task's ``Objective``.
+            labels: labels as in the task's ``Objective``.
+            loss_sum: loss summed over the predictions, in nats or squared units.
+            predicted: mask of the labels that count, bool of the labels' shape, from ``Objective.predicted``.
         """
         self._loss_sum += float(loss_sum)
         self._num_predictions += int(predicted.sum())
@@ -97,7 +97,7 @@ class Scorer:
             self._labels.append(kept[1].detach().cpu())
 
     def merge(self, others: Iterable[Scorer]) -> None:
-        """Adds what other scorers, of other ranks and other examples, have collected."""
+        """Add the predictions and losses of other scorers, of other ranks and other examples."""
         for other in others:
             assert other is not self, "a scorer's examples would count twice"
             self._predictions += other._predictions
@@ -106,26 +106,26 @@ class Scorer:
             self._num_predictions += other._num_predictions
 
     def compute(self) -> dict[str, float]:
-        """Every metric of the task by name, the mean ``loss`` first.
+        """Return every metric of the task by name, the mean ``loss`` first.
 
-        The perplexity of a loss above 709 nats is infinite, which is the worst that it can be; all others are finite.
+        The perplexity of a loss above 709 nats is infinite, which is its worst value; all other metrics are finite.
 
         Raises:
-            AdapeftError: names a metric that is not.
+            AdapeftError: a metric is not finite.
         """
         scores = self._scores()
         for name, value in scores.items():
             if math.isnan(value) or (math.isinf(value) and name != "perplexity"):
                 raise AdapeftError(
-                    f"the metric {name!r} is {value:g}: the model's predictions are not finite numbers, so it has no "
-                    f"score. Train again at a lower learning rate, or check the base model and the evaluation data."
+                    f"the metric {name!r} is {value:g}, because the model's predictions are not finite. Train again at "
+                    f"a lower learning rate, or check the base model and the evaluation data."
                 )
         return scores
 
     def _scores(self) -> dict[str, float]:
         import torch
 
-        assert self._num_predictions, "nothing to judge"
+        assert self._num_predictions, "no predictions"
         loss = self._loss_sum / self._num_predictions
         predictions, labels = (torch.cat(kept) if kept else None for kept in (self._predictions, self._labels))
         return {"loss": loss, **self.metrics.scores(loss, predictions, labels)}

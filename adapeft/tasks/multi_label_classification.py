@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of labels, each of them or not, for a text or a pair of texts."""
+"""Multi-label classification: any number of labels per text or pair of texts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MultiLabelData(TextClassificationData):
         default="label", description="column of lists of names or numbers, or several columns of 0 and 1, one per label"
     )
     metric: Harmless[Literal["auto", "micro_f1", "accuracy", "loss"]] = Field(
-        default="auto", description="how evaluation judges; accuracy: examples with all of their labels right"
+        default="auto", description="evaluation metric; accuracy: fraction of examples with all labels right"
     )
 
     @property
@@ -41,7 +41,7 @@ class MultiLabelData(TextClassificationData):
 
 
 class MultiLabelClassification(TextClassification[MultiLabelData]):
-    """Every output of the head is a label by itself."""
+    """Multi-label classification; every output of the head is one label."""
 
     data = MultiLabelData
     problem_types = (_PROBLEM_TYPE,)
@@ -62,13 +62,13 @@ class MultiLabelClassification(TextClassification[MultiLabelData]):
         names, num_outputs = number_classes(train, head, column)
         if num_outputs < 2:
             raise AdapeftError(
-                f"data.label = {column!r}: data.train has one label, {next(iter(train.counts))!r}. Give at least two, "
-                "or take model.task: sequence-classification for whether it applies."
+                f"data.label = {column!r}: data.train has only one label, {next(iter(train.counts))!r}. Give at least "
+                "two, or set model.task: sequence-classification to predict whether it applies."
             )
         return Labels(names, num_outputs, _PROBLEM_TYPE)
 
     def label_tensor(self, rows: datasets.Dataset, data: MultiLabelData, description: DataDescription) -> Tensor:
-        """1 where an example has a label, float32 [N, C]."""
+        """Return float32 [N, C]: 1 where an example has a label, else 0."""
         import torch
 
         labels = torch.zeros(len(rows), description.num_labels)
@@ -95,15 +95,15 @@ class MultiLabelClassification(TextClassification[MultiLabelData]):
 
     def summary(self, description: DataDescription, data: MultiLabelData) -> str:
         return (
-            f"{description.num_train:,} to train on, {description.num_evaluation:,} to evaluate, "
-            f"{description.num_labels} labels, any number for each"
+            f"{description.num_train:,} training examples, {description.num_evaluation:,} evaluation examples, "
+            f"{description.num_labels} labels, any number per example"
         )
 
 
 class IndependentLabels(Objective):
     """Binary cross-entropy of every label: logits [n, C], labels float [n, C] in [0, 1].
 
-    The mean is over examples and labels, as transformers has it.
+    The mean is over examples and labels, as in transformers.
     """
 
     summary = "binary cross-entropy of each label"
@@ -117,7 +117,7 @@ class IndependentLabels(Objective):
         return labels[~((labels >= 0) & (labels <= 1))]
 
     def outputs(self, num_outputs: int) -> str:
-        return "0 and 1. Write 1 for the labels that an example has, 0 for all others; none can be left out"
+        return "0 and 1. Write 1 for the labels that an example has and 0 for all others; none can be left out"
 
     def fits(self, logits: Tensor, labels: Tensor) -> bool:
         return logits.shape == labels.shape
@@ -136,14 +136,14 @@ class IndependentLabels(Objective):
     def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
         from adapeft.tasks.draws import uniforms
 
-        # The likelihood is a product over labels, so they are drawn independently, each with its own probability.
+        # The likelihood is a product over labels, so each is drawn independently with its own probability.
         probabilities = logits.detach().double().sigmoid()
         draws = uniforms(batch.ids, batch.labels.shape[1], seed).to(logits.device)
         return (draws < probabilities).to(batch.labels.dtype)
 
 
 class LabelMetrics(Metrics):
-    """Of ``num_labels`` labels, each predicted where its probability is above one half."""
+    """Metrics of ``num_labels`` labels; a label is predicted if its probability is above one half."""
 
     of = "multi-label-classification"
     higher_is_better = {"micro_f1": True, "accuracy": True, "loss": False}
@@ -166,7 +166,7 @@ class LabelMetrics(Metrics):
 
 
 def _of_lists(rows: datasets.Dataset, split: str, columns: Sequence[str]) -> SplitLabels:
-    """The labels in a column of lists."""
+    """Count the labels in a column of lists."""
     from collections import Counter
 
     import datasets
@@ -180,8 +180,8 @@ def _of_lists(rows: datasets.Dataset, split: str, columns: Sequence[str]) -> Spl
     declared = tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else None
     if declared is None and kind_of(inner) not in ("integer", "string"):
         raise AdapeftError(
-            f"data.label = {column!r}: {split} holds {feature} in it. Labels are lists of names or of whole numbers, "
-            "or several columns of 0 and 1, which data.label then lists."
+            f"data.label = {column!r}: this column of {split} has type {feature}. Labels must be lists of names or of "
+            "integers, or several columns of 0 and 1, all listed in data.label."
         )
     check_values(
         rows,
@@ -189,16 +189,15 @@ def _of_lists(rows: datasets.Dataset, split: str, columns: Sequence[str]) -> Spl
         "data.label",
         column,
         _is_no_list,
-        "not a list of labels: each is a name or a number from 0 on, and none stands in it twice. Correct or drop such "
-        "rows",
+        "not a list of distinct labels, each a name or an integer from 0. Correct or drop such rows",
     )
     counts = Counter(label for labels in _values(rows, column) for label in labels)
     if not counts:
-        raise AdapeftError(f"data.label = {column!r}: no row of {split} has a label. Name another column.")
+        raise AdapeftError(f"data.label = {column!r}: no row of {split} has a label. Give another column.")
     if declared is not None:
         if (most := max(counts)) >= len(declared):
             raise AdapeftError(
-                f"data.label = {column!r}: {split} has the label number {most}, and names for {len(declared)} labels. "
+                f"data.label = {column!r}: {split} has label number {most}, but names for only {len(declared)} labels. "
                 "Correct the names or the numbers."
             )
         return SplitLabels(split, "string", declared, {declared[number]: count for number, count in counts.items()})
@@ -206,7 +205,7 @@ def _of_lists(rows: datasets.Dataset, split: str, columns: Sequence[str]) -> Spl
 
 
 def _of_columns(rows: datasets.Dataset, split: str, columns: Sequence[str]) -> SplitLabels:
-    """The labels that are columns of 0 and 1, in their order."""
+    """Count the labels that are columns of 0 and 1, in their order."""
     from adapeft.data.columns import check_values
     from adapeft.data.labels import SplitLabels
 
@@ -217,7 +216,7 @@ def _of_columns(rows: datasets.Dataset, split: str, columns: Sequence[str]) -> S
 
 
 def _numbers(labels: Sequence[Any], feature: Any, description: DataDescription) -> list[int]:
-    """The output of every label; ``feature`` is the type of all of them."""
+    """Return the output index of every label; ``feature`` is their type in ``datasets``."""
     import datasets
 
     from adapeft.data.labels import class_numbers

@@ -1,4 +1,4 @@
-"""What the model computes by itself: the loss that is measured, and one example whatever is batched with it."""
+"""Checks of a model's forward pass: its own loss equals the measured one, and padding does not change its logits."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from adapeft.errors import AdapeftError
 from adapeft.tasks.objective import Objective
 
 _ROUNDINGS = 4
-"""Of a mean cross-entropy. On a CPU the largest of 1 to 4,000 predictions in any precision was 1.3."""
+"""Tolerance of a mean cross-entropy, in units of rounding. On a CPU the largest difference, for 1 to 4,000 predictions
+in any precision, was 1.3."""
 
 _REMEDY = (
-    "Usual reasons: config.output_router_logits adds a mixture of experts' auxiliary loss; class weights or label "
-    "smoothing change it; several tasks are added up; or the labels are shifted twice, or not at all, on their way to "
-    "a language model. Switch that off for measuring, or give a model and batches of one of the losses that are known."
+    "Usual causes: config.output_router_logits adds the auxiliary loss of a mixture of experts; class weights or label "
+    "smoothing; the sum of several tasks' losses; or labels of a language model that are shifted twice or not at all. "
+    "Switch this off for measuring, or give a model and batches with a supported loss."
 )
 
 
 @torch.no_grad()
 def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None:
-    """Checks that the model's own mean loss of ``batch`` is the objective's. Runs the model twice, and once more to say
-    why the logits differ.
+    """Check that the model's own mean loss of ``batch`` equals the objective's.
 
-    They are equal up to the rounding of the precision in which the model computes its loss; what is not finite is not
-    compared.
+    Runs the model twice, and a third time to find out why logits differ. The losses must agree up to rounding in the
+    precision in which the model computes its loss; a loss that is not finite is not compared.
 
     Args:
-        objective: of the measurement.
-        batch: with at least one prediction, its labels within the model's outputs.
-        model: or an engine around it, in evaluation mode. Under ZeRO every rank gives the same batch.
+        objective: objective of the measurement.
+        batch: batch with at least one prediction and with labels within the model's outputs.
+        model: model, or an engine around it, in evaluation mode. Under ZeRO every rank must pass the same batch.
 
     Raises:
-        AdapeftError: the model gives no loss or no logits, logits of other shapes, or another loss.
+        AdapeftError: the model returns no loss or no logits, logits of another shape, or another loss.
     """
     labels = batch.labels
     logits = logits_of(objective, batch, model)
@@ -46,39 +46,38 @@ def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None
     if not isinstance(own, Tensor) or own.numel() != 1:
         given = "no loss" if own is None else f"{own!r} as its loss"
         raise AdapeftError(
-            f"{_name(model)} returns {given} for a batch with labels, so there is nothing to compare what would be "
-            f"measured with ({objective.summary}). Let its forward return the loss that it is trained with."
+            f"{_name(model)} returns {given} for a batch with labels, so the measured loss ({objective.summary}) "
+            f"cannot be checked. Make its forward return the loss that it is trained with."
         )
     if not _are_alike(logits, output.logits):
         if not _are_alike(logits, logits_of(objective, batch, model)):
             raise AdapeftError(
-                f"{_name(model)} computes other logits each time it is given the same batch, in evaluation mode too, "
-                f"so no measurement of it could be repeated. Fix what it draws at random, such as config.hash_seed of "
-                f"Reformer."
+                f"{_name(model)} computes different logits each time for the same batch, even in evaluation mode, so "
+                f"measurements would not be reproducible. Fix its random seed, such as config.hash_seed of Reformer."
             )
         raise AdapeftError(
-            f"{_name(model)} computes other logits when it is given labels than without them. Add to the batches "
-            "whatever it derives from the labels, such as decoder_input_ids."
+            f"{_name(model)} computes different logits with labels than without. Add to the batches the inputs that "
+            "it derives from the labels, such as decoder_input_ids."
         )
     ours = float(objective.loss_sum(output.logits, labels)) / objective.num_predictions(labels)
     if math.isfinite(ours) and not abs(float(own) - ours) <= _tolerance(own.dtype, ours, output.logits):
         raise AdapeftError(
-            f"the loss that {_name(model)} computes of the first batch is {float(own):.6g}, but what would be measured "
-            f"({objective.summary}) is {ours:.6g}. {_REMEDY}"
+            f"the loss that {_name(model)} computes for the first batch is {float(own):.6g}, but the loss that would "
+            f"be measured ({objective.summary}) is {ours:.6g}. {_REMEDY}"
         )
 
 
 @torch.no_grad()
 def check_padding(objective: Objective, alone: Batch, batched: Batch, model: nn.Module) -> None:
-    """Checks that padding does not change the logits of an example. Runs the model twice.
+    """Check that padding does not change the logits of an example. Runs the model twice.
 
-    Fourier transforms over the tokens (FNet) and convolutions without a mask (ConvBERT) read what the padding holds.
+    Fourier transforms over the tokens (FNet) and convolutions without a mask (ConvBERT) depend on the padding.
 
     Args:
-        objective: of the measurement.
-        alone: one example.
-        batched: the same example first, and a longer one.
-        model: or an engine around it, in evaluation mode. Under ZeRO every rank gives the same batches.
+        objective: objective of the measurement.
+        alone: batch of one example.
+        batched: batch of the same example first, and a longer one.
+        model: model, or an engine around it, in evaluation mode. Under ZeRO every rank must pass the same batches.
 
     Raises:
         AdapeftError: the logits differ by more than rounding.
@@ -90,17 +89,17 @@ def check_padding(objective: Objective, alone: Batch, batched: Batch, model: nn.
     if not _are_alike(by_itself, padded):
         difference = float((by_itself - padded).abs().max())
         raise AdapeftError(
-            f"data.padding = longest: {_name(model)} computes other logits for an example of {length} tokens "
+            f"data.padding = longest: {_name(model)} computes different logits for an example of {length} tokens "
             f"when it is padded to {padded_length} (by up to {difference:.3g}), so its results would depend on "
-            "what stands in the same batch. Set data.padding: max_length."
+            "the other examples in the batch. Set data.padding: max_length."
         )
 
 
 def logits_of(objective: Objective, batch: Batch, model: nn.Module) -> Tensor:
-    """The logits of ``batch``.
+    """Return the logits of ``batch``.
 
     Raises:
-        AdapeftError: there are none, or they have other shapes than the objective's.
+        AdapeftError: the model returns no logits, or their shape does not fit the objective.
     """
     try:
         logits = objective.forward(model, batch)
@@ -111,8 +110,8 @@ def logits_of(objective: Objective, batch: Batch, model: nn.Module) -> Tensor:
     if not isinstance(logits, Tensor) or not objective.fits(logits, batch.labels):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise AdapeftError(
-            f"{_name(model)} gives logits of shape {shape} for labels of shape {list(batch.labels.shape)}, which do "
-            f"not fit a {objective.summary}."
+            f"{_name(model)} returns logits of shape {shape} for labels of shape {list(batch.labels.shape)}, which do "
+            f"not fit the loss ({objective.summary})."
         )
     return logits
 
@@ -127,16 +126,16 @@ def _with_labels(model: nn.Module, batch: Batch) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise AdapeftError(
-            f"{_name(model)} fails to compute its loss of the first batch, whose labels have the shape "
+            f"{_name(model)} fails to compute its loss for the first batch, whose labels have shape "
             f"{list(batch.labels.shape)} and type {str(batch.labels.dtype).removeprefix('torch.')}: {error}"
         ) from error
     finally:
         if config is not None and getattr(config, "problem_type", None) != problem:
-            config.problem_type = problem  # transformers writes what it guesses into the config
+            config.problem_type = problem  # transformers writes the type that it infers to the config
 
 
 def _are_alike(logits: Tensor, others: Tensor) -> bool:
-    """Equal but for other kernels, which a model may choose when it is given labels."""
+    """Whether logits are equal up to differences between kernels, which a model may choose depending on labels."""
     if logits.shape != others.shape:
         return False
     finite = logits.isfinite() & others.isfinite()
@@ -145,9 +144,9 @@ def _are_alike(logits: Tensor, others: Tensor) -> bool:
 
 
 def _tolerance(dtype: torch.dtype, loss: float, logits: Tensor) -> float:
-    """Rounding of a mean loss that was computed in ``dtype``.
+    """Return the rounding tolerance of a mean loss that was computed in ``dtype``.
 
-    A term is the difference of numbers as large as the logits, which every kernel adds in float32 at least.
+    Each term is a difference of numbers as large as the logits, which every kernel accumulates in at least float32.
     """
     largest = float(logits.amax(-1).double().abs().mean())
     eps = torch.finfo(dtype).eps
@@ -159,12 +158,12 @@ def _name(model: nn.Module) -> str:
 
 
 def _no_logits(name: str, output: Any) -> str:
-    """What to say of an output without an attribute ``logits``."""
+    """Return the error message for an output without an attribute ``logits``."""
     if isinstance(output, tuple) or (type(output) is dict and "logits" in output):
         return (
-            f"{name} returns a {type(output).__name__}, whose values have no names that can be read as attributes: set "
-            f"model.config.return_dict = True, or let its forward return a ModelOutput of transformers with loss and "
+            f"{name} returns a {type(output).__name__}, whose values cannot be read as attributes: set "
+            f"model.config.return_dict = True, or make its forward return a transformers ModelOutput with loss and "
             f"logits."
         )
     found = ", ".join(map(repr, output)) if hasattr(output, "keys") else f"a {type(output).__name__}"
-    return f"{name} returns no logits, only {found}: it cannot be measured."
+    return f"{name} returns no logits, only {found}, so it cannot be measured."

@@ -1,4 +1,4 @@
-"""All tasks by the name that ``model.task`` gives them: one entry per task. Importing it imports no torch."""
+"""The registry of tasks by their name in ``model.task``, one entry per task. Importing it does not import torch."""
 
 from __future__ import annotations
 

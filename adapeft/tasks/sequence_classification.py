@@ -1,4 +1,4 @@
-"""Sequence classification: one class or one number for a text or a pair of texts."""
+"""Sequence classification: one class or one number per text or pair of texts."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ D = TypeVar("D", bound="TextClassificationData")
 
 
 class TextClassificationData(Data):
-    """What classifiers of texts read; each has a ``metric`` of its own."""
+    """Data options of text classifiers; each subclass adds its ``metric``."""
 
     text_pair: str | None = Field(default=None, description="column of the second text, for tasks on pairs")
     label: str | tuple[str, ...] = Field(default="label", description="column of the label")
-    max_length: PositiveInt = Field(default=128, description="tokens an example is cut to")
+    max_length: PositiveInt = Field(default=128, description="maximum tokens per example; longer ones are truncated")
     padding: Literal["longest", "max_length"] = Field(
         default="longest",
-        description="how long a batch is: its longest example; max_length: as data.max_length, for models whose "
+        description="length of a batch: that of its longest example; max_length: data.max_length, for models whose "
         "predictions depend on the padding",
     )
 
@@ -51,7 +51,7 @@ class ClassificationData(TextClassificationData):
 
     label: str = Field(default="label", description="column of the label")
     metric: Harmless[Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "pearson_spearman", "loss"]] = Field(
-        default="auto", description="how evaluation judges; auto fits the labels"
+        default="auto", description="evaluation metric; auto depends on the labels"
     )
 
     @property
@@ -60,7 +60,7 @@ class ClassificationData(TextClassificationData):
 
 
 class TextClassification(Task[D]):
-    """Classifiers of one text or a pair, whose labels decide the outputs of a head."""
+    """Base class of classifiers of a text or a pair of texts, whose labels determine the outputs of a head."""
 
     auto_class = "AutoModelForSequenceClassification"
     export_type = "SEQ_CLS"
@@ -84,11 +84,11 @@ class TextClassification(Task[D]):
 
     @abstractmethod
     def label_tensor(self, rows: datasets.Dataset, data: D, description: DataDescription) -> Tensor:
-        """The labels of N rows as ``Batch`` has them, [N, …]."""
+        """Return the labels of N rows in the format of ``Batch``, [N, …]."""
 
 
 class SequenceClassification(TextClassification[ClassificationData]):
-    """Integers, booleans and texts are classes, floats are the targets of a regression."""
+    """Sequence classification; integers, booleans and strings are classes, floats are regression targets."""
 
     data = ClassificationData
     problem_types = (None, "single_label_classification", "regression")
@@ -108,13 +108,11 @@ class SequenceClassification(TextClassification[ClassificationData]):
         return TargetMetrics() if self._is_regression(description) else ClassMetrics(description.num_labels)
 
     def summary(self, description: DataDescription, data: ClassificationData) -> str:
-        kind = (
-            ", targets of a regression" if self._is_regression(description) else f", {description.num_labels} classes"
-        )
-        return f"{description.num_train:,} to train on, {description.num_evaluation:,} to evaluate{kind}"
+        kind = ", regression targets" if self._is_regression(description) else f", {description.num_labels} classes"
+        return f"{description.num_train:,} training examples, {description.num_evaluation:,} evaluation examples{kind}"
 
     def label_tensor(self, rows: datasets.Dataset, data: ClassificationData, description: DataDescription) -> Tensor:
-        """Targets float32 [N] or classes int64 [N]."""
+        """Return targets float32 [N] or classes int64 [N]."""
         import torch
 
         from adapeft.data.labels import class_numbers
@@ -128,7 +126,7 @@ class SequenceClassification(TextClassification[ClassificationData]):
 
 
 class ClassMetrics(Metrics):
-    """Of classes, of which the data has ``num_classes``."""
+    """Metrics of classes; the data has ``num_classes``."""
 
     of = "classification"
     higher_is_better = {"accuracy": True, "f1": True, "accuracy_f1": True, "matthews": True, "loss": False}
@@ -148,7 +146,7 @@ class ClassMetrics(Metrics):
 
 
 class TargetMetrics(Metrics):
-    """Of the targets of a regression."""
+    """Metrics of regression targets."""
 
     of = "regression"
     higher_is_better = {"pearson_spearman": True, "pearson": True, "spearman": True, "loss": False}

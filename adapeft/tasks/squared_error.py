@@ -1,4 +1,4 @@
-"""The squared error of a regression."""
+"""The squared error loss of regression."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapeft.tasks.objective import Objective
 
 
 class Regression(Objective):
-    """Squared error (y − f)², labels float32 [n] with logits [n, 1], or labels and logits [n, K]."""
+    """Squared error (y − f)²; labels float32 [n] with logits [n, 1], or labels and logits [n, K]."""
 
     summary = "squared error"
 

@@ -1,7 +1,7 @@
-"""What a task is: everything that measuring, training and exporting ask of it.
+"""The interface of tasks for measuring, training and exporting.
 
-A task is imported for the keys of the config, before torch is: what needs torch, ``datasets`` or torchmetrics is
-imported where it is used.
+Tasks are imported for the config's keys, without torch: modules that need torch, ``datasets`` or torchmetrics are
+imported where they are used.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ D = TypeVar("D", bound=Data)
 
 
 class Task(ABC, Generic[D]):
-    """What a model is trained to do.
+    """Base class of tasks.
 
     Attributes:
-        data: the keys of the config's ``data`` section, whose ``task`` is the task's name.
-        auto_class: class of transformers that builds the model.
-        export_type: PEFT's ``TaskType`` of an adapter.
-        has_head: whether labels decide the outputs of a head on top; else the model predicts tokens with its own
-            outputs, which may be tied to its embeddings.
-        problem_types: with a head, the values of a model's ``config.problem_type`` that are for this task.
-        packs_texts: whether examples are blocks of ``data.max_length`` tokens that the texts are joined and cut into,
-            so that their number is known once they are tokenized, all are as long, and none is padded.
+        data: class of the config's ``data`` section; its ``task`` is the task's name.
+        auto_class: transformers class that builds the model.
+        export_type: PEFT ``TaskType`` of exported adapters.
+        has_head: whether labels determine the outputs of a head on top; otherwise the model predicts tokens with its
+            own outputs, which may be tied to its embeddings.
+        problem_types: values of a model's ``config.problem_type`` that belong to this task, for tasks with a head.
+        packs_texts: whether texts are joined and split into blocks of ``data.max_length`` tokens. The number of
+            examples is then known only after tokenization, all have the same length, and none is padded.
     """
 
     data: ClassVar[type[Data]]
@@ -49,20 +49,20 @@ class Task(ABC, Generic[D]):
 
     @property
     def name(self) -> str:
-        """As ``model.task`` spells it."""
+        """Name of the task in ``model.task``."""
         return self.data.task
 
     @abstractmethod
     def labels(self, splits: Mapping[str, datasets.Dataset], data: D, head: Head | None) -> Labels:
-        """What the labels of ``data.train`` and ``data.evaluation`` are; their columns are there.
+        """Return a description of the labels of ``data.train`` and ``data.evaluation``, whose columns exist.
 
         Args:
-            splits: the rows by field of the config.
-            data: the config's section.
-            head: the trained head that the labels are for; None where it is new.
+            splits: rows by field of the config.
+            data: the config's ``data`` section.
+            head: trained head that the labels belong to; None for a new head.
 
         Raises:
-            AdapeftError: names the column, the row and the label that the task cannot take.
+            AdapeftError: a label is invalid for the task; the message names the column, the row and the label.
         """
 
     @abstractmethod
@@ -73,36 +73,35 @@ class Task(ABC, Generic[D]):
         tokenizer: PreTrainedTokenizerBase,
         description: DataDescription | None = None,
     ) -> TokenizedData:
-        """Tokenizes what ``load_rows`` gave and ``describe`` checked.
+        """Tokenize rows from ``load_rows`` that ``describe`` has checked.
 
-        Nothing is written to disk or shared, so any number of processes can do this at once, each with the same
-        result.
+        Nothing is written to disk or shared, so any number of processes can do this concurrently, with the same result.
 
         Args:
-            rows: columns as ``data`` names them.
-            data: the config's section.
-            tokenizer: left as it is; the data keeps a copy that can pad.
-            description: of the training data, which numbers the classes; None where there are none.
+            rows: rows with the columns that ``data`` names.
+            data: the config's ``data`` section.
+            tokenizer: tokenizer, which is not changed; the result has a copy that can pad.
+            description: description of the training data, which numbers the classes; None for tasks without classes.
 
         Raises:
-            AdapeftError: too few tokens for an example, or a row without any token.
+            AdapeftError: there are too few tokens for an example, or a row has no token.
         """
 
     @abstractmethod
     def objective(self, description: DataDescription) -> Objective:
-        """The loss, and the labels that are sampled for it."""
+        """Return the loss, which also samples labels."""
 
     def objective_of(self, problem_type: str | None, labels: Tensor) -> Objective | None:
-        """The loss that transformers computes of such labels, where the model's ``problem_type`` alone decides it.
+        """Return the loss that transformers computes for such labels, if the model's ``problem_type`` alone decides it.
 
-        It is None for the other tasks, whose losses ``infer_objective`` tells apart by the model's class.
+        None for other tasks, whose losses ``infer_objective`` distinguishes by the model's class.
         """
         return None
 
     @abstractmethod
     def metrics(self, description: DataDescription) -> Metrics:
-        """How predictions are judged."""
+        """Return the metrics of the predictions."""
 
     @abstractmethod
     def summary(self, description: DataDescription, data: D) -> str:
-        """The examples in words."""
+        """Return a summary of the examples, for progress messages."""

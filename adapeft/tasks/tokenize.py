@@ -1,4 +1,4 @@
-"""Texts as token ids, and batches of them: the one way in which examples reach a model."""
+"""Tokenization of texts and collation of batches; all inputs of a model are made here."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenizedData:
-    """Every example of a split, tokenized.
+    """The tokenized examples of a split.
 
-    ``rows`` hold the model's inputs, not padded; ``labels`` [N, …] are those of the N examples as ``Batch``
-    has them, None for a language model, whose labels are its inputs. ``tokenizer`` can pad. Every batch has
-    ``fixed_length`` tokens, or where that is None those of its longest example.
+    Attributes:
+        rows: inputs of the model, not padded.
+        labels: labels of the N examples in the format of ``Batch``, [N, …]; None for a language model, whose labels
+            are its inputs.
+        tokenizer: tokenizer that can pad.
+        fixed_length: number of tokens of every batch; None: that of its longest example.
     """
 
     rows: datasets.Dataset
@@ -41,11 +44,11 @@ class TokenizedData:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each example."""
+        """Number of tokens of each example."""
         return pc.list_value_length(self.rows.data.column("input_ids")).to_pylist()
 
     def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """The examples at ``indices`` (one at least), padded on the tokenizer's side."""
+        """Return the examples at ``indices`` (at least one), padded on the tokenizer's padding side."""
         ids = torch.tensor([int(index) for index in indices])
         assert len(ids), "a batch has at least one example"
         columns = self.rows[ids.tolist()]
@@ -59,7 +62,7 @@ class TokenizedData:
 
 
 def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:
-    """``rows`` with ``function``'s columns in place of their own, kept in memory: a cache on disk would be shared."""
+    """Replace the columns of ``rows`` by those of ``function``, in memory: a cache on disk would be shared."""
     with quiet():
         return rows.map(
             function,
@@ -67,7 +70,7 @@ def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:
             remove_columns=rows.column_names,
             keep_in_memory=True,
             load_from_cache_file=False,
-            # A name of its own for the result: else ``datasets`` hashes the function, and complains at length.
+            # A unique fingerprint: otherwise ``datasets`` hashes the function and prints long warnings.
             new_fingerprint=uuid.uuid4().hex[:16],
         )
 
@@ -75,24 +78,24 @@ def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:
 def examples_of(
     rows: datasets.Dataset, columns: Sequence[str], max_length: int, tokenizer: PreTrainedTokenizerBase
 ) -> datasets.Dataset:
-    """One example per row: a text or a pair of them with the special tokens around, cut to ``max_length``.
+    """Tokenize one example per row: a text or a pair of texts with special tokens, truncated to ``max_length``.
 
     Args:
-        rows: with the texts.
-        columns: one of them or two, the first that of ``data.text``.
-        max_length: in tokens.
-        tokenizer: that can pad.
+        rows: rows with the texts.
+        columns: one or two columns of texts, the first that of ``data.text``.
+        max_length: maximum number of tokens.
+        tokenizer: tokenizer that can pad.
 
     Raises:
-        AdapeftError: ``max_length`` leaves nothing of a text, or a row has no token.
+        AdapeftError: ``max_length`` leaves no token of a text, or a row has no token.
     """
     is_pair = len(columns) == 2
     num_special = tokenizer.num_special_tokens_to_add(is_pair)
-    # Beneath that tokenizers cut texts to nothing, or do not cut them at all.
+    # Below that, tokenizers truncate texts to nothing, or do not truncate them at all.
     if max_length < (shortest := num_special + 1 + is_pair):
         raise AdapeftError(
-            f"data.max_length = {max_length}: {num_special} special tokens stand around the text{'s' * is_pair} "
-            f"of an example, so that nothing of {'both' if is_pair else 'it'} is left. Raise it to {shortest} at least."
+            f"data.max_length = {max_length}: an example has {num_special} special tokens around its text"
+            f"{'s' * is_pair}, so no token of {'both' if is_pair else 'it'} is left. Raise it to at least {shortest}."
         )
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list]:
@@ -101,10 +104,10 @@ def examples_of(
     encoded = _map(rows, encode)
     lengths = pc.list_value_length(encoded.data.column("input_ids")).to_numpy()
     if not lengths.all():
-        # Only tokenizers without special tokens, as GPT-2's, make nothing out of an empty text.
+        # Only tokenizers without special tokens, such as GPT-2's, return no tokens for an empty text.
         raise AdapeftError(
-            f"data.text = {columns[0]!r}: row {int(lengths.argmin())} (counted from 0) has not one token "
-            f"({int((lengths == 0).sum())} of {len(lengths)}). Drop such rows."
+            f"data.text = {columns[0]!r}: row {int(lengths.argmin())} (counted from 0) has no tokens "
+            f"({int((lengths == 0).sum())} of {len(lengths)} rows have none). Drop such rows."
         )
     return encoded
 
@@ -112,30 +115,30 @@ def examples_of(
 def blocks_of(
     rows: datasets.Dataset, column: str, max_length: int, tokenizer: PreTrainedTokenizerBase
 ) -> datasets.Dataset:
-    """Blocks of exactly ``max_length`` tokens.
+    """Return blocks of exactly ``max_length`` tokens.
 
-    Texts are tokenized without special tokens, joined, cut into blocks, and the rest is dropped. The end-of-text token
-    follows each text, except for the rows of a .txt file: they are lines of one text, so nothing comes between them.
+    Texts are tokenized without special tokens, joined and split into blocks; the remainder is dropped. The
+    end-of-text token follows each text, except in .txt files, whose rows are lines of one text.
 
     Args:
-        rows: with the texts.
-        column: that holds them.
-        max_length: of a block, in tokens.
-        tokenizer: of the model.
+        rows: rows with the texts.
+        column: column of the texts.
+        max_length: number of tokens per block.
+        tokenizer: tokenizer of the model.
 
     Raises:
-        AdapeftError: a block of that length predicts nothing, or the texts have too few tokens for one.
+        AdapeftError: a block of that length has no predictions, or the texts have too few tokens for one block.
     """
     if max_length < 2:
         raise AdapeftError(
-            f"data.max_length = {max_length}: the first token of a block predicts nothing, so blocks of that "
-            "length have no loss. Raise it to 2 at least."
+            f"data.max_length = {max_length}: the first token of a block is not predicted, so blocks of this length "
+            "have no loss. Raise it to at least 2."
         )
     is_one_text = rows.builder_name == "text"
     end = [] if is_one_text or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        # verbose: a text longer than the model's context is no mistake, it is cut into blocks below.
+        # No warning: a text may be longer than the model's context, it is split into blocks below.
         texts = tokenizer(batch[column], add_special_tokens=False, verbose=False)["input_ids"]
         return {"input_ids": [tokens + end for tokens in texts if tokens]}
 
@@ -143,8 +146,8 @@ def blocks_of(
     num_blocks = len(tokens) // max_length
     if num_blocks == 0:
         raise AdapeftError(
-            f"data.max_length = {max_length}: the texts have only {len(tokens)} tokens, not one block of that "
-            "length. Lower data.max_length or give more text."
+            f"data.max_length = {max_length}: the texts have only {len(tokens)} tokens, less than one block. Lower "
+            "data.max_length or give more text."
         )
     blocks = tokens[: num_blocks * max_length].reshape(num_blocks, max_length)
     return datasets.Dataset.from_dict({"input_ids": blocks})

@@ -334,7 +334,7 @@ def test_a_batch_of_single_texts(folder):
 def test_an_example_without_room_for_its_text(columns, shortest):
     rows = datasets.Dataset.from_list([{"text": "a b c", "other": "d e", "label": 0}])
     for length in range(1, shortest):
-        with pytest.raises(AdapeftError, match=rf"data.max_length = {length}: .* Raise it to {shortest} at least"):
+        with pytest.raises(AdapeftError, match=rf"data.max_length = {length}: .* Raise it to at least {shortest}"):
             TASKS["sequence-classification"].tokenize(rows, config(max_length=length, **columns), tokenizer(), CLASSES)
     shortest_batch = (
         TASKS["sequence-classification"]
@@ -398,7 +398,7 @@ def test_padding_without_any_special_token():
 
 def test_a_text_without_tokens():
     rows = datasets.Dataset.from_list([{"text": "a", "label": 0}, {"text": "", "label": 1}])
-    with pytest.raises(AdapeftError, match=r"data.text = 'text': row 1 .* not one token \(1 of 2\). Drop"):
+    with pytest.raises(AdapeftError, match=r"data.text = 'text': row 1 .* no tokens \(1 of 2 rows have none\). Drop"):
         TASKS["sequence-classification"].tokenize(rows, config(), tokenizer(is_bert=False), CLASSES)
 
 
@@ -449,9 +449,9 @@ def test_language_model_blocks_have_no_special_tokens():
 
 
 def test_too_little_text_for_a_block():
-    with pytest.raises(AdapeftError, match=r"data.max_length = 100: the texts have only 9 tokens, not one block"):
+    with pytest.raises(AdapeftError, match=r"data.max_length = 100: the texts have only 9 tokens, less than one block"):
         TASKS["causal-lm"].tokenize(datasets.Dataset.from_list(ROWS), config(max_length=100), tokenizer(is_bert=False))
-    with pytest.raises(AdapeftError, match=r"data.max_length = 1: the first token of a block predicts nothing"):
+    with pytest.raises(AdapeftError, match=r"data.max_length = 1: the first token of a block is not predicted"):
         TASKS["causal-lm"].tokenize(datasets.Dataset.from_list(ROWS), config(max_length=1), tokenizer(is_bert=False))
 
 

@@ -247,7 +247,7 @@ def test_a_model_that_reads_its_padding_needs_batches_of_one_length(padding, tmp
     order = sorted(range(16), key=lambda index: tokenized.lengths[index])
     alone, batched = tokenized.collate(order[:1]), tokenized.collate([order[0], order[-1]])
     if padding == "longest":
-        with pytest.raises(AdapeftError, match=r"FNet.* other logits .* Set data\.padding: max_length"):
+        with pytest.raises(AdapeftError, match=r"FNet.* different logits .* Set data\.padding: max_length"):
             check_padding(Classification(), alone, batched, model)
     else:
         check_padding(Classification(), alone, batched, model)

@@ -192,7 +192,7 @@ def test_peft_loads_what_is_exported(name, tmp_path):
     [
         (make_gpt2, "transformer.wte.weight", Lora((29, 12), 0, 1, 0.0), "a parameter of Embedding"),
         (make_bert, "bert.encoder.layer.0.output.LayerNorm.weight", Lora((12,), 0, 1, 0.0), "of LayerNorm"),
-        (make_bert, QUERY, Lora((12, 12), 1, 1, 0.0), "in Linear is the other one"),
+        (make_bert, QUERY, Lora((12, 12), 1, 1, 0.0), "in Linear they are along the other one"),
         (make_bert, QUERY, Lora((12, 12), 0, 1, 0.0), "rank 1 and alpha 0.0"),
         (make_bert, QUERY, Lora((12, 12), 0, 13, 1.0), "from 1 to the smaller side"),
     ],

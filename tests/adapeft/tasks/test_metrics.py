@@ -112,7 +112,9 @@ def test_constant_targets_or_predictions_have_no_correlation():
 
 @pytest.mark.filterwarnings("ignore:The variance of predictions")
 def test_predictions_that_diverged_show():
-    with pytest.raises(AdapeftError, match="the metric 'pearson' is nan: the model's predictions are not finite"):
+    with pytest.raises(
+        AdapeftError, match="the metric 'pearson' is nan, because the model's predictions are not finite"
+    ):
         score(TARGETS, torch.tensor([[1.0], [math.nan], [3.0]]), torch.arange(3.0))
 
 
@@ -201,12 +203,17 @@ def test_the_metric_that_decides(metric, task, problem_type, expected):
 @pytest.mark.parametrize(
     ("metric", "task", "problem_type", "message"),
     [
-        ("accuracy", "causal-lm", None, "'accuracy': does not exist for causal-lm. Choose auto, loss, perplexity"),
+        (
+            "accuracy",
+            "causal-lm",
+            None,
+            "'accuracy' does not exist for causal-lm. Choose one of auto, loss, perplexity",
+        ),
         (
             "matthews",
             "sequence-classification",
             "regression",
-            "'matthews': does not exist for regression. Choose auto, pearson",
+            "'matthews' does not exist for regression. Choose one of auto, pearson",
         ),
         ("acuracy", "sequence-classification", "single_label_classification", "Did you mean 'accuracy'"),
     ],

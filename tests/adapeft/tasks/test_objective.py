@@ -258,7 +258,8 @@ def test_infers_what_transformers_would_use(bert, gpt2):
 @pytest.mark.parametrize("labels", [torch.zeros(2, 3), torch.ones(2, 5, dtype=torch.long), torch.zeros(2, 5, 3)])
 def test_several_labels_of_a_classifier_are_not_taken_for_tokens(bert, labels):
     with pytest.raises(
-        AdapeftError, match=r"labels of shape \[2, .*\] and type (float32|int64): only those of classes"
+        AdapeftError,
+        match=r"labels of shape \[2, .*\] and type (float32|int64) are not supported: supported are classes",
     ):
         infer_objective(bert, labels)
 
@@ -269,7 +270,7 @@ def test_several_labels_of_a_classifier_are_not_taken_for_tokens(bert, labels):
 def test_several_labels_of_an_example_are_a_row_of_floats(labels):
     with pytest.raises(
         AdapeftError,
-        match=r"problem_type = .*: labels of shape \[2.* are not floats \[n, C\]",
+        match=r"problem_type = .*: labels have shape \[2.* but must be floats \[n, C\]",
     ):
         infer_objective(make_labeller(), labels)
 

@@ -117,7 +117,7 @@ def test_another_loss_is_refused_with_both_numbers(case, method):
     model = OTHERS[case]()
     inputs, labels = of(model)
     batches = [{**inputs, "labels": labels}] * 4
-    with pytest.raises(AdapeftError, match="Usual reasons: ") as caught:
+    with pytest.raises(AdapeftError, match="Usual causes: ") as caught:
         adapeft.select(model, batches, method=method, budget="5%")
     own, ours = (float(number) for number in re.findall(r" is (\d+\.\d+)", str(caught.value))[:2])
     assert own != ours
@@ -154,7 +154,7 @@ def test_several_labels_for_each_example():
         (lambda logits, loss: SimpleNamespace(logits=logits, loss=None), "Answering returns no loss for a batch with"),
         (lambda logits, loss: SimpleNamespace(logits=logits), "Answering returns no loss for a batch with labels"),
         (lambda logits, loss: SimpleNamespace(logits=logits, loss=logits), r"returns tensor\([\s\S]* as its loss"),
-        (lambda logits, loss: (loss, logits), "Answering returns a tuple, whose values have no names"),
+        (lambda logits, loss: (loss, logits), "Answering returns a tuple, whose values cannot be read"),
         (lambda logits, loss: {"loss": loss, "scores": logits}, "no logits, only 'loss', 'scores'"),
         (lambda logits, loss: SimpleNamespace(logits=(logits, logits), loss=loss), "logits of shape tuple for labels"),
         (
@@ -163,13 +163,16 @@ def test_several_labels_for_each_example():
         ),
         (
             lambda logits, loss: SimpleNamespace(logits=logits if loss is None else -logits, loss=loss),
-            "computes other logits when it is given labels",
+            "computes different logits with labels than without",
         ),
         (
             lambda logits, loss: SimpleNamespace(logits=torch.rand_like(logits), loss=loss),
-            "computes other logits each time it is given the same batch",
+            "computes different logits each time for the same batch",
         ),
-        (lambda logits, loss: {"loss": loss, "logits": logits}, "Answering returns a dict, whose values have no names"),
+        (
+            lambda logits, loss: {"loss": loss, "logits": logits},
+            "Answering returns a dict, whose values cannot be read",
+        ),
     ],
 )
 def test_models_that_answer_otherwise(output, message):
@@ -191,7 +194,7 @@ def test_labels_that_the_model_cannot_take():
     with pytest.raises(AdapeftError, match=r"logits of shape \[5, 3\] for labels of shape \[5\], which do not"):
         check_own_loss(Regression(), batch, model)
     model.config.problem_type = "multi_label_classification"
-    with pytest.raises(AdapeftError, match="fails to compute its loss of the first batch"):
+    with pytest.raises(AdapeftError, match="fails to compute its loss for the first batch"):
         check_own_loss(Classification(), Batch(inputs, torch.zeros(5, dtype=torch.long), torch.arange(5)), model)
 
 

@@ -112,7 +112,7 @@ def test_fewer_blocks_than_ranks(refused):
     message = refused("data.train=blocks-of-two.txt", "cluster.workers=3", task="causal-lm")
     assert "data.train of 2 examples leaves 2 example(s) to measure on, fewer than the 3" in message
     message = refused("data.train=short.txt", task="causal-lm")
-    assert "data.train: data.max_length = 16: the texts have only 10 tokens, not one block of that length" in message
+    assert "data.train: data.max_length = 16: the texts have only 10 tokens, less than one block" in message
     message = refused("data.evaluation=short.txt", task="causal-lm")
     assert "data.evaluation: data.max_length = 16: the texts have only 10 tokens" in message
 
