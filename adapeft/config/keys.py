@@ -66,6 +66,16 @@ def variants_with(key: str) -> list[str]:
     return [variant for variant, one in VARIANTS[section].items() if name in one.model_fields]
 
 
+def last_word(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def usual(section: str) -> str:
+    """Return the default variant of a section."""
+    default = Config.model_fields[section].default
+    return getattr(default, last_word(DECIDES[section]), next(iter(VARIANTS[section])))
+
+
 _READ = ("model.name", "data.train")
 """Keys that measuring depends on and that may be paths: the same path may later hold other contents."""
 _UNREAD: Mapping[str, str] = MappingProxyType({})

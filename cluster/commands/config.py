@@ -17,7 +17,8 @@ def config(
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of configs")] = False,
 ) -> None:
     """Check a config and print it with all defaults, or print every key with its default."""
-    from adapeft.config.load import defaults_yaml, json_schema, load_config, to_yaml
+    from adapeft.config.load import load_config
+    from adapeft.config.write import defaults_yaml, json_schema, to_yaml
 
     if schema:
         print(json.dumps(json_schema(), indent=2))

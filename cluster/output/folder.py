@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from adapeft.config.config import Config
 from adapeft.config.keys import differences, flatten
-from adapeft.config.load import load_config, to_yaml
+from adapeft.config.load import load_config
+from adapeft.config.write import to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_json, save_text
 from adapeft.files.damage import load_json

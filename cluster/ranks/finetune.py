@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from adapeft.config.config import Config
-from adapeft.config.load import to_yaml
+from adapeft.config.write import to_yaml
 from adapeft.data.batches import num_micro_batches
 from adapeft.deltas.delta import extract_delta
 from adapeft.errors import AdapeftError, RoundingWarning

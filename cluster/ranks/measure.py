@@ -12,7 +12,7 @@ from adapeft.choose.knapsack import chosen_of
 from adapeft.choose.options import options_of
 from adapeft.config.config import Config
 from adapeft.config.keys import measurement_key
-from adapeft.config.load import to_yaml
+from adapeft.config.write import to_yaml
 from adapeft.data.batches import draw_calibration, num_micro_batches
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.influence import reach_of

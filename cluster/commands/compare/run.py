@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison, Contender
-from adapeft.config.load import load_config, to_yaml
+from adapeft.config.load import load_config
+from adapeft.config.write import to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_text
 from adapeft.finite import DIVERGED

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapeft.config.config import Config
-from adapeft.config.load import to_yaml
+from adapeft.config.write import to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.sections.paths import has_password
 

@@ -17,7 +17,8 @@ from transformers import AutoConfig, PreTrainedModel
 from adapeft.config.config import Config
 from adapeft.config.experiments import Transfer
 from adapeft.config.keys import as_yaml, content_key, differing, flatten, measurement_key
-from adapeft.config.load import load_config, to_yaml
+from adapeft.config.load import load_config
+from adapeft.config.write import to_yaml
 from adapeft.data.batches import draw_calibration
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import provenance, save_json

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from adapeft.config.config import Config
 from adapeft.config.data import DATA
 from adapeft.config.keys import KEYS, SECTIONS, differences, measurement_key
-from adapeft.config.load import defaults_yaml, json_schema, load_config, parse_config, parse_select, to_yaml
+from adapeft.config.load import load_config, parse_config, parse_select
+from adapeft.config.write import defaults_yaml, json_schema, to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.methods.options import OPTIONS
 from adapeft.sections.budget import Budget
@@ -216,8 +217,8 @@ def test_attention_that_could_not_train(load, attention, overrides, message):
         ("data.metric=accurate", r"data\.metric = accurate: should be 'auto', .*Did you mean 'accuracy'"),
         ("cluster.zero_stage=4", r"cluster\.zero_stage = 4: should be less than or equal to 3"),
         ("cluster.gpus_per_worker=2", r"cluster\.gpus_per_worker = 2: should be less than or equal to 1"),
-        ("model.revision=12", r"model\.revision = 12: should be text, in quotes"),
-        ("output=", r"output = null: should be text"),
+        ("model.revision=12", r"model\.revision = 12: should be a string, in quotes"),
+        ("output=", r"output = null: should be a string"),
         ("output=''", r"output = '': should be not empty"),
         ("seed=-1", r"seed = -1: should be greater than or equal to 0"),
     ],

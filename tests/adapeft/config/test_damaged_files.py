@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from adapeft import AdapeftError
 from adapeft.config.config import Config
-from adapeft.config.load import load_config, to_yaml
+from adapeft.config.load import load_config
+from adapeft.config.write import to_yaml
 from adapeft.files.damage import check_yaml
 from tests.support.damage import check, damaged_bytes, damaged_trees, examples
 

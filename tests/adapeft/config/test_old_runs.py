@@ -10,7 +10,8 @@ import yaml
 
 from adapeft.config.config import Config
 from adapeft.config.keys import KEYS, differences, differing, field_of, flatten, measurement_key
-from adapeft.config.load import load_config, parse_select, to_yaml
+from adapeft.config.load import load_config, parse_select
+from adapeft.config.write import to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.sections.section import is_harmless
 from tests.adapeft.config.test_config import MINIMAL

@@ -7,7 +7,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from adapeft.config.load import load_config, parse_config, to_yaml
+from adapeft.config.load import load_config, parse_config
+from adapeft.config.write import to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.parts.whole import Whole
 from adapeft.subset.choice import Choice

@@ -10,7 +10,8 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from adapeft.choose.knapsack import chosen_of
-from adapeft.config.load import load_config, to_yaml
+from adapeft.config.load import load_config
+from adapeft.config.write import to_yaml
 from adapeft.files.artifact import save_text
 from adapeft.measure.storage import load_groups, save_groups
 from adapeft.methods.registry import get_method

@@ -7,7 +7,8 @@ import pytest
 import ray
 
 from adapeft.config.experiments import Contender
-from adapeft.config.load import load_config, to_yaml
+from adapeft.config.load import load_config
+from adapeft.config.write import to_yaml
 from adapeft.measure.statistics import Statistics
 from adapeft.ranks import OneRank
 from adapeft.sections.budget import Budget
