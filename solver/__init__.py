@@ -1,6 +1,6 @@
-"""Knapsacks of up to ten million items, 0-1 and multiple-choice: a subset, its value, and a certified bound on any's.
+"""Solvers of 0-1 and multiple-choice knapsacks with up to ten million items, with a certified bound on the optimum.
 
-Numbers alone: numpy in, numpy out. What the items are is the caller's business.
+Inputs and outputs are numpy arrays; the package does not depend on the meaning of the items.
 """
 
 from __future__ import annotations

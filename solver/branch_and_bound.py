@@ -1,4 +1,4 @@
-"""OR-Tools' branch and bound."""
+"""OR-Tools' branch and bound for knapsacks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from solver.solution import Solution, certify
 
 @dataclass(frozen=True)
 class BranchAndBound:
-    """OR-Tools' knapsack solver on the whole problem: exact while it finishes, often a few thousand items.
+    """OR-Tools' knapsack solver on the whole problem: exact if it finishes, often with up to a few thousand items.
 
-    Out of time it keeps the best subset met so far, which depends on the machine and may be worse than greedy's.
+    When the time is up it returns the best subset found so far, which depends on the machine and may be worse than
+    greedy's.
 
     Attributes:
-        time_limit: Seconds after which the search stops.
+        time_limit: Time limit of the search in seconds.
     """
 
     time_limit: float = 10.0
@@ -38,10 +39,11 @@ class BranchAndBound:
 def branch(values: np.ndarray, costs: np.ndarray, budget: int, time_limit: float) -> tuple[np.ndarray, float]:
     """Search all subsets of items with positive values (float64 ``[M]``) whose costs (int64 ``[M]``) fit the budget.
 
-    Returns the items taken (bool ``[M]``) and what no subset exceeds, which is infinite if time ran out.
+    Returns:
+        The items taken (bool ``[M]``), and an upper bound on the value of any subset, infinite if time ran out.
     """
     if costs.sum() <= budget:
-        # OR-Tools would say the same, but it refuses an empty problem and a budget beyond int64.
+        # OR-Tools would return the same, but it rejects empty problems and budgets beyond int64.
         return np.ones(len(values), dtype=bool), float(values.sum())
 
     scaled = ScaledValues.of(values)

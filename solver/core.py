@@ -1,4 +1,4 @@
-"""The core method: branch only on the items that could go either way."""
+"""The core method: search only the items whose decision is not settled by the relaxation."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from solver.problem import KnapsackProblem
 from solver.relaxation import Relaxation
 from solver.solution import Solution, certify, relative_gap_between
 
-# So few items take well under a millisecond, and often settle the matter.
+# A core of this size takes well under a millisecond, and is often sufficient.
 SMALLEST_CORE = 32
 GROWTH = 4
 
-# Branch and bound is done in milliseconds or, where all densities are alike or the room cannot be filled, never.
+# Branch and bound finishes in milliseconds, or never if all densities are similar or the budget cannot be filled.
 BRANCH_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class CoreKnapsack:
-    r"""Greedy first; then exact on the items around the break item, all others fixed.
+    r"""Greedy first; then an exact search of the items around the break item, with all others fixed.
 
     A best subset differs from the fractional solution almost only near the break item (Balas and Zemel, *An algorithm
     for large zero-one knapsack problems*, 1980; Martello and Toth, *Knapsack Problems*, 1990, section 2.6). Let U be
     the fractional bound, z the best value found and :math:`p_i` the penalty of deciding item i against the fractional
-    solution. No better subset decides against it an item with :math:`p_i \ge U - z`: these are fixed for good. Of the
-    others, the nearest to the break item in density are the core, solved by OR-Tools' branch and bound, or by CP-SAT
-    where that runs out of time; greedy fills what room is left. A solved core certifies: a subset either agrees with
-    the fractional solution outside the core or pays a penalty there, so
+    solution. No better subset decides against it an item with :math:`p_i \ge U - z`, so these items are fixed. The core
+    consists of the other items nearest to the break item in density. It is solved by OR-Tools' branch and bound, or by
+    CP-SAT if that runs out of time; greedy fills the remaining budget. A solved core gives a certificate: a subset
+    either agrees with the fractional solution outside the core or pays a penalty there, so
 
     .. math:: \text{optimum} \le \max(z, \; z_\text{core}, \; U - \min_{i \notin \text{core}} p_i).
 
     Cores grow up to ``core_size`` while the gap stays open.
 
-    Greedy depends on the order of the densities alone. With a ``relative_gap`` of about 1e-4 it is mostly the answer,
-    and then rounding differences in the values, as between world sizes, leave the subset what it was.
+    Greedy depends only on the order of the densities. With a ``relative_gap`` of about 1e-4 its solution usually
+    suffices, and then rounding differences in the values, as between world sizes, do not change the subset.
 
     Attributes:
-        core_size: The most items to search.
-        relative_gap: Stop once the value is proven to be within this fraction of the bound. At 0 the search goes on
+        core_size: Maximum number of items to search.
+        relative_gap: Stop once the value is proven to be within this fraction of the bound. At 0 the search continues
             until the optimum is proven, the core is exhausted or the time is up.
-        time_limit: Seconds after which the search stops; each core has a share in proportion to its size. Where a core
-            runs out of its share, the answer may depend on the machine.
+        time_limit: Time limit of the search in seconds; each core gets a share in proportion to its size. If a core
+            uses up its share, the solution may depend on the machine.
 
     Raises:
-        ValueError: If a setting is out of its range.
+        ValueError: If a setting is out of range.
     """
 
     core_size: int = 4096
@@ -66,7 +66,7 @@ class CoreKnapsack:
             raise ValueError(f"time_limit: {self.time_limit}; give a number of seconds above 0")
 
     def solve(self, problem: KnapsackProblem) -> Solution:
-        """Choose items; greedy's choice if that is good enough, else the best of it and the cores'."""
+        """Choose items: greedy's subset if it is within ``relative_gap``, else the best of greedy's and the cores'."""
         started = time.perf_counter()
         relaxation = Relaxation.of(problem)
         taken, bound = self._branch(relaxation, take_greedily(relaxation), deadline=started + self.time_limit)
@@ -77,7 +77,7 @@ class CoreKnapsack:
         return relative_gap_between(value, bound) <= self.relative_gap
 
     def _branch(self, relaxation: Relaxation, best: np.ndarray, deadline: float) -> tuple[np.ndarray, float]:
-        """The best of ``best`` and the cores' subsets (masks by rank, bool ``[M]``), and a bound on any subset."""
+        """Return the best of ``best`` and the cores' subsets (mask by rank, bool ``[M]``) and a bound on any subset."""
         value = _worth(relaxation, best)
         bound = relaxation.bound
         penalties = relaxation.penalties()
@@ -89,7 +89,7 @@ class CoreKnapsack:
             if remaining <= 0 or self._closes(value, bound):
                 break
             core, outside = _split(unsettled, relaxation.break_rank, size)
-            # A small core can be the harder one, for want of items that fill the budget exactly.
+            # A small core can be harder, because it has fewer items that fill the budget exactly.
             time_limit = remaining * size / sum(sizes[round_:])
             taken, core_bound = _solve_core(relaxation, core, time_limit)
             if (worth := _worth(relaxation, taken)) > value:
@@ -112,7 +112,7 @@ def _worth(relaxation: Relaxation, taken: np.ndarray) -> float:
 
 
 def _split(unsettled: np.ndarray, break_rank: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``size`` ranks around the break item's, half of them on either side where there are so many, and the rest."""
+    """Split into the ``size`` ranks around the break item, half on either side if possible, and the other ranks."""
     middle = int(np.searchsorted(unsettled, break_rank))
     first = max(0, min(middle - size // 2, len(unsettled) - size))
     window = slice(first, first + size)
@@ -120,10 +120,11 @@ def _split(unsettled: np.ndarray, break_rank: int, size: int) -> tuple[np.ndarra
 
 
 def _solve_core(relaxation: Relaxation, core: np.ndarray, time_limit: float) -> tuple[np.ndarray, float]:
-    """Search the ranks in ``core``, the others as in the fractional solution; then fill what room is left.
+    """Search the ranks in ``core``, with the others as in the fractional solution; then fill the remaining budget.
 
-    Returns the items taken, a mask by rank (bool ``[M]``), and a bound on the value of any subset that differs from the
-    fractional solution in the core alone.
+    Returns:
+        The items taken, a mask by rank (bool ``[M]``), and a bound on the value of any subset that differs from the
+        fractional solution only in the core.
     """
     taken = relaxation.prefix()
     room = relaxation.room + int(relaxation.costs[core][taken[core]].sum())
@@ -136,7 +137,7 @@ def _solve_core(relaxation: Relaxation, core: np.ndarray, time_limit: float) -> 
 
 
 def _search(values: np.ndarray, costs: np.ndarray, budget: int, time_limit: float) -> tuple[np.ndarray, float]:
-    """Branch and bound while that is quick, CP-SAT where it is not: what one finds hard is often easy for the other."""
+    """Try branch and bound briefly, then CP-SAT: problems that are hard for one are often easy for the other."""
     started = time.perf_counter()
     branched, bound = branch(values, costs, budget, min(BRANCH_SECONDS, time_limit / 2))
     if bound < np.inf:

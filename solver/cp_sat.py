@@ -1,4 +1,4 @@
-"""OR-Tools' CP-SAT."""
+"""OR-Tools' CP-SAT for knapsacks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from solver.solution import Solution, certify
 
 @dataclass(frozen=True)
 class CpSat:
-    """CP-SAT on the whole problem: for up to a few thousand items, and as a second opinion on the other solvers.
+    """CP-SAT on the whole problem: for up to a few thousand items, and to cross-check the other solvers.
 
-    It runs in one thread from a fixed seed, so that it answers the same each time it finishes. Out of time with nothing
-    found, it takes nothing.
+    It runs in one thread with a fixed seed, so the result is reproducible if the search finishes. If it finds no
+    solution in time, it takes no items.
 
     Attributes:
-        time_limit: Seconds after which the search stops.
+        time_limit: Time limit of the search in seconds.
     """
 
     time_limit: float = 10.0
@@ -38,13 +38,15 @@ class CpSat:
 def constrain(values: np.ndarray, costs: np.ndarray, budget: int, time_limit: float) -> tuple[np.ndarray, float]:
     """Search all subsets of items with positive values (float64 ``[M]``) whose costs (int64 ``[M]``) fit the budget.
 
-    Returns the items taken (bool ``[M]``) and what no subset exceeds, which is infinite if nothing was found in time.
+    Returns:
+        The items taken (bool ``[M]``), and an upper bound on the value of any subset, infinite if no solution was found
+        in time.
     """
     if costs.sum() <= budget:
-        # CP-SAT takes no budget beyond int64.
+        # CP-SAT rejects budgets beyond int64.
         return np.ones(len(values), dtype=bool), float(values.sum())
 
-    from ortools.sat.python import cp_model  # a second of imports, for whoever solves with it
+    from ortools.sat.python import cp_model  # imported here: it takes a second
 
     scaled = ScaledValues.of(values)
     model = cp_model.CpModel()
@@ -59,7 +61,7 @@ def constrain(values: np.ndarray, costs: np.ndarray, budget: int, time_limit: fl
     status = search.solve(model)
 
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        # The bound it then reports is 0, which bounds nothing.
+        # CP-SAT then reports a bound of 0, which is not a bound.
         return np.zeros(len(take), dtype=bool), np.inf
     taken = np.fromiter((search.boolean_value(variable) for variable in take), bool, len(take))
     return taken, scaled.real(int(search.best_objective_bound))

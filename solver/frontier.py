@@ -1,4 +1,4 @@
-"""The best value against the budget."""
+"""The frontier: the best value as a function of the budget."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from solver.multiple_choice.problem import MultipleChoiceProblem, MultipleChoice
 from solver.problem import KnapsackProblem
 from solver.solution import Solution, Solver
 
-# A curve is read by eye: a gap of 1e-4 is not seen, and greedy mostly meets it without a search.
+# A gap of 1e-4 is not visible in a plot, and greedy usually reaches it without a search.
 CURVE_SOLVER = CoreKnapsack(relative_gap=1e-4)
 CHOICE_CURVE_SOLVER = MultipleChoiceCore(relative_gap=1e-4)
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """What each of a range of budgets buys, budgets ascending. Values and bounds never descend.
+    """Solutions for ascending budgets. Values and bounds never decrease.
 
     Attributes:
-        budgets: The budgets. int64 ``[B]``.
-        values: What a subset within each budget is worth. float64 ``[B]``.
-        bounds: What no subset within each budget exceeds. float64 ``[B]``.
-        costs: What that subset costs, at most the budget. int64 ``[B]``.
-        counts: How many items it holds. int64 ``[B]``.
+        budgets: Budgets. int64 ``[B]``.
+        values: Value of the subset found for each budget. float64 ``[B]``.
+        bounds: Upper bound on the value of any subset within each budget. float64 ``[B]``.
+        costs: Cost of the subset found, at most the budget. int64 ``[B]``.
+        counts: Number of items in the subset found. int64 ``[B]``.
     """
 
     budgets: np.ndarray
@@ -43,13 +43,13 @@ class Frontier:
 
 
 def frontier(values: np.ndarray, costs: np.ndarray, budgets: Sequence[int], solver: Solver = CURVE_SOLVER) -> Frontier:
-    """Solve for each budget.
+    """Solve the knapsack for each budget.
 
     Args:
-        values: What each item is worth. float64 ``[N]``.
-        costs: What each item costs. int64 ``[N]``.
-        budgets: The budgets, in any order; repeated ones are dropped.
-        solver: What solves each problem.
+        values: Value of each item. float64 ``[N]``.
+        costs: Cost of each item. int64 ``[N]``.
+        budgets: Budgets in any order; duplicates are dropped.
+        solver: Solver of each problem.
 
     Raises:
         ValueError: If a value, cost or budget cannot be part of a `KnapsackProblem`.
@@ -60,12 +60,12 @@ def frontier(values: np.ndarray, costs: np.ndarray, budgets: Sequence[int], solv
 def choice_frontier(
     problem: MultipleChoiceProblem, budgets: Sequence[int], solver: MultipleChoiceSolver = CHOICE_CURVE_SOLVER
 ) -> Frontier:
-    """Solve for each budget in place of the problem's own.
+    """Solve a multiple-choice problem for each budget instead of its own.
 
     Args:
-        problem: The items and their classes.
-        budgets: The budgets, in any order; repeated ones are dropped.
-        solver: What solves each problem.
+        problem: Items and their classes.
+        budgets: Budgets in any order; duplicates are dropped.
+        solver: Solver of each problem.
 
     Raises:
         ValueError: If a budget cannot be part of a `MultipleChoiceProblem`.
@@ -74,26 +74,26 @@ def choice_frontier(
 
 
 def _trace(budgets: Sequence[int], solve: Callable[[int], Solution]) -> Frontier:
-    """The curve of what ``solve`` finds for each budget."""
+    """Return the frontier of the solutions that ``solve`` finds for each budget."""
     ascending = sorted(set(budgets))
     points: list[tuple[float, int, int]] = []
     bounds = []
     for budget in ascending:
         solution = solve(budget)
         bounds.append(solution.bound)
-        # A subset that fits a budget fits any larger one, where a solver that stops early may do worse.
+        # A subset that fits a budget fits any larger one, for which a solver that stops early may find a worse subset.
         if points and points[-1][0] >= solution.value:
             points.append(points[-1])
         else:
             points.append((solution.value, solution.cost, int(solution.chosen.sum())))
 
     best = np.array([value for value, _, _ in points], dtype=np.float64)
-    # What bounds a budget bounds any smaller one.
+    # A bound for a budget is also a bound for any smaller one.
     tightest = np.minimum.accumulate(np.array(bounds, dtype=np.float64)[::-1])[::-1]
     return Frontier(
         budgets=np.array(ascending, dtype=np.int64),
         values=best,
-        # An optimum is proven up to rounding, which a value carried over may exceed it by.
+        # Optima are proven up to rounding, so a value carried over from a smaller budget may exceed the bound slightly.
         bounds=np.maximum(best, tightest),
         costs=np.array([cost for _, cost, _ in points], dtype=np.int64),
         counts=np.array([count for _, _, count in points], dtype=np.int64),

@@ -1,4 +1,4 @@
-"""Items by density, skipping what does not fit."""
+"""The greedy method: items by density, skipping those that do not fit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from solver.solution import Solution, certify
 
 @dataclass(frozen=True)
 class Greedy:
-    """Take the items of highest value per cost first, skipping what no longer fits.
+    """Take the items of highest value per cost first, skipping those that no longer fit.
 
-    The bound is the fractional relaxation's. The answer depends on the order of the densities and on nothing else, so
-    values that differ by rounding give the same subset.
+    The bound is that of the fractional relaxation. The solution depends only on the order of the densities, so values
+    that differ by rounding give the same subset.
     """
 
     def solve(self, problem: KnapsackProblem) -> Solution:
-        """Choose greedily; optimal only where the bound shows it."""
+        """Choose greedily; the status is optimal only if the bound proves it."""
         started = time.perf_counter()
         relaxation = Relaxation.of(problem)
         taken = take_greedily(relaxation)
@@ -30,7 +30,7 @@ class Greedy:
 
 
 def take_greedily(relaxation: Relaxation) -> np.ndarray:
-    """The greedy subset, as a mask by rank. bool ``[M]``."""
+    """Return the greedy subset as a mask by rank, bool ``[M]``."""
     return fill(relaxation, relaxation.prefix(), relaxation.room)
 
 
@@ -38,7 +38,7 @@ def fill(relaxation: Relaxation, taken: np.ndarray, room: int) -> np.ndarray:
     """Add to ``taken`` (a mask by rank, bool ``[M]``) the items that fit the remaining ``room``, densest first."""
     taken = taken.copy()
     fitting = np.flatnonzero(~taken & (relaxation.costs <= room))
-    # One pass: what does not fit now never will, for the room only shrinks.
+    # One pass suffices: an item that does not fit now will not fit later, because the room only shrinks.
     for rank, cost in zip(fitting.tolist(), relaxation.costs[fitting].tolist(), strict=True):
         if cost <= room:
             taken[rank] = True

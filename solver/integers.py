@@ -1,4 +1,4 @@
-"""Exact scaling of real values to the integers that OR-Tools wants."""
+"""Exact scaling of real values to the integers that OR-Tools requires."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class ScaledValues:
 
     @classmethod
     def of(cls, values: np.ndarray) -> ScaledValues:
-        """Scale positive values (float64 ``[N]``) so that they fill the range that OR-Tools can sum."""
+        """Scale positive values (float64 ``[N]``) to the range that OR-Tools can sum."""
         total = float(values.sum())
         exponent = TOTAL_BITS - int(np.frexp(total)[1])
-        # Σw < 2^61 + N, as the ceiling adds less than 1 an item.
+        # Σw < 2^61 + N, because the ceiling adds less than 1 per item.
         return cls(np.ceil(np.ldexp(values, exponent)).astype(np.int64), exponent)
 
     def real(self, total: int) -> float:
-        """The upper bound on real value that an integer total stands for."""
+        """Return the upper bound on the real value that corresponds to an integer total."""
         return float(np.ldexp(float(total), -self.exponent))

@@ -6,27 +6,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# OR-Tools adds costs up in int64 and leaves itself no room to notice an overflow.
+# OR-Tools sums costs in int64 and does not detect overflow.
 LARGEST_TOTAL_COST = 2**62
 
-# Between these, no total overflows float64 and no value per unit of cost that matters underflows.
+# Within this range no sum overflows float64, and no relevant density underflows.
 SMALLEST_SCALE = 1e-250
 LARGEST_SCALE = 1e250
 
 
 @dataclass(frozen=True)
 class KnapsackProblem:
-    r"""Which items to take when each has a value, a cost, and there is a budget.
+    r"""The 0-1 knapsack: choose items of maximum total value within a budget.
 
     .. math:: \max_x \sum_i v_i x_i \quad \text{subject to} \quad \sum_i c_i x_i \le B, \; x_i \in \{0, 1\}
 
     Attributes:
-        values: What each item is worth; an item worth zero or less is never chosen. float64 ``[N]``, finite.
-        costs: What each item takes from the budget, in whole units. int64 ``[N]``, at least 1.
-        budget: The most that the chosen items may cost together, in the same units. At least 0.
+        values: Value of each item; items with values of zero or less are never chosen. float64 ``[N]``, finite.
+        costs: Cost of each item, in whole units. int64 ``[N]``, at least 1.
+        budget: Maximum total cost of the chosen items, in the same units. At least 0.
 
     Raises:
-        ValueError: If a field breaks what is said above, or a sum would leave the range of its type.
+        ValueError: If a field violates these conditions, or a sum would leave the range of its type.
     """
 
     values: np.ndarray
@@ -39,34 +39,34 @@ class KnapsackProblem:
         object.__setattr__(self, "budget", _checked_budget(self.budget))
         if self.values.size != self.costs.size:
             raise ValueError(
-                f"values and costs: {self.values.size} and {self.costs.size} items; give one value and one cost an item"
+                f"values and costs: {self.values.size} and {self.costs.size} items; give one value and one cost for "
+                "each item"
             )
 
     @property
     def num_items(self) -> int:
-        """N."""
         return self.values.size
 
     def eligible(self) -> np.ndarray:
-        """Positions of the items that some best solution may hold: worth something and within the budget, int64 [M]."""
+        """Return the positions of items with a positive value and a cost within the budget, int64 ``[M]``."""
         return np.flatnonzero((self.values > 0) & (self.costs <= self.budget))
 
 
 def _checked_values(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1:
-        raise ValueError(f"values: shape {values.shape}; give a vector, one number an item")
+        raise ValueError(f"values: shape {values.shape}; give a vector with one number per item")
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         raise ValueError(
-            f"values: item {bad[0]} is {values[bad[0]]} ({bad.size} such); "
-            "give finite numbers, 0 for an item to leave out"
+            f"values: item {bad[0]} is {values[bad[0]]} ({bad.size} such items); "
+            "give finite numbers, and 0 to leave an item out"
         )
     largest = values.max(initial=0.0)
     if not (largest == 0 or SMALLEST_SCALE <= largest <= LARGEST_SCALE):
         raise ValueError(
-            f"values: the largest is {largest:.3g}, outside [{SMALLEST_SCALE:g}, {LARGEST_SCALE:g}], where sums and "
-            "ratios keep their digits; multiply all values by one constant"
+            f"values: the largest is {largest:.3g}, outside [{SMALLEST_SCALE:g}, {LARGEST_SCALE:g}], the range in "
+            "which sums and ratios are accurate; multiply all values by one constant"
         )
     return values
 
@@ -78,16 +78,16 @@ def _checked_costs(costs: np.ndarray) -> np.ndarray:
     if not np.issubdtype(costs.dtype, np.integer):
         raise ValueError(f"costs: dtype {costs.dtype}; give whole numbers (int64) in a unit that makes them whole")
     if costs.ndim != 1:
-        raise ValueError(f"costs: shape {costs.shape}; give a vector, one whole number an item")
+        raise ValueError(f"costs: shape {costs.shape}; give a vector with one whole number per item")
     bad = np.flatnonzero(costs < 1)
     if bad.size:
         raise ValueError(
-            f"costs: item {bad[0]} costs {costs[bad[0]]} ({bad.size} such); "
-            "give at least 1, and choose free items yourself"
+            f"costs: item {bad[0]} costs {costs[bad[0]]} ({bad.size} such items); "
+            "give at least 1, and handle items without a cost separately"
         )
     total = costs.sum(dtype=np.float64)
     if total >= LARGEST_TOTAL_COST:
-        raise ValueError(f"costs: their sum {total:.3g} is not below 2^62; count in a coarser unit")
+        raise ValueError(f"costs: their sum {total:.3g} is not below 2^62; use a coarser unit")
     return costs.astype(np.int64, copy=False)
 
 

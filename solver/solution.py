@@ -1,4 +1,4 @@
-"""What every solver gives back: a subset, and a certificate of how good it is."""
+"""The result of every solver: a subset, and a certificate of its quality."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 from solver.problem import KnapsackProblem
 
-# Relative. Sums of up to 10^7 float64 numbers agree to about 1e-14 whatever their order, so two totals closer than this
-# are the same total, and a bound raised by this is above the true one.
+# Relative. Sums of up to 10^7 float64 numbers agree to about 1e-14 in any order, so two totals closer than this are
+# equal, and a bound raised by this is above the true one.
 ROUNDING = 1e-12
 
 
 class Status(Enum):
-    """How much is known about a solution, and what to do about it."""
+    """Proven quality of a solution."""
 
     OPTIMAL = "optimal"
     WITHIN_GAP = "within_gap"
@@ -24,36 +24,36 @@ class Status(Enum):
 
     @property
     def advice(self) -> str:
-        """What the caller can do to get a better solution or a stronger proof."""
+        """Advice on how to get a better solution or a stronger proof."""
         return _ADVICE[self]
 
 
 _ADVICE = {
-    Status.OPTIMAL: "No subset within the budget is worth more. Nothing to do.",
+    Status.OPTIMAL: "No subset within the budget has a higher value. No action is needed.",
     Status.WITHIN_GAP: (
-        "The subset is within `relative_gap` of the bound, where the search was told to stop. "
-        "Lower `relative_gap` to search on."
+        "The search stopped because the value is within `relative_gap` of the bound. "
+        "Lower `relative_gap` to continue the search."
     ),
     Status.FEASIBLE: (
-        "The subset is within the budget, but better ones are not ruled out: `gap` says how much better at most. "
-        "Raise `time_limit` (or `work_limit`) or `core_size`, or use a core method in place of another solver; "
-        "a gap that is small enough for you can be accepted as it is."
+        "The subset is within the budget, but better subsets are possible: `gap` limits how much better. "
+        "Raise `time_limit` (or `work_limit`) or `core_size`, or use a core method instead of another solver; "
+        "or accept the subset if the gap is small enough."
     ),
 }
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A subset of the items, what it is worth, and what no subset can exceed.
+    """A subset of the items, its value, and an upper bound on the value of any subset.
 
     Attributes:
-        chosen: True where an item is taken. bool ``[N]``.
+        chosen: True for items that are taken. bool ``[N]``.
         value: Sum of the chosen values.
         cost: Sum of the chosen costs, at most the budget.
-        bound: No subset within the budget is worth more than this; equal to ``value`` when that is proven.
-        gap: ``(bound - value) / bound``, from 0 (optimal) to 1; 0 when the bound is 0.
-        status: How the search ended; ``status.advice`` says what to do about it.
-        seconds: Wall-clock time the solver took.
+        bound: Upper bound on the value of any subset within the budget; equal to ``value`` if that is proven optimal.
+        gap: ``(bound - value) / bound``, from 0 (optimal) to 1; 0 if the bound is 0.
+        status: Result of the search; see ``status.advice``.
+        seconds: Wall-clock time of the solver.
     """
 
     chosen: np.ndarray
@@ -66,19 +66,19 @@ class Solution:
 
 
 class Solver(Protocol):
-    """Anything that solves a knapsack problem. Solvers are values: configured once, used for any problem."""
+    """Interface of knapsack solvers. Solvers are immutable: configured once, used for any problem."""
 
     def solve(self, problem: KnapsackProblem) -> Solution:
-        """Choose items worth as much as possible within the budget."""
+        """Choose items of maximum total value within the budget."""
         ...
 
 
 def certify(
     problem: KnapsackProblem, chosen: np.ndarray, bound: float, seconds: float, relative_gap: float = 0.0
 ) -> Solution:
-    """The solution that takes ``chosen`` (bool ``[N]``), given a bound true up to ``ROUNDING``.
+    """Return the solution that takes ``chosen`` (bool ``[N]``), given a bound that is exact up to ``ROUNDING``.
 
-    Value and cost are summed afresh from the problem, so nothing a solver believes about its answer gets into it.
+    Value and cost are recomputed from the problem and do not depend on results of the solver.
     """
     value = float(problem.values[chosen].sum())
     cost = int(problem.costs[chosen].sum())
@@ -92,7 +92,7 @@ def certify(
 
 
 def relative_gap_between(value: float, bound: float) -> float:
-    """``(bound - value) / bound`` with the bound raised by ``ROUNDING``; 0 where the two are equal but for rounding."""
+    """Return ``(bound - value) / bound`` with the bound raised by ``ROUNDING``; 0 if they are equal up to rounding."""
     if bound <= value * (1 + ROUNDING):
         return 0.0
     bound *= 1 + ROUNDING

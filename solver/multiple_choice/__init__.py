@@ -1,1 +1,1 @@
-"""The multiple-choice knapsack: some members of each class, or one option that excludes them."""
+"""The multiple-choice knapsack: of each class, either any of its members or one option."""

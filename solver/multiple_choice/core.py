@@ -1,4 +1,4 @@
-"""The core method for classes: search only the decisions that could go either way."""
+"""The core method for classes: search only the decisions that are not settled by the relaxation."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from solver.solution import ROUNDING, Solution, relative_gap_between
 
 @dataclass(frozen=True)
 class MultipleChoiceCore:
-    r"""Greedy first; then exact on the decisions of least penalty, all others as the relaxation has them.
+    r"""Greedy first; then an exact search of the decisions of least penalty, with all others as in the relaxation.
 
-    `CoreKnapsack` with classes (Pisinger, *A minimal algorithm for the multiple-choice knapsack problem*, 1995, whose
-    core is of classes). Let U be the relaxation's bound, z the best value found and :math:`p_i` the penalty of decision
-    i against the relaxation: to give a class to its members, to give it to another option, to turn a member. No better
-    choice makes one with :math:`p_i \ge U - z`: these are settled for good. Of the others, those of the least penalty
-    are the core, solved by CP-SAT; greedy fills what room is left. A solved core certifies: a choice either agrees with
-    the relaxation outside the core or pays a penalty there, so
+    `CoreKnapsack` with classes (Pisinger, *A minimal algorithm for the multiple-choice knapsack problem*, 1995, where
+    the core consists of classes). Let U be the relaxation's bound, z the best value found and :math:`p_i` the penalty
+    of decision i against the relaxation: to use the members of a class, to use another of its options, or to flip a
+    member. No better choice contains a decision with :math:`p_i \ge U - z`, so these are settled. Of the other
+    decisions, those of least penalty form the core, which CP-SAT solves; greedy fills the remaining budget. A solved
+    core gives a certificate: a choice either agrees with the relaxation outside the core or pays a penalty there, so
 
     .. math:: \text{optimum} \le \max(z, \; z_\text{core}, \; U - \min_{i \notin \text{core}} p_i).
 
-    Cores grow up to ``core_size`` while the gap stays open. Nothing depends on the clock: a slow or busy machine
-    answers the same.
+    Cores grow up to ``core_size`` while the gap stays open. Limits do not depend on the clock, so the solution is the
+    same on a slow or busy machine.
 
     Attributes:
-        core_size: The most decisions to search.
-        relative_gap: Stop once the value is proven to be within this fraction of the bound. At 0 the search goes on
-            until the optimum is proven, the core is exhausted or the work is done.
-        work_limit: OR-Tools' deterministic time, in units of roughly a second, after which the search stops; each core
-            has a share in proportion to its size.
+        core_size: Maximum number of decisions to search.
+        relative_gap: Stop once the value is proven to be within this fraction of the bound. At 0 the search continues
+            until the optimum is proven, the core is exhausted or the work limit is reached.
+        work_limit: Limit of the search in OR-Tools' deterministic time, in units of roughly a second; each core gets a
+            share in proportion to its size.
 
     Raises:
-        ValueError: If a setting is out of its range.
+        ValueError: If a setting is out of range.
     """
 
     core_size: int = 16384
@@ -48,31 +48,31 @@ class MultipleChoiceCore:
 
     def __post_init__(self) -> None:
         if self.core_size < 1:
-            raise ValueError(f"core_size: {self.core_size}; give at least 1 (ten thousand or so is usual)")
+            raise ValueError(f"core_size: {self.core_size}; give at least 1 (about ten thousand is usual)")
         if not 0 <= self.relative_gap < 1:
             raise ValueError(f"relative_gap: {self.relative_gap}; give a fraction from 0 up to 1, such as 1e-4")
         if not self.work_limit > 0:
-            raise ValueError(f"work_limit: {self.work_limit}; give a number above 0, roughly of seconds")
+            raise ValueError(f"work_limit: {self.work_limit}; give a number above 0, roughly in seconds")
 
     def solve(self, problem: MultipleChoiceProblem) -> Solution:
-        """Choose items; greedy's choice if that is good enough, else the best of it and the cores'."""
+        """Choose items: greedy's choice if it is within ``relative_gap``, else the best of greedy's and the cores'."""
         started = time.perf_counter()
         relaxation = ChoiceRelaxation.of(problem)
         chosen, bound = self._search(problem, relaxation)
         return certify_choice(problem, chosen, bound, time.perf_counter() - started, self.relative_gap)
 
     def _search(self, problem: MultipleChoiceProblem, relaxation: ChoiceRelaxation) -> tuple[np.ndarray, float]:
-        """The best choice met (bool ``[N]``), and a bound on any."""
+        """Return the best choice found (bool ``[N]``), and a bound on any choice."""
         candidates, bound = relaxation.candidates, relaxation.bound
         best = candidates.mask(*fill(candidates, relaxation.modes, relaxation.taken), problem.num_items)
         value = float(problem.values[best].sum())
         decisions = _Decisions.of(relaxation, relaxation.bound - value)
 
-        # Half, as the gap that is left has to be told from none.
+        # Half of the gap at which the search ends, so that the gap that CP-SAT leaves is safely below it.
         slack = max(self.relative_gap, ROUNDING) / 2 * relaxation.bound
         size, work_left = SMALLEST_CORE, self.work_limit
         while work_left > 0 and relative_gap_between(value, bound) > self.relative_gap:
-            # What the last core found may have settled some.
+            # The result of the last core may have settled more decisions.
             largest = min(self.core_size, decisions.num_below(relaxation.bound - value))
             size = min(size, largest)
             core = _Core.of(relaxation, decisions.order[:size])
@@ -91,13 +91,13 @@ class MultipleChoiceCore:
 
 @dataclass(frozen=True)
 class _Decisions:
-    """The decisions against the relaxation that are not settled, D of them, by penalty, least first.
+    """The D unsettled decisions against the relaxation, by ascending penalty.
 
-    They are numbered: C to leave a class to its members, O for an option, M to turn a member.
+    Numbering: first C decisions to use the members of a class, then O to take an option, then M to flip a member.
 
     Attributes:
-        order: Their numbers. int64 ``[D]``.
-        penalties: Their penalties. float64 ``[D]``.
+        order: Numbers of the decisions. int64 ``[D]``.
+        penalties: Penalties of the decisions. float64 ``[D]``.
     """
 
     order: np.ndarray
@@ -105,42 +105,42 @@ class _Decisions:
 
     @classmethod
     def of(cls, relaxation: ChoiceRelaxation, settling: float) -> _Decisions:
-        """Those that cost less than a penalty of ``settling``."""
+        """Return the decisions with a penalty below ``settling``."""
         modes = relaxation.modes
-        # That a class takes what it takes already is no decision.
+        # To keep the mode of the relaxation is no decision.
         of_modes = np.where(modes == MEMBERS, np.inf, relaxation.mode_penalties)
         of_options = relaxation.option_penalties.copy()
         of_options[modes[modes != MEMBERS]] = np.inf
         penalties = np.concatenate((of_modes, of_options, relaxation.member_penalties))
-        # Stable: a class comes before its members, none of which costs less to turn.
+        # Stable: a class comes before its members, none of which has a lower penalty.
         unsettled = np.flatnonzero(penalties < settling)
         order = unsettled[np.argsort(penalties[unsettled], kind="stable")]
         return cls(order, penalties[order])
 
     def num_below(self, penalty: float) -> int:
-        """How many cost less."""
+        """Return the number of decisions with a lower penalty."""
         return int(np.searchsorted(self.penalties, penalty))
 
     def penalty_after(self, num_decisions: int) -> float:
-        """The least penalty of all but the first; infinite where the others are settled."""
+        """Return the least penalty after the first ``num_decisions``; infinite if there are no more."""
         return float(self.penalties[num_decisions]) if num_decisions < self.penalties.size else np.inf
 
 
 @dataclass(frozen=True)
 class _Core:
-    """The decisions to search, all others being made.
+    """The problem that is left when all decisions outside the core are fixed.
 
-    The choices are the core's members, then its options, then an item for each class that may go to its members or to
-    an option: the members of it that are not in the core and are worth more than their price.
+    The choices are the core's members, then its options, then one item for each class that may use its members or an
+    option. This item stands for the members outside the core that are worth more than their price.
 
     Attributes:
-        relaxation: What decides the rest.
-        choices: What is left to choose.
-        budget: What the rest leaves for it.
-        value: What the rest is worth.
-        members: The core's members. int64.
-        options: The core's options. int64.
-        classes: The classes that may go to their members or to an option. int64.
+        relaxation: Relaxation that fixes all other decisions.
+        choices: Items of the core problem.
+        budget: Budget of the core problem.
+        value: Total value of the fixed items.
+        members: Members in the core. int64.
+        options: Options in the core. int64.
+        classes: Classes that may use their members or an option. int64.
     """
 
     relaxation: ChoiceRelaxation
@@ -153,7 +153,7 @@ class _Core:
 
     @classmethod
     def of(cls, relaxation: ChoiceRelaxation, decisions: np.ndarray) -> _Core:
-        """Take apart decisions, numbered as in `_Decisions`."""
+        """Return the core of some decisions, numbered as in `_Decisions`."""
         candidates, modes = relaxation.candidates, relaxation.modes
         num_classes, num_options = candidates.num_classes, candidates.options.size
         to_members = decisions[decisions < num_classes]
@@ -162,7 +162,7 @@ class _Core:
 
         open_ = np.zeros(num_classes, dtype=bool)
         open_[to_members] = open_[candidates.option_classes[options]] = True
-        # A class that has an option, and may have another, keeps the first.
+        # The option that the relaxation takes in an open class remains a choice.
         options = np.append(options, modes[open_ & (modes != MEMBERS)])
         may_have_members = modes == MEMBERS
         may_have_members[to_members] = True
@@ -200,7 +200,7 @@ class _Core:
         )
 
     def inverted(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What was chosen, with the rest: the mode of each class (int64 ``[C]``) and its members (bool ``[M]``)."""
+        """Return the complete choice: the mode of each class (int64 ``[C]``) and the members taken (bool ``[M]``)."""
         members, options, kept = np.split(chosen, [self.members.size, self.members.size + self.options.size])
         candidates = self.relaxation.candidates
         modes = self.relaxation.modes.copy()
@@ -209,7 +209,7 @@ class _Core:
 
         taken = self.relaxation.taken.copy()
         taken[self.members] = members
-        # A class may go to nothing at all: then the members that are not in the core are not paid for.
+        # A class may take nothing: then its members outside the core are not taken.
         has_members = np.ones(candidates.num_classes, dtype=bool)
         has_members[candidates.option_classes[self.options]] = False
         has_members[self.classes[kept]] = True

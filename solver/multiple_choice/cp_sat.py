@@ -1,4 +1,4 @@
-"""OR-Tools' CP-SAT on choices."""
+"""OR-Tools' CP-SAT for multiple-choice knapsacks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Choices:
-    """Items that may exclude and need each other: a problem, or a part of one, as CP-SAT is given it.
+    """Items that may exclude and require each other: a problem or a part of one in the form for CP-SAT.
 
     Attributes:
-        values: What each item is worth, 0 or more. float64 ``[M]``.
-        costs: What each item costs, 0 or more. int64 ``[M]``.
-        classes: At most one item of the same class is taken; -1: of none. int64 ``[M]``.
-        needs: The item without which this one is not taken; -1: none. int64 ``[M]``.
+        values: Value of each item, 0 or more. float64 ``[M]``.
+        costs: Cost of each item, 0 or more. int64 ``[M]``.
+        classes: Class of each item, of which at most one item is taken; -1 for no class. int64 ``[M]``.
+        needs: Item that each item requires; -1 for none. int64 ``[M]``.
     """
 
     values: np.ndarray
@@ -34,12 +34,12 @@ class Choices:
 
 @dataclass(frozen=True)
 class Search:
-    """What CP-SAT found.
+    """Result of CP-SAT.
 
     Attributes:
-        taken: The items taken. bool ``[M]``.
-        bound: What no choice exceeds; infinite if nothing was found in time.
-        work: What the search used up of its limit.
+        taken: True for items that are taken. bool ``[M]``.
+        bound: Upper bound on the value of any choice; infinite if no solution was found within the limit.
+        work: Deterministic time used by the search.
     """
 
     taken: np.ndarray
@@ -49,13 +49,13 @@ class Search:
 
 @dataclass(frozen=True)
 class MultipleChoiceCpSat:
-    """CP-SAT on the whole problem: for up to a few thousand classes, and as a second opinion on the core method.
+    """CP-SAT on the whole problem: for up to a few thousand classes, and to cross-check the core method.
 
-    It runs in one thread from a fixed seed, and its limit counts its work and not the clock, so that a slow or busy
-    machine answers the same. With nothing found by then, it takes nothing.
+    It runs in one thread with a fixed seed and a limit in deterministic time, so the solution is the same on a slow or
+    busy machine. If it finds no solution within the limit, it takes no items.
 
     Attributes:
-        work_limit: OR-Tools' deterministic time, in units of roughly a second, after which the search stops.
+        work_limit: Limit of the search in OR-Tools' deterministic time, in units of roughly a second.
     """
 
     work_limit: float = 10.0
@@ -65,7 +65,7 @@ class MultipleChoiceCpSat:
         started = time.perf_counter()
         positions = problem.eligible()
         classes, exclusive = problem.classes[positions], problem.exclusive[positions]
-        # One more item a class, free and worthless, stands for leaving it to its members.
+        # One more item per class, with value and cost 0, stands for using the members of the class.
         contested = np.unique(classes[exclusive])
         stands_for_members = positions.size + np.searchsorted(contested, classes)
         choices = Choices(
@@ -88,20 +88,20 @@ def choose(choices: Choices, budget: int, work_limit: float, slack: float) -> Se
     """Search all choices within the budget.
 
     Args:
-        choices: What there is to choose from.
-        budget: The most that the choice may cost.
-        work_limit: The deterministic time after which the search stops.
-        slack: The difference of bound and value at which the search stops.
+        choices: Items to choose from.
+        budget: Maximum total cost of the choice.
+        work_limit: Limit of the search in deterministic time.
+        slack: Difference between bound and value at which the search stops.
     """
     if (choices.classes == NONE).all() and choices.costs.sum() <= budget:
         return Search(np.ones(choices.values.size, dtype=bool), float(choices.values.sum()), 0.0)
 
-    from ortools.sat.python import cp_model  # a second of imports, for whoever solves with it
+    from ortools.sat.python import cp_model  # imported here: it takes a second
 
     scaled = ScaledValues.of(choices.values)
     model = cp_model.CpModel()
     take = [model.new_bool_var("") for _ in choices.values]
-    # CP-SAT takes no budget beyond int64.
+    # CP-SAT rejects budgets beyond int64.
     within = min(budget, int(choices.costs.sum()))
     model.add(cp_model.LinearExpr.weighted_sum(take, choices.costs.tolist()) <= within)
     for members in _by_class(choices.classes):
@@ -113,9 +113,9 @@ def choose(choices: Choices, budget: int, work_limit: float, slack: float) -> Se
     search = cp_model.CpSolver()
     search.parameters.max_deterministic_time = work_limit
     search.parameters.absolute_gap_limit = float(np.ldexp(slack, scaled.exponent))
-    # By default no linear relaxation knows which items exclude each other: 34 were not settled in 5 units of work.
+    # By default the linear relaxation ignores which items exclude each other: 34 were not settled in 5 units of work.
     search.parameters.linearization_level = 2
-    # On cores of 500 and 1,300 items presolve took some sixty times as long as the search without it.
+    # On cores of 500 and 1,300 items presolve took about sixty times as long as the search without it.
     search.parameters.cp_model_presolve = False
     search.parameters.num_workers = 1
     search.parameters.random_seed = 0
@@ -123,14 +123,14 @@ def choose(choices: Choices, budget: int, work_limit: float, slack: float) -> Se
 
     work = search.response_proto.deterministic_time
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        # The bound it then reports is 0, which bounds nothing.
+        # CP-SAT then reports a bound of 0, which is not a bound.
         return Search(np.zeros(len(take), dtype=bool), np.inf, work)
     taken = np.fromiter((search.boolean_value(variable) for variable in take), bool, len(take))
     return Search(taken, scaled.real(int(search.best_objective_bound)), work)
 
 
 def _by_class(classes: np.ndarray) -> list[list[int]]:
-    """The items of each class."""
+    """Return the items of each class."""
     order = np.argsort(classes, kind="stable")
     order = order[classes[order] != NONE]
     borders = np.flatnonzero(np.diff(classes[order])) + 1

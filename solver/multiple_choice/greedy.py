@@ -1,4 +1,4 @@
-"""The relaxation's choice, and what fits the room it leaves, by density."""
+"""The greedy method for classes: the relaxation's choice, then by density the items that fit the remaining budget."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from solver.solution import Solution
 
 @dataclass(frozen=True)
 class MultipleChoiceGreedy:
-    """Take what is worth more than its price, then fill the room that is left, densest first.
+    """Take the relaxation's choice, then fill the remaining budget by density.
 
-    The bound is the relaxation's. With no options this is `Greedy`: the items by density, skipping what does not fit.
+    The bound is that of the relaxation. Without options this is `Greedy`: items by density, skipping those that do not
+    fit.
     """
 
     def solve(self, problem: MultipleChoiceProblem) -> Solution:
-        """Choose greedily; optimal only where the bound shows it."""
+        """Choose greedily; the status is optimal only if the bound proves it."""
         started = time.perf_counter()
         relaxation = ChoiceRelaxation.of(problem)
         modes, taken = fill(relaxation.candidates, relaxation.modes, relaxation.taken)
@@ -29,17 +30,18 @@ class MultipleChoiceGreedy:
 
 
 def fill(candidates: Candidates, modes: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Add members, and put options in the place of less, while the budget allows, densest first.
+    """Add members and replace choices of classes by better options within the budget, by descending density.
 
-    An option's density is that of what it adds. A class that has an option gives it up for a better one alone.
+    The density of an option is the value that it adds per cost that it adds. An option is only replaced by a better
+    option.
 
     Args:
-        candidates: What there is to choose from.
-        modes: The option of each class, or `MEMBERS`; within the budget together with ``taken``. int64 ``[C]``.
-        taken: The members taken where the mode is `MEMBERS`. bool ``[M]``.
+        candidates: Items to choose from.
+        modes: Option of each class, or `MEMBERS`; within the budget together with ``taken``. int64 ``[C]``.
+        taken: True for members taken if the mode is `MEMBERS`. bool ``[M]``.
 
     Returns:
-        Modes and members like those given.
+        The new ``modes`` and ``taken``.
     """
     modes, taken = modes.copy(), taken & (modes[candidates.member_classes] == MEMBERS)
     values, costs = _worth(candidates, modes, taken)
@@ -52,7 +54,7 @@ def fill(candidates: Candidates, modes: np.ndarray, taken: np.ndarray) -> tuple[
     members = np.flatnonzero(open_ & (candidates.member_costs <= room))
     densities = np.append(
         candidates.member_values[members] / candidates.member_costs[members],
-        # What is worth more and costs no more comes first.
+        # Options that add value at no cost come first.
         added_values[options] / np.maximum(added_costs[options], 0.5),
     )
     positions = np.append(candidates.members[members], candidates.options[options])
@@ -77,7 +79,7 @@ def fill(candidates: Candidates, modes: np.ndarray, taken: np.ndarray) -> tuple[
 
 
 def _worth(candidates: Candidates, modes: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What each class is worth (float64 ``[C]``) and costs (int64 ``[C]``)."""
+    """Return the value (float64 ``[C]``) and cost (int64 ``[C]``) of each class."""
     values = candidates.sum_members(np.where(taken, candidates.member_values, 0.0))
     costs = candidates.sum_members(np.where(taken, candidates.member_costs, 0))
     chosen = modes != MEMBERS

@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack, with classes that hold items to combine besides options to choose one of."""
+"""The multiple-choice knapsack problem, whose classes may contain freely combinable members next to options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class MultipleChoiceProblem:
-    r"""Which items to take when, of each class, either one option or any of its members may be taken.
+    r"""The knapsack in which, of each class, either one option or any of its members may be taken.
 
     With :math:`O_k` the options of class k and :math:`M_k` its members,
 
@@ -23,20 +23,20 @@ class MultipleChoiceProblem:
         \max_x \sum_i v_i x_i \quad \text{subject to} \quad \sum_i c_i x_i \le B, \; x_i \in \{0, 1\}, \quad
         x_m + \sum_{o \in O_k} x_o \le 1 \;\; \forall k, m \in M_k, \quad \sum_{o \in O_k} x_o \le 1 \;\; \forall k
 
-    A class with options alone is one of the multiple-choice knapsack (Kellerer, Pferschy and Pisinger, *Knapsack
-    Problems*, 2004, chapter 11, here with "at most one" for "exactly one"). Items of no class are free, as are the
-    members of a class without options: with no options at all this is the 0-1 knapsack.
+    A class with only options is one of the multiple-choice knapsack (Kellerer, Pferschy and Pisinger, *Knapsack
+    Problems*, 2004, chapter 11, here with "at most one" instead of "exactly one"). Items without a class and members of
+    a class without options are unconstrained: without any options this is the 0-1 knapsack.
 
     Attributes:
-        values: What each item is worth; an item worth zero or less is never chosen. float64 ``[N]``, finite.
-        costs: What each item takes from the budget, in whole units. int64 ``[N]``, at least 1.
-        budget: The most that the chosen items may cost together, in the same units. At least 0.
-        classes: The class of each item, any number from 0; -1 for an item of no class. int64 ``[N]``.
-        exclusive: True where an item is an option, which excludes all others of its class; False where it is a member
-            or free. bool ``[N]``.
+        values: Value of each item; items with values of zero or less are never chosen. float64 ``[N]``, finite.
+        costs: Cost of each item, in whole units. int64 ``[N]``, at least 1.
+        budget: Maximum total cost of the chosen items, in the same units. At least 0.
+        classes: Class of each item, any number from 0; -1 for no class. int64 ``[N]``.
+        exclusive: True for options, which exclude all other items of their class; False for members and items without
+            a class. bool ``[N]``.
 
     Raises:
-        ValueError: If a field breaks what is said above, or a sum would leave the range of its type.
+        ValueError: If a field violates these conditions, or a sum would leave the range of its type.
     """
 
     values: np.ndarray
@@ -55,38 +55,37 @@ class MultipleChoiceProblem:
         homeless = np.flatnonzero(self.exclusive & (self.classes == NO_CLASS))
         if homeless.size:
             raise ValueError(
-                f"exclusive: item {homeless[0]} is an option of no class ({homeless.size} such); "
-                "give it a class, or let it be free with exclusive False"
+                f"exclusive: item {homeless[0]} is an option of no class ({homeless.size} such items); "
+                "give it a class, or set exclusive to False"
             )
 
     @property
     def num_items(self) -> int:
-        """N."""
         return self.values.size
 
     def eligible(self) -> np.ndarray:
-        """Positions of the items that some best solution may hold: worth something and within the budget, int64 [M]."""
+        """Return the positions of items with a positive value and a cost within the budget, int64 ``[M]``."""
         return np.flatnonzero((self.values > 0) & (self.costs <= self.budget))
 
     def permits(self, chosen: np.ndarray) -> bool:
-        """Whether in each class ``chosen`` (bool ``[N]``) holds one option alone, or none. The budget is not asked."""
+        """Whether ``chosen`` (bool ``[N]``) satisfies the constraints of all classes. The budget is not checked."""
         classes = self.classes[chosen]
         contested = classes[self.exclusive[chosen]]
         return bool(np.isin(classes, contested).sum() == contested.size == np.unique(contested).size)
 
 
 class MultipleChoiceSolver(Protocol):
-    """Anything that solves a multiple-choice problem; a value like any `Solver`."""
+    """Interface of multiple-choice solvers, immutable like `Solver`."""
 
     def solve(self, problem: MultipleChoiceProblem) -> Solution:
-        """Choose items worth as much as possible within the budget, one option or members of each class."""
+        """Choose items of maximum total value within the budget, one option or any members of each class."""
         ...
 
 
 def certify_choice(
     problem: MultipleChoiceProblem, chosen: np.ndarray, bound: float, seconds: float, relative_gap: float = 0.0
 ) -> Solution:
-    """`certify` for classes: checks from the problem alone that ``chosen`` (bool ``[N]``) is permitted in each."""
+    """Return `certify` of a choice, after checking that ``chosen`` (bool ``[N]``) satisfies all class constraints."""
     assert problem.permits(chosen), "a solver chose more than one option of a class, or an option and a member"
     knapsack = KnapsackProblem(problem.values, problem.costs, problem.budget)
     return certify(knapsack, chosen, bound, seconds, relative_gap)
@@ -97,14 +96,14 @@ def _checked_classes(classes: np.ndarray, num_items: int) -> np.ndarray:
     if classes.size == 0:
         classes = classes.astype(np.int64)
     if not np.issubdtype(classes.dtype, np.integer):
-        raise ValueError(f"classes: dtype {classes.dtype}; give whole numbers (int64), -1 for an item of no class")
+        raise ValueError(f"classes: dtype {classes.dtype}; give whole numbers (int64), -1 for items without a class")
     if classes.shape != (num_items,):
-        raise ValueError(f"classes: shape {classes.shape} for {num_items} items; give one number an item")
+        raise ValueError(f"classes: shape {classes.shape} for {num_items} items; give one number per item")
     bad = np.flatnonzero(classes < NO_CLASS)
     if bad.size:
         raise ValueError(
-            f"classes: item {bad[0]} is of class {classes[bad[0]]} ({bad.size} such); "
-            "number classes from 0, and give -1 for an item of no class"
+            f"classes: item {bad[0]} is of class {classes[bad[0]]} ({bad.size} such items); "
+            "number classes from 0, and give -1 for items without a class"
         )
     return classes.astype(np.int64, copy=False)
 
@@ -116,5 +115,5 @@ def _checked_exclusive(exclusive: np.ndarray, num_items: int) -> np.ndarray:
     if exclusive.dtype != bool:
         raise ValueError(f"exclusive: dtype {exclusive.dtype}; give booleans, True for an option")
     if exclusive.shape != (num_items,):
-        raise ValueError(f"exclusive: shape {exclusive.shape} for {num_items} items; give one boolean an item")
+        raise ValueError(f"exclusive: shape {exclusive.shape} for {num_items} items; give one boolean per item")
     return exclusive

@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack with a price on the budget in place of its limit: a bound, and a price of decisions."""
+"""The Lagrangian relaxation of the multiple-choice knapsack: an upper bound, and penalties of decisions."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import numpy as np
 
 from solver.multiple_choice.problem import MultipleChoiceProblem
 
-# In place of an option: the class is left to its members, or to nothing where they are not worth their price.
+# Mode of a class that takes members instead of an option, possibly none of them.
 MEMBERS = -1
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The eligible items of a problem, class by class; items of no class are the members of one that has no options.
+    """The eligible items of a problem by class; items without a class are the members of a class without options.
 
-    Members are listed by class, then by density, highest first, ties by position: the best use of any amount that is
-    spent on the members of a class, if the last may be cut, is a first part of its list. Options are listed by class,
-    then by cost.
+    Members are sorted by class, then by descending density, ties by position. The best use of a budget for the members
+    of a class, if the last one may be fractional, is thus a prefix of its list. Options are sorted by class, then by
+    cost.
 
     Attributes:
-        num_classes: C, classes with an eligible item.
-        budget: The budget in multiples of the costs' common divisor: the rest cannot be spent.
-        members: Where each member is in the problem. int64 ``[M]``.
-        member_values: Their values. float64 ``[M]``.
-        member_costs: Their costs. int64 ``[M]``.
-        member_classes: Their classes, from 0 to C - 1, ascending. int64 ``[M]``.
-        options: Where each option is in the problem. int64 ``[O]``.
-        option_values: Their values. float64 ``[O]``.
-        option_costs: Their costs. int64 ``[O]``.
-        option_classes: Their classes, ascending. int64 ``[O]``.
+        num_classes: C, the number of classes with an eligible item.
+        budget: Budget rounded down to a multiple of the costs' greatest common divisor, as the rest cannot be spent.
+        members: Position of each member in the problem. int64 ``[M]``.
+        member_values: Values of the members. float64 ``[M]``.
+        member_costs: Costs of the members. int64 ``[M]``.
+        member_classes: Classes of the members, from 0 to C - 1, ascending. int64 ``[M]``.
+        options: Position of each option in the problem. int64 ``[O]``.
+        option_values: Values of the options. float64 ``[O]``.
+        option_costs: Costs of the options. int64 ``[O]``.
+        option_classes: Classes of the options, ascending. int64 ``[O]``.
     """
 
     num_classes: int
@@ -53,7 +53,7 @@ class Candidates:
         exclusive = problem.exclusive[eligible]
 
         members = np.flatnonzero(~exclusive)
-        # Stable, so that ties go by position, whatever the machine.
+        # A stable sort breaks ties by position on any machine.
         members = members[np.lexsort((-values[members] / costs[members], classes[members]))]
         options = np.flatnonzero(exclusive)
         options = options[np.lexsort((costs[options], classes[options]))]
@@ -71,7 +71,7 @@ class Candidates:
         )
 
     def sum_members(self, numbers: np.ndarray) -> np.ndarray:
-        """Sums over each class's members of a number a member ``[M]``, in their type ``[C]``; 0 for no members."""
+        """Sum ``numbers`` ``[M]`` over the members of each class, ``[C]`` of the same type; 0 without members."""
         sums = np.zeros(self.num_classes, dtype=numbers.dtype)
         starts = np.flatnonzero(np.diff(self.member_classes, prepend=-1))
         if starts.size:
@@ -79,9 +79,10 @@ class Candidates:
         return sums
 
     def best_options(self, surplus: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each class's option of the largest surplus (of float64 ``[O]``), the cheapest of equals.
+        """Find the option of the largest ``surplus`` (float64 ``[O]``) in each class, ties by cost.
 
-        Returns the options (int64 ``[C]``, `MEMBERS` where a class has none) and their surplus (``[C]``, then -inf).
+        Returns:
+            The options (int64 ``[C]``, `MEMBERS` for classes without options) and their surplus (``[C]``, then -inf).
         """
         best = np.full(self.num_classes, MEMBERS, dtype=np.int64)
         most = np.full(self.num_classes, -np.inf)
@@ -94,11 +95,11 @@ class Candidates:
         return best, most
 
     def mask(self, modes: np.ndarray, taken: np.ndarray, num_items: int) -> np.ndarray:
-        """A mask by the problem's positions (bool ``[N]``) of each class's mode and the members that are taken.
+        """Return a choice as a mask by the problem's positions, bool ``[N]``.
 
         Args:
-            modes: The option of each class, or `MEMBERS`. int64 ``[C]``.
-            taken: The members to take where the mode is `MEMBERS`. bool ``[M]``.
+            modes: Option of each class, or `MEMBERS`. int64 ``[C]``.
+            taken: True for members to take if the mode is `MEMBERS`. bool ``[M]``.
             num_items: N.
         """
         chosen = np.zeros(num_items, dtype=bool)
@@ -109,35 +110,35 @@ class Candidates:
 
 @dataclass(frozen=True)
 class ChoiceRelaxation:
-    r"""The Lagrangian relaxation of the budget, at the price λ that makes its bound the lowest.
+    r"""The Lagrangian relaxation of the budget constraint, at the price λ that gives the lowest bound.
 
-    At a price of λ a unit, each class takes what has the largest surplus: all members worth more than their price, or
-    one option,
+    At a price of λ per unit of budget, each class takes either all members worth more than their price or one option,
+    whichever has the larger surplus:
 
     .. math::
         U(\lambda) = \lambda B + \sum_k s_k, \quad
         s_k = \max\Big(\sum_{m \in M_k} \max(0, v_m - \lambda c_m), \; \max_{o \in O_k} v_o - \lambda c_o\Big)
 
-    which bounds the optimum for any λ ≥ 0. Its least value is that of the linear relaxation, for each class's
-    constraints alone describe the convex hull of what is permitted there (they are the clique inequalities of a perfect
-    graph): the convex hulls of the classes, merged by slope, until the budget breaks one (Sinha and Zoltners, *The
-    multiple-choice knapsack problem*, 1979). A class takes less the higher the price, so the price is found by
-    bisection, and no hull is ever built.
+    which bounds the optimum for any λ ≥ 0. Its minimum equals the bound of the linear relaxation, because the
+    constraints of a class alone describe the convex hull of its permitted choices (they are the clique inequalities of
+    a perfect graph): the convex hulls of the classes are merged by slope until the budget breaks one (Sinha and
+    Zoltners, *The multiple-choice knapsack problem*, 1979). The cost of a class decreases with the price, so the price
+    is found by bisection, without building hulls.
 
-    Deciding something against the relaxation costs at least its penalty, the surplus that is lost: a choice that does
-    so is worth at most U less the penalty.
+    A decision against the relaxation costs at least its penalty, the surplus that is lost: a choice that contains it is
+    worth at most U minus the penalty.
 
     Attributes:
-        candidates: What there is to choose from.
-        price: λ, the least price at which what is taken fits the budget; 0 if everything does.
-        modes: What each class takes at that price: an option, or `MEMBERS`. int64 ``[C]``.
-        taken: The members worth more than their price, taken where the mode is `MEMBERS`. bool ``[M]``.
-        room: What that leaves of the budget.
+        candidates: Items to choose from.
+        price: λ, the least price at which the choice fits the budget; 0 if all items fit.
+        modes: Option that each class takes at that price, or `MEMBERS`. int64 ``[C]``.
+        taken: True for members worth more than their price, which are taken if the mode is `MEMBERS`. bool ``[M]``.
+        room: Budget that the choice leaves.
         bound: U.
-        mode_penalties: What leaving a class to its members costs at least. float64 ``[C]``.
-        option_penalties: What taking an option costs at least. float64 ``[O]``.
-        member_penalties: What leaving a class to its members and deciding one of these against the relaxation costs at
-            least. float64 ``[M]``.
+        mode_penalties: Penalty of using the members of a class. float64 ``[C]``.
+        option_penalties: Penalty of taking an option. float64 ``[O]``.
+        member_penalties: Penalty of using the members of a class and deciding this member against the relaxation.
+            float64 ``[M]``.
     """
 
     candidates: Candidates
@@ -152,7 +153,10 @@ class ChoiceRelaxation:
 
     @classmethod
     def of(cls, problem: MultipleChoiceProblem) -> ChoiceRelaxation:
-        """Relax a problem: one sort, then some 60 prices, each a look-up a class and a pass over the options."""
+        """Solve the relaxation of a problem.
+
+        It takes one sort, then about 60 prices, each with one look-up per class and one pass over the options.
+        """
         candidates = Candidates.of(problem)
         demand = _Demand(candidates)
         price = _least_price(demand, candidates.budget)
@@ -164,7 +168,7 @@ class ChoiceRelaxation:
         of_members = candidates.sum_members(np.maximum(0, member_surplus))
         surplus = np.maximum(of_members, candidates.best_options(option_surplus)[1])
         mode_penalties = surplus - of_members
-        # Rounding of the price may turn the sign of a member that is worth exactly its price.
+        # Rounding of the price may flip the sign for a member that is worth exactly its price.
         against = np.maximum(0, np.where(taken, member_surplus, -member_surplus))
         return cls(
             candidates=candidates,
@@ -172,7 +176,7 @@ class ChoiceRelaxation:
             modes=modes,
             taken=taken,
             room=candidates.budget - demand.cost(modes, ends),
-            # At no price the budget counts for nothing, and it may be beyond float64.
+            # At a price of 0 the budget does not matter, and it may exceed float64.
             bound=(price * candidates.budget if price else 0.0) + float(surplus.sum()),
             mode_penalties=mode_penalties,
             option_penalties=surplus[candidates.option_classes] - option_surplus,
@@ -181,7 +185,7 @@ class ChoiceRelaxation:
 
 
 class _Demand:
-    """What the classes take at a price."""
+    """Choices of the classes at a price."""
 
     def __init__(self, candidates: Candidates) -> None:
         self._candidates = candidates
@@ -192,28 +196,28 @@ class _Demand:
         self._costs = np.append(0, np.cumsum(candidates.member_costs))
 
     def highest_price(self) -> float:
-        """A price at which nothing is taken."""
+        """Return a price at which nothing is taken."""
         options = self._candidates.option_values / self._candidates.option_costs
         return 2 * max(float(self._density.max(initial=0.0)), float(options.max(initial=0.0)))
 
     def at(self, price: float) -> tuple[np.ndarray, np.ndarray]:
-        """Each class's mode, and the end of the members worth more than their price. int64 ``[C]`` both."""
+        """Return the mode of each class and the end of its members worth more than their price, both int64 ``[C]``."""
         ends = self._ends(price)
         values = self._values[ends] - self._values[self._first]
         surplus = values - price * (self._costs[ends] - self._costs[self._first])
         candidates = self._candidates
         best, most = candidates.best_options(candidates.option_values - price * candidates.option_costs)
-        # A class takes nothing as the members that it takes none of.
+        # A class that takes nothing has the mode MEMBERS, with no members taken.
         return np.where(most > np.maximum(0, surplus), best, MEMBERS), ends
 
     def cost(self, modes: np.ndarray, ends: np.ndarray) -> int:
-        """What that costs together."""
+        """Return the total cost of the choices."""
         chosen = modes != MEMBERS
         of_members = (self._costs[ends] - self._costs[self._first])[~chosen]
         return int(of_members.sum()) + int(self._candidates.option_costs[modes[chosen]].sum())
 
     def _ends(self, price: float) -> np.ndarray:
-        """A binary search in every class's members at once."""
+        """Return the ends of members denser than ``price``, by a binary search in all classes at once."""
         low, high = self._first, self._end
         for _ in range(int((high - low).max(initial=0)).bit_length()):
             middle = (low + high) // 2
@@ -224,10 +228,10 @@ class _Demand:
 
 
 def _least_price(demand: _Demand, budget: int) -> float:
-    """The least price at which what is taken fits the budget, to the last bit."""
+    """Return the least price, exact to the last bit, at which the choices fit the budget."""
     if demand.cost(*demand.at(0.0)) <= budget:
         return 0.0
-    # Positive floats are in the order of their bits: halving these finds the magnitude as fast as the digits.
+    # Positive floats have the order of their bits, so bisecting bits finds the exponent as fast as the digits.
     low, high = 0, _bits(demand.highest_price())
     while high - low > 1:
         middle = (low + high) // 2

@@ -19,11 +19,16 @@ EXCLUSIVE = np.array([True, False, False])
     [
         (np.array([1.0, np.nan, 1.0]), CLASSES, EXCLUSIVE, "values: item 1 is nan"),
         (ONES, CLASSES.astype(float), EXCLUSIVE, "classes: dtype float64; give whole numbers"),
-        (ONES, CLASSES[:2], EXCLUSIVE, r"classes: shape \(2,\) for 3 items; give one number an item"),
-        (ONES, np.array([0, -2, -3]), EXCLUSIVE, r"classes: item 1 is of class -2 \(2 such\); number classes from 0"),
+        (ONES, CLASSES[:2], EXCLUSIVE, r"classes: shape \(2,\) for 3 items; give one number per item"),
+        (
+            ONES,
+            np.array([0, -2, -3]),
+            EXCLUSIVE,
+            r"classes: item 1 is of class -2 \(2 such items\); number classes from 0",
+        ),
         (ONES, CLASSES, EXCLUSIVE.astype(int), "exclusive: dtype int64; give booleans"),
-        (ONES, CLASSES, EXCLUSIVE[None], r"exclusive: shape \(1, 3\) for 3 items; give one boolean an item"),
-        (ONES, CLASSES, np.array([True, False, True]), r"exclusive: item 2 is an option of no class \(1 such\)"),
+        (ONES, CLASSES, EXCLUSIVE[None], r"exclusive: shape \(1, 3\) for 3 items; give one boolean per item"),
+        (ONES, CLASSES, np.array([True, False, True]), r"exclusive: item 2 is an option of no class \(1 such items\)"),
     ],
 )
 def test_nonsense_is_refused(values, classes, exclusive, message):
