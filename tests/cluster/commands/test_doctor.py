@@ -78,7 +78,7 @@ def test_no_cluster_answers(monkeypatch):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
-        assert f"RAY_ADDRESS = {address}: no cluster answers there" in (problems()[RAY] or "")
+        assert f"RAY_ADDRESS = {address}: no cluster answers at this address" in (problems()[RAY] or "")
 
 
 def _declared(package: str) -> str:
