@@ -1,9 +1,9 @@
-"""How many ways of changing the output a subset can tell apart: the spectrum of its gradients' Gram matrix.
+"""Conditioning of the training of a subset: the spectrum of the Gram matrix of its gradients.
 
 ``python -m tests.benchmarks.conditioning RUN…`` takes folders of finished runs on one task and prints a table. Adam
-moves every element by about the learning rate, so with gradients g of single examples at sampled labels the changes of
-the output are those of :math:`K = \\sum_j g_j g_j^\\top / \\mathrm{rms}(g_j)` over the subset's elements j. Its largest
-eigenvalue limits the learning rate; what the others are beside it is the pace at which everything else is learned.
+moves every element by about the learning rate, so with gradients g of single examples at sampled labels, the output
+changes according to :math:`K = \\sum_j g_j g_j^\\top / \\mathrm{rms}(g_j)` over the subset's elements j. Its largest
+eigenvalue limits the learning rate; the ratios of the others to it give the relative speeds of learning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.benchmarks.cross_terms import mask_of, measured
 
 
 def main(folders: list[Path]) -> None:
-    """Measures on half B of the first run's calibration, an example at a time, and prints the table."""
+    """Measure on half B of the first run's calibration, one example at a time, and print the table."""
     subsets = [Subset.load(RunFolder(folder).subset) for folder in folders]
     config = load_config(RunFolder(folders[0]).config)
     config = config.model_copy(update={"select": config.select.model_copy(update={"batch_size": 1})})
@@ -40,7 +40,7 @@ def main(folders: list[Path]) -> None:
 
 
 def _gradients(passes: Passes, groups: Groups, subsets: list[Subset]) -> list[Tensor]:
-    """[examples, elements] for each subset, float32."""
+    """Return the gradients of each subset, float32 ``[examples, elements]``."""
     masks = [[mask_of(subset, groups, piece) for piece in passes.shards.slices] for subset in subsets]
     rows: list[list[Tensor]] = [[] for _ in subsets]
     for gradients, _ in passes.gradients("spectrum", passes.calibration.half_b, [], sampled_labels=True):
@@ -50,7 +50,7 @@ def _gradients(passes: Passes, groups: Groups, subsets: list[Subset]) -> list[Te
 
 
 def _spectrum(gradients: Tensor) -> Tensor:
-    """Eigenvalues of K [examples, examples], largest first."""
+    """Return the eigenvalues of K ``[examples, examples]`` in descending order."""
     rms = gradients.square().mean(dim=0).sqrt()
     weighted = gradients / rms.clamp(min=float(rms.mean()) * 1e-3)
     return torch.linalg.eigvalsh((weighted @ gradients.T).double()).flip(0)

@@ -1,8 +1,8 @@
-"""How much of a subset pulls in one direction: its joint curvature beside the sum of what its tensors have alone.
+"""Cross terms of a subset: its joint curvature compared with the sum of the curvatures of its tensors.
 
 ``python -m tests.benchmarks.cross_terms RUN…`` takes folders of finished runs on one task and prints a table. An
-additive choice counts the curvature of each group alone; where the joint one is a multiple, the groups chosen change
-the model's output alike, and training has to take smaller steps than each of them would bear.
+additive choice sums the curvatures of single groups. If the joint curvature is much larger, the chosen groups change
+the model's output in similar ways, and training needs smaller steps than for each group alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cluster.zero.engine import join
 
 
 def main(folders: list[Path]) -> None:
-    """Measures every run's subset along Adam's direction, as ``adapeft`` does its groups, and prints the table."""
+    """Measure the subset of every run along Adam's direction, as the method ``adapeft`` does, and print the table."""
     subsets = {folder: Subset.load(RunFolder(folder).subset) for folder in folders}
     config = load_config(RunFolder(folders[0]).config)
     print("| run | elements | slope b | curvature: tensors alone | joint A | best step b / A | gain b² / 2A |")
@@ -54,7 +54,7 @@ def main(folders: list[Path]) -> None:
 
 @contextmanager
 def measured(config: Config) -> Iterator[tuple[Passes, Groups, list[Tensor]]]:
-    """Passes behind a head warmed up on half B, the tensors, and Adam's direction from half A."""
+    """Yield passes with a head warmed up on half B, the tensors as groups, and Adam's direction from half A."""
     be_the_only_rank()
     ranks = join()
     inputs = load_inputs(config)
@@ -70,7 +70,7 @@ def measured(config: Config) -> Iterator[tuple[Passes, Groups, list[Tensor]]]:
 
 
 def mask_of(subset: Subset, groups: Groups, piece: Slice) -> Tensor:
-    """bool [length]: which elements of the slice are in the subset."""
+    """Return the mask of the slice's elements in the subset, bool ``[length]``."""
     part = subset.parts.get(groups.parameters[piece.parameter].name)
     if part is None:
         return torch.zeros(piece.length, dtype=torch.bool)
@@ -78,7 +78,7 @@ def mask_of(subset: Subset, groups: Groups, piece: Slice) -> Tensor:
 
 
 def be_the_only_rank() -> None:
-    """Makes this process what a launcher would call rank 0 of 1."""
+    """Set the environment variables of a launcher for rank 0 of 1."""
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -1,7 +1,8 @@
-"""Statistics of elements with damped curvature, for the question whether damping chooses better.
+"""Statistics of elements with damped curvature, to test whether damping improves the choice.
 
-``python -m tests.benchmarks.damping RUN LAMBDA OUTPUT`` adds λ times the mean curvature of all elements to each one's
-(Levenberg, 1944; Marquardt, 1963, with the mean as the scale) and writes what a run takes as ``select.statistics``.
+``python -m tests.benchmarks.damping RUN LAMBDA OUTPUT`` adds λ times the mean curvature of all elements to the
+curvature of each (Levenberg, 1944; Marquardt, 1963, with the mean as the scale) and writes statistics for
+``select.statistics``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from adapeft.ranks import OneRank
 
 
 def main(run: Path, damping: float, output: Path) -> None:
-    """Writes ``run``'s statistics to ``output``, their curvature damped."""
+    """Write the statistics of ``run`` with damped curvature to ``output``."""
     statistics, key = load_statistics(run)
     curvatures = [shard.columns["curvature"] for shard in statistics.elements]
     total = sum(float(curvature.double().sum()) for curvature in curvatures)

@@ -1,8 +1,8 @@
-"""Projection discontinuity: the loss of methods that re-project, step by step, beside that of a fixed mask.
+"""Projection discontinuity: the loss after every step of methods that re-project, compared with a fixed mask.
 
-``python -m tests.benchmarks.discontinuity deploy/configs/cola.yaml model.name=DIR`` trains one after the other in this
-process and writes ``tests/benchmarks/results/discontinuity.md`` and ``.png``. The loss is that of one fixed part of the
-training set, without dropout, after every step: minibatch losses would hide what a projection does.
+``python -m tests.benchmarks.discontinuity deploy/configs/cola.yaml model.name=DIR`` trains the methods one after the
+other in this process and writes ``tests/benchmarks/results/discontinuity.md`` and ``.png``. The loss is that of fixed
+training examples, without dropout: minibatch losses would hide the effect of a projection.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 def train(
     inputs: Inputs, num_steps: int, method: str, learning_rate: float, rule: dict
 ) -> tuple[list[float], list[int], float]:
-    """(probed loss before training and after every step, steps followed by a projection, seconds)."""
+    """Return the losses before training and after every step, the steps followed by a projection, and the seconds."""
     config = inputs.config
     batches = list(inputs.training_batches(epoch=0))
     model = inputs.model()

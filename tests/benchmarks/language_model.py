@@ -1,4 +1,4 @@
-"""Small language models trained from nothing on the first half of WikiText-2's training text, for minutes."""
+"""Small language models trained from scratch for minutes, on the first half of WikiText-2's training text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ VOCABULARY, LENGTH, BATCH = 4096, 128, 16
 
 
 def train_language_model(folder: Path, num_steps: int, *, layers: int = 4, width: int = 192) -> None:
-    """Writes a Llama and its byte-pair tokenizer, which is the same for every size.
+    """Train and save a Llama and its byte-pair tokenizer, which is the same for every size.
 
-    Heads are 32 wide, and half as many carry keys and values.
+    Heads have a width of 32, and there are half as many key-value heads.
     """
     text = TEXT.read_text()
     half = text[: len(text) // 2]
@@ -64,12 +64,12 @@ def train_language_model(folder: Path, num_steps: int, *, layers: int = 4, width
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerFast, text: str) -> Tensor:
-    """Token ids of a whole text, shape (tokens,)."""
+    """Return the token ids of a text, shape (tokens,)."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
 
 
 def unigram_perplexity(folder: Path) -> float:
-    """Held-out perplexity of the token frequencies of what the model in ``folder`` was trained on, plus one each."""
+    """Return the held-out perplexity of token frequencies in the training text of ``folder``'s model, plus one each."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     text = TEXT.read_text()
     counts = torch.bincount(tokens_of(tokenizer, text[: len(text) // 2]), minlength=VOCABULARY).double() + 1

@@ -1,8 +1,8 @@
-"""Memory: what ``adapeft estimate`` says against what ranks really used.
+"""Memory: estimates of ``adapeft estimate`` compared with measured peaks of ranks.
 
-``python -m tests.benchmarks.memory MODEL DATA`` (DATA: a folder with CoLA as JSON lines) adds a row a setting to
-``results/memory.md``; ``… MODEL DATA 3:2`` runs ZeRO stage 3 with two ranks alone. The ranks are processes of torchrun
-on a CPU, and do what those of Ray do; a rank's memory is the most that its resident set was.
+``python -m tests.benchmarks.memory MODEL DATA`` (DATA: a folder with CoLA as JSON lines) adds one row per setting to
+``results/memory.md``; ``… MODEL DATA 3:2`` runs only ZeRO stage 3 with two ranks. The ranks are CPU processes of
+torchrun and run the same functions as with Ray; the memory of a rank is its peak resident set size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH_SIZE, NUM_TOKENS = 32, 64
 
 
 def main(model: str, data: Path, settings: list[tuple[int, int]]) -> None:
-    """Measures by row, then trains everything: what each setting needs most for either."""
+    """Measure by row, then train all parameters, and compare the peak memory of both for each setting."""
     for stage, workers in settings:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -41,7 +41,7 @@ def main(model: str, data: Path, settings: list[tuple[int, int]]) -> None:
 
 
 def write_config(folder: Path, model: str, data: Path, stage: int, workers: int) -> Path:
-    """A config, and data of which every example is as long as it may be."""
+    """Write a config, and data in which every example has the maximum length."""
     for name, number in (("train", 256), ("validation", 32)):
         rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
         texts = [" ".join(row["text"] for row in rows[start : start + 32]) for start in range(number)]
@@ -65,7 +65,7 @@ def write_config(folder: Path, model: str, data: Path, stage: int, workers: int)
 
 
 def estimated(config: Config, everything: Path) -> dict[str, int]:
-    """Bytes on a device by stage of the run; writes the subset that is trained to ``everything``."""
+    """Return the estimated bytes on a device for each stage; write the subset to train to ``everything``."""
     from cluster.inspection.estimate import estimate_of
     from cluster.inspection.inspect import inspect
     from cluster.zero.settings import zero_of
@@ -81,14 +81,14 @@ def estimated(config: Config, everything: Path) -> dict[str, int]:
 
 
 def run(workers: int, config: Path, what: str) -> int:
-    """The largest of the ranks' peaks, bytes."""
+    """Run a stage and return the largest peak memory of its ranks, in bytes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     subprocess.run([*launch, "-m", "tests.benchmarks.memory", "--rank", str(config), what], check=True)
     return int((config.parent / what).read_text())
 
 
 def on_rank(config: Config, folder: Path, what: str) -> None:
-    """One stage of the run; rank 0 writes the peak."""
+    """Run one stage on this rank; rank 0 writes the peak memory."""
     import torch.distributed as dist
 
     from cluster.output.folder import RunFolder
@@ -99,7 +99,7 @@ def on_rank(config: Config, folder: Path, what: str) -> None:
     if what == "measuring":
         peak = measure_and_choose(config, lambda event: None, limit=None)["measuring_peak_memory_bytes"]
     else:
-        if os.environ["RANK"] == "0":  # which the others wait for when they join
+        if os.environ["RANK"] == "0":  # the others wait for rank 0 when they join
             shutil.copy(folder / "all.safetensors", RunFolder.of(config).subset)
         peak = finetune(config, lambda event: None)["peak_memory_bytes"]
     if dist.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""What every results file says of its making."""
+"""Contents common to all results files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> str:
-    """What it ran on."""
+    """Return a sentence on the platform and the versions of libraries."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("adapeft", "torch", "transformers", "deepspeed", "ray"))
     return f"{platform.machine()}, Python {platform.python_version()}, {packages}."

@@ -1,8 +1,8 @@
-"""Swapping deltas on a loaded model, against loading another checkpoint and against PEFT's adapter switch.
+"""Time to swap deltas on a loaded model, compared with loading another checkpoint and switching PEFT adapters.
 
     python -m tests.benchmarks.swap MODEL > tests/benchmarks/results/swap.md
 
-MODEL is a folder of a sentence encoder in the manner of BERT. A minute or two.
+MODEL is the folder of a sentence encoder such as BERT. Takes one or two minutes.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ CHECKPOINT = "`from_pretrained` of a merged checkpoint"
 
 @dataclass(frozen=True)
 class Way:
-    """A way of having one of two deltas in use.
+    """A way of switching between two deltas.
 
     Attributes:
-        name: in the table.
-        count: values that it stores for a delta.
-        use: switches to the delta of a name.
-        model: the model to call then.
-        base: takes the delta out again and returns the model.
+        name: name in the table.
+        count: number of stored values per delta.
+        use: function that switches to the delta of a name.
+        model: function that returns the model to call afterwards.
+        base: function that removes the delta and returns the model; None if there is none.
     """
 
     name: str
@@ -67,7 +67,7 @@ def load(source: str | Path) -> nn.Module:
 
 
 def parts_of(model: nn.Module, kind: str, share: float, seed: int) -> dict[str, Part]:
-    """A share of the model in its blocks' linear layers: drawn elements or rows, or LoRA of the rank that this buys."""
+    """Return parts for a share of the model in its blocks' linear layers: random elements or rows, or LoRA."""
     infos = describe_parameters(model)
     linear = [info for info in infos if info.is_linear and info.layer >= 0]
     budget = share * sum(info.count for info in infos)
@@ -133,7 +133,7 @@ def switching_peft(source: str, folder: Path, *, merged: bool) -> Way:
 
 
 def loading(source: str, folder: Path) -> Iterator[Way]:
-    """The whole model again, and its tensors alone into the same model."""
+    """Yield two ways: load the whole model again, and load the tensors into the same model."""
     for name, delta in deltas_of(source, "elements").items():
         model = load(source)
         delta.apply(model)
@@ -153,7 +153,7 @@ def loading(source: str, folder: Path) -> Iterator[Way]:
 
 @torch.no_grad()
 def measure(ways: Sequence[Way]) -> dict[str, tuple[list[float], list[float]]]:
-    """Seconds of each way's switches and of a forward pass after each; every round has all, in an order drawn."""
+    """Return seconds of the switches and following forward passes by way; every round runs all ways in random order."""
     times: dict[str, tuple[list[float], list[float]]] = {way.name: ([], []) for way in ways}
     tokens = torch.arange(1000, 1000 + TOKENS)[None]
     order = random.Random(0)
@@ -171,7 +171,7 @@ def measure(ways: Sequence[Way]) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def _moved(base: dict[str, torch.Tensor], model: nn.Module) -> int:
-    """Entries of the base whose bits are not as before."""
+    """Return the number of base entries whose bits have changed."""
     return sum(int(mask.sum()) for mask in changed(base, weights(model)).values())
 
 
@@ -211,14 +211,14 @@ def main() -> None:
     base = weights(model)
     print(
         f"{type(model).__name__} of {sum(value.numel() for value in base.values()):,} parameters in float32; two "
-        f"deltas of at most so much of it, in the linear layers of its blocks, with drawn values, used in turn (LoRA "
-        f"has the largest rank within it). Milliseconds of processor time on one thread, median (quartiles) of "
-        f"{ROUNDS} rounds that each have every way in a drawn order; what waits for the disk is not counted, and the "
-        f"checkpoints were in its cache. Forward: one pass over {TOKENS} tokens after the switch. Base entries moved: "
-        f"whose bits are not the base's after the last delta was taken out again.\n"
+        f"deltas with random values, used alternately, of at most the given share of the model, in the linear layers "
+        f"of its blocks (LoRA has the largest rank within the share). Milliseconds of CPU time on one thread, median "
+        f"(quartiles) of {ROUNDS} rounds that each run all ways in random order; waiting for the disk is not counted, "
+        f"and the checkpoints were cached. Forward: one pass over {TOKENS} tokens after the switch. Base entries "
+        f"moved: entries whose bits differ from the base after the last delta was removed.\n"
     )
     reference = median(times[CHECKPOINT][0])
-    print("| way | switch, ms | `from_pretrained` takes | forward, ms | values a delta | base entries moved |")
+    print("| way | switch, ms | `from_pretrained` takes | forward, ms | values per delta | base entries moved |")
     print("|---|---:|---:|---:|---:|---:|")
     for way in ways:
         switches, forwards = times[way.name]

@@ -1,8 +1,8 @@
-"""A subset chosen for a large model from a small one's statistics, held against the large one's own choice.
+"""A subset transferred from a small model's statistics to a large model, compared with the large model's own choice.
 
 ``python -m tests.benchmarks.transfer minilm --out runs/benchmarks/minilm`` measures both sizes, the large one twice,
-transfers, trains what was chosen either way and at random, and writes ``tests/benchmarks/results/transfer-minilm.md``;
-``llama`` does the same with language models. MiniLM's task is the demo's: run ``make demo`` first.
+transfers, trains the transferred, own and random subsets, and writes ``tests/benchmarks/results/transfer-minilm.md``;
+``llama`` does the same with language models. MiniLM is trained on the demo's task: run ``make demo`` first.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ SUBSET = "subset.safetensors"
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sizes of one family and the task they are held against each other on."""
+    """Two sizes of a model family, and the task on which they are compared."""
 
     title: str
     config: str
     budget: str
     metric: str
     write: Callable[[Path], tuple[Path, Path]]
-    """Writes what is missing into a folder: the small model's folder and the large one's."""
+    """Function that writes missing models into a folder and returns the folders of the small and the large model."""
 
 
 def minilm(out: Path) -> tuple[Path, Path]:
-    """MiniLM and the same with three of its six layers."""
+    """Return the folders of MiniLM with three of its six layers, and of MiniLM."""
     large, small = model_folder(), out / "sibling"
     if not (small / "config.json").is_file():
         model = AutoModel.from_pretrained(large)
@@ -61,7 +61,7 @@ def minilm(out: Path) -> tuple[Path, Path]:
 
 
 def llama(out: Path) -> tuple[Path, Path]:
-    """Llamas of two layers 128 wide and of four layers 192 wide, each trained for minutes."""
+    """Return the folders of Llamas with two layers of width 128 and four of width 192, each trained for minutes."""
     small, large = out / "2x128", out / "4x192"
     for folder, layers, width in ((small, 2, 128), (large, 4, 192)):
         if not (folder / "config.json").is_file():
@@ -71,14 +71,14 @@ def llama(out: Path) -> tuple[Path, Path]:
 
 PAIRS = {
     "minilm": Pair(
-        title="A subset for MiniLM from its sibling of three layers, on the demo's task",
+        title="A subset for MiniLM from MiniLM with three layers, on the demo's task",
         config="deploy/demo/demo.yaml",
         budget="0.5%",
         metric="accuracy",
         write=minilm,
     ),
     "llama": Pair(
-        title="A subset for a Llama of four layers 192 wide from one of two layers 128 wide, on WikiText-2",
+        title="A subset for a Llama with four layers of width 192 from one with two of width 128, on WikiText-2",
         config="deploy/configs/wikitext2.yaml",
         budget="2%",
         metric="perplexity",
@@ -92,8 +92,8 @@ def main() -> None:
     parser.add_argument("pair", choices=PAIRS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parallel", type=int, default=2, help="trainings at once")
-    parser.add_argument("overrides", nargs="*", help="key=value of the runs' config")
+    parser.add_argument("--parallel", type=int, default=2, help="number of concurrent trainings")
+    parser.add_argument("overrides", nargs="*", help="key=value overrides of the config of the runs")
     arguments = parser.parse_intermixed_args()
     pair, out = PAIRS[arguments.pair], arguments.out
 
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def once(command: str, output: Path, *arguments: object) -> None:
-    """A command, unless an earlier call of this benchmark has done it."""
+    """Run a command, unless an earlier run of this benchmark has done it."""
     if not (output / SUBSET).is_file():
         call(command, *arguments, f"output={output}")
 
@@ -150,7 +150,7 @@ def call(*arguments: object) -> None:
 
 
 def write_uniform(output: Path, small: Path, large: Path, budget: str) -> None:
-    """A subset in which every tensor has its share by size, and in it the rows of largest weight norm."""
+    """Save a subset with the same share of every tensor, of the rows with the largest weight norms."""
     settings = Transfer(budget=Budget.parse(budget), inside="weight-norm")
     found = transfer(small, target_config(small, str(large), settings, []), settings)
     assert found.scores is not None
@@ -160,7 +160,10 @@ def write_uniform(output: Path, small: Path, large: Path, budget: str) -> None:
 
 
 def write_report(name: str, held: dict[str, Path], out: Path, scores: dict[str, list[float]]) -> None:
-    """Influence by two measurements: the one that the large model's subset was chosen by flatters that subset."""
+    """Write the results, with the influence by two measurements.
+
+    The measurement that the large model's subset was chosen by is biased in favor of that subset.
+    """
     pair = PAIRS[name]
     subsets = {choice: Subset.load(path) for choice, path in held.items()}
     best, again = subsets["chosen on the large model"], subsets["the same, measured again"]
@@ -190,7 +193,7 @@ def write_report(name: str, held: dict[str, Path], out: Path, scores: dict[str, 
 
 
 def statistics_of(scores: list[float]) -> str:
-    """Mean and sample standard deviation."""
+    """Format the mean and the sample standard deviation."""
     return f"{statistics.mean(scores):.4g} ± {statistics.stdev(scores):.2g}" if len(scores) > 1 else f"{scores[0]:.4g}"
 
 

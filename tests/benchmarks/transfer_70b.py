@@ -1,7 +1,8 @@
-"""A subset for a model of 70 B parameters from a small one's statistics: time and memory, without a weight in sight.
+"""Time and memory of transferring a small model's statistics to a model of 70 B parameters without weights.
 
-``python -m tests.benchmarks.transfer_70b SMALL --out runs/benchmarks/70b``, where SMALL is the folder ``small`` that
-``python -m tests.benchmarks.transfer llama`` leaves, writes ``tests/benchmarks/results/transfer-70b.md``.
+``python -m tests.benchmarks.transfer_70b SMALL --out runs/benchmarks/70b`` writes
+``tests/benchmarks/results/transfer-70b.md``. SMALL is the folder ``small`` written by
+``python -m tests.benchmarks.transfer llama``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LARGE = LlamaConfig(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("small", type=Path, help="a run that has measured a small Llama")
+    parser.add_argument("small", type=Path, help="run folder with statistics of a small Llama")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", default="0.5%")
     arguments = parser.parse_args()
@@ -50,9 +51,9 @@ def main() -> None:
         f"`python -m tests.benchmarks.transfer_70b {' '.join(sys.argv[1:])}`",
         machine(),
         f"{said['trained']:,} parameters chosen, whole tensors; value {said['value']:.4g}, bound {said['bound']:.4g}. "
-        f"{seconds:.0f} s and {peak:.1f} GiB at most, most of it Python and its libraries; no weight exists.",
-        "The value is the small model's influence for an element times the large one's elements: it ranks choices, and "
-        "is no loss decrease of the large model.",
+        f"{seconds:.0f} s, peak memory {peak:.1f} GiB, most of it Python and its libraries; no weights exist.",
+        "The value is the small model's influence per element times the number of the large model's elements: it ranks "
+        "choices, but does not predict the loss decrease of the large model.",
     ]
     report = RESULTS / "transfer-70b.md"
     report.write_text("\n\n".join(text) + "\n")

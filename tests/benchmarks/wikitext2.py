@@ -1,4 +1,4 @@
-"""A small language model on WikiText-2: trained from nothing for minutes, then measured, chosen and tuned under ZeRO-3.
+"""A small language model on WikiText-2: trained from scratch for minutes, then measured and tuned under ZeRO-3.
 
 ``python -m tests.benchmarks.wikitext2 --out runs/benchmarks/wikitext2`` trains a byte-pair tokenizer and a Llama on the
 first half of the training text, runs ``adapeft run deploy/configs/wikitext2.yaml`` once for each method on all of it,
@@ -26,7 +26,7 @@ METHODS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000, help="of training the base model")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps of the base model")
     arguments = parser.parse_args()
 
     base = arguments.out / "base"
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def as_row(name: str, metrics: dict) -> str:
-    """A run in a line."""
+    """Return the table row of a run."""
     choice = metrics["choice"]
     influence = "–" if choice["value"] is None else f"{choice['value']:.4g}"
     gap = "–" if choice["gap"] is None else f"{choice['gap']:.1e}"
