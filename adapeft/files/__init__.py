@@ -1,1 +1,1 @@
-"""Files: whole or not there, checked when they are read, one per rank where many write."""
+"""Files: written atomically, checked when they are read, one per rank for distributed data."""

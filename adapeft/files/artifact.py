@@ -1,4 +1,4 @@
-"""Files that describe themselves: written under a temporary name and renamed, never pickle, with provenance inside."""
+"""Artifacts: safetensors, Parquet and JSON files, written to a temporary name and then renamed."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from adapeft.files.json_numbers import dumps, loads
 
 _KEY = "adapeft"
 _MOST_VALUES_PER_BYTE = 128
-"""Of a Parquet file. Ours have about 5 in tables without statistics, and more only where all statistics are 0."""
+"""Limit for Parquet files. Ours have about 5 in tables without statistics, and more only if all statistics are 0."""
 _WAITS = (0.5, 2.0, 5.0)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LASTING = {
     *_FULL,
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 }
-"""Errors that a moment later are the same. All others of a network's file system may pass."""
+"""Permanent errors, for which a write is not retried. All others of a network file system may be transient."""
 
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Versions of what made an artifact, and the git revision of adapeft when it runs from a checkout."""
+    """Return the versions of Python and packages, and the git revision of adapeft if it runs from a checkout."""
     packages = ("adapeft", "torch", "transformers", "deepspeed", "ray", "ortools")
     versions = {}
     for package in packages:
@@ -63,7 +63,7 @@ def provenance() -> dict[str, Any]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name when the block ends well and is removed otherwise."""
+    """Yield a temporary path next to ``path``, which is renamed to ``path`` on success and removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -78,10 +78,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that takes its name when the block ends well and is removed otherwise.
+    """Yield a temporary folder next to ``out``, which is renamed to ``out`` on success and removed on an error.
 
     Raises:
-        AdapeftError: ``out`` holds something already, or there is no room for it.
+        AdapeftError: ``out`` is not empty, or the disk is full.
     """
     check_new_folder(out)
     temporary = out.with_name(f".{out.name}.partial")
@@ -103,21 +103,20 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def check_new_folder(out: Path) -> None:
-    """Checks that ``out`` is free to be written.
+    """Check that ``out`` does not exist or is an empty folder.
 
     Raises:
-        AdapeftError: it is a file, or a folder that holds something.
+        AdapeftError: it is a file or a folder that is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise AdapeftError(f"--out {out}: not an empty folder. Give a new one.")
 
 
 def save(path: Path, write: Callable[[Path], Any]) -> None:
-    """Gives ``write`` a temporary path beside ``path`` that then takes its name; all of it again after a short wait
-    where storage fails.
+    """Let ``write`` write a temporary file and rename it to ``path``; retry after a short wait if storage fails.
 
     Raises:
-        AdapeftError: it cannot be written; what was there before is whole.
+        AdapeftError: the file cannot be written. An existing file is unchanged.
     """
 
     def replace() -> None:
@@ -128,33 +127,32 @@ def save(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Writes a text file; this and the other writers as ``save`` does, with its errors."""
+    """Write a text file with ``save``, as all writers here do."""
     save(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def save_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes indented JSON; see ``json_numbers`` for numbers that are not finite."""
+    """Write indented JSON; see ``json_numbers`` for numbers that are not finite."""
     save_text(path, dumps(content, indent=2) + "\n")
 
 
 def save_table(path: Path, table: pa.Table) -> None:
-    """Writes a Parquet file."""
     save(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
 
 
 def load_table(path: Path) -> pa.Table:
-    """Reads a Parquet file.
+    """Read a Parquet file.
 
     Raises:
-        AdapeftError: missing, truncated, not Parquet, or one that claims far more values than its bytes can hold.
+        AdapeftError: the file is missing, truncated or not Parquet, or claims far more values than its bytes can hold.
     """
-    # Not pq.read_table, which makes columns of what folders above are called: lr=1e-3/groups.parquet.
+    # Not pq.read_table, which adds columns for folder names such as lr=1e-3/groups.parquet.
     with _reading(path, "a Parquet table"), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        # A run of equal values takes a few bytes, however long it is said to be.
+        # A run of equal values takes a few bytes, whatever length it claims.
         _check_claim(path, file.metadata.num_rows)
         claimed = 0
         for index in range(file.metadata.num_row_groups):
-            # Reading a row reports a damaged column as an error; RowGroupMetaData.column aborts the process.
+            # Reading a row raises an error for a damaged column; RowGroupMetaData.column aborts the process.
             next(file.iter_batches(batch_size=1, row_groups=[index]), None)
             group = file.metadata.row_group(index)
             claimed += sum(group.column(i).num_values for i in range(group.num_columns))
@@ -168,17 +166,17 @@ def _check_claim(path: Path, num_values: int) -> None:
 
 
 def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Writes a safetensors file whose header says what ``kind`` of artifact it is and describes it."""
+    """Write a safetensors file whose header has the ``kind`` of artifact, its description and its provenance."""
     header = {_KEY: dumps({**description, "kind": kind, "provenance": provenance()}), "format": "pt"}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
 
 
 def stored(path: Path, action: Callable[[], Any]) -> None:
-    """Does what changes ``path``, again after a short wait where storage fails in a way that may pass.
+    """Run an ``action`` that writes ``path``, and retry it after a short wait if storage fails transiently.
 
     Raises:
-        AdapeftError: it cannot be done.
+        AdapeftError: the error is permanent or persists.
     """
     for wait in (*_WAITS, None):
         try:
@@ -192,13 +190,13 @@ def stored(path: Path, action: Callable[[], Any]) -> None:
 
 def _not_written(path: Path, error: Exception) -> AdapeftError:
     return AdapeftError(
-        f"{path}: cannot be written ({error}). Free space there, mend the storage or take another folder; what was "
-        "there before is whole."
+        f"{path}: cannot be written ({error}). Free space there, fix the storage or choose another folder; an "
+        "existing file there is unchanged."
     )
 
 
 def _errno(error: Exception) -> int | None:
-    """Of safetensors only the message has it."""
+    """Return the errno, which an error of safetensors has only in its message."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"os error (\d+)", str(error))
@@ -206,10 +204,10 @@ def _errno(error: Exception) -> int | None:
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a file of this ``kind``.
+    """Return the tensors and the description in a file of this ``kind``.
 
     Raises:
-        AdapeftError: missing, truncated, not safetensors, or another kind of artifact.
+        AdapeftError: the file is missing, truncated, not safetensors, or another kind of artifact.
     """
     with _reading(path, f"a {kind}"), safe_open(path, framework="pt") as file:
         header = (file.metadata() or {}).get(_KEY)
@@ -222,7 +220,7 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def artifact_kind(path: Path) -> str:
-    """The kind of artifact that a file says it is; empty for what is no artifact of ours.
+    """Return the kind of artifact in a file's header, or an empty string if it is not an artifact of adapeft.
 
     Raises:
         AdapeftError: there is no such file.
@@ -247,7 +245,7 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
 
 
 def _share(path: Path) -> None:
-    """mkstemp and safetensors make files that only their owner reads; artifacts are shared like any other file."""
+    """Set the usual permissions; files of mkstemp and safetensors are readable only by their owner."""
     os.chmod(path, 0o666 & ~_umask())
 
 

@@ -1,4 +1,4 @@
-"""What every loader of a file does with one that is damaged: the parser's error becomes the user's."""
+"""Reading of files that may be damaged: errors of parsers become an ``AdapeftError``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from adapeft.errors import AdapeftError
 from adapeft.files.json_numbers import loads
 
-# What parsers raise on bytes and values that they do not expect. Deep nesting ends in a RecursionError, a number of
-# many digits in a ValueError, one that no machine word holds in an OverflowError.
+# Exceptions of parsers on unexpected bytes and values. Deep nesting raises RecursionError, a number with many digits
+# ValueError, one that exceeds a machine word OverflowError.
 DAMAGE: tuple[type[Exception], ...] = (
     ArithmeticError,
     AttributeError,
@@ -31,31 +31,31 @@ _LONGEST = 300
 _LONGEST_YAML = 2**18
 _DEEPEST_YAML = 20
 _MOST_REFERENCES = 20
-"""References among n texts resolve to at most e^(n/e) others: about 1,500."""
+"""n references, spread over texts that refer to each other, resolve to at most e^(n/e) values: about 1,500."""
 
 MOST = 2**53
-"""No number of elements or bytes in a file is larger: floats count as far, and 64 bits do not wrap round."""
+"""Limit on numbers of elements or bytes in a file: exact in float64, and far from overflow in int64."""
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-"""Text that goes to a terminal: without control characters, which could do anything there."""
+"""Text that is printed to a terminal: no control characters, which could manipulate it."""
 
 
 class Header(BaseModel):
-    """What a file says of itself, checked: numbers are numbers, no text is taken for one; other keys are left aside."""
+    """Base class of checked file headers: types are strict (no text is read as a number), other keys are ignored."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
 @contextmanager
 def reading(complaint: str, remedy: str, *parser_errors: type[Exception]) -> Iterator[None]:
-    """Within it, whatever a damaged file makes a parser raise becomes ``{complaint} ({reason}). {remedy}``.
+    """Turn any error of a parser within the context into ``AdapeftError("{complaint} ({reason}). {remedy}")``.
 
-    Keep the block to reading and checking the file: a bug of ours in it would look like damage.
+    Only read and check the file in the context: any bug of ours in it would look like damage.
 
     Args:
-        complaint: names the file.
-        remedy: a sentence.
-        parser_errors: the parser's own, where they are no kind of ``ValueError``.
+        complaint: start of the message, with the name of the file.
+        remedy: last sentence of the message.
+        parser_errors: additional exceptions of the parser that are not in ``DAMAGE``.
     """
     try:
         yield
@@ -66,13 +66,13 @@ def reading(complaint: str, remedy: str, *parser_errors: type[Exception]) -> Ite
 
 
 def check_yaml(text: str) -> None:
-    """Checks that YAML is a plain tree, by its events, before anything is made of it.
+    """Check by its events, before anything is built, that YAML is a plain tree.
 
-    A few lines of aliases or of references to references are worth billions of values. Tags make objects.
+    A few lines of aliases or of references to references can expand to billions of values. Tags create objects.
 
     Raises:
-        ValueError: aliases, tags, deep nesting, a great many references, or more text than a person writes.
-        yaml.YAMLError: no YAML.
+        ValueError: the text has aliases, tags, deep nesting or too many references, or is too long.
+        yaml.YAMLError: the text is not YAML.
     """
     if len(text) > _LONGEST_YAML:
         raise ValueError(f"{len(text)} characters, at most {_LONGEST_YAML}")
@@ -82,7 +82,9 @@ def check_yaml(text: str) -> None:
         if depth > _DEEPEST_YAML:
             raise ValueError(f"nested more than {_DEEPEST_YAML} deep")
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"*{event.anchor} is an alias: write it out, and text that begins with * in quotes")
+            raise ValueError(
+                f"*{event.anchor} is an alias: write out its value, or put text that begins with * in quotes"
+            )
         if (tag := getattr(event, "tag", None)) is not None:
             raise ValueError(f"{tag} is a tag: write the value without it")
         if isinstance(event, yaml.ScalarEvent):
@@ -92,10 +94,10 @@ def check_yaml(text: str) -> None:
 
 
 def load_json(path: Path, expected: str, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        AdapeftError: missing, no JSON, or no object.
+        AdapeftError: the file is missing, not JSON, or not an object.
     """
     with reading(f"{path} is not {expected}, or it is truncated", remedy):
         content = loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""JSON that every reader accepts: an infinity that is meant is the text "inf" or "-inf", and NaN is refused."""
+"""Standard JSON: infinities are the strings "inf" and "-inf", and NaN is refused."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _WORDS = {"inf": math.inf, "-inf": -math.inf}
 
 
 def infinity_in_words(value: Any) -> Any:
-    """``value`` as JSON can hold it: an infinity as text, anything else as it is."""
+    """Return an infinity as a string and any other value as it is."""
     return str(float(value)) if isinstance(value, float) and math.isinf(value) else value
 
 
 def infinity_from_words(value: Any) -> Any:
-    """The inverse of ``infinity_in_words``."""
+    """Return the inverse of ``infinity_in_words``."""
     return _WORDS.get(value, value) if isinstance(value, str) else value
 
 
 def _not_nan(value: float) -> float:
     if math.isnan(value):
-        raise ValueError("nan is no number")
+        raise ValueError("nan is not a number")
     return value
 
 
@@ -36,29 +36,29 @@ Number = Annotated[
     AfterValidator(_not_nan),
     PlainSerializer(infinity_in_words, when_used="json"),
 ]
-"""A float in a file that may be meant to be infinite, such as the perplexity of a loss above 709 nats."""
+"""A float in a file that may be infinite, such as the perplexity of a loss above 709 nats."""
 
 
 def dumps(content: Any, *, indent: int | None = None) -> str:
-    """JSON text of ``content``, infinities in words.
+    """Return ``content`` as JSON, with infinities as strings.
 
     Raises:
-        AdapeftError: names the key under which there is a NaN.
+        AdapeftError: a value is NaN. Names its key.
     """
     return json.dumps(_encoded(content, ""), indent=indent, allow_nan=False)
 
 
 def loads(text: str | bytes) -> Any:
-    """What JSON text holds, infinities still in words.
+    """Parse JSON; infinities remain strings.
 
     Raises:
-        ValueError: not JSON; ``NaN`` and ``Infinity`` are none, though Python's parser takes them.
+        ValueError: the text is not JSON, or has ``NaN`` or ``Infinity``, which Python's parser would accept.
     """
     return json.loads(text, parse_constant=_refuse)
 
 
 def decoded(tree: Any) -> Any:
-    """``tree`` with the infinities that ``dumps`` has put in words as numbers again."""
+    """Return ``tree`` with the infinities that ``dumps`` wrote as strings turned into numbers."""
     if isinstance(tree, Mapping):
         return {key: decoded(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -67,7 +67,7 @@ def decoded(tree: Any) -> Any:
 
 
 def undefined_as_null(tree: Any) -> Any:
-    """``tree`` with None for every NaN: for quantities that may be undefined, such as a constant's correlation."""
+    """Return ``tree`` with None for NaN, for quantities that may be undefined, such as a constant's correlation."""
     if isinstance(tree, Mapping):
         return {key: undefined_as_null(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -82,8 +82,8 @@ def _encoded(tree: Any, key: str) -> Any:
         return [_encoded(value, f"{key}[{index}]") for index, value in enumerate(tree)]
     if isinstance(tree, float) and math.isnan(tree):
         raise AdapeftError(
-            f"{key} = nan: this is not a number, so it is no result and is not saved. Find out which step or which "
-            f"examples it comes from."
+            f"{key} = nan: this is not a number, so the result is not saved. Find out which step or which examples it "
+            f"comes from."
         )
     return infinity_in_words(tree)
 

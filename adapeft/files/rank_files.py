@@ -1,4 +1,4 @@
-"""A folder with a file of every rank: there once all have written, and not at all before."""
+"""A folder with one file per rank, which appears only after all ranks have written."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ _NAME = re.compile(r"rank-\d{5}-of-\d{5}\.safetensors")
 
 
 def rank_path(folder: Path, rank: int, world_size: int) -> Path:
-    """Where a rank's file is."""
     return folder / f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def rank_paths(folder: Path, remedy: str) -> list[Path]:
-    """The files of all ranks that wrote ``folder``, by rank.
+    """Return the files of all ranks that wrote ``folder``, in order of rank.
 
     Raises:
-        AdapeftError: some are missing; it ends with the ``remedy``.
+        AdapeftError: files are missing; the message ends with ``remedy``.
     """
     paths = sorted(path for path in folder.glob("*") if _NAME.fullmatch(path.name))
     expected = int(paths[0].stem.rpartition("-")[2]) if paths else 1
@@ -42,9 +41,9 @@ def rank_paths(folder: Path, remedy: str) -> list[Path]:
 def save_on_ranks(
     folder: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any], ranks: Ranks
 ) -> None:
-    """Writes what each rank gives to its file of ``folder``, in the place of an older one. Collective.
+    """Write the tensors of each rank to its file in ``folder``, replacing an older folder. Collective.
 
-    The folder is the one on the first rank's machine: ranks on machines that do not see it send their files there.
+    The folder is on the machine of rank 0; ranks on machines that do not see it send their files there.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     mark = _marked(partial, ranks)
@@ -70,15 +69,15 @@ def save_on_ranks(
 
 
 def _marked(folder: Path, ranks: Ranks) -> Path:
-    """A file by which a rank sees whether it sees the first rank's ``folder``, which is empty otherwise. Collective."""
+    """Return a file that exists for the ranks that see the ``folder`` of rank 0, otherwise empty. Collective."""
     number = secrets.randbits(62)
     if ranks.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed, perhaps one of more ranks
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed run, perhaps with more ranks
         save_text(folder / f".{number:x}", "")
     first = int(ranks.all_gather(torch.tensor([number]))[0])
     return folder / f".{first:x}"
 
 
 def _wait(ranks: Ranks) -> None:
-    """For all ranks."""
+    """Wait for all ranks."""
     ranks.all_reduce(torch.zeros(1))

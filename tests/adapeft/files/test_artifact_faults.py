@@ -119,7 +119,7 @@ def test_an_error_that_passes(failing, tmp_path):
 def test_an_error_that_stays(failing, tmp_path):
     save_json(tmp_path / "file", {"a": 1})
     waits = failing(errno.EIO, times=99)
-    with pytest.raises(AdapeftError, match=r"file: cannot be written \(.*Input/output error.*before is whole"):
+    with pytest.raises(AdapeftError, match=r"file: cannot be written \(.*Input/output error.*file there is unchanged"):
         save_json(tmp_path / "file", {"a": 2})
     assert len(waits) == 3
     assert (tmp_path / "file").read_text() == '{\n  "a": 1\n}\n'

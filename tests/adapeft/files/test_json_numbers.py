@@ -69,5 +69,5 @@ def test_a_store_entry_keeps_an_infinite_perplexity():
 
 @pytest.mark.parametrize("said", [{"value": math.nan}, {"bound": math.inf}, {"after": {"loss": math.nan}}])
 def test_a_store_entry_refuses_what_is_no_result(said):
-    with pytest.raises(ValueError, match=r"finite|nan is no number"):
+    with pytest.raises(ValueError, match=r"finite|nan is not a number"):
         Summary(count=3, **said)
