@@ -1,7 +1,7 @@
-"""Deltas of one base as vectors: scale them, add them, take their mean.
+"""Arithmetic of deltas of one base: scaling, sums, differences and weighted means.
 
-Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023. Sums are taken in float64 and rounded once; a sum
-of LoRA stays LoRA while that is smaller than the matrix.
+Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023. Sums are computed in float64 and rounded once; a sum
+of LoRA stays LoRA as long as that is smaller than the matrix.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from adapeft.parts.change import Change
 
 
 def scaled(delta: Delta, factor: float) -> Delta:
-    """``factor`` times the differences; new parameters, which are no differences, stay as they are.
+    """Return the delta with its differences times ``factor``; new parameters are not differences and stay unchanged.
 
     Raises:
-        AdapeftError: a factor that is not finite.
+        AdapeftError: ``factor`` is not finite.
     """
     return sum_of({"delta": delta}, [factor])
 
 
 def difference(a: Delta, b: Delta, heads: str | None = None) -> Delta:
-    """a − b; ``heads`` is ``"a"`` or ``"b"`` where both have new parameters.
+    """Return a − b; ``heads`` is ``"a"`` or ``"b"`` if both have new parameters.
 
     Raises:
         AdapeftError: as ``sum_of``.
@@ -39,17 +39,17 @@ def difference(a: Delta, b: Delta, heads: str | None = None) -> Delta:
 
 
 def sum_of(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | None = None) -> Delta:
-    """Σ weight · delta.
+    """Return Σ weight · delta.
 
     Args:
-        deltas: of one base, by names for messages and the description.
-        weights: in their order; a delta of weight 0 adds nothing.
-        heads: name of the delta whose new parameters (a head) and buffers the sum has; not needed while one delta
-            alone has any, or all that have some have the same.
+        deltas: deltas of one base; their names appear in messages and in the description.
+        weights: one weight per delta, in order; a delta of weight 0 adds nothing.
+        heads: name of the delta whose new parameters (a head) and buffers the sum keeps; optional if only one delta has
+            any, or all of these are equal.
 
     Raises:
-        AdapeftError: another base, weights that are too few, too many or not finite, two adapters on one layer, or
-            several heads.
+        AdapeftError: the bases differ, weights are too few, too many or not finite, two adapters are behind the same
+            layer, or several heads differ.
     """
     _check(deltas, weights, heads)
     owners = [name for name, delta in deltas.items() if _whole(delta)]
@@ -59,28 +59,29 @@ def sum_of(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | N
             if not _same(_whole(deltas[heads]), _whole(deltas[other])):
                 raise AdapeftError(
                     f"{heads!r} and {other!r} each have their own {next(iter(_whole(deltas[heads])))!r}: new "
-                    f"parameters and buffers are no differences to a base, so they have no sum. Say whose to keep: "
+                    f"parameters and buffers are not differences to a base and cannot be added. Choose which to keep: "
                     f"heads={heads!r}."
                 )
     return _combined("sum", deltas, weights, _whole(deltas[heads]) if heads else {}, heads)
 
 
 def interpolation(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | None = None) -> Delta:
-    """The weighted mean of deltas, of their new parameters and of their buffers.
+    """Return the weighted mean of deltas, of their new parameters and of their buffers.
 
     Args:
-        deltas: of one base, by names for messages and the description.
-        weights: in their order; they add up to 1.
-        heads: name of the delta whose new parameters (a head) and buffers the result has, instead of the mean of all.
+        deltas: deltas of one base; their names appear in messages and in the description.
+        weights: one weight per delta, in order; they add up to 1.
+        heads: name of the delta whose new parameters (a head) and buffers the result keeps, instead of their mean.
 
     Raises:
-        AdapeftError: as ``sum_of``; weights that do not add up to 1, or new parameters that have no mean.
+        AdapeftError: as ``sum_of``; or the weights do not add up to 1, or new parameters have different shapes or
+            labels.
     """
     _check(deltas, weights, heads)
     if not math.isclose(math.fsum(weights), 1, abs_tol=1e-6):
         raise AdapeftError(
-            f"weights = {list(weights)} add up to {math.fsum(weights):g}: those of an interpolation add up to 1. "
-            f"Others are for a sum."
+            f"weights = {list(weights)} add up to {math.fsum(weights):g}: the weights of an interpolation have to add "
+            f"up to 1. Use a sum for others."
         )
     shares = {name: weight for name, weight in zip(deltas, weights, strict=True) if weight}
     first = next(iter(shares))
@@ -92,7 +93,7 @@ def interpolation(deltas: Mapping[str, Delta], weights: Sequence[float], heads: 
         if reason:
             owner = first if whole else other
             raise AdapeftError(
-                f"{first!r} and {other!r} {reason}, so these have no mean. Say whose to keep: heads={owner!r}."
+                f"{first!r} and {other!r} {reason}, so these cannot be averaged. Choose which to keep: heads={owner!r}."
             )
     mean = {
         key: torch.stack([share * _whole(deltas[name])[key].double() for name, share in shares.items()]).sum(0).to(old)
@@ -103,20 +104,22 @@ def interpolation(deltas: Mapping[str, Delta], weights: Sequence[float], heads: 
 
 def _check(deltas: Mapping[str, Delta], weights: Sequence[float], heads: str | None) -> None:
     if not deltas or len(weights) != len(deltas):
-        raise AdapeftError(f"weights = {list(weights)}: give one for each of {len(deltas)} deltas.")
+        raise AdapeftError(f"weights = {list(weights)}: give one for each of the {len(deltas)} deltas.")
     if not all(math.isfinite(weight) for weight in weights):
         raise AdapeftError(f"weights = {list(weights)}: give finite numbers.")
     check_same_base(deltas)
     if heads is not None and (heads not in deltas or not _whole(deltas[heads])):
         owners = ", ".join(repr(name) for name, delta in deltas.items() if _whole(delta)) or "none of them"
-        raise AdapeftError(f"heads = {heads!r}: no delta of that name with new parameters; those are in {owners}.")
+        raise AdapeftError(
+            f"heads = {heads!r}: no delta of that name has new parameters; deltas with new parameters: {owners}."
+        )
 
 
 def check_same_base(deltas: Mapping[str, Delta]) -> None:
-    """Checks that deltas are differences to one base.
+    """Check that deltas have the same base.
 
     Raises:
-        AdapeftError: other fingerprints, or other shapes of a parameter.
+        AdapeftError: fingerprints or shapes of a parameter differ.
     """
     (first, reference), *others = deltas.items()
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -129,7 +132,7 @@ def check_same_base(deltas: Mapping[str, Delta]) -> None:
         if delta.fingerprint != reference.fingerprint:
             raise AdapeftError(
                 f"{first!r} belongs to a base model of fingerprint {reference.fingerprint[:12]}, {name!r} to one of "
-                f"{delta.fingerprint[:12]}: only deltas of one base can be put together."
+                f"{delta.fingerprint[:12]}: only deltas of one base can be combined."
             )
 
 
@@ -145,7 +148,7 @@ def _combined(
     counted = [delta for delta, weight in zip(deltas.values(), weights, strict=True) if weight]
     reference = next(iter(counted or deltas.values()))
     description: dict[str, Any] = {"method": method, "heads": heads, "sources": list(_sources(deltas, weights))}
-    # The task and the labels, which a merge needs: the head's own.
+    # Task and labels, which a merge needs, belong to the head.
     model = (deltas[heads] if heads else reference).description.get("model")
     names = {name for delta in deltas.values() for name in delta.buffers}
     new = {name: value for name, value in whole.items() if name not in names}
@@ -153,7 +156,7 @@ def _combined(
     described = description if model is None else {"model": model, **description}
     result = Delta(moved, new, reference.fingerprint, described, buffers, reference.digests)
     result.check_finite(
-        f"the {method} with weights {list(weights)}", "A delta that goes in is not finite, or a weight is too large."
+        f"the {method} with weights {list(weights)}", "One of the deltas is not finite, or a weight is too large."
     )
     return result
 
@@ -164,15 +167,15 @@ def _sources(deltas: Mapping[str, Delta], weights: Sequence[float]) -> Iterable[
 
 
 def _sum_of_changes(name: str, terms: Mapping[str, tuple[float, Change]]) -> Change | None:
-    """None where all cancels."""
+    """Return the weighted sum of the changes of one parameter; None if they cancel."""
     weights, changes = zip(*terms.values(), strict=True)
     if len(changes) == 1:
         return changes[0].scaled(weights[0])
     if not all(change.part.changes_parameter for change in changes):
         first, second, *_ = terms
         raise AdapeftError(
-            f"{first!r} and {second!r} both have an adapter behind {name!r}: the sum of two adapters is none. Give one "
-            f"of them weight 0, or swap between the deltas."
+            f"{first!r} and {second!r} both have an adapter behind {name!r}: the sum of two adapters is not one. "
+            f"Give one of them weight 0, or swap between the deltas."
         )
     part = changes[0].part
     if all(type(change.part) is type(part) for change in changes):
@@ -184,18 +187,18 @@ def _sum_of_changes(name: str, terms: Mapping[str, tuple[float, Change]]) -> Cha
 
 
 def _whole(delta: Delta) -> dict[str, Tensor]:
-    """What a delta holds whole: values that are no differences to the base."""
+    """Return the new parameters and buffers of a delta, which are values, not differences to the base."""
     return {**delta.new, **delta.buffers}
 
 
 def _no_mean(a: Delta, b: Delta) -> str | None:
-    """Why what two deltas hold whole has no mean."""
-    # As text: the numbers of classes are strings in what was saved and loaded.
+    """Return why the new parameters and buffers of two deltas cannot be averaged; None if they can."""
+    # As JSON: class numbers are strings after saving and loading.
     labels = [json.dumps(dict(delta.description.get("model", {})).get("labels"), sort_keys=True) for delta in (a, b)]
     shapes = [{name: value.shape for name, value in _whole(delta).items()} for delta in (a, b)]
     if shapes[0] != shapes[1]:
-        return f"{'have other' if all(shapes) else 'do not both have'} new parameters or buffers"
-    return "have other labels" if labels[0] != labels[1] else None
+        return f"{'have different' if all(shapes) else 'do not both have'} new parameters or buffers"
+    return "have different labels" if labels[0] != labels[1] else None
 
 
 def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""The base of a delta: a checkpoint on disk, and the structure of the task's model to name it for."""
+"""The base of a delta: a checkpoint on disk, whose weights have the names of the task's model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Base:
     """A base checkpoint for a task.
 
     Attributes:
-        checkpoint: the weights, under the names of ``structure``.
-        tokenizer: the base's, padding as ``config`` reads, where it has to be written for that; None elsewhere.
+        checkpoint: weights under the names of ``structure``.
+        tokenizer: tokenizer that pads as ``config`` expects, to be saved with a merged model; None if the base's
+            tokenizer does so.
     """
 
     checkpoint: Checkpoint
@@ -33,28 +34,28 @@ class Base:
 
     @property
     def structure(self) -> PreTrainedModel:
-        """The task's model, on the meta device unless its weights can only be had whole."""
+        """The task's model, on the meta device unless its weights can only be loaded as a whole."""
         return self.checkpoint.structure
 
     @property
     def config(self) -> PretrainedConfig:
-        """The checkpoint's own, with the task's labels."""
+        """Config of the checkpoint with the task's labels."""
         return self.structure.config
 
 
 def open_base(name: str, task: str, labels: Mapping[str, Any]) -> Base:
-    """Reads the config and the names of the weights; these are read when they are asked for.
+    """Read the config and the names of the weights; the weights are read on demand.
 
     Args:
         name: folder or hub name of the base.
         task: name of the task.
-        labels: what the task sets in the config.
+        labels: options of the config that the task sets.
 
     Raises:
-        AdapeftError: no such base, or none with a config and weights.
+        AdapeftError: there is no such base, or it has no config or weights.
     """
     folder = local_folder(name)
-    with reading(f"--model {name!r}: no model", "Give a folder with config.json and weights.", *CONFIG_ERRORS):
+    with reading(f"--model {name!r}: is not a model", "Give a folder with config.json and weights.", *CONFIG_ERRORS):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
         tokenizer = _repadded(folder, config, task)
         structure = build_structure(config, task)
@@ -62,10 +63,10 @@ def open_base(name: str, task: str, labels: Mapping[str, Any]) -> Base:
 
 
 def base_of(delta: Delta, name: str) -> Base:
-    """The base of ``delta`` in the folder or under the hub name ``name``; its fingerprint is not checked yet.
+    """Open the base ``name``, a folder or hub name, for the task of ``delta``; the fingerprint is not checked here.
 
     Raises:
-        AdapeftError: no such base, none with weights, or the delta does not name a task.
+        AdapeftError: there is no such base, it has no weights, or the delta does not name a task.
     """
     described = delta.description.get("model") or {}
     task, architecture = described.get("task"), described.get("architecture")
@@ -74,24 +75,24 @@ def base_of(delta: Delta, name: str) -> Base:
             f"was trained on a {architecture}" if architecture else "does not say which model it was trained on"
         )
         raise AdapeftError(
-            f"the delta {trained_on}, and does not say which task it was trained for: merge and export know "
-            f"{' and '.join(TASKS)}. Load that model in Python instead, and call "
-            f"adapeft.Delta.load(path).apply(model) and then model.save_pretrained(out)."
+            f"the delta {trained_on}, and does not name its task: merge and export support {' and '.join(TASKS)}. Load "
+            f"that model in Python instead, and call adapeft.Delta.load(path).apply(model) and then "
+            f"model.save_pretrained(out)."
         )
     return open_base(name, task, described.get("labels", {}))
 
 
 def _repadded(folder: Path, config: PretrainedConfig, task: str) -> PreTrainedTokenizerBase | None:
-    """Makes ``config`` pad as a run does; the base's tokenizer where it would pad otherwise.
+    """Set the padding of ``config`` to that of a run; return a tokenizer if the base's would pad differently, or None.
 
-    Classifiers look for the last token that is not padding: config and tokenizer have to agree which token that is.
+    Classifiers look for the last token that is not padding, so config and tokenizer have to agree on it.
     """
     try:
         own = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError):  # a base without a tokenizer
         return None
     padding = with_padding(own, config)
-    if not TASKS[task].has_head:  # nothing looks for the last token, and generating wants the tokenizer's own side
+    if not TASKS[task].has_head:  # nothing looks for the last token, and generation needs the tokenizer's own side
         if getattr(config.get_text_config(), "pad_token_id", None) is None:
             set_padding(config, padding)
         return None

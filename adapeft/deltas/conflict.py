@@ -1,4 +1,4 @@
-"""How far two deltas of one base agree, entry by entry, and where they pull apart.
+"""Agreement and conflicts of two deltas of one base, entry by entry.
 
 Entries of opposite sign cancel in a sum: Yadav et al., "TIES-Merging: Resolving Interference When Merging Models",
 NeurIPS 2023.
@@ -19,12 +19,12 @@ from adapeft.deltas.entries import Entries
 
 @dataclass(frozen=True)
 class Overlap:
-    """Where two deltas a and b change the same entries, of one parameter or of several together.
+    """Entries that two deltas a and b both change, in one parameter or in several.
 
     Attributes:
-        counts: entries that a changes, and that b does.
-        both: entries that both change.
-        opposite: those of them that they move in opposite directions.
+        counts: numbers of entries that a and b change.
+        both: number of entries that both change.
+        opposite: number of these that change in opposite directions.
         products: Σ a·b.
         opposed: −Σ a·b over the opposite entries.
         squares: Σ a² and Σ b² over the entries that both change.
@@ -49,24 +49,24 @@ class Overlap:
 
     @property
     def opposite_share(self) -> float:
-        """Of the entries that both change; nan without any."""
+        """Fraction of opposite entries among those that both change; nan if there are none."""
         return self.opposite / self.both if self.both else math.nan
 
     @property
     def cosine(self) -> float:
-        """Of a and b over the entries that both change; nan without any."""
+        """Cosine of a and b over the entries that both change; nan if there are none."""
         return _ratio(self.products, self.squares)
 
 
 @dataclass(frozen=True)
 class Conflict:
-    """What two deltas do to each other.
+    """Comparison of two deltas.
 
     Attributes:
-        overlaps: of the parameters that both change, by name.
-        norms: ‖a‖² and ‖b‖² over all that each changes of the base, whether the other does or not.
-        adapters: layers behind which both have an adapter, which have no sum.
-        heads: new parameters and buffers that both have, with other values.
+        overlaps: name of a parameter that both change → overlap.
+        norms: ‖a‖² and ‖b‖² over all entries of the base that each of them changes.
+        adapters: layers behind which both have an adapter; these cannot be added.
+        heads: new parameters and buffers that both have, with different values.
     """
 
     overlaps: Mapping[str, Overlap]
@@ -76,24 +76,24 @@ class Conflict:
 
     @property
     def total(self) -> Overlap:
-        """All parameters together."""
+        """Overlap over all parameters."""
         return sum(self.overlaps.values(), Overlap())
 
     @property
     def cosine(self) -> float:
-        """Of the two deltas whole; nan where one changes nothing."""
+        """Cosine of the two whole deltas; nan if one of them changes nothing."""
         return _ratio(self.total.products, self.norms)
 
     def lost(self, overlap: Overlap) -> float:
-        """What the opposite entries of ``overlap`` take from the cosine of the two deltas whole; nan as that is."""
+        """Return by how much the opposite entries of ``overlap`` lower ``cosine``; nan if it is nan."""
         return _ratio(overlap.opposed, self.norms)
 
 
 def conflict_of(a: Delta, b: Delta) -> Conflict:
-    """Compares two deltas of one base. An entry counts as changed where its difference is not zero.
+    """Compare two deltas of one base. An entry counts as changed if its difference is not zero.
 
     Raises:
-        AdapeftError: deltas of two bases.
+        AdapeftError: the deltas have different bases.
     """
     check_same_base({"a": a, "b": b})
     overlaps: dict[str, Overlap] = {}

@@ -1,4 +1,4 @@
-"""A delta: θ − θ⁰ on the subset, and the new parameters. Small, and bound to its base by fingerprint."""
+"""A delta: θ − θ⁰ on the subset, new parameters, and the fingerprint of its base."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from adapeft.tune.frozen import check_frozen
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MOST_LABELS = 2**20
-"""transformers makes a dictionary of as many names."""
+"""Limit on labels, because transformers builds a dictionary with one name per label."""
 _DIGESTS = "base.digests"
 _OWN_KEYS = ("parts", "new", "buffers", "fingerprint")
 
 
 @dataclass
 class Applied:
-    """A delta that is in a model's weights; keeps the base entries it replaced."""
+    """A delta that was added to a model's weights, with the base entries that it replaced."""
 
     model: nn.Module
     _changes: list[tuple[Change, Tensor, Tensor]]
@@ -54,7 +54,7 @@ class Applied:
 
     @torch.no_grad()
     def revert(self) -> None:
-        """Takes the delta out again; the weights are bit-identical to before."""
+        """Remove the delta; the weights are bit-identical to before."""
         for change, parameter, entries in self._changes:
             change.put_back(parameter, entries)
         for place, value in self._whole:
@@ -68,7 +68,7 @@ class Applied:
 
 
 class _Labels(Header):
-    """What ``label_options`` says, and nothing else: transformers takes these as options, such as trust_remote_code."""
+    """Only the keys of ``label_options``: transformers takes any other key, such as trust_remote_code, as an option."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -91,7 +91,7 @@ class _Source(Header):
 
 
 class _Header(Header):
-    """Of the description what is computed with; it says whatever else its maker wanted to say."""
+    """Keys of the description that the code uses. Others are free."""
 
     parts: dict[Line, dict[str, Any]]
     new: list[Line]
@@ -105,15 +105,15 @@ class _Header(Header):
 
 @dataclass(frozen=True)
 class Delta:
-    """Changes by parameter name, adapters by that of their layer, whole new parameters, and buffers.
+    """Trained differences to a base model, new parameters, and buffers.
 
     Attributes:
-        changes: differences to the base.
+        changes: differences to the base by name of the parameter, adapters by name of their layer.
         new: values of parameters that the base does not have (a head).
-        fingerprint: of the base.
-        description: method, budget, scores, config; whatever the maker wanted to say.
+        fingerprint: fingerprint of the base.
+        description: free metadata, such as method, budget, scores and config.
         buffers: values of the base's buffers that training changed, such as running statistics, in their own dtypes.
-        digests: of the base's parameters, to say in which of them another base differs; older files have none.
+        digests: digests of the base's parameters, to name those in which another base differs; None in older files.
     """
 
     changes: Mapping[str, Change]
@@ -125,12 +125,12 @@ class Delta:
 
     @property
     def count(self) -> int:
-        """Changed elements of the base; of LoRA and adapters the elements they add."""
+        """Number of changed elements of the base; for LoRA and adapters, of the elements that they add."""
         return sum(change.values.numel() for change in self.changes.values())
 
     @property
     def head(self) -> Head | None:
-        """The outputs that it was trained for; None where its description does not say."""
+        """The head that it was trained with; None if its description has no labels."""
         said = self.description.get("model")
         if said is None:
             return None
@@ -140,11 +140,10 @@ class Delta:
         return None if labels.num_labels is None else Head(labels.num_labels, None, "the delta")
 
     def save(self, path: str | Path) -> None:
-        """Writes ``delta.safetensors``: 8 bytes a trained element, 4 in rows and whole tensors, and a header.
+        """Write ``delta.safetensors``: 8 bytes per element, 4 in rows and whole tensors, and a header.
 
         Raises:
-            AdapeftError: a value is not finite, or ``description`` holds something else under a key that ``load``
-                knows.
+            AdapeftError: a value is not finite, or ``description`` has an invalid value under a key that ``load`` uses.
         """
         self.check_finite(str(path), "Train again at a lower learning rate, or in float32; it is not saved.")
         tensors, parts = {}, {}
@@ -167,14 +166,14 @@ class Delta:
 
     @classmethod
     def load(cls, path: str | Path) -> Delta:
-        """Reads ``delta.safetensors``.
+        """Read ``delta.safetensors``.
 
         Raises:
-            AdapeftError: not a delta, truncated, tensors that do not fit their description, or values that are not
-                finite.
+            AdapeftError: the file is not a delta or is truncated, its tensors do not match their description, or values
+                are not finite.
         """
         tensors, content = load_tensors(Path(path), "delta")
-        with reading(f"{path}: damaged description of a delta", "Get it again from where it was made."):
+        with reading(f"{path}: damaged description of a delta", "Get a new copy from where it was made."):
             said = _Header.model_validate(content)
             _check_values(path, tensors)
             changes = {}
@@ -190,32 +189,32 @@ class Delta:
             return cls(changes, new, said.fingerprint, rest, buffers, _digests(path, tensors))
 
     def check_finite(self, owner: str, remedy: str) -> None:
-        """Checks every value.
+        """Check that every value is finite.
 
         Args:
-            owner: what the message begins with.
-            remedy: a sentence.
+            owner: start of the message.
+            remedy: last sentence of the message.
 
         Raises:
-            AdapeftError: names the first parameter with one that is not finite.
+            AdapeftError: a value is not finite. Names the first such parameter.
         """
         changed = {name: change.values for name, change in self.changes.items()}
         check_finite([*changed.items(), *self.new.items(), *self.buffers.items()], owner, remedy)
 
     def check_fits(self, model: nn.Module) -> None:
-        """Checks names, shapes and fingerprint against ``model``.
+        """Check names, shapes and fingerprint against ``model``.
 
         Raises:
-            AdapeftError: another architecture, other shapes or another base.
+            AdapeftError: architecture, shapes or base differ.
         """
         self.check_shapes(model)
         self.check_fingerprint(fingerprint_model(model, self.new), entries_of(model, self.new))
 
     def check_shapes(self, model: nn.Module) -> None:
-        """Checks names and shapes against ``model``, which may be on the meta device.
+        """Check names and shapes against ``model``, which may be on the meta device.
 
         Raises:
-            AdapeftError: another architecture or other shapes, or a parameter that cannot be changed.
+            AdapeftError: architecture or shapes differ, or a parameter cannot be changed.
         """
         changed = {*self.changes, *self.new}
         check_dense("Delta.apply", [entry for entry in model.named_parameters() if entry[0] in changed])
@@ -242,11 +241,11 @@ class Delta:
             kind.check_layers(model, behind)
 
     def check_fingerprint(self, found: str, entries: Iterable[Entry]) -> None:
-        """Checks the base's fingerprint.
+        """Check the fingerprint of a base.
 
         Args:
-            found: of the base at hand.
-            entries: what it was made of, read where it is not the delta's, to say what differs.
+            found: fingerprint of the base.
+            entries: its parameters, read only on a mismatch, to name those that differ.
 
         Raises:
             AdapeftError: the delta belongs to another base.
@@ -259,28 +258,28 @@ class Delta:
             )
 
     def apply(self, model: nn.Module) -> Applied:
-        """Adds the delta to the model's weights in place; ``revert()`` of the result takes it out again.
+        """Add the delta to the model's weights in place; ``revert()`` of the result removes it.
 
         Adapters become modules of the model, in float32.
 
         Args:
-            model: the delta's base, which may be compiled or wrapped.
+            model: base of the delta, which may be compiled or wrapped.
 
         Raises:
-            AdapeftError: the model is not the delta's base, or it is sharded or has a subset attached.
+            AdapeftError: the model is not the base of the delta, is sharded, or has a subset attached.
         """
         model = bare(model, "Delta.apply")
         if hasattr(model, ATTACHMENT):
             raise AdapeftError(
-                "the model has a subset attached, whose training would mix with the delta: call adapeft.detach(model) "
-                "first, or apply the delta to a fresh copy of the base."
+                "the model has a subset attached, whose trained values would mix with the delta: call "
+                "adapeft.detach(model) first, or apply the delta to a fresh copy of the base."
             )
         self.check_fits(model)
         return self.install(model)
 
     @torch.no_grad()
     def install(self, model: nn.Module) -> Applied:
-        """``apply`` for a model that has been checked: hashing its weights takes longer than changing some of them."""
+        """Apply to a model that was checked before: hashing its weights takes longer than changing some of them."""
         parameters: dict[str, Tensor] = dict(model.named_parameters())
         in_place = {name: change for name, change in self.changes.items() if change.part.changes_parameter}
         undo = [(change, parameters[name], change.touched(parameters[name])) for name, change in in_place.items()]
@@ -303,7 +302,7 @@ class Delta:
         return Applied(model, undo, replaced, installed, self._name_outputs(model))
 
     def _name_outputs(self, model: nn.Module) -> dict[str, Any]:
-        """Gives the config of the model the class names of a head that the delta brings; returns those that it had."""
+        """Set the class names of the delta's head in the model's config, and return the previous ones."""
         names = self.head.names if self.new and self.head is not None else None
         config: Any = getattr(model, "config", None)
         if names is None or config is None:
@@ -324,17 +323,21 @@ def _digests(path: str | Path, tensors: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def _check_values(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ``AdapeftError`` where what is no index is not numbers."""
+    """Check that all tensors except indices, buffers and digests are floats.
+
+    Raises:
+        AdapeftError: a tensor has another dtype.
+    """
     for name, value in tensors.items():
         if name != _DIGESTS and not name.endswith((".indices", ".buffer")) and value.dtype not in _DTYPES:
             raise AdapeftError(f"{path}: {name!r} holds {value.dtype}, not float32.")
 
 
 def _values(path: str | Path, name: str, part: Part, tensors: Mapping[str, Tensor]) -> Tensor:
-    """What the file holds of a part's values.
+    """Return the values of a part from the tensors of a file.
 
     Raises:
-        AdapeftError: they have other shapes than the part.
+        AdapeftError: their shapes are not those of the part.
     """
     found = []
     for piece, shape in part.stored_shapes.items():
@@ -350,15 +353,16 @@ def extract_delta(
     description: Mapping[str, Any] | None = None,
     full_value: Callable[[nn.Parameter], Tensor] = whole_value,
 ) -> Delta:
-    """The delta of a model that has a subset attached. Collective where a trainer has divided the model over ranks.
+    """Return the delta of a model that has a subset attached. Collective if a trainer sharded the model over ranks.
 
     Args:
-        model: after ``attach`` and training, as it is or as a trainer has wrapped it.
-        description: goes into the file's header, over what the model says of itself.
-        full_value: reads a trained parameter whole and in float32; by default from FSDP's and ZeRO's shards too.
+        model: model after ``attach`` and training, as it is or wrapped by a trainer.
+        description: metadata for the file's header; its keys override those that describe the model.
+        full_value: function that returns a whole trained parameter in float32; the default also gathers the shards of
+            FSDP and ZeRO.
 
     Raises:
-        AdapeftError: nothing is attached, or what is trained was frozen, taken out or replaced since, or has never
+        AdapeftError: nothing is attached, or a trained parameter was frozen, removed or replaced since, or has never
             received a gradient.
     """
     inner = unwrap(model)
@@ -382,7 +386,7 @@ def extract_delta(
 def _trained(
     attachment: Attachment, full_value: Callable[[nn.Parameter], Tensor]
 ) -> tuple[dict[str, Change], dict[str, Tensor]]:
-    """What training has changed in the base, and what it has put beside it."""
+    """Return the changes of the base and the new parameters."""
     changes: dict[str, Change] = {}
     new: dict[str, Tensor] = {}
     for name, owners in attachment.owners.items():
@@ -399,39 +403,40 @@ def _trained(
 
 
 def _read(name: str, owner: Owner, parameter: nn.Parameter, full_value: Callable[[nn.Parameter], Tensor]) -> Tensor:
-    """A trained parameter whole, float32 on the CPU.
+    """Return a copy of a whole trained parameter, float32 on the CPU.
 
-    A copy: on one rank ZeRO hands out views of the live values, which training continues to change.
+    On one rank ZeRO returns views of the live values, which training continues to change; hence the copy.
 
     Raises:
-        AdapeftError: this process holds only a part of it, or none.
+        AdapeftError: this process holds only a part of the parameter, or nothing.
     """
     value = full_value(parameter)
     if tuple(value.shape) != owner.shape or value.is_meta:
         raise AdapeftError(
             f"the parameter that trains {name!r} has shape {tuple(value.shape)} on {value.device} here instead of "
-            f"{owner.shape}: this process does not hold it whole. Call adapeft.delta on every rank, with the model as "
-            f"the trainer has wrapped it, before the trainer is torn down."
+            f"{owner.shape}: this process does not hold the whole parameter. Call adapeft.delta on every rank, with "
+            f"the model as wrapped by the trainer, before the trainer is torn down."
         )
     return value.to("cpu", torch.float32, copy=True)
 
 
 def _as_shipped(attachment: Attachment) -> AbstractContextManager[None]:
-    """Within it the model is projected, where its rule ships what is projected.
+    """Project the model within the context, if its rule ships projected weights.
 
     Raises:
-        AdapeftError: nobody followed the rule in training, or it is too early to ship.
+        AdapeftError: the rule was not followed in training, or has not projected yet.
     """
     if not attachment.dense:
         return nullcontext()
     method, follower = attachment.subset.choice.method, attachment.follower
     if follower is None:
         raise AdapeftError(
-            f"the rule of {method} was not kept in training, nor its budget: call adapeft.follow_rule(model, "
-            f"optimizer, num_steps=…) before the first step."
+            f"the rule of {method} was not followed in training, so its budget does not hold: call "
+            f"adapeft.follow_rule(model, optimizer, num_steps=…) before the first step."
         )
     if not follower.is_ready:
         raise AdapeftError(
-            f"{method} has not projected yet: {follower.rule.step} of {follower.num_steps} steps are done. Train on."
+            f"{method} has not projected yet: {follower.rule.step} of {follower.num_steps} steps are done. Continue "
+            f"training."
         )
     return follower.as_shipped()

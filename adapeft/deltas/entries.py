@@ -1,4 +1,4 @@
-"""The entries of a parameter that a change moves: from any kind of part, and back to the smallest that holds them."""
+"""Conversion of changes to the entries of a parameter, and back to the kind of part with the fewest bytes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from adapeft.parts.whole import Whole
 
 @dataclass(frozen=True)
 class Entries:
-    """Differences by place.
+    """Differences of single entries of a parameter.
 
     Attributes:
-        positions: int64 [count], ascending, in the flattened parameter; None for all of it.
+        positions: int64 [count], ascending indices into the flattened parameter; None for all entries.
         values: float64 [count].
     """
 
@@ -29,11 +29,11 @@ class Entries:
 
     @classmethod
     def of(cls, change: Change) -> Entries:
-        """What ``change`` adds to its parameter; of LoRA the product, dense. A part behind a layer has no entries."""
+        """Return the entries that ``change`` adds, for LoRA the dense product. Adapters behind a layer have none."""
         return cls(*change.part.entries(change.values.double()))
 
     def shared(self, other: Entries) -> tuple[Tensor, Tensor]:
-        """The two values of every entry that both have, [count] each."""
+        """Return the two values of every entry that both have, [count] each."""
         if self.positions is None:
             picked = self.values if other.positions is None else self.values[other.positions]
             return picked, other.values
@@ -46,7 +46,7 @@ class Entries:
 
 
 def weighted_sum(entries: Sequence[Entries], weights: Sequence[float], size: int) -> Entries:
-    """Σ weight · entries of one parameter of ``size`` elements, on the union of their positions."""
+    """Return Σ weight · entries on the union of their positions, for one parameter of ``size`` elements."""
     known = [own.positions for own in entries if own.positions is not None]
     union = torch.cat(known).unique() if len(known) == len(entries) else None
     total = torch.zeros(size if union is None else len(union), dtype=torch.float64)
@@ -60,7 +60,7 @@ def weighted_sum(entries: Sequence[Entries], weights: Sequence[float], size: int
 
 
 def smallest_change(entries: Entries, shape: tuple[int, ...]) -> Change | None:
-    """The part kind of fewest bytes that holds the entries other than zero, in float32; None when there are none."""
+    """Return the non-zero entries in float32, as the kind of part with the fewest bytes; None if there are none."""
     values = entries.values.float()
     kept = values.nonzero().squeeze(1)
     if not len(kept):
@@ -76,7 +76,7 @@ def smallest_change(entries: Entries, shape: tuple[int, ...]) -> Change | None:
 
 
 def _rows_of(positions: Tensor, shape: tuple[int, ...], dim: int) -> Tensor:
-    """int64, ascending: the rows along ``dim`` that have one of the positions."""
+    """Return the rows along ``dim`` that contain a position: int64, ascending."""
     hit = torch.zeros(shape[dim], dtype=torch.bool)
     hit[positions // torch.Size(shape[dim + 1 :]).numel() % shape[dim]] = True
     return hit.nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""Merge a delta into a checkpoint, a shard at a time; what only transformers can read is in memory whole."""
+"""Merging of a delta into a checkpoint, shard by shard; only formats that need transformers are loaded as a whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adapeft.model.dense import check_dense
 from adapeft.model.rounding import Rounding
 
 REPORT = "adapeft_merge.json"
-"""Beside the weights: what was merged, and what was rounded away."""
+"""File next to the weights with the merged delta and the number of entries lost to rounding."""
 _DTYPES = ("float32", "bfloat16", "float16")
 _COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json",
@@ -31,20 +31,20 @@ _COMPANIONS = (
 
 
 def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) -> Path:
-    """Writes base + delta as a plain Hugging Face checkpoint of the task's architecture.
+    """Write base + delta as a plain Hugging Face checkpoint of the task's architecture.
 
-    What the dtype of the weights is too coarse for is counted in ``adapeft_merge.json`` beside them, and warned of.
+    Entries of the delta that are lost to rounding are counted in ``adapeft_merge.json`` and cause a warning.
 
     Args:
-        delta: from a run; its description names the task and the labels.
-        base: folder or hub name of the delta's base.
-        out: folder to write, which must not hold anything yet.
-        dtype: ``float32``, ``bfloat16`` or ``float16``, of the weights to write; None for the checkpoint's own. In
-            float32 nothing of a delta is rounded away.
+        delta: delta of a run; its description names the task and the labels.
+        base: folder or hub name of the base of the delta.
+        out: folder to write, which must not exist or be empty.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, the dtype of the written weights; None for that of the
+            checkpoint. In float32 no entry is lost to rounding.
 
     Raises:
-        AdapeftError: another base, a base without weights, adapters, weights that are not finite before or after, or
-            ``out`` is not empty.
+        AdapeftError: the base is another one or has no weights, the delta has adapters, weights are not finite before
+            or after merging, or ``out`` is not empty.
     """
     out = Path(out)
     if dtype is not None and dtype not in _DTYPES:
@@ -52,8 +52,8 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) ->
     adapters = [name for name, change in delta.changes.items() if not change.part.changes_parameter]
     if adapters:
         raise AdapeftError(
-            f"the delta has {len(adapters)} adapters, such as the one behind {adapters[0]!r}: a plain checkpoint has "
-            f"no place for them. Load the base in Python and call Delta.apply, which installs them."
+            f"the delta has {len(adapters)} adapters, such as the one behind {adapters[0]!r}: a plain checkpoint "
+            f"cannot hold them. Load the base in Python and call Delta.apply, which installs them."
         )
     check_new_folder(out)
     found = base_of(delta, base)
@@ -89,13 +89,13 @@ class _Merging:
 
     @torch.no_grad()
     def write(self, folder: Path) -> Rounding:
-        """Writes the merged weights and the config; returns what was rounded away."""
+        """Write the merged weights and the config, and return the entries lost to rounding."""
         if isinstance(self.checkpoint, SafetensorsCheckpoint):
             return self._write_shards(self.checkpoint, folder)
         return self._write_model(folder)
 
     def _write_shards(self, checkpoint: SafetensorsCheckpoint, folder: Path) -> Rounding:
-        """A shard at a time, and the index when there is more than one."""
+        """Write shard by shard, with an index if there is more than one."""
         weight_map, total, rounding = {}, 0, Rounding()
         whole = {**self.delta.new, **self.delta.buffers}
         for shard in checkpoint.shards:
@@ -116,7 +116,7 @@ class _Merging:
         return rounding
 
     def _write_model(self, folder: Path) -> Rounding:
-        """The model that transformers has loaded, in the form in which it stores such a model."""
+        """Write a model loaded by transformers, with its ``save_pretrained``."""
         model, rounding = self.checkpoint.structure, Rounding()
         whole = {**self.delta.new, **self.delta.buffers}
         for name, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
@@ -126,12 +126,12 @@ class _Merging:
         return rounding
 
     def _merged(self, name: str, tensor: Tensor) -> tuple[Tensor, Rounding]:
-        """A tensor of the base with its change, in the dtype to write, and what was rounded away."""
+        """Return a tensor of the base with its change in the dtype to write, and the entries lost to rounding."""
         dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
         change = self.delta.changes.get(name)
         if change is not None:
             check_dense("merge", [(name, tensor)])
-        check_finite({name: tensor}, "the base model", "Its checkpoint is damaged: get it again.")
+        check_finite({name: tensor}, "the base model", "Its checkpoint is damaged: get a new copy.")
         if change is not None and dtype == tensor.dtype:
             return tensor, change.add_to(name, tensor)
         before = tensor.to(dtype)
@@ -139,12 +139,11 @@ class _Merging:
             tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
             change.add_to(name, tensor)
         after = tensor.to(dtype)
-        check_finite({name: after}, f"merging in {dtype}", "Its values are too large for this dtype: take float32.")
+        check_finite({name: after}, f"merging in {dtype}", "Its values are too large for this dtype: use float32.")
         return after, Rounding() if change is None else change.rounding(before, after)
 
 
 def _report(delta: Delta, base: str, rounding: Rounding) -> dict[str, Any]:
-    """What a reader of the merged folder may want to know of it."""
     return {
         "base": base,
         "fingerprint": delta.fingerprint,

@@ -1,4 +1,4 @@
-"""Several deltas on one loaded model: one at a time in its weights, and the base back bit for bit."""
+"""Swapping of several deltas on one loaded model; the base is restored bit for bit."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from adapeft.model.wrappers import bare
 
 
 class Deltas:
-    """Swaps deltas on a model in place::
+    """Swap deltas on a model in place::
 
         with Deltas(model, {"reviews": reviews, "mail": mail}) as deltas:
             deltas.use("mail")
             model(**batch)
 
-    Only the entries of the base that the delta in use replaces are kept beside the model, and the deltas themselves on
-    its device. All are checked once, here, against names, shapes and the base's fingerprint; nobody else may write to
-    the weights that a delta in use changes.
+    In addition to the model, only the deltas, on its device, and the base entries that the active delta replaces are in
+    memory. All deltas are checked once, in the constructor, against names, shapes and fingerprint of the model. Other
+    code must not write to the weights that the active delta changes.
 
     Attributes:
-        active: name of the delta in use; None for the base.
+        active: name of the active delta; None for the base.
 
     Raises:
-        AdapeftError: the model is not the base of one of the deltas.
+        AdapeftError: the model is not the base of all deltas.
     """
 
     def __init__(self, model: nn.Module, deltas: Mapping[str, Delta]) -> None:
@@ -41,10 +41,10 @@ class Deltas:
         self._applied: Applied | None = None
 
     def use(self, name: str | None) -> None:
-        """Puts the delta ``name`` into the weights in place of the one in use; None gives the base back.
+        """Replace the active delta in the weights with the delta ``name``; None restores the base.
 
         Raises:
-            AdapeftError: no such delta; the one in use stays.
+            AdapeftError: there is no such delta; the active one stays.
         """
         if name is not None and name not in self._deltas:
             raise AdapeftError(f"use({name!r}): no delta of that name.{did_you_mean(name, self._deltas)}")
@@ -64,7 +64,7 @@ class Deltas:
 
 
 def _check_all(model: nn.Module, deltas: Mapping[str, Delta]) -> None:
-    """Checks every delta; hashes the model once for all that bring the same new parameters."""
+    """Check every delta; the model is hashed once for all deltas with the same new parameters."""
     fingerprints: dict[frozenset[str], str] = {}
     for name, delta in deltas.items():
         new = frozenset(delta.new)
@@ -78,7 +78,7 @@ def _check_all(model: nn.Module, deltas: Mapping[str, Delta]) -> None:
 
 
 def _beside(model: nn.Module, delta: Delta) -> Delta:
-    """The delta with each change on the device of its parameter; adapters are copied on use."""
+    """Return the delta with each change on the device of its parameter; adapters are copied on use."""
     devices = {name: parameter.device for name, parameter in model.named_parameters()}
     moved = {name: change.to(devices[name]) for name, change in delta.changes.items() if name in devices}
     return replace(delta, changes={**delta.changes, **moved})

@@ -175,7 +175,7 @@ def test_heads_have_a_mean():
 
 
 def test_heads_that_have_no_mean():
-    with pytest.raises(AdapeftError, match=r"'a' and 'b' have other labels, so .* heads='a'"):
+    with pytest.raises(AdapeftError, match=r"'a' and 'b' have different labels, so .* heads='a'"):
         interpolation(with_heads("x", "y"), [0.5, 0.5])
     with pytest.raises(AdapeftError, match=r"'a' and 'b' do not both have new parameters.* heads='b'"):
         interpolation(with_heads(None, "y"), [0.5, 0.5])
@@ -214,7 +214,7 @@ def test_the_result_says_where_it_comes_from(tmp_path):
 def test_bad_input():
     deltas = of_parts(a="rows", b="elements")
     for given in ([1], [1, 1, 1]):
-        with pytest.raises(AdapeftError, match="give one for each of 2 deltas"):
+        with pytest.raises(AdapeftError, match="give one for each of the 2 deltas"):
             sum_of(deltas, given)
     with pytest.raises(AdapeftError, match="finite"):
         sum_of(deltas, [1, float("nan")])

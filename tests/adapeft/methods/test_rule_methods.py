@@ -118,7 +118,7 @@ def test_mixout_turns_off_dropout_that_is_no_module():
 def test_a_delta_needs_the_rule_to_have_been_kept(method):
     model = make_bert()
     adapeft.attach(model, choose(model, method))
-    with pytest.raises(AdapeftError, match=f"the rule of {method} was not kept.*call adapeft.follow_rule"):
+    with pytest.raises(AdapeftError, match=f"the rule of {method} was not followed.*call adapeft.follow_rule"):
         adapeft.delta(model)
 
 

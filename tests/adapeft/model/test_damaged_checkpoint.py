@@ -167,7 +167,7 @@ def test_a_config_with_a_value_of_another_type(folder):
     path = folder / "base" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "attention_probs_dropout_prob": None}))
     with pytest.raises(
-        AdapeftError, match=r"no model .*'attention_probs_dropout_prob'.*Give a folder with config.json"
+        AdapeftError, match=r"is not a model .*'attention_probs_dropout_prob'.*Give a folder with config.json"
     ):
         read_whole(folder / "base")
 

@@ -156,7 +156,7 @@ def test_statistics_keep_the_dtype_of_the_base():
 
 def test_sums_and_means_of_deltas(tmp_path):
     (a, _), (b, _) = trained(steps=2), trained(steps=4)
-    with pytest.raises(AdapeftError, match=r"new parameters and buffers are no differences .* heads='a'"):
+    with pytest.raises(AdapeftError, match=r"new parameters and buffers are not differences .* heads='a'"):
         sum_of({"a": a, "b": b}, [1, 1])
     total = sum_of({"a": a, "b": b}, [1, 1], heads="b")
     assert total.new == {}

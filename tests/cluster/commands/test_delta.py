@@ -117,11 +117,11 @@ def test_a_difference_shows_the_conflict_it_adds_up(command, files, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["sum", "row", "mixed"], "new parameters and buffers are no differences to a base, so they have no sum"),
-        (["sum", "row", "foreign"], "only deltas of one base can be put together"),
+        (["sum", "row", "mixed"], "new parameters and buffers are not differences to a base and cannot be added"),
+        (["sum", "row", "foreign"], "only deltas of one base can be combined"),
         (["sum", "row", "row"], "given twice"),
-        (["sum", "row", "mixed", "--weights", "1"], "give one for each of 2 deltas"),
-        (["sum", "row", "mixed", "--heads", "element"], "no delta of that name with new parameters"),
+        (["sum", "row", "mixed", "--weights", "1"], "give one for each of the 2 deltas"),
+        (["sum", "row", "mixed", "--heads", "element"], "no delta of that name has new parameters"),
         (["interpolate", "row", "mixed", "--weights", "1", "--weights", "1"], "add up to 2"),
         (["scale", "row", "--factor", "inf"], "finite"),
         (["scale", "base", "--factor", "2"], "no such file; expected a delta"),

@@ -295,7 +295,7 @@ def test_files_that_are_not_there_or_not_safe(tmp_path):
     save_file({}, path)
     with pytest.raises(AdapeftError, match=r"task_type = \[\] is no task of ours"):
         load_from_peft(folder, base)
-    with pytest.raises(AdapeftError, match=r"no model .*Give a folder with config.json"):
+    with pytest.raises(AdapeftError, match=r"is not a model .*Give a folder with config.json"):
         load_from_peft(folder, str(tmp_path), "causal-lm")
     with pytest.raises(AdapeftError, match="Give the folder of a PEFT adapter"):
         load_from_peft(tmp_path / "nowhere", base)
