@@ -1,4 +1,4 @@
-"""The options of every method, and the union that a config's ``select`` is. Imports no torch."""
+"""The options of every method, and their union, the type of a config's ``select``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ _Union = (
 )
 
 OPTIONS: dict[str, type[Select]] = {options.tag(): options for options in get_args(_Union)}
-"""Name of a method → its options."""
+"""Name of a method → class of its options."""
 
 _IN_EVERY_OLDER_CONFIG = {"rule", "direction", "shrinkage", "joint", "placement", "lora_ranks"}
 _ONCE_UNREAD = {"direction", "shrinkage", "joint"}
 
 
 def owners(key: str) -> list[str]:
-    """Names of the methods that have an option ``key`` of their own; none where all have it, or no method."""
+    """Return the names of the methods with their own option ``key``; empty if all methods have it, or none."""
     return [] if key in Select.model_fields else [name for name, one in OPTIONS.items() if key in one.model_fields]
 
 
 def of_one_method(given: object) -> object:
-    """The section as a config spells it, with the keys of its method alone.
+    """Return the section of a config with only the keys of its method.
 
-    The method is ``adapeft`` where none is given. A key of another method that has its default says nothing, and is
-    left out: the whole configs in older run folders have the keys of all methods. They also have values of keys that a
-    method did not read and yet accepted. Older configs have the options of rules below ``rule``.
+    The method is ``adapeft`` if none is given. Keys of other methods at their defaults are removed, because the
+    complete configs in older run folders have the keys of all methods. Those configs also have values for keys that
+    the method accepted but did not read. Older configs have the options of rules below ``rule``.
 
     Raises:
-        ValueError: ``rule`` is no mapping, or has a key that is none of a method's own or is given twice.
+        ValueError: ``rule`` is not a mapping, or has a key that all methods have or that is given twice.
     """
     if not isinstance(given, Mapping):
         return given
@@ -82,27 +82,27 @@ def of_one_method(given: object) -> object:
 
 
 def flat(given: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The section with the options that older configs have below ``rule`` beside the others.
+    """Return the section with the options that older configs have below ``rule`` moved to the top level.
 
     Raises:
-        ValueError: ``rule`` is no mapping, or has a key that is none of a method's own or is given twice.
+        ValueError: ``rule`` is not a mapping, or has a key that all methods have or that is given twice.
     """
     tree = dict(given)
     rule = tree.pop("rule", {})
     if not isinstance(rule, Mapping):
-        raise ValueError(f"rule = {rule}: should be keys and values, the method's own options")
+        raise ValueError(f"rule = {rule}: should be a mapping of the method's own options")
     for key, value in rule.items():
         if key in Select.model_fields:
-            raise ValueError(f"rule: {key} = {value} is not an option of a method alone; write select.{key}")
+            raise ValueError(f"rule: {key} = {value} is an option of all methods; write select.{key}")
         if key in tree:
             raise ValueError(f"rule: {key} = {value} is given a second time as select.{key}; leave one of them out")
     return {**tree, **rule}
 
 
 def says_nothing(key: object, value: object) -> bool:
-    """Whether the value is the default of a key that some methods alone have."""
+    """Whether the value is the default of a key that only some methods have."""
     return any(plain(OPTIONS[name].model_fields[str(key)].default) == plain(value) for name in owners(str(key)))
 
 
 AnyOptions = Annotated[_Union, Discriminator("method"), BeforeValidator(of_one_method)]
-"""``select`` of a config: the options of the method that it names."""
+"""Type of ``select`` in a config: the options of its method."""

@@ -1,4 +1,4 @@
-"""Methods: each a folder of a few lines that composes the stages. ``options`` lists what the config knows of them."""
+"""The registry of methods. ``adapeft.methods.options`` lists their options for the config."""
 
 from typing import Any
 
@@ -32,14 +32,14 @@ METHODS: dict[str, Method[Any]] = {
 
 
 def get_method(name: str) -> Method[Any]:
-    """The method of this name.
+    """Return the method of this name.
 
     Raises:
-        AdapeftError: there is none.
+        AdapeftError: there is no such method.
     """
     if name not in METHODS:
         raise AdapeftError(
-            f"select.method = {name!r}: no such method.{did_you_mean(name, METHODS)} There are {', '.join(METHODS)}."
+            f"select.method = {name!r}: no such method.{did_you_mean(name, METHODS)} Methods: {', '.join(METHODS)}."
         )
     return METHODS[name]
 

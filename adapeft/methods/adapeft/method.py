@@ -27,9 +27,9 @@ from adapeft.subset.subset import Subset
 class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
     """The groups of largest predicted loss decrease within the reach of training.
 
-    Xu and Bu, "Adaptive parameter-efficient fine-tuning via Hessian-informed subset selection", 2025, with the reach
-    limited, rows, and the curvature from sampled labels. Theirs is ``reach: inf``, ``groups: role``, ``curvature:
-    parabola``, ``solver: greedy``, and ``probe_steps`` of a tenth of the training.
+    Xu and Bu, "Adaptive parameter-efficient fine-tuning via Hessian-informed subset selection", 2025, with a limited
+    reach, rows as groups, and curvature from sampled labels. Their settings are ``reach: inf``, ``groups: role``,
+    ``curvature: parabola``, ``solver: greedy``, and ``probe_steps`` of a tenth of the training.
     """
 
     options = AdaPEFTOptions
@@ -45,7 +45,7 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
         return self._measure_here(passes, groups, settings)
 
     def _measure_here(self, passes: Passes, groups: Groups, settings: AdaPEFTOptions) -> Statistics:
-        """Statistics at the present weights."""
+        """Return the statistics at the current weights."""
         passes.warm_up(passes.calibration.half_a)
         direction = measure_direction(passes, settings.direction)
         passes.warm_up(passes.calibration.half_b)
@@ -59,7 +59,7 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
         slopes = measure_slopes(passes, groups, direction)
         curvatures = measure_curvatures(passes, groups, direction)
         if not settings.chooses_jointly:
-            del curvatures["projections"]  # M numbers a group, which nothing else reads
+            del curvatures["projections"]  # M numbers per group, which nothing else reads
         return Statistics(groups, {**slopes, **curvatures})
 
     def statistics_bytes(self, settings: AdaPEFTOptions) -> int:
@@ -67,11 +67,11 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
         if settings.granularity == "element":
             averages = 12  # of half B: the direction, gradients, squares
         elif settings.curvature == "parabola":
-            averages = 8  # the direction, and the weights to put back
+            averages = 8  # the direction and the original weights
         if not settings.probe_steps:
             return averages
         columns = 8 * settings.probe_points if settings.granularity == "element" else 0
-        return averages + columns + 16  # the weights to put back, those that move, Adam's moments
+        return averages + columns + 16  # the original weights, the trained weights, Adam's moments
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[AdaPEFTOptions], ranks: Ranks) -> Subset:
         jointly = plan.settings.chooses_jointly
@@ -98,5 +98,5 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         values = influence(columns["slope"], columns["curvature"], reach)
-        # The mean over a probe's points […, P] ranks as their sum does, and is still a loss decrease.
+        # The mean over a probe's points […, P] gives the same order as their sum, and is still a loss decrease.
         return values.mean(dim=1) if values.ndim == 2 else values

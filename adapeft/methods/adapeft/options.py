@@ -17,30 +17,30 @@ class AdaPEFTOptions(ValuedOptions):
     granularities = ("row", "element", "tensor", "role")
 
     method: Literal["adapeft"] = "adapeft"
-    direction: Literal["adam", "gradient"] = Field(default="adam", description="where training would step")
+    direction: Literal["adam", "gradient"] = Field(default="adam", description="direction of training steps")
     curvature: Literal["sampled-labels", "parabola"] = Field(
         default="sampled-labels",
-        description="what bends adapeft's loss; parabola: fitted to 4 displaced losses a group, as in the paper",
+        description="source of the curvature; parabola: fitted to 4 displaced losses per group, as in the paper",
     )
     probe_steps: NonNegativeInt = Field(
-        default=0, description="steps of full training along which adapeft measures, and which it then takes back"
+        default=0, description="steps of a full training (the probe) along which adapeft measures; they are undone"
     )
     probe_points: Annotated[int, PartOf("probe_steps")] = Field(
-        default=4, ge=2, description="points of them, first to last, whose influences are averaged"
+        default=4, ge=2, description="points of the probe, from first to last step, whose influences are averaged"
     )
     probe_learning_rate: Annotated[LearningRate, PartOf("probe_steps")] = Field(
-        default=5e-5, description="of that training, by Adam"
+        default=5e-5, description="Adam learning rate of the probe"
     )
     shrinkage: bool = Field(default=True, description="shrink the noisy curvature of single elements towards its mean")
     joint: Literal["auto"] | bool = Field(
         default="auto",
-        description="let adapeft value groups together, with the cross terms of their curvature; single elements with "
-        "the most that these can be; auto: single elements, except with reach: inf, scope: tensor or probe_steps",
+        description="value groups jointly, with the cross terms of their curvature, and single elements with an upper "
+        "bound of these; auto: only single elements, and not with reach: inf, scope: tensor or probe_steps",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),
-        description="let adapeft choose for every matrix among rows of it, the whole and LoRA, as [row, tensor, lora]; "
-        "none: groups says what is chosen",
+        description="kinds that adapeft may choose for a matrix, such as [row, tensor, lora] for some of its rows, the "
+        "whole matrix or LoRA; empty: only the units in groups",
     )
     lora_ranks: tuple[PositiveInt, ...] = Field(
         default=(1, 2, 4, 8, 16), description="ranks of LoRA among the options", min_length=1
@@ -55,44 +55,48 @@ class AdaPEFTOptions(ValuedOptions):
         super().check()
         if self.options and self.granularity != "row":
             raise ValueError(
-                f"options = {list(self.options)}: only adapeft chooses among kinds, and among rows with groups: row; "
-                f"here it is {self.method} by {self.granularity}"
+                f"options = {list(self.options)}: a choice among kinds needs groups: row, but here {self.method} "
+                f"chooses by {self.granularity}; set groups: row, or leave options out"
             )
         if self.options and self.joint is True:
-            raise ValueError("options: joint = true values groups of one kind; leave one of them out")
+            raise ValueError("options: joint = true can only value groups of one kind; leave one of them out")
         if self.options and self.probe_steps:
             raise ValueError(
-                f"options: probe_steps = {self.probe_steps} accumulates groups of one kind; leave one of them out"
+                f"options: probe_steps = {self.probe_steps} can only accumulate groups of one kind; leave one of them "
+                f"out"
             )
         if self.lora_ranks != type(self).model_fields["lora_ranks"].default and "lora" not in self.options:
-            raise ValueError(f"lora_ranks = {list(self.lora_ranks)}: lora is not among the options")
+            raise ValueError(
+                f"lora_ranks = {list(self.lora_ranks)}: lora is not among the options; add it, or leave lora_ranks out"
+            )
 
     def _check_joint(self) -> None:
         if self.solver != "knapsack":
-            raise ValueError("solver = greedy: joint is a choice of its own; leave one of them out")
+            raise ValueError("solver = greedy: joint = true ignores the solver; leave one of them out")
         if self.granularity == "element" and self.reach == math.inf:
-            raise ValueError("reach = inf: joint then is best with one element alone; leave one of them out")
+            raise ValueError("reach = inf: joint = true would then choose a single element; leave one of them out")
         if self.granularity == "element" and self.scope != "global":
-            raise ValueError(f"scope = {self.scope}: joint weighs all tensors together; leave one of them out")
+            raise ValueError(f"scope = {self.scope}: joint = true values all tensors together; leave one of them out")
 
     def _check_parabola(self) -> None:
         if self.granularity not in ("tensor", "role"):
             raise ValueError(
                 f"curvature = parabola: 4K + 1 forward passes over half the calibration for K groups are too many by "
-                f"{self.granularity}; choose groups: tensor or role"
+                f"{self.granularity}; set groups: tensor or role"
             )
         if self.joint is True:
-            raise ValueError("curvature = parabola: losses tell no cross terms; leave joint or curvature out")
+            raise ValueError("curvature = parabola: gives no cross terms for joint = true; leave one of them out")
 
     def _check_probe(self) -> None:
         if not self.probe_steps:
             for key in ("probe_points", "probe_learning_rate"):
                 if (given := getattr(self, key)) != type(self).model_fields[key].default:
-                    raise ValueError(f"{key} = {given}: there is no probe; give probe_steps too, or leave {key} out")
+                    raise ValueError(f"{key} = {given}: there is no probe; set probe_steps too, or leave {key} out")
             return
         if self.joint is True:
             raise ValueError(
-                f"probe_steps = {self.probe_steps}: cross terms do not add up over points; leave it or joint out"
+                f"probe_steps = {self.probe_steps}: cross terms do not add up over the points of a probe; leave out "
+                f"probe_steps or joint"
             )
         if self.probe_points > self.probe_steps + 1:
             raise ValueError(
@@ -117,12 +121,12 @@ class AdaPEFTOptions(ValuedOptions):
         return self.options or super().kinds
 
     def measured(self) -> dict[str, Any]:
-        # Single elements are measured alike either way.
+        # Measuring single elements does not depend on joint.
         return {**super().measured(), "joint": self.chooses_jointly and self.granularity != "element"}
 
     @property
     def chooses_jointly(self) -> bool:
-        """``joint`` with auto decided: single elements are valued together, unless another key says how they are."""
+        """``joint`` with auto resolved: single elements are valued jointly, unless another key prevents it."""
         if self.joint != "auto":
             return self.joint
         is_planned = self.reach != math.inf and self.scope == "global" and not self.probe_steps

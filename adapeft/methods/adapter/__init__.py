@@ -1,1 +1,1 @@
-"""Adapter: bottlenecks behind the sublayers of the blocks."""
+"""Adapter: bottlenecks after the sublayers of the blocks."""

@@ -1,4 +1,4 @@
-"""Adapter: bottlenecks behind the sublayers of the blocks."""
+"""Adapter: bottlenecks after the sublayers of the blocks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SUBLAYERS = {"pfeiffer": ("feed-forward",), "houlsby": ("feed-forward", "attent
 
 
 class Adapters(UnmeasuredMethod[AdapterOptions]):
-    """A bottleneck behind each feed-forward network, of the largest size that the budget allows for all.
+    """A bottleneck after each feed-forward network, all of the largest size that the budget allows.
 
-    Pfeiffer et al., "AdapterFusion", EACL 2021; with ``select.placement: houlsby`` behind each attention too, as in
+    Pfeiffer et al., "AdapterFusion", EACL 2021; with ``select.placement: houlsby`` also after each attention, as in
     Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019. ``select.include`` and
-    ``select.exclude`` are read on the weights of the output projections that the adapters stand behind.
+    ``select.exclude`` match the weights of the output projections that the adapters follow.
     """
 
     options = AdapterOptions
     family = "rule"
-    summary = "bottlenecks behind the blocks' feed-forward networks"
+    summary = "bottlenecks after the blocks' feed-forward networks"
     adds_parameters = True
     source = "Houlsby et al. 2019"
 
@@ -34,13 +34,13 @@ class Adapters(UnmeasuredMethod[AdapterOptions]):
         if not places:
             sublayers = " or ".join(_SUBLAYERS[settings.placement])
             raise AdapeftError(
-                f"select.method = adapter: no output of {sublayers} is among what may be chosen. Widen select.include "
-                f"and select.exclude; mixtures of experts have none."
+                f"select.method = adapter: no candidate is the output projection of {sublayers}. Admit one in "
+                f"select.include and select.exclude; mixtures of experts have none."
             )
         least = _count(places, 1)
         if least > budget:
             raise AdapeftError(
-                f"select.budget is {budget:,} parameters, and {len(places)} adapters with a bottleneck of 1 have "
+                f"select.budget is {budget:,} parameters, but {len(places)} adapters with a bottleneck of 1 have "
                 f"{least:,}. Raise the budget to {least}, or narrow select.include to some layers."
             )
 
@@ -61,5 +61,5 @@ def _width(info: ParameterInfo) -> int:
 
 
 def _count(places: list[ParameterInfo], bottleneck: int) -> int:
-    """Elements of adapters at all of them: two matrices and two biases."""
+    """Return the number of elements of adapters at all ``places``: two matrices and two biases each."""
     return sum(bottleneck * (2 * _width(info) + 1) + _width(info) for info in places)

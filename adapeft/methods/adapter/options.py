@@ -17,5 +17,5 @@ class AdapterOptions(Select):
 
     method: Literal["adapter"]
     placement: Harmless[Literal["pfeiffer", "houlsby"]] = Field(
-        default="pfeiffer", description="where adapters stand: behind each feed-forward; houlsby: each attention too"
+        default="pfeiffer", description="position of adapters: after feed-forward layers; houlsby: after attention too"
     )

@@ -1,1 +1,1 @@
-"""What methods have in common: the interface of a method, and of a rule."""
+"""Base classes of methods, of their options and of their rules."""

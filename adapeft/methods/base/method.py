@@ -1,4 +1,4 @@
-"""The interface of a method: how it measures, and how it values what it measured."""
+"""The interface of a method, and base classes of methods."""
 
 from __future__ import annotations
 
@@ -28,9 +28,14 @@ OptionsOfValued = TypeVar("OptionsOfValued", bound=ValuedOptions)
 
 @dataclass(frozen=True)
 class Plan(Generic[Options]):
-    """What choosing knows of the run: the budget, the reach of the training to come, the settings.
+    """Inputs of a choice from the run.
 
-    The budget counts elements; or bytes, where ``costs`` are there: int64 [K], the groups' own.
+    Attributes:
+        budget: number of elements, or of bytes if ``costs`` are given.
+        reach: reach of the planned training.
+        seed: random seed of draws.
+        settings: ``select`` section of the config.
+        costs: bytes of each group, int64 [K]; None counts elements.
     """
 
     budget: int
@@ -41,19 +46,19 @@ class Plan(Generic[Options]):
 
 
 class Method(ABC, Generic[Options]):
-    """A way to find the subset. One folder each; stateless.
+    """A stateless method to find a subset.
 
     Attributes:
-        options: the section ``select`` of a config for this method, which names it.
-        family: none, random, rule, projection or second-order.
-        summary: what it trains, in a line.
-        cost: what choosing costs, in passes over the calibration.
-        source: where it comes from.
-        default_warmup_steps: warm-up of the always-trained part when ``select.warmup_steps`` is ``auto``.
-        is_budgeted: whether what is shipped stays within ``select.budget``.
-        adds_parameters: whether it trains parameters beside the candidates, not some of these.
-        measures_loss: whether it measures anything of the loss, so that the loss must be the model's own.
-        measures_examples: whether it wants the gradient of every single example, not of batches.
+        options: class of the ``select`` section of a config for this method, which defines the method's name.
+        family: none, random, rule, projection, first-order or second-order.
+        summary: one-line description of the trained parameters.
+        cost: cost of the choice, in passes over the calibration.
+        source: paper of the method.
+        default_warmup_steps: warm-up steps of the always-trained part if ``select.warmup_steps`` is ``auto``.
+        is_budgeted: whether the shipped changes stay within ``select.budget``.
+        adds_parameters: whether it trains added parameters instead of some of the candidates.
+        measures_loss: whether its statistics depend on the loss, so that the loss must be the model's own.
+        measures_examples: whether it needs the gradient of every single example instead of batches.
     """
 
     options: type[Options]
@@ -69,30 +74,30 @@ class Method(ABC, Generic[Options]):
 
     @property
     def name(self) -> str:
-        """As in ``select.method``."""
+        """Name of the method in ``select.method``."""
         return self.options.tag()
 
     def check(self, groups: Groups, budget: int, settings: Options) -> None:
-        """Raises ``AdapeftError`` when the method cannot serve these groups within ``budget`` elements."""
+        """Raise ``AdapeftError`` if the method cannot choose from these groups within ``budget`` elements."""
 
     @abstractmethod
     def measure(self, passes: Passes, groups: Groups, settings: Options) -> Statistics:
-        """Statistics of the groups, without columns when the method measures nothing. Collective."""
+        """Return the statistics of the groups, without columns if the method measures nothing. Collective."""
 
     def statistics_bytes(self, settings: Options) -> int:
-        """Bytes that measuring keeps for each candidate's element, on the rank that has it, at most."""
+        """Return the peak bytes that measuring keeps per element of the candidates, on the rank that holds it."""
         return 0
 
     @abstractmethod
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[Options], ranks: Ranks) -> Subset:
-        """The subset under the plan's budget, the same on every rank. Collective."""
+        """Choose the subset within the plan's budget, the same on every rank. Collective."""
 
     def group_values(self, statistics: Statistics, reach: float) -> np.ndarray | None:
-        """float64 [K]: the value that choosing gives each group, None where groups have none."""
+        """Return the value of each group, float64 [K], or None if the method does not value groups."""
         return None
 
     def option_values(self, statistics: Statistics, reach: float) -> np.ndarray | None:
-        """float64 [N]: the value that choosing gives each of ``statistics.options``, None where they have none."""
+        """Return the value of each of ``statistics.options``, float64 [N], or None if the method has no options."""
         return None
 
 
@@ -107,11 +112,11 @@ class UnmeasuredMethod(Method[Options]):
 
 
 class ValuedMethod(Method[OptionsOfValued]):
-    """A method that gives every group or element a value and takes the most valuable under the budget."""
+    """A method that values every group or element and chooses the most valuable ones within the budget."""
 
     @abstractmethod
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
-        """Value of each group or element from its statistics, elementwise for any shape."""
+        """Return the value of each group or element from its statistics, elementwise for any shape."""
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[OptionsOfValued], ranks: Ranks) -> Subset:
         if groups.granularity == "element":
@@ -130,5 +135,5 @@ class ValuedMethod(Method[OptionsOfValued]):
         return self.values(statistics.columns, reach)
 
     def values(self, columns: Mapping[str, np.ndarray], reach: float) -> np.ndarray:
-        """``value`` of columns in numpy."""
+        """Return ``value`` of NumPy columns."""
         return self.value({name: torch.from_numpy(column.copy()) for name, column in columns.items()}, reach).numpy()

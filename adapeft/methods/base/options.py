@@ -1,4 +1,4 @@
-"""What the options of several methods have in common. Imports no torch, as the config reads them."""
+"""Base classes of the options of several methods. They import no torch, because the config reads them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from adapeft.sections.select import Select
 
 
 class ValuedOptions(Select):
-    """Options of a method that gives every group or element a value."""
+    """Options of a method that values every group or element."""
 
     scope: Harmless[Literal["global", "tensor"]] = Field(
-        default="global", description="elements compete in the whole model, or in each tensor for its share"
+        default="global", description="elements compete within the whole model, or within each tensor for its share"
     )
     solver: Harmless[Literal["knapsack", "greedy"]] = Field(
-        default="knapsack", description="how groups are chosen; greedy: by value per parameter, as in the paper"
+        default="knapsack",
+        description="solver that chooses groups; greedy: by value per parameter, as in the paper",
     )
     if_empty: Harmless[Literal["error", "random"]] = Field(
         default="error",
-        description="when no group promises a lower loss: stop, unless always_train has anything to train; random: "
-        "train a random draw of the same budget",
+        description="action if no group promises a lower loss; error: stop, unless always_train trains something; "
+        "random: train a random draw of the same budget",
     )
 
     @property
@@ -33,16 +34,17 @@ class ValuedOptions(Select):
         super().check()
         if self.scope != "global" and self.granularity != "element":
             raise ValueError(
-                f"scope = {self.scope}: only single elements compete, and {self.method} by {self.granularity} chooses "
-                "none by value; leave scope out"
+                f"scope = {self.scope}: applies only to single elements, but {self.method} by {self.granularity} "
+                "chooses none by value; leave scope out"
             )
         if self.solver != "knapsack" and self.granularity == "element":
             raise ValueError(
-                f"solver = {self.solver}: {self.method} by {self.granularity} solves no knapsack; leave solver out"
+                f"solver = {self.solver}: {self.method} by {self.granularity} does not solve a knapsack; leave solver "
+                "out"
             )
 
 
 class RuleOptions(Select):
-    """Options of a method that decides while training; what such a method adds to the section goes to its rule."""
+    """Options of a method that decides during training; options that such a method adds are passed to its rule."""
 
     granularities = ("element",)

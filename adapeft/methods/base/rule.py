@@ -1,4 +1,4 @@
-"""What the rules of methods share: none at all, projections onto a budget, and their description in a subset."""
+"""Base classes of the rules of methods, and the description of a rule in a subset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Options = TypeVar("Options", bound=RuleOptions)
 
 
 class FixedMask(Rule[None]):
-    """No rule: what is trained was chosen before."""
+    """The rule without effect, for subsets chosen before training."""
 
     def __init__(self) -> None:
         super().__init__(None, 0, None)
@@ -31,7 +31,7 @@ class ProjectingRule(Rule[Options]):
 
     @abstractmethod
     def scores(self, shard: LeafShard) -> Tensor:
-        """Score of each value of a shard, float32; what is not above 0 is never kept."""
+        """Return the score of each value of a shard, float32; values with a score of 0 or less are never kept."""
 
     @torch.no_grad()
     def project(self, leaves: LeafShards) -> None:
@@ -42,7 +42,10 @@ class ProjectingRule(Rule[Options]):
 
 
 def largest(shards: Sequence[LeafShard], scores: Sequence[Tensor], budget: int, ranks: Ranks) -> list[Tensor]:
-    """bool masks of the ``budget`` largest positive scores over all ranks, exact, ties by position. Collective."""
+    """Return bool masks of the exact ``budget`` largest positive scores over all ranks. Collective.
+
+    Ties are broken by position.
+    """
     masks = []
     chosen = top_k(scores, [shard.position for shard in shards], budget, ranks.all_reduce)
     for score, picks in zip(scores, chosen, strict=True):
@@ -53,5 +56,5 @@ def largest(shards: Sequence[LeafShard], scores: Sequence[Tensor], budget: int, 
 
 
 def describe_rule(options: RuleOptions, seed: int, budget: int | None) -> dict[str, Any]:
-    """What a subset has to say so that ``rule_of`` makes the same rule again."""
+    """Return the description of a rule in a subset, from which ``rule_of`` creates the same rule."""
     return {"method": options.method, "seed": seed, "budget": budget, "options": options.own()}

@@ -1,4 +1,4 @@
-"""Methods that train everything under a rule instead of choosing beforehand."""
+"""Methods that train all candidates under a rule instead of choosing before training."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Options = TypeVar("Options", bound=RuleOptions)
 
 
 class RuleMethod(UnmeasuredMethod[Options]):
-    """A method that measures nothing: every candidate becomes a dense part, and its rule decides while training.
+    """A method that measures nothing: every candidate becomes a dense part, and its rule decides during training.
 
-    Under a budget that is what the shipped model may differ in; while training, every candidate costs a weight's
-    memory and an optimizer's state.
+    A budget limits the elements in which the shipped model differs from the base. During training, every candidate
+    needs memory for a weight and its optimizer state.
 
     Attributes:
-        rule: what decides.
+        rule: class of the rule.
     """
 
     rule: type[Rule[Options]]
 
-    cost = "nothing; training holds a weight and an optimizer's state for every candidate"
+    cost = "nothing; training keeps a weight and optimizer state for every candidate"
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[Options], ranks: Ranks) -> Subset:
         budget = plan.budget if self.is_budgeted else None

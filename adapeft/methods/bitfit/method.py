@@ -15,7 +15,7 @@ from adapeft.subset.subset import Subset
 
 
 class BitFit(UnmeasuredMethod[BitFitOptions]):
-    """All bias terms, those of LayerNorms too, and the head; as many as there are, so a smaller budget is refused.
+    """All bias terms, including those of LayerNorms, and the head. A budget below their number is refused.
 
     Ben Zaken, Goldberg and Ravfogel, "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
     Language-models", ACL 2022.
@@ -30,12 +30,12 @@ class BitFit(UnmeasuredMethod[BitFitOptions]):
         biases = int(groups.counts[_is_bias(groups)].sum())
         if not biases:
             raise AdapeftError(
-                "select.method = bitfit: no bias is among what may be chosen. This model has none, or select.include "
-                "and select.exclude leave none; choose another method."
+                "select.method = bitfit: no candidate is a bias. The model has none, or select.include and "
+                "select.exclude leave none. Use another method, or admit biases."
             )
         if biases > budget:
             raise AdapeftError(
-                f"select.budget is {budget:,} parameters, and bitfit trains all {biases:,} bias terms. Raise the "
+                f"select.budget is {budget:,} parameters, but bitfit trains all {biases:,} bias terms. Raise the "
                 f"budget to {biases}, or narrow select.include."
             )
 
@@ -47,5 +47,5 @@ class BitFit(UnmeasuredMethod[BitFitOptions]):
 
 
 def _is_bias(groups: Groups) -> np.ndarray:
-    """bool [K], at ``tensor`` granularity."""
+    """Return whether each group is a bias, bool [K]; requires ``tensor`` granularity."""
     return np.array([info.name.rpartition(".")[2] == "bias" for info in groups.parameters], dtype=bool)

@@ -8,8 +8,6 @@ from adapeft.sections.select import Select
 
 
 class BitFitOptions(Select):
-    """Options of ``select.method: bitfit``, which adds none of its own."""
-
     granularities = ("tensor",)
 
     method: Literal["bitfit"]

@@ -1,4 +1,4 @@
-"""ChildPruning: everything, projected every few steps onto what moved most."""
+"""ChildPruning: all candidates, projected every few steps onto the elements that moved most."""
 
 from adapeft.methods.base.rule_method import RuleMethod
 from adapeft.methods.child_pruning.options import ChildPruningOptions

@@ -11,7 +11,7 @@ from adapeft.sections.section import Harmless
 
 
 class ChildPruningOptions(RuleOptions):
-    """Fu et al. 2023 say no more than every few steps."""
+    """Fu et al. 2023 specify the interval between projections only as every few steps."""
 
     method: Literal["child-pruning"]
     projection_interval: Harmless[PositiveInt] = Field(default=10, description="steps between projections")

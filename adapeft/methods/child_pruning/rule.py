@@ -1,4 +1,4 @@
-"""ChildPruning: train everything, and every few steps keep what moved most."""
+"""ChildPruning: train all candidates, and keep the elements that moved most every few steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from adapeft.parts.rule import LeafShard
 
 
 class ChildPruningRule(ProjectingRule[ChildPruningOptions]):
-    """Full steps; every ``projection_interval`` of them the largest |θ − θ⁰| are kept, the others reset.
+    """After every ``projection_interval`` full steps, keeps the largest |θ − θ⁰| and resets the others.
 
-    Fu et al. 2023, "ChildPruning". What is scored and shipped is projected besides, which training does not see.
+    Fu et al. 2023, "ChildPruning". The model is also projected for evaluation and shipping, which does not affect
+    training.
     """
 
     projects_to_evaluate = True

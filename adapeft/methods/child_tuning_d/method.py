@@ -13,11 +13,11 @@ from adapeft.methods.child_tuning_d.options import ChildTuningDOptions
 
 
 class ChildTuningD(ValuedMethod[ChildTuningDOptions]):
-    """The elements of largest summed squared batch gradient at θ⁰; the mask then stays.
+    """The elements of largest summed squared batch gradient at θ⁰, with a fixed mask.
 
     Xu et al., "Raise a Child in Large Language Model: Towards Effective and Generalizable Fine-tuning", EMNLP 2021,
-    section 3.3. They keep 30 % and leave embeddings, pooler and head dense: name those in ``select.always_train`` to
-    have them outside the budget as they do.
+    section 3.3. They keep 30 % and train embeddings, pooler and head densely. List these in ``select.always_train`` to
+    train them outside the budget as they do.
     """
 
     options = ChildTuningDOptions

@@ -8,6 +8,4 @@ from adapeft.methods.base.options import ValuedOptions
 
 
 class ChildTuningDOptions(ValuedOptions):
-    """Options of ``select.method: child-tuning-d``, which adds none of its own."""
-
     method: Literal["child-tuning-d"]

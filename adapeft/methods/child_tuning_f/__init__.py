@@ -1,1 +1,1 @@
-"""ChildTuning-F: everything, with a random draw of the gradients in each step."""
+"""ChildTuning-F: all candidates, with gradients that are masked at random in each step."""

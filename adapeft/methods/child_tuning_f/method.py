@@ -1,4 +1,4 @@
-"""ChildTuning-F: everything, by gradients that are masked at random in each step."""
+"""ChildTuning-F: all candidates, with gradients that are masked at random in each step."""
 
 from adapeft.methods.base.rule_method import RuleMethod
 from adapeft.methods.child_tuning_f.options import ChildTuningFOptions
@@ -6,7 +6,7 @@ from adapeft.methods.child_tuning_f.rule import ChildTuningFRule
 
 
 class ChildTuningF(RuleMethod[ChildTuningFOptions]):
-    """Xu et al., "Raise a Child in Large Language Model", EMNLP 2021, task-free."""
+    """The task-free variant of Xu et al., "Raise a Child in Large Language Model", EMNLP 2021."""
 
     options = ChildTuningFOptions
     rule = ChildTuningFRule

@@ -10,10 +10,10 @@ from adapeft.parts.rule import LeafShard, Rule
 
 
 class ChildTuningFRule(Rule[ChildTuningFOptions]):
-    """In each step every gradient × Bernoulli(p) / p, elementwise, before the optimizer's moments.
+    """Multiplies gradients by Bernoulli(p) / p in each step, elementwise, before the optimizer's moments.
 
-    Xu et al., "Raise a Child in Large Language Model", EMNLP 2021, eq. 5 and 6. Moments keep masked weights moving, as
-    in their code; weight decay pulls towards the pretrained value.
+    Xu et al., "Raise a Child in Large Language Model", EMNLP 2021, eq. 5 and 6. As in their code, the moments keep
+    masked weights moving. Weight decay pulls towards the pretrained value.
     """
 
     def edit_gradient(self, shard: LeafShard, gradient: Tensor) -> None:

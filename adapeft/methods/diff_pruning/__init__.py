@@ -1,1 +1,1 @@
-"""Diff pruning: gates of each element, opened and closed by training."""
+"""Diff pruning: one gate per element, opened and closed by training."""

@@ -1,4 +1,4 @@
-"""DiffPruning: everything times learned gates, then the largest differences alone."""
+"""DiffPruning: all differences times learned gates, then only the largest differences."""
 
 from adapeft.methods.base.rule_method import RuleMethod
 from adapeft.methods.diff_pruning.options import DiffPruningOptions

@@ -11,17 +11,17 @@ from adapeft.sections.section import Harmless
 
 
 class DiffPruningOptions(RuleOptions):
-    """Guo et al. 2021 and their code, whose gates start at 5, all of them open."""
+    """Defaults follow Guo et al. 2021 and their code, in which all gates start open, at 5."""
 
     method: Literal["diff-pruning"]
     penalty: Harmless[float] = Field(
-        default=1.25e-7, ge=0, allow_inf_nan=False, description="weight of the expected open gates"
+        default=1.25e-7, ge=0, allow_inf_nan=False, description="weight of the expected number of open gates"
     )
     gate_learning_rate: Harmless[PositiveFloat] = Field(
-        default=0.1, allow_inf_nan=False, description="AdamW's, for the gates"
+        default=0.1, allow_inf_nan=False, description="AdamW learning rate of the gates"
     )
     gate_start: Harmless[float] = Field(default=5.0, ge=-10, le=10, description="logit of every gate before training")
     projection_step: Harmless[float] = Field(
-        default=0.5, gt=0, le=1, description="part of the steps before the projection"
+        default=0.5, gt=0, le=1, description="fraction of the steps before the projection"
     )
-    structured: Harmless[bool] = Field(default=True, description="a second gate for each tensor")
+    structured: Harmless[bool] = Field(default=True, description="add a second gate per tensor")

@@ -1,4 +1,4 @@
-"""DiffPruning: the difference times gates that are learned with it, then a projection and a fixed mask."""
+"""DiffPruning: differences times learned gates, then a projection and a fixed mask."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from adapeft.parts.rule import DIFFERENCE, LeafShard, LeafShards, Place, Rule
 LOW, HIGH = -1.5, 1.5
 GATE, TENSOR_GATE = "gate", "tensor_gate"
 SHUT = 100.0
-"""Logit of a gate whose state is final: for any draw it is exactly 0 or 1, without gradient."""
+"""Absolute logit of a gate whose state is final: for any draw it is exactly 0 or 1, without gradient."""
 
 _SMALLEST_DRAW = 1e-6
 
 
 def hard_concrete(logits: Tensor, draws: Tensor | float = 0.5) -> Tensor:
-    r"""Stretched and clipped concrete gates in [0, 1] with point masses at both ends.
+    r"""Return stretched and clipped concrete gates in [0, 1] with point masses at both ends.
 
     .. math:: z = \min(1, \max(0, \sigma(\log u - \log(1-u) + \alpha) (r - l) + l))
 
@@ -37,17 +37,17 @@ def hard_concrete(logits: Tensor, draws: Tensor | float = 0.5) -> Tensor:
 
 
 def expected_open(logits: Tensor) -> Tensor:
-    """Probability that a gate is not 0: σ(α − log(−l / r))."""
+    """Return the probability that a gate is not 0: σ(α − log(−l / r))."""
     return torch.sigmoid(logits - math.log(-LOW / HIGH))
 
 
 class DiffPruningRule(Rule[DiffPruningOptions]):
     """Guo et al., "Parameter-Efficient Transfer Learning with Diff Pruning", ACL 2021.
 
-    Phase one trains θ⁰ + z ⊙ w with a penalty on the gates expected open; structured, z is the product of a gate of the
-    element and one of its tensor, each with its own penalty, as in their code. Then the largest |z ⊙ w| are kept, and
-    phase two trains them alone: kept gates are 1 and the others 0 from there on. The penalty's gradient is added after
-    clipping, so that it does not depend on how steep the loss is.
+    Phase one trains θ⁰ + z ⊙ w with a penalty on the expected number of open gates. If structured, z is the product of
+    a gate of the element and a gate of its tensor, each with its own penalty, as in their code. Then the largest
+    |z ⊙ w| are kept, and phase two trains only these, with their gates fixed at 1 and the others at 0. The gradient of
+    the penalty is added after clipping, so that it does not depend on the gradient norm of the loss.
     """
 
     budget: int
@@ -103,7 +103,7 @@ class DiffPruningRule(Rule[DiffPruningOptions]):
 
 
 def _open_tensor_gates(leaves: LeafShards) -> Tensor:
-    """The deterministic gate of every tensor, float32 [parameters]. Collective."""
+    """Return the deterministic gate of every tensor, float32 [parameters]. Collective."""
     opened = torch.zeros(leaves.num_parameters)
     for shard in leaves.of(TENSOR_GATE):
         opened[shard.parameter] = hard_concrete(shard.values)[0].cpu()

@@ -16,14 +16,14 @@ class Fish(ValuedMethod[FishOptions]):
     r"""The elements of largest :math:`\frac1N \sum_n (\nabla_i L_n)^2` over single examples at their true labels.
 
     Sung, Nair and Raffel, "Training Neural Networks with Fixed Sparse Masks", NeurIPS 2021, equation 5 (the empirical
-    Fisher). They take 1024 examples, here ``select.calibration`` says how many, and their budget counts the head too,
-    where here ``select.always_train`` stays outside it.
+    Fisher). They use 1024 examples, and here ``select.calibration`` sets the number. Their budget includes the head,
+    whereas ``select.always_train`` is outside the budget here.
     """
 
     options = FishOptions
     family = "second-order"
     summary = "elements of largest per-example Fisher information"
-    cost = "one backward pass an example"
+    cost = "one backward pass per example"
     source = "Sung et al. 2021"
     measures_examples = True
 

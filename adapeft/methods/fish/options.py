@@ -8,6 +8,4 @@ from adapeft.methods.base.options import ValuedOptions
 
 
 class FishOptions(ValuedOptions):
-    """Options of ``select.method: fish``, which adds none of its own."""
-
     method: Literal["fish"]

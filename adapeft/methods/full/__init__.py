@@ -1,1 +1,1 @@
-"""Full fine-tuning: what every budget is compared with."""
+"""Full fine-tuning: the reference for every budget."""

@@ -1,4 +1,4 @@
-"""Full fine-tuning: what every budget is compared with."""
+"""Full fine-tuning: the reference for every budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Full(UnmeasuredMethod[FullOptions]):
 
     options = FullOptions
     family = "none"
-    summary = "all parameters, whatever the budget"
+    summary = "all parameters, regardless of the budget"
     source = "the reference"
     is_budgeted = False
 

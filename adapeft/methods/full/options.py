@@ -8,8 +8,6 @@ from adapeft.sections.select import Select
 
 
 class FullOptions(Select):
-    """Options of ``select.method: full``, which adds none of its own."""
-
     granularities = ("tensor",)
 
     method: Literal["full"]

@@ -15,11 +15,11 @@ from adapeft.subset.subset import Subset
 
 
 class LoRA(UnmeasuredMethod[LoRAOptions]):
-    """W + (alpha / r) · B A on the linear layers of the blocks, with the largest rank r that the budget allows for all.
+    """W + (alpha / r) · B A on the linear layers of the blocks, all with the largest rank r that the budget allows.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, on all linear layers as in PEFT's
-    "all-linear"; alpha = r, the ratio of PEFT's defaults. ``select.include`` and ``select.exclude`` say which layers.
-    A matrix whose smaller side is below r takes that.
+    "all-linear"; alpha = r, the ratio of PEFT's defaults. ``select.include`` and ``select.exclude`` restrict the
+    layers. The rank of a matrix is at most its smaller dimension.
     """
 
     options = LoRAOptions
@@ -32,18 +32,18 @@ class LoRA(UnmeasuredMethod[LoRAOptions]):
         matrices = _matrices(groups)
         if not matrices:
             raise AdapeftError(
-                "select.method = lora: no linear layer of a block is among what may be chosen. "
+                "select.method = lora: no candidate is a linear layer of a block. "
                 + (
-                    f"{len(groups.left_out)} parameters such as {groups.left_out[0]!r} are not, for they are packed: a "
-                    "delta could not be added to them. Load the model without quantization."
+                    f"{len(groups.left_out)} parameters such as {groups.left_out[0]!r} are packed, so no delta can be "
+                    "added to them. Load the model without quantization."
                     if groups.left_out
-                    else "Widen select.include and select.exclude."
+                    else "Admit linear layers in select.include and select.exclude."
                 )
             )
         least = _count(matrices, 1)
         if least > budget:
             raise AdapeftError(
-                f"select.budget is {budget:,} parameters, and LoRA of rank 1 on {len(matrices)} layers trains "
+                f"select.budget is {budget:,} parameters, but LoRA of rank 1 on {len(matrices)} layers trains "
                 f"{least:,}. Raise the budget to {least}, or narrow select.include to some layers."
             )
 
@@ -64,5 +64,5 @@ def _matrices(groups: Groups) -> list[ParameterInfo]:
 
 
 def _count(matrices: list[ParameterInfo], rank: int) -> int:
-    """Elements of LoRA of ``rank`` on all of them."""
+    """Return the number of elements of LoRA of ``rank`` on all ``matrices``."""
     return sum(min(rank, *info.shape) * sum(info.shape) for info in matrices)

@@ -8,8 +8,6 @@ from adapeft.sections.select import Select
 
 
 class LoRAOptions(Select):
-    """Options of ``select.method: lora``, which adds none of its own."""
-
     granularities = ("tensor",)
 
     method: Literal["lora"]

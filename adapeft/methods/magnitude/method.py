@@ -13,9 +13,10 @@ from adapeft.methods.magnitude.options import MagnitudeOptions
 
 
 class Magnitude(ValuedMethod[MagnitudeOptions]):
-    """The elements of largest pretrained magnitude; groups by the sum of theirs.
+    """The elements of largest pretrained magnitude; the value of a group is the sum over its elements.
 
-    "MagPruning" in Fu et al. 2023, after Han et al. 2015 and Lee et al. 2021: what pruning would keep is trained.
+    "MagPruning" in Fu et al. 2023, after Han et al. 2015 and Lee et al. 2021: trains the elements that pruning would
+    keep.
     """
 
     options = MagnitudeOptions

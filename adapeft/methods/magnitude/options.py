@@ -8,6 +8,4 @@ from adapeft.methods.base.options import ValuedOptions
 
 
 class MagnitudeOptions(ValuedOptions):
-    """Options of ``select.method: magnitude``, which adds none of its own."""
-
     method: Literal["magnitude"]

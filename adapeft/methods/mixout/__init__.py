@@ -1,1 +1,1 @@
-"""Mixout: training with weights that are at random the pretrained ones."""
+"""Mixout: training with weights that are randomly replaced by the pretrained ones."""

@@ -1,4 +1,4 @@
-"""Mixout: everything, each weight mixed with its pretrained value."""
+"""Mixout: all candidates, with trained weights randomly replaced by their pretrained values."""
 
 from adapeft.methods.base.rule_method import RuleMethod
 from adapeft.methods.mixout.options import MixoutOptions, MixoutResetOptions
@@ -17,7 +17,7 @@ class Mixout(RuleMethod[MixoutOptions]):
 
 
 class MixoutReset(RuleMethod[MixoutResetOptions]):
-    """Mixout as Fu et al. 2023 compare it, p-sparse: all but a random draw is reset to be evaluated."""
+    """Mixout as in the comparison of Fu et al. 2023, p-sparse: all except a random draw is reset for evaluation."""
 
     options = MixoutResetOptions
     rule = MixoutResetRule

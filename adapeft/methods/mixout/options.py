@@ -11,10 +11,10 @@ from adapeft.sections.section import Harmless
 
 
 class _Probability(RuleOptions):
-    """Lee et al. 2020: p = 0.9 did best on the small GLUE tasks."""
+    """In Lee et al. 2020, p = 0.9 performed best on the small GLUE tasks."""
 
     probability: Harmless[float] = Field(
-        default=0.9, ge=0, lt=1, description="with which a weight is the pretrained one"
+        default=0.9, ge=0, lt=1, description="probability that a weight is replaced by its pretrained value"
     )
 
 

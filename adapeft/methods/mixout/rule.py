@@ -1,4 +1,4 @@
-"""Mixout: the trained weights are mixed with the pretrained ones, as dropout mixes them with zero."""
+"""Mixout: trained weights are randomly replaced by pretrained ones, as dropout replaces them by zero."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adapeft.parts.rule import LeafShard, Place, Rule
 
 
 def mixed(place: Place, difference: Tensor, probability: float, seed: int, step: int) -> Tensor:
-    r"""Dropout of the difference to the pretrained weight.
+    r"""Apply dropout to the difference from the pretrained weight.
 
     .. math:: [(1-m) \odot W^0 + m \odot W - p W^0] / (1-p) = W^0 + m \odot \Delta / (1-p), \quad m \sim B(1-p)
 
-    Lee et al., "Mixout", ICLR 2020, eq. 5. As in their code the matrices of linear layers are mixed, an input at a
-    time: one row of the mask serves all outputs.
+    Lee et al., "Mixout", ICLR 2020, eq. 5. As in their code, only matrices of linear layers are mixed, with one mask
+    over the inputs that all outputs share.
     """
     if place.input_dim is None:
         return difference
@@ -29,7 +29,7 @@ def mixed(place: Place, difference: Tensor, probability: float, seed: int, step:
 
 
 class MixoutRule(Rule[MixoutOptions]):
-    """Lee et al. 2020: everything is trained, and evaluated unmixed. Takes the place of the model's dropout."""
+    """Lee et al. 2020: all candidates are trained, and evaluated unmixed. Replaces the model's dropout."""
 
     turns_dropout_off = True
 
@@ -40,10 +40,10 @@ class MixoutRule(Rule[MixoutOptions]):
 
 
 class MixoutResetRule(ProjectingRule[MixoutResetOptions]):
-    """Mixout as the SAM paper has it: what is scored and shipped has most weights reset, and so is p-sparse.
+    """Mixout as in the SAM paper: for evaluation and shipping most weights are reset, so the model is p-sparse.
 
-    Fu et al. 2023. Training goes on from before the reset. The weights that are not reset are drawn once, exactly as
-    many as the budget has.
+    Fu et al. 2023. Training resumes from the weights before the reset. The weights that are not reset are drawn once,
+    exactly as many as the budget allows.
     """
 
     turns_dropout_off = True

@@ -1,1 +1,1 @@
-"""Random: the baseline no selector may skip."""
+"""Random: the baseline for every method."""

@@ -1,4 +1,4 @@
-"""Random: the baseline no selector may skip."""
+"""Random: the baseline for every method."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from adapeft.subset.subset import Subset
 
 
 class Random(UnmeasuredMethod[RandomOptions]):
-    """A uniform draw under the budget, made once: exactly that many elements, or groups in random order while they fit.
+    """A uniform draw within the budget before training: exactly that many elements, or groups in random order that fit.
 
-    Fu et al. 2023, "Random". A mask that may fall on word embeddings wastes half its budget there: exclude them for a
-    baseline that means something.
+    Fu et al. 2023, "Random". A mask that can fall on word embeddings wastes half its budget there; exclude them for a
+    meaningful baseline.
     """
 
     options = RandomOptions

@@ -8,6 +8,4 @@ from adapeft.sections.select import Select
 
 
 class RandomOptions(Select):
-    """Options of ``select.method: random``, which adds none of its own."""
-
     method: Literal["random"]

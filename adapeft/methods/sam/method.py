@@ -13,11 +13,11 @@ from adapeft.methods.sam.options import SAMOptions
 
 
 class SAM(ValuedMethod[SAMOptions]):
-    r"""Second-order approximation method with constant curvature: keep the largest :math:`(\nabla L)_i^2`.
+    r"""Second-order approximation method with constant curvature: the elements of largest :math:`(\nabla L)_i^2`.
 
     Fu et al., "On the Effectiveness of Parameter-Efficient Fine-Tuning", AAAI 2023, Theorem 3 and its simplification
-    H = |λ_max|·I; measured at θ⁰, dropout off, global top-k (``select.scope: tensor`` is the top-k by tensor of their
-    code). Groups of more than one element sum their squares.
+    H = |λ_max|·I; measured at θ⁰ without dropout, with a global top-k (``select.scope: tensor`` is the top-k per tensor
+    of their code). The value of a group is the sum of the squares of its elements.
     """
 
     options = SAMOptions

@@ -8,6 +8,4 @@ from adapeft.methods.base.options import ValuedOptions
 
 
 class SAMOptions(ValuedOptions):
-    """Options of ``select.method: sam``, which adds none of its own."""
-
     method: Literal["sam"]

@@ -13,12 +13,12 @@ from adapeft.methods.snip.options import SNIPOptions
 
 
 class SNIP(ValuedMethod[SNIPOptions]):
-    r"""Train the elements of largest connection sensitivity :math:`|\theta_i \, (\nabla L)_i|`.
+    r"""The elements of largest connection sensitivity :math:`|\theta_i \, (\nabla L)_i|`.
 
     Lee, Ajanthan and Torr, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019, equation 5
-    without its normalization, which leaves the order unchanged. They prune a network at its initialization; here the
-    sensitivity is measured at the pretrained weights, and what pruning would keep is trained. A group has the sum over
-    its elements.
+    without its normalization, which does not change the order. They prune a network at its initialization; here the
+    sensitivity is measured at the pretrained weights, and the elements that pruning would keep are trained. The value
+    of a group is the sum over its elements.
     """
 
     options = SNIPOptions

@@ -8,6 +8,4 @@ from adapeft.methods.base.options import ValuedOptions
 
 
 class SNIPOptions(ValuedOptions):
-    """Options of ``select.method: snip``, which adds none of its own."""
-
     method: Literal["snip"]

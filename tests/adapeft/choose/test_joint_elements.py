@@ -128,7 +128,7 @@ def test_on_a_model():
 
 @pytest.mark.parametrize(
     ("more", "said"),
-    [({"reach": "inf"}, "best with one element alone"), ({"scope": "tensor"}, "joint weighs all tensors together")],
+    [({"reach": "inf"}, "would then choose a single element"), ({"scope": "tensor"}, "values all tensors together")],
 )
 def test_what_does_not_go_with_it(more, said):
     with pytest.raises(AdapeftError, match=said):

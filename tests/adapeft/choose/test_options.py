@@ -204,9 +204,9 @@ def test_more_kinds_never_promise_less():
     ("options", "said"),
     [
         ({**MIXED, "method": "sam"}, "select.options = [row, tensor, lora]: is an option of method adapeft"),
-        ({**MIXED, "groups": "tensor"}, "here it is adapeft by tensor"),
-        ({**MIXED, "joint": True}, "joint = true values groups of one kind"),
-        ({**MIXED, "probe_steps": 3}, "probe_steps = 3 accumulates groups of one kind"),
+        ({**MIXED, "groups": "tensor"}, "needs groups: row, but here adapeft chooses by tensor"),
+        ({**MIXED, "joint": True}, "joint = true can only value groups of one kind"),
+        ({**MIXED, "probe_steps": 3}, "probe_steps = 3 can only accumulate groups of one kind"),
         ({"lora_ranks": [3]}, "select.lora_ranks = [3]: lora is not among the options"),
         ({"options": ["column"]}, "select.options = [column]: should be 'row', 'tensor' or 'lora'"),
     ],

@@ -83,7 +83,7 @@ def test_a_key_that_nobody_has_marked_is_part_of_what_was_measured(monkeypatch):
         ({"method": "sam", "joint": False}, "select.joint = false: is an option of method adapeft, and select.method"),
         ({"method": "lora", "probability": 0.5}, "the methods mixout, mixout-reset and child-tuning-f, and select"),
         ({"placement": "houlsby"}, "and select.method is adapeft. Leave it out, or set select.method: adapter."),
-        ({"method": "mixout", "rule": {"budget": 3}}, "select.rule: budget = 3 is not an option of a method alone"),
+        ({"method": "mixout", "rule": {"budget": 3}}, "select.rule: budget = 3 is an option of all methods"),
         ({"method": "mixout", "probability": 0.5, "rule": {"probability": 0.6}}, "given a second time as select.prob"),
         ({"method": "mixout", "rule": {"probability": 2}}, "select.probability = 2: should be less than 1"),
         ({"method": "mixuot"}, "select.method = mixuot: should be 'full', 'random', .*Did you mean 'mixout'"),

@@ -220,12 +220,12 @@ def test_the_direction_is_measured_anew_at_every_point(monkeypatch):
     ("options", "said"),
     [
         ({"curvature": "parabola"}, r"curvature = parabola: 4K \+ 1 forward passes .* too many by row"),
-        ({"curvature": "parabola", "groups": "element"}, "too many by element; choose groups: tensor or role"),
+        ({"curvature": "parabola", "groups": "element"}, "too many by element; set groups: tensor or role"),
         (
             {"curvature": "parabola", "method": "sam", "groups": "tensor"},
             "curvature = parabola: is an option of method adapeft",
         ),
-        ({"curvature": "parabola", "groups": "role", "joint": True}, "losses tell no cross terms"),
+        ({"curvature": "parabola", "groups": "role", "joint": True}, "gives no cross terms for joint = true"),
         ({"probe_steps": 3, "method": "fish"}, "probe_steps = 3: is an option of method adapeft"),
         ({"probe_steps": 9, "joint": True}, "probe_steps = 9: cross terms do not add up"),
         ({"probe_steps": 2}, "probe_points = 4: 2 steps have 3 points"),

@@ -156,14 +156,14 @@ def test_an_optimizer_that_leaves_leaves_out_is_refused():
         ),
         (
             {"method": "mixout", "rule": {"probability": 1.5}},
-            r"select.probability = 1.5: should be less than 1 \(with which a weight",
+            r"select.probability = 1.5: should be less than 1 \(probability that a weight",
         ),
         (
             {"method": "child-pruning", "rule": {"projection_interval": 0}},
             "select.projection_interval = 0: should be greater",
         ),
         ({"method": "child-pruning", "groups": "row"}, "groups = row: child-pruning chooses by element"),
-        ({"method": "child-pruning", "rule": 3}, "select.rule = 3: should be keys and values"),
+        ({"method": "child-pruning", "rule": 3}, "select.rule = 3: should be a mapping of the method's own options"),
     ],
 )
 def test_options_that_the_method_does_not_have(options, message, bert):
@@ -174,6 +174,6 @@ def test_options_that_the_method_does_not_have(options, message, bert):
 def test_a_subset_whose_rule_is_gone_is_refused(bert):
     subset = choose(bert, "mixout")
     damaged = Subset(subset.parts, subset.always_train, subset.new)
-    with pytest.raises(AdapeftError, match="go with no known rule"):
+    with pytest.raises(AdapeftError, match="dense parts is missing or unknown"):
         adapeft.attach(bert, damaged)
     assert attachment_of(adapeft.attach(bert, subset)).rule.step == 0

@@ -280,7 +280,7 @@ def test_the_method_takes_the_largest_rank(name):
     some = choose(per_rank - 1, include=["*.0.*"])
     assert all(".0." in parameter for parameter in some.parts)
     assert len(some.parts) == len(layers) / 2
-    with pytest.raises(AdapeftError, match="no linear layer of a block"):
+    with pytest.raises(AdapeftError, match="no candidate is a linear layer of a block"):
         choose(12, include=["*norm*" if name == "llama" else "*bias"])
 
 
