@@ -1,4 +1,4 @@
-"""``adapeft transfer``: a subset for another model from a run's statistics, verified where that can be measured."""
+"""``adapeft transfer``: choose a subset for another model from a run's statistics, and optionally verify it."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ _OF_THE_TARGET = (
     *("model.", "data.", "seed"),
     *("select.groups", "select.include", "select.exclude", "select.always_train", "select.options", "select.joint"),
 )
-"""Keys that describe the target, its candidates and its own examples; of the others statistics have to agree.
-``options`` and ``joint`` are checked by themselves."""
+"""Keys that describe the target, its candidates and its examples. All other keys that statistics depend on must agree
+with the source. ``options`` and ``joint`` have checks of their own."""
 
 
 @dataclass(frozen=True)
 class Transferred:
-    """A subset for the target, and all that it came from."""
+    """A subset for the target model, and the data that it was chosen from."""
 
     config: Config
     subset: Subset
@@ -73,10 +73,10 @@ class Transferred:
 
 
 def run(source: Path, model: str, settings: Transfer, overrides: list[str], terminal: Terminal) -> None:
-    """The command: chooses, measures the target if it is to be verified, writes and shows.
+    """Choose a subset, measure the target if ``settings.verify``, and write and show the result.
 
     Raises:
-        AdapeftError: see ``target_config`` and ``transfer``; or the output folder is taken.
+        AdapeftError: see ``target_config`` and ``transfer``; or the output folder holds a subset already.
     """
     config = target_config(source, model, settings, overrides)
     check_is_folder(config.output, "transfer")
@@ -87,7 +87,7 @@ def run(source: Path, model: str, settings: Transfer, overrides: list[str], term
     verified = None
     if settings.verify:
         best = _own_choice(config, output / "measured", config.seed, terminal)
-        # The statistics that the best was chosen by flatter it: what is noise in them was chosen too.
+        # The best subset was also chosen for the noise in its own statistics, which therefore overrate it.
         _own_choice(config, output / "measured-again", (config.seed + 1) % 2**32, terminal)
         verified = verify(found, load_statistics(output / "measured-again")[0], best)
     save_transfer(output, source, found, verified)
@@ -97,10 +97,10 @@ def run(source: Path, model: str, settings: Transfer, overrides: list[str], term
 
 
 def target_config(source: Path, model: str, settings: Transfer, overrides: list[str]) -> Config:
-    """The source run's config for the target: its model, and the budget if one is given.
+    """Return the source run's config with the target's model, and with the budget and groups if they are given.
 
     Raises:
-        AdapeftError: ``source`` is no run, or an override is wrong.
+        AdapeftError: ``source`` is no run with statistics, or an override is invalid.
     """
     folder = RunFolder(source)
     if not folder.config.is_file() or not folder.table.is_file():
@@ -114,7 +114,7 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
     if config.select.method != measured.select.method:
         raise AdapeftError(
             f"select.method = {config.select.method}: the run in {source} measured for {measured.select.method}. Leave "
-            f"it out, or give a run of {config.select.method}."
+            f"select.method out, or give a run of {config.select.method}."
         )
     other = _measured_differently(config, measured)
     if other:
@@ -128,8 +128,8 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
         joint = flatten(config)["select.joint"]
         if joint is not False:
             raise AdapeftError(
-                f"select.joint = {as_yaml(joint)}: what groups bend together does not travel from one model to "
-                "another; each is valued alone here. Leave it out."
+                f"select.joint = {as_yaml(joint)}: the joint curvature of groups cannot be transferred to another "
+                "model, so each group is valued alone. Leave it out."
             )
     return config
 
@@ -141,20 +141,20 @@ def _measured_differently(config: Config, measured: Config) -> list[str]:
 
 
 def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
-    """Chooses for ``config.model`` from the statistics in ``source``; the target needs no weights for whole tensors.
+    """Choose for ``config.model`` from the statistics in ``source``; whole tensors need no weights of the target.
 
     Raises:
-        AdapeftError: nothing was measured there, no such target, too little of it has a counterpart, or nothing there
-            promises a lower loss.
+        AdapeftError: the source has no statistics, the target does not exist, too few of its parameters have a
+            counterpart in the source, or none of them promises a lower loss.
     """
     statistics, key = load_statistics(source)
     method = get_method(config.select.method)
     if not statistics.columns or not isinstance(method, ValuedMethod):
-        raise AdapeftError(f"--from {source}: {config.select.method} measures nothing that could be transferred.")
+        raise AdapeftError(f"--from {source}: {config.select.method} measures nothing that can be transferred.")
     if isinstance(config.select, AdaPEFTOptions) and config.select.options:
         raise AdapeftError(
-            f"select.options = {list(config.select.options)}: only rows are transferred, no choice among kinds. Give "
-            f"select.options=[] to transfer the rows that were measured with them."
+            f"select.options = {list(config.select.options)}: only rows can be transferred, not a choice among kinds. "
+            f"Give select.options=[] to transfer the rows that were measured with them."
         )
     reach = float(Subset.load(RunFolder(source).subset).choice.needed("reach"))
     value = partial(method.value, reach=reach)
@@ -191,12 +191,12 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
 
 
 def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, Any]:
-    """Holds a transferred subset, random ones and a uniform one against the target's own best.
+    """Compare a transferred subset, random ones and a uniform one with the target's own best.
 
     Args:
-        found: what was transferred.
+        found: transferred subset.
         measured: statistics of the target.
-        best: what others of its statistics choose under the same budget.
+        best: subset chosen from other statistics of the target under the same budget.
     """
 
     def held(subset: Subset) -> dict[str, float]:
@@ -222,14 +222,14 @@ def _drawn(groups: Groups, plan: Plan) -> Subset:
 
 
 def _own_choice(config: Config, output: Path, seed: int, terminal: Terminal) -> Subset:
-    """Measures the target on examples drawn by ``seed``, and chooses."""
+    """Measure the target on examples drawn with ``seed``, and choose."""
     own = config.model_copy(update={"output": str(output), "seed": seed}).resolved()
     with Session(own, terminal) as session:
         return select(session)
 
 
 def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict[str, Any] | None) -> None:
-    """Writes ``subset.safetensors`` and ``transfer.json``."""
+    """Write ``subset.safetensors`` and ``transfer.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     found.subset.save(folder / "subset.safetensors")
     said = {key: getattr(found.subset.choice, key) for key in ("value", "bound", "gap", "status", "unmapped", "mapped")}
@@ -240,7 +240,7 @@ def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict
 
 
 def _density_correlation(found: Transferred, measured: Statistics) -> float:
-    """Spearman's correlation over tensors of the densities foretold with those measured."""
+    """Return Spearman's correlation over tensors of the predicted and the measured densities."""
     foretold = [found.profiles.at(info) for info in found.groups.parameters]
     own = tensor_densities(measured, found.method, found.reach)
     known = [index for index, curve in enumerate(foretold) if curve is not None]
@@ -254,12 +254,12 @@ def _structure(config: Config) -> PreTrainedModel:
             model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except CONFIG_ERRORS as error:
-        raise AdapeftError(f"--to {model.name!r}: no model's config ({str(error).splitlines()[0]}).") from error
+        raise AdapeftError(f"--to {model.name!r}: has no config of a model ({str(error).splitlines()[0]}).") from error
     return build_structure(target, model.task, trust_remote_code=model.trust_remote_code)
 
 
 def _checkpoint(config: Config, structure: PreTrainedModel) -> Checkpoint | None:
-    """The target's weights on disk; None for a config alone."""
+    """Return the target's weights on disk; None if there is only a config."""
     folder = Path(config.model.name)
     if folder.is_dir() and not has_weights(folder):
         return None
@@ -272,7 +272,7 @@ def _scores(
     if groups.granularity not in ("row", "element"):
         if settings.inside != "auto":
             raise AdapeftError(
-                f"inside = {settings.inside}: {groups.granularity} groups are trained whole; leave it out."
+                f"inside = {settings.inside}: {groups.granularity} groups are trained whole. Leave it out."
             )
         return None
     if settings.inside == "gradient":
@@ -281,7 +281,7 @@ def _scores(
 
 
 def _by_weight_norm(groups: Groups, checkpoint: Checkpoint) -> Scores:
-    """Squared norms of rows, magnitudes of elements, read a tensor at a time."""
+    """Return squared norms of rows or squared values of elements, reading one tensor at a time."""
     places = {info.name: index for index, info in enumerate(groups.parameters)}
     scores: dict[int, Tensor] = {}
     for name, tensor in checkpoint.tensors(places):
@@ -290,7 +290,7 @@ def _by_weight_norm(groups: Groups, checkpoint: Checkpoint) -> Scores:
 
 
 def _by_gradient(config: Config, groups: Groups, key: Mapping[str, Any]) -> Scores:
-    """Squared mean gradients over the calibration."""
+    """Return squared mean gradients over the calibration."""
     with _passes(config, groups, key) as passes:
         passes.warm_up(passes.calibration.batches)
         mean = mean_gradient(passes, "gradient", passes.calibration.batches)
@@ -298,10 +298,10 @@ def _by_gradient(config: Config, groups: Groups, key: Mapping[str, Any]) -> Scor
 
 
 def _by_slope(config: Config, groups: Groups, source: Statistics, key: Mapping[str, Any]) -> Statistics:
-    """The target's slopes over the calibration, a half of which gives the direction, and the source's curvature."""
+    """Return the target's slopes (direction from half A, slopes from half B) with the source's curvature."""
     select = config.select
     if not (isinstance(select, AdaPEFTOptions) and {"slope", "curvature"} <= source.columns.keys()):
-        raise AdapeftError(f"inside = slope: {config.select.method} measures no slopes. Take inside=gradient.")
+        raise AdapeftError(f"inside = slope: {config.select.method} measures no slopes. Give inside=gradient.")
     curvatures = Profiles.of(source, _curvature)
     with _passes(config, groups, key) as passes:
         passes.warm_up(passes.calibration.half_a)
@@ -314,24 +314,24 @@ def _by_slope(config: Config, groups: Groups, source: Statistics, key: Mapping[s
 
 
 def _curvature(columns: dict[str, Tensor]) -> Tensor:
-    """The column, or its mean over a probe's points."""
+    """Return the curvature column, or its mean over the points of a probe."""
     curvature = columns["curvature"]
     return curvature.mean(dim=1) if curvature.ndim == 2 else curvature
 
 
 @contextmanager
 def _passes(config: Config, groups: Groups, key: Mapping[str, Any]) -> Iterator[Passes]:
-    """Passes over the calibration through the target, whole and in this process.
+    """Yield passes over the calibration through the whole target in this process.
 
     Raises:
-        AdapeftError: the source measured other data in the same place, as its ``key`` says.
+        AdapeftError: the data has changed since the source was measured, by the hash in its ``key``.
     """
     inputs = load_inputs(config)
     measured, found = key.get(content_key("data.train")), inputs.description.content["data.train"]
     if measured not in (None, found) and config.data.train == key["data.train"]:
         raise AdapeftError(
             f"data.train = {config.data.train}: its content has changed since the source was measured "
-            f"({measured[:12]} then, {found[:12]} now). Put back what was there, or measure the source again."
+            f"({measured[:12]} then, {found[:12]} now). Restore the old data, or measure the source again."
         )
     model = inputs.model()
     select = config.select
@@ -348,7 +348,7 @@ def _of_groups(groups: Groups, index: int, squares: Tensor) -> Tensor:
 
 
 def _show(subset: Subset, verified: Mapping[str, Any] | None, terminal: Terminal) -> None:
-    """How much of the target had a counterpart, and how near its own best the subset is."""
+    """Show the share of the target with a counterpart in the source, and how close the subset is to its own best."""
     unmapped, mapped = ", ".join(subset.choice.unmapped or ()), subset.choice.mapped
     terminal.pairs({"mapped": f"{mapped:.1%} of the parameters" + (f"; not {unmapped}" if unmapped else "")})
     if verified is None:

@@ -139,7 +139,7 @@ def test_own_slopes_of_a_method_that_has_none(command, source, tmp_path):
     save_text(run / "config.yaml", to_yaml(load_config(run / "config.yaml", ["method=sam", "groups=row"])))
     done = command("transfer", "--from", run, "--to", source[0] / "base", f"output={tmp_path / 'out'}", "inside=slope")
     assert done.returncode == 2
-    assert "inside = slope: sam measures no slopes. Take inside=gradient." in " ".join(done.stderr.split())
+    assert "inside = slope: sam measures no slopes. Give inside=gradient." in " ".join(done.stderr.split())
 
 
 def test_own_slopes_divide_the_budget_among_tensors(transferred, larger, tmp_path):
@@ -156,11 +156,11 @@ def test_own_slopes_divide_the_budget_among_tensors(transferred, larger, tmp_pat
     ("overrides", "said"),
     [
         (["inside=luck"], "inside = luck: should be 'auto', 'weight-norm', 'gradient' or 'slope'"),
-        (["select.method=sam"], "measured for adapeft. Leave it out, or give a run of sam"),
+        (["select.method=sam"], "measured for adapeft. Leave select.method out, or give a run of sam"),
         (["budget=400%"], "budget = 400%: is more than all parameters"),
         (["groups=tensor", "inside=gradient"], "tensor groups are trained whole"),
         (["selekt.budget=1%"], "selekt"),
-        (["select.joint=true"], "select.joint = true: what groups bend together does not travel"),
+        (["select.joint=true"], "select.joint = true: the joint curvature of groups cannot be transferred"),
         (["select.direction=gradient"], "select.direction: gradient here, adam there"),
         (["select.options=[row,lora]"], "Give select.options=[] to transfer the rows"),
     ],
