@@ -10,8 +10,8 @@ from transformers import BertForSequenceClassification, GPT2LMHeadModel, set_see
 
 from tests.support.tiny import make_bert, make_gpt2
 
-# What a user has set for their own work: no test joins their cluster, writes into their store, prints for their
-# terminal, or asks their proxy for a server on this machine.
+# Remove settings of the user, so that no test joins their cluster, writes into their store, formats output for their
+# terminal, or sends requests for a local server to their proxy.
 for _name in list(os.environ):
     if _name.startswith(("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_", "ADAPEFT_")):
         del os.environ[_name]
@@ -29,7 +29,7 @@ for _name in (
     os.environ.pop(_name, None)
 
 
-# Every fixture and every test draws from its own seed: what ran before, in whatever order, changes no weight.
+# Every fixture and every test has its own random seed, so weights do not depend on the order of tests.
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
     set_seed(zlib.crc32(fixturedef.argname.encode()))

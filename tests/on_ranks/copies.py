@@ -1,8 +1,8 @@
-"""Run under torchrun: stages on ranks each of which is a machine of its own, as Ray would call it.
+"""Run under torchrun: stages on ranks that act as separate machines, called as by Ray.
 
-``torchrun --nproc-per-node 2 -m tests.on_ranks.copies CACHES STAGES STOP CONFIG key=value …``: ``CACHES`` names a
-folder a rank, in which it has its cache; ``STAGES`` are ``measure``, ``train`` or both. Training raises after the step
-``STOP``, unless that is 0.
+``torchrun --nproc-per-node 2 -m tests.on_ranks.copies CACHES STAGES STOP CONFIG key=value …``: ``CACHES`` lists
+the cache folder of each rank; ``STAGES`` are ``measure``, ``train`` or both. Training raises after step ``STOP`` unless
+that is 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.torchrun import leave
 
 
 class StoppedError(Exception):
-    """As if the process had been killed, but for what it still puts."""
+    """Simulates a killed process, except that it still uploads files."""
 
 
 def main(caches: str, stages: str, stop: int, path: str, *overrides: str) -> None:

@@ -1,7 +1,7 @@
-"""Run under torchrun: ``finetune`` on a config, as Ray would call it, perhaps to be stopped at a step.
+"""Run under torchrun: ``finetune`` on a config, called as by Ray, optionally stopped at a step.
 
 ``torchrun --nproc-per-node 2 -m tests.on_ranks.finetune STOP CONFIG key=value …`` raises after the
-step STOP, unless that is 0. What a rank refuses is in ``error-RANK.txt`` of the run's folder.
+step STOP, unless that is 0. An error of a rank is written to ``error-RANK.txt`` in the run folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["make_normalized"]  # registers its architecture
 
 
 class StoppedError(Exception):
-    """As if the process had been killed."""
+    """Simulates a killed process."""
 
 
 def main(stop: int, path: str, *overrides: str) -> None:
@@ -37,7 +37,7 @@ def main(stop: int, path: str, *overrides: str) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     if not folder.subset.is_file():
         measure_and_choose(config, lambda event: None)
-        dist.barrier()  # rank 0 writes the subset after the others are done; Ray waits for all before it trains
+        dist.barrier()  # rank 0 writes the subset after the others are done; with Ray, training starts after all ranks
     try:
         result = finetune(config, report)
     except StoppedError:

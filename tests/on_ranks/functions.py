@@ -1,4 +1,4 @@
-"""What the tests of the launcher run on ranks."""
+"""Rank functions for the tests of the launchers."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def hold(config, report, mebibytes):
 
 
 def refuse(config, report):
-    raise AdapeftError("data.text = 'x': found only by a rank. Mend it.")
+    raise AdapeftError("data.text = 'x': found only by a rank. Correct it.")
 
 
 class OneRankError(AdapeftError):
-    """Cannot be made again from its message alone, as pickle would."""
+    """An error that pickle cannot recreate, because its message alone does not suffice."""
 
     def __init__(self, field, value):
-        super().__init__(f"{field} = {value}: found only by rank 1. Mend it.")
+        super().__init__(f"{field} = {value}: found only by rank 1. Correct it.")
 
 
 def refuse_on_one(config, report):
-    """Rank 1 refuses its input while rank 0 waits for it."""
+    """Rank 1 raises an input error while rank 0 waits for it."""
     if torch.distributed.get_rank() == 1:
         raise OneRankError("data.text", "x")
     torch.distributed.all_reduce(torch.ones(1))
@@ -57,7 +57,7 @@ def die(config, report):
 
 
 def hang(config, report):
-    """Rank 1 never comes to the others."""
+    """Rank 1 never joins the collective of the others."""
     if torch.distributed.get_rank() == 1:
         time.sleep(300)
     torch.distributed.all_reduce(torch.ones(1))
@@ -65,7 +65,7 @@ def hang(config, report):
 
 
 def go_on(config, report):
-    """Tells of a step and takes its time over the next."""
+    """Report one step, then sleep for a long time."""
     report({"step": "one", "done": 1, "total": 2})
     time.sleep(300)
     return {}

@@ -1,4 +1,4 @@
-"""Run under torchrun: joins the process group and leaves it again."""
+"""Run under torchrun: joins the process group and leaves it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Run under torchrun: the library under FSDP2, FullyShardedDataParallel and DistributedDataParallel.
 
-``torchrun --nproc-per-node 2 -m tests.on_ranks.library OUT`` writes the first rank's deltas, and each rank's
-refusals.
+``torchrun --nproc-per-node 2 -m tests.on_ranks.library OUT`` writes the deltas of the first rank and the
+errors of each rank.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def subset_of(model: nn.Module, kind: str) -> adapeft.Subset:
 
 
 def train_on(model: nn.Module, batches: list[dict[str, torch.Tensor]], ranks: range, world_size: int) -> None:
-    """SGD on the mean of the losses that ``ranks`` have of each batch: its steps are as near as the gradients are."""
+    """Train by SGD on the mean loss of ``ranks``' shares of each batch; its steps differ as little as the gradients."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2)
     for batch in batches:
         for rank in ranks:

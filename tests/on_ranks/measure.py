@@ -1,7 +1,7 @@
-"""Run under torchrun: measuring at every ZeRO stage, undisturbed and stopped and taken up again.
+"""Run under torchrun: measuring at every ZeRO stage, uninterrupted, and stopped and resumed.
 
 ``torchrun --nproc-per-node 2 -m tests.on_ranks.measure CONFIG OUT`` makes runs ``…-undisturbed`` and ``…-stopped``
-and writes which batches the second half of the latter measured.
+and writes the batches that the latter measured after resuming.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cluster.ranks.measure import measure_and_choose
 from tests.support.torchrun import leave
 
 OVERRIDES = ["calibration=48", "warmup_steps=4", "select.batch_size=8", "cluster.save_interval=1e-9"]
-# tag → (further overrides, batches after which it is stopped): in a warm-up, the direction, the slope, the curvature
+# tag → (further overrides, batches before the stop, which is in a warm-up, the direction, slope or curvature pass)
 RUNS = {
     "row-0": (["groups=row", "zero_stage=0"], 9),
     "element-2": (["groups=element", "zero_stage=2", "select.micro_batch_size=2"], 15),
@@ -29,11 +29,11 @@ RUNS = {
 
 
 class StoppedError(Exception):
-    """As if the process had been killed."""
+    """Simulates a killed process."""
 
 
 def measured(path: str, overrides: list[str], stop: int = 0) -> list[tuple[str, int]]:
-    """The batches that were done before the stop."""
+    """Measure up to the stop and return the batches that were done."""
     done = []
 
     def report(event: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Run under torchrun: at every ZeRO stage, weights that another module reads are measured, and their leaves trained.
+"""Run under torchrun: measures weights that another module reads at every ZeRO stage, and trains their leaves.
 
 ``torchrun --nproc-per-node 2 -m tests.on_ranks.reads OUT`` writes one file per stage.
 """
@@ -27,7 +27,7 @@ LEARNING_RATE = 0.05
 
 
 class Mixer(nn.Module):
-    """Reads the weights of layers that it never calls, one of them its neighbour's."""
+    """Reads the weights of layers that it does not call, one of them in another module."""
 
     def __init__(self, table: nn.Embedding):
         super().__init__()
@@ -58,7 +58,7 @@ class Model(nn.Module):
 
 
 def subset(names: tuple[str, ...] = ("table.weight", "first.weight", "mixer.taps.weight", "mixer.projection.weight")):
-    """Rows of the first, elements of the others."""
+    """Return a subset with rows of the first parameter and elements of the others."""
     shapes = {name: tuple(parameter.shape) for name, parameter in Model().named_parameters()}
     parts = {name: Elements(shapes[name], torch.arange(0, torch.Size(shapes[name]).numel(), 3)) for name in names}
     return Subset({**parts, names[0]: Rows(shapes[names[0]], torch.tensor([0, 2, 5]))})

@@ -1,7 +1,7 @@
-"""Run under torchrun: rules at every ZeRO stage, stopped and resumed in the middle where a case says so.
+"""Run under torchrun: rules at every ZeRO stage, in some cases stopped and resumed in the middle.
 
 ``torchrun --nproc-per-node 2 -m tests.on_ranks.rules OUT fast`` writes one file per model, case and stage;
-``every`` instead of ``fast`` adds those that only slow tests look at.
+``every`` instead of ``fast`` adds those that only slow tests use.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ def step_through(model: nn.Module, engine, follower, ranks, num_micro: int, step
             engine.backward(part * (ranks.world_size * num_micro))
             engine.step()
         follower.after_step()
-        with follower.as_shipped():  # as at an evaluation, of which the plain training has none
+        with follower.as_shipped():  # as at an evaluation, which the plain training does not have
             pass
         means.append(float(ranks.all_reduce(mean)))
     return means
 
 
 def held_elements(engine, stage: int) -> int:
-    """Elements of parameters, base and leaves, that this rank keeps between steps."""
+    """Return the number of elements of base parameters and leaves that this rank keeps between steps."""
     tensors = [p.ds_tensor if stage == 3 else p for p in engine.module.parameters()]
     return sum(tensor.numel() for tensor in tensors) + sum(p.numel() for p in engine.module.parameters() if stage == 3)
 
@@ -113,7 +113,7 @@ def train(run: tuple, ranks, full_value: Callable, folder: Path) -> dict:
         "total": sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters()),
         "trained": sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters() if p.requires_grad),
     }
-    # What ranks and the next forward see is what is shipped, on the weights as well as on their float32 values.
+    # The weights, and their float32 values, are equal to the shipped ones on all ranks and in the next forward.
     model.eval()
     with torch.no_grad():
         batch = [part(engine) for part in losses_of(model, 0, ranks, num_micro)]

@@ -1,7 +1,7 @@
 """Run under torchrun: steps whose loss or gradient is not finite, at every ZeRO stage.
 
-``torchrun --nproc-per-node 2 -m tests.on_ranks.skips OUT fast`` writes what each case ended with; ``every`` instead
-of ``fast`` adds those that only slow tests look at.
+``torchrun --nproc-per-node 2 -m tests.on_ranks.skips OUT fast`` writes the result of each case; ``every`` instead of
+``fast`` adds those that only slow tests use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.tiny import make_bert
 from tests.support.torchrun import leave
 
 BAD_STEP = 2
-# ZeRO stage, dtype, what is bad of the step, gradient clipping, micro-batch size
+# ZeRO stage, dtype, what is not finite, gradient clipping, micro-batch size
 RUNS = [
     *((stage, "float32", "loss", 0.5, None) for stage in range(4)),
     *((stage, "float32", "gradient", 0.5, None) for stage in range(4)),
@@ -42,7 +42,7 @@ def tag_of(run: tuple) -> str:
 
 
 class Spoiling(torch.autograd.Function):
-    """The identity, whose gradient is NaN."""
+    """The identity with a gradient of NaN."""
 
     @staticmethod
     def forward(ctx, value):
@@ -54,7 +54,7 @@ class Spoiling(torch.autograd.Function):
 
 
 def spoilt(loss, what: str, is_here: bool):
-    """A loss that is not finite, or has such a gradient, on one rank alone."""
+    """Return a loss that is not finite, or whose gradient is not, on one rank only."""
     if not is_here:
         return loss
     if what == "loss":  # the gradient is finite: adding a constant does not change it
@@ -63,7 +63,7 @@ def spoilt(loss, what: str, is_here: bool):
 
 
 def state_of(checkpoints) -> list[torch.Tensor]:
-    """All that an optimizer step changes on this rank."""
+    """Return all tensors that an optimizer step changes on this rank."""
     return [
         tensor.clone() for place in checkpoints._places().values() for tensor in checkpoints._state(place.flat).values()
     ]

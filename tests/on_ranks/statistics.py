@@ -1,7 +1,7 @@
-"""Run under torchrun: statistics and subsets of tiny models at every ZeRO stage, as this world size sees them.
+"""Run under torchrun: statistics and subsets of tiny models at every ZeRO stage with this world size.
 
 ``torchrun --nproc-per-node 2 -m tests.on_ranks.statistics OUT fast`` writes one file per model, case, stage and
-micro-batch size; ``every`` instead of ``fast`` adds those that only slow tests look at.
+micro-batch size; ``every`` instead of ``fast`` adds those that only slow tests use.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ CASES = {
 }
 REACH = 0.01
 BATCH_SIZE = 5
-# ZeRO stage and micro-batch size: None is a rank's whole share, 2 makes it accumulate.
+# ZeRO stage and micro-batch size; None: the whole share of a rank, 2: gradient accumulation.
 STAGES = [(0, None), (1, None), (2, None), (3, None), (0, 2), (3, 2)]
-# What a case adds to the first four does not depend on every stage, unless it moves the weights.
+# Cases after the first four need fewer stages, unless they move the weights.
 FEWER_STAGES = {case: [(1, None), (3, None)] for case in list(CASES)[4:]}
 FEWER_STAGES |= {"parabola": [(0, None), (2, None), (3, None)], "probe": [(0, None), (2, None), (3, 2)]}
 FEWER_STAGES |= {"probe-element": [(3, None)]}
 RUNS = [(name, case, *run) for name in MODELS for case in CASES for run in FEWER_STAGES.get(case, STAGES)]
-# What a second model adds, its transposed weights, shows at stage 3.
+# A second model adds only transposed weights, which matter at stage 3.
 FAST = [run for run in RUNS if run[0] == "bert" or run[2] == 3]
 
 
@@ -64,7 +64,7 @@ def settings_for(case: str):
 
 
 def examples_of(model) -> tuple[list[np.ndarray], list[Batch]]:
-    """Every example by itself, and the global batches as indices."""
+    """Return all examples one by one, and the global batches as indices."""
     examples, order, seen = [], [], 0
     for batch in make_batches(model, num_batches=7):
         size = len(batch["labels"])
@@ -77,7 +77,7 @@ def examples_of(model) -> tuple[list[np.ndarray], list[Batch]]:
 
 
 def joined(examples: list[Batch], indices: np.ndarray) -> Batch:
-    """The examples at ``indices`` side by side."""
+    """Return the examples at ``indices`` as one batch."""
     chosen = [examples[int(index)] for index in indices]
     inputs = {name: torch.cat([one.inputs[name] for one in chosen]) for name in chosen[0].inputs}
     return Batch(inputs, torch.cat([one.labels for one in chosen]), torch.cat([one.ids for one in chosen]))
@@ -96,7 +96,7 @@ def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Stat
     settings = settings_for(case)
     method = get_method(settings.method)
     passes = passes_for(model, shards, by_example=method.measures_examples)
-    # A tiny model's loss bends too little over the usual displacement: its rounding would decide about a fit.
+    # A tiny model's loss has too little curvature over the usual step: rounding would dominate the fit.
     with patch.object(parabola, "STEP", 0.05):
         statistics = measure(method, passes, groups, settings)
     subset = choose(settings, statistics, reach=REACH, seed=3, ranks=shards.ranks)
@@ -104,7 +104,7 @@ def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Stat
 
 
 def whole_elements(statistics: Statistics, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Element statistics of all ranks put together, float64, by column; every element must come from one rank."""
+    """Return element statistics of all ranks by column, float64; every element must be on exactly one rank."""
     starts = np.concatenate([[0], np.cumsum([info.count for info in statistics.groups.parameters])])
     names = statistics.elements[0].columns if statistics.elements else []
     whole = {
@@ -123,12 +123,12 @@ def whole_elements(statistics: Statistics, ranks: Ranks) -> dict[str, torch.Tens
 
 
 def weights_on_rank(shards) -> list[torch.Tensor]:
-    """All that this rank has of the candidates: its shard, and what else of the module's weights is here."""
+    """Return all weights of the candidates on this rank: its shard, and the module's own tensors."""
     return shards.weights() + [parameter.detach().clone() for parameter in shards._candidates]
 
 
 def optimizer_state_elements(engine) -> int:
-    """Elements of optimizer state on this rank, step counters aside."""
+    """Return the number of elements of optimizer state on this rank, without step counters."""
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return sum(tensor.numel() for tensor in tensors if tensor.numel() > 1)
@@ -149,7 +149,7 @@ def main(out: Path, runs: list[tuple]) -> None:
         groups = groups_of(model, settings_for(case))
         candidates = [info.name for info in groups.parameters]
         num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
-        # At the usual threshold stage 3 would keep all of a tiny model on every rank.
+        # At the usual threshold stage 3 would keep a tiny model whole on every rank.
         engine = measuring_engine(model, candidates, groups.always_train, stage, num_micro, persistence_threshold=0)
         shards = ZeroShards(engine, candidates, ranks)
         before = weights_on_rank(shards)

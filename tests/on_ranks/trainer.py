@@ -1,6 +1,6 @@
 """Run under torchrun: transformers' Trainer with DeepSpeed trains a subset through the library.
 
-``torchrun --nproc-per-node 2 -m tests.on_ranks.trainer OUT`` writes a folder per ZeRO stage and dtype.
+``torchrun --nproc-per-node 2 -m tests.on_ranks.trainer OUT`` writes one folder per ZeRO stage and dtype.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tests.support.torchrun import leave
 NUM_STEPS = 4
 BATCH_SIZE = 4
 RUNS = {"zero2": (2, False), "zero3": (3, False), "zero3-bf16": (3, True)}
-"""ZeRO stage, and whether in bfloat16."""
+"""ZeRO stage, and whether the model is in bfloat16."""
 
 
 def attached() -> nn.Module:
-    """Without dropout, which ranks draw apart, and without adapters, which have no checkpoint."""
+    """Return a model without dropout, which is random per rank, and without adapters, which have no checkpoint."""
     model = make_bert()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -35,7 +35,7 @@ def attached() -> nn.Module:
 
 
 def trainer_of(model: nn.Module, folder: Path, world_size: int, **options: object) -> Trainer:
-    """On examples in an order that the ranks take in turns."""
+    """Return a Trainer that distributes the examples in order over the ranks."""
     batches = make_batches(model)[:NUM_STEPS]
     examples = [{name: value[row] for name, value in batch.items()} for batch in batches for row in range(BATCH_SIZE)]
     arguments = TrainingArguments(
@@ -47,7 +47,7 @@ def trainer_of(model: nn.Module, folder: Path, world_size: int, **options: objec
         learning_rate=0.1,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
-        # Else the Trainer multiplies the loss by the number of ranks, which Bert's has been divided by already.
+        # Otherwise the Trainer multiplies the loss by the number of ranks, but BERT's is the mean of a rank's examples.
         average_tokens_across_devices=False,
         train_sampling_strategy="sequential",
         use_cpu=True,

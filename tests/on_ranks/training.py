@@ -1,7 +1,7 @@
-"""Run under torchrun: trains tiny models' subsets at every ZeRO stage, and counts what that keeps.
+"""Run under torchrun: trains subsets of tiny models at every ZeRO stage, and counts the memory that it takes.
 
 ``torchrun --nproc-per-node 2 -m tests.on_ranks.training OUT fast`` writes one file per model, subset and stage;
-``every`` instead of ``fast`` adds those that only slow tests look at.
+``every`` instead of ``fast`` adds those that only slow tests use.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from tests.support.torchrun import leave
 
 LEARNING_RATE = 0.05
 NUM_STEPS = 5
-# Softmax is blind to a bias of the keys: its gradient is rounding, which Adam would follow at full length.
+# Softmax does not depend on a bias of the keys: its gradient is rounding, to which Adam would apply full steps.
 BLIND = ("key.bias", "c_attn.bias")
 CASES = [(name, kind) for name in ("bert", "gpt2") for kind in ("tensor", "rows", "elements")]
 CASES += [(name, "mixed") for name in MODELS]
 # stage, micro-batch size, gradient checkpointing
 STAGES = [(0, None, False), (1, None, False), (2, 2, False), (3, None, False), (3, 2, True)]
 RUNS = [(*case, *stage) for case in CASES for stage in STAGES]
-# Another model than BERT adds nothing at every stage.
+# Models other than BERT do not need every stage.
 FAST = [run for run in RUNS if run[0] == "bert" or run[2:] in ((2, 2, False), (3, 2, True))]
 
 
 def subset_of(model: nn.Module, kind: str) -> Subset:
-    """About a tenth of the matrices' elements, and a whole LayerNorm; the new head is always trained.
+    """Return a subset of about a tenth of the matrices' elements, a whole LayerNorm and the new head.
 
-    Mixed subsets have LoRA besides.
+    Mixed subsets also have LoRA.
     """
     if kind == "mixed":
         return mixed_subset(model)
@@ -87,7 +87,7 @@ def losses_of(model: nn.Module, step: int, ranks: Ranks, num_micro: int) -> list
 
 
 def engine_of(model: nn.Module, zero_stage: int, num_micro: int, max_grad_norm: float | None = 0.5):
-    """A training engine with the settings of ``train_plainly``."""
+    """Return a training engine with the settings of ``train_plainly``."""
     from cluster.zero.engine import training_engine
 
     return training_engine(
@@ -103,7 +103,7 @@ def engine_of(model: nn.Module, zero_stage: int, num_micro: int, max_grad_norm: 
 
 
 def train_plainly(name: str, kind: str) -> dict[str, torch.Tensor]:
-    """The oracle: plain torch, one process, AdamW with decay on matrices, a falling learning rate and clipping."""
+    """Train in plain torch: one process, AdamW with decay of matrices, a falling learning rate and clipping."""
     model = MODELS[name]().eval()
     attach(model, subset_of(model, kind))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -136,8 +136,8 @@ def first_logits(model: nn.Module) -> torch.Tensor:
 
 
 def refusals(checkpoints, folder: Path, ranks: Ranks) -> list[str]:
-    """What loading says of a checkpoint without parameters, and of one without its first file."""
-    ranks.all_reduce(torch.zeros(1))  # another rank may still be reading this one's file
+    """Return the errors on loading a checkpoint without parameters, and one without its first file."""
+    ranks.all_reduce(torch.zeros(1))  # another rank may still be reading the file of this rank
     path = rank_path(folder, ranks.rank, ranks.world_size)
     tensors, description = load_tensors(path, "training checkpoint")
     save_tensors(path, "training checkpoint", tensors, {**description, "parts": {}})
@@ -167,7 +167,7 @@ def main(out: Path, runs: list[tuple]) -> None:
     for name, kind, stage, micro_batch_size, checkpointing in runs:
         model = MODELS[name]()
         if checkpointing:
-            # transformers recomputes in training mode only; without dropout that changes no number.
+            # transformers recomputes only in training mode; without dropout this does not change results.
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0

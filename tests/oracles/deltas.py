@@ -1,4 +1,4 @@
-"""Deltas of given parts with drawn values, and what they amount to in dense float64."""
+"""Deltas of given parts with random values, and their dense float64 values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.oracles.parts import low_rank_product
 
 
 def drawn_delta(model: nn.Module, parts: Mapping[str, Part], seed: int, /, head: bool = False, **description) -> Delta:
-    """A delta with normal values; with a head of the model's own shape where one is wanted."""
+    """Return a delta with normal values, with ``head`` also for the model's classifier."""
     generator = torch.Generator().manual_seed(seed)
     changes = {}
     for name, part in parts.items():
@@ -27,7 +27,7 @@ def drawn_delta(model: nn.Module, parts: Mapping[str, Part], seed: int, /, head:
 
 
 def dense_of(change: Change) -> Tensor:
-    """float64, of the parameter's shape."""
+    """Return a change as a dense float64 tensor of the parameter's shape."""
     if change.part.kind == "lora":
         return low_rank_product(change.part, change.values)
     return densify(change.part, change.values.double())

@@ -1,4 +1,4 @@
-"""What is true of a knapsack, found without any solver."""
+"""Optima and properties of knapsacks, computed without a solver."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import numpy as np
 
 from solver import KnapsackProblem, Solution, Status
 
-# Relative, of sums of a few float64 numbers in different orders.
+# Relative error of sums of a few float64 numbers in different orders.
 TOLERANCE = 1e-11
 
 
 def brute_force(problem: KnapsackProblem) -> float:
-    """The optimum, by trying all 2^N subsets."""
+    """Return the optimum over all 2^N subsets."""
     bits = np.arange(2**problem.num_items)[:, None] >> np.arange(problem.num_items) & 1
     fits = bits @ problem.costs <= problem.budget
     return float((bits @ problem.values)[fits].max())
 
 
 def check_certificate(problem: KnapsackProblem, solution: Solution) -> None:
-    """Everything a solution claims that can be checked from the problem alone."""
+    """Check all properties of a solution that follow from the problem alone."""
     chosen = solution.chosen
     assert chosen.dtype == bool
     assert chosen.shape == (problem.num_items,)
@@ -32,7 +32,7 @@ def check_certificate(problem: KnapsackProblem, solution: Solution) -> None:
 
 
 def random_problem(seed: int, num_items: int, kind: str) -> KnapsackProblem:
-    """A problem of one of the `KINDS`, with some worthless items and a budget for a part of the others."""
+    """Return a problem of one of the `KINDS`, with some worthless items and a budget for a part of the others."""
     rng = np.random.default_rng(seed)
     costs, values = KINDS[kind](rng, num_items)
     values = np.where(rng.random(num_items) < 0.1, -values, values)

@@ -1,4 +1,4 @@
-"""Dense answers to what leaves and deltas do sparsely, and the subsets and training that their tests share."""
+"""Dense counterparts of leaves and deltas, and subsets and training for their tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUBSETS = ("tensor", "row", "element", "mixed")
 
 
 def densify(part: Part, values: Tensor) -> Tensor:
-    """A leaf's values in their places in zeros of the parameter's shape."""
+    """Return a leaf's values at their positions in zeros of the parameter's shape."""
     dense = torch.zeros(part.shape, dtype=values.dtype)
     if part.kind == "elements":
         dense.view(-1)[part.indices] = values
@@ -31,21 +31,21 @@ def densify(part: Part, values: Tensor) -> Tensor:
 
 
 def gather(part: Part, dense: Tensor) -> Tensor:
-    """The entries of a dense tensor that a part trains, shaped like its leaf."""
+    """Return the entries of a dense tensor that a part trains, in the shape of its leaf."""
     if part.kind == "elements":
         return dense.flatten()[part.indices]
     return dense.movedim(part.dim, 0)[part.indices] if part.kind == "rows" else dense
 
 
 def inside(part: Part | None, shape: torch.Size) -> Tensor:
-    """bool: the entries that a part trains; none of them without a part."""
+    """Return the mask of entries that a part trains, bool; all False without a part."""
     if part is None:
         return torch.zeros(shape, dtype=torch.bool)
     return densify(part, torch.ones(part.value_shape)).bool()
 
 
 def make_subset(model: nn.Module, kind: str) -> Subset:
-    """About a tenth of every third parameter, as tensors, rows, elements or all of these; the new head with them."""
+    """Return about a tenth of every third parameter as tensors, rows, elements or a mix, and the new head."""
     generator = torch.Generator().manual_seed(2)
     always = new_parameters(model)
     names = [name for name, _ in model.named_parameters() if name not in always]
@@ -69,7 +69,7 @@ def make_subset(model: nn.Module, kind: str) -> Subset:
 
 
 def train(model: nn.Module, steps: int = 4, learning_rate: float = 3e-2) -> torch.optim.Optimizer:
-    """AdamW with weight decay on whatever requires a gradient."""
+    """Train all parameters that require a gradient, by AdamW with weight decay."""
     torch.manual_seed(3)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.1)
@@ -82,23 +82,23 @@ def train(model: nn.Module, steps: int = 4, learning_rate: float = 3e-2) -> torc
 
 @torch.no_grad()
 def logits(model: nn.Module) -> Tensor:
-    """Of the first batch, without dropout."""
+    """Return the logits of the first batch, without dropout."""
     return model.eval()(**make_batches(model)[0]).logits
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the parameters."""
+    """Return a copy of the parameters."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """bool by name: the entries whose bits differ."""
+    """Return by name the mask of entries whose bits differ, bool."""
     return {name: before[name].view(torch.uint8).ne(after[name].view(torch.uint8)).view(
         *before[name].shape, before[name].element_size()).any(-1) for name in before}  # fmt: skip
 
 
 def trained_delta(make: Callable[[], nn.Module], kind: str = "mixed", /, **description: object):
-    """(delta, attached model) after a few steps on a fresh model."""
+    """Return (delta, attached model) after a few training steps on a new model."""
     from adapeft import attach, delta
 
     model = make()

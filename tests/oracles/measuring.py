@@ -1,4 +1,4 @@
-"""The plainest way to each quantity that measuring and choosing estimate, in float64, for tiny models."""
+"""Direct float64 computation, for tiny models, of the quantities that measuring and choosing estimate."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from adapeft.tasks.inference import infer_objective
 
 
 def in_double(model: nn.Module) -> nn.Module:
-    """A float64 copy without dropout, everything trainable."""
+    """Return a float64 copy without dropout, with all parameters trainable."""
     return copy.deepcopy(model).double().eval().requires_grad_(True)
 
 
 def num_predictions(batch: Mapping[str, Tensor]) -> int:
-    """Examples, or the tokens that a language model predicts."""
+    """Return the number of examples, or of tokens that a language model predicts."""
     labels = batch["labels"]
     return len(labels) if labels.ndim == 1 else int((labels[:, 1:] != -100).sum())
 
 
 def gradients(model: nn.Module, batch: Mapping[str, Tensor], groups: Groups) -> list[Tensor]:
-    """Gradient of transformers' own mean loss, flat float64, a tensor a candidate."""
+    """Return the gradient of transformers' mean loss, one flat float64 tensor per candidate."""
     model = in_double(model)
     return _gradients_of(model(**batch).loss, model, groups)
 
 
 def mean_gradients(model: nn.Module, batches: Sequence[Mapping[str, Tensor]], groups: Groups) -> list[Tensor]:
-    """Gradient of the mean loss over all predictions of ``batches``."""
+    """Return the gradient of the mean loss over all predictions of ``batches``."""
     counts = [num_predictions(batch) for batch in batches]
     each = [gradients(model, batch, groups) for batch in batches]
     return [sum(n * g for n, g in zip(counts, pieces, strict=True)) / sum(counts) for pieces in zip(*each, strict=True)]
 
 
 def sampled(model: nn.Module, batches: Sequence[Mapping[str, Tensor]], seed: int) -> list[dict[str, Tensor]]:
-    """The batches with labels sampled from the model; examples are numbered through all batches."""
+    """Return the batches with labels sampled from the model; examples are numbered across batches."""
     relabelled, seen = [], 0
     model = copy.deepcopy(model).eval()
     for batch in batches:
@@ -55,7 +55,7 @@ def sampled(model: nn.Module, batches: Sequence[Mapping[str, Tensor]], seed: int
 
 
 def class_scores(model: nn.Module, batch: Mapping[str, Tensor], groups: Groups) -> list[tuple[float, list[Tensor]]]:
-    """For each example and class of a classifier: p / n and the gradient of −log p. Their second moment is Fisher's."""
+    """Return p / n and the gradient of −log p for each example and class; the second moment is Fisher's matrix."""
     model = in_double(model)
     logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
     log_p = logits.log_softmax(-1)
@@ -66,7 +66,7 @@ def class_scores(model: nn.Module, batch: Mapping[str, Tensor], groups: Groups) 
 
 
 def group_of_elements(groups: Groups) -> list[Tensor]:
-    """For each candidate the group of every element, int64, flat."""
+    """Return for each candidate the group of every element, flat int64."""
     found, offset = [], 0
     roles = sorted({info.role for info in groups.parameters}, key=[info.role for info in groups.parameters].index)
     for info in groups.parameters:
@@ -85,7 +85,7 @@ def group_of_elements(groups: Groups) -> list[Tensor]:
 
 
 def group_sums(groups: Groups, values: Sequence[Tensor]) -> np.ndarray:
-    """float64 [K]: values of all elements (a flat tensor a candidate) summed over each group."""
+    """Return the sums of elements' values (one flat tensor per candidate) over each group, float64 [K]."""
     of = torch.cat(group_of_elements(groups))
     return (
         torch.zeros(int(of.max()) + 1, dtype=torch.float64).index_add(0, of, torch.cat(list(values)).double()).numpy()
@@ -93,13 +93,13 @@ def group_sums(groups: Groups, values: Sequence[Tensor]) -> np.ndarray:
 
 
 def top_k_by_sort(scores: Tensor, k: int) -> list[int]:
-    """Positions of the k largest positive scores, the lower position first among equals, ascending."""
+    """Return the ascending positions of the k largest positive scores; ties go to lower positions."""
     order = sorted(range(len(scores)), key=lambda i: (-float(scores[i]), i))
     return sorted(i for i in order[:k] if float(scores[i]) > 0)
 
 
 def best_subset_value(values: np.ndarray, costs: np.ndarray, budget: int) -> float:
-    """The knapsack's optimum over all 2^K subsets."""
+    """Return the knapsack's optimum over all 2^K subsets."""
     masks = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
     return float((masks @ values)[masks @ costs <= budget].max())
 

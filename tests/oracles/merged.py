@@ -1,4 +1,4 @@
-"""Deltas of random values on tiny models, and what they amount to in float64."""
+"""Deltas with random values on tiny models, and merging in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LANGUAGE = {"name": "base", "task": "causal-lm", "labels": {}}
 
 
 def random_delta(model: nn.Module, parts: Mapping[str, Part]) -> Delta:
-    """Every value about 0.2; a new head with it, where the model has one."""
+    """Return a delta with values of about 0.2, including the new head if the model has one."""
     generator = torch.Generator().manual_seed(7)
 
     def draw(shape: tuple[int, ...]) -> torch.Tensor:
@@ -36,7 +36,7 @@ def random_delta(model: nn.Module, parts: Mapping[str, Part]) -> Delta:
 
 @torch.no_grad()
 def summed(model: nn.Module, delta: Delta) -> nn.Module:
-    """``model`` with base + delta in its weights, computed densely in float64."""
+    """Return ``model`` with base + delta in its weights, computed densely in float64."""
     for name, change in delta.changes.items():
         part, values = change.part, change.values.double()
         dense = low_rank_product(part, values) if part.kind == "lora" else densify(part, values)
@@ -48,7 +48,7 @@ def summed(model: nn.Module, delta: Delta) -> nn.Module:
 
 
 def save_base(model: nn.Module, folder: object) -> str:
-    """A checkpoint of several shards as the base of a delta has it, without a new head; its path."""
+    """Save the base model, without a new head, as a checkpoint of several shards, and return its path."""
     base = model if not new_parameters(model) else getattr(model, model.base_model_prefix)
     base.save_pretrained(folder, max_shard_size="6KB")
     return str(folder)

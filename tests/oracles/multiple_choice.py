@@ -1,4 +1,4 @@
-"""What is true of a multiple-choice problem, found without any solver of ours."""
+"""Optima and properties of multiple-choice problems, computed without our solvers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.oracles.knapsack import check_certificate
 
 
 def brute_force(problem: MultipleChoiceProblem) -> float:
-    """The optimum, by trying all 2^N subsets against the definition."""
+    """Return the optimum over all 2^N subsets that satisfy the constraints."""
     bits = (np.arange(2**problem.num_items)[:, None] >> np.arange(problem.num_items) & 1).astype(bool)
     permitted = bits @ problem.costs <= problem.budget
     for option in np.flatnonzero(problem.exclusive):
@@ -21,7 +21,7 @@ def brute_force(problem: MultipleChoiceProblem) -> float:
 
 
 def programmed(problem: MultipleChoiceProblem, whole: bool) -> float:
-    """The optimum of the integer program, or of its linear relaxation, by SciPy's HiGHS."""
+    """Return the optimum of the integer program (``whole``) or of its linear relaxation, by SciPy's HiGHS."""
     rows, columns = [], []
     num_rows = 0
     for name in np.unique(problem.classes[problem.exclusive]):
@@ -32,7 +32,7 @@ def programmed(problem: MultipleChoiceProblem, whole: bool) -> float:
             rows += [num_rows] * len(group)
             columns += group
             num_rows += 1
-    # What no choice can spend loosens the linear relaxation alone.
+    # A budget that no choice can spend would loosen only the linear relaxation.
     spendable = problem.budget - problem.budget % max(1, int(np.gcd.reduce(problem.costs[problem.eligible()])))
     shape = (num_rows, problem.num_items)
     choice = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
@@ -51,14 +51,14 @@ def programmed(problem: MultipleChoiceProblem, whole: bool) -> float:
 
 
 def check_choice(problem: MultipleChoiceProblem, solution: Solution) -> None:
-    """Everything a solution claims that can be checked from the problem alone."""
+    """Check all properties of a solution that follow from the problem alone."""
     check_certificate(problem, solution)
     for name in set(problem.classes[problem.exclusive & solution.chosen].tolist()):
         assert solution.chosen[problem.classes == name].sum() == 1
 
 
 def random_choice(seed: int, kind: str, num_classes: int, num_options: int, num_members: int) -> MultipleChoiceProblem:
-    """A problem of one of the `KINDS`: classes with options and members each, as many free items, shuffled."""
+    """Return a shuffled problem of one of the `KINDS`: classes of options and members, and free items."""
     rng = np.random.default_rng(seed)
     size = num_options + num_members
     classes = np.append(np.repeat(np.arange(num_classes) * 7, size), np.full(num_members, -1))
@@ -66,13 +66,13 @@ def random_choice(seed: int, kind: str, num_classes: int, num_options: int, num_
     values, costs = KINDS[kind](rng, exclusive, num_members)
     values = np.where(rng.random(classes.size) < 0.1, -values, values)
     order = rng.permutation(classes.size)
-    # An average option for some of the classes: the budget binds.
+    # An average option for only some of the classes, so that the budget binds.
     budget = int(num_classes * costs[exclusive].mean() * rng.uniform(0.05, 0.9))
     return MultipleChoiceProblem(values[order], costs[order], budget, classes[order], exclusive[order])
 
 
 def _layers(rng: np.random.Generator, exclusive: np.ndarray, num_members: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of 384, and a matrix whole or by ranks."""
+    """Rows of 384 elements, and low-rank options of matrices."""
     ranks = 768 * 2 ** rng.integers(0, 6, exclusive.size)
     costs = np.where(exclusive, ranks, 384)
     return costs**0.7 * rng.lognormal(0, 0.7, exclusive.size), costs

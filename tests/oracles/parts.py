@@ -1,4 +1,4 @@
-"""Tiny models with LoRA and adapters among other parts, and what their matrices amount to in float64."""
+"""Tiny models with LoRA, adapters and other parts, and the float64 product of LoRA's matrices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.tiny import VOCABULARY, make_bert, make_gpt2
 
 
 def make_llama() -> LlamaForCausalLM:
-    """Two layers of grouped-query attention: keys and values are half as wide as queries."""
+    """Two layers with grouped-query attention: keys and values are half as wide as queries."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -42,9 +42,9 @@ MODELS = {"bert": make_bert, "gpt2": make_gpt2, "llama": make_llama}
 
 
 def mixed_subset(model: torch.nn.Module, adapters: bool = True) -> Subset:
-    """LoRA of several ranks, rows and elements of other matrices, every LayerNorm whole, a new head, and adapters.
+    """Return a subset with LoRA of several ranks, rows, elements, whole LayerNorms, a new head, and adapters.
 
-    They stand behind the outputs of the last block, of which some have LoRA too.
+    The adapters follow the outputs of the last block, some of which also have LoRA.
     """
     parts: dict[str, Part] = {}
     always = new_parameters(model)
@@ -67,7 +67,7 @@ def mixed_subset(model: torch.nn.Module, adapters: bool = True) -> Subset:
 
 
 def low_rank_product(part: Part, values: Tensor) -> Tensor:
-    """float64: what LoRA's values add to the parameter, by a loop over its ranks."""
+    """Return the change of the parameter by LoRA's values, float64, by a loop over its ranks."""
     inputs, outputs = part.shape[1 - part.dim], part.shape[part.dim]
     a = values[: part.rank * inputs].double().reshape(part.rank, inputs)
     b = values[part.rank * inputs :].double().reshape(outputs, part.rank)

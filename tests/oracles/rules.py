@@ -1,4 +1,4 @@
-"""The methods that move their mask, written down densely: full copies, full masks, one process, plain autograd."""
+"""Dense implementation of methods with a moving mask: full copies, full masks, one process, plain autograd."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from adapeft.subset.subset import Subset
 from tests.support.tiny import make_batches
 
 SEED, BUDGET, LEARNING_RATE, DECAY, CLIP, NUM_STEPS = 5, 400, 0.02, 0.1, 0.5, 6
-# Softmax is blind to a bias of the keys: its gradient is rounding, which Adam would follow at full length.
+# Softmax does not depend on a bias of the keys: its gradient is rounding, to which Adam would apply full steps.
 BLIND = ("key.bias", "c_attn.bias")
 CASES: dict[str, tuple[str, dict]] = {
     "mixout": ("mixout", {"probability": 0.6}),
     "mixout-reset": ("mixout-reset", {"probability": 0.5}),
     "child-tuning-f": ("child-tuning-f", {"probability": 0.4}),
     "child-pruning": ("child-pruning", {"projection_interval": 4}),
-    # A penalty and gates that matter within a few steps of a tiny model.
+    # A penalty and gates that have an effect within a few steps of a tiny model.
     "diff-pruning": ("diff-pruning", {"penalty": 1e-3, "gate_start": 0.7, "structured": False}),
     "diff-pruning, structured": ("diff-pruning", {"penalty": 1e-3, "gate_start": 0.7}),
 }
@@ -40,7 +40,7 @@ def falling(step: int) -> float:
 
 
 def make_model(make: Callable[[], nn.Module]) -> nn.Module:
-    """In training mode and without dropout, whose draws no two world sizes share."""
+    """Return a model in training mode without dropout, whose random numbers depend on the world size."""
     model = make().train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -49,7 +49,7 @@ def make_model(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def dense_subset(model: nn.Module, case: str) -> Subset:
-    """Everything but the head and what has no gradient."""
+    """Return a dense subset of all parameters except the head and those without a gradient."""
     method, given = CASES[case]
     new = new_parameters(model)
     parts = {
@@ -63,7 +63,7 @@ def dense_subset(model: nn.Module, case: str) -> Subset:
 
 
 def train_with_adapeft(make: Callable[[], nn.Module], case: str) -> tuple[adapeft.Delta, list[float]]:
-    """The library in a loop of one's own."""
+    """Train with the library in a custom training loop."""
     model = make_model(make)
     adapeft.attach(model, dense_subset(model, case))
     optimizer = torch.optim.AdamW(adapeft.parameter_groups(model, LEARNING_RATE, DECAY))
@@ -81,7 +81,7 @@ def train_with_adapeft(make: Callable[[], nn.Module], case: str) -> tuple[adapef
 
 
 def train_densely(make: Callable[[], nn.Module], case: str) -> tuple[dict[str, Tensor], list[float]]:
-    """(θ − θ⁰ by name, the head's values besides; losses) of the same training, independently."""
+    """Return θ − θ⁰ by name with the head's values, and losses, of the same training, computed independently."""
     method, given = CASES[case]
     model, oracle = make_model(make), _Dense(method, given)
     new = new_parameters(model)
@@ -157,7 +157,7 @@ def train_densely(make: Callable[[], nn.Module], case: str) -> tuple[dict[str, T
 
 
 def dense_values(delta: adapeft.Delta, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """What a delta changes, in zeros of the parameters' shapes; the head's values besides."""
+    """Return a delta as dense tensors of the parameters' shapes, with the head's values."""
     values = {name: torch.zeros(shape) for name, shape in shapes.items()}
     for name, change in delta.changes.items():
         change.add_to(name, values[name])
@@ -165,7 +165,7 @@ def dense_values(delta: adapeft.Delta, shapes: dict[str, torch.Size]) -> dict[st
 
 
 class _Dense:
-    """The formulas as the papers print them."""
+    """The formulas as in the papers."""
 
     def __init__(self, method: str, given: dict) -> None:
         self.probability = given.get("probability", 0.0)
@@ -186,7 +186,7 @@ class _Dense:
 
 
 def _input_dims(model: nn.Module) -> dict[str, int]:
-    """Dimension of the inputs of every matrix that linear layers alone use."""
+    """Return the input dimension of every matrix that only linear layers use."""
     dims = {}
     for name, module in model.named_modules():
         if type(module) in (nn.Linear, Conv1D) and name != "lm_head":  # tied to the embedding

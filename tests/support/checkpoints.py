@@ -1,4 +1,4 @@
-"""Tiny pretrained checkpoints and data on disk, as a user has them, and the command that works on them."""
+"""Tiny pretrained checkpoints and data on disk, and a function that runs the command line."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ WORDS = TELLING + FILLING
 
 
 def write_bert(folder: Path, **options: Any) -> Path:
-    """A base model without a head, and its tokenizer."""
+    """Write a base model without a head, and its tokenizer."""
     torch.manual_seed(0)
     return save_model(BertModel(_bert_config(**options)), folder)
 
 
 def write_classifier(folder: Path, num_labels: int) -> Path:
-    """A model with a trained head of so many of the colours, by their names."""
+    """Write a model with a trained head whose labels are the names of the first ``num_labels`` colours."""
     torch.manual_seed(0)
     names = dict(enumerate(sorted(COLOURS)[:num_labels]))
     return save_model(BertForSequenceClassification(_bert_config(id2label=names)), folder)
 
 
 def write_gpt2(folder: Path) -> Path:
-    """A causal language model of 32 positions."""
+    """Write a causal language model with 32 positions."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(_vocabulary()), n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3
@@ -58,7 +58,7 @@ def write_gpt2(folder: Path) -> Path:
 
 
 def write_colours(folder: Path, num_train: int = 160, num_evaluation: int = 41) -> tuple[Path, Path]:
-    """Sentences and the colour that a word of theirs has, as JSON lines."""
+    """Write JSON lines of sentences, each labeled with the colour of one of its words."""
     rng = random.Random(0)
 
     def example() -> dict[str, str]:
@@ -74,13 +74,12 @@ def write_colours(folder: Path, num_train: int = 160, num_evaluation: int = 41) 
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def write_text(path: Path, num_words: int) -> Path:
-    """Plain text in lines of ten words."""
+    """Write plain text in lines of ten words."""
     rng = random.Random(1)
     words = rng.choices(WORDS, k=num_words)
     path.write_text("".join(" ".join(words[start : start + 10]) + "\n" for start in range(0, num_words, 10)))
@@ -88,7 +87,7 @@ def write_text(path: Path, num_words: int) -> Path:
 
 
 def write_config(path: Path, model: Path, train: Path, evaluation: Path, task: str = "sequence-classification") -> Path:
-    """A config of two workers under ZeRO-3, whose output is ``run`` beside it."""
+    """Write a config with two workers and ZeRO-3, whose output is the folder ``run`` next to it."""
     content = {
         "model": {"name": str(model), "task": task},
         "data": {"train": str(train), "evaluation": str(evaluation), "max_length": 16},
@@ -102,7 +101,7 @@ def write_config(path: Path, model: Path, train: Path, evaluation: Path, task: s
 
 
 def adapeft(*arguments: object, timeout: float = 1500, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command as a user does."""
+    """Run the command in a process."""
     return subprocess.run(
         [str(COMMAND), *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"} | environment,
@@ -125,7 +124,7 @@ def _vocabulary() -> dict[str, int]:
 def save_model(model: PreTrainedModel, folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        # Weights of working size: at transformers' initial 0.02 a tiny model's output hardly depends on them.
+        # Larger weights: at transformers' initial 0.02 a tiny model's output hardly depends on them.
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     model.save_pretrained(folder)
@@ -134,7 +133,7 @@ def save_model(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """The tokenizer of the colours' words."""
+    """Write the tokenizer of all words of the data."""
     _tokenizer().save_pretrained(folder)
 
 

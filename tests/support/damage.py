@@ -1,4 +1,4 @@
-"""Damage to files, as a crash, a bad disk or a stranger does it, and what a loader may do about it."""
+"""Damage to files, as by a crash, a bad disk or an attacker, and checks of loaders."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from adapeft import AdapeftError
 
 MORE = int(os.environ.get("DAMAGE_TIMES", "1"))
-"""``DAMAGE_TIMES=100 pytest …`` looks for what the few examples of every day do not find."""
+"""``DAMAGE_TIMES=100 pytest …`` runs 100 times as many examples as by default."""
 SECONDS = 20
 ROOM = 2**30
-"""Bytes of address space that a loader may take: every file here has a few thousand."""
+"""Bytes of address space that a loader may allocate; the files here have a few thousand bytes."""
 
 HUGE = 2**62
 ODD_VALUES: list[Any] = [
@@ -50,7 +50,7 @@ ODD_TEXTS = {
 
 
 def examples(number: int) -> settings:
-    """So many examples, the same in every run."""
+    """Return Hypothesis settings with ``number`` examples, the same in every run."""
     return settings(
         max_examples=number * MORE,
         derandomize=MORE == 1,
@@ -61,7 +61,7 @@ def examples(number: int) -> settings:
 
 
 def damaged_bytes(content: bytes) -> st.SearchStrategy[bytes]:
-    """``content`` flipped, cut, extended, turned round, or with another length in front of its header."""
+    """Draw ``content`` flipped, cut, extended, rotated, or with another length of its header or footer."""
     places = st.integers(0, len(content))
     lengths = st.sampled_from([0, 1, 7, 8, len(content), 2**31, 2**32, 2**53, 2**63, 2**64 - 1])
 
@@ -86,7 +86,7 @@ def damaged_bytes(content: bytes) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def damaged_trees(draw: st.DrawFn, tree: Any) -> Any:
-    """A JSON ``tree`` in which up to three values were replaced, taken away, doubled or renamed."""
+    """Draw a JSON ``tree`` with up to three values replaced, removed, duplicated, renamed or nested."""
     root = {"": deepcopy(tree)}
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(root))
@@ -117,26 +117,26 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def with_header(content: bytes, header: Any) -> bytes:
-    """A safetensors file with another JSON header before the same body."""
+    """Return a safetensors file with the body of ``content`` and another JSON header."""
     length = int.from_bytes(content[:8], "little")
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def header_of(content: bytes) -> dict[str, Any]:
-    """The JSON header of a safetensors file."""
+    """Return the JSON header of a safetensors file."""
     return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
 
 
 def with_description(content: bytes, said: str | dict[str, Any]) -> bytes:
-    """One of our safetensors files that says something else of itself; what it does not say stays."""
+    """Return one of our safetensors files with a replaced (text) or updated (entries) description."""
     header = header_of(content)
     text = said if isinstance(said, str) else json.dumps({**json.loads(header["__metadata__"]["adapeft"]), **said})
     return with_header(content, {**header, "__metadata__": {"adapeft": text}})
 
 
 def damaged_safetensors(content: bytes) -> st.SearchStrategy[bytes]:
-    """Damaged bytes, a damaged header (dtypes, shapes, offsets), and a damaged description inside the header."""
+    """Draw damaged bytes, a damaged header (dtypes, shapes, offsets), or a damaged description in the header."""
     header = header_of(content)
     said = json.loads(header.get("__metadata__", {}).get("adapeft", "{}"))
 
@@ -155,7 +155,7 @@ def damaged_safetensors(content: bytes) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def dtypes_and_shapes(draw: st.DrawFn, header: dict[str, Any]) -> dict[str, Any]:
-    """The header with a tensor read as another dtype of as many bytes, or in another shape of them."""
+    """Draw the header with another dtype and shape of one tensor, usually for the same number of bytes."""
     header = deepcopy(header)
     name = draw(st.sampled_from(sorted(header.keys() - {"__metadata__"}) or [""]))
     if not name:
@@ -169,13 +169,14 @@ def dtypes_and_shapes(draw: st.DrawFn, header: dict[str, Any]) -> dict[str, Any]
     return {**header, name: {**tensor, "dtype": dtype, "shape": shape}}
 
 
-# --- what a loader may do --------------------------------------------------------------------------------------------
+# --- checks of loaders -----------------------------------------------------------------------------------------------
 
 
 def check(load: Callable[[], object], path: Path, *, names: str | None = None) -> object | None:
-    """Loads a damaged file: what comes of it, or None where it was refused.
+    """Load a damaged file and return the result, or None if it was rejected.
 
-    Refused is by an ``AdapeftError`` that names the file, without code run, a file written, much memory taken or time.
+    A rejection must be an ``AdapeftError`` that names the file. Loading must not run code, write files, or use much
+    memory or time.
     """
     before = _files_around(path)
     try:
@@ -217,7 +218,7 @@ sys.addaudithook(_audit)
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    """Fails what writes, starts a process, unpickles, takes over a GiB or over 20 seconds."""
+    """Fail if the block writes files, starts a process, unpickles, or takes over 1 GiB or 20 seconds."""
     global _WATCHING
 
     def late(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Two machines' networks on one machine: namespaces that reach each other by a cable and nothing else."""
+"""Two network namespaces on one machine that are connected only to each other, as two machines by a cable."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import pytest
 
 
 class Namespace(NamedTuple):
-    """One end of the cable."""
+    """One of the two namespaces."""
 
     name: str
     interface: str
     address: str
 
     def command(self, *arguments: str) -> list[str]:
-        """What runs ``arguments`` inside."""
+        """Return the command line that runs ``arguments`` in the namespace."""
         return ["ip", "netns", "exec", self.name, *arguments]
 
 
 @contextmanager
 def two_namespaces() -> Iterator[tuple[Namespace, Namespace]]:
-    """Both ends; skips the test where they may not be made. What still runs inside is killed at the end."""
+    """Yield both namespaces, or skip the test without permission; kill processes left in them at the end."""
     if shutil.which("ip") is None:
-        pytest.skip("no command `ip` (iproute2) to make network namespaces with")
+        pytest.skip("network namespaces require the command `ip` (iproute2)")
     here = os.getpid()
     ends = tuple(Namespace(f"adapeft-{here}-{n}", f"ad{here}-{n}", f"10.201.0.{n}") for n in (1, 2))
     made = []
@@ -48,10 +48,10 @@ def two_namespaces() -> Iterator[tuple[Namespace, Namespace]]:
             for end, other in ((one, two), (two, one)):
                 _ip("-n", end.name, "address", "add", f"{end.address}/24", "dev", end.interface)
                 _ip("-n", end.name, "link", "set", end.interface, "up")
-                # Ray learns its own address from the route to the world.
+                # Ray determines its own address from the default route.
                 _ip("-n", end.name, "route", "add", "default", "via", other.address)
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+            pytest.skip(f"cannot create network namespaces: {error.stderr.strip()}")
         yield one, two
     finally:
         for end in made:

@@ -1,4 +1,4 @@
-"""A tiny classifier of texts with buffers that its forward in training mode changes in several ways."""
+"""A tiny text classifier with buffers that its forward changes in several ways in training mode."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class NormalizedConfig(PreTrainedConfig):
-    """Its config."""
-
     model_type = "normalized"
 
 
 class Codebook(nn.Module):
-    """Adds the nearest of four codes, which follow the inputs as a moving average."""
+    """Adds the nearest of four codes, which are moving averages of the inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +48,7 @@ class NormalizedForSequenceClassification(PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None):
-        """Logits, and the loss where there are labels."""
+        """Return the logits, and the loss if labels are given."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mean = (self.embedding(input_ids) * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         hidden = self.codebook(self.norm(mean))
@@ -64,7 +62,7 @@ AutoModelForSequenceClassification.register(NormalizedConfig, NormalizedForSeque
 
 
 def make_normalized() -> NormalizedForSequenceClassification:
-    """With a trained head."""
+    """Return a model with a trained head."""
     torch.manual_seed(0)
     model = NormalizedForSequenceClassification(NormalizedConfig(num_labels=3))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Ranks that are threads of this process."""
+"""Ranks as threads of this process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ThreadRanks:
 
 
 def on_ranks(world_size: int, function: Callable[[Ranks], Any]) -> list[Any]:
-    """What ``function`` returns on each rank."""
+    """Run ``function`` on all ranks and return the results by rank."""
     gathered, barrier = [None] * world_size, Barrier(world_size, timeout=120)
     with ThreadPoolExecutor(world_size) as pool:
         return list(

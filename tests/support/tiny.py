@@ -1,4 +1,4 @@
-"""Tiny models and batches from a seed, for tests in this process and on ranks started by them."""
+"""Tiny models and batches from fixed seeds, for tests in this process and on ranks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VOCABULARY = 29
 
 
 def make_bert() -> BertForSequenceClassification:
-    """Two layers, a new head of three classes, sizes that no world size divides; dropout on, as real models have it."""
+    """Two layers with dropout, a new head with three classes, and sizes that no world size divides."""
     torch.manual_seed(0)
     model = BertForSequenceClassification(
         BertConfig(
@@ -39,13 +39,13 @@ def make_bert() -> BertForSequenceClassification:
             num_labels=3,
         )
     )
-    # As after from_pretrained on a checkpoint of the base model: the head is new.
+    # As after from_pretrained of a checkpoint of the base model: the head is new.
     model.config.architectures = ["BertModel"]
     return _at_work(model)
 
 
 def make_gpt2() -> GPT2LMHeadModel:
-    """Two layers of Conv1D, embeddings tied to the language model's head."""
+    """Two layers of Conv1D, with embeddings tied to the language-model head."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=16, n_embd=12, n_layer=2, n_head=3))
     model.config.architectures = ["GPT2LMHeadModel"]
@@ -53,14 +53,14 @@ def make_gpt2() -> GPT2LMHeadModel:
 
 
 def make_t5() -> T5ForConditionalGeneration:
-    """One layer of encoder and decoder each."""
+    """One encoder layer and one decoder layer."""
     torch.manual_seed(0)
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 10, "num_layers": 1, "num_heads": 2}
     return _at_work(T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0, **sizes)))
 
 
 def make_bart() -> BartForConditionalGeneration:
-    """One layer of encoder and decoder each."""
+    """One encoder layer and one decoder layer."""
     torch.manual_seed(0)
     layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     sizes = {"d_model": 8, "encoder_ffn_dim": 10, "decoder_ffn_dim": 10, "max_position_embeddings": 16}
@@ -68,7 +68,7 @@ def make_bart() -> BartForConditionalGeneration:
 
 
 def make_whisper() -> WhisperForConditionalGeneration:
-    """Speech to text: reads ``input_features`` [n, 4, 12]."""
+    """A speech-to-text model with inputs ``input_features`` [n, 4, 12]."""
     torch.manual_seed(0)
     layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     sizes = {"d_model": 8, "encoder_ffn_dim": 10, "decoder_ffn_dim": 10, "num_mel_bins": 4}
@@ -78,14 +78,14 @@ def make_whisper() -> WhisperForConditionalGeneration:
 
 
 def make_vit() -> ViTForImageClassification:
-    """Reads ``pixel_values`` [n, 3, 8, 8]; three classes."""
+    """A classifier of three classes with inputs ``pixel_values`` [n, 3, 8, 8]."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 10}
     return _at_work(ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **sizes)))
 
 
 def make_wav2vec2() -> Wav2Vec2ForSequenceClassification:
-    """Reads ``input_values`` [n, 200]; three classes."""
+    """A classifier of three classes with inputs ``input_values`` [n, 200]."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 10}
     convolutions = {"conv_dim": (6, 6), "conv_stride": (5, 4), "conv_kernel": (10, 8), "num_conv_pos_embeddings": 4}
@@ -101,7 +101,7 @@ def make_wav2vec2() -> Wav2Vec2ForSequenceClassification:
 
 
 def make_batches(model: PreTrainedModel, num_batches: int = 6, size: int = 5) -> list[dict[str, Tensor]]:
-    """Batches as a DataLoader yields them: padded inputs and labels, the last one short."""
+    """Return batches as of a DataLoader: padded inputs and labels, with a smaller last batch."""
     generator = torch.Generator().manual_seed(1)
     batches = []
     for index in range(num_batches):
@@ -110,7 +110,7 @@ def make_batches(model: PreTrainedModel, num_batches: int = 6, size: int = 5) ->
         lengths = torch.randint(4, 10, (rows, 1), generator=generator)
         mask = (torch.arange(9) < lengths).long()
         batch = {"input_ids": ids * mask, "attention_mask": mask}
-        if hasattr(model, "lm_head"):  # a causal one, or an encoder-decoder that writes its input
+        if hasattr(model, "lm_head"):  # a causal model, or an encoder-decoder that reproduces its input
             batch["labels"] = torch.where(mask.bool(), ids, -100)
         else:
             batch["labels"] = torch.randint(0, 3, (rows,), generator=generator)
@@ -119,7 +119,7 @@ def make_batches(model: PreTrainedModel, num_batches: int = 6, size: int = 5) ->
 
 
 def _at_work(model: PreTrainedModel) -> PreTrainedModel:
-    """Weights of working size: at transformers' initial 0.02 a tiny model's output hardly depends on them."""
+    """Enlarge the weights: at transformers' initial 0.02 a tiny model's output hardly depends on them."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

@@ -1,4 +1,4 @@
-"""Starts test modules on several ranks, as a user would with torchrun, and ends them there."""
+"""Running of test modules on several ranks with torchrun."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def torchrun(world_size: int, module: str, *arguments: object) -> None:
-    """Runs ``python -m module`` on ``world_size`` gloo ranks and shows its output when it fails."""
+    """Run ``python -m module`` on ``world_size`` gloo ranks and show the output if it fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -32,22 +32,22 @@ def torchrun(world_size: int, module: str, *arguments: object) -> None:
 
 
 def with_slow(fast: Sequence[tuple], every: Sequence[tuple]) -> list:
-    """Every run as the parameter of a test; those that are not ``fast`` are marked slow."""
+    """Return all runs as test parameters; those not in ``fast`` are marked slow."""
     return [
         pytest.param(run, id="-".join(map(str, run)), marks=[] if run in fast else pytest.mark.slow) for run in every
     ]
 
 
 def needed(request: pytest.FixtureRequest) -> str:
-    """Which runs the tests of this module need in this session, for the rank's script: ``fast`` or ``every``."""
+    """Return ``fast`` or ``every``: the runs that the selected tests of this module need, for the script on ranks."""
     selected = [item for item in request.session.items if item.path == request.path]
     return "every" if any(item.get_closest_marker("slow") for item in selected) else "fast"
 
 
 def leave() -> NoReturn:
-    """Ends this rank without the interpreter's own clean-up, which gloo's threads abort now and then.
+    """Exit this rank without the interpreter's cleanup, which gloo's threads sometimes abort.
 
-    DeepSpeed holds on to a process group and so keeps its threads running after all groups were destroyed.
+    DeepSpeed keeps a reference to a process group, whose threads continue to run after all groups were destroyed.
     """
     dist.destroy_process_group()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The Trainer as a user runs it, on the tiny models' examples."""
+"""The Trainer of transformers on the tiny models' examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.tiny import make_batches
 
 
 def examples(model: nn.Module) -> list[dict[str, torch.Tensor]]:
-    """Single examples, as a data set gives them."""
+    """Return single examples, as in a data set."""
     return [
         {name: value[row] for name, value in batch.items()}
         for batch in make_batches(model)
@@ -21,7 +21,7 @@ def examples(model: nn.Module) -> list[dict[str, torch.Tensor]]:
 
 
 def saving_trainer(model: nn.Module, folder: Path, steps: int) -> Trainer:
-    """Writes a checkpoint into ``folder`` every two steps, at a constant learning rate."""
+    """Return a Trainer with a constant learning rate that saves a checkpoint into ``folder`` every two steps."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,

@@ -90,13 +90,13 @@ def test_each_stage_has_a_peak_of_its_own(launcher, config):
 
 
 def test_a_users_error_of_one_rank_is_no_lost_worker(launcher, config):
-    with pytest.raises(AdapeftError, match=r"^data\.text = x: found only by rank 1\. Mend it\.$"):
+    with pytest.raises(AdapeftError, match=r"^data\.text = x: found only by rank 1\. Correct it\.$"):
         launcher.run(rank_functions.refuse_on_one, config, "refuse-on-one", print)
 
 
 @pytest.mark.parametrize("launcher", SLOW_ON_RAY, indirect=True)
 def test_a_users_error_comes_back_as_such(launcher, config):
-    with pytest.raises(AdapeftError, match=r"^data\.text = 'x': found only by a rank\. Mend it\.$"):
+    with pytest.raises(AdapeftError, match=r"^data\.text = 'x': found only by a rank\. Correct it\.$"):
         launcher.run(rank_functions.refuse, config, "refuse", print)
 
 
