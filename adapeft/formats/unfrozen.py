@@ -1,4 +1,4 @@
-"""A subset as the ``unfrozen_parameters`` of an axolotl config: a pattern a tensor, a range a run of rows."""
+"""Export of a subset as ``unfrozen_parameters`` of axolotl: one pattern per tensor or range of consecutive rows."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 
 _ABOUT_RANGES = (
-    "# axolotl zeroes the gradients of all other rows, and weight decay moves them all the same: set weight_decay: 0.\n"
+    "# axolotl zeroes the gradients of all other rows, but weight decay still changes them: set weight_decay: 0.\n"
 )
 
 
 def unfrozen_parameters(trained: Subset | Delta) -> list[str]:
-    """Patterns that match what ``trained`` trains and nothing else.
+    """Return patterns that match exactly the parameters that ``trained`` trains.
 
-    axolotl matches a pattern from a name's start, takes its dots literally, and a range behind it for indices along
-    the first dimension; several ranges of one parameter add up.
+    axolotl matches a pattern from the start of a name and takes its dots literally. A range behind it selects indices
+    of the first dimension; several ranges of one parameter are combined.
 
     Raises:
-        AdapeftError: a part that no pattern can say; names the parameter.
+        AdapeftError: a part cannot be written as a pattern. Names the parameter.
     """
     if isinstance(trained, Subset):
         parts, whole = dict(trained.parts), trained.always_train
@@ -41,17 +41,17 @@ def unfrozen_parameters(trained: Subset | Delta) -> list[str]:
 
 
 def save_unfrozen_parameters(trained: Subset | Delta, out: str | Path) -> Path:
-    """Writes the YAML of one key, to be pasted into a config.
+    """Write YAML with the key ``unfrozen_parameters``, to be pasted into a config.
 
     Raises:
-        AdapeftError: a part that no pattern can say, or ``out`` is there already.
+        AdapeftError: a part cannot be written as a pattern, or ``out`` exists.
     """
     out = Path(out)
     if out.exists():
-        raise AdapeftError(f"--out {out}: there already. Give a new file.")
+        raise AdapeftError(f"--out {out}: already exists. Give a new file.")
     patterns = unfrozen_parameters(trained)
     if not patterns:
-        raise AdapeftError("nothing is trained, and of an empty list axolotl makes that everything is.")
+        raise AdapeftError("nothing is trained, and axolotl would train everything for an empty list.")
     comment = _ABOUT_RANGES if any(pattern.endswith("]") for pattern in patterns) else ""
     save_text(out, comment + yaml.safe_dump({"unfrozen_parameters": patterns}, width=1000))
     return out
@@ -60,17 +60,17 @@ def save_unfrozen_parameters(trained: Subset | Delta, out: str | Path) -> Path:
 def _spans(parts: Mapping[str, Part], whole: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
     odd = [name for name in (*parts, *whole) if re.fullmatch(r"[\w.]+", name) is None]
     if odd:
-        raise AdapeftError(f"{odd[0]!r} has signs in it that mean something in a pattern: axolotl cannot name it.")
+        raise AdapeftError(f"{odd[0]!r} has special characters of patterns in its name: axolotl cannot match it.")
     yield from ((name, _spans_of(part, name)) for name, part in parts.items())
     yield from ((name, [""]) for name in whole)
 
 
 @singledispatch
 def _spans_of(part: Part, name: str) -> list[str]:
-    """Ranges of one parameter along its first dimension, the empty one for all of it; one function per kind of part.
+    """Return ranges of one parameter along its first dimension, ``""`` for all of it; one function per kind of part.
 
     Raises:
-        AdapeftError: the part is none.
+        AdapeftError: the part has no such ranges.
     """
     raise _no_spans(part.kind, name)
 
@@ -96,12 +96,12 @@ def _(part: Elements, name: str) -> list[str]:
 
 def _no_spans(what: str, name: str) -> AdapeftError:
     return AdapeftError(
-        f"{name!r} is trained as {what}: unfrozen_parameters holds whole tensors and rows along the first dimension "
-        f"alone. Choose with select.groups=tensor, or train here."
+        f"{name!r} is trained as {what}: unfrozen_parameters supports only whole tensors and rows along the first "
+        f"dimension. Choose with select.groups=tensor, or train with adapeft."
     )
 
 
 def _runs(indices: Tensor) -> list[str]:
-    """``[first:last + 1]`` of every run of neighbours in ascending ``indices``."""
+    """Return ``[first:last + 1]`` for every run of consecutive numbers in ascending ``indices``."""
     breaks = (indices.diff() != 1).nonzero().squeeze(1) + 1
     return [f"[{int(run[0])}:{int(run[-1]) + 1}]" for run in indices.tensor_split(breaks) if len(run)]

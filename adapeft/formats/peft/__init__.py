@@ -1,1 +1,1 @@
-"""PEFT adapters, written and read."""
+"""Writing and reading of PEFT adapters."""

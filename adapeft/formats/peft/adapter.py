@@ -1,4 +1,4 @@
-"""A LoRA adapter of PEFT as its folder holds it: what is understood of it, and nothing that would be passed over."""
+"""Reading of a LoRA adapter of PEFT from its folder; features without a counterpart in a delta are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adapeft.formats.peft.parts import PREFIX
 
 MERGE_IN_PEFT = "Load it with PEFT, call merge_and_unload, and use the merged model."
 
-# Of no consequence once the adapter is trained: its tensors say which layers it has.
+# Keys without effect after training: the tensors determine which layers the adapter has.
 _PAST = {
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules",
     "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core",
@@ -34,7 +34,7 @@ _READ = {
     "trainable_token_indices", "use_rslora",
 }  # fmt: skip
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of ``init_lora_weights`` under which the base keeps its weights."""
+"""Values of ``init_lora_weights`` that do not change the weights of the base."""
 
 _PIECE = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.default)?(?:\.(weight|bias))?")
 _TOKENS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
@@ -44,14 +44,14 @@ _WRAPPING = re.compile(r"\.(?:modules_to_save\.default|modules_to_save|base_laye
 
 @dataclass(frozen=True)
 class LowRank:
-    """What LoRA adds to a layer: scaling · (B A x + bias).
+    """LoRA of a layer, which adds scaling · (B A x + bias).
 
     Attributes:
         a: [rank, in].
         b: [out, rank].
         bias: [out], or None.
         alpha: scaling · rank.
-        is_embedding: whether it is added to rows that are looked up, whose in is their number.
+        is_embedding: whether the layer is an embedding, with its number of rows as ``in``.
     """
 
     a: Tensor
@@ -63,13 +63,13 @@ class LowRank:
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A LoRA adapter, by the names of the model that it was trained on.
+    """A LoRA adapter with the names of the model that it was trained on.
 
     Attributes:
         layers: path → LoRA.
         tokens: path of an embedding → indices of rows, their values.
-        whole: parameter → its value, of modules saved whole.
-        task_type: as PEFT calls it, or None.
+        whole: parameter of a module saved whole → its value.
+        task_type: PEFT's name of the task, or None.
     """
 
     layers: Mapping[str, LowRank]
@@ -79,10 +79,11 @@ class PeftAdapter:
 
 
 def read_adapter(folder: str | Path) -> PeftAdapter:
-    """Reads ``adapter_config.json`` and ``adapter_model.safetensors``.
+    """Read ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        AdapeftError: no such files, truncated ones, another type than LoRA, or a feature that a delta has not.
+        AdapeftError: a file is missing or truncated, the adapter is not LoRA, or it has a feature without a counterpart
+            in a delta.
     """
     folder = Path(folder)
     config, tensors = _read_config(folder), _read_tensors(folder)
@@ -96,7 +97,7 @@ def read_adapter(folder: str | Path) -> PeftAdapter:
         elif found := _TOKENS.fullmatch(name):
             tokens[found.group(1)] = value
         elif "lora_" in name or "trainable_tokens" in name:
-            raise AdapeftError(f"{folder}: {key!r} is no part of LoRA that a delta holds. {MERGE_IN_PEFT}")
+            raise AdapeftError(f"{folder}: {key!r} belongs to a LoRA variant without counterpart. {MERGE_IN_PEFT}")
         else:
             whole[_WRAPPING.sub("", name)] = value
     if sum(map(len, pieces.values())) + len(tokens) + len(whole) < len(tensors):
@@ -116,16 +117,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         found = config.get("peft_type") if isinstance(config, dict) else config
-        raise AdapeftError(f"{path}: peft_type = {found!r}: LoRA alone is imported. {MERGE_IN_PEFT}")
+        raise AdapeftError(f"{path}: peft_type = {found!r}: only LoRA can be imported. {MERGE_IN_PEFT}")
     defaults = {f.name: f.default if f.default is not MISSING else None for f in fields(LoraConfig)}
     for key, value in config.items():
         if key not in _PAST | _READ and value and value != defaults.get(key):
-            raise AdapeftError(f"{path}: {key} = {value!r}: a delta has no counterpart of it. {MERGE_IN_PEFT}")
+            raise AdapeftError(f"{path}: {key} = {value!r}: has no counterpart in a delta. {MERGE_IN_PEFT}")
     start = config.get("init_lora_weights")
     if start not in _STARTS:
-        raise AdapeftError(
-            f"{path}: init_lora_weights = {start!r} trains beside other weights than the base's. {MERGE_IN_PEFT}"
-        )
+        raise AdapeftError(f"{path}: init_lora_weights = {start!r} changes the weights of the base. {MERGE_IN_PEFT}")
     return config
 
 
@@ -133,12 +132,12 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / "adapter_model.safetensors"
     if not path.is_file() and (folder / "adapter_model.bin").is_file():
         raise AdapeftError(
-            f"{folder}: adapter_model.bin is a pickle, which may run code when it is read. Where you trust it, load it "
+            f"{folder}: adapter_model.bin is a pickle, which may run code when it is read. If you trust it, load it "
             f"with PEFT and call save_pretrained, which writes adapter_model.safetensors."
         )
-    with reading(f"{path}: not there, truncated or not safetensors", "Give the folder of a PEFT adapter."):
+    with reading(f"{path}: missing, truncated or not safetensors", "Give the folder of a PEFT adapter."):
         tensors = load_file(path)
-        check_finite(tensors, str(path), "Its training diverged: get an adapter of another.")
+        check_finite(tensors, str(path), "Its training diverged: use another adapter.")
         return tensors
 
 
@@ -147,39 +146,39 @@ def _low_rank(folder: Path, path: str, pieces: Mapping[str, Tensor], config: Map
     a, b = (pieces.get(f"lora_embedding_{piece}" if is_embedding else f"lora_{piece}") for piece in "AB")
     if a is None or b is None or a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not len(a):
         raise AdapeftError(
-            f"{folder}: {path!r} has no lora_A [rank, in] and lora_B [out, rank] of one rank. {MERGE_IN_PEFT}"
+            f"{folder}: {path!r} has no lora_A [rank, in] and lora_B [out, rank] of the same rank. {MERGE_IN_PEFT}"
         )
     rank, alpha = (
         _of_layer(folder, path, config, *keys) for keys in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
     )
     if rank != len(a):
-        raise AdapeftError(f"{folder}: {path!r} has a LoRA of rank {len(a)}, and by adapter_config.json of {rank!r}.")
+        raise AdapeftError(f"{folder}: {path!r} has a LoRA of rank {len(a)}, but {rank!r} in adapter_config.json.")
     if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-        raise AdapeftError(f"{folder}: {path!r} has alpha {alpha!r}, which has to be a number above 0.")
+        raise AdapeftError(f"{folder}: {path!r} has alpha {alpha!r}, but alpha has to be a number above 0.")
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    used = a.any(1) | b.any(0)  # what is padded with zeros to the rank of other layers adds nothing
+    used = a.any(1) | b.any(0)  # drops the zeros with which files are padded to the rank of other layers
     used[0] = True
     a, b = a[used].float(), b[:, used].float()
     return LowRank(a, b, pieces.get("bias"), scaling * len(a), is_embedding)
 
 
 def _of_layer(folder: Path, path: str, config: Mapping[str, Any], pattern: str, key: str) -> Any:
-    """The layer's own value where a pattern of the config matches it, else that of all layers."""
+    """Return the value of the pattern that matches the layer, else that of all layers."""
     own = config.get(pattern) or {}
     said = f"{pattern} = {str(own)[:_LONGEST_PATTERN]}"
-    with reading(f"{folder}/adapter_config.json: {said}: no patterns of layers", MERGE_IN_PEFT, re.error):
+    with reading(f"{folder}/adapter_config.json: {said}: invalid patterns of layers", MERGE_IN_PEFT, re.error):
         for spelled in own:
             _check_ends(spelled)
         return own.get(get_pattern_key(list(own), path), config.get(key))
 
 
 def _check_ends(pattern: str) -> None:
-    """Raises ``ValueError`` for a pattern that takes too long to fail: repeated repetitions take forever."""
+    """Raise ``ValueError`` for a pattern that could take forever to match, such as one with nested repetitions."""
     bare = re.sub(r"\\.", "", pattern)
     if len(pattern) > _LONGEST_PATTERN or re.search(r"\)[*+{]", bare) or len(re.findall("[*+{]", bare)) > 3:
-        raise ValueError(f"{pattern[:_LONGEST_PATTERN]!r} repeats too much")
+        raise ValueError(f"{pattern[:_LONGEST_PATTERN]!r} is too long or has too many repetitions")
     if bare.count("?") > 3:
-        raise ValueError(f"{pattern!r} leaves too much open")
+        raise ValueError(f"{pattern!r} has too many optional parts")
 
 
 def _token_indices(folder: Path, path: str, values: Tensor, config: Mapping[str, Any]) -> Tensor:
@@ -189,5 +188,7 @@ def _token_indices(folder: Path, path: str, values: Tensor, config: Mapping[str,
     indices = given if isinstance(given, list) else []
     known = all(isinstance(index, int) and 0 <= index < 2**31 for index in indices)
     if not indices or not known or len(indices) != len(values):
-        raise AdapeftError(f"{folder}: trainable_token_indices does not say which {len(values)} rows {path!r} has.")
+        raise AdapeftError(
+            f"{folder}: trainable_token_indices does not list the indices of the {len(values)} rows of {path!r}."
+        )
     return torch.tensor(indices, dtype=torch.long)

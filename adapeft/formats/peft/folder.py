@@ -1,4 +1,4 @@
-"""A delta as a folder that PEFT loads, or as two where it needs adapters of two types."""
+"""Export of a delta as a folder that PEFT loads, or as two folders if it needs adapters of two types."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ _OPTIONAL_PREFIX = f"({PREFIX})?".replace(".", r"\.")
 
 
 def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
-    """Writes ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft.PeftModel.from_pretrained``.
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft.PeftModel.from_pretrained``.
 
-    LoRA stays LoRA, and k rows of a linear layer are LoRA of rank k exactly: a loader that knows only r, lora_alpha and
-    the tensors reads both right (see ``peft_lora``). Single elements become SHiRA; rows of embeddings become trainable
-    tokens; the bias of a linear layer becomes one of LoRA. Every other tensor, and a matrix too dense for SHiRA, goes
-    with its module into ``modules_to_save``: base + difference, in the base's dtype. These four only PEFT loads.
-    With SHiRA and LoRA both there are two folders, ``out/shira`` and ``out/lora``, for ``peft.PeftMixedModel`` to load
+    LoRA stays LoRA, and k rows of a linear layer are exactly LoRA of rank k: a loader that uses only r, lora_alpha and
+    the tensors reads both correctly (see ``lora_for_peft``). Single elements become SHiRA, rows of embeddings trainable
+    tokens, and the bias of a linear layer a bias of LoRA. Every other tensor, and a matrix too dense for SHiRA, goes
+    with its module into ``modules_to_save``: base + difference, in the base's dtype. Only PEFT loads these four.
+    With both SHiRA and LoRA there are two folders, ``out/shira`` and ``out/lora``, which ``peft.PeftMixedModel`` loads
     in this order.
 
     Args:
-        delta: from a run; its description names the task.
-        base: folder or hub name of the delta's base, with safetensors weights.
-        out: folder to write, which must not hold anything yet.
+        delta: delta of a run; its description names the task.
+        base: folder or hub name of the base of the delta, with safetensors weights.
+        out: folder to write, which must not exist or be empty.
 
     Returns:
         The folders that hold an adapter.
 
     Raises:
-        AdapeftError: another base, PEFT cannot hold a change, or ``out`` is not empty.
+        AdapeftError: the base is another one, PEFT cannot hold a change, or ``out`` is not empty.
     """
     out = Path(out)
     check_new_folder(out)
@@ -99,7 +99,7 @@ def _lora(parts: PeftParts, delta: Delta, base: Base, before: str) -> tuple[Lora
 
 
 def _shira(parts: PeftParts, base: Base, before: str) -> tuple[ShiraConfig, dict[str, Tensor]]:
-    """SHiRA has r (in + out) elements in every matrix, with one r for all: zeros fill up what a matrix needs less."""
+    """Return a SHiRA adapter. It has r (in + out) elements in every matrix with one r for all, padded with zeros."""
     r = max(shira_rank(change) for change in parts.elements.values())
     tensors = {}
     for name, change in parts.elements.items():
@@ -123,7 +123,7 @@ def _shira(parts: PeftParts, base: Base, before: str) -> tuple[ShiraConfig, dict
 
 
 def _modules(paths: Collection[str], delta: Delta, base: Base) -> dict[str, Tensor]:
-    """Everything that the modules at ``paths`` hold, trained."""
+    """Return all trained parameters and buffers of the modules at ``paths``."""
     keys = [f"{path}.{key}" for path in paths for key in base.structure.get_submodule(path).state_dict()]
     # A tied parameter is stored under the first of its names.
     by_id = {id(parameter): name for name, parameter in base.structure.named_parameters()}
@@ -132,12 +132,12 @@ def _modules(paths: Collection[str], delta: Delta, base: Base) -> dict[str, Tens
     trained = _trained(stored.values(), delta, base)
     missing = sorted(set(stored.values()) - set(trained))
     if missing:
-        raise AdapeftError(f"neither the delta nor the base holds {missing[0]!r}, which PEFT would save. {REMEDY}")
+        raise AdapeftError(f"neither the delta nor the base has {missing[0]!r}, which PEFT would save. {REMEDY}")
     return {key: trained[name].clone() for key, name in stored.items()}
 
 
 def _trained(names: Collection[str], delta: Delta, base: Base) -> dict[str, Tensor]:
-    """Values of parameters and buffers with the delta in them, in the base's dtype."""
+    """Return the values of parameters and buffers with the delta added, in the base's dtype."""
     found = base.checkpoint.read(set(names))
     rounding = sum(
         (delta.changes[name].add_to(name, found[name]) for name in found if name in delta.changes), Rounding()
@@ -148,7 +148,7 @@ def _trained(names: Collection[str], delta: Delta, base: Base) -> dict[str, Tens
 
 
 def _task_type(parts: PeftParts, delta: Delta, base: Base) -> TaskType | None:
-    """None for a classifier whose head is not saved: PEFT's own class would look for it in the folder."""
+    """Return PEFT's task type; None for a classifier whose head is not saved, because PEFT would look for it."""
     task = TASKS[delta.description["model"]["task"]]
     if not task.has_head:
         return TaskType(task.export_type)

@@ -1,4 +1,4 @@
-"""LoRA of a delta in the form that every loader of LoRA reads alike."""
+"""LoRA of a delta in a form that all loaders of LoRA interpret in the same way."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from adapeft.parts.change import Change
 from adapeft.parts.lora import Lora
 
 _MOST_PADDING = 1.5
-"""Elements with every matrix at the largest rank, per element at its own rank, up to which the file is padded."""
+"""Limit on elements with all matrices padded to the largest rank, relative to elements without padding."""
 
 
 def lora_for_peft(
     changes: Mapping[str, Change[Lora]], structure: nn.Module, before: str
 ) -> tuple[LoraConfig, dict[str, tuple[Tensor, Tensor]]]:
-    """PEFT's config, and A [r, in] and B [out, r] of every layer.
+    """Return PEFT's config, and A [r, in] and B [out, r] of every layer.
 
     ``r`` is the largest rank, ``lora_alpha`` equals it, and the scaling is in B, so that W + B A · lora_alpha / r is
-    right for a loader that knows nothing else. Smaller ranks are padded with zeros up to ``r`` while that makes the
-    file at most half as large again; beyond, patterns of equal rank and alpha tell PEFT the size of each matrix, and
-    what ignores them has the same factor of 1.
+    right for a loader that uses nothing else. Smaller ranks are padded with zeros to ``r`` if that makes the file at
+    most 1.5 times as large. Otherwise ``rank_pattern`` and ``alpha_pattern``, which are equal, give the rank of each
+    matrix, and a loader that ignores them has the same factor of 1.
 
     Args:
-        changes: LoRA by the name of its weight.
-        structure: the model, for its other modules.
-        before: pattern of what may stand before the names.
+        changes: weight → LoRA.
+        structure: model, for the names of its other modules.
+        before: pattern of a prefix of the names.
     """
     ranks = {_layer(name): change.part.rank for name, change in changes.items()}
     widths = {_layer(name): sum(change.part.shape) for name, change in changes.items()}
@@ -55,9 +55,10 @@ def lora_for_peft(
 
 
 def target_modules(layers: Collection[str], structure: nn.Module, before: str) -> list[str] | str:
-    """What makes PEFT wrap exactly ``layers``: their last names where no other module has them, else their paths.
+    """Return ``target_modules`` with which PEFT wraps exactly ``layers``.
 
-    PEFT takes a name for the end of a path. Where another module ends in one of the paths it is a pattern.
+    These are their last names, or their paths if another module has the same last name. PEFT matches a name with the
+    end of a path; if another module's path ends with one of these paths, the result is one pattern.
     """
     paths = [path for path, _ in structure.named_modules(remove_duplicate=False)]
     others = {_last(path) for path in paths if path not in layers}

@@ -1,4 +1,4 @@
-"""What PEFT holds each change of a delta as: LoRA, SHiRA, tokens of an embedding, or a module saved whole."""
+"""The form in which PEFT holds each change of a delta: LoRA, SHiRA, trainable tokens, or a module saved whole."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 
 PREFIX = "base_model.model."
-"""What PEFT puts before a parameter's name."""
+"""Prefix of parameter names in PEFT."""
 
 REMEDY = "Merge it into a checkpoint (adapeft merge), or call Delta.apply."
 
 
 @dataclass
 class PeftParts:
-    """The changes of a delta by what PEFT holds them as.
+    """The changes of a delta by their form in PEFT.
 
     Attributes:
         lora: weight → LoRA; k rows are exactly a matrix of rank k.
-        biases: linear layer → the change of its bias, beside LoRA.
+        biases: linear layer with LoRA → change of its bias.
         elements: weight → single elements, for SHiRA.
         tokens: embedding → rows of it.
-        whole: parameters and buffers that PEFT holds whole.
-        modules: paths of the modules saved whole.
-        layers: paths at which PEFT puts a layer of its own.
+        whole: parameters and buffers that PEFT saves whole.
+        modules: paths of the modules that PEFT saves whole.
+        layers: paths of the modules that PEFT replaces by its own layers.
     """
 
     lora: dict[str, Change[Lora]] = field(default_factory=dict)
@@ -53,19 +53,19 @@ class PeftParts:
 
     @property
     def needs_lora(self) -> bool:
-        """Whether some change goes into an adapter of type LoRA alone."""
+        """Whether a change needs an adapter of type LoRA."""
         return bool(self.lora or self.tokens)
 
 
 def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
-    """Sorts the changes of ``delta``.
+    """Sort the changes of ``delta`` by their form in PEFT.
 
     Args:
-        delta: of a base with this structure.
-        structure: the model, which may be on the meta device.
+        delta: delta of a base with this structure.
+        structure: model of the base, which may be on the meta device.
 
     Raises:
-        AdapeftError: PEFT cannot hold a change; names the parameter.
+        AdapeftError: PEFT cannot hold a change. Names the parameter.
     """
     delta.check_shapes(structure)
     infos, places = {info.name: info for info in describe_parameters(structure)}, parameter_places(structure)
@@ -74,7 +74,7 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
         if change.part.is_empty:
             continue
         if not change.part.changes_parameter:
-            raise AdapeftError(f"{name!r} has an adapter behind it: PEFT has no counterpart of it. Call Delta.apply.")
+            raise AdapeftError(f"{name!r} has an adapter behind it: PEFT has no counterpart. Call Delta.apply.")
         if len(change.part.shape) == 1:
             found.whole.append(name)
             continue
@@ -110,17 +110,17 @@ class _Layer(NamedTuple):
 
     @property
     def module(self) -> nn.Module:
-        """The module that holds it."""
+        """Module that holds the parameter."""
         return self.structure.get_submodule(owner_of(self.info.name))
 
     @property
     def paths(self) -> set[str]:
-        """Of all modules that hold it."""
+        """Paths of all modules that hold the parameter."""
         return {owner_of(place) for place in self.places}
 
     @property
     def has_tokens(self) -> bool:
-        """Whether PEFT trains tokens of it; what is tied to the input embeddings PEFT ties to their tokens too."""
+        """Whether PEFT can train its rows as tokens; PEFT ties them in all weights tied to the input embeddings."""
         structure, module = self.structure, self.module
         is_input = structure.config.tie_word_embeddings and module is structure.get_input_embeddings()
         return is_plain(module, nn.Embedding) and (is_input or len(self.places) == 1)
@@ -128,10 +128,10 @@ class _Layer(NamedTuple):
 
 @singledispatch
 def _hold(part: Part, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
-    """Puts the values of a part of a matrix where PEFT holds them; one function per kind of part.
+    """Add the values of a part of a matrix to ``found`` in their form in PEFT; one function per kind of part.
 
     Returns:
-        Whether anything of PEFT's holds them.
+        Whether PEFT can hold them.
     """
     return False
 
@@ -173,14 +173,14 @@ def _(part: Lora, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
 
 
 def shira_rank(change: Change[Elements]) -> int:
-    """The least r with which SHiRA's r (in + out) elements of a matrix hold those of ``change``."""
+    """Return the smallest r for which SHiRA's r (in + out) elements of a matrix hold those of ``change``."""
     return math.ceil(len(change.values) / sum(change.part.shape))
 
 
 def _too_dense(elements: Mapping[str, Change[Elements]]) -> list[str]:
-    """Matrices to save whole, so that the file is smallest: SHiRA has one r for all, and fills up with zeros.
+    """Return the matrices to save whole for the smallest file: SHiRA has one r for all matrices and pads with zeros.
 
-    An element of SHiRA is 12 bytes, with its position, one of a whole matrix 4.
+    An element of SHiRA takes 12 bytes with its position, one of a whole matrix 4.
     """
     sizes = {name: math.prod(change.part.shape) for name, change in elements.items()}
 
@@ -195,7 +195,7 @@ def _too_dense(elements: Mapping[str, Change[Elements]]) -> list[str]:
 
 
 def _low_rank(part: Rows, values: Tensor, output_dim: int | None) -> Change[Lora]:
-    """k rows, or k columns, as LoRA of rank k: the product of their values and a selection of ones and zeros."""
+    """Return k rows, or k columns, as LoRA of rank k: the product of their values and a 0-1 selection matrix."""
     k, chosen = len(values), F.one_hot(part.indices, part.shape[part.dim]).float()
     a, b = (values, chosen.t()) if part.dim == output_dim else (chosen, values.t())
     low_rank = Lora(part.shape, output_dim or 0, k, float(k))
@@ -203,7 +203,7 @@ def _low_rank(part: Rows, values: Tensor, output_dim: int | None) -> Change[Lora
 
 
 def _add_bias(found: PeftParts, path: str, weight: ParameterInfo, change: Change) -> None:
-    """Puts a bias beside its layer's LoRA, or beside one of zeros: far smaller than the layer saved whole."""
+    """Add a bias to its layer's LoRA, or to a LoRA of zeros: far smaller than saving the layer whole."""
     found.biases[path] = change
     found.layers.add(path)
     if weight.name not in found.lora:
@@ -212,48 +212,52 @@ def _add_bias(found: PeftParts, path: str, weight: ParameterInfo, change: Change
 
 
 def _save_whole(found: PeftParts, structure: nn.Module, places: list[str]) -> None:
-    """Adds the modules that hold a parameter to those saved whole.
+    """Add the modules that hold a parameter to those saved whole.
 
     Raises:
-        AdapeftError: PEFT puts a layer of its own there, or the module has others inside.
+        AdapeftError: PEFT replaces the module by its own layer, or the module has submodules.
     """
     for place in places:
         path = owner_of(place)
         module = structure.get_submodule(path)
         if path in found.layers:
             raise AdapeftError(
-                f"the delta changes {place!r} whole and more of {path!r} in part: PEFT has no place for both. {REMEDY}"
+                f"the delta changes {place!r} whole and other parameters of {path!r} in part: PEFT cannot hold both. "
+                f"{REMEDY}"
             )
         if next(module.children(), None) is not None:
             raise AdapeftError(
-                f"the delta changes {place!r}, a parameter of {type(module).__name__}, which has modules inside: "
-                f"PEFT would save all of them with it. {REMEDY}"
+                f"the delta changes {place!r}, a parameter of {type(module).__name__}, which has submodules: PEFT "
+                f"would save all of them with it. {REMEDY}"
             )
         found.modules.add(path)
 
 
 def _add_namesakes(found: PeftParts, structure: nn.Module) -> None:
-    """Adds the modules whose names end as those of saved ones do: PEFT takes them for the same.
+    """Add the modules whose paths end with that of a saved one, because PEFT matches modules by the end of their path.
 
     Raises:
-        AdapeftError: such a module has LoRA or SHiRA, or others inside.
+        AdapeftError: such a module has LoRA, SHiRA or submodules.
     """
     for path, module in structure.named_modules(remove_duplicate=False):
         saved = next((saved for saved in found.modules if f"{PREFIX}{path}".endswith(saved)), None)
         if path in found.modules or saved is None:
             continue
         if path in found.layers or next(module.children(), None) is not None:
-            raise AdapeftError(f"PEFT takes {path!r} for {saved!r}, which the delta changes: no place for it. {REMEDY}")
+            raise AdapeftError(
+                f"PEFT would save {path!r} like {saved!r}, which the delta changes, because their names end alike, and "
+                f"cannot do so. {REMEDY}"
+            )
         found.modules.add(path)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module computes as ``kind`` does: SHiRA and trainable tokens compute so in its place."""
+    """Return whether a module has the forward of ``kind``, which SHiRA and trainable tokens reimplement."""
     return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 def parameter_places(structure: nn.Module) -> dict[str, list[str]]:
-    """Parameter → all names it has in the model; more than one when it is tied."""
+    """Return parameter → all its names in the model, several if it is tied."""
     by_id: dict[int, list[str]] = {}
     for name, parameter in structure.named_parameters(remove_duplicate=False):
         by_id.setdefault(id(parameter), []).append(name)
@@ -261,5 +265,5 @@ def parameter_places(structure: nn.Module) -> dict[str, list[str]]:
 
 
 def owner_of(name: str) -> str:
-    """Path of the module that holds a parameter."""
+    """Return the path of the module that holds a parameter."""
     return name.rpartition(".")[0]

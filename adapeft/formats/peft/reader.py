@@ -1,4 +1,4 @@
-"""A delta of a PEFT adapter, bound to the base that it was trained on."""
+"""Conversion of a PEFT adapter into a delta of the base that it was trained on."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from adapeft.tasks.registry import TASKS
 
 
 def load_from_peft(folder: str | Path, base: str, task: str | None = None) -> Delta:
-    """A PEFT LoRA adapter as a delta.
+    """Load a PEFT LoRA adapter as a delta.
 
-    LoRA stays LoRA; one whose rank is above the smaller side of its matrix becomes the sum. Modules saved whole become
-    differences to the base, or new parameters where the base has none. So do LoRA's biases and trainable tokens.
+    LoRA stays LoRA, except that one of a rank above the smaller side of its matrix becomes a dense difference. Modules
+    saved whole become differences to the base, or new parameters if the base does not have them. Biases of LoRA and
+    trainable tokens become differences.
 
     Args:
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folder: folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
         base: folder or hub name of the base that the adapter was trained on, with safetensors weights.
-        task: name of the task; None for what the adapter says.
+        task: name of the task; None for that of the adapter.
 
     Raises:
-        AdapeftError: the adapter has what a delta has not, or does not fit the base.
+        AdapeftError: the adapter has a feature without a counterpart in a delta, or does not fit the base.
     """
     adapter = read_adapter(folder)
     of_type = (name for name, known in TASKS.items() if known.export_type == str(adapter.task_type))
     task = task or next(of_type, None)
     if task is None or task not in TASKS:
         known = " or ".join(TASKS)
-        raise AdapeftError(f"{folder}: task_type = {adapter.task_type!r} is no task of ours. Give --task {known}.")
+        raise AdapeftError(f"{folder}: task_type = {adapter.task_type!r} is not supported. Give --task {known}.")
     opened = open_base(base, task, {})
     labels = _labels(adapter, opened) if TASKS[task].has_head else {}
     if labels:
@@ -61,7 +62,7 @@ def load_from_peft(folder: str | Path, base: str, task: str | None = None) -> De
 
 
 def _labels(adapter: PeftAdapter, base: Base) -> dict[str, Any]:
-    """The number of classes, as a head in the adapter has them."""
+    """Return the number of classes of a head in the adapter, as options of the config."""
     prefix = base.structure.base_model_prefix
     own = {base_name(name, prefix): parameter.shape for name, parameter in base.structure.named_parameters()}
     for name, value in adapter.whole.items():
@@ -72,7 +73,7 @@ def _labels(adapter: PeftAdapter, base: Base) -> dict[str, Any]:
 
 
 class _Making:
-    """The changes and new parameters of a delta while an adapter is read."""
+    """Collects the changes and new parameters of a delta from an adapter."""
 
     def __init__(self, folder: str, base: Base, new: tuple[str, ...]) -> None:
         self.folder, self.base, self.new_names = folder, base, new
@@ -87,7 +88,7 @@ class _Making:
         }
 
     def add_saved(self, adapter: PeftAdapter) -> None:
-        """Modules that the adapter holds whole: new parameters, or differences to the base."""
+        """Add the modules that the adapter holds whole, as new parameters or differences to the base."""
         saved: dict[str, dict[str, Tensor]] = {}
         buffers = {name: buffer.shape for name, buffer in self.base.structure.named_buffers()}
         before = self.base.checkpoint.read(buffers)
@@ -98,7 +99,7 @@ class _Making:
                 continue
             name, place = self._find(key)
             if value.shape != self.infos[name].shape:
-                self._refuse(f"{key!r} has shape {tuple(value.shape)}, in the base {self.infos[name].shape}")
+                self._refuse(f"{key!r} has shape {tuple(value.shape)}, but {self.infos[name].shape} in the base")
             saved.setdefault(name, {})[place] = value.float()
         missing = [name for name in self.new_names if name not in saved]
         if missing:
@@ -113,26 +114,28 @@ class _Making:
                 self.new[name] = value
                 continue
             if before[name].shape != value.shape:
-                self._refuse(f"{name!r} has shape {tuple(value.shape)}, in the base {tuple(before[name].shape)}")
+                self._refuse(f"{name!r} has shape {tuple(value.shape)}, but {tuple(before[name].shape)} in the base")
             if not all(torch.equal(value, other) for other in others):
-                self._refuse(f"{' and '.join(values)} differ, which the base ties")
+                self._refuse(f"{' and '.join(values)} differ, but are tied in the base")
             difference = value - before[name].float()
             if difference.any() and len(values) < len(self.places[name]):
-                self._refuse(f"{', '.join(values)} is saved alone, and the base ties {', '.join(self.places[name])}")
+                self._refuse(f"{', '.join(values)} is saved alone, but the base ties {', '.join(self.places[name])}")
             self._add_difference(name, difference)
 
     def add_layer(self, path: str, low_rank: LowRank) -> None:
-        """LoRA, and its bias."""
+        """Add LoRA and its bias."""
         name, _ = self._find(f"{path}.weight")
         info, module = self.infos[name], self.base.structure.get_submodule(owner_of(name))
         if len(self.places[name]) > 1:
-            self._refuse(f"LoRA on {name!r}, which the base ties to {self.places[name][1]!r}: in PEFT they part")
+            self._refuse(f"LoRA on {name!r}, which the base ties to {self.places[name][1]!r}: PEFT changes only one")
         dim = 1 if low_rank.is_embedding else info.output_dim
         if dim is None or not (is_plain(module, nn.Embedding) if low_rank.is_embedding else is_linear_layer(module)):
             self._refuse(f"LoRA on {name!r}, a parameter of {type(module).__name__}")
         rank, shape = len(low_rank.a), info.shape
         if (len(low_rank.b), low_rank.a.shape[1]) != (shape[dim], shape[1 - dim]):
-            self._refuse(f"LoRA on {name!r} adds {len(low_rank.b)} × {low_rank.a.shape[1]} to a weight {shape}")
+            self._refuse(
+                f"LoRA on {name!r} adds {len(low_rank.b)} × {low_rank.a.shape[1]} to a weight of shape {shape}"
+            )
         part = Lora(shape, dim, rank, low_rank.alpha)
         values = part.joined([low_rank.a, low_rank.b])
         if rank <= min(shape):
@@ -144,7 +147,7 @@ class _Making:
             self._add_difference(bias, low_rank.bias.float() * (low_rank.alpha / rank))
 
     def add_rows(self, path: str, indices: Tensor, rows: Tensor) -> None:
-        """Trainable tokens: rows of an embedding, whole."""
+        """Add trainable tokens, which hold new values of rows of an embedding."""
         name, _ = self._find(f"{path}.weight")
         structure, shape = self.base.structure, self.infos[name].shape
         module = structure.get_submodule(owner_of(name))
@@ -152,17 +155,17 @@ class _Making:
         if name in self.new or not is_plain(module, nn.Embedding):
             self._refuse(f"tokens of {name!r}, a parameter of {type(module).__name__}")
         if len(self.places[name]) > 1 and not is_input:
-            self._refuse(f"tokens of {name!r}, which the base ties to {self.places[name][1]!r}: in PEFT they part")
+            self._refuse(f"tokens of {name!r}, which the base ties to {self.places[name][1]!r}: PEFT changes only one")
         order = indices.argsort()
         fits = rows.shape == (len(indices), *shape[1:]) and int(indices.max()) < shape[0]
         if not fits or len(indices.unique()) < len(indices):
-            self._refuse(f"{len(indices)} rows of shape {tuple(rows.shape[1:])} do not go into {name!r} {shape}")
+            self._refuse(f"{len(indices)} rows of shape {tuple(rows.shape[1:])} do not fit {name!r} of shape {shape}")
         before = self.base.checkpoint.read([name])[name]
         difference = rows[order].float() - before[indices[order]].float()
         self._add(name, Change(Rows(shape, indices[order]), difference))
 
     def _find(self, key: str) -> tuple[str, str]:
-        """(parameter, the one of its names that is meant), with the base model's prefix or without.
+        """Return the parameter of ``key`` and the matching one of its names, with or without the base model's prefix.
 
         Raises:
             AdapeftError: the base has no such parameter.
@@ -177,7 +180,7 @@ class _Making:
 
     def _add_difference(self, name: str, difference: Tensor) -> None:
         if difference.shape != self.infos[name].shape:
-            self._refuse(f"{name!r} gets {tuple(difference.shape)}, and has {self.infos[name].shape}")
+            self._refuse(f"{name!r} has shape {self.infos[name].shape}, but its change {tuple(difference.shape)}")
         if difference.any():
             self._add(name, Change(Whole(self.infos[name].shape), difference))
 

@@ -170,7 +170,7 @@ def test_a_module_named_like_the_end_of_another(tmp_path):
     check(make, {"classifier.weight": Whole((3, 12))}, tmp_path)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["classifier", "pre_classifier"]
-    with pytest.raises(AdapeftError, match="PEFT takes 'pre_classifier' for 'classifier'"):
+    with pytest.raises(AdapeftError, match="PEFT would save 'pre_classifier' like 'classifier'"):
         sort_for_peft(
             random_delta(
                 make(),

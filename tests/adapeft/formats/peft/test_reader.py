@@ -171,12 +171,12 @@ def adapter(tmp_path: Path, **options: object) -> tuple[Path, str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"use_dora": True}, "use_dora = True: a delta has no counterpart"),
-        ({"bias": "all"}, "bias = 'all': a delta has no counterpart"),
+        ({"use_dora": True}, "use_dora = True: has no counterpart in a delta"),
+        ({"bias": "all"}, "bias = 'all': has no counterpart in a delta"),
         ({"target_parameters": ["intermediate.dense.weight"]}, "target_parameters = "),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' trains beside other weights"),
-        ({"modules_to_save": None, "task_type": None}, "task_type = None is no task of ours. Give --task sequence"),
-        ({"task_type": "TOKEN_CLS"}, "task_type = 'TOKEN_CLS' is no task of ours"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' changes the weights of the base"),
+        ({"modules_to_save": None, "task_type": None}, "task_type = None is not supported. Give --task sequence"),
+        ({"task_type": "TOKEN_CLS"}, "task_type = 'TOKEN_CLS' is not supported"),
     ],
 )
 def test_what_a_delta_has_not_is_refused_by_name(options, message, tmp_path):
@@ -188,14 +188,14 @@ def test_what_a_delta_has_not_is_refused_by_name(options, message, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"r": 3}, rf"'{QUERY}' has a LoRA of rank 2, and by adapter_config.json of 3"),
-        ({"lora_alpha": 0}, "has alpha 0, which has to be"),
-        ({"lora_alpha": "8"}, "has alpha '8', which has to be"),
+        ({"r": 3}, rf"'{QUERY}' has a LoRA of rank 2, but 3 in adapter_config.json"),
+        ({"lora_alpha": 0}, "has alpha 0, but alpha has to be"),
+        ({"lora_alpha": "8"}, "has alpha '8', but alpha has to be"),
         ({"lora_alpha": float("inf")}, "has alpha inf"),
-        ({"rank_pattern": {"(": 2}}, r"rank_pattern = \{'\(': 2\}: no patterns of layers"),
-        ({"rank_pattern": [2]}, r"rank_pattern = \[2\]: no patterns of layers"),
-        ({"peft_type": "IA3"}, "peft_type = 'IA3': LoRA alone is imported. .* merge_and_unload"),
-        ({"something_newer": {"on": True}}, r"something_newer = \{'on': True\}: a delta has no counterpart"),
+        ({"rank_pattern": {"(": 2}}, r"rank_pattern = \{'\(': 2\}: invalid patterns of layers"),
+        ({"rank_pattern": [2]}, r"rank_pattern = \[2\]: invalid patterns of layers"),
+        ({"peft_type": "IA3"}, "peft_type = 'IA3': only LoRA can be imported. .* merge_and_unload"),
+        ({"something_newer": {"on": True}}, r"something_newer = \{'on': True\}: has no counterpart in a delta"),
     ],
 )
 def test_a_config_that_does_not_go_with_the_tensors(change, message, tmp_path):
@@ -214,14 +214,17 @@ HEAD = "base_model.model.classifier.weight"
     ("change", "message"),
     [
         ({LORA_A: None}, f"'{QUERY}' has no lora_A"),
-        ({LORA_A: torch.ones(2, 13)}, rf"LoRA on '{QUERY}.weight' adds 12 × 13 to a weight \(12, 12\)"),
-        ({LORA_A: torch.ones(2)}, "of one rank"),
+        ({LORA_A: torch.ones(2, 13)}, rf"LoRA on '{QUERY}.weight' adds 12 × 13 to a weight of shape \(12, 12\)"),
+        ({LORA_A: torch.ones(2)}, "of the same rank"),
         ({HEAD: None}, "neither the adapter nor the base holds 'classifier.weight'"),
-        ({HEAD: torch.ones(3, 13)}, r"'classifier.weight' has shape \(3, 13\), in the base \(3, 12\)"),
+        ({HEAD: torch.ones(3, 13)}, r"'classifier.weight' has shape \(3, 13\), but \(3, 12\) in the base"),
         ({LORA_A.replace("layer.0", "layer.9"): torch.ones(2, 12)}, "'bert.encoder.layer.9.* has no lora_A"),
         ({"base_model.model.bert.pooler.x": torch.ones(2)}, "trains 'bert.pooler.x', which this base does not have"),
         ({LORA_A.replace("lora_A.", "lora_A.default."): torch.ones(2, 12)}, "has a tensor under two names"),
-        ({LORA_A.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(12)}, "is no part of LoRA"),
+        (
+            {LORA_A.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(12)},
+            "belongs to a LoRA variant without counterpart",
+        ),
         ({f"base_model.model.{QUERY}.base_layer.weight": torch.ones(12, 12)}, "is changed in two ways"),
         (
             {
@@ -229,7 +232,7 @@ HEAD = "base_model.model.classifier.weight"
                     2, 12
                 )
             },
-            "trainable_token_indices does not say which 2 rows",
+            "trainable_token_indices does not list the indices of the 2 rows",
         ),
     ],
 )
@@ -293,7 +296,7 @@ def test_files_that_are_not_there_or_not_safe(tmp_path):
         load_from_peft(folder, base)
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": []}')
     save_file({}, path)
-    with pytest.raises(AdapeftError, match=r"task_type = \[\] is no task of ours"):
+    with pytest.raises(AdapeftError, match=r"task_type = \[\] is not supported"):
         load_from_peft(folder, base)
     with pytest.raises(AdapeftError, match=r"is not a model .*Give a folder with config.json"):
         load_from_peft(folder, str(tmp_path), "causal-lm")
