@@ -1,1 +1,1 @@
-"""Deltas: what training changed, applied, added, swapped and merged into a checkpoint."""
+"""Deltas: applying, adding and swapping them, and merging them into a checkpoint."""

@@ -71,9 +71,7 @@ def base_of(delta: Delta, name: str) -> Base:
     described = delta.description.get("model") or {}
     task, architecture = described.get("task"), described.get("architecture")
     if task is None:
-        trained_on = (
-            f"was trained on a {architecture}" if architecture else "does not say which model it was trained on"
-        )
+        trained_on = f"was trained on a {architecture}" if architecture else "does not name the model it was trained on"
         raise AdapeftError(
             f"the delta {trained_on}, and does not name its task: merge and export support {' and '.join(TASKS)}. Load "
             f"that model in Python instead, and call adapeft.Delta.load(path).apply(model) and then "

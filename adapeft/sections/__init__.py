@@ -1,1 +1,1 @@
-"""The sections of a config, each a class of its own, without torch."""
+"""The sections of a config, one class each; importing them does not import torch."""

@@ -303,7 +303,7 @@ def test_a_shard_may_not_come_from_outside(tmp_path):
 def test_a_delta_that_does_not_name_its_task_is_refused(tmp_path):
     base = save(make_bert().bert, tmp_path / "base")
     for description, message in (
-        ({}, r"does not say which model it was trained on.*Delta\.load\(path\)\.apply"),
+        ({}, r"does not name the model it was trained on.*Delta\.load\(path\)\.apply"),
         (
             {"model": {"architecture": "BertForTokenClassification", "task": None}},
             "on a BertForTokenClassification, and",

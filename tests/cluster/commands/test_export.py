@@ -48,7 +48,7 @@ def test_to_peft_and_back(command, files):
     ours, theirs = (LORA.split(found.changes[QUERY].values) for found in (before, after))
     assert torch.equal(theirs["lora_A"], ours["lora_A"])
     assert torch.equal(theirs["lora_B"], 2 * ours["lora_B"])  # the scaling is in B
-    assert "there already" in command(*arguments).stderr
+    assert "exists already" in command(*arguments).stderr
     _, output, _ = command("show", files / "back.safetensors")
     assert "lora" in output
     assert (
