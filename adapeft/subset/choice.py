@@ -1,4 +1,4 @@
-"""The record of a choice: how a subset came about, as its file says it."""
+"""The record of a choice: how a subset was chosen, as stored in its file."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from adapeft.files.damage import Count, Header, Line
 
 
 class Choice(Header):
-    """What is known of a choice; None where nobody said.
+    """The record of a choice; fields that were not recorded are None.
 
-    What a later version or another maker says of it is kept as it is.
+    Additional fields, such as those of later versions or other tools, are kept unchanged.
 
     Attributes:
-        method, granularity: what chose, and among what.
-        status: how it ended, such as ``optimal``; ``advice`` says what to do where it is not.
-        value, bound, gap: predicted loss decrease, the most that it can be, and the distance relative to that.
-        additive_value, joint_values: of a joint choice: the sum over its groups, and the value of every set tried.
-        solve_seconds: of the solver.
-        num_groups, num_chosen: groups or elements, on offer and chosen.
+        method, granularity: method of the choice, and granularity of its groups.
+        status: status of the solution, such as ``optimal``; ``advice`` is the remedy if it is not optimal.
+        value, bound, gap: predicted loss decrease, its upper bound, and the relative distance between them.
+        additive_value, joint_values: for a joint choice, the sum over its groups, and the value of every set tried.
+        solve_seconds: time of the solver.
+        num_groups, num_chosen: number of candidate and of chosen groups or elements.
         unspent: elements of the budget that are left because more would not lower the predicted loss.
-        rank: of LoRA or of bottlenecks, where one serves all.
-        rule: method, seed, budget and options of the rule that dense parts train under.
-        drawn_for_empty_choice: whether nothing was chosen and a random draw took its place.
-        unreached: names of the parameters that no batch of the calibration gave a gradient.
-        memory_per_device, memory_bytes: the limit that took the place of the budget, and what is spent of it.
-        budget, num_total: elements allowed, and of the whole model.
-        reach: of the training to come.
-        seed: of random draws.
-        unmapped, mapped: of a transferred choice: roles without a counterpart, and the share of elements with one.
-        transferred: where it was transferred from, and how.
-        fingerprint: of the base model.
+        rank: rank of LoRA or size of bottlenecks, if all have the same.
+        rule: method, seed, budget and options of the rule under which dense parts are trained.
+        drawn_for_empty_choice: whether nothing was chosen and a random draw was used instead.
+        unreached: names of the parameters that got no gradient from any batch of the calibration.
+        memory_per_device, memory_bytes: memory limit that replaced the budget, and the bytes used of it.
+        budget, num_total: number of elements allowed, and of the whole model.
+        reach: reach of the planned training.
+        seed: random seed of draws.
+        unmapped, mapped: for a transferred choice, roles without a counterpart, and the fraction of elements with one.
+        transferred: source and method of a transfer.
+        fingerprint: fingerprint of the base model.
         config: YAML of the run.
-        contents: hashes of what the run read.
-        source: where a run took the subset from.
-        provenance: versions and revision of what wrote the file.
+        contents: hashes of the files that the run read.
+        source: origin of a subset that the run did not choose itself.
+        provenance: versions and revision of the software that wrote the file.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -76,28 +76,28 @@ class Choice(Header):
     provenance: dict[str, Any] | None = None
 
     def with_values(self, **more: Any) -> Choice:
-        """The same with more said of it, not checked: what a choice is worth is judged where it is known."""
+        """Return a copy with these fields set. Values are not validated; the caller checks them."""
         unknown = more.keys() - type(self).model_fields.keys()
         if unknown:
             raise TypeError(f"a choice has no {', '.join(sorted(unknown))}")
         return self.model_copy(update=more)
 
     def said(self) -> dict[str, Any]:
-        """What somebody said, as it is."""
+        """Return the fields that were recorded, unchanged."""
         known = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
         return {**known, **(self.model_extra or {})}
 
     def needed(self, key: str) -> Any:
-        """The value of a key that the reader cannot do without.
+        """Return the value of a required field.
 
         Raises:
-            AdapeftError: nobody said it.
+            AdapeftError: the field was not recorded.
         """
         if getattr(self, key) is None:
-            raise AdapeftError(f"the subset does not say its {key}. Choose again.")
+            raise AdapeftError(f"the subset does not record its {key}. Choose again.")
         return getattr(self, key)
 
     @classmethod
     def unchecked(cls, said: Mapping[str, Any]) -> Choice:
-        """The record of values that are known to be good."""
+        """Create the record without validation, from values that are known to be valid."""
         return cls.model_construct(**said)

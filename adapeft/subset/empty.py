@@ -1,4 +1,4 @@
-"""The empty choice: no candidate promises a decrease of the loss, which is a legal answer of every solver."""
+"""The empty choice: no candidate promises a lower loss, which is a valid result of every solver."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NOTHING = "nothing to train"
-"""What the message of an empty choice begins with."""
+"""Start of the message about an empty choice."""
 
 
 def or_random(subset: Subset, draw: Callable[[], Subset]) -> Subset:
-    """``subset``, or where it is empty, the random draw that ``select.if_empty: random`` puts in its place.
+    """Return ``subset``, or if it is empty, the random draw with which ``select.if_empty: random`` replaces it.
 
     Args:
         subset: the choice, without always-trained parameters.
-        draw: draws a subset of the same budget and granularity.
+        draw: function that draws a subset of the same budget and granularity.
     """
     if subset.count:
         return subset
-    # Nothing was predicted for the groups that are drawn: the zeros are those of the empty choice.
+    # There is no prediction for the drawn groups; the zeros belong to the empty choice.
     empty = subset.choice.with_values(value=None, bound=None, gap=None, unspent=None)
     drawn = draw()
     return replace(drawn, choice=empty.with_values(**drawn.choice.said(), drawn_for_empty_choice=True))
 
 
 def check_not_empty(subset: Subset) -> None:
-    """Checks that there is anything to train.
+    """Check that there is something to train.
 
     Raises:
-        AdapeftError: nothing was chosen, and nothing is trained outside the budget either.
+        AdapeftError: nothing was chosen, and nothing is trained outside the budget.
     """
-    # Not subset.count: a part that does not fit its layer, which attach refuses by name, cannot be counted.
+    # Not subset.count: a part that does not fit its layer cannot be counted; attach refuses it with its name.
     if not subset.always_train and all(part.is_empty for part in subset.parts.values()):
         raise AdapeftError(
             f"{NOTHING}: {reason(subset)}, and no parameter is trained outside the budget (select.always_train). "
-            "Measure on more or other examples, raise select.budget, widen select.include, or set select.if_empty: "
-            "random to train a random draw of the same budget."
+            "Measure on more or different examples, raise select.budget, widen select.include, or set "
+            "select.if_empty: random to train a random draw of the same budget."
         )
 
 
 def announcement(subset: Subset) -> str | None:
-    """What a person should know of a choice that came out empty and is trained all the same; else None."""
+    """Return a message about an empty choice that is trained nevertheless, or None if the choice is not empty."""
     if subset.choice.drawn_for_empty_choice:
         return (
             "nothing chosen: no candidate promises a lower loss, so a random draw of the same budget is trained "
@@ -55,11 +55,11 @@ def announcement(subset: Subset) -> str | None:
     if subset.count:
         return None
     names = ", ".join(subset.always_train[:3]) + (", …" if len(subset.always_train) > 3 else "")
-    return f"nothing chosen: {reason(subset)}; what select.always_train names is trained alone ({names})"
+    return f"nothing chosen: {reason(subset)}; only the parameters of select.always_train are trained ({names})"
 
 
 def reason(subset: Subset) -> str:
-    """Why an empty subset is empty, according to its description."""
+    """Return the reason why an empty subset is empty, according to its description."""
     said = subset.choice
     if said.method is None:
         return "the subset is empty"

@@ -1,4 +1,4 @@
-"""What a store says of a subset."""
+"""Entries of a subset store."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
 def check_name(name: str) -> None:
-    """Raises ``AdapeftError`` for what could be mistaken for a path, or is none on some file system."""
+    """Raise ``AdapeftError`` if ``name`` could be mistaken for a path or is invalid on some file system."""
     if not re.fullmatch(_NAME, name) or name.endswith(SUBSET_SUFFIX):
         raise AdapeftError(
-            f"{name!r} is no name for a subset: take letters, digits, '.', '_' and '-', at most 100, a letter or digit "
-            f"first, and not {SUBSET_SUFFIX} at the end."
+            f"{name!r} is not a valid name for a subset. Use at most 100 letters, digits, '.', '_' and '-', start with "
+            f"a letter or digit, and do not end with {SUBSET_SUFFIX}."
         )
 
 
 class _Record(BaseModel):
-    """Read-only; keys that a later version may add are left aside."""
+    """An immutable record that ignores unknown keys, such as those of later versions."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Provenance(_Record):
-    """What made an artifact; see ``adapeft.files.artifact.provenance``."""
+    """Software that created an artifact; see ``adapeft.files.artifact.provenance``."""
 
     python: Line | None = None
     versions: dict[Line, Line] = {}
@@ -43,16 +43,16 @@ class Provenance(_Record):
 
 
 class Summary(_Record):
-    """What is known of a subset; None where nobody said.
+    """Summary of a subset; unknown fields are None.
 
     Attributes:
-        base: folder or hub name of the model it was chosen for.
-        fingerprint: of that model.
-        budget, count, num_total: elements allowed, trained, and of the whole model.
-        value, bound, gap: of the knapsack.
+        base: folder or hub name of the model for which it was chosen.
+        fingerprint: fingerprint of that model.
+        budget, count, num_total: number of elements allowed, trained, and of the whole model.
+        value, bound, gap: results of the knapsack.
         task, data: ``model.task`` and ``data.train`` of the config.
-        metric, before, after: what decides, and all scores before and after training.
-        provenance: versions and revision of what chose it.
+        metric, before, after: the deciding metric, and all scores before and after training.
+        provenance: versions and revision of the software that chose it.
     """
 
     base: Line | None = None
@@ -80,21 +80,21 @@ class Summary(_Record):
         config: str | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> Summary:
-        """Summary of a subset; see ``Subset.summary``.
+        """Create the summary of a subset; see ``Subset.summary``.
 
         Args:
-            choice: of the subset.
-            count: elements that it trains.
-            config: YAML of the run that trained it; the one it was chosen under when None.
-            metrics: of that run, as far as it came.
+            choice: record of the subset's choice.
+            count: number of elements that it trains.
+            config: YAML of the run that trained it; None uses the config of its choice.
+            metrics: metrics of that run, which may be incomplete.
 
         Raises:
-            AdapeftError: its header, or the config, is damaged.
+            AdapeftError: the subset's header or the config is damaged.
         """
         scores = metrics or {}
         said = choice.said()
         known: dict[str, Any] = {key: said[key] for key in cls.model_fields if key in said}
-        with reading("what the subset says of itself is damaged", "Choose again.", yaml.YAMLError):
+        with reading("the description of the subset is damaged", "Choose again.", yaml.YAMLError):
             text = config or choice.config or ""
             check_yaml(text)
             tree = yaml.safe_load(text) or {}
@@ -108,12 +108,12 @@ class Entry(_Record):
     """A subset in a store.
 
     Attributes:
-        name: by which it is asked for.
-        token: drawn by its writer; part of the file's name.
+        name: name of the subset in the store.
+        token: random token of its writer, part of the file's name.
         size: bytes of the file.
-        sha256: of the file.
-        added: when.
-        summary: what is known of it.
+        sha256: hash of the file.
+        added: time when it was added.
+        summary: summary of the subset.
     """
 
     name: str = Field(pattern=f"^{_NAME}$")
@@ -125,5 +125,5 @@ class Entry(_Record):
 
     @property
     def file(self) -> str:
-        """Name of the subset's file, beside the entry."""
+        """Name of the subset's file, next to the entry."""
         return f"{self.name}@{self.token}{SUBSET_SUFFIX}"

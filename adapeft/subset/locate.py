@@ -1,4 +1,4 @@
-"""From what a person writes for a subset to its file: a path, a URL, or a name in the store."""
+"""Resolution of a subset's path, URL or name in the store to a file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from adapeft.subset.store import SubsetStore, download
 
 
 def locate(place: str | Path) -> Path:
-    """The file on this machine that ``place`` stands for.
+    """Return the local file of ``place``, which is downloaded if necessary.
 
-    A file that is there wins; what has a slash or ends in ``.safetensors`` is a path, whether it is there or not; what
-    has ``://`` is a URL, as fsspec takes it; anything else is a name in the store that ``$ADAPEFT_STORE`` names. A
-    ``Path`` is a path.
+    A ``Path``, the name of an existing file, and any string with a slash or the suffix ``.safetensors`` is a path. A
+    string with ``://`` is a URL for fsspec. Any other string is a name in the store at ``$ADAPEFT_STORE``.
 
     Raises:
-        AdapeftError: no such name, a damaged entry, or a URL that cannot be read.
+        AdapeftError: there is no such name, its entry is damaged, or a URL cannot be read.
     """
     if isinstance(place, Path):
         return place

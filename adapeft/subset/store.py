@@ -1,10 +1,11 @@
-"""A folder or bucket of named subsets, which many machines may read and write at once.
+"""A folder or bucket of named subsets that many machines can read and write concurrently.
 
-An entry is two files. ``NAME@TOKEN.safetensors`` is the subset, under a token that each writer draws for itself;
-``NAME.json`` says which token counts, and what the subset is. The subset is written first. Then ``NAME.json`` is
-created where none may be yet, the one step that a folder (hard link) and a bucket (conditional put) both do atomically.
-So an entry is there whole or not at all; of several writers of one name one wins, and none touches a file of another;
-there is no index or lock that a killed writer could leave behind wrong. Entries never change.
+An entry consists of two files. ``NAME@TOKEN.safetensors`` is the subset, with a random token of its writer;
+``NAME.json`` contains the valid token and the description of the subset. The subset is written first. Then
+``NAME.json`` is created only if it does not exist, the one step that is atomic both in a folder (hard link) and in a
+bucket (conditional put). So an entry is either complete or absent. If several writers use the same name, one wins, and
+none touches a file of another. There is no index or lock that a killed writer could leave in a wrong state. Entries
+never change.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ from adapeft.subset.entry import Entry, Summary, check_name
 STORE_VARIABLE = "ADAPEFT_STORE"
 HALF_WRITTEN = "half written"
 _WRITTEN = re.compile(r"(.+)@[0-9a-f]{32}\.(?:safetensors|entry)")
-# Those whose fsspec interface creates a file only where there is none; that of the others looks first and then writes.
+# Protocols whose fsspec interface can create a file only if it does not exist; others check first and then write.
 _EXCLUSIVE = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
-# A younger file without an entry may belong to a writer that is still at work.
+# A younger file without an entry may belong to an active writer.
 _ABANDONED = timedelta(hours=1)
 
 
 def default_store() -> str:
-    """``$ADAPEFT_STORE``, else a folder of the user's data: a cache may be emptied, and a choice took hours to make."""
+    """Return ``$ADAPEFT_STORE``, or a folder in the user's data.
+
+    It is not in the user's cache, because a cache may be emptied, and a choice can take hours.
+    """
     return os.environ.get(STORE_VARIABLE) or str(_home("XDG_DATA_HOME", "~/.local/share"))
 
 
@@ -44,25 +48,27 @@ class SubsetStore:
     """Named subsets under a URL.
 
     Args:
-        url: folder, or what fsspec takes (``s3://bucket/subsets``); ``default_store()`` when None.
+        url: folder or URL for fsspec (``s3://bucket/subsets``); None uses ``default_store()``.
 
     Raises:
-        AdapeftError: no such protocol, or its package is missing.
+        AdapeftError: the protocol is unknown, or its package is missing.
     """
 
     def __init__(self, url: str | None = None) -> None:
         self.url = url or default_store()
         try:
             self._files, self._root = url_to_fs(self.url, use_listings_cache=False)
-        except Exception as error:  # every kind of storage raises its own
-            raise AdapeftError(f"store = {self.url}: {error}. Give a folder, or install what its URL needs.") from error
+        except Exception as error:  # exceptions depend on the kind of storage
+            raise AdapeftError(
+                f"store = {self.url}: {error}. Specify a folder, or install the package that its URL needs."
+            ) from error
         self._folder = Path(self._root) if isinstance(self._files, LocalFileSystem) else None
 
     def entries(self) -> tuple[list[Entry], dict[str, str]]:
-        """The whole entries, and by name what is wrong with the others; the subsets themselves are not read.
+        """Return the complete entries, and the errors of the others by name. The subsets themselves are not read.
 
         Raises:
-            AdapeftError: the store cannot be reached.
+            AdapeftError: the store cannot be accessed.
         """
         with self._reaching():
             sizes = self._sizes()
@@ -73,19 +79,19 @@ class SubsetStore:
             for path, name in paths.items():
                 try:
                     entry = self._parse(name, contents[path])
-                    # A listing may hold the entry of a writer at work and not yet the subset that was there before.
+                    # A listing during a write may contain the entry without the subset that was written before it.
                     self._check_size(entry, sizes.get(entry.file) or self._size(entry.file))
                     entries.append(entry)
                 except AdapeftError as error:
-                    if self._content(f"{name}.json") is not None:  # else it was removed meanwhile
+                    if self._content(f"{name}.json") is not None:  # otherwise it was removed in the meantime
                         broken[name] = str(error)
         return entries, broken
 
     def get(self, name: str) -> Entry:
-        """The entry of this name.
+        """Return the entry of this name.
 
         Raises:
-            AdapeftError: there is none, or it is damaged.
+            AdapeftError: there is no such entry, or it is damaged.
         """
         check_name(name)
         with self._reaching():
@@ -95,15 +101,15 @@ class SubsetStore:
         if content is None:
             raise AdapeftError(
                 f"{name!r}: no such subset in the store {self.url}.{did_you_mean(name, known)} `adapeft subsets list` "
-                f"lists them; a path has a slash or ends in {SUBSET_SUFFIX}."
+                f"lists them. A path must contain a slash or end in {SUBSET_SUFFIX}."
             )
         return self._parse(name, content)
 
     def fetch(self, entry: Entry) -> Path:
-        """The subset's file on this machine, its hash verified; what came from a bucket is kept in the user's cache.
+        """Return the local file of the subset, with a verified hash. Downloads are kept in the user's cache.
 
         Raises:
-            AdapeftError: the file is missing, truncated or another.
+            AdapeftError: the file is missing, truncated or has another hash.
         """
         if self._folder is not None:
             path = self._folder / entry.file
@@ -121,15 +127,18 @@ class SubsetStore:
         return _keep(content)
 
     def add(self, name: str, path: Path, summary: Summary) -> Entry:
-        """Stores the file at ``path`` under a new name.
+        """Store the file at ``path`` under a new name.
 
         Raises:
-            AdapeftError: the name is taken or not possible, or the store takes no entries safely.
+            AdapeftError: the name is taken or invalid, or the store cannot add entries atomically.
         """
         check_name(name)
         protocols = self._files.protocol if isinstance(self._files.protocol, tuple) else (self._files.protocol,)
         if _EXCLUSIVE.isdisjoint(protocols):
-            raise AdapeftError(f"store = {self.url}: cannot refuse a name that is taken; give a folder or a bucket.")
+            raise AdapeftError(
+                f"store = {self.url}: this storage cannot atomically refuse a name that is taken. Use a folder or a "
+                f"bucket."
+            )
         entry = Entry(
             name=name,
             token=uuid4().hex,
@@ -150,10 +159,10 @@ class SubsetStore:
         return entry
 
     def remove(self, name: str) -> None:
-        """Takes away an entry, whole or damaged, and what interrupted writers of the name left over an hour ago.
+        """Remove an entry, complete or damaged, and files that interrupted writers of the name left over an hour ago.
 
         Raises:
-            AdapeftError: there is nothing of that name to take away.
+            AdapeftError: there is nothing of that name to remove.
         """
         check_name(name)
         with self._reaching():
@@ -161,7 +170,7 @@ class SubsetStore:
             own = None
             with suppress(AdapeftError):
                 own = self._parse(name, self._content(f"{name}.json") or b"").file
-            # The entry goes first: nobody is to find one whose file is gone.
+            # The entry is removed first, so that no reader finds an entry without its file.
             doomed = [f"{name}.json"] if f"{name}.json" in sizes else []
             of_name = [file for file in sizes if _name_of_file(file) == name]
             doomed += [file for file in of_name if file == own or self._is_abandoned(file)]
@@ -170,20 +179,20 @@ class SubsetStore:
                     self._files.rm_file(self._path(file))
         if not doomed and of_name:
             raise AdapeftError(
-                f"{name!r} is {HALF_WRITTEN}, and its writer may still be at work: remove it after an hour. The name "
-                f"is free."
+                f"{name!r} is {HALF_WRITTEN}, and its writer may still be active. Remove it after an hour. The name is "
+                f"free."
             )
         if not doomed:
             self.get(name)
 
     def _create(self, entry: Entry) -> bool:
-        """Creates ``NAME.json``; False where another writer's is there."""
+        """Create ``NAME.json``; return False if that of another writer exists."""
         path, content = self._path(f"{entry.name}.json"), entry.model_dump_json(indent=2).encode()
         try:
             if self._folder is None:
                 self._files.pipe_file(path, content, mode="create")
             else:
-                # A link refuses a name that is taken, as a rename does not, and shows no half of a file.
+                # Unlike a rename, a link fails if the name is taken; and no reader sees a partial file.
                 temporary = self._folder / f"{entry.name}@{entry.token}.entry"
                 try:
                     temporary.write_bytes(content)
@@ -191,7 +200,7 @@ class SubsetStore:
                 finally:
                     temporary.unlink(missing_ok=True)
         except OSError:
-            # What a refused put raises depends on the bucket, and a client that tries twice may be refused by itself.
+            # The exception of a refused put depends on the bucket, and a client's retry may be refused by its own put.
             found = self._content(f"{entry.name}.json")
             if found is None:
                 raise
@@ -205,7 +214,9 @@ class SubsetStore:
             entry = Entry.model_validate_json(content)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise AdapeftError(f"{self._damaged(name)}: {name}.json is no entry, or truncated ({reason}).") from error
+            raise AdapeftError(
+                f"{self._damaged(name)}: {name}.json is not an entry, or is truncated ({reason})."
+            ) from error
         if entry.name != name:
             raise AdapeftError(f"{self._damaged(name)}: {name}.json is the entry of {entry.name!r}.")
         return entry
@@ -221,13 +232,13 @@ class SubsetStore:
             raise AdapeftError(f"{self._damaged(entry.name)}: {entry.file} is not the file that was added.")
 
     def _damaged(self, name: str) -> str:
-        return f"{name!r} is damaged (`adapeft subsets remove {name}` and add it again)"
+        return f"{name!r} is damaged (run `adapeft subsets remove {name}` and add it again)"
 
     def _taken(self, name: str) -> AdapeftError:
-        return AdapeftError(f"{name!r} is taken in the store {self.url}. Take another name, or remove that one.")
+        return AdapeftError(f"{name!r} is taken in the store {self.url}. Use another name, or remove that entry.")
 
     def _content(self, file: str) -> bytes | None:
-        """What is in a file; None where there is none."""
+        """Return the content of a file, or None if it does not exist."""
         try:
             return self._files.cat_file(self._path(file))
         except FileNotFoundError:
@@ -240,7 +251,7 @@ class SubsetStore:
             return None
 
     def _sizes(self) -> Mapping[str, int]:
-        """File → bytes, of all that is in the store; a store that nobody has written to is empty."""
+        """Return the size in bytes of each file in the store; a store that does not exist yet is empty."""
         try:
             found = self._files.ls(self._root, detail=True)
         except FileNotFoundError:
@@ -259,28 +270,28 @@ class SubsetStore:
             yield
         except AdapeftError:
             raise
-        except Exception as error:  # every kind of storage raises its own
+        except Exception as error:  # exceptions depend on the kind of storage
             raise AdapeftError(
-                f"store = {self.url}: {type(error).__name__}: {error}. Is the URL right, and are you allowed in?"
+                f"store = {self.url}: {type(error).__name__}: {error}. Check the URL and your permissions."
             ) from error
 
 
 def download(url: str) -> Path:
-    """A copy, in the user's cache, of the file at a URL.
+    """Download the file at a URL to the user's cache and return its path.
 
     Raises:
-        AdapeftError: it cannot be read.
+        AdapeftError: the URL cannot be read.
     """
     try:
         files, path = url_to_fs(url)
         content = files.cat_file(path)
-    except Exception as error:  # every kind of storage raises its own
+    except Exception as error:  # exceptions depend on the kind of storage
         raise AdapeftError(f"{url}: cannot be read ({type(error).__name__}: {error}).") from error
     return _keep(content)
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -288,7 +299,7 @@ def hash_of(path: Path) -> str:
 def _keep(content: bytes) -> Path:
     path = _kept(hashlib.sha256(content).hexdigest())
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by artifact.replacing: that module waits for torch, which listing a store does without.
+    # Without artifact.replacing, because that module imports torch, which listing a store does not need.
     temporary = path.with_name(f".{uuid4().hex}")
     temporary.write_bytes(content)
     os.replace(temporary, path)
@@ -304,7 +315,7 @@ def _home(variable: str, otherwise: str) -> Path:
 
 
 def _name_of_file(file: str) -> str:
-    """The name that a writer's file was written for, empty for other files."""
+    """Return the entry name to which a writer's file belongs, or an empty string for other files."""
     match = _WRITTEN.fullmatch(file)
     return match[1] if match else ""
 

@@ -1,4 +1,4 @@
-"""A subset: which parameters are trained. Saved as safetensors; a whole tensor needs no more than its name."""
+"""A subset: the parameters to train. Saved as safetensors; whole tensors are stored by name only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapeft.subset.locate import locate
 
 
 class _SubsetHeader(Header):
-    """What a file says besides how the subset was chosen."""
+    """Header of a file, without the record of the choice."""
 
     parts: dict[Line, dict[str, Any]]
     always_train: list[Line]
@@ -29,13 +29,13 @@ class _SubsetHeader(Header):
 
 @dataclass(frozen=True)
 class Subset:
-    """Parts by the name of a parameter, adapters by that of a layer, and the parameters trained whatever was chosen.
+    """The parameters to train.
 
     Attributes:
-        parts: chosen within the budget.
-        always_train: names of the parameters outside the budget, trained whole (a new head).
-        new: those of them that no base checkpoint holds.
-        choice: how it was chosen.
+        parts: parts chosen within the budget, by name of a parameter; adapters by name of a layer.
+        always_train: names of the parameters outside the budget that are trained whole (a new head).
+        new: names of those in ``always_train`` that no base checkpoint holds.
+        choice: record of the choice.
     """
 
     parts: Mapping[str, Part]
@@ -45,19 +45,19 @@ class Subset:
 
     @property
     def count(self) -> int:
-        """Trained elements within the budget."""
+        """Number of trained elements within the budget."""
         return sum(part.count for part in self.parts.values())
 
     def of_model(self, always_train: tuple[str, ...], new: tuple[str, ...]) -> Subset:
-        """The same subset with the parameters outside the budget."""
+        """Return a copy with the parameters outside the budget."""
         return replace(self, always_train=always_train, new=new)
 
     def described(self, **more: Any) -> Subset:
-        """The same subset with more said of it."""
+        """Return a copy with these fields of ``choice`` set."""
         return replace(self, choice=self.choice.with_values(**more))
 
     def check_fits(self, model: nn.Module) -> None:
-        """Checks names and shapes of parameters against ``model``; ``attach`` checks the layers of adapters.
+        """Check names and shapes of parameters against ``model``; ``attach`` checks the layers of adapters.
 
         Raises:
             AdapeftError: a parameter is missing or has another shape.
@@ -67,20 +67,20 @@ class Subset:
         for name in (*matched, *self.always_train):
             if name not in shapes:
                 hint = did_you_mean(name, shapes)
-                raise AdapeftError(f"the subset trains {name!r}, which this model does not have.{hint}")
+                raise AdapeftError(f"the subset trains {name!r}, which is not in this model.{hint}")
         for name, part in matched.items():
             if part.shape != shapes[name]:
                 raise AdapeftError(
-                    f"the subset's {name!r} has shape {part.shape}, this model's {shapes[name]}: it was chosen for "
-                    f"another model."
+                    f"{name!r} has shape {part.shape} in the subset, but {shapes[name]} in this model: the subset was "
+                    f"chosen for another model."
                 )
 
     def summary(self, config: str | None = None, metrics: Mapping[str, Any] | None = None) -> Summary:
-        """What a store says of this subset; see ``Summary.of`` for the arguments and errors."""
+        """Return the summary for a store's entry; see ``Summary.of`` for the arguments and errors."""
         return Summary.of(self.choice, self.count, config, metrics)
 
     def save(self, path: str | Path) -> None:
-        """Writes ``subset.safetensors``."""
+        """Write ``subset.safetensors``."""
         parts = {name: part.describe() for name, part in self.parts.items()}
         stored = {name: part.stored_indices for name, part in self.parts.items()}
         indices = {name: tensor for name, tensor in stored.items() if tensor is not None}
@@ -89,10 +89,11 @@ class Subset:
 
     @classmethod
     def load(cls, path: str | Path) -> Subset:
-        """Reads ``subset.safetensors``; ``path`` may also be a URL, or a name in the store (see ``locate``).
+        """Read ``subset.safetensors``; ``path`` may also be a URL or a name in the store (see ``locate``).
 
         Raises:
-            AdapeftError: no such subset, not a subset, truncated, or its indices do not fit its shapes.
+            AdapeftError: there is no such subset, the file is not a subset or is truncated, or indices do not fit their
+                shapes.
         """
         indices, content = load_tensors(locate(path), "subset")
         with reading(f"{path}: damaged description of a subset", "Choose again."):

@@ -57,5 +57,5 @@ def test_a_field_of_another_type_is_damage(tmp_path, damaged):
 
 def test_what_a_reader_needs():
     assert Choice(budget=3).needed("budget") == 3
-    with pytest.raises(AdapeftError, match="does not say its budget"):
+    with pytest.raises(AdapeftError, match="does not record its budget"):
         Choice().needed("budget")

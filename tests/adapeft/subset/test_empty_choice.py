@@ -99,7 +99,7 @@ def test_a_draw_under_a_limit_in_bytes():
 def test_a_head_alone_is_announced():
     subset = chosen("row", always_train=("score.weight",))
     check_not_empty(subset)
-    assert "what select.always_train names is trained alone (score.weight)" in announcement(subset)
+    assert "only the parameters of select.always_train are trained (score.weight)" in announcement(subset)
     assert (
         announcement(chosen("row", if_empty="random", always_train=("score.weight",)).described(advice="x")) is not None
     )

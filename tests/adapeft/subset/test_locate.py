@@ -115,7 +115,7 @@ def test_the_summary_of_a_header(subset):
     assert (said.base, said.task, said.data) == ("bert", "causal-lm", "glue:cola@train")
     assert (said.method, said.budget, said.count, said.fingerprint, said.after) == ("sam", 20, 12, "f", {})
     assert subset.summary().base is None
-    with pytest.raises(AdapeftError, match="what the subset says of itself is damaged"):
+    with pytest.raises(AdapeftError, match="the description of the subset is damaged"):
         subset.described(config="model: [1").summary()
-    with pytest.raises(AdapeftError, match="what the subset says of itself is damaged"):
+    with pytest.raises(AdapeftError, match="the description of the subset is damaged"):
         subset.described(budget="much").summary()

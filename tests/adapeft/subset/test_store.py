@@ -129,7 +129,7 @@ def test_names_that_are_none(tmp_path, file, name):
         lambda: store.get(name),
         lambda: store.remove(name),
     ):
-        with pytest.raises(AdapeftError, match="is no name for a subset"):
+        with pytest.raises(AdapeftError, match="is not a valid name for a subset"):
             action()
     assert not (tmp_path / "store").exists()
 
@@ -137,11 +137,11 @@ def test_names_that_are_none(tmp_path, file, name):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "name.json is no entry, or truncated"),
-        (b'{"name": "name", "tok', "name.json is no entry, or truncated"),
-        (b'{"name": "name"}', "name.json is no entry, or truncated"),
+        (b"", "name.json is not an entry, or is truncated"),
+        (b'{"name": "name", "tok', "name.json is not an entry, or is truncated"),
+        (b'{"name": "name"}', "name.json is not an entry, or is truncated"),
         ("other", "name.json is the entry of 'other'"),
-        ("elsewhere", "name.json is no entry, or truncated"),
+        ("elsewhere", "name.json is not an entry, or is truncated"),
     ],
 )
 def test_entries_that_are_none(store, file, content, said):
@@ -193,9 +193,9 @@ def test_a_damaged_cache_is_not_trusted(file, tmp_path, monkeypatch):
 def test_where_a_store_cannot_be(tmp_path, file):
     with pytest.raises(AdapeftError, match="store = nowhere://x: Protocol not known"):
         SubsetStore("nowhere://x")
-    with pytest.raises(AdapeftError, match="cannot refuse a name that is taken; give a folder or a bucket"):
+    with pytest.raises(AdapeftError, match=r"atomically refuse a name that is taken\. Use a folder or a bucket"):
         SubsetStore("simplecache::memory://bucket").add("name", file, Summary(count=1))
-    with pytest.raises(AdapeftError, match=r"store = .*1\.bin: .*Is the URL right"):
+    with pytest.raises(AdapeftError, match=r"store = .*1\.bin: .*Check the URL"):
         SubsetStore(str(file)).add("name", file, Summary(count=1))
 
 
@@ -224,8 +224,8 @@ def test_a_writer_killed_half_way(tmp_path, file):
     with pytest.raises(AdapeftError, match="no such subset"):
         store.get("name")
 
-    # Its writer could still be at work; the name is free all the same.
-    with pytest.raises(AdapeftError, match="half written, and its writer may still be at work"):
+    # Its writer may still be active, but the name is free.
+    with pytest.raises(AdapeftError, match="half written, and its writer may still be active"):
         store.remove("name")
     store.add("name", file, Summary(count=2))
     assert store.entries() == ([store.get("name")], {})

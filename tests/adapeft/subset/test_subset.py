@@ -140,9 +140,9 @@ def test_a_damaged_description(path, change):
 def test_fits(bert):
     name = "bert.encoder.layer.0.attention.self.query.weight"
     Subset({name: Whole((12, 12))}, always_train=("classifier.bias",)).check_fits(bert)
-    with pytest.raises(AdapeftError, match=r"query.weight' has shape .*: it was chosen for another model"):
+    with pytest.raises(AdapeftError, match=r"query.weight' has shape .*: the subset was chosen for another model"):
         Subset({name: Whole((12, 13))}).check_fits(bert)
-    with pytest.raises(AdapeftError, match=r"'classifier.bais', which this model does not have. Did you mean"):
+    with pytest.raises(AdapeftError, match=r"'classifier.bais', which is not in this model. Did you mean"):
         Subset({}, always_train=("classifier.bais",)).check_fits(bert)
 
 

@@ -142,7 +142,7 @@ def test_another_architecture_is_refused(command, run, files, tmp_path):
     path = write_config(tmp_path / "other.yaml", *files)
     done = command("train", path, "train.subset=gpt2", f"output={tmp_path / 'other'}")
     assert done.returncode == 2
-    assert "the subset trains 'transformer.h.0.weight', which this model does not have" in done.stderr
+    assert "the subset trains 'transformer.h.0.weight', which is not in this model" in done.stderr
     done = command("train", path, "train.subset=gpt3", f"output={tmp_path / 'other'}")
     assert "'gpt3': no such subset in the store" in done.stderr
     assert "Did you mean 'gpt2'" in done.stderr

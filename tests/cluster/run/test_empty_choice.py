@@ -83,7 +83,7 @@ def test_a_head_alone_is_announced(command, tmp_path, without_workers):
     measured = _measured(path, tmp_path / "measured")
     done = command("select", path, f"select.statistics={measured}", f"output={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
-    assert "what select.always_train names is trained alone (classifier.weight, classifier.bias)" in " ".join(
+    assert "only the parameters of select.always_train are trained (classifier.weight, classifier.bias)" in " ".join(
         done.stdout.split()
     )
 
