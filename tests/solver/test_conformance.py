@@ -1,4 +1,4 @@
-"""What every solver must do, checked against brute force and against the problem, never against another solver."""
+"""Properties of every solver, checked against brute force and the problem, never against another solver."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_exact_solvers_find_and_prove_the_optimum(solver: Solver, kind: str, see
     budget=st.integers(0, 120),
 )
 @settings(max_examples=150, deadline=None)
-def test_core_on_problems_nobody_thought_of(items: list[tuple[float, int]], budget: int):
+def test_core_on_generated_problems(items: list[tuple[float, int]], budget: int):
     values, costs = [value for value, _ in items], [cost for _, cost in items]
     assume(not 0 < max(values, default=0) < 1e-250)
     problem = problem_of(values, costs, budget)
@@ -121,7 +121,7 @@ def test_edges_are_solved_and_proven(solver, values, costs, budget, chosen):
     solution = solver.solve(problem)
 
     check_certificate(problem, solution)
-    # A search may break ties its own way.
+    # A search may break ties differently.
     assert solution.value == pytest.approx(problem.values[np.array(chosen, dtype=bool)].sum())
     assert solution.status is Status.OPTIMAL
     if isinstance(solver, Greedy | CoreKnapsack):
@@ -132,7 +132,7 @@ def test_edges_are_solved_and_proven(solver, values, costs, budget, chosen):
     "solver", [CoreKnapsack(time_limit=1e-3), BranchAndBound(time_limit=1e-3), CpSat(time_limit=1e-3)], ids=repr
 )
 def test_out_of_time_is_said_and_still_certified(solver: Solver):
-    # Every density is alike and every subset's cost a little off the budget: nothing can be pruned.
+    # All densities are similar and no subset costs exactly the budget, so nothing can be pruned.
     rng = np.random.default_rng(0)
     costs = rng.integers(10**5, 10**6, 400) * 3 + 1
     problem = KnapsackProblem(costs + 1e5, costs, int(costs.sum() // 2))

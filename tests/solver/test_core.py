@@ -1,4 +1,4 @@
-"""The core method at sizes brute force cannot reach, and what a relative gap promises."""
+"""The core method at sizes too large for brute force, and the guarantee of a relative gap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.oracles.knapsack import KINDS, TOLERANCE, check_certificate, random_p
 
 
 def exact_by_dynamic_programming(problem: KnapsackProblem) -> float:
-    """The optimum, in O(N · budget)."""
+    """Return the optimum in O(N · budget)."""
     best = np.zeros(problem.budget + 1)
     for value, cost in zip(problem.values, problem.costs, strict=True):
         if 0 < cost <= problem.budget and value > 0:
@@ -49,7 +49,7 @@ def test_what_the_core_leaves_out_fills_the_room_it_leaves(seed: int):
     solution = CoreKnapsack(core_size=4).solve(problem)
     left = problem.eligible()[~solution.chosen[problem.eligible()]]
     assert (problem.costs[left] > problem.budget - solution.cost).all()
-    # Only a core that was filled up is better here.
+    # Only a core with a filled budget is better here.
     assert solution.value > Greedy().solve(problem).value
 
 

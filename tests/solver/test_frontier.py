@@ -1,4 +1,4 @@
-"""The frontier rises, and each of its points is a subset that exists."""
+"""The frontier never decreases, and each of its points is an existing subset."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_points_of_choices_are_bounded_and_never_descend(kind: str):
 
 
 class Fickle:
-    """Gives up on even budgets."""
+    """A solver that takes nothing at even budgets."""
 
     def solve(self, problem: KnapsackProblem) -> Solution:
         if problem.budget % 2:

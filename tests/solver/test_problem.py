@@ -1,4 +1,4 @@
-"""Problems that make no sense are refused, with what to do about it."""
+"""Invalid problems raise errors that state the remedy."""
 
 from __future__ import annotations
 

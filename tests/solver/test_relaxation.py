@@ -1,4 +1,4 @@
-"""The fractional relaxation: its two formulas agree, and its penalties price each decision."""
+"""The fractional relaxation: its two formulas agree, and its penalties bound the cost of each decision."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Knapsack solvers beside each other: seconds and certified gap.
+"""Comparison of knapsack solvers: seconds and certified gap.
 
     python -m tests.benchmarks.solvers.knapsack > tests/benchmarks/results/knapsack.md
 
-About five minutes, nearly all of them in searches that run into their time limits.
+Takes about five minutes, mostly for searches that reach their time limits.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from solver import BranchAndBound, CoreKnapsack, CpSat, Greedy, KnapsackProblem,
 
 SIZES = [10_000, 100_000, 1_000_000, 10_000_000]
 LARGEST_FOR_WHOLE_SEARCH = 100_000
-# Of the cost of all items.
+# Fraction of the cost of all items.
 BUDGET = 0.1
-# What a transformer's groups cost: an element, a row of either width, a whole matrix.
+# Costs of a transformer's groups: an element, a row of either width, a whole matrix.
 GROUP_COSTS = [1, 384, 1536, 147456]
 
 COLUMNS: dict[str, Solver] = {
@@ -36,12 +36,12 @@ Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 
 
 def independent(rng: np.random.Generator, num_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log-normal values that know nothing of the mixed costs."""
+    """Log-normal values, independent of the mixed costs."""
     return rng.lognormal(0, 2, num_items), rng.choice(GROUP_COSTS, num_items)
 
 
 def proportional(rng: np.random.Generator, num_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values within some 10 % of proportional to the mixed costs: a flat density order."""
+    """Values proportional to the mixed costs within about 10 %, so that densities are similar."""
     costs = rng.choice(GROUP_COSTS, num_items)
     return costs * rng.lognormal(0, 0.1, num_items), costs
 
@@ -61,14 +61,14 @@ DRAWS: list[Draw] = [independent, proportional, uniform, correlated]
 
 
 def solutions(problem: KnapsackProblem) -> Iterator[Solution | None]:
-    """A solution a column; none where the solver is not up to the size."""
+    """Yield one solution per column, or None if the problem is too large for the solver."""
     for solver in COLUMNS.values():
         whole = isinstance(solver, BranchAndBound | CpSat)
         yield None if whole and problem.num_items > LARGEST_FOR_WHOLE_SEARCH else solver.solve(problem)
 
 
 def cell(solution: Solution | None) -> str:
-    """Seconds and gap, or that the optimum is proven."""
+    """Format the seconds, and the gap or 'optimal'."""
     if solution is None:
         return "–"
     gap = "optimal" if solution.status is Status.OPTIMAL else f"{solution.gap:.1e}"
@@ -82,7 +82,7 @@ def main() -> None:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("ortools", "numpy"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {libraries}.\n")
     print(
-        "Each cell: seconds, then the certified gap `(bound - value) / bound`, or 'optimal' where that is proven. "
+        "Each cell: seconds, then the certified gap `(bound - value) / bound`, or 'optimal' if that is proven. "
         f"One run of each, seed 0, budget {BUDGET:.0%} of all costs. "
         f"Costs of 'independent' and 'proportional' are drawn from {GROUP_COSTS}. "
         f"–: not tried above {LARGEST_FOR_WHOLE_SEARCH:,} items.\n"

@@ -1,8 +1,8 @@
-"""Multiple-choice solvers beside each other: value, certified gap and work.
+"""Comparison of multiple-choice solvers: CPU time and certified gap.
 
     python -m tests.benchmarks.solvers.multiple_choice > tests/benchmarks/results/multiple_choice.md
 
-A few minutes, nearly all of them in searches that run into their limits. ``--largest 1000`` stops at that many classes.
+Takes a few minutes, mostly for searches that reach their limits. ``--largest 1000`` stops at 1,000 classes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from solver import (
 SIZES = [100, 1_000, 10_000, 100_000]
 LARGEST_FOR_WHOLE_SEARCH = 1_000
 NUM_OPTIONS, NUM_MEMBERS = 6, 20
-# Of what it costs to give each class its dearest option.
+# Fraction of the total cost of the most expensive option of each class.
 BUDGET = 0.1
 WORK = 2.0
 
@@ -44,7 +44,7 @@ Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 
 
 def matrices(rng: np.random.Generator, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """LoRA of rank 1 to 16 and the whole of matrices of four shapes, and twenty of their rows, of falling return."""
+    """LoRA of rank 1 to 16, whole matrices of random widths, and twenty of their rows, with diminishing returns."""
     widths = rng.choice([384, 768, 1152, 1536], (num_classes, 2))
     ranks = np.array([1, 2, 4, 8, 16]) * widths.sum(axis=1, keepdims=True)
     rows = np.repeat(widths[:, 1:], NUM_MEMBERS, axis=1)
@@ -54,7 +54,7 @@ def matrices(rng: np.random.Generator, num_classes: int) -> tuple[np.ndarray, np
 
 
 def uniform(rng: np.random.Generator, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Uniform values and costs, independent; options the size of all members together."""
+    """Uniform values and costs, independent; options have the size of all members together."""
     size = np.append(np.full(NUM_OPTIONS, NUM_MEMBERS), np.ones(NUM_MEMBERS, dtype=int))
     shape = (num_classes, size.size)
     return rng.random(shape) * size, rng.integers(1, 10_001, shape) * size
@@ -70,7 +70,7 @@ DRAWS: list[Draw] = [matrices, uniform, correlated]
 
 
 def problem_of(draw: Draw, num_classes: int) -> MultipleChoiceProblem:
-    """Six options and twenty members a class, seed 0."""
+    """Return a problem with six options and twenty members per class, seed 0."""
     values, costs = draw(np.random.default_rng(0), num_classes)
     exclusive = np.arange(NUM_OPTIONS + NUM_MEMBERS) < NUM_OPTIONS
     return MultipleChoiceProblem(
@@ -83,7 +83,7 @@ def problem_of(draw: Draw, num_classes: int) -> MultipleChoiceProblem:
 
 
 def cell(solver: MultipleChoiceSolver, problem: MultipleChoiceProblem) -> str:
-    """Seconds of processor time and gap, or that the optimum is proven."""
+    """Format the seconds of CPU time, and the gap or 'optimal'."""
     if isinstance(solver, MultipleChoiceCpSat) and np.unique(problem.classes).size > LARGEST_FOR_WHOLE_SEARCH:
         return "–"
     started = time.process_time()
@@ -95,7 +95,7 @@ def cell(solver: MultipleChoiceSolver, problem: MultipleChoiceProblem) -> str:
 def main() -> None:
     """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--largest", type=int, default=SIZES[-1], help="classes")
+    parser.add_argument("--largest", type=int, default=SIZES[-1], help="largest number of classes")
     largest = parser.parse_args().largest
 
     print("# Multiple-choice solvers\n")
@@ -107,10 +107,10 @@ def main() -> None:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("ortools", "numpy"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {libraries}.\n")
     print(
-        "Each cell: seconds of processor time (other work on the machine adds to it a little, where it would spoil the "
-        "clock), then the certified gap `(bound - value) / bound`, or 'optimal' where that is proven. "
-        f"One run of each, seed 0; {NUM_OPTIONS} options and {NUM_MEMBERS} members a class; budget {BUDGET:.0%} of the "
-        f"dearest option of every class. Core and CpSat search for at most {WORK:g} units of OR-Tools' deterministic "
+        "Each cell: seconds of CPU time (other work on the machine affects it less than wall-clock time), then the "
+        "certified gap `(bound - value) / bound`, or 'optimal' if that is proven. One run of each, seed 0; "
+        f"{NUM_OPTIONS} options and {NUM_MEMBERS} members per class; budget {BUDGET:.0%} of the total cost of the most "
+        f"expensive option of each class. Core and CpSat search for at most {WORK:g} units of OR-Tools' deterministic "
         f"time. –: not tried above {LARGEST_FOR_WHOLE_SEARCH:,} classes.\n"
     )
     print("| classes | items | values and costs |", " | ".join(COLUMNS), "|")

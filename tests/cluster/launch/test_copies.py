@@ -1,4 +1,4 @@
-"""Machines that share nothing but a URL: each works in a copy of a run's folder, to the bits of one machine."""
+"""Machines that share only a URL: each works in a copy of the run folder; results equal those of one machine."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ SETTINGS = [
 
 @pytest.fixture
 def launcher(tmp_path, monkeypatch):
-    """The machine that launches, on which no rank runs."""
-    # The machines share what DeepSpeed compiles: each compiling its own took both cores for over a minute.
+    """The folder of the launching machine, on which no rank runs."""
+    # The machines share the operation compiled by DeepSpeed: compiling it for each took both cores over a minute.
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(Path(_get_build_directory("deepspeed_shm_comm", False)).parent))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "launcher"))
     return tmp_path
 
 
 def put(url: str, config: Path) -> RunFolder:
-    """What the launching process does before a stage: its folder is ahead of the URL."""
+    """Prepare the folder and upload it, as the launching process does before a stage."""
     given = load_config(config, [*SETTINGS, f"output={url}"])
     folder = RunFolder.of(given)
     mirror = Mirror(url)
@@ -61,10 +61,10 @@ def test_stages_move_between_machines(config, launcher):
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-4"]
     assert len(rank_paths(folder.checkpoints / "step-4", "")) == 2
 
-    for name in ("one", "two"):  # as a machine that was lost before it had put what it made
+    for name in ("one", "two"):  # as on a machine that was lost before it had uploaded its files
         (copied,) = (launcher / name).glob("adapeft/runs/*")
         shutil.copytree(folder.checkpoints / "step-4", copied / "checkpoints" / "step-11")
-    # The first rank is on the other machine now, and the second one's part of the checkpoint was made where it is.
+    # The first rank is now on the other machine, where the second rank wrote its part of the checkpoint.
     torchrun(2, "tests.on_ranks.copies", f"{two},{one}", "train", 0, config, *SETTINGS, f"output={url}")
     put(url, config)
     assert load_table(folder.table).equals(load_table(alone / "groups.parquet"))
@@ -93,6 +93,6 @@ def assert_same(mine: Path, other: Path, kind: str) -> None:
 
 def test_a_folder_that_is_not_seen(config, tmp_path):
     given = load_config(config, [f"output={tmp_path / 'run'}"])
-    said = "is not visible on .* storage that all machines share, or a URL"
+    said = "is not visible on .* storage that all machines share, or to a URL"
     with pytest.raises(AdapeftError, match=said), run_copy(given, ".mark", "here", puts=True):
         pass

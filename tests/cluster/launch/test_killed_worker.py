@@ -1,4 +1,4 @@
-"""Workers are killed: the command, or the next one, goes on to what an undisturbed one comes to."""
+"""After workers are killed, the command or the next one reaches the results of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OVERRIDES = ["select.batch_size=2", "warmup_steps=10", "cluster.save_interval=0.
 
 
 def counts(output: str, step: str) -> list[tuple[int, int]]:
-    """``done/total`` of a step's lines."""
+    """Return ``done/total`` of all progress lines of a step."""
     return [(int(done), int(total)) for done, total in re.findall(rf"^measure: {step} (\d+)/(\d+)$", output, re.M)]
 
 
@@ -31,7 +31,7 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def killing(arguments: list[str], *moments: str) -> tuple[int, str]:
-    """Runs the command, and kills a worker at the first line that begins with each moment in turn; status, output."""
+    """Run the command, kill a worker at the first line with each prefix in turn, and return status and output."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "80"}
     process = subprocess.Popen(
         [str(COMMAND), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
@@ -78,7 +78,7 @@ def test_a_killed_worker_costs_no_batch(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_workers_are_replaced_while_the_command_goes_on(tmp_path):
+def test_killed_workers_are_replaced_while_the_command_runs(tmp_path):
     base = write_bert(tmp_path / "base", **WITHOUT_DROPOUT)
     config = write_config(tmp_path / "run.yaml", base, *write_colours(tmp_path))
     overrides = [*OVERRIDES, "train.save_steps=2", "train.eval_steps=5", "train.epochs=20"]

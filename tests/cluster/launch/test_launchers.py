@@ -32,7 +32,7 @@ from tests.support.checkpoints import COMMAND, write_bert, write_colours, write_
 
 pytestmark = pytest.mark.ray
 
-# Workers on Ray load their libraries anew after every failure, for 20 s.
+# Workers on Ray take 20 s to load their libraries again after every failure.
 SLOW_ON_RAY = ["local", pytest.param("ray", marks=pytest.mark.slow)]
 
 
@@ -66,7 +66,7 @@ def test_results_and_events_come_back(launcher, config, capfd):
     events = []
     result = launcher.run(rank_functions.count_to_three, config, "count", events.append, start=4)
     process = result.pop("process")
-    # A worker of lower priority than its launcher starves next to any other process.
+    # A worker with a lower priority than its launcher would starve next to any other process.
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert result == {"sum": 7, "output": config.output, "priority": own}
     assert events[0] == {"stage": "count", "step": "counting", "done": 1, "total": 3}
@@ -175,7 +175,7 @@ def test_fewer_workers_than_the_run_may_have():
 
 
 class Scripted(Launcher):
-    """Runs ``outcomes`` in turn, each a result or an error; there is room for ``rooms`` workers in turn."""
+    """Returns or raises ``outcomes`` in turn, with resources for the numbers of workers in ``rooms``."""
 
     def __init__(self, rooms, outcomes):
         super().__init__(Cluster())
@@ -210,7 +210,7 @@ def test_stages_run_on_the_workers_that_are_there(config, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("max_failures", [0, 1, 2])
-def test_workers_that_fail_are_replaced_so_many_times(config, monkeypatch, capsys, max_failures):
+def test_failed_workers_are_replaced_up_to_max_failures_times(config, monkeypatch, capsys, max_failures):
     gone = WorkerError("a worker failed: gone")
     launcher = Scripted([3, 2, 2], [gone, gone, {"done": True}])
     settings = with_cluster(config, workers=3, min_workers=2, max_failures=max_failures)
@@ -231,7 +231,7 @@ from cluster.launch.opening import open_launcher
 from tests.on_ranks.functions import go_on
 
 def watch(event):
-    raise OSError("the disk of whoever watches is full")
+    raise OSError("the disk of the launching process is full")
 
 config = read_config(sys.argv[1], ["cluster.workers=1", f"cluster.launcher={sys.argv[2]}"])
 with open_launcher(config.cluster) as launcher:
@@ -240,14 +240,14 @@ with open_launcher(config.cluster) as launcher:
 
 
 @pytest.mark.parametrize("launcher", SLOW_ON_RAY)
-def test_an_error_of_who_watches_ends_the_run_at_once(launcher, tmp_path):
-    """Of a storage that takes nothing any more: the ranks would go on for hours."""
+def test_an_error_in_the_callback_ends_the_run_immediately(launcher, tmp_path):
+    """Such as an error of the storage, after which the ranks would continue for hours."""
     config = write_config(tmp_path / "run.yaml", tmp_path, tmp_path, tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, str(config), launcher], capture_output=True, text=True, timeout=250, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.endswith("OSError: the disk of whoever watches is full\n"), done.stderr
+    assert done.stderr.endswith("OSError: the disk of the launching process is full\n"), done.stderr
 
 
 @pytest.mark.parametrize("launcher", ["local", "ray"])
@@ -259,7 +259,7 @@ def test_an_interrupt_ends_a_run_and_its_workers_quickly(launcher, tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        # What a shell starts in the background ignores interrupts, and so would all that it starts.
+        # Background processes of a shell ignore interrupts, and their child processes would too.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
@@ -275,15 +275,15 @@ def test_an_interrupt_ends_a_run_and_its_workers_quickly(launcher, tmp_path):
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 130, "".join(lines) + rest
     assert re.fullmatch(r"(measure: .*\n)*stopped; the same command resumes from .*run\n", rest), rest
-    if launcher == "local":  # Ray ends its own processes, at its leisure
+    if launcher == "local":  # Ray ends its own processes later
         _, alive = psutil.wait_procs(workers, timeout=30)
         assert alive == []
     events = (tmp_path / "run" / "logs" / "events.jsonl").read_text().splitlines()
     assert json.loads(events[-1])["message"] == "interrupted"
 
 
-def test_an_index_that_only_a_gpu_has_seen_is_the_inputs():
-    """CUDA reports it in whatever call comes next, so that no batch can be named."""
+def test_an_index_error_on_a_gpu_is_an_input_error():
+    """CUDA reports it in a later call, so the batch is not known."""
     text = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronous"
     found = worker_error([Failure("RuntimeError", text)], Path("logs"))
     assert isinstance(found, AdapeftError)

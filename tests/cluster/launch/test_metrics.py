@@ -1,4 +1,4 @@
-"""What is seen of a run from outside: metrics, the dashboard that shows them, its place in the list of jobs, logs."""
+"""Monitoring of a run: metrics, the dashboard that shows them, the list of jobs, and logs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "max_steps=4
 
 
 def json_of(url: str):
-    """What a dashboard answers, once it does: its modules load while a short run has ended already."""
+    """Return the answer of a dashboard, whose modules may still be loading when a short run has ended."""
     deadline = time.monotonic() + 120
     while not (response := requests.get(url, timeout=10)).ok and time.monotonic() < deadline:
         time.sleep(1)
@@ -131,7 +131,7 @@ def test_an_evaluation_takes_no_time_of_training(monkeypatch):
         (4.0, {"step": "training", "done": 30}),
         (7.0, {"step": "evaluating", "done": 2, "total": 2}),
         (0.0, {"step": "evaluated", "at": 30}),
-        (0.01, {"step": "training", "done": 31}),  # waited in the queue
+        (0.01, {"step": "training", "done": 31}),  # was queued
         (0.99, {"step": "training", "done": 40}),
     ]:
         now += seconds

@@ -1,4 +1,4 @@
-"""A Ray cluster: joined or refused, waited for, and asked for more machines."""
+"""Connecting to a Ray cluster, waiting for resources, and requests to an autoscaler."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_too_many_workers(local_ray):
         connection.wait_for_room(cluster, timeout=0)
 
 
-def test_an_autoscaler_sees_what_is_wanted_while_it_is_waited_for(local_ray):
+def test_an_autoscaler_sees_the_request_while_the_launcher_waits(local_ray):
     def pending() -> list[dict[int, dict[str, float]]]:
         return [group["bundles"] for group in placement_group_table().values() if group["state"] == "PENDING"]
 

@@ -1,6 +1,6 @@
-"""Two Ray nodes: what they measure, choose and train together is what one node does, and one that is lost is survived.
+"""Two Ray nodes give the results of one node, and a run survives the loss of a node.
 
-A node has one processor, so that two workers need both.
+A node has one CPU, so two workers need both nodes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FEW_STEPS = (*QUICKLY, "max_steps=8")
 
 @pytest.fixture(scope="module")
 def alone(config):
-    """Folder of a run by two workers on one node."""
+    """The folder of a run with two workers on one node."""
     output = config.parent / "alone"
     check(adapeft("run", config, *FEW_STEPS, f"output={output}", timeout=900))
     return output
@@ -41,7 +41,7 @@ def alone(config):
 
 @contextmanager
 def two_nodes(**caches: Path) -> Iterator[Cluster]:
-    """Two nodes on this network, each with a cache of its own where ``head`` and ``other`` are given."""
+    """Two nodes on this network, with separate caches if ``head`` and ``other`` are given."""
     head, other = ({"XDG_CACHE_HOME": str(caches[name])} if caches else {} for name in ("head", "other"))
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "env_vars": head})
     try:
@@ -63,7 +63,7 @@ def check(done: subprocess.CompletedProcess[str]) -> None:
 
 
 def assert_same_run(output: Path, expected: Path) -> None:
-    """The same subset, and the same delta up to rounding."""
+    """Check that subsets are equal, and deltas are equal up to rounding."""
     subset, same = (Subset.load(folder / "subset.safetensors") for folder in (output, expected))
     assert subset.parts == same.parts
     delta, same = (Delta.load(folder / "delta.safetensors") for folder in (output, expected))
@@ -95,7 +95,7 @@ def test_two_nodes_that_share_a_bucket_alone(config, alone, bucket, tmp_path):
 
 
 def test_two_nodes_of_two_networks(config, alone, tmp_path):
-    # Paths of sockets have to be short; the folder is removed after whatever runs in it.
+    # Paths of sockets have to be short; the folder is removed after all processes that use it.
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder, two_namespaces() as (head, other):
         environment = _with_token(tmp_path) | {"RAY_TMPDIR": folder}
         address = f"{head.address}:6379"
@@ -150,13 +150,13 @@ def _with_token(folder: Path) -> dict[str, str]:
 
 
 def _start_ray(node: Namespace, environment: dict[str, str], *arguments: str) -> None:
-    """Starts a raylet, and waits until it has started; it ends with its namespace."""
+    """Start a raylet and wait until it has started; it ends with its namespace."""
     done = subprocess.run(
         node.command(
             *(str(COMMAND.with_name("ray")), "start", "--num-cpus=1", "--disable-usage-stats"),
             *(f"--node-ip-address={node.address}", *arguments),
         ),
-        # The name of this machine is no address in there.
+        # The host name cannot be resolved in the namespace.
         env=environment | {"GLOO_SOCKET_IFNAME": node.interface},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

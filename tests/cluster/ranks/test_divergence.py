@@ -1,4 +1,4 @@
-"""Training that diverges ends with what to do about it; the last good checkpoint stays, and no delta is written."""
+"""Diverging training ends with advice; the last good checkpoint is kept, and no delta is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BAD_ROW = 21
 
 @pytest.fixture
 def regression(tmp_path):
-    """40 rows with targets of about 1, one of which has a square that no float32 holds; five steps an epoch."""
+    """A config with 40 rows and targets of about 1, except one whose square overflows float32; 5 steps per epoch."""
     rows = [
         {"text": f"the {word} sky is {word}", "label": 0.1 * number} for number, word in enumerate(["old", "new"] * 20)
     ]
@@ -38,7 +38,7 @@ def run(world_size, config, folder, *options):
 
 
 def test_too_high_a_learning_rate(config, tmp_path):
-    """Two ranks say the same, and so does the same run again; what is saved is finite."""
+    """Two ranks, and the same run again, give the same message; saved values are finite."""
     folder = tmp_path / "run"
     options = ["learning_rate=1e30", "max_steps=8", "save_steps=1", "eval_steps=8", "logging_steps=1"]
     said = run(2, config, folder, *options)

@@ -44,7 +44,7 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
 
 @pytest.mark.slow
 def test_a_stopped_run_resumes_with_other_numbers_of_workers(tmp_path):
-    """Two workers, then one, then two, each time at another ZeRO stage. Dropout is off: it is drawn by the worker."""
+    """Two workers, then one, then two, each time at another ZeRO stage. Dropout is off: it depends on the worker."""
     config = write_config(
         tmp_path / "run.yaml", write_bert(tmp_path / "base", **WITHOUT_DROPOUT), *write_colours(tmp_path)
     )

@@ -1,4 +1,4 @@
-"""What every rank loads."""
+"""Inputs of every rank."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_training_batches_are_of_one_length_if_the_config_says_so(tmp_path):
 
 
 def test_the_loss_is_compared_with_the_models_own(tmp_path):
-    """Also that the auxiliary loss of a mixture of experts, which its config.json switches on, is no part of ours."""
+    """Also checks that the auxiliary loss of a mixture of experts, enabled by its config.json, is not part of ours."""
     text = write_text(tmp_path / "train.txt", 400)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     for adds_a_loss in (False, True):

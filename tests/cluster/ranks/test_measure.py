@@ -1,4 +1,4 @@
-"""Measuring on ranks without Ray: stopped and taken up again, at any ZeRO stage."""
+"""Measuring on ranks without Ray: stopped and resumed, at any ZeRO stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("tag", RUNS)
-def test_a_stopped_measurement_goes_on_to_the_same_bits(runs, tag):
+def test_a_stopped_measurement_resumes_to_the_same_bits(runs, tag):
     whole, first, second = json.loads((runs / f"{tag}.json").read_text())
     saved = [event for event in first if event[0] != "probe"]
     assert len(second) == len(whole) - len(saved) + sum(done == 1 for _, done in saved), "a batch was measured twice"

@@ -1,4 +1,4 @@
-"""Methods with a rule through ``finetune``: scored and shipped p-sparse, and resumed to the same result."""
+"""Methods with a rule through ``finetune``: scored and saved p-sparse, and resumed to the same result."""
 
 from __future__ import annotations
 

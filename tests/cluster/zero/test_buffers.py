@@ -1,4 +1,4 @@
-"""Buffers that training on ranks changes: one set for all ranks, in the delta and in the checkpoints."""
+"""Buffers that training changes are equal on all ranks, in the delta and in the checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed compiles: a lock that a killed process has left, and machines on which nothing can be compiled."""
+"""DeepSpeed's compiled operation: the lock of a killed process, and machines that cannot compile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOAD = (
 
 @pytest.fixture
 def extensions(tmp_path, monkeypatch):
-    """A copy of what is compiled already, in a place of its own, with a lock of nobody's."""
+    """A separate folder with a copy of the compiled operation and a stale lock."""
     subprocess.run([sys.executable, "-c", f"import cluster.zero.engine; {LOAD}"], cwd=ROOT, check=True, timeout=900)
     compiled = Path(_get_build_directory("deepspeed_shm_comm", False))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
@@ -35,13 +35,13 @@ def extensions(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_dead_process_holds_up_nobody(extensions):
+def test_a_killed_process_does_not_block_others(extensions):
     torchrun(2, "tests.on_ranks.join")
     assert not (extensions / "lock").exists()
 
 
 def test_another_programs_compilation_is_waited_for(tmp_path, monkeypatch):
-    """Removing its guard made one of the two fail when it removed it itself."""
+    """Otherwise one of the two would fail when it removes the lock that the other has removed."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     folder = Path(_get_build_directory("deepspeed_shm_comm", False))
     guard = folder / "lock"

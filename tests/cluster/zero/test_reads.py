@@ -1,4 +1,4 @@
-"""Under ZeRO, a weight that another module reads is trained like any other, and one that nothing reads is named."""
+"""Under ZeRO, a weight that another module reads is trained like any other, and an unused one is reported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_measuring_sees_the_gradients_of_plain_torch(found, run):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_what_nothing_reads_is_named_on_every_rank(found, run):
+def test_unused_weights_are_named_on_every_rank(found, run):
     (refused, reached), other = found[run]["ranks"]
     assert (refused, reached) == other
     assert set(reached) == {name for name, _ in Model().named_parameters() if "unused" not in name}

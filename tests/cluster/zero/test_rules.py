@@ -1,4 +1,4 @@
-"""Rules on shards: at every ZeRO stage and world size they train what one plain process trains, also after a stop."""
+"""Rules on shards give the result of one plain process at every ZeRO stage and world size, also after a stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ranks
 
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def trained(request, tmp_path_factory):
-    """Folder of what this many ranks trained, and their number."""
+    """The results of training on this many ranks, and their number."""
     folder = tmp_path_factory.mktemp(f"rules-{request.param}")
     torchrun(request.param, "tests.on_ranks.rules", folder, needed(request))
     return folder, request.param
@@ -51,7 +51,7 @@ def test_training_on_shards_is_plain_training(trained, plain, run):
         )
 
     if stage == 3 and not persistence:
-        # Base, leaves and gates are divided, up to a padding element a tensor.
+        # Base, leaves and gates are divided, up to one element of padding per tensor.
         assert max(found["held"]) <= found["total"] / world_size + 500
     if stage > 0:
         assert sum(found["state_elements"]) <= 2 * found["trained"] + 4 * 64 * world_size * 4

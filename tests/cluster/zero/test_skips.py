@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite leaves everything as it was but the schedule, at any ZeRO stage."""
+"""A step with a loss or gradient that is not finite changes only the schedule, at any ZeRO stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def trained(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("run", with_slow(FAST, RUNS))
-def test_a_skipped_step_is_as_if_it_had_not_been(trained, run):
+def test_a_skipped_step_changes_only_the_schedule(trained, run):
     found = torch.load(trained / f"{tag_of(run)}.pt", weights_only=False)
     spoilt, without = found["spoilt"], found["without"]
     assert [is_taken for is_taken, _ in spoilt["taken"]] == [step != BAD_STEP for step in range(NUM_STEPS)]

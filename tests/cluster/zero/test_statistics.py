@@ -29,7 +29,7 @@ pytestmark = pytest.mark.ranks
     scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
 )
 def measured(request, tmp_path_factory):
-    """Folder of what this many ranks measured, and their number."""
+    """The folder of results measured on this many ranks, and their number."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
     torchrun(request.param, "tests.on_ranks.statistics", folder, needed(request))
     return folder, request.param
@@ -37,7 +37,7 @@ def measured(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain():
-    """The same cases in one process of plain torch."""
+    """The same cases in one process with plain torch."""
     results = {}
     for name, case in product(MODELS, CASES):
         model = MODELS[name]()
@@ -50,8 +50,10 @@ def plain():
 
 
 def rounding_alone(groups, elements):
-    """Parameters whose statistics are zero but for rounding, such as a key's bias, which softmax leaves without a
-    gradient: which of their elements is the largest is chance, and a choice tensor by tensor has to take one."""
+    """Return parameters whose statistics are zero except for rounding, such as the bias of keys under softmax.
+
+    Their largest element is random, and a choice per tensor has to take one.
+    """
     if not elements:
         return set()
     sizes = [info.count for info in groups.parameters]
@@ -69,12 +71,12 @@ def test_sharding_changes_rounding_only(measured, plain, run):
     found = torch.load(folder / f"{name}-{case}-{stage}-{micro_batch_size}.pt", weights_only=False)
     statistics, elements, chosen = plain[name, case]
 
-    # Differences of float32 losses keep fewer digits than gradients do.
+    # Differences of float32 losses have fewer correct digits than gradients.
     rtol, atol = (2e-2, 2e-2) if case == "parabola" else (1e-4, 2e-5)
     assert found["columns"].keys() == statistics.columns.keys()
     for column, expected in statistics.columns.items():
         actual = found["columns"][column]
-        if column == "r2":  # of a fit to noise is noise
+        if column == "r2":  # the r² of a fit to noise is noise
             assert ((actual < LEAST_R2) == (expected < LEAST_R2)).all()
             actual, expected = (np.maximum(each, LEAST_R2) for each in (actual, expected))
         np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol * np.abs(expected).max())
@@ -97,7 +99,7 @@ def test_sharding_changes_rounding_only(measured, plain, run):
 
     assert all(found["restored"])
 
-    # No rank holds another's statistics, and none a state for what it measures.
+    # No rank holds statistics of another, or optimizer state of measured parameters.
     total = int(statistics.groups.counts.sum())
     assert sum(found["held"]) == total
     assert max(found["held"]) < 1.5 * total / world_size

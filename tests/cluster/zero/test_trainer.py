@@ -1,4 +1,4 @@
-"""The Trainer with DeepSpeed: the delta, what is saved and what is resumed are those of one process without it."""
+"""The Trainer with DeepSpeed: delta, checkpoints and resumed runs equal those of one process without it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_delta_is_that_of_one_process_on_every_rank(run, out, plain):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_what_is_saved_is_the_trained_model(run, out):
+def test_the_saved_model_is_the_trained_model(run, out):
     base = make_bert()
     Delta.load(out / run / "delta-0.safetensors").apply(base)
     expected = logits(base)
@@ -62,14 +62,14 @@ def test_what_is_saved_is_the_trained_model(run, out):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_resumed_training_ends_where_the_undisturbed_one_did(run, out):
+def test_a_resumed_training_equals_an_uninterrupted_one(run, out):
     resumed, through = (Delta.load(out / run / f"{file}-0.safetensors") for file in ("resumed", "delta"))
     for name, value in values(through).items():
         torch.testing.assert_close(values(resumed)[name], value, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_what_an_engine_holds_is_refused_by_name(run, out):
+def test_models_held_by_an_engine_are_refused_by_name(run, out):
     for rank in range(2):
         attaching, detaching, saving = torch.load(out / run / f"refused-{rank}.pt")
         assert "wrapped in DeepSpeedEngine" in attaching

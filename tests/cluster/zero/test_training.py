@@ -1,4 +1,4 @@
-"""Training a subset at any ZeRO stage and world size is plain AdamW on it, and keeps no more than the subset needs."""
+"""Training a subset equals plain AdamW at any ZeRO stage and world size, with state of the subset only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.ranks
 
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def trained(request, tmp_path_factory):
-    """Folder of what this many ranks trained, and their number."""
+    """The folder of results trained on this many ranks, and their number."""
     folder = tmp_path_factory.mktemp(f"trained-{request.param}")
     torchrun(request.param, "tests.on_ranks.training", folder, needed(request))
     return folder, request.param
@@ -48,7 +48,7 @@ def test_training_is_plain_adamw_on_the_subset(trained, plain, run):
         )
         assert f"step-5: {world_size - 1} of {world_size} shards are there. Remove the folder" in missing
 
-    # Two moments a trained element over all ranks (each rank its own copy at stage 0), and padding.
+    # Two moments per trained element over all ranks (each rank its own copy at stage 0), and padding.
     copies = world_size if stage == 0 else 1
     assert 2 * found["count"] <= found["state_elements"] / copies <= 2 * found["count"] + 4 * 64 * world_size
     assert found["frozen_with_gradient"] == 0
@@ -62,6 +62,6 @@ def test_a_checkpoint_is_as_large_as_the_subset(trained, stage):
     for kind in ("tensor", "elements"):
         found = torch.load(folder / f"bert-{kind}-{stage}-{micro_batch_size}.pt", weights_only=False)
         sizes[kind] = found["checkpoint_bytes"], found["count"]
-    # Weight, master weight and two moments, 16 bytes an element and rank, beside a fixed amount of bookkeeping.
+    # Weight, master weight and two moments, 16 bytes per element and rank, plus a fixed amount of bookkeeping.
     for size, count in sizes.values():
         assert size < 16 * count * world_size + 100_000 * world_size

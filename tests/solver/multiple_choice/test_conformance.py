@@ -1,4 +1,4 @@
-"""What every multiple-choice solver must do, checked against brute force and against the problem."""
+"""Properties of every multiple-choice solver, checked against brute force and the problem."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.oracles.multiple_choice import KINDS, brute_force, check_choice, rand
 
 EXACT = [MultipleChoiceCore(), MultipleChoiceCpSat()]
 SOLVERS = [*EXACT, MultipleChoiceGreedy(), MultipleChoiceCore(core_size=2), MultipleChoiceCore(relative_gap=0.05)]
-# Classes, options and members of each; as many free items as members.
+# Number of classes, options and members per class; the number of free items is that of members per class.
 SHAPES = [(2, 2, 3), (3, 3, 1), (4, 3, 0), (1, 4, 4)]
 
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
@@ -54,7 +54,7 @@ def test_certificates_hold_against_brute_force(solver: MultipleChoiceSolver, kin
     budget=st.integers(0, 120),
 )
 @settings(max_examples=100, deadline=None)
-def test_core_on_problems_nobody_thought_of(items: list[tuple[float, int, int, bool]], budget: int):
+def test_core_on_generated_problems(items: list[tuple[float, int, int, bool]], budget: int):
     assume(not 0 < max((value for value, *_ in items), default=0) < 1e-250)
     problem = MultipleChoiceProblem(
         np.array([value for value, *_ in items], dtype=np.float64),

@@ -1,4 +1,4 @@
-"""The core method and its relaxation at sizes brute force cannot reach, against SciPy's HiGHS."""
+"""The core method and its relaxation at sizes too large for brute force, against SciPy's HiGHS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from solver.multiple_choice.relaxation import MEMBERS, Candidates, ChoiceRelaxat
 from tests.oracles.knapsack import TOLERANCE
 from tests.oracles.multiple_choice import KINDS, brute_force, check_choice, programmed, random_choice
 
-# HiGHS works to 1e-9 absolute on rows and to 1e-7 on duals.
+# Tolerances of HiGHS: 1e-9 absolute on rows and 1e-7 on duals.
 PROGRAM_TOLERANCE = 1e-6
 
 
@@ -39,11 +39,11 @@ def test_deciding_against_the_relaxation_costs_the_penalty(kind: str):
     problem = random_choice(2, kind, num_classes=2, num_options=2, num_members=3)
     relaxation = ChoiceRelaxation.of(problem)
     candidates = relaxation.candidates
-    # Worth so much that every best choice has it.
+    # So large that every optimal choice takes these items.
     bonus = 1e6
 
     def optimum(take: list[int], leave: list[int]) -> float:
-        """What a choice that takes some items and leaves others is worth at most."""
+        """Return the optimum over choices that take the items ``take`` and leave the items ``leave``."""
         values = problem.values.copy()
         values[take] += bonus
         values[leave] = 0
@@ -82,7 +82,7 @@ def test_the_bound_holds_whatever_the_core_leaves_out(core_size: int, kind: str)
     ("kind", "seed", "shape"), [("layers", 27, (3, 2, 3)), ("mixed", 26, (2, 3, 12)), ("mixed", 75, (8, 1, 4))]
 )
 def test_a_class_may_go_to_nothing_where_the_relaxation_has_members(kind: str, seed: int, shape: tuple[int, int, int]):
-    # In each the core gives up members outside it, whose budget the rest has spent.
+    # In each problem the core drops members outside it and spends their budget on other items.
     problem = random_choice(seed, kind, *shape)
     solution = MultipleChoiceCore(core_size=4).solve(problem)
     check_choice(problem, solution)
@@ -99,7 +99,7 @@ def test_filling_puts_an_option_in_the_place_of_its_class_and_spends_nothing_on_
 
 
 def test_a_gap_that_greedy_misses_is_searched_for():
-    # The dense cheap option of one class keeps the best of the other out.
+    # Greedy takes the dense cheap option of one class, after which the best option of the other does not fit.
     problem = MultipleChoiceProblem(
         np.array([2.0, 10.0]), np.array([1, 10]), 10, np.array([0, 1]), np.ones(2, dtype=bool)
     )
@@ -119,7 +119,7 @@ def test_out_of_work_is_said_certified_and_the_same_each_time(solver: MultipleCh
 
 
 def _hard(num_classes: int) -> MultipleChoiceProblem:
-    """Every density is nearly alike and every cost a little off the budget: nothing can be pruned."""
+    """All densities are similar and no choice costs exactly the budget, so nothing can be pruned."""
     rng = np.random.default_rng(0)
     costs = rng.integers(10**5, 10**6, num_classes * 4) * 3 + 1
     classes = np.repeat(np.arange(num_classes), 4)

@@ -1,4 +1,4 @@
-"""Problems whose classes make no sense are refused, with what to do about it."""
+"""Problems with invalid classes raise errors that state the remedy."""
 
 from __future__ import annotations
 
