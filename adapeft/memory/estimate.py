@@ -93,7 +93,6 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Sum of all parts."""
         return sum(astuple(self))
 
     @property
@@ -171,7 +170,7 @@ def traffic(load: Load, zero: Zero) -> dict[str, int]:
         moved = {"gradients": 2 * gradients, "weights": load.num_stepped * load.element_bytes if zero.stage else 0}
     else:
         divided = _divided(load, zero)
-        # If all parameters fit into the gathered ones, the backward pass need not gather them again.
+        # If all partitioned parameters fit within ``zero.live``, the backward pass need not gather them again.
         num_gathers = load.num_micro * (1 if divided <= zero.live else 2)
         kept = min(load.num_stepped, sum(load.sizes) - divided)  # parameters that stay whole and were stepped
         moved = {

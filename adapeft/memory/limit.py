@@ -31,7 +31,7 @@ class MemoryLimit:
 
     @classmethod
     def of(cls, limit: int, fixed: Load, zero: Zero, *, keeps_base: bool) -> MemoryLimit:
-        """Return the part of ``limit`` that ``fixed``, the load without the subset, leaves free.
+        """Return the limit of the subset: the bytes of ``limit`` that ``fixed``, the load without it, leaves free.
 
         A step has two peaks, each with its own remaining bytes and its own cost per element. The costs here are scaled
         to the smaller remainder, and the higher of the two is taken, so any subset within ``room`` fits at both peaks.

@@ -181,11 +181,9 @@ class SafetensorsCheckpoint(Checkpoint):
             self._drop_second_names()
 
     def stored(self) -> set[str]:
-        """See ``Checkpoint.stored``."""
         return {name for keys in self._keys.values() for name in keys.values()}
 
     def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """See ``Checkpoint.tensors``."""
         for shard in self.shards:
             yield from self.in_shard(shard, names)
 
@@ -248,7 +246,6 @@ class LoadedCheckpoint(Checkpoint):
         self._stored = {first.get(name, name) for name in model.state_dict() if name not in missing}
 
     def stored(self) -> set[str]:
-        """See ``Checkpoint.stored``."""
         return self._stored
 
     def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -244,7 +244,7 @@ def _is_block_list(module: nn.Module) -> TypeGuard[nn.ModuleList | nn.Sequential
     """
     if not isinstance(module, nn.ModuleList | nn.Sequential) or next(module.parameters(), None) is None:
         return False
-    # A parametrization is also a list, with parameters of its own; a Sequential may have named modules.
+    # A parametrization is also a list, with its own parameters; a Sequential may have named modules.
     if module._parameters or not all(name.isdigit() for name in module._modules):
         return False
     if len({type(block) for block in module}) == 1:

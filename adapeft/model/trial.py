@@ -22,8 +22,8 @@ Row = Mapping[str, list[int]]
 
 _SHORT = 4
 MOST_OPERATIONS = 50_000
-"""Operations per pass, which take seconds. A model of 80 layers needs about 5,000; loops over tokens, as in Zamba, need
-100 per token."""
+"""Limit of operations per pass, reached within seconds. A model of 80 layers needs about 5,000; models that loop over
+tokens, such as Zamba, need 100 per token."""
 
 
 class Trial:

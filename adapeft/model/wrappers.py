@@ -149,6 +149,6 @@ def _wrapped_as(module: nn.Module) -> str | None:
 
 
 _PEFT_REMEDY = (
-    "Pass the model without PEFT (model.unload(), or merge_and_unload() to keep what PEFT trained). For LoRA in a "
+    "Pass the model without PEFT (model.unload(), or merge_and_unload() to keep PEFT's training). For LoRA in a "
     "subset, use select(method='lora') or select(options=['row', 'lora'])."
 )

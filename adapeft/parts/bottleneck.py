@@ -29,7 +29,7 @@ class Bottleneck(nn.Module):
         self.load_state_dict({name: nn.Parameter(piece) for name, piece in pieces.items()}, assign=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., width] → [..., width]."""
+        """Add the bottleneck's output: x [..., width] → [..., width]."""
         inner = F.gelu(self.down(x.to(self.down.weight.dtype)))
         return x + self.up(inner).to(x.dtype)
 

@@ -76,7 +76,6 @@ class Change(Generic[PartT]):
         return self.part.difference(self.values.to(device, torch.float32))
 
     def to(self, device: torch.device) -> Change[PartT]:
-        """Return the change with its tensors on ``device``."""
         return Change(self.part.to(device), self.values.to(device))
 
     def touched(self, parameter: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from adapeft.parts.indexed import Indexed
 from adapeft.parts.leaves import Held
 
 _SMALLER = 4
-"""How many times smaller than its matrix a block must be for its gradient to pay for copies of its rows and columns."""
+"""Minimum ratio of matrix to block size at which the block's gradient is worth copies of its rows and columns."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -220,7 +220,7 @@ class _LinearWithLeaves(_WithLeaves):
     """``nn.Linear`` and ``Conv1D``, computed by the part of their weight without saving a dense sum."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] → [..., out]."""
+        """Apply the layer: x [..., in] → [..., out]."""
         if self._parameters.get("weight") is None:  # computed from other parameters, as in weight normalization
             return super().forward(x)
         transposed = isinstance(self, Conv1D)
@@ -241,7 +241,7 @@ class _EmbeddingWithLeaves(_WithLeaves):
     sparse: bool
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens int64 [...] → [..., embedding]."""
+        """Look up embeddings: tokens int64 [...] → [..., embedding]."""
         part = self.leaf_parts.get("weight")
         if part is None or not part.looks_up or self.max_norm is not None or self.scale_grad_by_freq or self.sparse:
             return super().forward(tokens)

@@ -92,7 +92,7 @@ class Lora(AddedPart):
 
         unwrap(model, parts)
 
-    # --- what training adds to a parameter ---
+    # --- the trained difference of a parameter ---
 
     @torch.no_grad()
     def difference(self, values: Tensor) -> Tensor:

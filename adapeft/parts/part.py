@@ -210,7 +210,7 @@ class Part:
         """
         return self, self.joined(trained)
 
-    # --- what training adds to a parameter ---
+    # --- the trained difference of a parameter ---
 
     def difference(self, values: Tensor) -> Tensor:
         """Return the difference that ``values`` add to the entries returned by ``touched``, in their shape."""

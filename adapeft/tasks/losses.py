@@ -75,7 +75,6 @@ class Watched:
         self.losses: list[Loss] = [partial(self._keep, loss) for loss in losses]
 
     def total(self) -> float:
-        """Return the sum of the values."""
         return float(sum(value.double() for value in self.values))
 
     def _keep(self, loss: Loss, model: nn.Module) -> Tensor:

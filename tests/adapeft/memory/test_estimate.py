@@ -51,7 +51,7 @@ def prepare(kind: str | None, checkpointing: bool, model: nn.Module) -> None:
 
 
 def saved_bytes(model: nn.Module, objective, labels: torch.Tensor) -> int:
-    """The oracle: distinct storages that autograd keeps for a real backward pass, but for the model's own."""
+    """The oracle: distinct storages that autograd saves for a real backward pass, except the model's own."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
@@ -72,7 +72,7 @@ def saved_bytes(model: nn.Module, objective, labels: torch.Tensor) -> int:
 @pytest.mark.parametrize("kind", [None, "tensor", "rows", "elements"])
 @pytest.mark.parametrize(("make", "task"), [(make_bert, "sequence-classification"), (make_gpt2, "causal-lm")])
 def test_activations_are_what_autograd_keeps(make, task, kind):
-    """And what is alive besides while it is kept: about a layer's worth, in a model of two layers."""
+    """Includes other live tensors: about one layer's worth, in a model of two layers."""
     model = make()
     objective = NextToken() if task == "causal-lm" else Classification()
     labels = torch.zeros((NUM_EXAMPLES, NUM_TOKENS) if task == "causal-lm" else NUM_EXAMPLES, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""LoRA beside other parts: exact at the start, the base's names throughout, small on disk, and the base's bits back."""
+"""LoRA with other parts: exact at the start, the base's names throughout, small on disk, and the base's bits back."""
 
 from __future__ import annotations
 
