@@ -18,7 +18,7 @@ from adapeft.measure.shards import Slice
 from adapeft.ranks import Ranks
 
 Value = Callable[[dict[str, Tensor]], Tensor]
-"""Columns → value of each group or element, elementwise for any shape."""
+"""Function from columns to the value of each group or element, elementwise for any shape."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Statistics:
     options: Options | None = None
 
     def values_of(self, parameter: int, value: Value) -> Tensor:
-        """Return the values of a candidate's groups, or of its elements in flat order where elements are the groups.
+        """Return the values of a candidate's groups or, at ``element`` granularity, of its elements in flat order.
 
         Args:
-            parameter: index of the candidate, all of whose shards are in this process.
-            value: value of a group or element.
+            parameter: index of the candidate, all of whose shards must be in this process.
+            value: function of the columns that values a group or element.
         """
         if self.groups.granularity == "element":
             mine = [shard for shard in self.elements if shard.slice.parameter == parameter]

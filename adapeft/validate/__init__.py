@@ -1,1 +1,1 @@
-"""Whether the influence predicts: random subsets are trained briefly, and choices compared over time."""
+"""Validation of influence: short training of random subsets, and comparison of choices over a training run."""

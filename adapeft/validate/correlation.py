@@ -1,4 +1,4 @@
-"""Predictions against outcomes: rank correlations, and the constant of the reach that fits."""
+"""Comparison of predictions with outcomes: rank correlations, and the fitted constant of the reach."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class Correlations:
     """Spearman's rank correlation of an estimator's predictions with the measured decreases.
 
     Attributes:
-        all: over all draws.
-        by_size: size → over the draws of that size; 0 stands for single tensors. NaN where all predictions are equal.
+        all: correlation over all draws.
+        by_size: size → correlation over the draws of that size; 0 stands for single tensors. NaN if all predictions
+            are equal.
     """
 
     all: float
@@ -30,7 +31,7 @@ class Correlations:
 def correlate(
     predictions: Mapping[str, np.ndarray], decreases: np.ndarray, draws: Sequence[Draw]
 ) -> dict[str, Correlations]:
-    """Each estimator's correlations, the best over all draws first."""
+    """Return each estimator's correlations, sorted by that over all draws, the highest first."""
     sizes = np.array([draw.size for draw in draws])
     found = {
         name: Correlations(
@@ -43,9 +44,10 @@ def correlate(
 
 
 def fit_constant(predict: Callable[[float], np.ndarray], decreases: np.ndarray, sum_of_rates: float) -> float:
-    """The c of ``CONSTANTS`` at which the predictions at τ = c · Σ learning rates are nearest to the outcomes.
+    """Return the c of ``CONSTANTS`` whose predictions at τ = c · Σ learning rates are nearest to the outcomes.
 
-    Nearest in the median of |log ratio| over draws that gained and were foretold to: outcomes span decades.
+    The distance is the median of |log ratio| over draws with a positive prediction and decrease, because outcomes span
+    several orders of magnitude.
     """
     errors = []
     for constant in CONSTANTS:
@@ -56,8 +58,8 @@ def fit_constant(predict: Callable[[float], np.ndarray], decreases: np.ndarray, 
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's ρ, NaN where one of the two is constant."""
-    # Not by the range of the values: a training that diverged has a decrease of −inf, and −inf − (−inf) is NaN.
+    """Return Spearman's ρ, NaN if one of the two is constant or they have fewer than 3 values."""
+    # Not by the range of the values: diverged training has a decrease of −inf, and −inf − (−inf) is NaN.
     if len(a) < 3 or len(np.unique(a)) == 1 or len(np.unique(b)) == 1:
         return float("nan")
     return float(spearmanr(a, b).statistic)

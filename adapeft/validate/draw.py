@@ -1,4 +1,4 @@
-"""Random subsets to try a prediction on: some tensors, and random groups of theirs."""
+"""Random subsets to test predictions: random groups of random tensors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Draw:
     """A random subset.
 
     Attributes:
-        size: the fraction of the candidates' elements that was aimed at; 0 for a single tensor or its like.
-        units: candidate → int64, its chosen groups (single elements at ``element`` granularity), ascending.
-        count: elements.
+        size: target fraction of the candidates' elements; 0 for the groups of a single tensor.
+        units: candidate → its chosen groups (elements at ``element`` granularity), int64, ascending.
+        count: number of elements.
     """
 
     size: float
@@ -29,14 +29,14 @@ class Draw:
 
 
 def draw_subsets(groups: Groups, sizes: Sequence[float], num_each: int, num_singles: int, seed: int) -> list[Draw]:
-    """``num_each`` draws of every size, and ``num_singles`` of the groups of one tensor alone.
+    """Return ``num_each`` draws of every size, and ``num_singles`` draws of all groups of one tensor.
 
-    A draw first takes a random number of tensors, then random groups among theirs: groups drawn evenly from the whole
-    model would all have the same prediction, which tells nothing.
+    A draw first takes a random number of tensors, then random groups among theirs. Groups drawn uniformly from the
+    whole model would all have the same prediction, which is not informative.
 
     Args:
         sizes: fractions of the candidates' elements.
-        seed: of everything drawn.
+        seed: random seed.
     """
     random = np.random.default_rng([seed, 4])
     total = sum(info.count for info in groups.parameters)
@@ -47,14 +47,14 @@ def draw_subsets(groups: Groups, sizes: Sequence[float], num_each: int, num_sing
 
 
 def subset_of_draw(groups: Groups, draw: Draw) -> Subset:
-    """The subset that trains a draw and, as training does, the always-trained part."""
+    """Return the subset that trains a draw and, as in real training, the always-trained part."""
     parts = {groups.parameters[index].name: groups.part(index, units) for index, units in draw.units.items()}
     return Subset(parts, always_train=groups.always_train, new=groups.new)
 
 
 def _draw(groups: Groups, size: float, budget: int, random: np.random.Generator) -> Draw:
     order = random.permutation(len(groups.parameters))
-    # Log-uniform, so that a handful of tensors is as likely as most of them; enough of them to fill the size.
+    # Log-uniform, so that few tensors are as likely as most of them, and at least enough to fill the size.
     counts = np.cumsum([groups.parameters[index].count for index in order])
     fewest = int(np.searchsorted(counts, budget)) + 1
     num_tensors = round(np.exp(random.uniform(np.log(min(fewest, len(order))), np.log(len(order)))))

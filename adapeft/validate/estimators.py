@@ -1,4 +1,4 @@
-"""Every score that has been said to tell which parameters matter, on one measurement, a value a group or element."""
+"""Published scores of parameter importance, from one measurement, with one value per group or element."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from adapeft.measure.shards import WholeModel
 from adapeft.validate.draw import Draw
 
 Score = list[Tensor]
-"""float64 values of a score, a tensor a candidate: [groups of it], or [elements] at ``element`` granularity."""
+"""float64 values of a score, one tensor per candidate: [its groups], or [elements] at ``element`` granularity."""
 
 _FINITE_STEP = 1e-3
-"""Of the finite difference, relative to the length of the weights: float32 gradients carry 1e-7 of rounding."""
+"""Finite-difference step relative to the norm of the weights; float32 gradients have a rounding error of 1e-7."""
 
 
 @dataclass(frozen=True)
 class Slopes:
-    """Along one direction: ``slope`` b and ``curvature`` A of every group, and the joint curvature of every draw."""
+    """Slope b and curvature A of every group along one direction, and the joint curvature of every draw."""
 
     slope: Score
     curvature: Score
@@ -36,22 +36,22 @@ class Slopes:
 
 @dataclass(frozen=True)
 class Measured:
-    """What predictions are made of.
+    """Measurements from which predictions are computed.
 
     Attributes:
-        along: direction's name → its slopes and curvatures.
-        fixed: name → a score that knows of no reach.
+        along: name of a direction → slopes and curvatures along it.
+        fixed: name of a score that does not depend on the reach → its values.
     """
 
     along: dict[str, Slopes]
     fixed: dict[str, Score]
 
     def predictions(self, draws: Sequence[Draw], reach: float) -> dict[str, np.ndarray]:
-        r"""What each estimator foretells of each draw, float64 [draws], at a reach τ.
+        r"""Return each estimator's predictions for the draws at a reach τ, float64 [draws].
 
-        ``joint`` is :math:`v(S) = τ\,b_S - \tfrac12 τ^2 \mathbf 1^\top A_{SS} \mathbf 1`, cross terms included, and
-        ``least joint`` that with the most that these can be, :math:`(\sum_S\sqrt A)^2`, by which single elements are
-        chosen; all others are sums over the draw's groups.
+        ``joint`` is :math:`v(S) = τ\,b_S - \tfrac12 τ^2 \mathbf 1^\top A_{SS} \mathbf 1`, including cross terms.
+        ``least joint`` uses the upper bound of the joint curvature, :math:`(\sum_S\sqrt A)^2`, by which single elements
+        are chosen. All others are sums over the draw's groups.
         """
         found: dict[str, np.ndarray] = {}
         for name, along in self.along.items():
@@ -72,20 +72,20 @@ class Measured:
 
 
 def sums(score: Score, draws: Sequence[Draw]) -> np.ndarray:
-    """float64 [draws]: a score's sum over each draw."""
+    """Return the sums of a score over each draw, float64 [draws]."""
     return np.array([sum(float(score[index][units].sum()) for index, units in draw.units.items()) for draw in draws])
 
 
 def measure_estimators(
     model: nn.Module, passes: Passes, groups: Groups, draws: Sequence[Draw], example_passes: Passes
 ) -> Measured:
-    """Measures all estimators on a whole model.
+    """Measure all estimators on a whole model.
 
     Args:
-        model: where ``passes.shards`` (a ``WholeModel``) looks.
-        passes: over the calibration.
-        draws: whose joint curvature is wanted.
-        example_passes: over single examples, for the per-example Fisher.
+        model: model of ``passes.shards`` (a ``WholeModel``).
+        passes: passes over the calibration.
+        draws: draws whose joint curvature is measured.
+        example_passes: passes over single examples, for the per-example Fisher information.
     """
     assert isinstance(passes.shards, WholeModel)
     parameters = dict(model.named_parameters())
@@ -101,7 +101,7 @@ def measure_estimators(
         "squared gradient norm": [piece.square() for piece in gradient],
         "per-example Fisher": fisher,
         "SNIP": [(g * w).abs() for g, w in zip(gradient, weights, strict=True)],
-        # What GraSP keeps: it prunes where -w * Hg is largest (Wang et al. 2020, algorithm 1).
+        # GraSP prunes elements of largest -w * Hg (Wang et al. 2020, algorithm 1), so it keeps those of largest w * Hg.
         "GraSP": [w * hg for w, hg in zip(weights, curved, strict=True)],
         "weight magnitude": [w.abs() for w in weights],
         "count": [torch.ones_like(w) for w in weights],
@@ -114,7 +114,7 @@ def measure_estimators(
 
 
 def by_unit(groups: Groups, elements: Score) -> Score:
-    """Sums of a score of elements over the groups; itself at ``element`` granularity."""
+    """Sum a score of elements over the groups; at ``element`` granularity, return it unchanged."""
     if groups.granularity == "element":
         return elements
     return [groups.sums(index, 0, values)[1] for index, values in enumerate(elements)]
@@ -123,7 +123,7 @@ def by_unit(groups: Groups, elements: Score) -> Score:
 def _along(passes: Passes, groups: Groups, direction: list[Tensor], draws: Sequence[Draw]) -> Slopes:
     joint = _joint_curvatures(passes, groups, direction, draws)
     if groups.granularity == "element":
-        # Measuring turns gradients into products in place: the direction is only read.
+        # measure_elements multiplies gradients in place, but only reads the direction.
         shards = measure_elements(passes, groups, direction, shrinkage=True).elements
         columns = [{name: column.double() for name, column in shard.columns.items()} for shard in shards]
         return Slopes([column["slope"] for column in columns], [column["curvature"] for column in columns], joint)
@@ -138,7 +138,7 @@ def _along(passes: Passes, groups: Groups, direction: list[Tensor], draws: Seque
 
 
 def _joint_curvatures(passes: Passes, groups: Groups, direction: list[Tensor], draws: Sequence[Draw]) -> np.ndarray:
-    r"""float64 [draws]: :math:`\mathbf 1^\top A_{SS} \mathbf 1 = T\,\overline{(\sum_S \tilde g_k^\top d_k)^2}`."""
+    r"""Return :math:`\mathbf 1^\top A_{SS} \mathbf 1 = T\,\overline{(\sum_S \tilde g_k^\top d_k)^2}` of the draws."""
     total = torch.zeros(len(draws), dtype=torch.float64)
     batches = passes.calibration.half_b
     for gradients, num_predictions in passes.gradients("joint curvature", batches, [total], sampled_labels=True):
@@ -148,7 +148,7 @@ def _joint_curvatures(passes: Passes, groups: Groups, direction: list[Tensor], d
 
 
 def _hessian_product(model: nn.Module, passes: Passes, groups: Groups, vector: Score) -> Score:
-    """H·vector over the calibration by a central difference of gradients (Pearlmutter 1994, equation 2)."""
+    """Return H·vector over the calibration by a central difference of gradients (Pearlmutter 1994, equation 2)."""
     parameters = dict(model.named_parameters())
     candidates = [parameters[info.name] for info in groups.parameters]
     base = [parameter.detach().clone() for parameter in candidates]

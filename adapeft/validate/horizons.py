@@ -1,4 +1,4 @@
-"""How long a choice stays good: what one point of a training run chooses, held against what a later one would."""
+"""Stability of a choice over training: the choice at one point of a run, compared with those at other points."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _RANDOM_DRAWS = 10
 
 
 def across_horizons(statistics: Statistics, method: ValuedMethod, plan: Plan) -> dict[str, Any]:
-    """Chooses at every point of a probe alone, and says what each choice is worth at every other point.
+    """Choose at each point of a probe separately, and evaluate each choice at all other points.
 
-    The points share their calibration examples: what differs is the training between them, not the draw.
+    All points use the same calibration examples, so they differ only by the training between them.
 
     Args:
-        statistics: measured along a probe, columns [K, P].
-        method: that measured them.
+        statistics: statistics measured along a probe, columns [K, P].
+        method: method that measured them.
         plan: budget and reach of every choice.
 
     Returns:
-        ``captured`` and ``overlap``, both [P, P]: of the subset chosen at the row's point, the share of influence, at
-        the column's point, of the best there, and of elements that the best trains too. ``density_correlation``
-        [P, P]: Spearman's, over tensors (over groups by ``role``). ``random`` (the mean of ten draws), and ``uniform``
-        where there is anything to choose inside a tensor (there the first point's best): captured and overlap [P].
-        A number of a point where nothing is worth choosing is None.
+        ``captured`` and ``overlap``, both [P, P]: for the subset chosen at the row's point, its influence at the
+        column's point as a fraction of that of the best choice there, and the fraction of its elements that the best
+        choice also trains. ``density_correlation`` [P, P]: Spearman's, over tensors (over groups by ``role``).
+        ``random`` (the mean of ten draws), and ``uniform`` if there is a choice within tensors (there, the best units
+        of the first point): captured and overlap [P]. Values for a point where nothing is worth choosing are None.
 
     Raises:
         AdapeftError: nothing is worth choosing at any point.
@@ -47,12 +47,12 @@ def across_horizons(statistics: Statistics, method: ValuedMethod, plan: Plan) ->
     if not any(subset.count for subset in chosen):
         empty = chosen[0].described(method=method.name, granularity=statistics.groups.granularity, budget=plan.budget)
         raise AdapeftError(
-            f"no choice to hold against others: {reason(empty)}, at any of the {num_points} points of the probe. Give "
-            "another budget, or measure again with more examples (select.calibration)."
+            f"there is no choice to compare with others: {reason(empty)}, at any of the {num_points} points of the "
+            "probe. Set another budget, or measure again with more examples (select.calibration)."
         )
 
     def held(subset: Subset) -> dict[str, list[float | None]]:
-        """Against the best of every point."""
+        """Return the agreement of ``subset`` with the best choice at every point."""
         found = [
             asdict(agreement(point, method, plan.reach, subset, best))
             for point, best in zip(points, chosen, strict=True)
@@ -78,7 +78,7 @@ def across_horizons(statistics: Statistics, method: ValuedMethod, plan: Plan) ->
 
 
 def at_point(statistics: Statistics, point: int) -> Statistics:
-    """The statistics [K] of one point of a probe."""
+    """Return the statistics [K] of one point of a probe."""
     shards = tuple(
         ElementShard(shard.slice, {name: column[:, point] for name, column in shard.columns.items()})
         for shard in statistics.elements
@@ -92,7 +92,7 @@ def _share(value: float) -> float | None:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """Of shares of one point's best, which all are None where there is none."""
+    """Return the mean of fractions of one point's best choice, which are all None if there is none."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -103,6 +103,6 @@ def _random(statistics: Statistics, plan: Plan, seed: int) -> Subset:
 
 
 def _densities(point: Statistics, method: ValuedMethod, reach: float) -> np.ndarray:
-    if point.groups.granularity == "role":  # a group has several tensors, and no tensor a value of its own
+    if point.groups.granularity == "role":  # a group has several tensors, which have no separate values
         return method.values(point.columns, reach) / point.groups.counts
     return tensor_densities(point, method, reach)

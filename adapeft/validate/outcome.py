@@ -1,4 +1,4 @@
-"""What training a subset for a few steps really gains."""
+"""Measured loss decrease of training a subset for a few steps."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from adapeft.tune.attachment import attachment_of
 class Trial:
     """Trains subsets of one model, each from the same weights over the same batches, and measures held-out losses.
 
-    What is measured is what a subset adds to training the always-trained part alone, as the influence foretells it.
+    The decrease is that of a subset beyond training the always-trained part alone, which is what influence predicts.
 
     Args:
-        model: in evaluation mode: dropout would cover small differences with noise.
-        objective: the task's.
-        collate: example indices of the training set → a micro-batch.
-        batches: example indices, a global batch a step, in order.
+        model: model in evaluation mode, because the noise of dropout would hide small differences.
+        objective: objective of the task.
+        collate: function from example indices of the training set to a micro-batch.
+        batches: example indices, one global batch per step, in order.
         held_out: (collate, batches) of the held-out examples.
     """
 
@@ -52,16 +52,16 @@ class Trial:
         self.base_loss = self.held_out_loss()
         if not math.isfinite(self.base_loss):
             raise AdapeftError(
-                f"the held-out loss of the base is {self.base_loss}, so no decrease can be measured. "
+                f"the held-out loss of the base model is {self.base_loss}, so no decrease can be measured. "
                 f"{blame(self._held_out_losses(), 'data.evaluation')}"
             )
         self._alone: dict[tuple[float, tuple[int, ...]], list[float]] = {}
 
     def decreases(self, subset: Subset, learning_rate: float, horizons: Sequence[int]) -> list[float]:
-        """Decrease of the held-out loss after each of ``horizons`` steps of Adam at a constant learning rate.
+        """Return decreases of the held-out loss after each of ``horizons`` steps of Adam at a constant learning rate.
 
-        Beyond that of the always-trained part alone at the same learning rate; −inf once training has diverged, which
-        ranks it behind every other outcome. The model is as before when this returns.
+        They are relative to training the always-trained part alone at the same learning rate, and −inf once training
+        has diverged, which ranks it after every other outcome. The model is restored before this returns.
 
         Raises:
             AdapeftError: training the always-trained part alone diverges, so there is nothing to compare with.
@@ -72,16 +72,17 @@ class Trial:
             losses = self._losses(alone, *key) if alone.always_train else [self.base_loss] * len(horizons)
             if not all(map(math.isfinite, losses)):
                 raise AdapeftError(
-                    f"training what select.always_train names alone diverges at a learning rate of {learning_rate:g}: "
-                    f"the gain of a subset cannot be measured against it. Leave that learning rate out."
+                    f"training only the parameters of select.always_train diverges at a learning rate of "
+                    f"{learning_rate:g}, so the gain of a subset cannot be measured against it. Leave that learning "
+                    f"rate out."
                 )
             self._alone[key] = losses
         return [without - loss for without, loss in zip(self._alone[key], self._losses(subset, *key), strict=True)]
 
     def _losses(self, subset: Subset, learning_rate: float, horizons: Sequence[int]) -> list[float]:
-        """Held-out losses after each of ``horizons`` steps; infinite from where training has diverged."""
+        """Return the held-out losses after each of ``horizons`` steps; they are infinite once training has diverged."""
         parameters = dict(self.model.named_parameters())
-        # Detaching puts back what a base has; a new head is in none.
+        # Detaching restores only parameters of the base, which does not contain a new head.
         heads = {name: parameters[name].detach().clone() for name in subset.always_train}
         attach(self.model, subset)
         try:
@@ -105,7 +106,7 @@ class Trial:
                     parameters[name].copy_(value)
 
     def held_out_loss(self) -> float:
-        """Mean loss over the held-out predictions."""
+        """Return the mean loss over the held-out predictions."""
         total, count = 0.0, 0
         for batch in self.held_out[1]:
             loss, num_predictions = self._held_out(batch)
@@ -113,13 +114,13 @@ class Trial:
         return total / count
 
     def _held_out_losses(self) -> dict[int, float]:
-        """Each held-out example's own loss, by its number."""
+        """Return the loss of each held-out example by its number."""
         numbers = (int(number) for batch in self.held_out[1] for number in batch)
         return {number: self._held_out(np.array([number]))[0] for number in numbers}
 
     @torch.no_grad()
     def _held_out(self, batch: np.ndarray) -> tuple[float, int]:
-        """Summed loss over some held-out examples, and the number of their predictions."""
+        """Return the summed loss over some held-out examples, and the number of their predictions."""
         examples = self.held_out[0](batch).to(self.device)
         logits = self.objective.forward(self.model, examples)
         return float(self.objective.loss_sum(logits, examples.labels)), self.objective.num_predictions(examples.labels)

@@ -142,7 +142,7 @@ def test_points_without_a_choice_are_shares_of_nothing():
     found = across_horizons(Statistics(groups, {"slope": slopes, "curvature": slopes * 0}), method, plan)
     assert found["captured"][0] == [pytest.approx(1.0), None]
     assert found["random"]["captured"][1] is None
-    with pytest.raises(AdapeftError, match="no choice to hold against others: adapeft chose nothing"):
+    with pytest.raises(AdapeftError, match="no choice to compare with others: adapeft chose nothing"):
         across_horizons(Statistics(groups, {"slope": -abs(slopes), "curvature": slopes * 0}), method, plan)
 
 
