@@ -1,1 +1,1 @@
-"""Choosing for another size of the model, and how good such a choice is."""
+"""Transfer of a choice to another size of the model, and its evaluation."""

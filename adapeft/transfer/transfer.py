@@ -1,13 +1,13 @@
-r"""Choose for another size of a model's family from what was measured on one.
+r"""Choose for one size of a model family from statistics of another size.
 
-A group's influence is spread over its elements: its density. What a family shares is the density of a role (the query
-weights, say) as a function of relative depth and, inside a tensor, of rank: how much of a tensor's influence its best
-tenth holds. So a role's profile is :math:`c(z, u)`, the mean density that the best fraction u of a tensor at depth z
-holds, times u. Interpolated over z and cut into the target's own rows it gives every group of the target a value, costs
-are the target's, and the knapsack is solved anew. The target needs no weights for that, only its shapes.
+The density of a group is its influence per element. A family shares the density of a role (such as the query weights)
+as a function of relative depth and, within a tensor, of rank: the share of a tensor's influence that its best tenth
+has. So the profile of a role is :math:`c(z, u)`, the mean density of the best fraction u of a tensor at depth z, times
+u. Interpolated over z and cut into the rows of the target, it gives a value to every group of the target; with the
+costs of the target, the knapsack is solved again. This needs no weights of the target, only its shapes.
 
-Where the target can be run a little, its slopes are its own and the curvature alone is the source's, by role and depth
-(see ``with_own_slopes``).
+If the target's slopes can be measured, they are used, and only the curvature is taken from the source, by role and
+depth (see ``with_own_slopes``).
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 
 _CUTS = 64
-"""Pieces of equal size that a tensor's elements are sorted into, the best first."""
+"""Number of pieces of equal size into which a tensor's elements are sorted, the best first."""
 _LEAST_MAPPED = 0.5
-"""Share of the target's candidates that has to have a counterpart: below it the families are strangers."""
+"""Smallest share of the target's candidate elements with a counterpart; below it the models are not of one family."""
 
 Scores = Callable[[int], Tensor]
-"""Candidate → scores of its rows, or of its elements; the larger are trained first."""
+"""Function from a candidate to scores of its rows or elements; those of larger score are trained first."""
 
 
 @dataclass(frozen=True)
 class Profiles:
-    """What was measured, by role and relative depth.
+    """Profiles of measured values by role and relative depth.
 
     Attributes:
-        granularity: of the groups it was measured on.
-        roles: role → (depths [L], ascending; cumulated densities [L, cuts + 1], from 0 at a tensor's best element).
+        granularity: granularity of the measured groups.
+        roles: role → (depths [L], ascending; cumulative densities [L, cuts + 1], from 0 at a tensor's best element).
     """
 
     granularity: str
@@ -54,7 +54,7 @@ class Profiles:
 
     @classmethod
     def of(cls, statistics: Statistics, value: Value) -> Profiles:
-        """Profiles of a run's statistics, of what ``value`` makes of them."""
+        """Return the profiles of ``value`` of a run's statistics."""
         groups = statistics.groups
         curves: dict[str, list[tuple[float, np.ndarray]]] = {}
         for index, info in enumerate(groups.parameters):
@@ -63,7 +63,10 @@ class Profiles:
         return cls(groups.granularity, {role: _by_depth(found) for role, found in curves.items()})
 
     def at(self, info: ParameterInfo) -> np.ndarray | None:
-        """Cumulated densities [cuts + 1] at a target parameter's role and depth, None for an unknown role."""
+        """Return the cumulative densities [cuts + 1] at the role and depth of a target parameter.
+
+        Returns None if the role is unknown.
+        """
         if profiled_role(info) not in self.roles:
             return None
         depths, curves = self.roles[profiled_role(info)]
@@ -72,11 +75,11 @@ class Profiles:
 
 @dataclass(frozen=True)
 class Allotment:
-    """How much of every target candidate is trained, before it is said which of its rows or elements.
+    """The number of trained units of every target candidate, without the choice of these units.
 
     Attributes:
-        numbers: int64 [P], groups of each candidate (elements at ``element`` granularity).
-        value, bound, gap, status: of the knapsack on the target, in the source's loss decrease.
+        numbers: int64 [P], number of trained groups of each candidate (elements at ``element`` granularity).
+        value, bound, gap, status: results of the knapsack on the target, in units of the source's loss decrease.
         unmapped: roles of the target that the source does not have.
         mapped: share of the target's candidate elements whose role the source has.
     """
@@ -91,10 +94,10 @@ class Allotment:
 
 
 def allot(profiles: Profiles, target: Groups, budget: int) -> Allotment:
-    """Divides ``budget`` elements among the candidates of a target.
+    """Divide ``budget`` elements among the candidates of a target.
 
     Raises:
-        AdapeftError: too little of the target has a counterpart.
+        AdapeftError: too little of the target has a counterpart in the source.
     """
     curves = [profiles.at(info) for info in target.parameters]
     counts = np.array([info.count for info in target.parameters], dtype=np.int64)
@@ -111,10 +114,10 @@ def allot(profiles: Profiles, target: Groups, budget: int) -> Allotment:
 
 
 def counterparts(profiles: Profiles, target: Groups) -> tuple[tuple[str, ...], float]:
-    """Roles of the target that the source does not have, and the share of its elements whose role it has.
+    """Return the roles of the target that the source lacks, and the share of its elements whose role the source has.
 
     Raises:
-        AdapeftError: too little of the target has a counterpart.
+        AdapeftError: too little of the target has a counterpart in the source.
     """
     is_known = [profiled_role(info) in profiles.roles for info in target.parameters]
     counts = np.array([info.count for info in target.parameters], dtype=np.int64)
@@ -124,24 +127,24 @@ def counterparts(profiles: Profiles, target: Groups) -> tuple[tuple[str, ...], f
     )
     if mapped < _LEAST_MAPPED:
         raise AdapeftError(
-            f"only {mapped:.0%} of the target's parameters have a counterpart in what was measured; {unmapped[0]!r} "
-            f"has none. Measure a model of the target's own family."
+            f"only {mapped:.0%} of the target's parameters have a counterpart in the measured model; {unmapped[0]!r} "
+            f"has none. Measure a model of the target's family."
         )
     return unmapped, mapped
 
 
 def with_own_slopes(curvatures: Profiles, shards: Shards, target: Groups, slopes: list[Tensor]) -> Statistics:
-    """Statistics of a target whose slopes were measured, with the source's curvature for its role and depth.
+    """Return statistics of a target with its measured slopes and the source's curvature of each role and depth.
 
-    Where training is short influence is almost the slope alone, and a slope is the model's own; a curvature is much the
-    same throughout a tensor, and from one size of a family to the next.
+    For short training, influence depends almost only on the slope, which is specific to the model. The curvature is
+    similar throughout a tensor, and between the sizes of a family.
 
     Args:
         curvatures: profiles of the source's curvature.
-        shards: of the target.
-        target: its groups.
-        slopes: of its elements, float32, aligned with the slices. Those of roles without a counterpart become 0 in
-            place, so that they are not chosen.
+        shards: shards of the target.
+        target: groups of the target.
+        slopes: slopes of its elements, float32, aligned with the slices. Those of roles without a counterpart are set
+            to 0 in place, so that they are not chosen.
     """
     columns = []
     for piece, slope in zip(shards.slices, slopes, strict=True):
@@ -153,14 +156,15 @@ def with_own_slopes(curvatures: Profiles, shards: Shards, target: Groups, slopes
 
 
 def fill(target: Groups, allotment: Allotment, scores: Scores | None) -> Subset:
-    """The subset that trains the allotted number of each candidate's best rows or elements.
+    """Return the subset that trains the allotted number of each candidate's best rows or elements.
 
     Args:
-        target: the groups that were allotted to.
-        scores: tells the best; None where whole tensors are chosen.
+        target: groups of the target.
+        allotment: allotted numbers.
+        scores: scores of rows or elements; None if only whole tensors are chosen.
 
     Raises:
-        AdapeftError: rows or elements have to be told apart and there are no scores.
+        AdapeftError: rows or elements must be chosen, but there are no scores.
     """
     parts: dict[str, Part] = {}
     for index, info in enumerate(target.parameters):
@@ -173,8 +177,8 @@ def fill(target: Groups, allotment: Allotment, scores: Scores | None) -> Subset:
             continue
         if scores is None:
             raise AdapeftError(
-                f"which {target.granularity}s of {info.name!r} to train depends on the target's weights, and there are "
-                f"none: give a folder that has them, or choose groups: tensor."
+                f"the choice among the {target.granularity}s of {info.name!r} depends on the target's weights, which "
+                f"are missing. Specify a folder that contains them, or set groups: tensor."
             )
         # Stable, so that equal scores give the same subset everywhere.
         best = torch.argsort(scores(index), descending=True, stable=True)[:number].sort().values
@@ -196,35 +200,35 @@ def fill(target: Groups, allotment: Allotment, scores: Scores | None) -> Subset:
 
 
 def profiled_role(info: ParameterInfo) -> str:
-    """The name with the place in the block list left open, so that two lists of a model are not mixed up."""
+    """Return the name without the index in its list of blocks; roles of different lists of a model stay distinct."""
     return info.name if info.layer < 0 else re.sub(r"\d+\.$", "*.", info.name.removesuffix(info.role)) + info.role
 
 
 def _densities(statistics: Statistics, value: Value, index: int) -> tuple[np.ndarray, int]:
-    """Values of the candidate's groups or elements, the best first, and the elements that each stands for."""
+    """Return the values of the candidate's groups or elements, the best first, and the elements of each of them."""
     groups, info = statistics.groups, statistics.groups.parameters[index]
     values = statistics.values_of(index, value)
-    if groups.granularity == "role":  # one value for the tensors of all layers, each with its part of it
+    if groups.granularity == "role":  # one value for the tensors of all layers, divided in proportion to size
         return values.numpy() / int(groups.counts[groups.firsts[index]]) * info.count, info.count
     return values.sort(descending=True).values.double().numpy(), info.count // len(values)
 
 
 def _cumulated(densities: tuple[np.ndarray, int]) -> np.ndarray:
-    """Mean over the tensor's elements of the values of its best fraction, at the cuts: [cuts + 1]."""
+    """Return the cumulative sum of values divided by the tensor's size, interpolated at the cuts: [cuts + 1]."""
     values, each = densities
     total = np.concatenate([[0.0], np.cumsum(values)]) / (len(values) * each)
     return np.interp(np.linspace(0, 1, _CUTS + 1), np.linspace(0, 1, len(total)), total)
 
 
 def _by_depth(found: list[tuple[float, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Curves in the order of depth; those of one depth (two lists of one role) averaged."""
+    """Sort curves by depth, and average those of equal depth (two lists of one role)."""
     depths = np.array(sorted({depth for depth, _ in found}))
     curves = [np.mean([curve for depth, curve in found if depth == one], axis=0) for one in depths]
     return depths, np.stack(curves)
 
 
 def _group_values(curves: list[np.ndarray | None], target: Groups) -> np.ndarray:
-    """float64 [K]: what the target's groups would be worth, a tensor's best row first."""
+    """Return the predicted values of the target's groups, float64 [K], with a tensor's best row first."""
     values = np.zeros(target.num_groups)
     for index, (info, curve) in enumerate(zip(target.parameters, curves, strict=True)):
         if curve is not None:
@@ -234,7 +238,7 @@ def _group_values(curves: list[np.ndarray | None], target: Groups) -> np.ndarray
 
 
 def _allot_elements(curves: list[np.ndarray | None], counts: np.ndarray, budget: int) -> tuple[np.ndarray, float]:
-    """Elements of each candidate in the best ``budget`` ones, and what they are worth."""
+    """Return the number of each candidate's elements among the best ``budget`` ones, and the value of these."""
     edges = np.rint(np.linspace(0, 1, _CUTS + 1)[None] * counts[:, None]).astype(np.int64)
     sizes = np.diff(edges, axis=1)
     density = np.stack([np.zeros(_CUTS) if curve is None else np.diff(curve) * _CUTS for curve in curves])

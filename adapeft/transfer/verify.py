@@ -1,4 +1,4 @@
-"""How good a transferred subset is where the target could be measured after all."""
+"""Evaluation of a transferred subset against statistics of the target."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from adapeft.transfer.transfer import Allotment, Scores, fill
 
 @dataclass(frozen=True)
 class Agreement:
-    """One subset held against the one that the target's own statistics choose.
+    """Agreement of a subset with the one chosen from the target's own statistics.
 
     Attributes:
-        captured: its influence as a share of the other's.
-        overlap: share of its elements that the other trains too.
+        captured: its influence as a fraction of that of the other.
+        overlap: fraction of its elements that the other also trains.
     """
 
     captured: float
@@ -31,7 +31,7 @@ class Agreement:
 
 
 def agreement(statistics: Statistics, method: ValuedMethod, reach: float, subset: Subset, best: Subset) -> Agreement:
-    """Holds ``subset`` against ``best``, both of the model that ``statistics`` are of."""
+    """Compare ``subset`` with ``best``, both of the model to which ``statistics`` belong."""
     values = [_values(statistics, method, reach, one) for one in (subset, best)]
     mine, others = (_trained(statistics.groups, one) for one in (subset, best))
     shared = sum(float(np.minimum(a, b).sum()) for a, b in zip(mine, others, strict=True))
@@ -40,7 +40,7 @@ def agreement(statistics: Statistics, method: ValuedMethod, reach: float, subset
 
 
 def tensor_densities(statistics: Statistics, method: ValuedMethod, reach: float) -> np.ndarray:
-    """float64 [P]: influence per element of every candidate."""
+    """Return the influence per element of every candidate, float64 [P]."""
     groups = statistics.groups
     value = partial(method.value, reach=reach)
     totals = [statistics.values_of(index, value).sum(dtype=torch.float64) for index in range(len(groups.parameters))]
@@ -48,7 +48,10 @@ def tensor_densities(statistics: Statistics, method: ValuedMethod, reach: float)
 
 
 def uniform_subset(target: Groups, budget: int, scores: Scores) -> Subset:
-    """Every tensor trains its share of ``budget`` by size, chosen inside as a transferred subset is."""
+    """Return the subset in which every tensor gets a share of ``budget`` in proportion to its size.
+
+    Within a tensor, the rows or elements of largest ``scores`` are chosen, as for a transferred subset.
+    """
     sizes = np.array([info.count for info in target.parameters], dtype=np.int64)
     numbers = shares(sizes, budget)
     if target.granularity != "element":
@@ -71,7 +74,7 @@ def _values(statistics: Statistics, method: ValuedMethod, reach: float, subset: 
 
 
 def _trained(groups: Groups, subset: Subset) -> list[np.ndarray]:
-    """What ``subset`` trains of each group, or of each element, in elements."""
+    """Return the number of elements that ``subset`` trains of each group, or of each single element."""
     if groups.granularity != "element":
         return [chosen_of(groups, subset)]
     return [

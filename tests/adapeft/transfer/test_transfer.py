@@ -189,7 +189,7 @@ def test_a_larger_target_gets_a_subset_that_can_be_trained(granularity, tmp_path
 def test_rows_without_weights_are_refused():
     profiles = Profiles.of(measured(make_bert, "row"), VALUE)
     groups = build_groups(larger_bert(), "row")
-    with pytest.raises(AdapeftError, match=r"depends on the target's weights.*choose groups: tensor"):
+    with pytest.raises(AdapeftError, match=r"depends on the target's weights.*set groups: tensor"):
         fill(groups, allot(profiles, groups, 2000), None)
 
 

@@ -99,7 +99,7 @@ def test_a_config_is_enough_for_whole_tensors(source, transferred, larger, tmp_p
     try:
         refused = transferred(tmp_path / "laptop", tmp_path / "out", "budget=5%")
         assert refused.returncode == 2
-        assert "choose groups: tensor" in refused.stderr
+        assert "set groups: tensor" in refused.stderr
         assert not (tmp_path / "out").exists()
         output = text_of(transferred(tmp_path / "laptop", tmp_path / "out", "budget=5%", "groups=tensor"))
     finally:
