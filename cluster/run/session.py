@@ -58,7 +58,7 @@ class Session:
             if self.claims:
                 self.contents = contents_of(self.config, self.inspection.description)
         if self._mirror is not None:
-            with self.terminal.busy("fetching what the output holds"):
+            with self.terminal.busy("fetching the output"):
                 self._mirror.fetch()
         if self.claims:
             self._lock = self.folder.claim(self.config, self.contents)
