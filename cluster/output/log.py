@@ -70,7 +70,6 @@ class EventLog:
         self._last_step = ""
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Write an event of rank 0."""
         is_last = "done" in event and event["done"] == event["total"]
         if event["step"] != self._last_step or "loss" in event or is_last:
             self._last_step = event["step"]

@@ -60,7 +60,7 @@ class Terminal:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Print each ``RoundingWarning`` raised in the block as a note."""
+        """Print each ``RoundingWarning`` issued in the block as a note."""
         with warnings.catch_warnings():
             warnings.simplefilter("always", RoundingWarning)
             show = warnings.showwarning
@@ -147,7 +147,6 @@ class Terminal:
         self.console.print(Markdown(text))
 
     def show_methods(self, methods: Mapping[str, Method]) -> None:
-        """Show a table with one row per method."""
         table = plain_table()
         for title in ("method", "family", "trains", "cost of choosing", "source"):
             table.add_column(title)
@@ -214,7 +213,6 @@ class Terminal:
         )
 
     def show_scores(self, scores: dict[str, float]) -> None:
-        """Show metrics by name."""
         self.pairs({name: f"{value:.4f}" for name, value in scores.items()})
 
     def pairs(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
@@ -316,7 +314,7 @@ def without_block_index(name: str) -> str:
 
 
 def _bought(choice: Choice, count: int) -> dict[str, str]:
-    """Return the memory that the subset takes of a budget in bytes, and the part of a budget left as of no use."""
+    """Return the memory used of a budget in bytes, and the part of a budget that would not lower the loss."""
     said = {}
     if choice.memory_per_device is not None and choice.memory_bytes is not None:
         paid = f"{size_of(choice.memory_bytes)} of {size_of(choice.memory_per_device)} per device"

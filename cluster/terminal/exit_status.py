@@ -6,8 +6,6 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of every subcommand."""
-
     DONE = 0
     FAILED = 1
     REFUSED = 2

@@ -46,8 +46,6 @@ _SKIPPED_FOLDERS = {
 
 
 class Example(NamedTuple):
-    """An example of the data set."""
-
     text: str
     label: str
 

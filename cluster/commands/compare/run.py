@@ -94,7 +94,6 @@ class Job:
     keys: Mapping[str, Any] = field(default_factory=dict)
 
     def applied_to(self, config: Config) -> Config:
-        """Return the config of this run."""
         train = config.train.model_dump()
         if self.learning_rate is not None:
             train["learning_rate"] = self.learning_rate
@@ -193,7 +192,7 @@ def run_command(config: Config, contents: Contents | None = None) -> Outcome:
 
 
 def run_apart(config: Config, execute: Callable[[Path, Path], int], contents: Contents | None = None) -> Outcome:
-    """Execute a run in another process unless an earlier call has finished it; return metrics or a reason of failure.
+    """Execute a run in another process unless an earlier call has finished it; return metrics or reason of failure.
 
     Args:
         config: config of the run.

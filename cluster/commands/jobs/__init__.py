@@ -1,1 +1,1 @@
-"""``adapeft submit`` and ``adapeft jobs``: runs as jobs of a Ray cluster."""
+"""``adapeft submit``, ``status``, ``logs`` and ``stop``: runs as jobs of a Ray cluster."""

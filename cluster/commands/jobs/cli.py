@@ -28,7 +28,6 @@ Job = Annotated[str, typer.Argument(help="id that `adapeft submit` printed")]
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add the subcommands to ``app``."""
     for command in (submit, status, logs, stop):
         app.command()(command)
 
