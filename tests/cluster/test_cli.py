@@ -1,4 +1,4 @@
-"""The command itself: what needs no run."""
+"""The command without a run: help, configs, methods and errors."""
 
 from __future__ import annotations
 

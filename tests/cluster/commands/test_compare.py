@@ -1,4 +1,4 @@
-"""Comparing methods: what is run, what is kept, what is said of it."""
+"""Comparing methods: runs, reuse of finished runs, and the report."""
 
 from __future__ import annotations
 

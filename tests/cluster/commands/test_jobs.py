@@ -1,4 +1,4 @@
-"""Runs as jobs: what travels, what is refused before anything is sent, and one real job under token authentication."""
+"""Runs as jobs: files that are sent, input that is refused, and one real job under token authentication."""
 
 from __future__ import annotations
 

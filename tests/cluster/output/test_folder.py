@@ -1,4 +1,4 @@
-"""Whose folder it is."""
+"""Claiming the folder of a run, and refusing the folder of another."""
 
 from __future__ import annotations
 

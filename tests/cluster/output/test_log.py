@@ -1,4 +1,4 @@
-"""Logs for machines: what a rank warns of and fails with, and the events as the driver keeps them."""
+"""Machine-readable logs: warnings and errors of a rank, and the events that the driver writes."""
 
 from __future__ import annotations
 

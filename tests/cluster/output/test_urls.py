@@ -1,4 +1,4 @@
-"""Runs whose output is a bucket, through the command: what one machine began another ends."""
+"""Runs whose output is a bucket, through the command: one machine finishes a run that another began."""
 
 from __future__ import annotations
 
