@@ -118,7 +118,7 @@ def test_other_machines_take_a_run_up(folder):
 def test_one_command_at_a_time(folder):
     config = config_for(folder.path)
     lock = folder.claim(config)
-    with pytest.raises(AdapeftError, match=r"output = .*run: another adapeft command is writing there\. Wait for its"):
+    with pytest.raises(AdapeftError, match=r"output = .*run: another adapeft command is writing there\. Wait until"):
         folder.claim(config)
     lock.release()
     folder.claim(config).release()
