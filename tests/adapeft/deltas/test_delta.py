@@ -159,7 +159,7 @@ ELEMENTS = "bert.embeddings.LayerNorm.weight"
         ({"header": lambda h: h.update(parts=[1])}, "damaged description"),
         ({"header": lambda h: h.pop("fingerprint")}, "damaged description"),
         ({"header": lambda h: h["parts"][ELEMENTS].update(kind="rows", dim=5)}, "damaged description"),
-        ({"header": lambda h: h["parts"][ELEMENTS].update(kind="columns")}, "of kind 'columns'"),
+        ({"header": lambda h: h["parts"][ELEMENTS].update(kind="columns")}, "has kind 'columns'"),
         ({"header": lambda h: h.update(kind="subset")}, "another kind of artifact"),
     ],
 )
