@@ -30,7 +30,7 @@ class Data(Section):
         min_length=1,
     )
     evaluation: Harmless[str] = Field(
-        description="held-out examples, spelled like train; glue:cola@validation", min_length=1
+        description="held-out examples, written like train, such as glue:cola@validation", min_length=1
     )
     text: str = Field(default="text", description="column of the text")
 

@@ -23,7 +23,7 @@ class Select(Section):
 
     granularities: ClassVar[tuple[Granularity, ...]] = ("element", "row", "tensor", "role")
 
-    method: str = Field(description="how parameters are ranked")
+    method: str = Field(description="method that chooses parameters")
     groups: Literal["auto", Granularity] = Field(
         default="auto",
         description="parameters that are chosen together; auto: row for adapeft, the method's default for others; "
