@@ -17,7 +17,7 @@ class Cluster(Section):
     )
     launcher: Harmless[Literal["auto", "local", "ray"]] = Field(
         default="auto",
-        description="what starts the workers: local: processes on this machine, without Ray; ray: the cluster at "
+        description="what starts the workers; local: processes on this machine, without Ray; ray: the cluster at "
         "RAY_ADDRESS, or a new one on this machine; auto: local for one worker if RAY_ADDRESS is not set, else ray",
     )
     min_workers: Harmless[PositiveInt | None] = Field(
@@ -30,7 +30,7 @@ class Cluster(Section):
         default=3,
         ge=0,
         le=3,
-        description="ZeRO stage of DeepSpeed; partitions 1: optimizer states, 2: also gradients, 3: also weights",
+        description="ZeRO stage of DeepSpeed: 1 partitions optimizer states, 2 also gradients, 3 also weights",
     )
     resource_timeout: Harmless[PositiveFloat] = Field(
         default=30.0, description="seconds to wait for missing workers", allow_inf_nan=False
