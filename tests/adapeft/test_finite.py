@@ -153,7 +153,7 @@ def test_values_that_are_not_finite_are_not_chosen_from(value, joint):
         with pytest.raises(AdapeftError, match=r"'slope' of .* is not finite"):
             Statistics(groups, columns).check_finite("measuring", "", OneRank())
         return
-    with pytest.raises(AdapeftError, match=r"the value of 'bert\..*' is inf \(1 such\)"):
+    with pytest.raises(AdapeftError, match=r"the value of 'bert\..*' is inf \(1 such values\)"):
         choose(settings, Statistics(groups, columns), reach=1e20, seed=0, ranks=OneRank())
 
 

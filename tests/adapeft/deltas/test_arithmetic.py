@@ -197,7 +197,7 @@ def test_heads_have_no_sum():
         assert result.new.keys() == deltas[owner].new.keys()
         assert all(torch.equal(value, deltas[owner].new[name]) for name, value in result.new.items())
     for name in ("c", "d"):
-        with pytest.raises(AdapeftError, match=rf"heads = '{name}': no delta of that name .* are in 'a', 'b'"):
+        with pytest.raises(AdapeftError, match=rf"heads = '{name}': no delta of that name has .*: 'a', 'b'"):
             sum_of(deltas, [1, 1, 1], heads=name)
 
 
