@@ -89,7 +89,7 @@ def test_a_cluster_that_is_not_joined(failure, complaint, monkeypatch):
 
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(connection.ray, "init", refuse)
-    with pytest.raises(AdapeftError, match=f"RAY_ADDRESS = auto: the cluster there {complaint}"):
+    with pytest.raises(AdapeftError, match=f"RAY_ADDRESS = auto: {complaint}"):
         connection.connect(Cluster(), {})
 
 
