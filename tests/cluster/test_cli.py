@@ -58,7 +58,8 @@ def test_methods_are_listed_with_family_cost_and_source(command, monkeypatch):
     for name, method in METHODS.items():
         for said in (method.family, method.summary, method.cost, method.source):
             assert said in lines[name], name
-    assert {method.family for method in METHODS.values()} == {"none", "random", "rule", "projection", "second-order"}
+    families = {"none", "random", "rule", "projection", "first-order", "second-order"}
+    assert {method.family for method in METHODS.values()} == families
 
 
 def test_help_does_not_wait_for_torch():

@@ -100,7 +100,7 @@ def test_diff_says_where_two_conflict(command, files):
     lost = [float(line[4]) for line in roles]
     assert lost == sorted(lost, reverse=True)
     assert sum(lost) == pytest.approx(found.lost(found.total), abs=1e-3)
-    assert "#1 and #2 both have classifier.weight, classifier.bias, new and not compared" in output
+    assert "#1 and #2 both have classifier.weight, classifier.bias, which are new and not compared" in output
 
 
 def test_a_difference_shows_the_conflict_it_adds_up(command, files, tmp_path):
