@@ -194,7 +194,7 @@ def test_a_base_whose_held_out_loss_is_not_finite_names_the_examples(bench):
     collate = lambda indices: bench.collate(indices)  # noqa: E731
     broken = lambda indices: _with_targets(bench.collate(indices), 1e38 if int(indices[0]) == 1 else None)  # noqa: E731
     objective = Regression()
-    with pytest.raises(AdapeftError, match=r"held-out loss of the base is inf.*example 1 of data\.evaluation"):
+    with pytest.raises(AdapeftError, match=r"held-out loss of the base model is inf.*example 1 of data\.evaluation"):
         Trial(spoilt, objective, collate, bench.order, (broken, bench.order))
 
 
