@@ -59,7 +59,7 @@ class DenseLeaves(LeafPart):
     ruled: Ruled
     leaf_names: tuple[str, ...]
 
-    def index_buffers(self, is_linear: bool) -> dict[str, Tensor]:
+    def buffers(self, is_linear: bool) -> dict[str, Tensor]:
         return {}
 
     def added_to(self, parameter: Tensor, held: Held, training: bool) -> Tensor:

@@ -53,19 +53,19 @@ class Elements(Indexed):
 
     # --- in a module ---
 
-    def index_buffers(self, is_linear: bool) -> dict[str, Tensor]:
+    def buffers(self, is_linear: bool) -> dict[str, Tensor]:
         block = self._block() if is_linear else {}
         return {"indices": self.indices, **{f"indices_{piece}": index for piece, index in block.items()}}
 
     def added_to(self, parameter: Tensor, held: Held, training: bool) -> Tensor:
         leaf = held.leaves[0].to(parameter.dtype)
-        return parameter.flatten().index_add(0, held.indices["indices"], leaf).view(parameter.shape)
+        return parameter.flatten().index_add(0, held.buffers["indices"], leaf).view(parameter.shape)
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
     ) -> Tensor:
         """Apply the layer without saving a dense sum for the backward pass."""
-        found = held.indices
+        found = held.buffers
         block = (
             (found["indices_rows"], found["indices_columns"], found["indices_places"])
             if "indices_rows" in found

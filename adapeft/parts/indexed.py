@@ -80,7 +80,7 @@ class Indexed(Part, LeafPart):
     def to(self, device: torch.device) -> Self:
         return replace(self, indices=self.indices.to(device))
 
-    def index_buffers(self, is_linear: bool) -> dict[str, Tensor]:
+    def buffers(self, is_linear: bool) -> dict[str, Tensor]:
         return {"indices": self.indices}
 
     def merged(self, leaves: Sequence[Tensor]) -> PartAndValues:

@@ -34,15 +34,15 @@ _CHANGE_FIRST = (
 
 
 class Held(NamedTuple):
-    """Leaves and index buffers of one part in a module.
+    """Leaves and buffers of one part in a module.
 
     Attributes:
         leaves: leaves in the order of ``LeafPart.leaf_names``.
-        indices: buffers of ``LeafPart.index_buffers``.
+        buffers: buffers of ``LeafPart.buffers``.
     """
 
     leaves: tuple[Tensor, ...]
-    indices: dict[str, Tensor]
+    buffers: dict[str, Tensor]
 
 
 class LeafPart(ABC):
@@ -55,8 +55,8 @@ class LeafPart(ABC):
     leaf_names: tuple[str, ...]
 
     @abstractmethod
-    def index_buffers(self, is_linear: bool) -> dict[str, Tensor]:
-        """Return the int64 index tensors that the module needs next to the leaves and registers as buffers.
+    def buffers(self, is_linear: bool) -> dict[str, Tensor]:
+        """Return the tensors that the module needs next to the leaves and registers as buffers, such as indices.
 
         Args:
             is_linear: whether the module calls ``linear``.
@@ -96,8 +96,8 @@ def add_leaves(module: nn.Module, name: str, part: LeafPart, leaves: Mapping[str
     parameter = module.get_parameter(name)
     for leaf, value in leaves.items():
         module.register_parameter(_leaf_name(name, leaf), value)
-    for buffer, index in part.index_buffers(isinstance(with_leaves, _LinearWithLeaves)).items():
-        module.register_buffer(f"{name}_leaf_{buffer}", index.to(parameter.device), persistent=False)
+    for buffer, tensor in part.buffers(isinstance(with_leaves, _LinearWithLeaves)).items():
+        module.register_buffer(f"{name}_leaf_{buffer}", tensor.to(parameter.device), persistent=False)
     with_leaves.leaf_parts[name] = part
     return {leaf: _leaf_name(name, leaf) for leaf in leaves}
 
@@ -108,7 +108,7 @@ def remove_leaves(module: nn.Module) -> None:
         for name, part in module.leaf_parts.items():
             for leaf in part.leaf_names:
                 delattr(module, _leaf_name(name, leaf))
-            for buffer in module.index_names(name):
+            for buffer in module.buffer_names(name):
                 delattr(module, buffer)
         del module.__dict__["leaf_parts"]
         module.__class__ = type(module).__bases__[1]
@@ -193,14 +193,14 @@ class _WithLeaves(nn.Module):
                 self.__dict__.pop(name, None)  # a nested forward may have removed them already
 
     def held(self, name: str) -> Held:
-        """Return the leaves and indices of the part of parameter ``name``."""
+        """Return the leaves and buffers of the part of parameter ``name``."""
         leaves = tuple(self._parameters[_leaf_name(name, leaf)] for leaf in self.leaf_parts[name].leaf_names)
         start = len(f"{name}_leaf_")
-        return Held(leaves, {key[start:]: self._buffers[key] for key in self.index_names(name)})  # type: ignore[arg-type, misc]
+        return Held(leaves, {key[start:]: self._buffers[key] for key in self.buffer_names(name)})  # type: ignore[arg-type, misc]
 
-    def index_names(self, name: str) -> list[str]:
-        """Return the names of the index buffers of the part of parameter ``name``."""
-        return [key for key in self._buffers if key.startswith(f"{name}_leaf_indices")]
+    def buffer_names(self, name: str) -> list[str]:
+        """Return the names of the buffers of the part of parameter ``name``."""
+        return [key for key in self._buffers if key.startswith(f"{name}_leaf_")]
 
     def summed(self, name: str) -> Tensor:
         """Return the dense sum of parameter and leaves."""

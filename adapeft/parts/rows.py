@@ -79,7 +79,7 @@ class Rows(Indexed):
 
     def added_to(self, parameter: Tensor, held: Held, training: bool) -> Tensor:
         leaf = held.leaves[0].to(parameter.dtype)
-        return parameter.index_add(self.dim, held.indices["indices"], leaf.movedim(0, self.dim))
+        return parameter.index_add(self.dim, held.buffers["indices"], leaf.movedim(0, self.dim))
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
@@ -90,14 +90,14 @@ class Rows(Indexed):
             return F.linear(x, total.t() if transposed else total, bias)
         output = F.linear(x, weight.t() if transposed else weight, bias)
         rows = F.linear(x, held.leaves[0].to(x.dtype)).to(output.dtype)
-        return output.index_add(-1, held.indices["indices"], rows)
+        return output.index_add(-1, held.buffers["indices"], rows)
 
     @property
     def looks_up(self) -> bool:
         return self.dim == 0
 
     def look_up(self, tokens: Tensor, weight: Tensor, held: Held, padding_idx: int | None) -> Tensor:
-        leaf, rows = held.leaves[0], held.indices["indices"]
+        leaf, rows = held.leaves[0], held.buffers["indices"]
         place = torch.searchsorted(rows, tokens.contiguous()).clamp(max=len(rows) - 1)
         hit = (rows[place] == tokens).unsqueeze(-1)
         looked_up = F.embedding(place, leaf)

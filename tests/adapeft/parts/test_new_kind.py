@@ -46,7 +46,7 @@ class Shift(Part, LeafPart):
         added = [add_leaves(module, name, self, {DIFFERENCE: leaf}) for module, name in site.places]
         return Attached({"": (site.places[0][0], added[0][DIFFERENCE])})
 
-    def index_buffers(self, is_linear: bool) -> dict[str, Tensor]:
+    def buffers(self, is_linear: bool) -> dict[str, Tensor]:
         return {}
 
     def added_to(self, parameter: Tensor, held: Held, training: bool) -> Tensor:
