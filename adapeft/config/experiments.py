@@ -188,6 +188,11 @@ class Trials(Section):
                 "select.groups = role: validate draws groups within single tensors. "
                 "Set select.groups to tensor, row or element."
             )
+        if config.select.window_rank(0):
+            raise AdapeftError(
+                "select.measure = low-rank: validate compares estimators that need the gradients of single elements. "
+                "Set select.measure: exact."
+            )
         if config.model.dtype != "float32":
             raise AdapeftError(
                 f"model.dtype = {config.model.dtype}: the small steps of validate would be lost to rounding, because "

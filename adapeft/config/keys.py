@@ -81,12 +81,17 @@ _READ = ("model.name", "data.train")
 _UNREAD: Mapping[str, str] = MappingProxyType({})
 
 
-def measurement_key(config: Config, contents: Mapping[str, str] = _UNREAD) -> dict[str, Any]:
+_EXACT = {"select.measure": "exact"}
+"""Entry that the key of an exact measurement leaves out, as those of older versions do."""
+
+
+def measurement_key(config: Config, contents: Mapping[str, str] = _UNREAD, num_parameters: int = 0) -> dict[str, Any]:
     """Return everything that measuring depends on: statistics can be reused if their keys are equal.
 
     Args:
         config: config of the run.
         contents: dotted key of a path → hash of the contents, which may change while the path stays the same.
+        num_parameters: size of the base model.
     """
     flat = comparable(config)
     variants = {section: flat[decides] for section, decides in DECIDES.items()}
@@ -96,7 +101,13 @@ def measurement_key(config: Config, contents: Mapping[str, str] = _UNREAD) -> di
         if not is_harmless(field_of(name, variants.get(name.partition(".")[0])))
     }
     key.update({content_key(name): contents[name] for name in _READ if name in contents})
-    return key | {f"select.{name}": value for name, value in config.select.measured().items()}
+    return key | {f"select.{name}": value for name, value in config.select.measured(num_parameters).items()}
+
+
+def measured_differently(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    """Return the lines of ``differences`` between the key of a measurement and that of stored statistics."""
+    wanted, stored = {**_EXACT, **wanted}, {**_EXACT, **stored}
+    return differing(wanted, {key: stored.get(key) for key in wanted})
 
 
 def content_key(place: str) -> str:

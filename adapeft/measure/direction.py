@@ -8,7 +8,7 @@ from torch import Tensor
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Shards
 
-_NOISE = 1e-5
+NOISE = 1e-5
 """Fraction of the model's root-mean-square gradient below which a coordinate's gradient may be rounding error.
 
 Some gradients are zero except for rounding (softmax is invariant to the bias of attention keys). Adam would take a step
@@ -41,7 +41,7 @@ def measure_direction(passes: Passes, kind: str) -> list[Tensor]:
     if kind == "gradient":
         return [total.div_(scale) for total in mean]
     for total, squares in zip(mean, square, strict=True):
-        total.div_(squares.div_(weight.item()).sqrt_().add_(_NOISE * scale))
+        total.div_(squares.div_(weight.item()).sqrt_().add_(NOISE * scale))
     return mean
 
 

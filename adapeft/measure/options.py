@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from adapeft.measure.groups import Groups
+from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import Projector, measure_curvatures, measure_slopes
 from adapeft.measure.shards import Shards
@@ -60,7 +61,10 @@ class Options:
 
 @dataclass(frozen=True)
 class _Factors:
-    """Singular vectors of a matrix [d0, d1]: ``left`` [d0, R], scaled by the singular values, and ``right`` [d1, R]."""
+    """Singular vectors of a matrix [d0, d1]: ``left`` [d0, R], scaled by the singular values, and ``right`` [d1, R].
+
+    Of a matrix with a window, they are those of the step [out, m] of its right leaf: the window is orthonormal.
+    """
 
     left: Tensor
     right: Tensor
@@ -71,17 +75,20 @@ def measure_with_options(
 ) -> tuple[dict[str, np.ndarray], Options]:
     """Return the columns of ``groups`` (by row), without projections, and the options of its matrices. Collective.
 
+    Through windows of rank m, LoRA has at most rank m.
+
     Args:
         kinds: kinds of options; those other than ``tensor`` and ``lora`` are ignored.
         ranks: ranks of LoRA; each matrix gets those that cost less than training it whole.
     """
     shards = passes.shards
+    steps = shards.windows.groups if isinstance(shards, SeenShards) else groups
     matrices = [i for i, info in enumerate(groups.parameters) if info.is_linear and "lora" in kinds]
-    factors = _factors(shards, groups, direction, {i: _most(groups.parameters[i], ranks) for i in matrices})
+    factors = _factors(shards, steps, direction, {i: _most(groups.parameters[i], ranks) for i in matrices})
     size = sum(one.left.shape[1] for one in factors.values())
-    triplets = Projector(size, lambda gradients: _project(shards, groups, factors, gradients))
-    slopes = measure_slopes(passes, groups, direction, triplets)
-    curvatures = measure_curvatures(passes, groups, direction, triplets)
+    triplets = Projector(size, lambda gradients: _project(shards, factors, gradients))
+    slopes = measure_slopes(passes, steps, direction, triplets)
+    curvatures = measure_curvatures(passes, steps, direction, triplets)
     projections = curvatures["projections"].astype(np.float64)
     found = []
     place = groups.num_groups
@@ -139,6 +146,7 @@ def _factors(shards: Shards, groups: Groups, direction: list[Tensor], widths: di
         if not width:
             continue
         info = groups.parameters[index]
+        width = min(width, *info.shape)
         whole = torch.zeros(info.count, device=shards.device)
         for piece, values in zip(shards.slices, direction, strict=True):
             if piece.parameter == index:
@@ -169,7 +177,7 @@ def _leading(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     return u[:, :width], s[:width], v[:, :width]
 
 
-def _project(shards: Shards, groups: Groups, factors: dict[int, _Factors], gradients: list[Tensor]) -> np.ndarray:
+def _project(shards: Shards, factors: dict[int, _Factors], gradients: list[Tensor]) -> np.ndarray:
     r"""Return :math:`s_i\, u_i^\top G v_i` of every triplet in float64, matrix after matrix. Collective."""
     starts = dict(zip(factors, np.cumsum([0, *(one.left.shape[1] for one in factors.values())]).tolist(), strict=False))
     total = sum(one.left.shape[1] for one in factors.values())

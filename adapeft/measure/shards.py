@@ -38,8 +38,11 @@ class Shards(Protocol):
     """This rank's elements, at most one slice per candidate; over all ranks every element occurs exactly once."""
     names: tuple[str, ...]
     """The candidates, then the always-trained parameters."""
-    reached: set[str]
-    """Those of ``names`` that have received a gradient on this rank, even one of zeros."""
+
+    @property
+    def reached(self) -> set[str]:
+        """Those of ``names`` that have received a gradient on this rank, even one of zeros."""
+        ...
 
     def gradients(self, losses: Sequence[Loss]) -> AbstractContextManager[list[Tensor]]:
         """Yield float32 gradients of the sum of ``losses`` over all ranks, aligned with ``slices``. Collective.
@@ -168,23 +171,3 @@ def adam_state(optimizer: torch.optim.Optimizer, stepped: Tensor) -> dict[str, T
         state["exp_avg"] = torch.zeros_like(stepped, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(stepped, memory_format=torch.preserve_format)
     return state
-
-
-@contextmanager
-def measuring_mode(model: nn.Module, restore: Sequence[str]) -> Iterator[None]:
-    """Set evaluation mode (no dropout); on exit, restore mode, ``requires_grad`` and the parameters in ``restore``."""
-    training = {name: module.training for name, module in model.named_modules()}
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    parameters = dict(model.named_parameters())
-    saved = {name: parameters[name].detach().clone() for name in restore}
-    model.eval()
-    try:
-        yield
-    finally:
-        for name, module in model.named_modules():
-            module.training = training[name]
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
-        with torch.no_grad():
-            for name, value in saved.items():
-                parameters[name].copy_(value)

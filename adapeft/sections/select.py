@@ -108,8 +108,16 @@ class Select(Section):
         """Key that makes measuring move the candidates' weights temporarily; None if none does."""
         return None
 
-    def measured(self) -> dict[str, Any]:
-        """Return the resolved values of keys such as ``groups: auto``, for the key of a measurement."""
+    def window_rank(self, num_parameters: int) -> int | None:
+        """Return the rank of the windows through which a model of this many parameters is measured; None: exactly."""
+        return None
+
+    def measured(self, num_parameters: int) -> dict[str, Any]:
+        """Return the resolved values of keys such as ``groups: auto``, for the key of a measurement.
+
+        Args:
+            num_parameters: size of the base model, which may decide how it is measured.
+        """
         return {"groups": self.granularity}
 
     def own(self) -> dict[str, Any]:

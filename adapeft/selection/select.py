@@ -16,9 +16,11 @@ from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import reach_of
+from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.measure import check_precision, measure, not_reached
+from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import WholeModel, measuring_mode
+from adapeft.measure.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.model.wrappers import ATTACHMENT, bare
 from adapeft.selection.batches import as_batches, check_labels, examples_of
@@ -83,8 +85,11 @@ def select(
     candidates = [info.name for info in groups.parameters]
     check_precision(settings, next(model.parameters()).dtype)
     displaced = candidates if settings.displacing else []
-    with measuring_mode(model, restore=[*groups.always_train, *displaced]):
-        shards = WholeModel(model, candidates, groups.always_train)
+    with (
+        measuring_mode(model, restore=[*groups.always_train, *displaced]),
+        seen(model, groups, method.window_rank(groups, settings), seed) as view,
+    ):
+        shards = view.shards(WholeModel(model, view.names, groups.always_train))
         if method.measures_loss:
             check_labels(objective, given, model)
             counted = [batch for batch in given if objective.num_predictions(batch.labels)]

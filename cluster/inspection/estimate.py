@@ -9,7 +9,6 @@ from functools import cache, cached_property, partial
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from adapeft.choose.knapsack import parts_of
@@ -17,6 +16,8 @@ from adapeft.config.config import Config
 from adapeft.data.batches import num_micro_batches
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
+from adapeft.measure.low_rank.windows import Windows, num_seen
+from adapeft.measure.mode import set_measuring_mode
 from adapeft.measure.statistics import Statistics
 from adapeft.memory.activations import Counted, count_pass
 from adapeft.memory.estimate import FLOAT32, Load, Memory, Zero, memory, share
@@ -82,8 +83,13 @@ class Estimate:
         method = get_method(settings.method)
         batch_size = 1 if method.measures_examples else settings.batch_size
         counted, num_micro = self._counted("measuring", batch_size, settings.micro_batch_size, zero.workers)
-        candidates = int(self.groups.counts.sum())
-        statistics = share(method.statistics_bytes(settings) * candidates, zero)
+        if rank := method.window_rank(self.groups, settings):
+            candidates = num_seen(self.groups, rank)
+            # Every worker has the windows, the sums over half A and all gradients of a batch of leaves.
+            statistics = 4 * FLOAT32 * candidates if method.measures_loss else 0
+        else:
+            candidates = int(self.groups.counts.sum())
+            statistics = share(method.statistics_bytes(settings) * candidates, zero)
         if self._element_bytes < FLOAT32:  # statistics are computed from float32 copies of the gradients
             statistics += FLOAT32 * (candidates if zero.stage == 0 else share(candidates, zero))
         return Load(
@@ -154,7 +160,7 @@ class Estimate:
             return count_pass(
                 model_config,
                 model.task,
-                partial(_measured, self.groups)
+                partial(_measured, self.groups, self.config)
                 if stage == "measuring"
                 else partial(_trained, self.subset, self.config),
                 self.objective,
@@ -238,11 +244,15 @@ def _most_at_work(groups: Groups) -> Subset:
     return Subset(parts, groups.always_train, groups.new)
 
 
-def _measured(groups: Groups, model: nn.Module) -> None:
-    wanted = {*(info.name for info in groups.parameters), *groups.always_train}
+def _measured(groups: Groups, config: Config, model: PreTrainedModel) -> None:
+    rank = get_method(config.select.method).window_rank(groups, config.select)
+    names = Windows(model, groups, rank, config.seed).names if rank else [info.name for info in groups.parameters]
+    wanted = {*names, *groups.always_train}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in wanted)
-    model.eval()
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    set_measuring_mode(model)
 
 
 def _trained(subset: Subset, config: Config, model: PreTrainedModel) -> None:

@@ -49,10 +49,7 @@ def remedy(part: str, stage: str, zero_stage: int) -> str:
     """Return a sentence that says how to make a part of the memory smaller."""
     section = "select" if stage == "measuring" else "train"
     if part == "activations":
-        return (
-            f"Lower {section}.micro_batch_size or data.max_length, or set model.gradient_checkpointing: true"
-            f"{' (measuring does not use it)' if stage == 'measuring' else ''}."
-        )
+        return f"Lower {section}.micro_batch_size or data.max_length, or set model.gradient_checkpointing: true."
     if part == "statistics":
         return "Narrow select.include, set select.groups: row instead of element, or use machines with more memory."
     if part == "weights" and zero_stage == 3:

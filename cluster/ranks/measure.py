@@ -16,7 +16,9 @@ from adapeft.config.write import to_yaml
 from adapeft.data.batches import draw_calibration, num_micro_batches
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.influence import reach_of
+from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.measure import measure, not_reached
+from adapeft.measure.mode import set_measuring_mode
 from adapeft.measure.partial import PartialSums
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
@@ -48,7 +50,8 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
     settings = config.select
     method = get_method(settings.method)
     batch_size = 1 if method.measures_examples else settings.batch_size
-    model = inputs.model().eval()
+    model = inputs.model()
+    set_measuring_mode(model)
     groups = groups_of(model, settings)
     folder = RunFolder.of(config)
     key = sums_key(config, contents, groups, len(inputs.train), ranks.world_size)
@@ -83,20 +86,21 @@ def measuring_passes(
     calibration = draw_calibration(
         len(inputs.train), config.select.calibration, batch_size, ranks.world_size, config.seed
     )
-    candidates = [info.name for info in groups.parameters]
     num_micro = num_micro_batches(batch_size, ranks.world_size, config.select.micro_batch_size)
-    engine = measuring_engine(model, candidates, groups.always_train, config.cluster.zero_stage, num_micro)
-    check_loss(engine, inputs, ranks.world_size)
-    yield Passes(
-        ZeroShards(engine, candidates, ranks, groups.always_train),
-        inputs.objective,
-        calibration,
-        inputs.train.collate,
-        config.seed,
-        lambda step, done, total: report({"step": step, "done": done, "total": total}),
-        saved=saved,
-    )
-    engine.destroy()
+    rank = get_method(config.select.method).window_rank(groups, config.select)
+    with seen(model, groups, rank, config.seed) as view:
+        engine = measuring_engine(model, view.names, groups.always_train, config.cluster.zero_stage, num_micro)
+        check_loss(engine, inputs, ranks.world_size)
+        yield Passes(
+            view.shards(ZeroShards(engine, view.names, ranks, groups.always_train)),
+            inputs.objective,
+            calibration,
+            inputs.train.collate,
+            config.seed,
+            lambda step, done, total: report({"step": step, "done": done, "total": total}),
+            saved=saved,
+        )
+        engine.destroy()
 
 
 def sums_key(
@@ -104,7 +108,7 @@ def sums_key(
 ) -> dict[str, Any]:
     """Return everything that partial sums depend on bit for bit: the measurement, and the division of the work."""
     return {
-        **measurement_key(config, contents),
+        **measurement_key(config, contents, groups.num_total),
         "base model": groups.fingerprint,
         "number of examples": num_examples,
         "cluster.workers": world_size,
@@ -136,7 +140,8 @@ def choose_and_save(
         if values is not None:
             derived["influence"] = values
         folder = RunFolder.of(config)
-        save_groups(folder.path, groups, statistics.columns, measurement_key(config, contents), **derived)
+        key = measurement_key(config, contents, groups.num_total)
+        save_groups(folder.path, groups, statistics.columns, key, **derived)
         options = statistics.options
         if options is not None:
             influence = get_method(config.select.method).option_values(statistics, reach)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapeft.config.experiments import Trials
-from adapeft.config.keys import differing, measurement_key
+from adapeft.config.keys import measured_differently, measurement_key
 from adapeft.config.load import load_config
 from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
@@ -129,8 +129,8 @@ def _choose_again(session: Session, source: Path) -> Subset:
     from cluster.ranks.measure import choose_and_save
 
     statistics, measured = load_statistics(source)
-    wanted = measurement_key(session.config, session.contents)
-    other = differing(wanted, {key: measured.get(key) for key in wanted})
+    num_parameters = session.inspection.groups.num_total
+    other = measured_differently(measurement_key(session.config, session.contents, num_parameters), measured)
     if other:
         raise AdapeftError(
             f"select.statistics = {source} was measured under other conditions:\n  " + "\n  ".join(other) + "\nLeave "

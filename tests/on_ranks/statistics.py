@@ -18,6 +18,7 @@ from adapeft.data.batches import Calibration, num_micro_batches
 from adapeft.data.description import Batch
 from adapeft.measure import parabola
 from adapeft.measure.groups import Groups, groups_of
+from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.measure import measure
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Shards
@@ -41,6 +42,11 @@ CASES = {
     "fish": {"method": "fish"},
     "snip": {"method": "snip"},
     "options": {"groups": "row", "options": ["row", "tensor", "lora"], "lora_ranks": [1, 2, 3]},
+    "low-rank": {"groups": "row", "measure": "low-rank", "rank": 3},
+    "low-rank-options": {
+        **{"groups": "row", "options": ["row", "tensor", "lora"], "lora_ranks": [1, 2]},
+        **{"measure": "low-rank", "rank": 4},
+    },
     "role": {"groups": "role", "solver": "greedy"},
     "parabola": {"groups": "role", "curvature": "parabola", "include": ["*bias"], "budget": 100},
     "probe": {"groups": "row", "probe_steps": 3, "probe_points": 2, "probe_learning_rate": 1e-2},
@@ -61,6 +67,11 @@ FAST = [run for run in RUNS if run[0] == "bert" or run[2] == 3]
 
 def settings_for(case: str):
     return parse_select({"budget": "10%", "warmup_steps": 3, **CASES[case]})
+
+
+def rank_for(case: str, groups: Groups) -> int | None:
+    settings = settings_for(case)
+    return get_method(settings.method).window_rank(groups, settings)
 
 
 def examples_of(model) -> tuple[list[np.ndarray], list[Batch]]:
@@ -147,20 +158,21 @@ def main(out: Path, runs: list[tuple]) -> None:
     for name, case, stage, micro_batch_size in runs:
         model = MODELS[name]().eval()
         groups = groups_of(model, settings_for(case))
-        candidates = [info.name for info in groups.parameters]
         num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
-        # At the usual threshold stage 3 would keep a tiny model whole on every rank.
-        engine = measuring_engine(model, candidates, groups.always_train, stage, num_micro, persistence_threshold=0)
-        shards = ZeroShards(engine, candidates, ranks)
-        before = weights_on_rank(shards)
-        statistics, chosen = measure_case(model, shards, groups, case)
-        restored = all(map(torch.equal, before, weights_on_rank(shards)))
+        with seen(model, groups, rank_for(case, groups), seed=3) as view:
+            # At the usual threshold stage 3 would keep a tiny model whole on every rank.
+            engine = measuring_engine(model, view.names, groups.always_train, stage, num_micro, persistence_threshold=0)
+            measured = ZeroShards(engine, view.names, ranks)
+            shards = view.shards(measured)
+            before = weights_on_rank(measured)
+            statistics, chosen = measure_case(model, shards, groups, case)
+            restored = all(map(torch.equal, before, weights_on_rank(measured)))
         content = {
             "columns": statistics.columns,
             "elements": whole_elements(statistics, ranks),
             "chosen": chosen,
             "options": statistics.options,
-            "held": [sum(piece.length for piece in shards.slices)],
+            "held": [sum(piece.length for piece in measured.slices)],
             "state_elements": optimizer_state_elements(engine),
             "always_trained": always_trained_elements(model, groups),
         }

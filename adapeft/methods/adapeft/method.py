@@ -12,6 +12,8 @@ from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import measure_elements
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
+from adapeft.measure.low_rank.direction import measure_direction_of_low_rank
+from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.options import measure_with_options
 from adapeft.measure.parabola import measure_parabolas
 from adapeft.measure.passes import Passes
@@ -47,7 +49,12 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
     def _measure_here(self, passes: Passes, groups: Groups, settings: AdaPEFTOptions) -> Statistics:
         """Return the statistics at the current weights."""
         passes.warm_up(passes.calibration.half_a)
-        direction = measure_direction(passes, settings.direction)
+        if isinstance(passes.shards, SeenShards):
+            direction = measure_direction_of_low_rank(passes, settings.direction)
+            steps = passes.shards.windows.groups
+        else:
+            direction = measure_direction(passes, settings.direction)
+            steps = groups
         passes.warm_up(passes.calibration.half_b)
         if groups.granularity == "element":
             return measure_elements(passes, groups, direction, shrinkage=settings.shrinkage)
@@ -56,8 +63,8 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
             return Statistics(groups, columns, options=options)
         if settings.curvature == "parabola":
             return Statistics(groups, measure_parabolas(passes, groups, direction))
-        slopes = measure_slopes(passes, groups, direction)
-        curvatures = measure_curvatures(passes, groups, direction)
+        slopes = measure_slopes(passes, steps, direction)
+        curvatures = measure_curvatures(passes, steps, direction)
         if not settings.chooses_jointly:
             del curvatures["projections"]  # M numbers per group, which nothing else reads
         return Statistics(groups, {**slopes, **curvatures})

@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from adapeft.methods.base.options import ValuedOptions
-from adapeft.sections.section import LearningRate, PartOf
+from adapeft.sections.section import Harmless, LearningRate, PartOf
+
+_SMALL = 10**9
+"""Parameters of a model up to which ``measure: auto`` is exact."""
 
 
 class AdaPEFTOptions(ValuedOptions):
@@ -17,6 +20,14 @@ class AdaPEFTOptions(ValuedOptions):
     granularities = ("row", "element", "tensor", "role")
 
     method: Literal["adapeft"] = "adapeft"
+    measure: Harmless[Literal["auto", "low-rank", "exact"]] = Field(
+        default="auto",
+        description="low-rank: gradients seen through leaves of select.rank, with the memory of LoRA; exact: whole "
+        "gradients; auto: low-rank for models above 1 billion parameters, where every option supports it",
+    )
+    rank: Annotated[Harmless[PositiveInt], PartOf("measure")] = Field(
+        default=16, description="rank of the windows of a low-rank measurement"
+    )
     direction: Literal["adam", "gradient"] = Field(default="adam", description="direction of training steps")
     curvature: Literal["sampled-labels", "parabola"] = Field(
         default="sampled-labels",
@@ -47,6 +58,12 @@ class AdaPEFTOptions(ValuedOptions):
     )
 
     def check(self) -> None:
+        if self.measure == "low-rank" and (key := self._needs_exact):
+            raise ValueError(
+                f"measure = low-rank: {key} needs the gradient of every single element; set measure: exact"
+            )
+        if self.rank != type(self).model_fields["rank"].default and (self.measure == "exact" or self._needs_exact):
+            raise ValueError(f"rank = {self.rank}: the measurement is exact and has no rank; leave rank out")
         if self.joint is True:
             self._check_joint()
         if self.curvature != "sampled-labels":
@@ -105,6 +122,20 @@ class AdaPEFTOptions(ValuedOptions):
             )
 
     @property
+    def _needs_exact(self) -> str | None:
+        """Setting that a low-rank measurement does not support; None if it supports all."""
+        if self.granularity == "element":
+            return "groups = element"
+        return self.displacing
+
+    def window_rank(self, num_parameters: int) -> int | None:
+        if self.measure == "auto":
+            is_low_rank = num_parameters > _SMALL and self._needs_exact is None
+        else:
+            is_low_rank = self.measure == "low-rank"
+        return self.rank if is_low_rank else None
+
+    @property
     def displacing(self) -> str | None:
         if self.probe_steps:
             return f"probe_steps = {self.probe_steps}"
@@ -120,9 +151,12 @@ class AdaPEFTOptions(ValuedOptions):
     def kinds(self) -> tuple[str, ...]:
         return self.options or super().kinds
 
-    def measured(self) -> dict[str, Any]:
+    def measured(self, num_parameters: int) -> dict[str, Any]:
         # Measuring single elements does not depend on joint.
-        return {**super().measured(), "joint": self.chooses_jointly and self.granularity != "element"}
+        jointly = self.chooses_jointly and self.granularity != "element"
+        rank = self.window_rank(num_parameters)
+        windows = {"measure": "low-rank", "rank": rank} if rank else {}
+        return {**super().measured(num_parameters), "joint": jointly, **windows}
 
     @property
     def chooses_jointly(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from adapeft.choose.elements import choose_elements
 from adapeft.choose.knapsack import choose_groups
 from adapeft.measure.groups import Groups
+from adapeft.measure.low_rank.windows import matrices_of
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.options import ValuedOptions
@@ -80,6 +81,10 @@ class Method(ABC, Generic[Options]):
     def check(self, groups: Groups, budget: int, settings: Options) -> None:
         """Raise ``AdapeftError`` if the method cannot choose from these groups within ``budget`` elements."""
 
+    def window_rank(self, groups: Groups, settings: Options) -> int | None:
+        """Return the rank of the windows through which ``groups`` are measured; None: their own gradients are."""
+        return settings.window_rank(groups.num_total)
+
     @abstractmethod
     def measure(self, passes: Passes, groups: Groups, settings: Options) -> Statistics:
         """Return the statistics of the groups, without columns if the method measures nothing. Collective."""
@@ -106,6 +111,10 @@ class UnmeasuredMethod(Method[Options]):
 
     cost = "nothing"
     measures_loss = False
+
+    def window_rank(self, groups: Groups, settings: Options) -> int | None:
+        # The thinnest window shows whether a parameter gets a gradient at all.
+        return 1 if matrices_of(groups, 1) else None
 
     def measure(self, passes: Passes, groups: Groups, settings: Options) -> Statistics:
         return Statistics(groups, {})

@@ -27,8 +27,9 @@ from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import mean_gradient
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import ready
+from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import WholeModel, measuring_mode
+from adapeft.measure.shards import WholeModel
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.adapeft.options import AdaPEFTOptions
@@ -52,7 +53,7 @@ from cluster.terminal.console import Terminal, number_table, short
 
 _RANDOM_DRAWS = 10
 _OF_THE_TARGET = (
-    *("model.", "data.", "seed"),
+    *("model.", "data.", "seed", "select.measure", "select.rank"),
     *("select.groups", "select.include", "select.exclude", "select.always_train", "select.options", "select.joint"),
 )
 """Keys that describe the target, its candidates and its examples. All other keys that statistics depend on must agree
@@ -115,6 +116,11 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
         raise AdapeftError(
             f"select.method = {config.select.method}: the run in {source} measured for {measured.select.method}. Leave "
             f"select.method out, or give a run of {config.select.method}."
+        )
+    if settings.inside in ("gradient", "slope") and config.select.window_rank(0):
+        raise AdapeftError(
+            f"inside = {settings.inside}: needs the gradients of single elements of the target, and select.measure is "
+            "low-rank. Add select.measure=exact, or leave inside out."
         )
     other = _measured_differently(config, measured)
     if other:

@@ -14,9 +14,10 @@ from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.groups import build_groups
+from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
-from adapeft.measure.shards import WholeModel, measuring_mode
+from adapeft.measure.shards import WholeModel
 from adapeft.tasks.inference import infer_objective
 from adapeft.tasks.squared_error import Regression
 from adapeft.validate.correlation import correlate, fit_constant

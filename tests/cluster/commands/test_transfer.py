@@ -161,6 +161,7 @@ def test_own_slopes_divide_the_budget_among_tensors(transferred, larger, tmp_pat
         (["groups=tensor", "inside=gradient"], "tensor groups are trained whole"),
         (["selekt.budget=1%"], "selekt"),
         (["select.joint=true"], "select.joint = true: the joint curvature of groups cannot be transferred"),
+        (["select.measure=low-rank", "inside=slope"], "inside = slope: needs the gradients of single elements of"),
         (["select.direction=gradient"], "select.direction: gradient here, adam there"),
         (["select.options=[row,lora]"], "Give select.options=[] to transfer the rows"),
     ],

@@ -91,6 +91,7 @@ def test_two_workers_find_what_one_does(config, alone, tmp_path):
     ("override", "said"),
     [
         ("groups=role", "select.groups = role: validate draws groups within single tensors"),
+        ("measure=low-rank", "select.measure = low-rank: validate compares estimators that need the gradients of"),
         ("dtype=bfloat16", "model.dtype = bfloat16: the small steps of validate would be lost to rounding"),
     ],
 )

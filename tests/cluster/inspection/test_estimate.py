@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from transformers import JetMoeConfig, JetMoeForCausalLM, PreTrainedModel
+from transformers import JetMoeConfig, JetMoeForCausalLM, LlamaConfig, PreTrainedModel
 
 from adapeft.config.load import load_config, parse_select
 from adapeft.errors import AdapeftError
@@ -23,7 +23,15 @@ from cluster.inspection import fits
 from cluster.inspection.estimate import estimate_of
 from cluster.inspection.inspect import inspect
 from cluster.zero.settings import zero_of
-from tests.support.checkpoints import save_model, write_bert, write_colours, write_config, write_gpt2, write_text
+from tests.support.checkpoints import (
+    save_model,
+    save_tokenizer,
+    write_bert,
+    write_colours,
+    write_config,
+    write_gpt2,
+    write_text,
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,37 @@ def test_every_method_can_be_estimated(classifier, method):
     held = estimate.memory(zero_of(config.cluster))
     assert held["measuring"].weights > 0
     assert held["training"].optimizer >= 8 * estimate.subset.count / 2
+
+
+@pytest.fixture(scope="module")
+def eight_billion(tmp_path_factory):
+    """Config of a Llama of 8 B parameters without weights: one device, batches of 1 x 1,024, checkpointing."""
+    folder = tmp_path_factory.mktemp("llama")
+    LlamaConfig(
+        **{"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32},
+        **{"num_attention_heads": 32, "num_key_value_heads": 8, "architectures": ["LlamaForCausalLM"]},
+    ).save_pretrained(folder / "base")
+    save_tokenizer(folder / "base")
+    train, evaluation = write_text(folder / "train.txt", 60_000), write_text(folder / "validation.txt", 3000)
+    path = write_config(folder / "run.yaml", folder / "base", train, evaluation, task="causal-lm")
+    return load_config(
+        path,
+        [
+            *("model.dtype=bfloat16", "model.gradient_checkpointing=true", "data.max_length=1024", "budget=0.5%"),
+            *("cluster.workers=1", "cluster.gpus_per_worker=1", "cluster.zero_stage=0"),
+            *("select.calibration=16", "select.batch_size=1", "train.batch_size=1"),
+        ],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("select", [{"method": "adapeft"}, {"method": "lora"}, {"method": "random", "groups": "row"}])
+def test_choosing_for_a_large_model_holds_no_more_than_training_what_is_chosen(eight_billion, select):
+    own = parse_select({"budget": "0.5%", "calibration": 16, "batch_size": 1, **select})
+    config = eight_billion.model_copy(update={"select": own})
+    held = estimate_of(config, inspect(config)).memory(zero_of(config.cluster))
+    assert held["measuring"].total <= 1.1 * held["training"].total
+    assert held["training"].total < 24 * 2**30, "one card"
 
 
 def test_less_is_held_with_smaller_micro_batches(classifier):

@@ -1,0 +1,1 @@
+"""Measuring through windows of low rank, with the memory and the products of LoRA."""

@@ -1,0 +1,197 @@
+"""The windows of a model, and shards that look through them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from adapeft.errors import AdapeftError
+from adapeft.measure.groups import Groups
+from adapeft.measure.shards import Shards, Slice
+from adapeft.model.places import places_of
+from adapeft.model.structure import ParameterInfo
+from adapeft.parts.leaves import add_leaves, remove_leaves
+from adapeft.parts.window import Window, random_window
+from adapeft.ranks import Ranks
+from adapeft.tasks.losses import Loss
+
+
+class Windows:
+    """Windows of rank m on the matrices among the candidates; all other candidates are measured themselves.
+
+    A matrix whose input is not wider than m, and a tensor that is no matrix, are seen whole: their own gradient is no
+    larger than a leaf's, or has no low-rank form.
+
+    Attributes:
+        names: names of the measured parameters: one per candidate, its right leaf or itself, then the left leaves.
+        groups: the groups of the candidates with the shapes of what is measured of them.
+        matrices: indices of the candidates that have a window.
+        rank: m.
+
+    Args:
+        model: changed until ``remove``; the loss stays the same.
+        groups: groups of its candidates.
+        rank: m.
+        seed: random seed of the first windows.
+
+    Raises:
+        AdapeftError: no candidate is larger than the windows.
+    """
+
+    def __init__(self, model: nn.Module, groups: Groups, rank: int, seed: int) -> None:
+        self.rank = rank
+        self._model = model
+        self.matrices = matrices_of(groups, rank)
+        if not self.matrices:
+            raise AdapeftError(
+                f"select.rank = {rank}: no matrix among the candidates is wider than that, so a low-rank measurement "
+                "saves nothing. Lower select.rank, or set select.measure: exact."
+            )
+        self._windows: dict[int, Window] = {}
+        self._places: dict[int, list[tuple[nn.Module, str]]] = {}
+        names = [info.name for info in groups.parameters]
+        shapes = [info.shape for info in groups.parameters]
+        left_names = []
+        places, paths = places_of(model), {module: path for path, module in model.named_modules()}
+        for index in self.matrices:
+            info = groups.parameters[index]
+            out, width = sizes_of(info)
+            owners = places[info.name]
+            device = owners[0][0].get_parameter(owners[0][1]).device
+            windows = [
+                random_window(size, rank, seed * 2**20 + 2 * index + side, device)
+                for side, size in enumerate((out, width))
+            ]
+            window = Window(info.output_dim or 0, *windows)
+            leaves = {
+                "left": nn.Parameter(torch.zeros(width, rank, device=device)),
+                "right": nn.Parameter(torch.zeros(out, rank, device=device)),
+            }
+            added = [add_leaves(module, name, window, leaves) for module, name in owners]
+            path = paths[owners[0][0]]
+            names[index], shapes[index] = _joined(path, added[0]["right"]), (out, rank)
+            left_names.append(_joined(path, added[0]["left"]))
+            self._windows[index], self._places[index] = window, owners
+        self.names = (*names, *left_names)
+        self.groups = replace(
+            groups,
+            parameters=tuple(
+                replace(info, shape=shape, output_dim=0 if index in self._windows else info.output_dim)
+                for index, (info, shape) in enumerate(zip(groups.parameters, shapes, strict=True))
+            ),
+        )
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of everything in ``names``."""
+        parameters = self.groups.parameters
+        lefts = [(self.right_of(index).shape[0], self.rank) for index in self.matrices]
+        return [*(info.shape for info in parameters), *lefts]
+
+    def right_of(self, candidate: int) -> Tensor:
+        """Return the right window V [in, m] of a candidate as its layers use it."""
+        module, name = self._places[candidate][0]
+        return module.get_buffer(f"{name}_leaf_right_window")
+
+    @torch.no_grad()
+    def look_along(self, right: Mapping[int, Tensor]) -> None:
+        """Replace the right windows of the candidates in ``right``, and stop using the left leaves."""
+        for candidate, window in right.items():
+            for module, name in self._places[candidate]:
+                module.get_buffer(f"{name}_leaf_right_window").copy_(window)
+        for one in self._windows.values():
+            one.has_left = False
+
+    def remove(self) -> None:
+        """Remove the windows from the model."""
+        for module in self._model.modules():
+            remove_leaves(module)
+
+
+class SeenShards:
+    """``Shards`` whose candidates are seen through windows: the slices are those of right leaves.
+
+    Weights cannot be read or written through a window.
+
+    Attributes:
+        windows: the windows.
+        all: shards of everything in ``windows.names``.
+    """
+
+    def __init__(self, shards: Shards, windows: Windows, candidates: Sequence[str]) -> None:
+        self.windows, self.all = windows, shards
+        self.ranks: Ranks = shards.ranks
+        self.device = shards.device
+        self.num_micro = shards.num_micro
+        self.names = (*candidates, *shards.names[len(windows.names) :])
+        self._leaves = dict(zip(shards.names[: len(candidates)], candidates, strict=True))
+        self._kept = [place for place, piece in enumerate(shards.slices) if piece.parameter < len(candidates)]
+        self.slices: tuple[Slice, ...] = tuple(shards.slices[place] for place in self._kept)
+
+    @property
+    def reached(self) -> set[str]:
+        """See ``Shards.reached``."""
+        return {self._leaves.get(name, name) for name in self.all.reached}
+
+    @contextmanager
+    def gradients(self, losses: Sequence[Loss]) -> Iterator[list[Tensor]]:
+        """See ``Shards.gradients``."""
+        with self.all.gradients(losses) as gradients:
+            seen = [gradients[place] for place in self._kept]
+            yield seen
+            seen.clear()
+
+    def loss(self, losses: Sequence[Loss]) -> float:
+        """See ``Shards.loss``."""
+        return self.all.loss(losses)
+
+    def weights(self) -> list[Tensor]:
+        """Not available: see the class."""
+        raise NotImplementedError("a window shows gradients, not weights")
+
+    def write(self, candidates: Sequence[int], values: Mapping[int, Tensor]) -> None:
+        """Not available: see the class."""
+        raise NotImplementedError("a window shows gradients, not weights")
+
+    def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
+        """See ``Shards.train_step``."""
+        self.all.train_step(losses, learning_rate)
+
+    def trained_state(self) -> list[Tensor]:
+        """See ``Shards.trained_state``."""
+        return self.all.trained_state()
+
+    def publish(self) -> None:
+        """See ``Shards.publish``."""
+        self.all.publish()
+
+
+def matrices_of(groups: Groups, rank: int) -> list[int]:
+    """Return the indices of the candidates that windows of this rank are put on."""
+    return [
+        index
+        for index, info in enumerate(groups.parameters)
+        if info.output_dim is not None and len(info.shape) == 2 and sizes_of(info)[1] >= rank
+    ]
+
+
+def num_seen(groups: Groups, rank: int) -> int:
+    """Return the number of elements of everything that is measured through windows of this rank."""
+    matrices = set(matrices_of(groups, rank))
+    return sum(
+        rank * sum(info.shape) if index in matrices else info.count for index, info in enumerate(groups.parameters)
+    )
+
+
+def sizes_of(info: ParameterInfo) -> tuple[int, int]:
+    """Return the output neurons and inputs of a matrix."""
+    assert info.output_dim is not None
+    return info.shape[info.output_dim], info.shape[1 - info.output_dim]
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

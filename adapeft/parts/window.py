@@ -1,0 +1,81 @@
+"""Windows: leaves whose gradients are projections of a matrix's gradient, which is itself never computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapeft.parts.leaves import Held, LeafPart
+from adapeft.parts.part import PartAndValues
+
+
+class Window(LeafPart):
+    r"""Two leaves next to a matrix W, written [out, in], that add nothing because they stay at zero.
+
+    The right leaf :math:`Z` [out, m] adds :math:`Z V^\top`, so its gradient is :math:`g V`; the left leaf :math:`Y`
+    [in, m] adds :math:`\Omega Y^\top`, so its gradient is :math:`g^\top \Omega`. Memory and products are those of LoRA
+    of rank m, and the weight itself needs no gradient. Windows only measure and are never saved.
+
+    Args:
+        output_dim: dimension of the output neurons in the parameter: 1 for ``Conv1D``, otherwise 0.
+        left: Ω [out, m], float32.
+        right: V [in, m], float32.
+
+    Attributes:
+        has_left: whether the left leaf is used; it costs a second product.
+    """
+
+    leaf_names = ("left", "right")
+
+    def __init__(self, output_dim: int, left: Tensor, right: Tensor) -> None:
+        self.has_left = True
+        self._output_dim = output_dim
+        self._left, self._right = left, right
+
+    def buffers(self, is_linear: bool) -> dict[str, Tensor]:
+        return {"left_window": self._left, "right_window": self._right}
+
+    def added_to(self, parameter: Tensor, held: Held, training: bool) -> Tensor:
+        left, right = held.leaves
+        added = right @ held.buffers["right_window"].to(right.dtype).t()
+        if self.has_left:
+            added = added + held.buffers["left_window"].to(left.dtype) @ left.t()
+        return parameter + (added.t() if self._output_dim else added).to(parameter.dtype)
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
+    ) -> Tensor:
+        output = F.linear(x, weight.t() if transposed else weight, bias)
+        left, right = (leaf.to(x.dtype) for leaf in held.leaves)
+        output = output + F.linear(x @ held.buffers["right_window"].to(x.dtype), right)
+        if self.has_left:
+            output = output + F.linear(x @ left, held.buffers["left_window"].to(x.dtype))
+        return output
+
+    @property
+    def looks_up(self) -> bool:
+        return self._output_dim == 0
+
+    def look_up(self, tokens: Tensor, weight: Tensor, held: Held, padding_idx: int | None) -> Tensor:
+        left, right = held.leaves
+        output = F.embedding(tokens, weight, padding_idx)
+        # nn.Embedding gives the padding row no gradient, so neither leaf gets any from it.
+        added = F.embedding(tokens, right, padding_idx) @ held.buffers["right_window"].to(right.dtype).t()
+        if self.has_left:
+            seen = F.embedding(tokens, held.buffers["left_window"].to(left.dtype))
+            if padding_idx is not None:
+                seen = seen.masked_fill(tokens.eq(padding_idx).unsqueeze(-1), 0.0)
+            added = added + seen @ left.t()
+        return output + added.to(output.dtype)
+
+    def merged(self, leaves: Sequence[Tensor]) -> PartAndValues:
+        raise NotImplementedError("windows are removed after measuring")
+
+
+def random_window(size: int, rank: int, seed: int, device: torch.device) -> Tensor:
+    """Return a matrix [size, rank] of standard normal values in float32, the same on every device and rank."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, rank, generator=generator).to(device)

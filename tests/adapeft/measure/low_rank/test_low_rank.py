@@ -1,0 +1,295 @@
+"""Windows of low rank against dense float64 gradients, and against the exact measurement."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import adapeft
+from adapeft.config.load import parse_select
+from adapeft.errors import AdapeftError
+from adapeft.measure.groups import Groups, build_groups
+from adapeft.measure.low_rank import direction as direction_of_low_rank
+from adapeft.measure.low_rank.direction import measure_direction_of_low_rank
+from adapeft.measure.low_rank.seen import seen
+from adapeft.measure.low_rank.windows import SeenShards, Windows
+from adapeft.measure.mode import measuring_mode
+from adapeft.measure.options import measure_with_options
+from adapeft.measure.partial import PartialSums
+from adapeft.measure.passes import Passes
+from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.shards import WholeModel
+from adapeft.methods.registry import get_method
+from adapeft.ranks import OneRank
+from tests.on_ranks.statistics import passes_for
+from tests.oracles.measuring import gradients, group_sums, mean_gradients, num_predictions, sampled
+from tests.support.tiny import make_batches, make_bert, make_gpt2
+
+RANKS = (3, 12)
+"""A thin window, and one as wide as most layers of the tiny models."""
+
+
+@dataclass
+class Measured:
+    """A low-rank direction: in the leaves, and as the dense step of every candidate, flat float64."""
+
+    passes: Passes
+    groups: Groups
+    direction: list[Tensor]
+    dense: list[Tensor]
+
+    @property
+    def windows(self) -> Windows:
+        assert isinstance(self.passes.shards, SeenShards)
+        return self.passes.shards.windows
+
+
+@contextmanager
+def looking(model: nn.Module, granularity: str, rank: int, num_micro: int = 1) -> Iterator[tuple[Passes, Groups]]:
+    groups = build_groups(model, granularity)
+    with measuring_mode(model, restore=groups.always_train), seen(model, groups, rank, seed=1) as view:
+        shards = view.shards(WholeModel(model, view.names, groups.always_train, num_micro))
+        yield passes_for(model, shards), groups
+
+
+@contextmanager
+def directed(model: nn.Module, granularity: str, rank: int, kind: str = "adam", num_micro: int = 1):
+    with looking(model, granularity, rank, num_micro) as (passes, groups):
+        direction = measure_direction_of_low_rank(passes, kind)
+        windows = passes.shards.windows
+        dense = []
+        for index, (info, along) in enumerate(zip(groups.parameters, direction, strict=True)):
+            if index in windows.matrices:
+                step = along.view(-1, rank).double() @ windows.right_of(index).double().t()
+                along = (step.t() if info.output_dim == 1 else step).reshape(-1)
+            dense.append(along.double())
+        yield Measured(passes, groups, direction, dense)
+
+
+@pytest.fixture(params=RANKS)
+def rank(request):
+    return request.param
+
+
+@pytest.fixture(params=[make_bert, make_gpt2])
+def model(request):
+    """A float64 model, whose gradients do not round."""
+    return request.param().double().eval()
+
+
+def test_the_loss_is_the_models_own_and_the_model_is_left_as_it_was(model, rank):
+    batch = make_batches(model)[0]
+    before, classes = dict(model.named_parameters()), [type(module) for module in model.modules()]
+    state, loss = {name: value.clone() for name, value in model.state_dict().items()}, model(**batch).loss
+    with directed(model, "row", rank):
+        assert set(dict(model.named_parameters())) > set(before)
+        torch.testing.assert_close(model(**batch).loss, loss, rtol=1e-12, atol=0)
+    assert [type(module) for module in model.modules()] == classes
+    assert all(a is b for a, b in zip(model.parameters(), before.values(), strict=True))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "role"])
+def test_slopes_and_curvatures_are_exact_along_the_direction(model, rank, granularity):
+    batches = make_batches(model, num_batches=7)
+    with directed(model, granularity, rank) as found:
+        leaves = found.windows.groups
+        slopes = measure_slopes(found.passes, leaves, found.direction)["slope"]
+        curvatures = measure_curvatures(found.passes, leaves, found.direction)["curvature"]
+
+    def project(pieces: list[Tensor]) -> np.ndarray:
+        return group_sums(found.groups, [g * d for g, d in zip(pieces, found.dense, strict=True)])
+
+    half_b, drawn = batches[3:], sampled(model, batches, found.passes.seed)[3:]
+    weights = np.array([num_predictions(batch) for batch in half_b])
+    each = np.stack([project(gradients(model, batch, found.groups)) for batch in half_b])
+    # Sums of products of float32 leaves, of which a group has at most a few hundred.
+    size = np.abs(each).max()
+    np.testing.assert_allclose(slopes, weights @ each / weights.sum(), rtol=1e-4, atol=1e-5 * size)
+    draws = [num_predictions(batch) * project(gradients(model, batch, found.groups)) ** 2 for batch in drawn]
+    np.testing.assert_allclose(curvatures, np.mean(draws, axis=0), rtol=1e-3, atol=1e-5 * np.max(draws))
+    assert (curvatures >= 0).all()
+
+
+def test_a_window_as_wide_as_the_layer_shows_the_whole_factored_direction(model, monkeypatch):
+    """Compare with Adafactor's direction (its algorithm 2) of the mean gradient, from the measured moments."""
+    ranges = []
+    measure_ranges = direction_of_low_rank._measure_ranges
+    monkeypatch.setattr(
+        direction_of_low_rank, "_measure_ranges", lambda *args: ranges.append(measure_ranges(*args)) or ranges[0]
+    )
+    half_a = make_batches(model, num_batches=7)[:3]
+    with directed(model, "row", 12) as found:
+        means = mean_gradients(model, half_a, found.groups)
+        compared = 0
+        for index in found.windows.matrices:
+            info = found.groups.parameters[index]
+            if set(info.shape) != {12}:
+                continue  # the window, or the range of its random draws, is narrower than the layer
+            mean, step = (of[index].view(info.shape) for of in (means, found.dense))
+            moments = ranges[0].of_matrices[index]
+            rows, columns = (one.double() for one in (moments.rows, moments.columns))
+            if info.output_dim == 1:
+                rows, columns = columns, rows
+            expected = mean * moments.columns.double().sum().sqrt() / (rows[:, None] * columns).sqrt()
+            # The floor under both moments is 1e-5 of the model's root mean square.
+            is_quiet = "query" in info.name or "key" in info.name
+            torch.testing.assert_close(step, expected, rtol=1e-2 if is_quiet else 1e-3, atol=1e-4)
+            compared += 1
+        assert compared >= 2
+
+
+def test_moments_are_unbiased(model):
+    """Mean over many random windows of the second moments of rows and columns, within five standard errors."""
+    batches = make_batches(model, num_batches=7)[:3]
+    weights = torch.tensor([num_predictions(batch) for batch in batches], dtype=torch.float64)
+    groups = build_groups(model, "tensor")
+    each = [gradients(model, batch, groups) for batch in batches]
+    drawn = []
+    for seed in range(40):
+        with measuring_mode(model, restore=groups.always_train), seen(model, groups, 6, seed) as view:
+            shards = view.shards(WholeModel(model, view.names, groups.always_train))
+            drawn.append(direction_of_low_rank._measure_ranges(passes_for(model, shards), shards).of_matrices)
+    for index in drawn[0]:
+        info = groups.parameters[index]
+        squares = torch.stack([pieces[index].view(info.shape).square() for pieces in each])
+        moment = (weights[:, None, None] * squares).sum(0) / weights.sum()
+        moment = moment.t() if info.output_dim == 1 else moment
+        for found, exact in (
+            (torch.stack([one[index].columns for one in drawn]).double(), moment.sum(0)),
+            (torch.stack([one[index].rows for one in drawn]).double(), moment.sum(1)),
+        ):
+            error = found.std(0) / len(drawn) ** 0.5
+            assert (found.mean(0) - exact).abs().le(5 * error + 1e-5 * exact.max()).all(), info.name
+
+
+@pytest.mark.parametrize("num_micro", [2, 3])
+def test_micro_batches_only_round_differently(model, num_micro):
+    found = []
+    for number in (1, num_micro):
+        with directed(model, "row", 3, num_micro=number) as measured:
+            leaves = measured.windows.groups
+            found.append(measure_slopes(measured.passes, leaves, measured.direction)["slope"])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-5 * np.abs(found[0]).max())
+
+
+def test_options_are_those_of_the_truncated_direction(model):
+    batches = make_batches(model, num_batches=7)
+    with directed(model, "row", 4) as found:
+        columns, options = measure_with_options(
+            found.passes, found.groups, found.direction, ("tensor", "lora"), (1, 2, 5)
+        )
+    assert set(options.ranks) == {0, 1, 2}, "a window of rank 4 shows no direction of rank 5"
+    assert len(columns["slope"]) == found.groups.num_groups
+
+    def steps() -> Iterator[tuple[int, Tensor]]:
+        for index, of_rank in zip(options.parameters, options.ranks, strict=True):
+            matrix = found.dense[index].view(found.groups.parameters[index].shape)
+            u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+            yield index, (matrix if of_rank == 0 else (u[:, :of_rank] * s[:of_rank]) @ vt[:of_rank]).flatten()
+
+    def along(pieces: list[Tensor]) -> np.ndarray:
+        return np.array([float(pieces[index] @ step) for index, step in steps()])
+
+    half_b = batches[3:]
+    weights = np.array([num_predictions(batch) for batch in half_b])
+    each = np.stack([along(gradients(model, batch, found.groups)) for batch in half_b])
+    np.testing.assert_allclose(
+        options.slopes, weights @ each / weights.sum(), rtol=1e-3, atol=1e-4 * np.abs(each).max()
+    )
+
+
+def test_the_chosen_rows_capture_what_the_exact_choice_does():
+    model = make_bert()
+    batches = make_batches(model, num_batches=16)
+    options = {"groups": "row", "budget": "30%", "num_steps": 50}
+    exact = adapeft.select(model, batches, measure="exact", **options)
+    low = adapeft.select(model, batches, measure="low-rank", rank=8, **options)
+    assert low.count == pytest.approx(exact.count, rel=0.05)
+    assert low.choice.value == pytest.approx(exact.choice.value, rel=0.5)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "role"])
+def test_small_models_are_measured_exactly_by_default(granularity):
+    model = make_bert()
+    choices = [
+        adapeft.select(model, make_batches(model), groups=granularity, budget="30%", measure=how).choice.value
+        for how in ("auto", "exact", "low-rank")
+    ]
+    assert choices[0] == choices[1] != choices[2]
+    assert parse_select({"groups": granularity}).window_rank(2 * 10**9) == 16
+
+
+def test_a_parameter_without_a_gradient_is_left_out_by_name(bert):
+    bert.bert.unused = nn.Linear(20, 20)
+    with pytest.warns(UserWarning, match=r"left out, .*bert\.unused\.weight"):
+        subset = adapeft.select(bert, make_batches(bert), groups="tensor", budget="50%", measure="low-rank", rank=4)
+    assert not any("unused" in name for name in subset.parts)
+
+
+def test_tied_weights_have_one_window():
+    model = make_gpt2()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    with looking(model, "row", 3) as (passes, groups):
+        windows = passes.shards.windows
+        index = [info.name for info in groups.parameters].index("transformer.wte.weight")
+        assert index in windows.matrices
+        leaf = windows.names[index].rpartition(".")[2]
+        assert getattr(model.lm_head, leaf) is getattr(model.transformer.wte, leaf)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"measure": "low-rank", "groups": "element"}, "groups = element needs the gradient of every single element"),
+        ({"measure": "low-rank", "probe_steps": 4}, "probe_steps = 4 needs the gradient of every single element"),
+        ({"measure": "low-rank", "groups": "tensor", "curvature": "parabola"}, "curvature = parabola needs"),
+        ({"measure": "exact", "rank": 8}, "rank = 8: the measurement is exact and has no rank"),
+        ({"groups": "element", "rank": 8}, "rank = 8: the measurement is exact and has no rank"),
+        ({"rank": 0}, "select.rank = 0: should be greater than 0"),
+    ],
+)
+def test_refused(options, said):
+    with pytest.raises(AdapeftError, match=said):
+        parse_select(options)
+
+
+def test_a_rank_wider_than_every_layer_is_refused(bert):
+    with pytest.raises(AdapeftError, match=r"select\.rank = 500: no matrix among the candidates is wider"):
+        adapeft.select(bert, make_batches(bert), measure="low-rank", rank=500)
+    assert not any("leaf" in name for name, _ in bert.named_parameters())
+
+
+def test_resumed_sums_give_the_same_statistics(tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def measured(stop_after: int | None) -> dict[str, np.ndarray]:
+        model = make_bert().eval()
+        with looking(model, "row", 3) as (passes, groups):
+            done = []
+
+            def progress(name: str, step: int, total: int) -> None:
+                done.append(name)
+                if len(done) == stop_after:
+                    raise StoppedError
+
+            saved = PartialSums(tmp_path, {"key": 1}, 1e-9, OneRank())
+            passes = replace(passes, saved=saved, progress=progress)
+            settings = parse_select({"groups": "row", "measure": "low-rank", "rank": 3, "warmup_steps": 0})
+            return get_method("adapeft").measure(passes, groups, settings).columns
+
+    whole = measured(None)
+    for stop_after in (2, 4, 8, 12):
+        shutil.rmtree(tmp_path / "partial-sums", ignore_errors=True)
+        with pytest.raises(StoppedError):
+            measured(stop_after)
+        resumed = measured(None)
+        assert all(np.array_equal(resumed[name], whole[name]) for name in whole)
