@@ -15,7 +15,7 @@ from tests.support.tiny import make_batches, make_bert
 
 
 def dense_value(slopes, projections, chosen, reach):
-    """max over 0 ≤ t ≤ reach of t·b − t²A/2 on a fine grid, A from the dense matrix of cross terms."""
+    """Return the maximum over 0 ≤ t ≤ reach of t·b − t²A/2 on a fine grid, A from the dense matrix of cross terms."""
     matrix = projections @ projections.T
     mask = np.asarray(chosen, dtype=float)
     steps = np.linspace(0, reach, 20001)
@@ -35,7 +35,7 @@ def test_joint_value_is_the_best_step_within_the_reach(seed):
 def test_greedy_is_near_the_best_of_all_sets(seed):
     random = np.random.default_rng(seed)
     slopes = random.exponential(size=9)
-    projections = random.normal(size=(9, 3)) + 1.0  # groups that push the same way
+    projections = random.normal(size=(9, 3)) + 1.0  # groups whose projections mostly agree
     costs = random.integers(1, 6, size=9)
     budget = int(costs.sum() // 3)
     chosen = choose_jointly(slopes, projections, costs, budget, reach=0.2)
@@ -49,7 +49,7 @@ def test_greedy_is_near_the_best_of_all_sets(seed):
 
 
 def test_two_of_a_kind_are_not_both_taken():
-    """Twins whose curvature leaves no room for both: the knapsack takes them, the joint choice takes another."""
+    """The knapsack takes both of two identical groups; with their joint curvature another group is better."""
     slopes = np.array([1.0, 1.0, 0.8])
     projections = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     chosen = choose_jointly(slopes, projections, np.array([1, 1, 1]), 2, reach=1.0)

@@ -1,4 +1,4 @@
-"""Choosing single elements by their joint influence, against every subset there is."""
+"""Choosing single elements by their joint influence, against all subsets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.tiny import make_batches, make_bert
 
 
 def candidates(slopes, curvatures, cuts=()):
-    """One parameter of these elements, in the shards that ``cuts`` make."""
+    """Return one parameter with these elements, divided into shards at ``cuts``."""
     borders = [0, *cuts, len(slopes)]
     groups = Groups((ParameterInfo("w", (len(slopes),), "w", 0, 0.0, None),), "element", len(slopes))
     columns = {"slope": torch.tensor(slopes).float(), "curvature": torch.tensor(curvatures).float()}
@@ -40,7 +40,7 @@ def drawn(seed, count):
 
 
 def joint(slopes, curvatures, chosen, reach):
-    """max over a fine grid of steps t ≤ reach of t·Σb − t²(Σ√A)²/2."""
+    """Return the maximum over a fine grid of steps t ≤ reach of t·Σb − t²(Σ√A)²/2."""
     steps = np.linspace(0, reach, 4001)
     chosen = list(chosen)
     return float((steps * slopes[chosen].sum() - 0.5 * (steps * np.sqrt(curvatures[chosen]).sum()) ** 2).max())

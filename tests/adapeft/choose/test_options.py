@@ -1,4 +1,4 @@
-"""Rows, whole tensors and LoRA for every matrix to choose from: measured against dense SVD, chosen as enumerated."""
+"""Choosing rows, the whole tensor or LoRA for each matrix, against dense SVD and enumeration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MIXED = {"options": ["row", "tensor", "lora"], "lora_ranks": [1, 2, 3]}
 
 @pytest.fixture(params=[make_bert, make_gpt2])
 def measured(request):
-    """Model, passes, groups, a direction, and what measuring made of them."""
+    """Return the model, passes, groups, a direction, and the measured columns and options."""
     model = request.param().eval()
     groups = build_groups(model, "row")
     passes = passes_for(model, WholeModel(model, [info.name for info in groups.parameters]))
@@ -44,7 +44,7 @@ def measured(request):
 
 
 def steps(groups, direction, options):
-    """Candidate and step, flat float64, of every option: the direction itself, or its best approximation of a rank."""
+    """Yield each option's candidate and step, flat float64: the direction or its best approximation of a rank."""
     for index, rank in zip(options.parameters, options.ranks, strict=True):
         matrix = direction[index].view(groups.parameters[index].shape).double()
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
@@ -91,7 +91,7 @@ def test_rows_are_measured_as_without_options(measured):
 
 
 def small(seed):
-    """Two matrices of three rows, a vector, and random values; exact enough to enumerate."""
+    """Return two matrices of three rows, a vector, and random values; small enough to enumerate."""
     draw = np.random.default_rng(seed)
     infos = (
         ParameterInfo("a", (3, 4), "a", 0, 0.0, 0, True),
@@ -129,7 +129,7 @@ def test_the_choice_is_the_best_of_all(seed, with_rows):
 
 
 def everything(groups, values, options, option_values, with_rows):
-    """(value, cost) of all choices: per matrix any rows, or one option."""
+    """Yield (value, cost) of all choices: per matrix any rows, or one option."""
     per_matrix = []
     for index in (0, 1):
         rows = range(groups.span(index).start, groups.span(index).stop) if with_rows else ()

@@ -1,4 +1,4 @@
-"""Shrinking curvatures: its closed form, that it is the best linear one, and what it does to a choice."""
+"""Shrinkage of curvatures: its closed form, its optimality among linear ones, and its effect on a choice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.tiny import make_batches, make_bert
 
 
 def shrunk(tensors, num_draws, cuts=()):
-    """Each tensor's curvatures after shrinkage; every tensor is a parameter, in the pieces that ``cuts`` make."""
+    """Return each tensor's curvatures after shrinkage; every tensor is a parameter, divided at ``cuts``."""
     infos = tuple(ParameterInfo(str(i), (len(t),), "w", 0, 0.0, None) for i, t in enumerate(tensors))
     slices, pieces = [], []
     for index, tensor in enumerate(tensors):
@@ -43,7 +43,7 @@ def shrunk(tensors, num_draws, cuts=()):
 
 
 def draws(num_draws, spread, n=20_000, seed=0):
-    """True lognormal curvatures, their estimates from ``num_draws`` squared Gaussians, and the generator."""
+    """Return true lognormal curvatures, their estimates from ``num_draws`` squared Gaussians, and the generator."""
     generator = torch.Generator().manual_seed(seed)
     h = torch.exp(spread * torch.randn(n, generator=generator))
     return h, h * torch.randn(num_draws, n, generator=generator).square().mean(0), generator
@@ -91,7 +91,7 @@ def true_influence_of_the_chosen(curvatures, h, true_slope, slope, reach):
 
 @pytest.mark.parametrize(("num_draws", "factor"), [(4, 2.3), (16, 1.6)])
 def test_it_finds_more_influence_at_infinite_reach(num_draws, factor):
-    """Dead coordinates (little curvature, little slope) and slopes with noise: raw quotients choose the dead."""
+    """With dead coordinates (little curvature and slope) and noisy slopes, raw quotients choose the dead ones."""
     h, estimates, generator = draws(num_draws, 1.0, n=100_000)
     true_slope = h.sqrt() * torch.randn(len(h), generator=generator)
     slope = true_slope + torch.randn(len(h), generator=generator)
@@ -106,10 +106,10 @@ def test_it_finds_more_influence_at_infinite_reach(num_draws, factor):
 
 
 def test_it_finds_more_influence_in_a_model():
-    """Measured on four batches, judged by the exact gradient and Fisher diagonal over all batches of half B.
+    """Measure on four batches; judge by the exact gradient and Fisher diagonal over all batches of half B.
 
-    Of the best 60 elements' influence: 0.33 raw and 0.63 shrunk at τ = ∞ with 4 batches, 0.54 and 0.77 with 8, 0.67
-    and 0.79 with 16; equal within a percent at τ = 1 and below.
+    Share of the best 60 elements' influence: 0.33 raw and 0.63 shrunk at τ = ∞ with 4 batches, 0.54 and 0.77 with 8,
+    0.67 and 0.79 with 16; equal within a percent at τ = 1 and below.
     """
     model = make_bert().eval()
     groups = build_groups(model, "element")

@@ -19,7 +19,7 @@ DENORMAL = 1e-45
 
 
 def chosen(scores, k, cuts=()):
-    """Global positions chosen by one process from the pieces that ``cuts`` make."""
+    """Return the global positions chosen by one process from scores divided at ``cuts``."""
     pieces, positions = divide(scores, cuts)
     picks = top_k(pieces, positions, k, lambda tensor: tensor)
     return [position + int(i) for position, pick in zip(positions, picks, strict=True) for i in pick]
@@ -31,7 +31,7 @@ def divide(scores, cuts):
 
 
 def chosen_by_ranks(scores, k, owners):
-    """The same on threads that meet at a barrier to sum: piece i is with rank ``owners[i]``, positions interleaved."""
+    """Return the same, chosen by threads that sum at a barrier; rank ``owners[i]`` holds piece i."""
     world_size = max(owners) + 1
     pieces, positions = divide(scores, [len(scores) * i // len(owners) for i in range(1, len(owners))])
     owners = owners[: len(pieces)]
@@ -96,7 +96,7 @@ def test_is_the_sorts_for_any_pieces(scores, k, cuts):
 @pytest.mark.parametrize("k", [1, 57, 200])
 def test_is_the_same_for_any_world_size(owners, k):
     generator = torch.Generator().manual_seed(0)
-    # Few distinct values, so that the last place is shared by scores on several ranks.
+    # Few distinct values, so scores on several ranks tie for the last place.
     scores = torch.randint(-2, 6, (200,), generator=generator).float()
     assert chosen_by_ranks(scores, k, owners) == top_k_by_sort(scores, k)
 
@@ -113,7 +113,7 @@ def test_positions_beyond_32_bits():
 
 
 class Work(TorchDispatchMode):
-    """Counts the elements that operations write."""
+    """Counter of the elements that operations write."""
 
     def __init__(self):
         super().__init__()
