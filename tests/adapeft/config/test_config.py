@@ -1,4 +1,4 @@
-"""The config: defaults, overrides, refusals and the way back to YAML."""
+"""The config: defaults, overrides, errors and writing to YAML."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ output: runs/cola
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """Loads YAML text with overrides, in an empty working directory."""
+    """Return a function that loads YAML text with overrides, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     def load(text: str = MINIMAL, *overrides: str) -> Config:

@@ -1,4 +1,4 @@
-"""Damaged configs give a config or one error that names the file, whatever YAML can be made to do."""
+"""Damaged or malicious YAML loads as a config or raises one error that names the file."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_tags_make_nothing(path, tag):
 
 
 def test_the_most_that_references_come_to(path):
-    """As many as are allowed, in the chain that makes the most of them, still take no time."""
+    """The maximum number of references, in the chain that expands them most, is still handled quickly."""
     chain = "".join(f"a{n}: {f'${{a{n - 1}}}' * 3}\n" for n in range(1, 7))
     check_yaml(chain)
     path.write_text("a0: xx\n" + chain)

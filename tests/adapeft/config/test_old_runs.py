@@ -1,4 +1,4 @@
-"""Run folders from before methods had options of their own: the whole section for every method, rules below a key."""
+"""Run folders from before methods had their own options: one section for all methods, rules under one key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapeft.sections.section import is_harmless
 from tests.adapeft.config.test_config import MINIMAL
 
 RUNS = json.loads((Path(__file__).parent / "old_runs.json").read_text(encoding="utf-8"))
-"""``config.yaml`` and the measurement's key as that version wrote them, with the overrides that they came from."""
+"""``config.yaml`` and the measurement key as that version wrote them, with the overrides that produced them."""
 
 
 @pytest.fixture(params=RUNS)
@@ -32,7 +32,7 @@ def test_they_load_as_what_they_said(old, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL, encoding="utf-8")
     method = config.select.method
-    # What another method than adapeft did not read and yet accepted is not accepted any more.
+    # Methods other than adapeft accepted and ignored these options; now they reject them.
     mine = [one for one in overrides if method == "adapeft" or not one.startswith(("direction", "shrinkage"))]
     again = load_config(path, [*mine, "output=/runs/cola"])
     assert config == again
@@ -54,7 +54,7 @@ def test_what_they_measured_need_not_be_measured_again(old):
     wanted = measurement_key(config)
     assert differing(wanted, {name: key.get(name) for name in wanted}) == []
     assert wanted.keys() <= key.keys()
-    # The others are options of other methods, which it had at their defaults.
+    # The other keys are options of other methods, at their defaults.
     assert all(name not in KEYS or name.startswith("select.") for name in key.keys() - wanted.keys())
 
 
