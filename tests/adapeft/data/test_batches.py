@@ -1,4 +1,4 @@
-"""Index arithmetic: who takes which examples."""
+"""Index arithmetic: which rank and micro-batch takes which examples."""
 
 from __future__ import annotations
 

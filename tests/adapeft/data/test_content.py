@@ -1,4 +1,4 @@
-"""Hashes of what a run reads: equal for equal content, another for any change, whatever the path or its times."""
+"""Hashes of a run's inputs: equal for equal content, different after any change, independent of path and times."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def save_model(folder: Path) -> None:
 
 def one_weight(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    next(iter(tensors.values())).view(-1)[3] += 1e-4  # less than a fingerprint's bfloat16 resolves
+    next(iter(tensors.values())).view(-1)[3] += 1e-4  # below the resolution of a fingerprint's bfloat16
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -1,4 +1,4 @@
-"""Damaged data files are read as rows, or refused by the config's field and the file's name."""
+"""Damaged data files are read as rows, or rejected with the config field and the file name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def read(path: Path) -> None:
-    """What comes of a file as data; a good one would do."""
+    """Describe a file as training data, next to a good one; any error must name the config field."""
     good = path.with_name("good.jsonl")
     good.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     data = ClassificationData(train=str(path), evaluation=str(good), text="text", label="label")

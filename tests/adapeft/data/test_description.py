@@ -1,4 +1,4 @@
-"""Data: sources, the checks on their columns, and batches against what the tokenizer gives one text at a time."""
+"""Data: sources, checks of their columns, and batches against the tokenizer's output for single texts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def offline(monkeypatch, tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Writes rows to a file of ``tmp_path`` by its suffix and gives its path."""
+    """Return a function that writes rows to a file in ``tmp_path``, by its suffix, and returns the path."""
 
     def write(name: str, rows: list[dict] | str) -> str:
         path = tmp_path / name
@@ -65,7 +65,7 @@ def config(train: str = "none.jsonl", evaluation: str = "", **changes) -> Classi
 
 
 def tokenizer(is_bert: bool = True) -> PreTrainedTokenizerFast:
-    """One token a word: with [CLS], [SEP] and [PAD] as BERT, or as GPT-2 with an end-of-text token alone."""
+    """Return a tokenizer of words: with [CLS], [SEP] and [PAD] like BERT, or only an end-of-text token like GPT-2."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] if is_bert else ["[UNK]", "<eos>"]
     model = Tokenizer(
         models.WordLevel({word: number for number, word in enumerate(special + WORDS)}, unk_token="[UNK]")
@@ -427,7 +427,7 @@ def test_blocks_of_a_language_model():
     rows = datasets.Dataset.from_list([{"text": text} for text in ("a b", "", "c", "d e a b")])
     tokenized = TASKS["causal-lm"].tokenize(rows, config(max_length=4), gpt)
     batch = tokenized.collate([0, 1])
-    # Ten tokens: the last two fill no block. The empty text leaves no trace.
+    # Ten tokens: the last two do not fill a block. The empty text adds no token.
     assert words(batch.inputs["input_ids"], gpt) == ["a b <eos> c", "<eos> d e a"]
     assert len(tokenized) == 2
     assert batch.inputs["attention_mask"].all()

@@ -1,4 +1,4 @@
-"""Labels and the outputs that they belong to: names decide, numbers only where there are no names."""
+"""Labels map to outputs by name, and by number only where there are no names."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def write(folder: Path, name: str, labels: list, declared: list[str] | None = None) -> str:
-    """A file of these labels; with ``declared`` a Parquet file whose labels are named classes."""
+    """Write a file of these labels and return its path; with ``declared``, a Parquet file of named classes."""
     if declared is None:
         path = folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in labels))
@@ -53,7 +53,7 @@ def write(folder: Path, name: str, labels: list, declared: list[str] | None = No
 
 
 def numbered(train: str, evaluation: str, head: Head | None = None) -> tuple[DataDescription, list[int], list[int]]:
-    """The description, and the numbers of the labels of both splits."""
+    """Return the description and the class numbers of both splits."""
     data = ClassificationData(train=train, evaluation=evaluation)
     found = describe(TASKS[TASK], data, head)
     of = [
@@ -228,7 +228,7 @@ def test_the_names_of_a_trained_head_stay_in_the_config_of_the_run(tmp_path):
 
 
 def trained_delta(folder: Path, names: tuple[str, ...]) -> tuple[Delta, Path]:
-    """Of a base without a head, whose head is new."""
+    """Return a delta with a new head on a base without one, and the folder of the base."""
     torch.manual_seed(0)
     BertModel(BertConfig(**BERT)).save_pretrained(folder)
     options = label_options(TASK, DataDescription(9, 9, names, "single_label_classification", len(names)))

@@ -1,4 +1,4 @@
-"""Padding changes no example: the same logits alone and in a batch, in float64, whatever config and tokenizer say."""
+"""Padding does not change logits, alone and in a batch, in float64, for any padding in config and tokenizer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def xlnet(**padding):
 
 
 def save_tokenizer(folder: Path, side: str, pad: str | None, extra: int = 0) -> None:
-    """Words t0 … t39, and ``extra`` more for which the model has no embedding."""
+    """Save a tokenizer of the words t0 … t39, and ``extra`` more for which the model has no embedding."""
     words = {f"t{number}": number for number in range(SIZE + extra)}
     core = Tokenizer(models.WordLevel(words, unk_token="t0"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -91,7 +91,7 @@ PROBLEM = {True: "regression", False: "single_label_classification"}
 
 
 def loaded(folder: Path, num_labels: int = 3, is_regression: bool = False):
-    """The classifier in float64 as a run loads it, with its tokenizer, and the examples tokenized."""
+    """Return the classifier in float64 as a run loads it, its tokenizer and the description of the data."""
     model = Model(name=str(folder), task=TASK)
     description = DataDescription(16, 16, None, PROBLEM[is_regression], num_labels)
     tokenizer = load_tokenizer(model)
@@ -111,7 +111,7 @@ def at_work(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def difference(model, tokenized) -> float:
-    """The largest between the logits of an example alone and in a batch of all, relative to their size."""
+    """Return the largest relative difference between logits of examples alone and in one batch."""
     together = model(**tokenized.collate(range(len(tokenized))).inputs).logits
     alone = torch.cat([model(**tokenized.collate([index]).inputs).logits for index in range(len(tokenized))])
     assert together.std() > 1e-3, "the logits depend on the texts"
@@ -180,7 +180,7 @@ def test_examples_of_a_language_model_need_no_padding(tmp_path):
 
 
 def test_a_text_of_padding_alone(tmp_path):
-    """Where every token is the padding, models of GPT-2's manner read the first position."""
+    """Where every token is padding, models like GPT-2 read the first position."""
     llama(pad_token_id=EOS).save_pretrained(tmp_path)
     save_tokenizer(tmp_path, "left", None)
     model, tokenizer, description = loaded(tmp_path)
@@ -207,7 +207,7 @@ def test_the_padding_of_the_config_decides(tmp_path):
     [(llama, 0, None, "left"), (llama, 5, "t6", "right"), (gpt2, None, None, "left"), (gpt2, 7, f"t{EOS}", "right")],
 )
 def test_what_is_merged_classifies_alike_in_any_batch(tmp_path, maker, config_pad, pad, side):
-    """In plain transformers: the tokenizer beside the merged weights pads as their config reads."""
+    """In plain transformers, the tokenizer next to the merged weights pads as their config expects."""
     torch.manual_seed(0)
     maker(pad_token_id=config_pad).save_pretrained(tmp_path / "base")
     save_tokenizer(tmp_path / "base", side, pad)

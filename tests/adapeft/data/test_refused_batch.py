@@ -1,4 +1,4 @@
-"""Which failures of a batch are the input's, and what is said of them."""
+"""Failures of a batch that its input causes raise an error that names the examples; others pass."""
 
 from __future__ import annotations
 

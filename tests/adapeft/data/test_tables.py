@@ -1,4 +1,4 @@
-"""Files as tables: every row is there, and texts are what the file has, whatever they look like."""
+"""Files as tables: every row is read, and texts stay as they are in the file, whatever they look like."""
 
 from __future__ import annotations
 
