@@ -1,4 +1,4 @@
-"""Sums of deltas: what dense float64 arithmetic gives, in the smallest form, and refused where there is no sum."""
+"""Sums of deltas equal dense float64 sums, take the smallest form, and are rejected where no sum exists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PARTS = {
 
 
 def of_parts(**parts: str) -> dict[str, Delta]:
-    """By the names a, b …; each with one part on the same matrix."""
+    """Return deltas by the given names, each with one part of the same matrix."""
     model = make_bert()
     return {name: drawn_delta(model, {NAME: PARTS[kind]}, seed) for seed, (name, kind) in enumerate(parts.items())}
 
@@ -47,7 +47,7 @@ def expected_sum(deltas: dict[str, Delta], factors: list[float]) -> dict[str, Te
 
 
 def check_applied(model: nn.Module, result: Delta, expected: dict[str, Tensor]) -> None:
-    """The model's weights move by what is expected, those alone, and by nothing else."""
+    """Check that applying ``result`` adds the expected changes and moves no other weight."""
     before = weights(model)
     result.apply(model)
     for name, parameter in model.named_parameters():
@@ -57,7 +57,7 @@ def check_applied(model: nn.Module, result: Delta, expected: dict[str, Tensor]) 
 
 
 def smallest(dense: Tensor) -> int:
-    """Bytes of float32 values and int32 indices in the best of elements, rows of either dimension and all."""
+    """Return the bytes of float32 values and int32 indices in the smallest of elements, rows, columns and all."""
     mask = dense.float() != 0
     rows, columns = int(mask.any(1).sum()), int(mask.any(0).sum())
     return min(8 * int(mask.sum()), rows * (4 * 19 + 4), columns * (4 * 12 + 4), 4 * mask.numel())
@@ -152,12 +152,12 @@ def test_an_adapter_is_scaled_where_its_output_is_linear():
 
 
 def with_heads(*labels: str | None) -> dict[str, Delta]:
-    """Deltas a, b …: one with a head a label, without one where that is None."""
+    """Return deltas a, b …, each with a head of its label, or without a head where the label is None."""
     model, deltas = make_bert(), {}
     for index, label in enumerate(labels):
         said = {"model": {"task": "sequence-classification", "labels": {"id2label": {"0": label}}}}
         delta = drawn_delta(model, {NAME: PARTS["rows"]}, index, head=True, **said)
-        # As of a language model and of classifiers on it: one base, of which some have a new head.
+        # Like a language model and classifiers on it: they share a base, and only the classifiers have a new head.
         deltas["abc"[index]] = replace(delta, new={}) if label is None else delta
     return deltas
 

@@ -1,4 +1,4 @@
-"""The conflict report: counts, signs and cosines as dense float64 arithmetic has them."""
+"""The conflict report: counts, signs and cosines against dense float64 arithmetic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BIAS = "bert.encoder.layer.0.output.dense.bias"
 def test_one_parameter(first, second):
     deltas = of_parts(a=first, b=second)
     for delta in deltas.values():
-        delta.changes[NAME].values.view(-1)[::3] = 0  # trained, and where it was
+        delta.changes[NAME].values.view(-1)[::3] = 0  # trained, but unchanged
     found = conflict_of(*deltas.values()).overlaps[NAME]
     a, b = (dense_of(delta.changes[NAME]) for delta in deltas.values())
     both = (a != 0) & (b != 0)

@@ -1,4 +1,4 @@
-"""Damaged deltas load as something that can be applied and added, or are refused by name."""
+"""Damaged deltas load as deltas that can be applied and added, or raise an error that names the file."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_deltas(path, tmp_path):
 
 
 def test_the_base_of_a_damaged_delta(path, tmp_path):
-    """What a delta says of its task is given to transformers."""
+    """The model description of a delta is passed to transformers."""
     base, found = save_base(make_bert(), tmp_path / "base"), Delta.load(path)
     names = ("no", "yes", "perhaps")
     found.description["model"]["labels"] |= {

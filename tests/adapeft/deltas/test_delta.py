@@ -1,4 +1,4 @@
-"""Deltas: exactly sparse, exact to revert, small on disk, and refused where they do not belong."""
+"""Deltas are exactly sparse, revert exactly, are small on disk, and are rejected on another model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_training_with_weight_decay_changes_the_subset_alone(name, kind):
             allowed = inside(subset.parts.get(parameter), mask.shape)
             assert not (mask & ~allowed).any(), f"{parameter} moved outside of the subset"
     count = sum(int(mask.sum()) for parameter, mask in masks.items() if parameter not in subset.new)
-    # Some entries get no gradient (tokens and positions that do not occur), the others move.
+    # Entries of tokens and positions that do not occur get no gradient; the others move.
     assert 0.5 * subset.count < count <= subset.count == found.count
     assert all(torch.equal(found.new[name], attached.get_parameter(name)) for name in subset.new)
     torch.testing.assert_close(logits(base), logits(attached), rtol=1e-4, atol=1e-5)
@@ -134,7 +134,7 @@ def test_without_attach_there_is_no_delta(bert):
 
 
 def _edit(path: Path, tensors: Callable[[dict], object] = id, header: Callable[[dict], object] = id) -> None:
-    """Rewrites a delta with its tensors or description tampered with in place."""
+    """Rewrite a delta file after editing its tensors or description."""
     content = load_file(path)
     with safe_open(path, "pt") as file:
         description = json.loads(file.metadata()["adapeft"])

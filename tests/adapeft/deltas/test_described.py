@@ -1,4 +1,4 @@
-"""What a delta of the library says of its model is enough to merge and export it; else the refusal says what is."""
+"""A delta from the library describes its model well enough to merge and export it, or the error says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deltas, sums of deltas, merged weights and adapters are finite, or refused by the parameter's name."""
+"""Deltas, sums of deltas, merged weights and adapters are finite, or rejected with the parameter's name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def good(kind: str = "mixed") -> Delta:
 
 
 def spoilt(delta: Delta, value: float = math.nan) -> tuple[str, Delta]:
-    """The delta with one value of its last change replaced, and that parameter's name."""
+    """Return the name of the last changed parameter, and the delta with one of its values replaced."""
     name, change = list(delta.changes.items())[-1]
     values = change.values.clone()
     values.view(-1)[-1] = value
@@ -98,7 +98,7 @@ def test_a_sum_that_overflows_is_none(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_that_overflow_are_not_merged_or_applied(kind, dtype, tmp_path):
-    """Scaled until 16 bits hold no such weight; a delta that is finite itself in float32."""
+    """The delta is finite in float32 but scaled until its weights overflow 16 bits."""
     base = save(make_bert().to(dtype), tmp_path / "base")
     found = trained_delta(lambda: make_bert().to(dtype).float(), kind, model=CLASSIFIER)[0]
     fitting = replace(found, fingerprint=_fingerprint(make_bert().to(dtype), found))
@@ -115,7 +115,7 @@ def test_weights_that_overflow_are_not_merged_or_applied(kind, dtype, tmp_path):
 
 
 def test_a_dtype_that_holds_no_such_weight_is_refused(tmp_path):
-    """No change of the delta's is at fault: the base itself does not fit into float16."""
+    """The delta is not at fault: the base itself does not fit into float16."""
     model = make_bert()
     with torch.no_grad():
         model.get_parameter("bert.embeddings.LayerNorm.bias")[0] = 1e6
@@ -129,7 +129,7 @@ def test_a_dtype_that_holds_no_such_weight_is_refused(tmp_path):
 
 
 def test_a_base_that_is_not_finite_is_named(tmp_path):
-    """Whether or not the delta changes that parameter."""
+    """The base is checked whether or not the delta changes that parameter."""
     name = "bert.encoder.layer.1.output.dense.bias"
     model = make_bert()
     with torch.no_grad():

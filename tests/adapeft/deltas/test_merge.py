@@ -1,4 +1,4 @@
-"""Merging into checkpoints on disk: equal to applying in memory, a shard at a time, all or nothing."""
+"""Merging into checkpoints on disk equals applying in memory, one shard at a time, all or nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support.tiny import make_batches, make_bert, make_gpt2
 
 NAMES = ("no", "perhaps", "yes")
 DESCRIPTION = DataDescription(9, 9, NAMES, "single_label_classification", num_labels=3)
-# As a delta that was saved and loaded says it: the keys of id2label are strings.
+# As in a saved and loaded delta: the keys of id2label are strings.
 CLASSES = json.loads(json.dumps(label_options("sequence-classification", DESCRIPTION)))
 CLASSIFIER = {"name": "base", "task": "sequence-classification", "labels": CLASSES}
 LANGUAGE = {"name": "base", "task": "causal-lm", "labels": {}}
@@ -64,7 +64,7 @@ def save(model: nn.Module, folder: Path, size: str = "one file") -> Path:
 
 
 def assert_merged(out: Path, expected: nn.Module, subset: Subset, base: nn.Module) -> None:
-    """``out`` loads as ``expected``, bit for bit, and differs from ``base`` inside the subset alone."""
+    """Check that ``out`` loads as ``expected``, bit for bit, and differs from ``base`` only inside the subset."""
     auto = AutoModelForCausalLM if "CausalLM" in type(expected).__name__ or "LMHead" in type(expected).__name__ else (
         AutoModelForSequenceClassification
     )  # fmt: skip
@@ -188,7 +188,7 @@ def test_a_bfloat16_checkpoint_stays_bfloat16(tmp_path):
 
 
 class _Recorder:
-    """Stands for ``safe_open`` and records the bytes of the largest set of tensors that were alive together."""
+    """Stand-in for ``safe_open`` that records the bytes of the largest set of tensors alive at once."""
 
     def __init__(self):
         self.alive, self.largest = weakref.WeakSet(), 0
@@ -245,7 +245,7 @@ def test_checking_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
 
 
 def refused(message: str, found: Delta, base: Path, out: Path) -> None:
-    """The merge is refused and leaves everything as it was."""
+    """Check that the merge fails with this message and leaves all files in place."""
     before = {path for path in out.parent.rglob("*")}
     with pytest.raises(AdapeftError, match=message):
         merge(found, str(base), out)
@@ -291,7 +291,7 @@ def test_bases_without_usable_weights_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_shard_may_not_come_from_outside(tmp_path):
-    """As above, but what the index points to is there and whole."""
+    """As above, but the file that the index points to exists and is whole."""
     base = save(make_bert().bert, tmp_path / "base", "shards")
     shard = sorted(base.glob("*.safetensors"))[0]
     shutil.move(shard, tmp_path / "evil")
@@ -381,7 +381,7 @@ def test_a_real_model_differs_in_exactly_the_trained_entries(tmp_path):
             assert torch.equal(mask, base[name] + dense != base[name])
             assert not (mask & ~inside(parts.get(name), mask.shape)).any()
             count += int(mask.sum())
-    # A handful have a gradient so small that even Adam's step vanishes in float32.
+    # A few elements have a gradient so small that even Adam's step vanishes in float32.
     assert 0.9995 * subset.count < count <= subset.count
     with torch.no_grad():
         ours, attached = merged.eval()(input_ids=ids).logits, model.eval()(input_ids=ids).logits

@@ -1,4 +1,4 @@
-"""Swapping deltas on one model: each as if it were alone, and the base's bits back."""
+"""Swapping deltas on one model: each acts as if alone, and the base is restored bit for bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def same(before: dict, model: nn.Module) -> bool:
 
 
 def deltas_of(model: nn.Module) -> dict[str, Delta]:
-    """All kinds of parts in one with a head, and two that overlap it."""
+    """Return a delta with all kinds of parts and two that overlap it, each with a head."""
     found = {"mixed": mixed_subset(model), "rows": make_subset(model, "row"), "elements": make_subset(model, "element")}
     return {name: drawn_delta(model, subset.parts, seed, head=True)
             for seed, (name, subset) in enumerate(found.items())}  # fmt: skip
