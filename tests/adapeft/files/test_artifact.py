@@ -1,4 +1,4 @@
-"""Artifacts: whole or not there, and they say what they are."""
+"""Artifacts are whole or absent, and name their kind."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _load_with_every_bit_of_the_footer_flipped(path: Path) -> None:
 
 
 def test_no_damaged_footer_aborts_the_process(tmp_path):
-    """Among them sizes of histograms that do not fit their column, which pyarrow's own accessor dies of."""
+    """These include histogram sizes that do not fit their column, which crash pyarrow's own accessor."""
     pairs = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6.0)), 2)
     save_table(tmp_path / "table", pa.table({"slope": np.arange(3.0), "projections": pairs}))
     spawn = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""A killed process, a full disk and an error that passes: what was there before stays whole, and the message helps."""
+"""A killed process, a full disk and a transient error leave existing files whole and raise a helpful message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapeft.files.artifact import load_table, load_tensors, new_folder, save_js
 from adapeft.files.rank_files import rank_paths, save_on_ranks
 from adapeft.ranks import OneRank
 
-# Of no tensor so large that torch divides the work among threads, which a fork does not take along.
+# Keep tensors below the size at which torch divides work among threads, which a fork does not copy.
 FORK = multiprocessing.get_context("fork")
 WRITERS = {
     "json": lambda path, size: save_json(path, {"a": "x" * size}),
@@ -53,7 +53,7 @@ def test_a_process_killed_while_saving(tmp_path, seconds):
     for path in (tmp_path / "file", *rank_paths(tmp_path / f"step-{newest}", "")):
         tensors, description = load_tensors(path, "test")
         assert torch.equal(tensors["a"], torch.full((20_000,), description["step"]))
-    # What was half written is not in the way.
+    # Half-written files do not block the next save.
     following = tmp_path / f"step-{newest + 1}"
     save_on_ranks(following, "test", {"a": torch.ones(1)}, {}, OneRank())
     assert load_tensors(rank_paths(following, "")[0], "test")[0].keys() == {"a"}
@@ -86,7 +86,7 @@ def test_a_file_that_finds_no_room(tmp_path, name):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Makes so many renames fail; the waits in between, in seconds."""
+    """Return a function that makes ``times`` renames fail and returns the list of waits in between, in seconds."""
     waits, replace = [], os.replace
 
     def fail(number, times):

@@ -1,4 +1,4 @@
-"""What is written is JSON to every reader: infinities read back as they were, NaN is refused by its key."""
+"""Output is valid JSON for any reader: infinities read back unchanged, and NaN is rejected with its key."""
 
 from __future__ import annotations
 

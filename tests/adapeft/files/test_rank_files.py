@@ -1,4 +1,4 @@
-"""A folder with a file of every rank, on machines that share it or do not."""
+"""A folder with one file per rank, on machines with and without a shared file system."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from adapeft.files.rank_files import rank_path, rank_paths, save_on_ranks
 from tests.support.thread_ranks import on_ranks
 
 MACHINES = [(0, 0, 0), (0, 1, 1), (0, 1, 0)]
-"""Which machine each of three ranks is on."""
+"""Machine of each of three ranks."""
 
 
 def save(folder, machines, number=0.0):
-    """Has every rank of three write its own number into the folder that its machine has."""
+    """Write the number of each of three ranks into the folder on its machine."""
 
     def write(ranks):
         mine = folder / f"machine-{machines[ranks.rank]}" / "made"
@@ -40,7 +40,7 @@ def test_all_files_are_on_the_first_ranks_machine(tmp_path, machines):
 
 
 def test_what_killed_ranks_left_is_in_nobodys_way(tmp_path):
-    """A machine that was the first rank's, and was killed there, has a folder of its own that is half written."""
+    """A machine that had the first rank when it was killed keeps its own half-written folder."""
     for machine in (0, 1):
         left = tmp_path / f"machine-{machine}" / ".made.partial"
         left.mkdir(parents=True)
