@@ -1,4 +1,4 @@
-"""Patterns for axolotl: they match what is trained and nothing else, and what they cannot say is refused by name."""
+"""Patterns for axolotl match exactly the trained parameters; parts that they cannot express are rejected by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 
 
 def unfrozen(patterns: list[str], name: str, shape: torch.Size) -> torch.Tensor:
-    """bool: what axolotl trains of a parameter. Dots are literal, ranges count along the first dimension."""
+    """Return the bool mask of elements that axolotl trains. Dots are literal, ranges are along the first dimension."""
     mask = torch.zeros(shape, dtype=torch.bool)
     for pattern in patterns:
         stem, bracket, span = pattern.partition("[")

@@ -1,4 +1,4 @@
-"""Deltas as folders of PEFT: what PEFT loads computes what base + delta computes, and the rest is refused by name."""
+"""Deltas as PEFT folders: the loaded model has the outputs of base + delta; other parts are rejected by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROW = torch.tensor([3])
 
 
 def parts_of(model: nn.Module, kind: str) -> dict[str, Part]:
-    """Changes over the whole model, as runs make them: ``rows``, ``lora`` or ``elements``, and vectors whole."""
+    """Return parts of the whole model, as runs make them: ``rows``, ``lora`` or ``elements``, and whole vectors."""
     parts, numbers = {}, itertools.count()
     for info in describe_parameters(model):
         if info.name.startswith("classifier"):
@@ -56,7 +56,7 @@ def parts_of(model: nn.Module, kind: str) -> dict[str, Part]:
 
 
 def check(make, parts: dict[str, Part], tmp_path: Path) -> nn.Module:
-    """Exports, loads with PEFT, and compares outputs with the dense sum and with the base."""
+    """Export, load with PEFT, and compare outputs with the dense sum and with the base; return the loaded model."""
     delta = random_delta(make(), parts)
     (folder,) = save_for_peft(delta, save_base(make(), tmp_path / "base"), tmp_path / "peft")
     assert {path.name for path in tmp_path.iterdir()} == {"base", "peft"}

@@ -1,4 +1,4 @@
-"""Exported LoRA, read by a loader that knows r, lora_alpha and the tensors alone, and by PEFT."""
+"""Exported LoRA, read by a loader that uses only r, lora_alpha and the tensors, and by PEFT."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def parts_of(model: nn.Module, kind: str) -> dict[str, Part]:
 
 
 def plain_reader(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Weight → (B A · lora_alpha / r, the same of magnitudes), [out, in] in float64: all that vLLM knows of LoRA."""
+    """Return weight → (B A · lora_alpha / r, the same of magnitudes), float64 [out, in], all that vLLM reads."""
     config = json.loads((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
     scaling = config["lora_alpha"] / config["r"]
@@ -99,7 +99,7 @@ def read_bound(read: tuple[Tensor, Tensor], change) -> Tensor:
 
 
 def test_the_file_is_padded_up_to_half_as_much_again(tmp_path):
-    """Of two equal matrices: 6 instead of 4 columns, then 8 instead of 5."""
+    """With two equal matrices: 6 columns instead of 4 are padded, 8 instead of 5 are not."""
     names = [f"bert.encoder.layer.0.attention.self.{name}.weight" for name in ("query", "key")]
     base = save_base(make_bert(), tmp_path / "base")
     for largest, is_padded in ((3, True), (4, False)):

@@ -1,4 +1,4 @@
-"""PEFT adapters as deltas: the base with the delta in it computes what PEFT computes, and the rest is refused."""
+"""PEFT adapters as deltas: the base with the delta has the outputs of PEFT; other adapters are rejected."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUERY = "bert.encoder.layer.0.attention.self.query"
 
 
 def save_adapter(model: nn.Module, folder: Path, **options: object) -> nn.Module:
-    """A PEFT adapter with random values in it, saved as PEFT does; the model with the adapter."""
+    """Save a PEFT adapter with random values by PEFT itself; return the model with the adapter."""
     adapted = get_peft_model(model, LoraConfig(**options))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def save_adapter(model: nn.Module, folder: Path, **options: object) -> nn.Module
 
 
 def check(make: Callable[[], nn.Module], tmp_path: Path, task: str, **options: object) -> Delta:
-    """Imports an adapter; the base with the delta in it and a merged checkpoint compute what PEFT does."""
+    """Import an adapter and compare the base with the delta, and a merged checkpoint, with PEFT; return the delta."""
     adapted = save_adapter(make(), tmp_path / "adapter", **options)
     base, model = save_base(make(), tmp_path / "base"), make()
     delta = load_from_peft(tmp_path / "adapter", base, task)
@@ -136,7 +136,7 @@ def test_there_and_back(name, tmp_path):
     delta = random_delta(MODELS[name](), parts)
     (folder,) = save_for_peft(delta, base, tmp_path / "peft")
     back = load_from_peft(folder, base)
-    # The scaling is in B.
+    # The export folds the scaling into B.
     expected = {key: replace(part, alpha=float(part.rank)) for key, part in parts.items()}
     assert {key: change.part for key, change in back.changes.items()} == expected
     for key, part in parts.items():
@@ -161,7 +161,7 @@ def test_there_and_back_in_other_parts(name, tmp_path):
 
 
 def adapter(tmp_path: Path, **options: object) -> tuple[Path, str]:
-    """An adapter of the tiny BERT and its base."""
+    """Save an adapter of the tiny BERT; return its folder and its base."""
     folder = tmp_path / "adapter"
     options = {"r": 2, "target_modules": ["query"], "modules_to_save": ["classifier"], "task_type": "SEQ_CLS"} | options
     save_adapter(make_bert(), folder, **options)
@@ -284,7 +284,7 @@ def test_files_that_are_not_there_or_not_safe(tmp_path):
     path.write_bytes(whole[:-10])
     with pytest.raises(AdapeftError, match="truncated or not safetensors"):
         load_from_peft(folder, base)
-    # A header that claims more than the file holds.
+    # The header claims more bytes than the file holds.
     path.write_bytes((1 << 60).to_bytes(8, "little") + whole[8:])
     with pytest.raises(AdapeftError, match="truncated or not safetensors"):
         load_from_peft(folder, base)
