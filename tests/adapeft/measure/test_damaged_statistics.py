@@ -1,4 +1,4 @@
-"""Damaged statistics load as something that can be chosen from, or are refused by name."""
+"""Damaged statistics load as statistics to choose from, or raise an error that names the file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SHARD = f"{ELEMENTS}/rank-00000-of-00001.safetensors"
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Statistics of rows, with options of the matrix and a column of lists."""
+    """Save statistics of rows, with options of the matrix and a column of lists; return the folder."""
     groups = Groups(PARAMETERS, "row", 99, ("head",), ("head",), "abc")
     columns = {"slope": np.arange(5.0), "projections": np.ones((5, 3), np.float32)}
     save_groups(tmp_path / "run", groups, columns, {"model.name": "x"}, chosen=np.ones(5, dtype=np.int64))
@@ -54,7 +54,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def elements(tmp_path) -> Path:
-    """Statistics of elements."""
+    """Save statistics of elements; return the folder."""
     groups = Groups(PARAMETERS, "element", 99, ("head",), ("head",), "abc")
     save_groups(tmp_path / "run", groups, {"slope": np.ones(2)}, {"model.name": "x"})
     pieces = [Slice(0, 0, 7), Slice(0, 7, 5), Slice(1, 0, 5)]
@@ -142,7 +142,7 @@ def test_shards_of_elements(elements):
 
 
 def test_a_table_that_claims_more_than_it_holds(folder):
-    """Equal values take no room in a file, and all that they are in memory."""
+    """Equal values take almost no space in a file but their full size in memory."""
     path = folder / TABLE
     header = load_table(path).schema.metadata
     count = 2**22

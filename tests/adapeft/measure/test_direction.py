@@ -16,10 +16,10 @@ from tests.oracles.measuring import gradients, mean_gradients, num_predictions
 from tests.support.tiny import make_batches, make_bert, make_gpt2
 
 NOISE = 1e-5
-# The models are float64, so that nothing is rounded but the sums over batches, which are float32. A float32 gradient
-# depends on the processor's order of sums; where its exact value is zero (a key's bias, to which softmax is blind), it
-# consists of nothing else. Each of the two sums over 3 batches takes a cast, 3 products, 3 additions and a division,
-# one of them a root, and the direction their quotient: at most 16 roundings of numbers no larger than the root mean
+# The models are float64, so only the sums over batches, which are float32, are rounded. A float32 gradient depends on
+# the processor's order of sums; where its exact value is zero (a key's bias, to which softmax is invariant), it is
+# nothing but rounding. Each of the two sums over 3 batches takes a cast, 3 products, 3 additions and a division, one of
+# them also a root, and the direction is their quotient: at most 16 roundings of numbers no larger than the root mean
 # square of the gradient over the batches, which is at most the length it is divided by.
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 

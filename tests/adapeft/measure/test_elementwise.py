@@ -29,7 +29,7 @@ def column(statistics, name):
 
 
 def fisher_draws(model, passes, groups):
-    """T g̃² of every batch of half B, [M, elements]."""
+    """Return T g̃² of every batch of half B, [M, elements]."""
     half_b = sampled(model, make_batches(model, num_batches=7), passes.seed)[3:]
     return torch.stack([num_predictions(batch) * torch.cat(gradients(model, batch, groups)) ** 2 for batch in half_b])
 

@@ -1,4 +1,4 @@
-"""The AdaPEFT paper's own way: parabolas through displaced losses, and influence added up along a probe."""
+"""The procedure of the AdaPEFT paper: parabolas through displaced losses, and influence summed along a probe."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def set_up(model, granularity):
 
 
 def exact_forms(model, groups, direction):
-    """(gᵀd, dᵀHd) of every group over half B by double backward, float64 [K]."""
+    """Return (gᵀd, dᵀHd) of every group over half B by double backward, float64 [K]."""
     batches = make_batches(model, num_batches=7)[3:]
     counts = [num_predictions(batch) for batch in batches]
     losses = [model(**batch).loss * count / sum(counts) for batch, count in zip(batches, counts, strict=True)]
@@ -71,7 +71,7 @@ def test_parabolas_are_gradient_and_hessian_to_second_order(make, granularity, m
     for at_once, halved in zip(errors[4e-3], errors[2e-3], strict=True):
         assert halved < 2e-3
         assert halved == pytest.approx(at_once / 4, rel=0.2), "the error is of second order"
-    # What is not convex is discarded; the bias of attention keys, to which softmax is blind, has no curvature at all.
+    # Fits that are not convex are discarded; softmax is invariant to the bias of attention keys: no curvature at all.
     assert (kept == (curvatures > 1e-12)).all()
     assert 0 < kept.sum() < groups.num_groups
     after = model.state_dict()
@@ -142,7 +142,7 @@ def test_select_leaves_the_model_alone(bert, options):
 
 
 def trained(model, passes, settings):
-    """A copy of ``model`` after the probe's steps, by plain torch."""
+    """Return a copy of ``model`` after the probe's steps in plain torch."""
     model = copy.deepcopy(model).requires_grad_(True)
     head = list(model.classifier.parameters())
     body = [p for name, p in model.named_parameters() if not name.startswith("classifier")]

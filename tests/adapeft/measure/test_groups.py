@@ -28,7 +28,7 @@ SHAPES = (
 
 
 def add_up(groups, values, cuts):
-    """Sums over groups of all elements, given in the pieces that ``cuts`` make of each parameter."""
+    """Return the sums of values over groups, added up from slices of each parameter divided at ``cuts``."""
     total = torch.zeros(groups.num_groups, dtype=torch.float64)
     for index, value in enumerate(values):
         borders = [0, *sorted({min(cut, len(value)) for cut in cuts}), len(value)]

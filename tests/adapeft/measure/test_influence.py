@@ -1,4 +1,4 @@
-"""The influence formula: its limits, where it is continuous, and what it makes of zeros."""
+"""The influence formula: its limits, its continuity and its values at zero."""
 
 from __future__ import annotations
 

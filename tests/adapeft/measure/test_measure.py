@@ -1,4 +1,4 @@
-"""What measuring takes of a calibration: batches that predict nothing have no weight."""
+"""Calibration batches without predictions have no weight in the statistics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EMPTY = np.array([1000, 1001])
 
 
 def hiding(collate):
-    """A ``collate`` whose examples from 1000 predict nothing."""
+    """Return a ``collate`` whose examples from index 1000 on have no predictions."""
 
     def collated(indices):
         batch = collate(indices % 1000)
@@ -98,7 +98,7 @@ def test_the_loss_of_no_prediction_is_zero(make):
 
 
 def test_a_batch_shared_by_micro_batches_is_one_mean():
-    """Also where one of them predicts nothing."""
+    """This also holds where a micro-batch has no predictions."""
     model = make_gpt2().eval()
     passes = passes_for(model, WholeModel(model, []))
     collate = hiding(passes.collate)

@@ -1,4 +1,4 @@
-"""Interrupted measurements go on from their partial sums to the same bits, and mix them with no others."""
+"""Interrupted measurements resume from their partial sums bit for bit and use no others."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ KEY = {"seed": 3, "select.always_train": ("auto",)}
 
 
 class KilledError(Exception):
-    """As if the process were gone."""
+    """Stands for a killed process."""
 
 
 def measured(case, folder=None, kill_after=None, key=KEY):
-    """Statistics of a case, and the batches that were done; KilledError after so many of them."""
+    """Return the statistics of a case and the finished batches; raise KilledError after ``kill_after`` of them."""
     model = make_bert().eval()
     settings = settings_for(case)
     groups = groups_of(model, settings)
@@ -66,7 +66,7 @@ def test_killed_after_any_batch_goes_on_to_the_same_statistics(case, tmp_path):
             measured(case, folder, kill_after=killed)
         actual, rest = measured(case, folder)
         assert_same(actual, expected)
-        # No batch is measured twice, but for the probe's own steps; a pass that is taken up says so once.
+        # No batch is measured twice, except for the probe's own steps; a resumed pass reports its progress once.
         saved = [event for event in events[:killed] if event[0] != "probe"]
         assert len(rest) == len(events) - len(saved) + sum(done == 1 for _, done in saved)
 

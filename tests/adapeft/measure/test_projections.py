@@ -20,7 +20,7 @@ CASES = [(make, granularity) for make in (make_bert, make_gpt2) for granularity 
 
 
 def set_up(make, granularity, num_micro=1):
-    """Passes, groups, a direction, and half B as (number of its first batch, batches)."""
+    """Return the model, its passes and groups, and a random direction."""
     model = make().eval()
     groups = build_groups(model, granularity)
     passes = passes_for(model, WholeModel(model, [info.name for info in groups.parameters], num_micro=num_micro))

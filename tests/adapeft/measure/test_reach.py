@@ -1,4 +1,4 @@
-"""What no gradient reaches is neither chosen nor shipped, and is named."""
+"""Parameters that no gradient reaches are neither chosen nor shipped, and are named."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNUSED = "bert.encoder.layer.0.unused.weight"
 
 
 def with_unused(make=make_bert) -> nn.Module:
-    """A layer in the middle of the model that nothing calls, larger than the others."""
+    """Return a model with a layer in the middle that nothing calls."""
     model = make()
     block = model.bert.encoder.layer[0] if make is make_bert else model.transformer.h[0]
     block.unused = nn.Linear(12, 12, bias=False)
@@ -84,7 +84,7 @@ def test_statistics_are_those_of_a_measurement_without_it(settings):
     assert ours.groups.unreached == (UNUSED,)
     assert ours.columns.keys() == expected.columns.keys()
     for name, column in expected.columns.items():
-        # Adam's direction counts what may be rounding from the gradient of all candidates.
+        # Adam's direction derives its level of rounding noise from the gradient of all candidates.
         np.testing.assert_allclose(ours.columns[name], column, rtol=1e-2, atol=1e-6)
     assert [shard.slice for shard in ours.elements] == [shard.slice for shard in expected.elements]
     if expected.options is not None:
@@ -111,7 +111,7 @@ def test_a_method_that_measures_nothing_takes_one_backward_pass():
 
 
 class Experts(nn.Module):
-    """Routes by the sign of the first feature; each expert is a module of its own."""
+    """Mixture that routes by the sign of the first feature; each expert is a separate module."""
 
     def __init__(self):
         super().__init__()
@@ -151,7 +151,7 @@ def test_a_value_from_elsewhere_needs_no_gradient():
 
 
 class CalledByNobody(nn.Module):
-    """Reads the weight of a layer and does not call it, as mixers do: LoRA and adapters there do nothing."""
+    """Reads the weight of a layer without calling it, as mixers do, so LoRA and adapters there have no effect."""
 
     def __init__(self):
         super().__init__()

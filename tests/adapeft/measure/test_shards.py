@@ -1,4 +1,4 @@
-"""``WholeModel`` and ``measuring_mode``: what is trained while measuring, and that nothing of it stays."""
+"""``WholeModel`` and ``measuring_mode``: what is trained while measuring, and that the model is restored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.on_ranks.statistics import passes_for
 
 
 def state_of(model):
-    """Everything that measuring could change."""
+    """Return all state of the model that measuring could change."""
     return (
         {name: value.clone() for name, value in model.state_dict().items()},
         {name: module.training for name, module in model.named_modules()},
@@ -62,7 +62,7 @@ def test_warm_up_is_adamw_on_the_always_trained_alone(bert):
 
 
 def test_each_half_is_measured_behind_a_head_of_its_own(bert):
-    """What the head can express itself is in neither half's gradient: its own gradient vanishes on either."""
+    """The head fits each half before it is measured, so the head's own gradient nearly vanishes on both."""
     groups = build_groups(bert.eval(), "tensor")
     passes = replace(passes_for(bert, WholeModel(bert, [], groups.always_train)), warmup_steps=400)
     head = list(bert.classifier.parameters())

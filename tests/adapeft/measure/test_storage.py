@@ -1,4 +1,4 @@
-"""Statistics on disk come back as they were, or not at all."""
+"""Statistics on disk load unchanged or are rejected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shard(parameter, start, length):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A folder with the shards of three ranks, the last of which holds nothing."""
+    """Save the shards of three ranks, the last of them empty; return the folder and the saved values."""
     torch.manual_seed(0)
     groups = groups_of("element")
     shards = [(shard(0, 0, 7),), (shard(0, 7, 5), shard(1, 0, 5)), ()]

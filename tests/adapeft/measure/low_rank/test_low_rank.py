@@ -38,7 +38,7 @@ RANKS = (3, 12)
 
 @dataclass
 class Measured:
-    """A low-rank direction: in the leaves, and as the dense step of every candidate, flat float64."""
+    """Low-rank direction: of the leaves, and as the dense step of every candidate, flat float64."""
 
     passes: Passes
     groups: Groups
@@ -80,7 +80,7 @@ def rank(request):
 
 @pytest.fixture(params=[make_bert, make_gpt2])
 def model(request):
-    """A float64 model, whose gradients do not round."""
+    """Return a float64 model, so rounding of its gradients is negligible."""
     return request.param().double().eval()
 
 
@@ -110,7 +110,7 @@ def test_slopes_and_curvatures_are_exact_along_the_direction(model, rank, granul
     half_b, drawn = batches[3:], sampled(model, batches, found.passes.seed)[3:]
     weights = np.array([num_predictions(batch) for batch in half_b])
     each = np.stack([project(gradients(model, batch, found.groups)) for batch in half_b])
-    # Sums of products of float32 leaves, of which a group has at most a few hundred.
+    # Sums of products of float32 leaves, at most a few hundred per group.
     size = np.abs(each).max()
     np.testing.assert_allclose(slopes, weights @ each / weights.sum(), rtol=1e-4, atol=1e-5 * size)
     draws = [num_predictions(batch) * project(gradients(model, batch, found.groups)) ** 2 for batch in drawn]
@@ -119,7 +119,7 @@ def test_slopes_and_curvatures_are_exact_along_the_direction(model, rank, granul
 
 
 def test_a_window_as_wide_as_the_layer_shows_the_whole_factored_direction(model, monkeypatch):
-    """Compare with Adafactor's direction (its algorithm 2) of the mean gradient, from the measured moments."""
+    """Compare with Adafactor's direction (its algorithm 2), from the mean gradient and the measured moments."""
     ranges = []
     measure_ranges = direction_of_low_rank._measure_ranges
     monkeypatch.setattr(
@@ -147,7 +147,7 @@ def test_a_window_as_wide_as_the_layer_shows_the_whole_factored_direction(model,
 
 
 def test_moments_are_unbiased(model):
-    """Mean over many random windows of the second moments of rows and columns, within five standard errors."""
+    """The mean of row and column moments over many random windows is exact within five standard errors."""
     batches = make_batches(model, num_batches=7)[:3]
     weights = torch.tensor([num_predictions(batch) for batch in batches], dtype=torch.float64)
     groups = build_groups(model, "tensor")
