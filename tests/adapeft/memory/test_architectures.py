@@ -1,4 +1,4 @@
-"""The pass of every architecture that transformers builds: counted without weights, or bounded from its shapes."""
+"""One pass of every architecture in transformers, counted without weights or bounded from its shapes."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ OWN_FAULT = {
     "ReformerConfig": "it wants exactly 4,096 tokens",
     "Qwen3_5Config": "two of its layers have no attention, which its cache wants",
 }
-"""Models that would refuse the batch with weights too."""
+"""Models that would also reject the batch with real weights."""
 BEYOND_BOUND = {"xLSTMConfig": "it keeps a matrix for each token that no parameter has the shape of"}
 SHARE_FOLLOWED = 0.97
-"""Of 283 pairs 73 could not be followed on fake tensors alone; 5 are left, which route or patch by lists of numbers."""
+"""Of 283 pairs, 73 could not be followed on fake tensors alone; 5 remain, which route or patch by lists of numbers."""
 
 
 def saved_bytes(config, task):
-    """The oracle: distinct storages that autograd keeps for a real backward pass, except the model's own."""
+    """Return the bytes of distinct storages that autograd keeps for a real backward pass, except the model's own."""
     torch.manual_seed(0)
     model = AUTO[task].from_config(config).train()
     model.config.use_cache = False
@@ -100,7 +100,7 @@ def bound(config, task, num_tokens=NUM_TOKENS):
 
 @pytest.mark.parametrize(("task", "config"), FOLLOWED.values(), ids=FOLLOWED)
 def test_sizes_that_values_decide_are_followed(task, config):
-    """Experts in float32, whose meta kernel wants bfloat16; classifiers by the state of the text's end."""
+    """Experts in float32, whose meta kernel requires bfloat16; classifiers that read the state at the text's end."""
     config.num_labels = 3
     counted = count(config, task)
     assert counted.unknown is None
@@ -134,7 +134,7 @@ def _with_two_layers(config):
 
 @pytest.mark.slow
 def test_all_architectures():
-    """With the sizes of their default configs, two layers deep. What cannot even be built is no pair here."""
+    """Use the default configs with two layers; skip pairs that cannot be built."""
     followed, unknown, beyond = [], {}, {}
     for task, mapping in MAPPINGS.items():
         for config_class in mapping:
@@ -142,7 +142,7 @@ def test_all_architectures():
             try:
                 config = _with_two_layers(config_class())
                 build_structure(config, task)
-            except Exception:  # a default config that is none, or a library that is not installed
+            except Exception:  # an invalid default config, or a library that is not installed
                 continue
             counted = count(config, task)
             if counted.unknown is None:

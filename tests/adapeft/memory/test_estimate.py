@@ -1,4 +1,4 @@
-"""What is said of memory, against tensors that were really allocated and the formulas of ZeRO."""
+"""Memory estimates against tensors that were really allocated and the formulas of ZeRO."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONE = Zero(stage=0, workers=1, persistence_threshold=0, reduce_bucket=10**9, liv
 
 
 def subset_of(model: nn.Module, kind: str) -> Subset:
-    """Some of every matrix of the blocks, in parts of one kind."""
+    """Return a subset with one part of this kind for every matrix of the blocks."""
     parts = {}
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape)
@@ -51,14 +51,14 @@ def prepare(kind: str | None, checkpointing: bool, model: nn.Module) -> None:
 
 
 def saved_bytes(model: nn.Module, objective, labels: torch.Tensor) -> int:
-    """The oracle: distinct storages that autograd saves for a real backward pass, except the model's own."""
+    """Return the bytes of distinct storages that autograd saves for a real backward pass, except the model's own."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, that no other takes its address
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # keeps the tensor, so its address is not reused
         return tensor
 
     ids = torch.zeros(NUM_EXAMPLES, NUM_TOKENS, dtype=torch.int64)
@@ -72,7 +72,7 @@ def saved_bytes(model: nn.Module, objective, labels: torch.Tensor) -> int:
 @pytest.mark.parametrize("kind", [None, "tensor", "rows", "elements"])
 @pytest.mark.parametrize(("make", "task"), [(make_bert, "sequence-classification"), (make_gpt2, "causal-lm")])
 def test_activations_are_what_autograd_keeps(make, task, kind):
-    """Includes other live tensors: about one layer's worth, in a model of two layers."""
+    """The estimate includes other live tensors: about one layer's worth in a model of two layers."""
     model = make()
     objective = NextToken() if task == "causal-lm" else Classification()
     labels = torch.zeros((NUM_EXAMPLES, NUM_TOKENS) if task == "causal-lm" else NUM_EXAMPLES, dtype=torch.int64)
@@ -178,6 +178,6 @@ def test_traffic_is_that_of_zero():
         return sum(traffic(load, replace(ONE, stage=stage, workers=workers, live=0)).values())
 
     assert sent(0) == 2 * 2 * psi * ring
-    assert sent(2) == 3 * 2 * psi * ring  # DeepSpeed reduces to all where the paper scatters
+    assert sent(2) == 3 * 2 * psi * ring  # DeepSpeed all-reduces where the paper reduce-scatters
     assert sent(3) == 3 * 2 * psi * ring
     assert sum(traffic(load, ONE).values()) == 0
