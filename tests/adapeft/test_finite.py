@@ -1,4 +1,4 @@
-"""A number that is not finite is no result: measuring and choosing stop on it, and name where it comes from."""
+"""Measuring and choosing stop at a number that is not finite and name its origin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.thread_ranks import on_ranks
 from tests.support.tiny import make_bert
 
 SIZE, BAD = 3, 5
-"""Examples of a batch, and the number of the bad one among all: it is in the first half of six batches."""
+"""Examples per batch, and the index of the bad example, which is in the first half of six batches."""
 
 
 def image_model() -> ViTForImageClassification:
@@ -48,14 +48,14 @@ def regression_model() -> BertForSequenceClassification:
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
     config = BertConfig(vocab_size=29, max_position_embeddings=16, num_labels=1, **sizes)
-    model = BertForSequenceClassification(config)  # with a trained head: no warm-up, gradients as they are
+    model = BertForSequenceClassification(config)  # its head counts as trained, so no warm-up changes the gradients
     with torch.no_grad():
         model.classifier.weight.mul_(1000)  # so that gradients are much larger than residuals
     return model
 
 
 def targets(scale: float) -> list[dict]:
-    """One target of this scale, that of example ``BAD``; the others are about 1."""
+    """Return batches whose targets are about 1, except that of example ``BAD``, which is ``scale``."""
     generator = torch.Generator().manual_seed(1)
     batches = []
     for index in range(6):
@@ -102,14 +102,14 @@ def test_a_target_whose_square_is_infinite_is_named(options):
 
 @pytest.mark.parametrize("options", [{"groups": "row"}, {"groups": "element"}, {"method": "fish"}])
 def test_a_finite_loss_whose_squared_gradient_is_infinite_is_named(options):
-    """A loss of about 1e37 is a float32, the square of its gradient, above 1e39, is none."""
+    """A loss of about 1e37 fits into float32; the square of its gradient, above 1e39, does not."""
     said = rf"is .*e\+3., but its gradient or squared gradient is too large .* of example {BAD}\."
     with pytest.raises(AdapeftError, match=said):
         adapeft.select(regression_model(), targets(1e19), budget="10%", **options)
 
 
 def test_a_squared_mean_that_overflows_is_no_statistic():
-    """The loss, the gradient and their sums are finite; what SAM makes of them in the end is not."""
+    """The loss, the gradient and their sums are finite; only the final statistic of SAM is not."""
     with pytest.raises(AdapeftError, match=r"select\.method = sam: 'squared_gradient' of '.*' is not finite"):
         adapeft.select(regression_model(), targets(1e19), budget="10%", method="sam")
 
@@ -139,7 +139,7 @@ def test_every_rank_says_the_same_of_a_shard_that_one_holds():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("joint", [False, True])
 def test_values_that_are_not_finite_are_not_chosen_from(value, joint):
-    """A reach beyond every float makes values of finite statistics infinite."""
+    """A very large reach makes values of finite statistics infinite."""
     groups = groups_of(make_bert(), parse_select({"groups": "row"}))
     slopes = np.ones(groups.num_groups)
     slopes[7] = value if math.isnan(value) else 1e300
@@ -149,7 +149,7 @@ def test_values_that_are_not_finite_are_not_chosen_from(value, joint):
         "projections": np.zeros((groups.num_groups, 2)),
     }
     settings = parse_select({"groups": "row", "joint": joint})
-    if math.isnan(value):  # influence of a slope that is no number is 0 by its formula, so it is refused before
+    if math.isnan(value):  # the formula gives a NaN slope the influence 0, so it is rejected earlier
         with pytest.raises(AdapeftError, match=r"'slope' of .* is not finite"):
             Statistics(groups, columns).check_finite("measuring", "", OneRank())
         return
@@ -173,7 +173,7 @@ def test_element_values_that_overflow_are_not_chosen_from(joint):
 
 
 def test_is_finite():
-    assert is_finite(torch.full((4,), 3e38))  # whose sum is not
+    assert is_finite(torch.full((4,), 3e38))  # the sum overflows
     assert is_finite(torch.full((9,), 6e4, dtype=torch.float16))
     assert is_finite(torch.tensor([2**62, 2**62]))
     assert not is_finite(torch.tensor([1.0, math.nan]))

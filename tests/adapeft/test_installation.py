@@ -1,4 +1,4 @@
-"""Packages of other distributions that have the names of ours."""
+"""Packages of other distributions that shadow ours."""
 
 from __future__ import annotations
 
