@@ -1,4 +1,4 @@
-"""A comparison whose runs have one worker each, as the published ones."""
+"""A comparison whose runs have one worker each, like the published benchmarks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ pytestmark = pytest.mark.ray
 
 @pytest.mark.slow
 def test_runs_of_one_worker_work_with_several_threads(tmp_path):
-    """The second run reads the first one's statistics, with OpenMP's threads, before its own workers are forked.
+    """The second run reads the statistics of the first with OpenMP threads, before it forks its own workers.
 
-    65,536 weights are the least that torch divides among threads when it takes a fingerprint.
+    Below 65,536 weights, torch computes a fingerprint in one thread.
     """
     base = write_bert(tmp_path / "base", intermediate_size=4096)
     config = write_config(tmp_path / "run.yaml", base, *write_colours(tmp_path, 96, 48))

@@ -39,7 +39,7 @@ def config(tmp_path):
 
 
 class Runner:
-    """Stands for the runs: scores by method and learning rate; every third seed of sam fails."""
+    """Replaces the runs: scores depend on method, budget, seed and learning rate, and sam fails with seed 1."""
 
     def __init__(self) -> None:
         self.configs = []
@@ -107,7 +107,7 @@ def test_the_learning_rate_is_swept_on_a_part_of_the_training_data(config):
 
 def test_every_budget_has_a_learning_rate_of_its_own(config):
     def run(settings):
-        """Small budgets want large steps; the lower loss decides between equal scores."""
+        """Make the best rate larger for the smaller budget; all scores are equal, so the loss decides."""
         best = {"20%": 1e-1, "40%": 1e-3}[str(settings.select.budget)]
         distance = abs(np.log10(settings.train.learning_rate / best))
         configs.append(settings)
@@ -157,7 +157,7 @@ def diverging_above(most: float):
 
 
 def test_a_rate_at_which_training_diverges_is_the_worst(config):
-    """It is tried first, is no refusal that would hold at every rate, and neither wins nor ends the climb."""
+    """It is tried first, does not fail the other rates, does not win and does not end the climb."""
     comparison = settings("methods=[random]", "seeds=[0]", "learning_rates=[1e-4,1e-3,1e-2]")
     said = []
     runs = compare(config, comparison, said.append, diverging_above(1e-4))
@@ -212,7 +212,7 @@ def test_a_refusal_at_one_rate_does_not_end_a_climb(config):
 
 
 def test_a_sweep_without_a_score_is_no_learning_rate(config):
-    """Here because the sweep's folders hold runs on other examples: the middle rate would pass for the best."""
+    """All runs of the sweep fail, as its folders hold runs on other examples; the middle rate must not win."""
 
     def run(settings):
         return run_apart(settings, finished_run) if "sweep" in settings.output else Runner()(settings)
@@ -262,7 +262,7 @@ def test_a_sweep_begins_where_the_last_budget_ended(config):
 
 
 def finished_run(settings, log):
-    """What stands for a run in another process."""
+    """Write the files of a finished run, in place of a run in another process."""
     config = load_config(settings)
     folder = RunFolder.of(config)
     folder.claim(config, contents_of(config, describe(TASKS[config.model.task], config.data)))
@@ -390,7 +390,7 @@ def test_a_key_of_one_method_is_no_other_ones(config):
 
 
 def test_keys_of_a_probe_mean_nothing_without_each_other(config):
-    """Two points are too few steps for the default number of points."""
+    """Two probe steps are too few for the default number of probe points."""
     config, runner = with_values(config, "select", probe_steps=2, probe_points=2), Runner()
     compare(config, settings("methods=[random,adapeft:tensor]", "seeds=[0]"), lambda text: None, runner)
     random, chosen = (one.select for one in runner.configs)
@@ -414,7 +414,7 @@ def test_a_method_that_would_not_choose_as_the_config_says_is_refused(config, gi
 
 
 def test_a_key_need_fit_only_one_of_the_methods(tmp_path):
-    """And not the method of the config, which may be none of them."""
+    """The method of the config need not be one of them, and keys are not checked against it."""
     path = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
     given = ["methods=[random:row,sam]", "select.scope=tensor", "seeds=[0]", f"output={tmp_path / 'out'}"]
     comparison, loaded = load_comparison(path, given)
@@ -463,7 +463,7 @@ def test_one_failure_loses_nothing_of_the_rest(config):
 
 
 def test_a_baseline_is_of_the_same_granularity(config):
-    """However either is spelled: adapeft is by row, random by element."""
+    """Granularities may be defaults: adapeft chooses by row, random by element."""
     comparison = settings("methods=[random:row,random,adapeft,adapeft:element,sam]", "seeds=[0,2]")
     text = write_report(
         Path(config.output), config, comparison, compare(config, comparison, print, Runner())
@@ -514,7 +514,7 @@ def test_bad_input(override, said):
 
 
 def test_every_method_has_its_own_look(tmp_path, monkeypatch):
-    """Matplotlib alone has ten colours, and the harness more methods."""
+    """Matplotlib has only ten default colours, and there are more methods."""
     figures = []
     monkeypatch.setattr(plt, "close", figures.append)
     rest = (100.0, 1.0, 1.0, 1.0, 1.0, 1e-3, ())
@@ -533,7 +533,7 @@ def test_every_method_has_its_own_look(tmp_path, monkeypatch):
     ],
 )
 def test_what_would_decide_for_every_method(config, key, given):
-    """Each would be dropped without a word, or make every method train one and the same."""
+    """Each would be silently ignored, or make all methods train the same subset."""
     with pytest.raises(AdapeftError, match=rf"{key} = .+ in a comparison .* or add {key}=null"):
         check(with_values(config, key.partition(".")[0], **given), settings(), inspect)
 
@@ -544,7 +544,7 @@ def test_the_same_twice(config):
 
 
 def test_two_at_once(config):
-    """A second comparison in the folder is refused while one is at work, and only then."""
+    """A second comparison in the folder is refused only while the first one runs."""
 
     def run_another(inner):
         with pytest.raises(AdapeftError, match="another adapeft command is writing there"):
@@ -558,7 +558,7 @@ def test_two_at_once(config):
 
 def test_a_failing_command_says_why(config, tmp_path):
     data = config.data.model_copy(update={"train": str(tmp_path / "gone.jsonl")})
-    # Named by a learning rate, as the runs of a sweep are: what one leaves behind is not another's.
+    # The folder is named after the learning rate, as in a sweep: runs must not share config and log files.
     missing = config.model_copy(update={"data": data, "output": str(tmp_path / "sweep" / "0.003")})
     metrics, failure = run_command(missing)
     assert metrics is None

@@ -1,4 +1,4 @@
-"""Every command that is given a damaged file ends with status 2 and one error that names it."""
+"""Every command exits with status 2 and a single error that names the file when a file is damaged."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> Path:
-    """A finished run with all its artifacts, its base and its data."""
+    """Return a folder with a finished run, all its artifacts, its base model and its data."""
     from transformers import AutoModelForSequenceClassification
 
     folder = tmp_path_factory.mktemp("originals")
@@ -232,7 +232,7 @@ def test_damaged_entries_are_shown(folder):
 
 
 def test_names_are_no_markup(command, folder):
-    """What a stranger calls things is text, to the terminal too."""
+    """Names in files are printed as text, without terminal markup or escape sequences."""
     subset = Subset({"[/bold]": Whole((4,))}, choice=Choice(method="[red]"))
     subset.save(folder / "odd.safetensors")
     assert "[/bold]" in command("show", "odd.safetensors").stdout

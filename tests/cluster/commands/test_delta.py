@@ -1,4 +1,4 @@
-"""``adapeft delta`` through the command: files in, a file out that merges and describes itself, or a reason why not."""
+"""``adapeft delta``: results can be merged and contain metadata, and invalid input gives an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.tiny import make_bert
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    """A base, and deltas of it: rows, elements and a mixture; one of another base."""
+    """Return a base model, its deltas of rows, of elements and of both, and a delta of another base."""
     folder, model = tmp_path_factory.mktemp("deltas"), make_bert()
     found = {"base": save(make_bert(), folder / "base")}
     for seed, kind in enumerate(("row", "element", "mixed")):

@@ -1,4 +1,4 @@
-"""``adapeft doctor``: facts of the machine, and for each feature whether it works here."""
+"""``adapeft doctor``: versions of packages, and whether each feature works on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIBRARY, COMMANDS, RAY = "library: select, attach, delta", "commands: run, compa
 
 @pytest.fixture
 def packages(monkeypatch):
-    """Package → version that seems to be installed, None where it seems to be missing; others as they are."""
+    """Return a dict of package → simulated version, or None for a missing package; other packages are real."""
     given: dict[str, str | None] = {}
 
     def seeming(package: str) -> str:

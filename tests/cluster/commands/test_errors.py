@@ -1,4 +1,4 @@
-"""Bad input ends with status 2 and a message that names the field, the value and the remedy, before anything runs."""
+"""Invalid input exits with status 2 and a message with field, value and remedy, before anything runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.checkpoints import (
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Checkpoints and data of a classifier and a language model."""
+    """Return a folder with checkpoints and data of a classifier and a language model."""
     folder = tmp_path_factory.mktemp("files")
     write_bert(folder / "base")
     write_classifier(folder / "two-classes", num_labels=2)
@@ -38,7 +38,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def refused(files, tmp_path, command, monkeypatch):
-    """Runs a command that must end in a user's error before weights are loaded and Ray is started; the message."""
+    """Run a command that must fail with an input error before it loads weights or starts Ray; return the message."""
 
     def must_not_be_called(*_, **__):
         raise AssertionError("called before the config was judged")
@@ -93,7 +93,7 @@ def test_refusals(refused, override, message):
 
 @pytest.mark.parametrize("name", ["./bse", "/nowhere/bse", f"/{'a' * 300}/bse"])
 def test_a_missing_model(refused, files, name):
-    """Said at once, where the hub would be asked for half a minute without a network; a file is no model."""
+    """Fails immediately; without a network, a request to the hub takes half a minute. A file is not a model."""
     (files / "bsee").touch()
     message = refused(f"model.name={name}")
     assert f"model.name = {name}: no such folder." in message
@@ -108,7 +108,7 @@ def test_fewer_examples_than_ranks(refused, files):
 
 
 def test_fewer_blocks_than_ranks(refused):
-    """Of a language model, whose examples are known only after tokenizing."""
+    """The number of examples of a language model is known only after tokenizing."""
     message = refused("data.train=blocks-of-two.txt", "cluster.workers=3", task="causal-lm")
     assert "data.train of 2 examples leaves 2 example(s) to measure on, fewer than the 3" in message
     message = refused("data.train=short.txt", task="causal-lm")

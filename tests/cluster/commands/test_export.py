@@ -26,7 +26,7 @@ LORA = Lora((12, 12), 0, 2, 4.0)
 
 @pytest.fixture
 def files(tmp_path):
-    """A base, deltas of LoRA and of two types, and a subset."""
+    """Return a folder with a base, a LoRA delta, a delta of LoRA and elements, a subset and a foreign file."""
     save_base(make_bert(), tmp_path / "base")
     random_delta(make_bert(), {QUERY: LORA}).save(tmp_path / "lora.safetensors")
     elements = Elements((12, 12), torch.tensor([3]))

@@ -1,4 +1,4 @@
-"""``adapeft horizons`` on a run that measured along a probe: from its files alone."""
+"""``adapeft horizons`` needs only the files of a run that measured along a probe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.tiny import make_bert
 
 @pytest.fixture
 def run(tmp_path):
-    """A run that measured along a probe."""
+    """Return the folder of a run that measured along a probe."""
     folder = tmp_path / "run"
     folder.mkdir()
     select = {"groups": "row", "budget": "20%", "probe_steps": 9, "probe_points": 3}

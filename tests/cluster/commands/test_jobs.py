@@ -1,4 +1,4 @@
-"""Runs as jobs: files that are sent, input that is refused, and one real job under token authentication."""
+"""Runs as Ray jobs: uploaded files, refused input, and one real job with token authentication."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.checkpoints import COMMAND, adapeft, write_bert, write_colour
 
 
 class FakeClient:
-    """Jobs in memory; ``chunks`` is what the log of every job says, in the pieces that arrive."""
+    """Keeps jobs in memory; ``chunks`` are the pieces in which the log of every job arrives."""
 
     def __init__(self, *statuses: JobStatus, chunks: tuple[str | Exception, ...] = ()) -> None:
         self.jobs: dict[str, JobDetails] = {}
@@ -65,7 +65,7 @@ class FakeClient:
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    """What is in a folder, links followed, as Ray's zip does."""
+    """Return the texts of all files in a folder, following links as Ray does when it zips a folder."""
     found = {}
     for base, _, names in os.walk(folder, followlinks=True):
         for name in names:
@@ -80,7 +80,7 @@ def details(status: JobStatus, job: str = "mine-1", **more) -> JobDetails:
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A user's folder: a config, data beside it, a model in a subfolder, and things that are nobody's business."""
+    """Return a user's folder with data, a model in a subfolder, and private files that must not be uploaded."""
     folder = tmp_path / "project"
     (folder / "data").mkdir(parents=True)
     (folder / "base").mkdir()
@@ -102,7 +102,7 @@ def config_of(**changes):
     return parse_config({**tree, **changes})
 
 
-# --- what travels ----------------------------------------------------------------------------------------------------
+# --- uploaded files --------------------------------------------------------------------------------------------------
 
 
 def test_the_config_and_what_it_names_travel_and_nothing_else(project, tmp_path):
@@ -239,7 +239,7 @@ def test_an_output_that_the_job_would_take_with_it_is_refused(tmp_path):
     assert not output.exists()
 
 
-# --- following -------------------------------------------------------------------------------------------------------
+# --- logs and status -------------------------------------------------------------------------------------------------
 
 
 def test_a_broken_connection_is_taken_up_where_it_broke():
@@ -340,7 +340,7 @@ def test_what_answers(answer, complaint, monkeypatch):
 
 @pytest.fixture
 def head(tmp_path):
-    """A head on this machine with a token, on ports that no other Ray uses; its environment."""
+    """Start a head on this machine with a token, on ports that no other Ray uses; return its environment."""
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
@@ -400,10 +400,10 @@ def test_a_job_under_token_authentication(head, tmp_path, monkeypatch):
     config = read_config("run.yaml", overrides)
     name = run_id(pack(config, work, is_here=True).config)
     assert f"job {name}: succeeded" in done.stdout
-    # The files were the job's, not this folder's.
+    # The job read its uploaded files, not the files in this folder.
     assert "_ray_pkg_" in load_config(work / "run" / "config.yaml").data.train
 
-    # Another package, unpacked elsewhere, is still the same run.
+    # A changed package is unpacked into another folder, but it is still the same run.
     with (work / "train.jsonl").open("a") as file:
         file.write("\n")
     again = adapeft(*job, timeout=900, **head)
@@ -417,7 +417,7 @@ def test_a_job_under_token_authentication(head, tmp_path, monkeypatch):
     everything = done.stdout + again.stdout + said.stdout + adapeft("logs", name, **head).stdout
     assert Path(head["RAY_AUTH_TOKEN_PATH"]).read_text() not in everything
 
-    # Ray's own command, as it stands.
+    # `ray job submit` works without `adapeft submit`.
     shutil.rmtree(work / "run")
     plain = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""The command ``merge``: what a coarse dtype rounds away, and the remedy."""
+"""The command ``merge`` reports entries that are lost to rounding in a coarse dtype, and the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``adapeft subsets`` in this process: a store in a folder, no run and no Ray."""
+"""``adapeft subsets`` in this process, on a store in a folder, without runs or Ray."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def run(files, tmp_path, monkeypatch):
-    """A run's folder: config, subset and scores, as ``adapeft run`` leaves them."""
+    """Return a run folder with config, subset and scores, as ``adapeft run`` writes them."""
     monkeypatch.setenv(STORE_VARIABLE, str(tmp_path / "store"))
     monkeypatch.setenv("COLUMNS", "160")
     folder = tmp_path / "run"

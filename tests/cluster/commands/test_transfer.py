@@ -1,4 +1,4 @@
-"""``adapeft transfer`` through the command: a run's statistics, another size of its model, no data needed."""
+"""``adapeft transfer`` chooses for another size of a model from a run's statistics; only verifying needs data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ranks
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Folder of the files, and of a run that has measured rows."""
+    """Return the folder of the base and data, and the folder of a run that measured rows."""
     folder = tmp_path_factory.mktemp("source")
     config = write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
     text_of(adapeft("select", config, "budget=10%", "cluster.launcher=local"))
@@ -34,7 +34,7 @@ def source(tmp_path_factory):
 
 
 def assert_held_on_other_examples(verified, subset, output):
-    """By statistics that the target's own choice was not made from."""
+    """Check that captured values come from statistics on examples that the target's own choice did not use."""
     best = Subset.load(output / "measured" / "subset.safetensors")
     groups, columns, _ = load_groups(output / "measured-again")
     assert not np.array_equal(columns["slope"], load_groups(output / "measured")[1]["slope"])
@@ -45,7 +45,7 @@ def assert_held_on_other_examples(verified, subset, output):
 
 @pytest.fixture(scope="module")
 def larger(source, tmp_path_factory):
-    """A model of twice the depth and half more width, with the same tokenizer."""
+    """Return a base with twice the depth, 1.5 times the width and the same tokenizer."""
     folder = tmp_path_factory.mktemp("larger")
     shutil.copytree(source[0] / "base", folder / "base")
     config = BertConfig.from_pretrained(folder / "base")
@@ -56,7 +56,7 @@ def larger(source, tmp_path_factory):
 
 @pytest.fixture
 def transferred(command, source):
-    """Runs the command, in this process; verifying takes one of its own."""
+    """Run the command in this process, without verifying, which needs a separate process."""
 
     def run(model, output, *overrides):
         return command("transfer", "--from", source[1], "--to", model, f"output={output}", *overrides)
@@ -86,7 +86,7 @@ def test_a_larger_model_is_chosen_for_and_verified(source, larger, tmp_path):
     assert -1 <= said["verified"]["density_correlation"] <= 1
     assert_held_on_other_examples(said["verified"], subset, tmp_path / "out")
 
-    # It fits the model that a run would train, fingerprint and all.
+    # The subset fits the model that a run would train, including its fingerprint.
     config = load_config(source[1] / "config.yaml", [f"model.name={larger}"])
     attach(load_inputs(config).model(), subset)
 
@@ -95,7 +95,7 @@ def test_a_config_is_enough_for_whole_tensors(source, transferred, larger, tmp_p
     shutil.copytree(larger, tmp_path / "laptop")
     (tmp_path / "laptop" / "model.safetensors").unlink()
     away = source[0] / "train.jsonl"
-    away.rename(away.with_suffix(".away"))  # nor is the data needed
+    away.rename(away.with_suffix(".away"))  # the data is not needed either
     try:
         refused = transferred(tmp_path / "laptop", tmp_path / "out", "budget=5%")
         assert refused.returncode == 2

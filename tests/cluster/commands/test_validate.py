@@ -1,4 +1,4 @@
-"""``adapeft validate``: the command, what it refuses, and that dividing the subsets among ranks changes nothing."""
+"""``adapeft validate``: its figures, refused input, and equal results for any number of ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRIALS = {"subsets": 2, "sizes": (0.1, 0.5), "singles": 3, "steps": (2, 6), "hel
 
 
 class Alone(OneRank):
-    """The only rank, on the GPU of a machine that has one."""
+    """A single rank, on the GPU if the machine has one."""
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -34,7 +34,7 @@ class Alone(OneRank):
 
 @pytest.fixture(scope="module")
 def alone(config, tmp_path_factory):
-    """What one rank finds."""
+    """Return the validation of a single rank."""
     trials = Trials.model_validate(TRIALS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validate, "join", Alone)
@@ -103,7 +103,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_written(config, comm
 
 
 def test_what_is_there_is_kept(alone, config, tmp_path):
-    """A validation of other trials is refused, one of another config too, and a run of the same config is welcome."""
+    """Results of other trials or another config are refused; a run of the same config may use the folder."""
     loaded = load_config(config, [f"output={tmp_path / 'out'}"])
     folder = RunFolder.of(loaded)
     folder.claim(loaded).release()
