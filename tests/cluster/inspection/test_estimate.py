@@ -1,4 +1,4 @@
-"""``adapeft estimate``, and what a run says of a machine that it does not fit."""
+"""``adapeft estimate``, and errors of runs that do not fit the machine."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from tests.support.checkpoints import (
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """Config of two workers at ZeRO stage 3."""
+    """Return the path of a config with two workers at ZeRO stage 3."""
     folder = tmp_path_factory.mktemp("classifier")
     return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
 
 
 @pytest.fixture
 def weightless(monkeypatch):
-    """Nothing is loaded and no worker is started."""
+    """Fail if weights are loaded or a worker is started."""
 
     def must_not_be_called(*_, **__):
         raise AssertionError("called before the run was found to fit")
@@ -96,7 +96,7 @@ def test_every_method_can_be_estimated(classifier, method):
 
 @pytest.fixture(scope="module")
 def eight_billion(tmp_path_factory):
-    """Config of a Llama of 8 B parameters without weights: one device, batches of 1 x 1,024, checkpointing."""
+    """Return the config of an 8 B Llama without weights: one device, batches of 1 x 1,024, checkpointing."""
     folder = tmp_path_factory.mktemp("llama")
     LlamaConfig(
         **{"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32},
@@ -145,7 +145,7 @@ def test_a_run_that_does_not_fit_is_refused(command, classifier, weightless, mon
     assert "measuring does not fit: 2 workers need" in " ".join(done.stderr.split())
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.01 * both / fits.TOLERANCE))
     fits.check_memory(estimate_of(config, inspect(config)))
-    # Another cluster's machines are not this one.
+    # The memory of this machine says nothing about the machines of a cluster.
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere")
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: 1)
     fits.check_memory(estimate_of(config, inspect(config)))
@@ -158,7 +158,7 @@ def test_what_is_free_is_less_than_there_is():
 @pytest.mark.parametrize("groups", ["row", "element", "tensor"])
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_budget_in_bytes_is_spent_and_not_exceeded(classifier, groups, stage):
-    """Random values; what is then estimated for the subset is within the limit, and nearly all of it."""
+    """For random values, the estimate for the chosen subset is within the limit and close to it."""
     given = ["budget=0.5%", "select.exclude=*embeddings*", f"groups={groups}", f"zero_stage={stage}"]
     plenty = inspect(load_config(classifier, [*given, "memory_per_device=2GiB"])).limit
     limit = plenty.limit - plenty.room + 30_000
@@ -203,7 +203,7 @@ def test_what_does_not_go_with_a_limit_is_refused(command, classifier):
 
 
 def write_jet_moe(folder):
-    """A mixture of experts that routes by lists of numbers, which only weights decide."""
+    """Write a mixture of experts whose routing uses lists of numbers, which depend on the weights."""
     blocks = {"hidden_size": 16, "num_hidden_layers": 2, "num_key_value_heads": 2, "kv_channels": 8}
     experts = {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
     return save_model(JetMoeForCausalLM(JetMoeConfig(vocab_size=25, eos_token_id=3, **blocks, **experts)), folder)
@@ -224,9 +224,9 @@ def test_what_cannot_be_counted_is_bounded_and_said(command, uncountable, weight
 
 
 def test_a_bound_forbids_nothing(uncountable, monkeypatch):
-    """The rest of the estimate still does."""
+    """Only the rest of the estimate can refuse a run."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("cluster.inspection.estimate.PROCESS", 0)  # or this tiny model would hardly matter
+    monkeypatch.setattr("cluster.inspection.estimate.PROCESS", 0)  # otherwise this tiny model would hardly matter
     config = load_config(uncountable, [])
     estimate = estimate_of(config, inspect(config))
     zero = zero_of(config.cluster)

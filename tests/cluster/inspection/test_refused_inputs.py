@@ -1,4 +1,4 @@
-"""Mistakes that could only crash a worker: exit status 2 with the field and the remedy, before any worker starts."""
+"""Input that would crash a worker exits with status 2, the field and the remedy, before any worker starts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_blocks_longer_than_the_positions(command, tmp_path):
 
 
 def test_a_tokenizer_larger_than_the_model(command, tmp_path):
-    """Refused where the data uses what the model does not have; tokens that nobody uses are no fault."""
+    """Refused only if the data uses a token that the model lacks; unused tokens are allowed."""
     base = write_bert(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens(["violet"])
