@@ -126,7 +126,7 @@ def test_one_command_at_a_time(folder):
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EROFS, errno.EACCES, errno.ENOSPC])
 def test_where_no_lock_can_be_had_nobody_is_kept_out(folder, monkeypatch, number):
-    """Storage without locks, and a finished run that may only be read."""
+    """Storage without locks, and finished runs that are read-only."""
     config = config_for(folder.path)
     folder.claim(config).release()
     folder.table.write_text("measured")
@@ -141,7 +141,7 @@ def test_where_no_lock_can_be_had_nobody_is_kept_out(folder, monkeypatch, number
 
 
 def test_a_dead_process_holds_nothing(folder):
-    """Killed, so that nothing can be tidied up."""
+    """The process is killed, so it cannot release its lock."""
     program = f"""
 import signal
 from pathlib import Path
@@ -203,7 +203,7 @@ def test_a_run_without_results_takes_the_new_contents(folder):
 
 
 def interrupted(folder: RunFolder, config: Config) -> None:
-    """As a run leaves it that dies while it trains."""
+    """Write the folder of a run that died during training."""
     folder.claim(config, CONTENTS).release()
     (folder.checkpoints / "step-10").mkdir(parents=True)
 

@@ -1,4 +1,4 @@
-"""Machine-readable logs: warnings and errors of a rank, and the events that the driver writes."""
+"""Machine-readable logs: warnings and errors of a rank, and events of the driver."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def lines_of(path):
 
 @pytest.fixture(params=["closed", "propagating"])
 def talkative(request):
-    """What the command silences in this process is heard on a rank; under CI=1 transformers propagates."""
+    """Enable the warnings of transformers, which the command silences, as on a rank; it propagates them with CI=1."""
     verbosity = transformers_logging.get_verbosity()
     library = logging.getLogger("transformers")
     propagates = library.propagate

@@ -1,4 +1,4 @@
-"""A run's folder and its URL: a bucket on a local server of S3, and one in memory."""
+"""Mirroring a run folder to a URL: a bucket on a local S3 server, a folder, or memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cluster.output.place import working_folder
 
 @pytest.fixture(params=["memory", "folder", "bucket"])
 def url(request, tmp_path, monkeypatch):
-    """Where nobody has written yet."""
+    """Return a URL without files."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "bucket":
         yield f"{request.getfixturevalue('bucket')}/runs/mine"
@@ -30,7 +30,7 @@ def url(request, tmp_path, monkeypatch):
 
 @pytest.fixture
 def other_machine(tmp_path, monkeypatch):
-    """From the call on this is another machine: its cache is empty, or as it was left."""
+    """Simulate another machine: switch to its cache, which is empty or as it was left."""
 
     def move(name: str) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
@@ -45,7 +45,7 @@ def write(url: str, name: str, text: str) -> None:
 
 
 def read(url: str) -> dict[str, str]:
-    """What is in the folder on this machine."""
+    """Return the texts of all files in the folder on this machine, without hidden files."""
     folder = working_folder(url)
     return {
         str(path.relative_to(folder)): path.read_text()
@@ -176,7 +176,7 @@ def test_two_machines_at_one_url_are_told_apart(url, other_machine):
 
 
 def test_what_is_being_written_is_left_for_the_next_time(url, monkeypatch):
-    """A rank removes a checkpoint, or grows it, in the midst of its being packed."""
+    """A rank removes a checkpoint or adds to it while the mirror packs it."""
     write(url, "checkpoints/step-10/rank-0", "zero")
     mirror, add = Mirror(url), tarfile.TarFile.add
 
@@ -193,7 +193,7 @@ def test_what_is_being_written_is_left_for_the_next_time(url, monkeypatch):
 
 
 def test_a_checkpoint_comes_after_what_was_written_before_it(url, monkeypatch):
-    """The best delta is saved, then the checkpoint that knows of it, while the folder is being put."""
+    """While the folder is uploaded, a rank saves the best delta and then the checkpoint that refers to it."""
     write(url, "delta.safetensors", "of step 10")
     write(url, "checkpoints/latest", "step-10")
     mirror, sent, send = Mirror(url), [], Mirror._send
@@ -213,7 +213,7 @@ def test_a_checkpoint_comes_after_what_was_written_before_it(url, monkeypatch):
 
 @pytest.fixture
 def refusing(monkeypatch):
-    """Makes the first ``count`` puts fail with ``error``; the pauses that were made instead of waiting."""
+    """Make the first ``count`` puts fail with ``error``; return the list of pauses, which are skipped."""
 
     def refuse(mirror: Mirror, count: int, error: Exception) -> list[float]:
         pauses: list[float] = []

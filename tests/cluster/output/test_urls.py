@@ -1,4 +1,4 @@
-"""Runs whose output is a bucket, through the command: one machine finishes a run that another began."""
+"""Runs whose output is a bucket: one machine finishes a run that another has started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "warmup_step
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Runs the command on a machine of that name: with a cache of its own; standard output."""
+    """Run the command on a simulated machine, with a separate cache; return its standard output."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", get_default_build_root())
 
     def run(name: str, *arguments: object) -> str:
@@ -52,7 +52,7 @@ def test_another_machine_goes_on(config, bucket, machine, tmp_path):
     assert "training: already done" in said
     assert json.loads((working_folder(url) / "metrics.json").read_text()) == metrics
 
-    # What else takes a run or a delta takes its URL.
+    # Other commands that take a run or a delta also accept its URL.
     assert "accuracy" in machine("third", "show", url)
     machine("third", "merge", f"{url}/delta.safetensors", "--model", config.parent / "base", "--out", tmp_path / "out")
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
