@@ -1,4 +1,4 @@
-"""A run that died is resumed on what it began with, and on nothing else: the command itself, up to its workers."""
+"""The command resumes a run that died only on unchanged inputs; tested up to the start of workers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support.checkpoints import write_bert, write_colours, write_config
 
 
 class WorkersNeededError(Exception):
-    """The command has found nothing wrong and starts workers."""
+    """Raised where the command would start workers, after all checks."""
 
 
 @pytest.fixture
 def died(tmp_path, monkeypatch):
-    """The config of a run that died while it trained."""
+    """Return the config of a run that died during training."""
 
     def start(*_, **__):
         raise WorkersNeededError
@@ -111,7 +111,7 @@ def test_another_learning_rate_after_a_crash_is_refused(command, died):
 
 
 def test_what_changes_no_value_is_resumed(command, died):
-    """Times of change, links, another form of the same rows, a card of the model and more machines."""
+    """Modification times, links, another format of the same rows, a model card and the number of workers."""
     folder = died.parent
     for path in (folder / "train.jsonl", folder / "base" / "model.safetensors"):
         os.utime(path, (10**9, 10**9))
@@ -134,5 +134,5 @@ def test_a_measurement_that_died_begins_anew_on_edited_data(tmp_path):
         sums = PartialSums(tmp_path / "run", key, 1.0, OneRank())
         dropped.append(sums.dropped)
         sums.save("direction", 1, 1, [torch.zeros(2)])
-    # The evaluation data plays no part in measuring.
+    # Measuring does not use the evaluation data, so its new contents drop nothing.
     assert dropped == [[], [], [], ["content of data.train"], ["content of model.name"]]

@@ -1,4 +1,4 @@
-"""A run whose choice is empty: exit status 2 with the reason, before any worker starts, and again when repeated."""
+"""A run whose choice is empty exits with status 2 and the reason before workers start, also when repeated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.checkpoints import write_bert, write_classifier, write_colour
 
 @pytest.fixture
 def uphill(tmp_path):
-    """A config, and the folder of a run whose every slope is negative; the base has a trained head."""
+    """Return a config, and the folder of a run with only negative slopes; the base has a trained head."""
     path = write_config(tmp_path / "run.yaml", write_classifier(tmp_path / "base", 3), *write_colours(tmp_path))
     return path, _measured(path, tmp_path / "measured")
 

@@ -1,4 +1,4 @@
-"""Subsets that hold something beside the weights, and several kinds at once, through the command, Ray and DeepSpeed."""
+"""Subsets with added modules, or parts of several kinds, through the command, Ray and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_what_stands_beside_the_weights(config, tmp_path, method):
     run = tmp_path / "run"
     text_of(adapeft("run", config, f"method={method}", "groups=auto", f"output={run}"))
     metrics = json.loads((run / "metrics.json").read_text())
-    # Not that it is lower: a model of random weights this small may have nothing that adapters could use.
+    # The loss need not be lower: so small a model with random weights may offer nothing that adapters can use.
     assert metrics["after"]["loss"] != metrics["before"]["loss"]
     delta = run / "delta.safetensors"
     said = text_of(adapeft("evaluate", config, f"method={method}", "groups=auto", f"output={run}"))

@@ -1,7 +1,7 @@
-"""Runs from end to end, through the command, a launcher and DeepSpeed: two workers, ZeRO-3, tiny checkpoints.
+"""End-to-end runs through the command, a launcher and DeepSpeed: two workers, ZeRO-3, tiny checkpoints.
 
-The classifier runs on Ray, the language model on this machine alone. Most of a launch is imports, so the tests share
-few of them.
+The classifier runs on Ray, the language model with the local launcher. Imports take most of the time of a launch, so
+the tests share a few launches.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LIBRARY_NOISE = re.compile(r"Warning|WARN|INFO|Traceback|DeepSpeed|\[transformer
 
 
 def text_of(done) -> str:
-    """Standard output of a command that went well and said nothing else."""
+    """Return the standard output of a command that must have succeeded with empty standard error."""
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr, done.stderr
     return done.stdout
@@ -42,7 +42,7 @@ def text_of(done) -> str:
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """Config, folder and output of a finished ``adapeft run``."""
+    """Return config, folder and output of a finished ``adapeft run``."""
     folder = tmp_path_factory.mktemp("classifier")
     model = write_bert(folder / "base")
     config = write_config(folder / "run.yaml", model, *write_colours(folder))
@@ -51,7 +51,7 @@ def classifier(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory):
-    """Config, folder and output of ``adapeft select`` by element for a causal language model."""
+    """Return config, folder and output of ``adapeft select`` by element for a causal language model."""
     folder = tmp_path_factory.mktemp("language-model")
     train, evaluation = write_text(folder / "train.txt", 1600), write_text(folder / "validation.txt", 330)
     config = write_config(folder / "run.yaml", write_gpt2(folder / "base"), train, evaluation, task="causal-lm")
@@ -97,7 +97,7 @@ def test_what_a_run_shows(classifier):
     assert re.search(r"^trained .*\(\d+\.\d+%\)", output, re.MULTILINE)
     assert re.search(r"^accuracy +0\.\d+ → [01]\.\d+", output, re.MULTILINE)
     assert re.search(r"^delta .* of the model's", output, re.MULTILINE)
-    # Nothing but a path may be longer than the terminal is wide.
+    # Only paths may be longer than the terminal is wide.
     assert not [line for line in lines if len(line) > 80 and "/" not in line]
     assert not [line for line in lines if LIBRARY_NOISE.search(line) and "/" not in line]
 
@@ -119,7 +119,7 @@ def test_another_budget_measures_nothing(command, classifier):
     assert "starting" not in output
     smaller, larger = (Subset.load(folder / name / "subset.safetensors") for name in ("smaller", "run"))
     assert 0 < smaller.count < larger.count
-    # The same budget gives the same subset from the saved statistics as from the measuring itself.
+    # For the same budget, saved statistics give the same subset as the measurement itself.
     text_of(command(*again, f"output={folder / 'same'}"))
     same = Subset.load(folder / "same" / "subset.safetensors")
     assert same.parts == larger.parts
@@ -173,7 +173,7 @@ def test_a_merged_run_is_a_plain_checkpoint(command, classifier):
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     assert sum(right) / len(right) == pytest.approx(metrics["after"]["accuracy"], abs=1e-6)
 
-    # p-sparse exactly, whatever the weight decay was.
+    # The result is exactly p-sparse, despite weight decay.
     base, after = load_file(folder / "base" / "model.safetensors"), load_file(folder / "merged" / "model.safetensors")
     changed = sum(int((after[f"bert.{name}"] != value).sum()) for name, value in base.items())
     assert 0 < changed <= metrics["trainable_parameters"] == Delta.load(delta_path).count
@@ -199,7 +199,7 @@ def test_a_language_model_by_element(command, language_model):
     arguments = (*alone, "budget=100", f"select.statistics={folder / 'run'}", f"output={fewer}")
     assert "starting" not in text_of(command("select", config, *arguments))
     assert Subset.load(fewer / "subset.safetensors").count == 100
-    # That one has no statistics of its own.
+    # The run `fewer` has no statistics itself; it refers to those of the first run.
     arguments = (*alone, "budget=50", f"select.statistics={fewer}", f"output={folder / 'fewest'}")
     assert "starting" not in text_of(command("select", config, *arguments))
     assert Subset.load(folder / "fewest" / "subset.safetensors").count == 50
