@@ -1,4 +1,4 @@
-"""Tests of terminal output."""
+"""Terminal output."""
 
 from __future__ import annotations
 
