@@ -1,4 +1,4 @@
-"""A config to run, the command in this process, and a local server that speaks S3."""
+"""Fixtures for tests of the command: a config, the command in this process, and a local S3 server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.checkpoints import write_bert, write_colours, write_config
 
 
 class Said(NamedTuple):
-    """What a command left behind, by the names that subprocess gives it."""
+    """Result of a command, with the field names of ``subprocess.CompletedProcess``."""
 
     returncode: int
     stdout: str
@@ -23,14 +23,14 @@ class Said(NamedTuple):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Path of a run's config, with a tiny model and its data beside it."""
+    """Return the path of a config, in a folder with a tiny model and its data."""
     folder = tmp_path_factory.mktemp("files")
     return write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs the command in this process, where its libraries are loaded already; not for what starts Ray."""
+    """Run the command in this process, where libraries are already loaded; not for commands that start Ray."""
 
     def run(*arguments: object) -> Said:
         monkeypatch.setattr(sys, "argv", ["adapeft", *map(str, arguments)])
@@ -43,10 +43,10 @@ def command(monkeypatch, capsys):
 
 
 class S3Server:
-    """A local server that speaks S3.
+    """A local S3 server that can refuse requests.
 
     Attributes:
-        refusals: how many more puts it will refuse.
+        refusals: number of next puts to refuse.
     """
 
     def __init__(self, running) -> None:
@@ -64,7 +64,7 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server():
-    """A server for all tests."""
+    """Return one S3 server for all tests."""
     pytest.importorskip("s3fs", reason="s3fs is not installed")
     server = pytest.importorskip("moto.server", reason="moto is not installed")
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -75,7 +75,7 @@ def s3_server():
 
 @pytest.fixture
 def bucket(s3_server, monkeypatch):
-    """URL of a bucket that is empty, and the environment in which this process and those it starts reach it."""
+    """Return the URL of an empty bucket, and set the environment with which this and child processes reach it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")

@@ -1,4 +1,4 @@
-"""The command without a run: help, configs, methods and errors."""
+"""The command without runs: help, configs, methods and errors."""
 
 from __future__ import annotations
 
