@@ -1,4 +1,4 @@
-"""The demo's data set: the same everywhere, nothing in both splits, and no names that give the answer away."""
+"""The data set of the demo: equal on all machines, with disjoint splits and without names that reveal the label."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ corpus = _load_script()
 
 
 def _package(folder: Path, *texts: str) -> Path:
-    """A package with a function for each text, two a file."""
+    """Write a package with one function per text, two per file."""
     folder.mkdir(parents=True)
     for start in range(0, len(texts), 2):
         functions = [f"def f{i}():\n    {text!r}\n" for i, text in enumerate(texts[start : start + 2])]
@@ -130,7 +130,7 @@ def test_missing_package():
 
 
 def test_files_are_equal_whatever_the_hash_seed(tmp_path):
-    """The whole script, on the smallest packages: twice, with the randomness that Python itself brings."""
+    """Run all steps of the script on the smallest packages twice, with different hash seeds of Python."""
     code = f"""
 import runpy, sys
 script = runpy.run_path({str(DEMO / "docstrings.py")!r})

@@ -1,4 +1,4 @@
-"""KubeRay's manifests: what its own schema says of them, and what a cluster that strangers share has to insist on."""
+"""The KubeRay manifests match the published schema, and their settings are safe on a shared cluster."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def containers() -> list[dict[str, Any]]:
 
 
 def strict(schema: Any) -> Any:
-    """The schema, closed to keys that it does not know: Kubernetes would drop them without a word."""
+    """Return the schema without support for unknown keys, which Kubernetes would silently drop."""
     if isinstance(schema, list):
         return [strict(each) for each in schema]
     if not isinstance(schema, dict):

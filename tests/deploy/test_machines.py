@@ -1,4 +1,4 @@
-"""The image, clusters of virtual machines, Slurm, and the ready configs: each checked by what will read it."""
+"""The image, clusters of virtual machines, Slurm and the ready configs, each checked by the program that reads it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_image_does_not_run_as_root():
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
 def test_ray_accepts_the_cluster(path):
-    """By its published schema, and by what it does with a file before it calls a cloud."""
+    """Check with the published schema and with the steps of Ray that precede calls to a cloud."""
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text(encoding="utf-8"))
     cluster = yaml.safe_load(path.read_text(encoding="utf-8"))
     jsonschema.validate(cluster, schema)
@@ -110,7 +110,7 @@ def test_the_cluster_asks_for_a_token_and_hides_its_dashboard(path):
 
 
 def slurm(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs the script as sbatch would, where ``srun`` writes down what it is told, and the token's file."""
+    """Run the script as sbatch would, with an ``srun`` that prints its arguments and mode and size of the token."""
     shims = tmp_path / "shims"
     shims.mkdir()
     for name, body in {
