@@ -1,4 +1,4 @@
-"""What the documents say: links lead somewhere, lines of Python run, YAML is a config, commands exist."""
+"""The documents: links have targets, Python code runs, YAML is a valid config, and commands exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.tiny import make_batches, make_bert
 from tests.support.trainers import examples
 
 ROOT = Path(__file__).parents[1]
-# Not of the repository: what make installs and builds, and what runs write.
+# Outputs of make and of runs are not part of the repository.
 GENERATED = ("build", "runs")
 DOCUMENTS = sorted(
     path
@@ -37,13 +37,13 @@ def name_of(path: Path) -> str:
 
 
 def blocks(document: str, language: str) -> list[str]:
-    """The fenced blocks of a document in a language; those of the shell have none."""
+    """Return the fenced blocks of a document in a language, which is empty for shell commands."""
     text = (ROOT / document).read_text(encoding="utf-8")
     return [content for found, content in FENCE.findall(text) if found == language]
 
 
 def anchors(path: Path) -> set[str]:
-    """What a link to a heading ends in, as GitHub spells it."""
+    """Return the anchors of all headings, as GitHub generates them."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -56,7 +56,7 @@ def load() -> torch.nn.Module:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder to work in, with the base model that the documents name."""
+    """Return a working directory that contains the base model named in the documents."""
     monkeypatch.chdir(tmp_path)
     make_bert().bert.save_pretrained("path-or-hub-name")
     return tmp_path
@@ -105,7 +105,7 @@ def test_the_trainer_trains_a_subset_by_the_first_lines_of_python(folder):
     model.eval()
     delta = adapeft.Delta.load("delta.safetensors")
     assert any(change.has_moved for change in delta.changes.values())
-    delta.apply(fresh)  # whose new head was drawn otherwise: the trained one ships with the delta
+    delta.apply(fresh)  # its new head has other random values; the delta contains the trained head
     torch.testing.assert_close(logits(fresh), logits(model), rtol=1e-4, atol=1e-5)
     names["trainer"].save_model("trained")
     loaded = AutoModelForSequenceClassification.from_pretrained("trained")
