@@ -23,7 +23,7 @@ from tests.oracles.multiple_choice import KINDS, brute_force, check_choice, rand
 
 EXACT = [MultipleChoiceCore(), MultipleChoiceCpSat()]
 SOLVERS = [*EXACT, MultipleChoiceGreedy(), MultipleChoiceCore(core_size=2), MultipleChoiceCore(relative_gap=0.05)]
-# Number of classes, options and members per class; the number of free items is that of members per class.
+# Numbers of classes, options per class, and members per class, which is also the number of free items.
 SHAPES = [(2, 2, 3), (3, 3, 1), (4, 3, 0), (1, 4, 4)]
 
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
