@@ -1,4 +1,4 @@
-"""One suite that every method passes at every granularity; test_rule_methods.py has those that decide in training."""
+"""Tests that every method passes at every granularity; test_rule_methods.py has the methods with a rule."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_conforms(make, method, granularity, options, tmp_path):
         assert sorted(subset.parts) == sorted(biases)
         assert subset.count <= BUDGET
     elif found.is_budgeted:
-        # Within the budget, and using what of it the cheapest group, every positive element or another rank can use.
+        # Within the budget; unused is only what no other group, positive element or further rank could use.
         assert (0.3 if granularity == "role" else 0.5) * BUDGET < subset.count <= BUDGET
     else:
         assert subset.count == int(build_groups(model, granularity).counts.sum())
@@ -69,7 +69,7 @@ def test_conforms(make, method, granularity, options, tmp_path):
     assert {part.kind for part in subset.parts.values()} <= ADDED_KINDS.get(method, kinds)
     groups = build_groups(model, granularity)
     candidates = {info.name: info.shape for info in groups.parameters}
-    if granularity == "role":  # of all layers or of none
+    if granularity == "role":  # all layers or none
         roles = {info.role for info in groups.parameters if info.name in subset.parts}
         assert subset.parts.keys() == {info.name for info in groups.parameters if info.role in roles}
         assert len(subset.parts) > len(roles) == (chosen_of(groups, subset) == groups.counts).sum()
@@ -92,7 +92,7 @@ def test_conforms(make, method, granularity, options, tmp_path):
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert sum(parameter.numel() for parameter in trainable) == subset.count + new
     optimizer = torch.optim.AdamW(trainable, lr=1e-2)
-    for batch in batches[:2]:  # LoRA's A and an adapter's projection down move from the second step on
+    for batch in batches[:2]:  # LoRA's A and an adapter's down projection change only from the second step on
         model(**batch).loss.backward()
         assert all(parameter.grad is not None for parameter in trainable)
         optimizer.step()
@@ -101,7 +101,7 @@ def test_conforms(make, method, granularity, options, tmp_path):
 
 
 def check_what_is_shipped(make, trained, batch, subset):
-    """The delta makes the base the trained model, and that is p-sparse: counted entry by entry against the base."""
+    """Check that the delta turns the base into the trained model and is p-sparse, counted entry by entry."""
     delta = adapeft.delta(trained)
     assert delta.count == subset.count
     base, merged = make().eval(), make().eval()
@@ -115,8 +115,8 @@ def check_what_is_shipped(make, trained, batch, subset):
     }
     for name, part in subset.parts.items():
         if part.kind == "adapter":
-            continue  # it leaves all weights alone
-        if part.kind == "lora":  # p-sparse with respect to the model that has the product beside the weight
+            continue  # it leaves all weights unchanged
+        if part.kind == "lora":  # p-sparse with respect to the model that keeps the product next to the weight
             difference = merged.get_parameter(name) - base.get_parameter(name)
             assert torch.linalg.matrix_rank(difference, rtol=1e-4) <= part.rank
         else:

@@ -1,4 +1,4 @@
-"""The random baseline: exactly k, uniform, and a function of its seed."""
+"""Tests of the random baseline: exactly k elements, uniform, and a function of its seed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_element_is_as_likely():
     num_draws, k, n = 2000, 10, 40
     counts = sum(np.bincount(flat_positions(draw("element", k, seed)[1]), minlength=n) for seed in range(num_draws))
     expected = num_draws * k / n
-    # Draws without replacement spread less than a multinomial's, by (n − k) / (n − 1).
+    # Draws without replacement have a smaller variance than a multinomial, by a factor of (n − k) / (n − 1).
     chi_square = ((counts - expected) ** 2).sum() / expected * (n - 1) / (n - k)
     assert TOO_EVEN < chi_square < TOO_UNEVEN
 

@@ -1,4 +1,4 @@
-"""Methods that decide while training, in the library: one suite, and what is refused."""
+"""Tests of methods that decide during training, through the library: a common suite and the refusals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_conforms(make, method, tmp_path):
     assert not any(mask.any() for name, mask in masks.items() if name not in subset.parts)
     count = sum(int(mask.sum()) for mask in masks.values())
     if METHODS[method].is_budgeted:
-        # Mixout draws what it keeps before it knows what will get a gradient in these few steps.
+        # Mixout draws the kept entries before it is known which get a gradient in these few steps.
         assert (0.2 if method == "mixout-reset" else 0.9) * BUDGET < count <= found.count <= BUDGET
     else:
         assert count > 2 * BUDGET
@@ -71,7 +71,7 @@ def test_conforms(make, method, tmp_path):
 
 @pytest.mark.parametrize("method", [name for name in NAMES if name != "diff-pruning"])
 def test_shipping_in_between_changes_no_training(method):
-    """What is shipped is within the budget; what is trained on is not."""
+    """The shipped delta is within the budget; the trained values are not."""
     finals, counts = [], []
     for after_step in (lambda model: None, lambda model: counts.append(adapeft.delta(model).count)):
         model = make_bert()
@@ -100,7 +100,7 @@ def test_detaching_gives_the_base_back(method):
 
 
 def test_mixout_turns_off_dropout_that_is_no_module():
-    """OPT's layers keep a probability and call the functional form."""
+    """OPT's layers keep a probability and call the functional form of dropout."""
     torch.manual_seed(0)
     small = {"vocab_size": 29, "hidden_size": 12, "word_embed_proj_dim": 12, "ffn_dim": 20}
     model = OPTForCausalLM(
@@ -109,7 +109,7 @@ def test_mixout_turns_off_dropout_that_is_no_module():
     expected, given = logits(model), [layer.dropout for layer in model.model.decoder.layers]
     adapeft.attach(model, choose(model, "mixout"))
     found = model.train()(**make_batches(model)[0]).logits
-    torch.testing.assert_close(found, expected)  # as nothing is trained yet, nothing is mixed
+    torch.testing.assert_close(found, expected)  # nothing is trained yet, so nothing is mixed
     adapeft.detach(model)
     assert [layer.dropout for layer in model.model.decoder.layers] == given == [0.5, 0.5]
 

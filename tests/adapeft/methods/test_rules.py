@@ -1,4 +1,4 @@
-"""Rules of methods that move their mask: what they train equals the methods written down densely."""
+"""Tests that methods with a moving mask train exactly like their dense implementation."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_training_is_the_method_written_down_densely(case, make):
             assert torch.equal(found[name] != 0, value != 0)
     if case.startswith(("child-pruning", "diff")):
         assert delta.count == BUDGET
-    if case == "mixout-reset":  # some of those drawn belong to tokens that do not occur
+    if case == "mixout-reset":  # some of the drawn entries belong to tokens that do not occur
         assert 0.9 * BUDGET < delta.count <= BUDGET
 
 
 def test_mixout_is_the_plain_forward_on_average():
-    """Of a linear layer's weight; and every draw keeps or drops whole inputs."""
+    """The mean is that of a linear layer's weight; every draw keeps or drops whole inputs."""
     place, probability = Place("weight", 1), 0.7
     difference = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     draws = torch.stack([mixed(place, difference, probability, 3, step) for step in range(2_000)])
@@ -75,7 +75,7 @@ def test_a_shut_gate_is_exactly_its_state_and_has_no_gradient():
 
 @pytest.mark.parametrize("case", ["mixout", "diff-pruning, structured", "child-pruning"])
 def test_no_sum_of_weight_and_leaf_outlives_a_forward(case):
-    """Saved for the backward pass are parameters, which ZeRO-3 takes away in between, and activations."""
+    """Only activations and parameters, which ZeRO-3 removes in between, are saved for the backward pass."""
     model = make_model(make_bert)
     matrices = {tuple(parameter.shape) for parameter in model.parameters() if parameter.ndim > 1}
     adapeft.attach(model, dense_subset(model, case))

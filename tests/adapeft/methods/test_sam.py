@@ -1,4 +1,4 @@
-"""SAM: top-k of the squared mean gradient over the whole calibration."""
+"""Tests of SAM: top-k of the squared mean gradient over the whole calibration set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of the baselines against the plainest float64 computation of each."""
+"""Tests of the baseline scores against a plain float64 computation of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUDGET = 200
 
 
 def dense_scores(model, method, batches, groups):
-    """A flat float64 tensor a candidate."""
+    """Return one flat float64 tensor per candidate."""
     if method == "magnitude":
         return [model.get_parameter(info.name).detach().double().abs().flatten() for info in groups.parameters]
     if method == "snip":
@@ -48,7 +48,7 @@ def test_the_elements_of_largest_score(make, method):
         if info.name in subset.parts:
             chosen[subset.parts[info.name].indices + int(starts[index])] = True
     assert int(chosen.sum()) == BUDGET
-    # But for rounding at the border, exactly the largest.
+    # Exactly the largest, except for rounding at the border.
     assert (flat[chosen] >= threshold * (1 - 1e-4)).all()
     assert (flat[~chosen] <= threshold * (1 + 1e-4)).all()
 
