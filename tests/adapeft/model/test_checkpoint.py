@@ -1,4 +1,4 @@
-"""Checkpoints in every form that transformers loads: what is merged onto them loads as what was applied."""
+"""Tests of every checkpoint form that transformers loads: a merged checkpoint loads as the applied model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_mixtral() -> MixtralForCausalLM:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
-    """Replaces the tensors of a folder's one file."""
+    """Replace the tensors in the single weights file of a folder."""
     file = folder / SINGLE
     save_file({k: v.contiguous() for k, v in change(load_file(file)).items()}, file, {"format": "pt"})
     return folder
@@ -67,7 +67,7 @@ def saved(model: PreTrainedModel, folder: Path, **options: str) -> Path:
 
 
 def another_head(folder: Path, key: str, head: str = "lm_head.weight") -> Path:
-    """Besides the embedding that the config ties to the head, a head with other values."""
+    """Store a head with other values next to the embedding that the config ties to it."""
     generator = torch.Generator().manual_seed(3)
     return rewrite(folder, lambda t: {**t, head: t[key] + torch.randn(t[key].shape, generator=generator)})
 
@@ -97,7 +97,7 @@ def pickled(folder: Path, *, sharded: bool = False) -> Path:
 
 
 def fused_experts(folder: Path) -> Path:
-    """A mixture whose experts are stored as the model holds them."""
+    """Store the experts of a mixture fused, as the model holds them."""
     model = make_mixtral()
     saved(model, folder)
     return rewrite(folder, lambda _: {name: value.clone() for name, value in model.state_dict().items()})
@@ -161,7 +161,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 
 def delta_of(model: PreTrainedModel) -> Delta:
-    """Rows of all matrices, and whatever else whole, as the model has them in memory."""
+    """Return a delta with rows of all matrices and everything else whole, as the model holds them in memory."""
     parts = {}
     for info in describe_parameters(model):
         rows = torch.arange(1, info.shape[info.output_dim or 0], 3)
@@ -328,7 +328,7 @@ def test_another_base_is_told_by_what_differs(tmp_path):
 
 
 def attached_tied() -> Delta:
-    """A delta of a model whose head is its embedding."""
+    """Return a delta of a model whose head is tied to its embedding."""
     model = attach(make_llama(tied=True), Subset({"model.norm.weight": Whole((12,))}))
     with torch.no_grad():
         model.model.norm.weight.add_(1)

@@ -1,4 +1,4 @@
-"""Damaged checkpoints and PEFT adapters are refused by name, and lead nowhere outside of their folder."""
+"""Tests that damaged checkpoints and PEFT adapters are refused by name and reach nothing outside their folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMED = "adapter|--model|LoRA"
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> Path:
-    """A base of several shards, and an adapter of it with everything that is imported."""
+    """Return a folder with a base of several shards and an adapter of it that uses everything that is imported."""
     folder, model = tmp_path_factory.mktemp("originals"), make_bert()
     save_base(model, folder / "base")
     patterns = {"rank_pattern": {r".*\.0\..*": 3}, "alpha_pattern": {"query": 5}}
@@ -45,7 +45,7 @@ def originals(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(originals, tmp_path) -> Path:
-    """Copies to be damaged, beside a file that nobody may read or write."""
+    """Return copies to be damaged, next to a file that must be neither read nor written."""
     shutil.copytree(originals, tmp_path / "in")
     save_file({"stolen": torch.ones(3)}, tmp_path / "outside.safetensors")
     return tmp_path / "in"
@@ -93,7 +93,7 @@ def test_adapters_on_their_base(folder):
 
 
 def test_patterns_that_never_end(folder):
-    """A pattern of a few characters may take longer than the universe has been there."""
+    """Matching a pattern of a few characters may take longer than the age of the universe."""
     path = folder / "adapter" / "adapter_config.json"
     tree = json.loads(path.read_text())
     for pattern in ("(.*)*!", "(a|[a-z.]+)+!", "(.*.*.*.*.*.*.*.*.*)!", "(.{1,9}){1,99}!", "a?" * 40 + "!"):
@@ -173,7 +173,7 @@ def test_a_config_with_a_value_of_another_type(folder):
 
 
 def test_a_base_runs_no_code(folder):
-    """What ``auto_map`` names is code in the folder; nobody is asked whether to run it."""
+    """``auto_map`` names code in the folder, which is never run and causes no prompt."""
     path = folder / "base" / "config.json"
     tree = json.loads(path.read_text())
     ran = folder.parent / "ran"
@@ -185,6 +185,6 @@ def test_a_base_runs_no_code(folder):
 
 
 def test_what_is_whole_loads(folder):
-    """The undamaged files load: what is refused above is refused for its damage."""
+    """The undamaged files load, so the refusals above are due to the damage."""
     assert read_whole(folder / "base")
     assert read_adapter(folder / "adapter").layers

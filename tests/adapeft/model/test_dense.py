@@ -1,4 +1,4 @@
-"""Parameters that are not dense floats in memory: supported as they are, left out by name, or refused by name."""
+"""Tests of parameters that are not dense floats in memory: supported, left out by name, or refused by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NORM = "bert.encoder.layer.0.output.LayerNorm.weight"
 
 
 def transposed(model):
-    """The model with a matrix and its head stored column by column."""
+    """Return the model with a matrix and its head stored column by column."""
     for name in (WEIGHT, "classifier.weight"):
         parameter = model.get_parameter(name)
         parameter.data = parameter.data.t().contiguous().t()
@@ -78,7 +78,7 @@ def test_measuring_reads_elements_in_their_own_order(groups):
 
 
 class Quantized(nn.Linear):
-    """A linear layer of int8 weights with a scale, as bitsandbytes and others have them; ``packed`` two to a byte."""
+    """Linear layer of int8 weights with a scale, as in bitsandbytes and others; ``packed`` stores two per byte."""
 
     def __init__(self, layer: nn.Linear, packed: bool) -> None:
         super().__init__(layer.in_features, layer.out_features, device="meta")
@@ -98,7 +98,7 @@ class Quantized(nn.Linear):
 
 
 def quantized(packed: bool):
-    """Every matrix of the blocks quantized."""
+    """Return a model with every matrix of the blocks quantized."""
     model = make_bert()
     for path, module in list(model.bert.encoder.named_modules()):
         if type(module) is nn.Linear:
@@ -150,7 +150,7 @@ def test_what_would_change_quantized_matrices_is_refused(packed):
 
 
 class Wrapped(torch.Tensor):
-    """A tensor subclass around another tensor, as torchao's quantized ones."""
+    """Tensor subclass around another tensor, like torchao's quantized tensors."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -273,7 +273,7 @@ def over_one_memory():
 
 
 def in_one_buffer(first, second):
-    """Query and key of the first layer as views of one matrix [24, 24]."""
+    """Store query and key of the first layer as views of one matrix [24, 24]."""
     model, buffer = make_bert(), torch.linspace(-0.3, 0.3, 24 * 24).sin().view(24, 24)
     attention = model.bert.encoder.layer[0].attention.self
     attention.query.weight.data, attention.key.weight.data = buffer[first], buffer[second]

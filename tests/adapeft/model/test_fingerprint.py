@@ -1,4 +1,4 @@
-"""Fingerprints: the same for the same base however it is held, another for another."""
+"""Tests that fingerprints are equal for the same base in any representation and differ for another base."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def test_every_parameter_matters(name):
 
 
 class FourBits(nn.Parameter):
-    """Codes 0 … 15 [out, in], two to a byte, in one of the two layouts that bitsandbytes gives them on a CPU."""
+    """Codes 0 … 15 [out, in], two per byte, in one of the two CPU layouts of bitsandbytes."""
 
     @classmethod
     def of(cls, codes, *, is_blocked):
-        if is_blocked:  # by 32 outputs, for the kernel of AVX512-BF16
+        if is_blocked:  # in blocks of 32 outputs, for the AVX512-BF16 kernel
             blocks = codes.view(len(codes) // 32, 32, -1, 2).transpose(1, 2).reshape(-1, 64)
             packed = (blocks[:, 32:] << 4 | blocks[:, :32]).view(len(codes), -1)
         else:

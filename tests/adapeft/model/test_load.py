@@ -1,4 +1,4 @@
-"""Loading: the same new head in every process, and what a checkpoint lacks is said before anything starts."""
+"""Tests of loading: every process gets the same new head, and missing weights are reported before the start."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def save_tokenizer(folder: Path, **special: str) -> None:
 
 @pytest.fixture
 def bert_folder(tmp_path) -> Path:
-    """A checkpoint of the base model, without head and prefix, as hubs have them."""
+    """Save a checkpoint of the base model without head and prefix, as on the Hub."""
     make_bert().bert.save_pretrained(tmp_path)
     save_tokenizer(tmp_path, pad_token="t0")
     return tmp_path
@@ -53,7 +53,7 @@ def bert_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def gpt2_folder(tmp_path) -> Path:
-    """A language model whose tokenizer and config have no padding."""
+    """Save a language model whose tokenizer and config define no padding."""
     make_gpt2().save_pretrained(tmp_path)
     save_tokenizer(tmp_path, eos_token="<end>")
     return tmp_path
@@ -66,7 +66,7 @@ def load(folder: Path, seed: int = 0, always_train=AUTO, description=CLASSES, **
 
 @pytest.mark.parametrize("has_another_head", [False, True])
 def test_the_structure_has_the_parameters_of_the_loaded_model(has_another_head, tmp_path):
-    """A head that the config ties to the embedding, and the file does not."""
+    """The config ties the head to the embedding; the file may store another head."""
     make_gpt2().save_pretrained(tmp_path)
     save_tokenizer(tmp_path, eos_token="<end>")
     file = tmp_path / "model.safetensors"
@@ -117,7 +117,7 @@ def test_parameters_that_would_stay_random_are_refused_unless_trained(bert_folde
 
 @pytest.mark.parametrize("before", ["module.", "_orig_mod.", "base_model.model.", "model.module."])
 def test_a_checkpoint_of_a_wrapped_model_is_named_as_such(before, bert_folder):
-    """Training what it lacks, as elsewhere, would be training from random weights."""
+    """Training the missing parameters, as elsewhere, would train from random weights."""
     for model in (make_bert(), make_bert().bert):
         file = bert_folder / "model.safetensors"
         save_file({before + key: value.clone() for key, value in model.state_dict().items()}, file, {"format": "pt"})

@@ -1,4 +1,4 @@
-"""What a coarse dtype rounds away: counted as dense arithmetic counts it, and announced wherever it happens."""
+"""Tests that changes lost to rounding in a coarse dtype are counted exactly and warned about everywhere."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PARTS = {
 
 
 def small_delta(model: nn.Module, size: float) -> Delta:
-    """Differences of about ``size``, as a small learning rate leaves them; a third of each change is zero."""
+    """Return differences of about ``size``, as a small learning rate leaves them; a third of each change is zero."""
     generator = torch.Generator().manual_seed(2)
     changes = {}
     for name, part in PARTS.items():
@@ -51,7 +51,7 @@ def make(dtype: torch.dtype) -> nn.Module:
 
 
 def counted(model: nn.Module, delta: Delta, dtype: torch.dtype) -> Rounding:
-    """By dense sums, entry by entry."""
+    """Count by dense sums, entry by entry."""
     entries = lost = 0
     for name, change in delta.changes.items():
         base, difference = model.get_parameter(name).detach(), dense_of(change).float()

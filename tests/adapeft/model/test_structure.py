@@ -1,4 +1,4 @@
-"""Roles, layers, depth and heads, read off the module tree."""
+"""Tests of roles, layers, depth and heads, derived from the module tree."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_blocks_of_several_kinds_are_one_list(config, role, layers):
 
 
 def test_encoder_and_decoder_have_a_list_each():
-    """The first block of T5 has the relative positions of all."""
+    """The first block of T5 has the relative positions of all blocks."""
     config = T5Config(vocab_size=29, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)
     infos = describe_parameters(built(config, AutoModelForSeq2SeqLM))
     for side in ("encoder", "decoder"):
@@ -161,7 +161,7 @@ def test_encoder_and_decoder_have_a_list_each():
 
 
 def test_what_is_no_list_of_blocks():
-    """A network of single layers, parts with names, and a parametrization, which is a ModuleList as well."""
+    """A network of single layers, named parts, and a parametrization, which is also a ModuleList."""
     model = nn.Module()
     model.network = nn.ModuleList([nn.Linear(2, 2), nn.ReLU(), nn.LayerNorm(2)])
     model.named = nn.Sequential(OrderedDict(first=nn.Linear(2, 2), second=nn.Linear(2, 2)))

@@ -1,4 +1,4 @@
-"""What a trial of the examples refuses, held against the model with weights: refused exactly where that crashes."""
+"""Tests that a trial of the examples refuses exactly those on which the model with weights crashes."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def check(config, task, sample, max_length, largest=("data.train", 39)):
 
 
 def crashes(config, task, sample):
-    """Whether the model with weights does on the longest and the shortest of the examples."""
+    """Whether the model with weights crashes on the longest and the shortest of the examples."""
     torch.manual_seed(0)
     model = AUTO[task].from_config(config).train()
     longest, shortest = (sample.lengths.index(length) for length in (max(sample.lengths), min(sample.lengths)))
@@ -168,7 +168,7 @@ def test_short_texts_are_held_against_the_longest_that_may_come(task, config, li
 
 @pytest.mark.parametrize(("task", "config", "limit"), CASES)
 def test_tokens_that_the_model_does_not_have(task, config, limit):
-    """In the examples at hand, elsewhere in the data, or nowhere but in the tokenizer, which then is no fault."""
+    """They are in the examples, elsewhere in the data, or only in the tokenizer, which is not an error."""
     larger = tokenizer_of([*WORDS, "new", "newer"])
     seen = sample_of(["w1 w2 w3", "w1 new w2 w4"] * 9, 8, task, tokenizer=larger)
     unseen = sample_of(["w1 w2 w3", "w1 w2 w4 w5"] * 9, 8, task, tokenizer=larger)
@@ -204,7 +204,7 @@ def test_token_types_that_the_model_does_not_have(name, is_refused):
 
 
 def test_what_the_models_own_code_refuses():
-    """BART classifies by the state of the end of the text, of which every example has one."""
+    """BART classifies by the state of the end-of-text token; every example has one."""
     tokenizer = tokenizer_of()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="$A", pair="$A </s> $B", special_tokens=[("</s>", 2)]
@@ -228,5 +228,5 @@ def test_a_pass_that_takes_too_long_refuses_nothing():
         model = build_structure(config, "sequence-classification")
     trial = Trial(model, weightless, sample, most_operations=3)
     trial.check(34, lambda: ("data.train", 0))
-    with pytest.raises(AdapeftError, match="the model has 34 positions"):  # by its table
+    with pytest.raises(AdapeftError, match="the model has 34 positions"):  # the size of its position table
         trial.check(35, lambda: ("data.train", 0))

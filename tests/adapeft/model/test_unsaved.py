@@ -1,4 +1,4 @@
-"""Parameters that a model's class leaves out of its checkpoints: not chosen, and not saved as if they were."""
+"""Tests of parameters that a model's class leaves out of its checkpoints: not candidates, and refused when saving."""
 
 from __future__ import annotations
 

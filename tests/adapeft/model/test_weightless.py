@@ -1,4 +1,4 @@
-"""Values that depend on no weights are those of the same code on real tensors; all others are unknown."""
+"""Tests that values independent of the weights equal those on real tensors, and that all others are unknown."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from adapeft.model.weightless import BeyondTableError, UnknownValueError, Weight
 
 
 def positions(mask):
-    """As RoBERTa counts them."""
+    """Count positions as RoBERTa does."""
     return torch.cumsum(mask, dim=1) * mask + 1
 
 
 def windows(mask):
-    """Writes into views, and floats."""
+    """Write into views, and use floats."""
     grid = torch.zeros(mask.shape[1], mask.shape[1])
     grid[1:, :-1].fill_(2)
     grid.diagonal().add_(torch.arange(mask.shape[1]) / 3)
@@ -23,12 +23,12 @@ def windows(mask):
 
 
 def chosen(mask):
-    """A shape that values decide."""
+    """Return a tensor whose shape depends on values."""
     return torch.arange(mask.numel()).view_as(mask)[mask.bool()]
 
 
 def looped(mask):
-    """Bounds and branches that values decide."""
+    """Use bounds and branches that depend on values."""
     total = torch.zeros((), dtype=torch.int64)
     for start in range(int(mask.sum(1).min())):
         if bool((mask[:, start] == 1).all()):
@@ -106,7 +106,7 @@ def test_indices_are_held_against_their_table(look, size):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_grouped_products_of_any_type(dtype):
-    """The meta kernel takes bfloat16 alone; on processors float32 is computed as well."""
+    """The meta kernel accepts only bfloat16; a CPU also computes float32."""
     real, _ = _grouped(dtype, torch.device("cpu"))
     with Weightless() as weightless:
         found, gradient = _grouped(dtype, torch.device("meta"), weightless.known)

@@ -1,4 +1,4 @@
-"""Models as trainers wrap them: the public functions find the model inside, or say what to pass."""
+"""Tests of models as trainers wrap them: public functions find the inner model or say what to pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.tiny import make_batches, make_bert, make_gpt2
 
 @pytest.fixture
 def one_rank(tmp_path):
-    """A process group of this process alone."""
+    """Create a process group of this process alone."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -56,7 +56,7 @@ def test_select_sees_the_model_inside_distributed_data_parallel(one_rank):
 
 @pytest.mark.parametrize("wrap", [compiled, in_place, DataParallel])
 def test_a_wrapped_model_trains_what_is_attached(wrap):
-    """The wrapped model has run before, so what was compiled has to be compiled again."""
+    """The wrapped model has run before, so a compiled model must be compiled again."""
     model, expected = make_bert().eval(), make_bert().eval()
     wrapped = wrap(model)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_a_wrapped_model_trains_what_is_attached(wrap):
 
 
 def test_names_of_a_delta_are_those_of_the_model(one_rank):
-    """Wrapped after attaching, as trainers do, inside too."""
+    """The model is wrapped after attaching, as trainers do, also inside."""
     model = adapeft.attach(make_bert(), make_subset(make_bert(), "mixed"))
     names = set(attachment_of(model).owners)
     for index, layer in enumerate(model.bert.encoder.layer):
