@@ -1,4 +1,4 @@
-"""Adapters: where they stand, what they compute, what the method makes of a budget, and where they cannot go."""
+"""Tests of adapters: placement, computation, the bottleneck for a budget, and refusals."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_method_takes_the_largest_bottleneck(name, placement):
 
 
 class Reference(nn.Module):
-    """A layer and, behind it, a bottleneck of these weights."""
+    """A layer followed by a bottleneck of the given weights."""
 
     def __init__(self, layer: nn.Module, pieces: dict[str, Tensor]) -> None:
         super().__init__()

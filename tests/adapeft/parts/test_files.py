@@ -1,4 +1,4 @@
-"""Files of parts of every kind, which have to stay as earlier versions wrote them."""
+"""Tests that files with parts of every kind stay as earlier versions wrote them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def artifact(kind: str) -> Subset | Delta:
 
 
 def digest(path: Path) -> str:
-    """Of the description and all tensors; safetensors writes the keys of its own header in any order."""
+    """Hash the description and all tensors; safetensors writes the keys of its own header in any order."""
     with safe_open(path, "pt") as file:
         said = json.loads(file.metadata()["adapeft"])
         del said["provenance"]

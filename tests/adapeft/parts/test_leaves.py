@@ -1,4 +1,4 @@
-"""Leaves against a dense oracle: the same module with parameter plus leaf, its gradient gathered."""
+"""Tests of leaves against a dense oracle: the same module with parameter plus leaf, its gradient gathered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.oracles.leaves import densify, gather
 
 
 class Experts(nn.Module):
-    """Raw parameters, one of them 3-D as in mixtures of experts; read through two ways."""
+    """Raw parameters, one of them 3-D as in mixtures of experts, read in two ways."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Experts(nn.Module):
 
 
 class OwnLinear(nn.Linear):
-    """A subclass that computes something else from the weight: the fast way for nn.Linear would be wrong."""
+    """A subclass that computes something else from the weight, so the fast path of nn.Linear would be wrong."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.abs(), self.bias)
@@ -44,7 +44,7 @@ def elements(shape: tuple[int, ...]) -> Part:
 
 
 def few(shape: tuple[int, ...]) -> Part:
-    """In two rows and two columns: three of the four elements where these cross."""
+    """Return a part of two rows and two columns: three of the four elements where these cross."""
     return Elements(shape, torch.tensor([1, 3, shape[1] * (shape[0] - 1) + 1]))
 
 
@@ -84,7 +84,7 @@ LINEAR = [what for what in CASES if what.startswith(("linear", "conv1d"))]
 
 
 def build(what: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module, dict[str, Part]]:
-    """(base, the same with leaves of random values, parts)."""
+    """Return the base, the same with leaves of random values, and the parts."""
     make, parts, _ = CASES[what]
     torch.manual_seed(0)
     base = make().to(dtype)
@@ -99,7 +99,7 @@ def build(what: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.
 
 
 def summed(base: nn.Module, module: nn.Module, parts: dict[str, Part]) -> nn.Module:
-    """The oracle: ``base`` with the leaves of ``module`` added to its parameters."""
+    """Return the oracle: ``base`` with the leaves of ``module`` added to its parameters."""
     oracle = copy.deepcopy(base)
     with torch.no_grad():
         for name, part in parts.items():
@@ -115,12 +115,12 @@ def leaf_of(module: nn.Module, name: str) -> nn.Parameter:
 def an_input(what: str, shape: tuple[int, ...] = (2, 5), dtype: torch.dtype = torch.float64) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     if CASES[what][2] == TOKENS:
-        return (torch.arange(torch.Size(shape).numel()) * 3 % 7).view(shape)  # every token, some twice
+        return (torch.arange(torch.Size(shape).numel()) * 3 % 7).view(shape)  # every token, some of them twice
     return torch.randn(*shape, 4, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
 
 
 def backward(module: nn.Module, x: Tensor, autocast: bool = False) -> tuple[Tensor, Tensor | None]:
-    """(output, gradient of the input) of a loss whose gradient differs in every output."""
+    """Return the output and the gradient of the input, for a loss whose gradient differs in every output."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = module(x)
     (output.float() * torch.arange(1.0, output.numel() + 1).view(output.shape).sin()).sum().backward()
@@ -268,7 +268,7 @@ def test_nothing_as_large_as_the_weight_is_saved_but_the_weight(what):
 
 @pytest.mark.parametrize(("count", "products"), [(0, 2), (9, 2), (2048, 3)])
 def test_few_elements_cost_no_gradient_of_the_whole_weight(count, products):
-    """Of the size of the weight: the output's product, the input's gradient, and with many elements theirs."""
+    """Products of the size of the weight: the output, the input's gradient and, for many elements, their gradient."""
     part = Elements((64, 64), torch.linspace(0, 4095, count).long())
     module = nn.Linear(64, 64).requires_grad_(False)
     add_leaves(module, "weight", part, {DIFFERENCE: nn.Parameter(torch.zeros(part.value_shape))})

@@ -1,4 +1,4 @@
-"""LoRA with other parts: exact at the start, the base's names throughout, small on disk, and the base's bits back."""
+"""Tests of LoRA with other parts: exact at the start, the base's names, small files, and bit-exact detaching."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_the_method_takes_the_largest_rank(name):
 
 def test_the_rank_is_free_of_what_the_matrices_hold():
     model = make_bert()
-    for budget, rank in ((31, 1), (311, 10), (10_000, 12)):  # 228 elements of 12 × 19, whose rank is 12 at most
+    for budget, rank in ((31, 1), (311, 10), (10_000, 12)):  # 228 elements of 12 × 19, whose rank is at most 12
         (part,) = adapeft.select(
             model, make_batches(model), method="lora", budget=budget, include="*.0.output.dense.weight"
         ).parts.values()
@@ -333,7 +333,7 @@ def moe(name):
 
 
 def everything_about(model):
-    """The module graph: classes, names and their order, hooks, modes, attributes, and which parameters are open."""
+    """Return the module graph: classes, names and their order, hooks, modes, attributes, and trainable parameters."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return [
         (
@@ -370,7 +370,7 @@ def test_peft_wraps_what_was_asked_for_and_detach_undoes_exactly_that(name, whic
 
 
 def test_what_peft_wraps_otherwise_is_an_error_and_undone(monkeypatch):
-    """Whatever a version of PEFT makes of a request: here it is passed on with another layer and another rank."""
+    """Simulates a PEFT version that changes a request: it gets another layer and another rank."""
     model = make_llama()
     first, second = (f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1))
     subset = Subset({f"{first}.weight": Lora((12, 12), 0, 2, 3.0)})
@@ -388,7 +388,7 @@ def test_what_peft_wraps_otherwise_is_an_error_and_undone(monkeypatch):
 
 
 def test_what_peft_refuses_is_an_error_that_names_it():
-    """A layer that its parent reads by itself, in a subset from elsewhere."""
+    """The layer's weight is read directly by its parent, and the subset was made elsewhere."""
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=12, num_hidden_layers=2, state_size=4)
     model = MambaForCausalLM(config).eval()
     model.config.architectures = ["MambaForCausalLM"]

@@ -1,4 +1,4 @@
-"""A kind of part is one class and one line of the registry: everything else works with what the class says."""
+"""Tests that a new kind of part needs only one class and one line in the registry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = [f"{BLOCK}.attn.c_attn.weight", f"{BLOCK}.mlp.c_fc.weight", f"{BLOCK}.ln
 
 
 class Shift(Part, LeafPart):
-    """One number that is added to all elements of a parameter."""
+    """One number added to all elements of a parameter."""
 
     kind = "shift"
     leaf_names = (DIFFERENCE,)
