@@ -1,4 +1,4 @@
-"""Budgets as people write them."""
+"""Tests of the spellings of a budget and of its counts."""
 
 from __future__ import annotations
 
