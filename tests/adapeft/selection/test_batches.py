@@ -1,4 +1,4 @@
-"""Batches of a script's own: of any modality, packed, with values that are no tensors."""
+"""Tests of user-supplied batches: any modality, packed rows, and values that are not tensors."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_padding_is_no_packing():
 
 
 def test_inputs_that_are_not_divided_by_example():
-    """As the image patches of a vision-language model, or positions that all examples share."""
+    """Image patches of a vision-language model, or positions that all examples share."""
     batch = Batch({"input_ids": torch.ones(3, 4), "pixel_values": torch.ones(14, 5)}, torch.ones(3, 4), torch.arange(3))
     with pytest.raises(AdapeftError, match=r"'pixel_values' of shape \[14, 5\] cannot be divided into the 3 examples"):
         batch.example(0)

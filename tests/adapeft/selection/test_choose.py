@@ -1,4 +1,4 @@
-"""Choosing under a budget: its errors, and the knapsack and the top-k against brute force."""
+"""Tests of choosing under a budget: its errors, and the knapsack and the top-k against brute force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The library's ``select``: what it refuses, and that it leaves the model alone."""
+"""Tests of ``adapeft.select``: its refusals, and that it leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("make", [make_gpt2, make_bert])
 def test_batches_without_a_prediction_have_no_weight(make, options):
-    """They come last, because sampled labels are seeded by the place of an example."""
+    """They come last because the seed of sampled labels depends on the position of the example."""
     model = make()
     batches = make_batches(model)
     options = {"budget": 1500, "groups": "element", "warmup_steps": 7, **options}
