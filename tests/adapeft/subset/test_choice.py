@@ -1,4 +1,4 @@
-"""The record of a choice: typed fields, and files that keep what was said."""
+"""Tests of the record of a choice: typed fields, and files that keep every recorded field."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_was_said_is_written_and_nothing_else(tmp_path):
 
 
 def test_what_another_version_says_is_kept(tmp_path):
-    """A header as it was before the record was a class, and a key that this version does not know."""
+    """The header predates the record class and has a key that is unknown to this version."""
     older = {"method": "sam", "reach": "inf", "joint_values": {"by density": 2.0}, "rule": None, "novel": [1, 2]}
     save_tensors(tmp_path / "a", "subset", {"unused": torch.zeros(1)}, {**HEADER, **older})
     loaded = Subset.load(tmp_path / "a")

@@ -1,4 +1,4 @@
-"""Damaged entries of a store are named and passed over; nothing outside of it is read or written."""
+"""Tests that damaged store entries are named and skipped, and nothing outside the store is read or written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.damage import check, damaged_bytes, damaged_safetensors, dama
 
 @pytest.fixture
 def store(tmp_path) -> SubsetStore:
-    """A store of one subset with all that can be said of one."""
+    """Return a store of one subset with measured metrics."""
     SUBSET.save(tmp_path / "subset.safetensors")
     metrics = {"metric": "accuracy", "before": {"accuracy": 0.5}, "after": {"accuracy": 0.75}}
     subset = Subset.load(tmp_path / "subset.safetensors")

@@ -1,4 +1,4 @@
-"""Damaged subsets load as something whole, or are refused by name."""
+"""Tests that damaged subsets either load completely or are refused by name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SUBSET = Subset(
 
 
 def whole(subset: Subset) -> None:
-    """Uses everything that a subset has."""
+    """Use every property of the subset."""
     assert 0 <= subset.count < 2**63
     for name, part in subset.parts.items():
         part.check("again", name)
@@ -74,7 +74,7 @@ def test_subsets(tmp_path):
 
 
 def test_indices(tmp_path):
-    """Any indices at all: loaded are those alone that ascend within the parameter."""
+    """Of arbitrary indices, only those that ascend within the parameter load."""
     path = tmp_path / "in" / "damaged.safetensors"
     dtypes = st.sampled_from([torch.int32, torch.int64, torch.int16, torch.float32, torch.bool])
 

@@ -1,4 +1,4 @@
-"""The choice of nothing: refused by name, or drawn at random where that is asked for; a head alone is a run."""
+"""Tests of an empty choice: refused by name, or drawn at random on request; training a head alone is valid."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIGNS = {"slope": -1.0, "curvature": 1.0}
 
 
 def uphill(granularity, always_train=()):
-    """Every group's slope is negative: along the direction the loss of the other half rises."""
+    """Return statistics in which every slope is negative: the loss of the other half rises along the direction."""
     groups = Groups(PARAMETERS, granularity, num_total=40, always_train=always_train, new=always_train)
     columns = {"slope": np.full(groups.num_groups, -1.0), "curvature": np.full(groups.num_groups, 2.0)}
     shards = tuple(
@@ -117,7 +117,7 @@ def test_a_choice_of_something_is_as_it_was():
 def test_the_library_refuses_and_draws():
     """One text with both of two labels: the gradients of the two halves are opposite.
 
-    Except for the biases of keys, whose exact gradient is zero: what they have is rounding.
+    The biases of keys are an exception: their exact gradient is zero, and the measured one is rounding.
     """
     torch.manual_seed(0)
     model = BertForSequenceClassification(_trained_head_of_two())
@@ -134,7 +134,7 @@ def test_the_library_refuses_and_draws():
 
 
 def test_points_without_a_choice_are_shares_of_nothing():
-    """At the second of two points nothing is worth choosing; at none of them there is no comparison."""
+    """Nothing is worth choosing at the second of two points; without any such point there is no comparison."""
     groups = uphill("row").groups
     plan = Plan(12, 1.0, 0, parse_select({"groups": "row"}))
     slopes = np.stack([np.ones(5), -np.ones(5)], axis=1)

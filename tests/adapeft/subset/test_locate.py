@@ -1,4 +1,4 @@
-"""What stands for a subset: a path, a URL, or a name in the store."""
+"""Tests of references to a subset: a path, a URL, or a name in the store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def subset():
 
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch, subset):
-    """The user's store, with a subset in it; the working directory is elsewhere."""
+    """Return the user's store with one subset in it; the working directory is elsewhere."""
     monkeypatch.setenv(STORE_VARIABLE, str(tmp_path / "store"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
@@ -89,7 +89,7 @@ def test_what_is_stored_has_to_be_a_subset(store, tmp_path):
 
 
 def test_a_config_keeps_a_name(tmp_path):
-    """And makes paths absolute, for workers run in other folders."""
+    """Paths become absolute, for workers that run in other folders."""
 
     def kept(place):
         return parse_config({**CONFIG, "train": {"subset": place}}).resolved().train.subset

@@ -1,4 +1,4 @@
-"""A store under writers that come at once, are killed half way, or are not ours."""
+"""Tests of a store with concurrent writers, writers killed halfway, and foreign entries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 @pytest.fixture(params=["folder", "memory"])
 def url(request, tmp_path, monkeypatch):
-    """Of a store that nobody has written to: a folder, or what behaves as a bucket does."""
+    """Return the URL of an unused store: a folder, or a file system that behaves like a bucket."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "folder":
         yield str(tmp_path / "store")
@@ -42,14 +42,14 @@ def file(tmp_path):
 
 
 def write(folder: Path, number: int) -> Path:
-    """A file whose content tells the number."""
+    """Write a file whose content depends on the number."""
     path = folder / f"{number}.bin"
     path.write_bytes(bytes([number]) * 100_000)
     return path
 
 
 def damage(store: SubsetStore, name: str, content: bytes) -> None:
-    """Overwrites a file of the store."""
+    """Overwrite a file of the store."""
     store._files.pipe_file(store._path(name), content)
 
 
@@ -74,7 +74,7 @@ def test_a_name_is_given_once(store, url, tmp_path, file, monkeypatch):
         store.add("mine", write(tmp_path, 2), Summary(count=2))
     assert store.get("mine").summary.count == 1
 
-    # One that was free when the writer looked, and is not when it has written its file.
+    # The name is free when the writer checks, and taken once the writer has written its file.
     late, create = SubsetStore(url), SubsetStore._create
 
     def overtaken(entry):
@@ -89,7 +89,7 @@ def test_a_name_is_given_once(store, url, tmp_path, file, monkeypatch):
 
 
 def test_a_put_that_the_client_repeats(file, monkeypatch):
-    """The first one went through and its answer was lost: the second is refused by the first."""
+    """The first put succeeds but its answer is lost; the second is refused because of the first."""
     store = SubsetStore("memory://repeated")
     put = store._files.pipe_file
 
@@ -147,7 +147,7 @@ def test_names_that_are_none(tmp_path, file, name):
 def test_entries_that_are_none(store, file, content, said):
     added = store.add("name", file, Summary(count=1))
     store.add("whole", file, Summary(count=1))
-    if isinstance(content, str):  # of another name; or a token that leads out of the store
+    if isinstance(content, str):  # of another name, or a token that leads out of the store
         key, value = ("name", content) if content == "other" else ("token", "../" * 10 + "xx")
         content = json.dumps({**json.loads(added.model_dump_json()), key: value}).encode()
     damage(store, "name.json", content)
@@ -200,7 +200,7 @@ def test_where_a_store_cannot_be(tmp_path, file):
 
 
 def in_another_process(function, *arguments):
-    """A child that shares nothing but the disk."""
+    """Run the function in a child process that shares only the disk."""
     process = SPAWN.Process(target=function, args=arguments)
     process.start()
     return process
@@ -271,7 +271,7 @@ def _read_all(url: str, start, done, results) -> None:
 
 
 def test_many_writers_of_the_same_names(tmp_path):
-    """One wins each name, and a reader sees whole entries all the while."""
+    """One writer wins each name, and a reader always sees whole entries."""
     store = SubsetStore(str(tmp_path / "store"))
     start, done, results, seen = SPAWN.Barrier(5), SPAWN.Event(), SPAWN.Queue(), SPAWN.Queue()
     writers = [in_another_process(_add_all, store.url, tmp_path, n, start, results) for n in range(1, 5)]

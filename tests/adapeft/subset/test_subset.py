@@ -1,4 +1,4 @@
-"""Subsets on disk, and the models that they fit."""
+"""Tests of subsets on disk and of the models that they fit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def path(tmp_path):
 
 
 def rewrite(path, change):
-    """Saves the file again after ``change(indices, description)``."""
+    """Save the file again after ``change(indices, description)``."""
     with safe_open(path, framework="pt") as file:
         description = json.loads(file.metadata()["adapeft"])
         indices = {name: file.get_tensor(name) for name in ("rows", "elements")}
