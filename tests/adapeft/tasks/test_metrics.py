@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and SciPy, or by hand, and the merging of ranks."""
+"""Tests of metrics against scikit-learn and SciPy or by hand, and of merging ranks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def score(description: DataDescription, logits: torch.Tensor, labels: torch.Tens
 
 
 def every(num_labels: int) -> torch.Tensor:
-    """That all labels are predicted."""
+    """Return a mask by which all labels are predicted."""
     return torch.ones(num_labels, dtype=torch.bool)
 
 
@@ -65,7 +65,7 @@ def test_classes_against_scikit_learn(num_labels):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
 def test_targets_against_scipy(dtype, scale):
-    """Also for predictions as alike as a fresh head's, and with ties."""
+    """Includes ties and predictions as similar as those of a fresh head."""
     stats = pytest.importorskip("scipy.stats")
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(11, (200,), generator=generator) / 2
@@ -127,7 +127,7 @@ def test_a_loss_that_is_no_number_is_no_score(task, loss):
 
 
 def test_classes_told_from_logits_that_are_no_numbers_are_no_score():
-    """The largest of them is class 0 to ``argmax``, which may be the most frequent one."""
+    """``argmax`` returns class 0 for such logits, which may be the most frequent class."""
     scorer = Scorer(TASKS["sequence-classification"].metrics(classes(2)))
     logits, labels = torch.full((4, 2), math.nan), torch.zeros(4, dtype=torch.int64)
     loss_sum = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
@@ -152,7 +152,7 @@ def test_language_models_are_judged_by_the_token():
 
 @pytest.mark.parametrize("description", [classes(3), TARGETS])
 def test_what_is_not_predicted_counts_nothing(description):
-    """Whatever the model says of it, and the same as leaving those rows out."""
+    """The model's output there has no effect, and the score equals that without those rows."""
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(20, description.num_labels, generator=generator)
     labels = torch.randint(3, (20,), generator=generator)
@@ -171,7 +171,7 @@ def test_perplexity_of_a_model_that_diverged():
 @pytest.mark.parametrize("description", [classes(3), TARGETS])
 @pytest.mark.parametrize("cuts", [(20, 20), (1, 39), (40, 0), (13, 13, 14)])
 def test_ranks_merge_to_one(description, cuts):
-    """Uneven shares, also an empty one, that travelled as bytes give what one rank gives."""
+    """Uneven shares, also an empty one, that are serialized as bytes give the result of one rank."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(40, description.num_labels, generator=generator)
     labels = torch.randint(3, (40,), generator=generator)

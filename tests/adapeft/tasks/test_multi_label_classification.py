@@ -1,4 +1,4 @@
-"""Several labels for an example: what columns may hold, the tensors, the scores, the model and its delta."""
+"""Tests of several labels per example: accepted columns, tensors, scores, the model and its delta."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXPECTED = [[1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]]
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes rows with a text each as a JSON lines or Parquet file; gives the path."""
+    """Return a function that writes rows with one text each to a JSON lines or Parquet file and returns its path."""
 
     def write(columns, features=None, name="a"):
         rows = {"text": [f"w{index}" for index in range(len(next(iter(columns.values()))))], **columns}

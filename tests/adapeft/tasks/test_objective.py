@@ -1,4 +1,4 @@
-"""Losses against transformers' own, and sampled labels against the exact Gauss-Newton matrix of a linear model."""
+"""Tests of losses against transformers, and of sampled labels against the exact Gauss-Newton matrix."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_the_decoder_reads_the_true_labels_while_sampled_ones_are_predicted():
 
 
 def second_moment(objective, features, labels, num_samples):
-    """Mean ggᵀ over sampled labels of a linear model, and the exact Hessian, which is its Gauss-Newton matrix."""
+    """Return mean ggᵀ over sampled labels of a linear model, and the exact Hessian, its Gauss-Newton matrix."""
     torch.manual_seed(0)
     num_outputs = labels.shape[-1] if isinstance(objective, Regression) else 4
     weight = torch.randn(num_outputs, features.shape[-1], dtype=torch.float64)
@@ -276,7 +276,7 @@ def test_several_labels_of_an_example_are_a_row_of_floats(labels):
 
 
 def test_every_label_is_drawn_by_itself_from_its_own_probability():
-    """Means, and products of two labels, of n draws lie within five standard errors, at most 5 / (2 √n)."""
+    """Means, and products of two labels, of n draws are within five standard errors, at most 5 / (2 √n)."""
     n, logits = 40_000, torch.tensor([-3.0, -0.5, 0.0, 2.0], dtype=torch.float64)
     labels = torch.zeros(n, 4, dtype=torch.float64)
     batch = Batch({}, labels, torch.arange(n))

@@ -1,4 +1,4 @@
-"""The measured loss next to the model's own: equal in any precision, or refused with both numbers."""
+"""Tests of the measured loss against the model's own: equal in any precision, or refused with both numbers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_confident_model_agrees_within_the_rounding_of_its_logits():
 
 
 class Smoothed(BertForSequenceClassification):
-    """Trained with label smoothing."""
+    """Model trained with label smoothing."""
 
     def forward(self, input_ids, attention_mask=None, labels=None):
         output = super().forward(input_ids, attention_mask)
@@ -67,7 +67,7 @@ class Smoothed(BertForSequenceClassification):
 
 
 class Weighted(BertForSequenceClassification):
-    """Trained with class weights."""
+    """Model trained with class weights."""
 
     def forward(self, input_ids, attention_mask=None, labels=None):
         output = super().forward(input_ids, attention_mask)
@@ -77,7 +77,7 @@ class Weighted(BertForSequenceClassification):
 
 
 class Summed(BertForSequenceClassification):
-    """Its loss is no mean."""
+    """Model whose loss is not a mean."""
 
     def forward(self, input_ids, attention_mask=None, labels=None):
         output = super().forward(input_ids, attention_mask)
@@ -95,7 +95,7 @@ def make_mixture(**options) -> MixtralForCausalLM:
 
 
 def make_unshifted() -> BartForCausalLM:
-    """A causal language model whose labels are not shifted."""
+    """Return a causal language model whose labels are not shifted."""
     torch.manual_seed(0)
     sizes = {"d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 10}
     return BartForCausalLM(BartConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **sizes))
@@ -140,7 +140,7 @@ def test_methods_that_measure_no_loss_need_not_agree():
 
 
 def test_several_labels_for_each_example():
-    """Their number may be that of the tokens."""
+    """The number of labels may equal the number of tokens."""
     model = make_bert()
     inputs, _ = of(model)
     for labels in (torch.ones(5, 3), torch.ones(5, 9), torch.ones(5, 9, dtype=torch.long)):
