@@ -1,4 +1,4 @@
-"""Choosing for one model from what was measured on another: profiles by role and depth, cut into its groups."""
+"""Tests of choosing for one model from statistics of another, by profiles over role and depth."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def measured(make, granularity):
 @pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
 @pytest.mark.parametrize("make", [make_bert, make_gpt2])
 def test_a_transfer_to_the_same_model_is_the_choice_itself(make, granularity):
-    """Cuts blur what is inside a tensor; between the tensors nothing may be lost."""
+    """Cutting profiles blurs values within a tensor; between tensors nothing may be lost."""
     statistics = measured(make, granularity)
     profiles = Profiles.of(statistics, VALUE)
     budget = 700
@@ -81,7 +81,7 @@ def test_a_transfer_to_the_same_model_is_the_choice_itself(make, granularity):
 
 
 def best_by_value(statistics):
-    """Scores that know the target's own values, so that inside a tensor the best are taken."""
+    """Return scores that use the target's own values, so that the best of each tensor are taken."""
     groups = statistics.groups
 
     def scores(index):
@@ -94,7 +94,7 @@ def best_by_value(statistics):
 
 
 def with_slopes_of(make, granularity, curvatures):
-    """Statistics of a model that is measured for its slopes alone."""
+    """Return statistics of a model that is measured only for its slopes."""
     model = make().eval()
     groups = build_groups(model, granularity)
     shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
@@ -109,7 +109,7 @@ def with_slopes_of(make, granularity, curvatures):
 
 @pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
 def test_own_slopes_with_the_same_models_curvature_choose_as_it_does(granularity):
-    """Of tensors to the last bit but rounding; inside a tensor all have its mean curvature."""
+    """The choice of tensors is equal up to rounding; within a tensor all elements have its mean curvature."""
     statistics = measured(make_bert, granularity)
     found = with_slopes_of(make_bert, granularity, Profiles.of(statistics, itemgetter("curvature")))
     np.testing.assert_allclose(found.columns["slope"], statistics.columns["slope"], rtol=1e-3, atol=1e-9)
