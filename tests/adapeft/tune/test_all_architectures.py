@@ -1,11 +1,11 @@
-"""The architectures of transformers, tiny: attached equals applied equals saved, and every leaf has its gradient.
+"""Tests of tiny transformers architectures: attached equals applied equals saved, and every leaf has its gradient.
 
-Of every parameter some elements, some rows or the whole are trained. Not in the table, because they cannot be built
+Some elements, some rows or the whole of every parameter are trained. Not in the table, because they cannot be built
 tiny on a CPU: vision models behind timm, models whose sizes are fixed by their code (CLIP's towers, EfficientNet,
 MobileNet, Perceiver, Whisper's 3,000 frames) and multimodal models whose configs contain others. Nor are PP-LCNet,
-which returns no logits, and those that transformers itself does not bring back as they were saved: FSMT and XLNet have
-float32 tensors beside float64 weights, Youtu clears the row of the padding, and Marian's encoder-decoder leaves its
-tables of positions out of its checkpoints.
+which returns no logits, and those that transformers itself does not restore as saved: FSMT and XLNet have
+float32 tensors next to float64 weights, Youtu clears the row of the padding, and Marian's encoder-decoder leaves its
+position tables out of its checkpoints.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ SIZES: dict[str, Any] = {
 
 
 class Kind(NamedTuple):
-    """A head, and the families that have it.
+    """A head and the families that have it.
 
     Attributes:
-        heads: name of transformers' table of heads.
+        heads: name of the table of heads in transformers.
         families: model types.
-        sizes: other sizes than ``SIZES``; None: the config's own.
+        sizes: sizes in place of ``SIZES``; None for those of the config.
     """
 
     heads: str
@@ -131,7 +131,7 @@ CASES = [(kind, family) for kind, (_, families, _) in KINDS.items() for family i
 
 
 def make(kind: str, family: str) -> nn.Module:
-    """float64, at weights of working size; experts one by one, because grouped products have no float64."""
+    """Return a float64 model with weights of realistic size and experts run one by one: grouped products lack float64."""
     config_class = CONFIG_MAPPING[family]
     known = config_class().to_dict().keys() | getattr(config_class, "attribute_map", {}).keys()
     sizes = {**SIZES, **KINDS[kind].sizes}
@@ -170,17 +170,17 @@ def inputs_of(kind: str, model: nn.Module) -> dict[str, Tensor]:
 
 
 def run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    torch.manual_seed(0)  # ESM-C and YOSO draw numbers in evaluation too
+    torch.manual_seed(0)  # ESM-C and YOSO also draw random numbers in evaluation
     return model(**inputs).logits
 
 
 def loss_of(logits: Tensor) -> Tensor:
-    """Its gradient differs in every output."""
+    """Return a loss whose gradient differs in every output."""
     return (logits * torch.arange(1.0, logits.numel() + 1, dtype=logits.dtype).view(logits.shape).sin()).sum()
 
 
 def parts_of(model: nn.Module) -> dict[str, Part]:
-    """Elements, rows and whole tensors in turn."""
+    """Return elements, rows and whole tensors in turn."""
     parts = {}
     for position, (name, parameter) in enumerate(model.named_parameters()):
         shape = tuple(parameter.shape)
@@ -194,7 +194,7 @@ def parts_of(model: nn.Module) -> dict[str, Part]:
 
 
 def unreached(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> set[str]:
-    """What measuring would leave out."""
+    """Return the names of parameters that measuring would leave out."""
     names = [name for name, _ in model.named_parameters()]
     shards = WholeModel(model, names)
     with shards.gradients([loss]):
@@ -233,7 +233,7 @@ def test_every_leaf_is_trained(kind, family, tmp_path):
             atol = 1e-5 * float(wanted.abs().max()) + 1e-11 * largest
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=atol, msg=name)
 
-    # Deltas are float32 and round each changed weight once, by 6e-8 of it; layers of norms multiply that.
+    # Deltas are float32 and round each changed weight once, by 6e-8 of it; norm layers multiply that.
     fresh = make(kind, family)
     delta(model).apply(fresh)
     torch.testing.assert_close(run(fresh, inputs), expected, rtol=1e-4, atol=1e-4 * scale)

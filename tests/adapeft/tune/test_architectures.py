@@ -1,4 +1,4 @@
-"""Models of many families are measured, attached and shipped without a table of their names."""
+"""Tests that models of many families are measured, attached and shipped without a table of their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attaching: what is trainable, what the optimizer holds, tied weights, refusals, and the way back."""
+"""Tests of attaching: trainable parameters, optimizer contents, tied weights, refusals, and detaching."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_the_fingerprint_of_a_subset_is_that_of_its_base(bert):
     new = ("classifier.weight", "classifier.bias")
     chosen = Subset({NAME: Whole((12,))}, new, new, Choice(fingerprint=fingerprint_model(bert, new)))
     with torch.no_grad():
-        bert.classifier.weight.add_(1)  # another seed of the new head is the same base
+        bert.classifier.weight.add_(1)  # the base is the same with another seed of the new head
     detach(attach(bert, chosen))
     with torch.no_grad():
         bert.bert.pooler.dense.weight[0].add_(1)

@@ -1,4 +1,4 @@
-"""Buffers that training changes: what is trained, applied, merged and exported computes the same."""
+"""Tests of buffers that training changes: trained, applied, merged and exported models compute the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DENSE = {"dense.weight": Rows((8, 8), torch.tensor([1, 4]))}
 
 
 def train(model: nn.Module, steps: int = 4) -> None:
-    """As any trainer does: in training mode."""
+    """Train in training mode, as any trainer does."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for batch in make_batches(make_bert())[:steps]:
         model.train()(**batch).loss.backward()

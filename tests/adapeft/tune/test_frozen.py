@@ -1,4 +1,4 @@
-"""A delta of a model whose frozen parameters were changed is refused: it would leave the change out."""
+"""Tests that a delta is refused if frozen parameters were changed, because it would leave the change out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHOLE = Subset({"bert.embeddings.word_embeddings.weight": Whole((VOCABULARY, 12)
 
 
 def moving_codebook(model: nn.Module) -> None:
-    """A layer that follows its inputs with a parameter, as codebooks do."""
+    """Add a layer that updates a parameter from its inputs, as codebooks do."""
 
     def follow(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         with torch.no_grad():
@@ -50,7 +50,7 @@ def add_a_head(model: nn.Module) -> None:
 
 
 def resize_to_the_same(model: nn.Module) -> None:
-    """Even so transformers makes the embedding require gradients where its rows are trained."""
+    """Resize to the same size, after which transformers makes an embedding with trained rows require gradients."""
     model.resize_token_embeddings(VOCABULARY)
 
 

@@ -1,4 +1,4 @@
-"""A leaf reaches the graph however its parameter is read: against the dense sum in the same module, float64."""
+"""Tests that a leaf reaches the graph however its parameter is read, against the dense sum in float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.tiny import make_gpt2
 
 
 class ReadByParent(nn.Module):
-    """DeBERTa's table of positions, a mixer's projection, a convolution's taps, and a bias alone."""
+    """DeBERTa's position table, a mixer's projection, a convolution's taps, and a bias alone."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class ReadByParent(nn.Module):
 
 
 class ReadAndCalled(nn.Module):
-    """Embedding and head of one weight, which the last line reads a third time."""
+    """Embedding and head that share one weight, which the last line reads a third time."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class ReadAndCalled(nn.Module):
 
 
 class Lists(nn.Module):
-    """Axial positions in a list, others in a dictionary."""
+    """Axial positions in a list, and others in a dictionary."""
 
     def __init__(self):
         super().__init__()
@@ -84,7 +84,7 @@ class Recurrent(nn.Module):
 
 
 class Normalized(nn.Module):
-    """wav2vec 2.0's convolution: weight normalization, as a parametrization and in its older form."""
+    """wav2vec 2.0's convolution with weight normalization, as a parametrization and in its older form."""
 
     def __init__(self):
         super().__init__()
@@ -96,14 +96,14 @@ class Normalized(nn.Module):
 
 
 class Checkpointed(ReadByParent):
-    """Recomputed in the backward pass, after the forward of every module has returned."""
+    """Module that is recomputed in the backward pass, after the forward of every module has returned."""
 
     def forward(self, x: Tensor) -> Tensor:
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
 class OtherForward(nn.Module):
-    """accelerate's hooks and kernels replace the forward on the instance, with one bound before ``attach``."""
+    """Module whose forward is replaced on the instance, as by accelerate's hooks, and bound before ``attach``."""
 
     def __init__(self):
         super().__init__()
@@ -120,7 +120,7 @@ INPUT = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().ma
 
 
 def make(kind: type[nn.Module]) -> nn.Module:
-    """With dropout off but training, so that no fast path is taken that gradients would not go through."""
+    """Return the module in training mode with dropout off, so that no fast path bypasses the gradients."""
     torch.manual_seed(0)
     module = kind().double()
     for parameter in module.parameters():
@@ -136,7 +136,7 @@ def part_of(parameter: Tensor, kind: str) -> Part:
 
 
 def attached(module: nn.Module, kind: str) -> dict[str, Part]:
-    """Attaches a part of every parameter, whose leaves get values as training would give them."""
+    """Attach a part of every parameter; the leaves get values such as training would give them."""
     parts = {name: part_of(parameter, kind) for name, parameter in module.named_parameters()}
     attach(module, Subset(parts))
     generator = torch.Generator().manual_seed(2)
@@ -154,7 +154,7 @@ def summed(base: nn.Module, module: nn.Module, parts: dict[str, Part]) -> nn.Mod
 
 
 def assert_equal(module: nn.Module, oracle: nn.Module, parts: dict[str, Part], run: Callable) -> None:
-    """The leaves are float32 and what is added in float64, so gradients are equal to a float32 rounding."""
+    """Check equality up to float32 rounding of the gradients: leaves are float32, and the sum is float64."""
     output, expected = run(module), run(oracle)
     torch.testing.assert_close(output, expected)
     for each in (output, expected):
@@ -188,7 +188,7 @@ def test_a_recurrent_module_keeps_no_sum():
 
 
 def test_a_read_outside_of_any_forward():
-    """A loss that computes logits by itself, a block of the vocabulary at a time."""
+    """A loss may compute logits itself, one block of the vocabulary at a time."""
     module = make(ReadAndCalled)
     parts = attached(module, "rows")
     oracle = summed(make(ReadAndCalled), module, parts)
@@ -247,7 +247,7 @@ def test_deberta_trains_its_relative_positions(kind):
     assert_equal(model, oracle, parts, lambda m: m(input_ids=ids).logits)
     fresh = make_deberta()
     delta(model).apply(fresh)
-    # A delta is float32 and adds in float32: a rounding of 6e-8 in a few hundred weights of about 0.2 each.
+    # A delta is float32 and adds in float32: a rounding of 6e-8 in each of a few hundred weights of about 0.2.
     torch.testing.assert_close(fresh(input_ids=ids).logits, oracle(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Weights that are computed from other parameters: pruned, normalized, or parametrized before and after ``attach``."""
+"""Tests of weights computed from other parameters: pruned, normalized, or parametrized before or after ``attach``."""
 
 from __future__ import annotations
 

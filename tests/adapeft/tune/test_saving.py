@@ -1,4 +1,4 @@
-"""What ``save_pretrained`` and the Trainer write of an attached model loads as what was trained, or is refused."""
+"""Tests that ``save_pretrained`` and Trainer checkpoints of an attached model load as trained or are refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def trained_model(name: str, kind: str, dtype: torch.dtype = torch.float32) -> P
 
 
 def reloaded(folder: object, model: nn.Module) -> PreTrainedModel:
-    """Loaded with its base class's from_pretrained, which has to find every key and no other."""
+    """Load with from_pretrained of the base class, which must find every key and no other."""
     auto = AutoModelForSequenceClassification if hasattr(model, "classifier") else AutoModelForCausalLM
     loaded, info = auto.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
@@ -54,7 +54,7 @@ def reloaded(folder: object, model: nn.Module) -> PreTrainedModel:
 
 
 def applied(model: nn.Module, base: nn.Module) -> dict[str, torch.Tensor]:
-    """The base with the model's delta in it, and what is trained whole as it is: its difference has been rounded."""
+    """Return the base with the model's delta, and parameters trained whole exactly: their difference has been rounded."""
     found = adapeft.delta(model)
     found.apply(base)
     whole = [name for name, change in found.changes.items() if change.part.kind == "tensor"]
@@ -214,7 +214,7 @@ def test_a_state_dict_is_the_base_and_the_leaves_and_no_plain_model_takes_it(tmp
 
 
 def test_a_parameter_of_the_model_itself_and_experts_under_other_names_on_disk(tmp_path):
-    """A mixture's first checkpoints name its experts apart; the Trainer loads by the names in memory alone."""
+    """A mixture's first checkpoints name its experts separately; the Trainer loads by the names in memory only."""
     torch.manual_seed(0)
     speech = Wav2Vec2Model(Wav2Vec2Config(hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=16, conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_conv_pos_embeddings=8,

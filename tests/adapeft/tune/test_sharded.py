@@ -1,4 +1,4 @@
-"""Models that a trainer divides over ranks after attach: their deltas are those of one process."""
+"""Tests of models that a trainer shards over ranks after attaching: their deltas are those of one process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_delta_is_that_of_one_process(wrapper, name, kind, out):
         assert found.changes.keys() == expected.changes.keys()
         assert found.new.keys() == expected.new.keys()
         for key, change in expected.changes.items():
-            # Softmax is blind to a bias of the keys: its gradient is rounding, or exactly zero.
+            # Softmax is invariant to a bias of the keys: its gradient is rounding, or exactly zero.
             assert change.values.any() or key.endswith("key.bias")
             torch.testing.assert_close(found.changes[key].values, change.values, rtol=1e-3, atol=1e-5)
         for key, value in expected.new.items():

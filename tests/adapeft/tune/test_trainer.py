@@ -1,4 +1,4 @@
-"""The library in other people's loops, the Trainer's and a plain one: select, attach, train, delta, apply."""
+"""Tests of select, attach, train, delta and apply in the Trainer's loop and in a plain one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.trainers import examples, saving_trainer
 
 
 def assert_shipped(model: torch.nn.Module, base: torch.nn.Module, tolerance: float) -> None:
-    """The delta of ``model`` makes ``base`` give the same, and touches nothing outside of the subset."""
+    """Check that the delta of ``model`` gives ``base`` its outputs and changes nothing outside the subset."""
     subset, before, untrained = attachment_of(model).subset, weights(base), logits(base)
     adapeft.delta(model).apply(base)
     torch.testing.assert_close(logits(base), logits(model), rtol=tolerance, atol=tolerance)
@@ -62,7 +62,7 @@ def test_the_trainer_of_transformers(groups, variant, tmp_path):
 
 
 def test_a_checkpoint_of_the_trainer_resumes(tmp_path):
-    """Tied leaves too: the leaf of GPT-2's embedding is in the checkpoint, and read back into both places."""
+    """Also for tied leaves: the leaf of GPT-2's embedding is in the checkpoint and is read back into both places."""
 
     def attached(base: torch.nn.Module) -> torch.nn.Module:
         return adapeft.attach(base, subset)
