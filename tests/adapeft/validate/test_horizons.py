@@ -1,4 +1,4 @@
-"""What a choice at one point of a training run is worth at another, against figures worked out by hand in numpy."""
+"""Tests of the value that a choice at one point of training has at another, against figures worked out in numpy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIX = ["*layer.0.attention.self*"]
 
 
 def of_groups(granularity, num_points, include=()):
-    """Statistics of seeded noise: where curvature is 0 a group is worth reach · slope."""
+    """Return statistics of seeded noise; without curvature, the value of a group is reach · slope."""
     groups = build_groups(make_bert(), granularity, include=include)
     slopes = np.random.default_rng(0).uniform(0.1, 1, (groups.num_groups, num_points))
     return Statistics(groups, {"slope": slopes, "curvature": np.zeros_like(slopes)})
@@ -36,7 +36,7 @@ def plan_for(statistics, budget):
 
 
 def best_of(values, counts, budget):
-    """By trying all of them."""
+    """Return the best set by trying all of them."""
     sets = (set(s) for size in range(len(counts) + 1) for s in combinations(range(len(counts)), size))
     return max((s for s in sets if sum(counts[list(s)]) <= budget), key=lambda s: values[list(s)].sum() if s else 0.0)
 
@@ -75,7 +75,7 @@ def test_points_that_agree(granularity):
 
 
 def test_elements_measured_along_a_probe():
-    """The best of a point is the top of its values; both the measuring and the choosing are the real ones."""
+    """The best of a point is the top of its values; measuring and choosing are the real ones."""
     settings = parse_select(
         {
             "groups": "element",

@@ -1,4 +1,4 @@
-"""Random subsets, what estimators foretell of them, and what training them gains."""
+"""Tests of random subsets, the predictions of estimators for them, and the gain of training them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZES = (0.05, 0.5)
 
 
 class Bench:
-    """A tiny model measured on batches of its own, each batch an 'example' of the calibration."""
+    """A tiny model measured on its own batches, each batch one 'example' of the calibration."""
 
     def __init__(self, granularity: str) -> None:
         self.model = make_bert()
@@ -200,13 +200,13 @@ def test_a_base_whose_held_out_loss_is_not_finite_names_the_examples(bench):
 
 
 def _with_targets(batch, value):
-    """One target for each output of the model, those of class numbers where no value is given."""
+    """Return the batch with one target per output: ``value``, or 0 if it is None."""
     targets = torch.zeros(len(batch.labels), 3) if value is None else torch.full((len(batch.labels), 3), value)
     return Batch(batch.inputs, targets, batch.ids)
 
 
 def _masked_adam(bench, masks):
-    """Losses after 2 and 5 steps of dense Adam whose steps outside ``masks`` are taken back."""
+    """Return the losses after 2 and 5 steps of dense Adam whose changes outside ``masks`` are undone."""
     model = copy.deepcopy(bench.model).eval().requires_grad_(False)
     for name in masks:
         model.get_parameter(name).requires_grad_(True)
