@@ -131,7 +131,7 @@ CASES = [(kind, family) for kind, (_, families, _) in KINDS.items() for family i
 
 
 def make(kind: str, family: str) -> nn.Module:
-    """Return a float64 model with weights of realistic size and experts run one by one: grouped products lack float64."""
+    """Return a float64 model with weights of normal size; experts run one by one: grouped products lack float64."""
     config_class = CONFIG_MAPPING[family]
     known = config_class().to_dict().keys() | getattr(config_class, "attribute_map", {}).keys()
     sizes = {**SIZES, **KINDS[kind].sizes}

@@ -54,7 +54,7 @@ def reloaded(folder: object, model: nn.Module) -> PreTrainedModel:
 
 
 def applied(model: nn.Module, base: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the base with the model's delta, and parameters trained whole exactly: their difference has been rounded."""
+    """Return the base with the model's delta, and parameters trained whole exactly, as their difference is rounded."""
     found = adapeft.delta(model)
     found.apply(base)
     whole = [name for name, change in found.changes.items() if change.part.kind == "tensor"]
