@@ -24,6 +24,7 @@ RUNS = {
     "row-0": (["groups=row", "zero_stage=0"], 9),
     "element-2": (["groups=element", "zero_stage=2", "select.micro_batch_size=2"], 15),
     "bf16-0": (["groups=element", "zero_stage=0", "dtype=bfloat16"], 13),
+    "low-rank-3": (["groups=row", "zero_stage=3", "measure=low-rank", "rank=3"], 9),
     "probe-3": (["groups=row", "zero_stage=3", "probe_steps=2", "probe_points=2"], 27),
 }
 

@@ -32,6 +32,9 @@ from adapeft.measure.low_rank.windows import SeenShards, Windows
 from adapeft.measure.passes import Passes
 from adapeft.ranks import Ranks
 
+_LEAST = 1e-3
+"""Singular values of a range below this share of the largest are noise; the sums over batches are float32."""
+
 
 def measure_direction_of_low_rank(passes: Passes, kind: str) -> list[Tensor]:
     """Return the direction over half A in two passes, float32, aligned with ``passes.shards.slices``. Collective.
@@ -67,7 +70,7 @@ def measure_direction_of_low_rank(passes: Passes, kind: str) -> list[Tensor]:
             square = ranges.squares[piece.parameter][piece.start : piece.start + piece.length]
             total.div_(square.sqrt().add_(NOISE * ranges.scale))
         else:
-            rows = torch.arange(piece.start, piece.start + piece.length, device=total.device) // shards.windows.rank
+            rows = shards.windows.row_of(piece, total.device)
             total.mul_((found.row_scale(ranges.scale) ** -1)[rows])
     return mean
 
@@ -143,8 +146,12 @@ def _measure_ranges(passes: Passes, shards: SeenShards) -> _Ranges:
 
 
 def _basis(left: Tensor, scaling: Tensor) -> Tensor:
-    """Return an orthonormal basis [in, m] of the columns of ``left`` [in, m], whose rows are divided by ``scaling``."""
-    return torch.linalg.qr((left / scaling[:, None]).double())[0].float()
+    """Return an orthonormal basis [in, m] of the columns of ``left`` [in, m], whose rows are divided by ``scaling``.
+
+    Directions that the columns hardly have are zero: rounding would decide where they point.
+    """
+    basis, sizes, _ = torch.linalg.svd((left / scaling[:, None]).double(), full_matrices=False)
+    return (basis * (sizes > _LEAST * sizes[0])).float()
 
 
 def _whole(windows: Windows, shards: SeenShards, gradients: list[Tensor], ranks: Ranks) -> list[Tensor]:

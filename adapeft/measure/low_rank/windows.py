@@ -97,6 +97,10 @@ class Windows:
         module, name = self._places[candidate][0]
         return module.get_buffer(f"{name}_leaf_right_window")
 
+    def row_of(self, piece: Slice, device: torch.device) -> Tensor:
+        """Return the row of each element of a slice of a right leaf, int64 [length]."""
+        return torch.arange(piece.start, piece.start + piece.length, device=device) // self.rank
+
     @torch.no_grad()
     def look_along(self, right: Mapping[int, Tensor]) -> None:
         """Replace the right windows of the candidates in ``right``, and stop using the left leaves."""

@@ -119,7 +119,8 @@ def test_slopes_and_curvatures_are_exact_along_the_direction(model, rank, granul
 
 
 def test_a_window_as_wide_as_the_layer_shows_the_whole_factored_direction(model, monkeypatch):
-    """Compare with Adafactor's direction (its algorithm 2), from the mean gradient and the measured moments."""
+    """Compare with Adafactor's direction (its algorithm 2) of the mean gradient, from the measured moments."""
+    monkeypatch.setattr(direction_of_low_rank, "_LEAST", 0.0)
     ranges = []
     measure_ranges = direction_of_low_rank._measure_ranges
     monkeypatch.setattr(
@@ -293,3 +294,16 @@ def test_resumed_sums_give_the_same_statistics(tmp_path):
             measured(stop_after)
         resumed = measured(None)
         assert all(np.array_equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_a_matrix_whose_gradient_is_rounding_has_no_direction(bert):
+    """Make the keys so small that the queries' gradient is far below the others'."""
+    with torch.no_grad():
+        bert.bert.encoder.layer[0].attention.self.key.weight.mul_(1e-9)
+    with directed(bert.eval(), "row", 3) as found:
+        sizes = {
+            info.name: float(step.square().mean().sqrt())
+            for info, step in zip(found.groups.parameters, found.dense, strict=True)
+        }
+    assert sizes["bert.encoder.layer.0.attention.self.query.weight"] < 1e-2
+    assert sizes["bert.encoder.layer.0.attention.self.value.weight"] > 0.1
