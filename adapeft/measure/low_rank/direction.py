@@ -21,16 +21,15 @@ Through the window :math:`Q` a step D of the right leaf is the step d of the mat
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
 from adapeft.measure.direction import NOISE
-from adapeft.measure.low_rank.windows import SeenShards, Windows
+from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.passes import Passes
-from adapeft.ranks import Ranks
 
 _LEAST = 1e-3
 """Singular values of a range below this share of the largest are noise; the sums over batches are float32."""
@@ -75,6 +74,7 @@ def measure_direction_of_low_rank(passes: Passes, kind: str) -> list[Tensor]:
     return mean
 
 
+@dataclass(frozen=True)
 class _Range:
     """The first pass over one matrix.
 
@@ -84,8 +84,9 @@ class _Range:
         rows: r [out].
     """
 
-    def __init__(self, left: Tensor, columns: Tensor, rows: Tensor) -> None:
-        self.left, self.columns, self.rows = left, columns, rows
+    left: Tensor
+    columns: Tensor
+    rows: Tensor
 
     def row_scale(self, scale: float) -> Tensor:
         r"""Return :math:`\sqrt{r_i / s}` [out], at least what noise gives, so that no row steps along rounding."""
@@ -130,7 +131,7 @@ def _measure_ranges(passes: Passes, shards: SeenShards) -> _Ranges:
     everything = replace(passes, shards=shards.all)
     for gradients, num_predictions in everything.gradients("ranges", passes.calibration.half_a, sums):
         weight += num_predictions
-        whole = _whole(windows, shards, gradients, shards.ranks)
+        whole = _whole(shards, gradients)
         for candidate, place in places.items():
             left = whole[num_candidates + place]
             lefts[place].add_(left, alpha=num_predictions)
@@ -154,14 +155,14 @@ def _basis(left: Tensor, scaling: Tensor) -> Tensor:
     return (basis * (sizes > _LEAST * sizes[0])).float()
 
 
-def _whole(windows: Windows, shards: SeenShards, gradients: list[Tensor], ranks: Ranks) -> list[Tensor]:
+def _whole(shards: SeenShards, gradients: list[Tensor]) -> list[Tensor]:
     """Return the whole gradients of everything in ``windows.names``, the same on every rank. Collective."""
-    shapes = windows.shapes
+    shapes = shards.windows.shapes
     sizes = [prod(shape) for shape in shapes]
     flat = torch.zeros(sum(sizes), device=shards.device)
     starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
     for piece, gradient in zip(shards.all.slices, gradients, strict=True):
         start = starts[piece.parameter] + piece.start
         flat[start : start + piece.length] = gradient
-    ranks.all_reduce(flat)
+    shards.ranks.all_reduce(flat)
     return [one.view(shape) for one, shape in zip(flat.split(sizes), shapes, strict=True)]

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from io import StringIO
 
 import torch
 from packaging.requirements import Requirement
 
 from adapeft.errors import AdapeftError
+from cluster.commands.doctor.packages import installed_version
 
 _RAY_SECONDS = 5.0
 
@@ -59,20 +60,13 @@ def _missing(extra: str = "") -> str | None:
 
 def _lacking(wanted: list[Requirement], install: str) -> str | None:
     """Names the packages that are not installed, or in a version that does not fit."""
-    found = {one.name: _installed(one.name) for one in wanted}
+    found = {one.name: installed_version(one.name) for one in wanted}
     lacking = [
         f"{one.name}{one.specifier}" + (f" (installed: {found[one.name]})" if found[one.name] else "")
         for one in wanted
         if found[one.name] is None or not one.specifier.contains(str(found[one.name]), prereleases=True)
     ]
     return f"{', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing: {install}" if lacking else None
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _first_error(check: Callable[[], None]) -> str | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from cluster.commands.doctor.packages import installed_version
 from cluster.inspection.fits import available_memory, size
 
 _PACKAGES = ("adapeft", "torch", "transformers", "peft", "datasets", "ortools", "deepspeed", "ray")
@@ -19,19 +19,12 @@ def machine() -> dict[str, str]:
     return {
         "python": f"{platform.python_version()}, {sys.executable}",
         "system": platform.platform(),
-        "versions": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
+        "versions": ", ".join(f"{name} {installed_version(name) or 'missing'}" for name in _PACKAGES),
         "accelerator": _accelerator(),
         "processor": f"{len(os.sched_getaffinity(0))} cores, {torch.backends.cpu.get_cpu_capability()}",
         "memory": f"{size(available_memory(gpu=False) or 0)} free",
         "ray": os.environ.get("RAY_ADDRESS", "RAY_ADDRESS is not set: commands start a local Ray where they need one"),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
 
 
 def _accelerator() -> str:

@@ -10,6 +10,7 @@ import torch
 
 from adapeft.errors import AdapeftError
 from cluster.commands.doctor import features as features_of
+from cluster.commands.doctor import packages as packages_of
 from cluster.commands.doctor.features import features
 from cluster.zero import compiled
 
@@ -27,7 +28,7 @@ def packages(monkeypatch):
             raise PackageNotFoundError(package)
         return found
 
-    monkeypatch.setattr(features_of, "version", seeming)
+    monkeypatch.setattr(packages_of, "version", seeming)
     return given
 
 
