@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from adapeft.choose.scores import Scores
 from adapeft.choose.topk import top_k
 from adapeft.errors import AdapeftError
 from adapeft.finite import is_finite
 from adapeft.measure.groups import Groups
-from adapeft.measure.statistics import ElementShard
+from adapeft.measure.statistics import ElementShard, Value
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
-
-Value = Callable[[dict[str, Tensor]], Tensor]
-"""Function from columns of statistics to the value of each element, of the same shape."""
 
 
 def choose_elements(
@@ -39,7 +37,7 @@ def choose_elements(
     Raises:
         AdapeftError: a value is not finite, so the values have no order.
     """
-    values = [value(shard.columns) for shard in elements]
+    values = Scores(elements, value)
     overflown = torch.tensor([sum(not is_finite(scores) for scores in values)])
     if int(ranks.all_reduce(overflown)):
         raise AdapeftError(
@@ -48,7 +46,7 @@ def choose_elements(
         )
     positions = positions_of(groups, elements)
     if by_tensor:
-        local = _top_k_by_tensor(groups, elements, values, budget, ranks)
+        local = _top_k_by_tensor(groups, elements, value, budget, ranks)
     else:
         local = top_k(values, positions, budget, ranks.all_reduce)
     total = torch.zeros(1, dtype=torch.float64)
@@ -106,14 +104,14 @@ def shares(sizes: np.ndarray, budget: int) -> np.ndarray:
 
 
 def _top_k_by_tensor(
-    groups: Groups, elements: Sequence[ElementShard], values: Sequence[Tensor], budget: int, ranks: Ranks
+    groups: Groups, elements: Sequence[ElementShard], value: Value, budget: int, ranks: Ranks
 ) -> list[Tensor]:
     """Choose the top-k of each tensor's share of the budget, tensor by tensor in the same order on every rank."""
     sizes = np.array([info.count for info in groups.parameters], dtype=np.int64)
     local: dict[int, Tensor] = {}
     for parameter, share in enumerate(shares(sizes, budget).tolist()):
         mine = [index for index, shard in enumerate(elements) if shard.slice.parameter == parameter]
-        starts = [elements[index].slice.start for index in mine]
-        picks = top_k([values[index] for index in mine], starts, share, ranks.all_reduce)
+        own = [elements[index] for index in mine]
+        picks = top_k(Scores(own, value), [shard.slice.start for shard in own], share, ranks.all_reduce)
         local |= dict(zip(mine, picks, strict=True))
     return [local[index] for index in range(len(elements))]

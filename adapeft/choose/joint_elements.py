@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adapeft.choose.elements import positions_of, subset_of_picks
+from adapeft.choose.scores import Scores
 from adapeft.choose.topk import top_k
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
@@ -62,17 +63,17 @@ def choose_elements_jointly(
     where more elements would add more curvature than slope. The description has ``value`` G, ``bound``, ``gap`` and
     ``unspent``, the number of unspent elements of the budget.
     """
-    slopes = [shard.columns["slope"] for shard in elements]
-    roots = [shard.columns["curvature"].clamp(min=0).sqrt() for shard in elements]
+    slopes, roots = Scores(elements, _slope), Scores(elements, _root)
     positions = positions_of(groups, elements)
 
     def at(price: float) -> _Candidate:
-        scores = [slope - price * root for slope, root in zip(slopes, roots, strict=True)]
+        scores = Scores(elements, lambda columns: _slope(columns) - price * _root(columns))
         picks = top_k(scores, positions, budget, ranks.all_reduce)
-        sums = torch.zeros(2, dtype=torch.float64)
-        for slope, root, mine in zip(slopes, roots, picks, strict=True):
-            sums += torch.stack([slope[mine].sum(dtype=torch.float64), root[mine].sum(dtype=torch.float64)]).cpu()
-        return _Candidate(picks, *ranks.all_reduce(sums).tolist())
+        sums = [torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]
+        for total, values in zip(sums, (slopes, roots), strict=True):
+            for value, mine in zip(values, picks, strict=True):
+                total += value[mine].sum(dtype=torch.float64).cpu()
+        return _Candidate(picks, *ranks.all_reduce(torch.cat(sums)).tolist())
 
     best = at(0.0)
     bound = best.bound(reach, 0.0)
@@ -95,3 +96,11 @@ def choose_elements_jointly(
         unspent=budget - subset.count,
         status="within_gap" if gap <= _GAP else "feasible",
     )
+
+
+def _slope(columns: dict[str, Tensor]) -> Tensor:
+    return columns["slope"]
+
+
+def _root(columns: dict[str, Tensor]) -> Tensor:
+    return columns["curvature"].clamp(min=0).sqrt()

@@ -18,7 +18,7 @@ def top_k(scores: Sequence[Tensor], positions: Sequence[int], k: int, all_reduce
     """Return the local members of the k largest positive scores over all ranks.
 
     Args:
-        scores: this rank's pieces, float32, each 1-D.
+        scores: this rank's pieces, float32, each 1-D; read several times, one after the other.
         positions: global position of each piece's first score; over all ranks every position occurs once.
         k: number of scores to choose; fewer are chosen if fewer scores are positive.
         all_reduce: function that sums an int64 tensor over the ranks.
@@ -36,17 +36,21 @@ def top_k(scores: Sequence[Tensor], positions: Sequence[int], k: int, all_reduce
     threshold, num_below, num_tied = _kth_smallest(lambda: map(_descending_key, scores), k, 32, all_reduce, device)
     if num_below + num_tied == k:  # nearly always: all tied scores fit
         return [torch.nonzero(_descending_key(score) <= threshold).squeeze(1) for score in scores]
-    chosen = [_descending_key(score) < threshold for score in scores]
 
     def tied_positions() -> Iterable[Tensor]:
         for score, position in zip(scores, positions, strict=True):
             yield torch.nonzero(_descending_key(score) == threshold).squeeze(1) + position
 
     last, *_ = _kth_smallest(tied_positions, k - num_below, 48, all_reduce, device)
-    for mask, score, position in zip(chosen, scores, positions, strict=True):
-        tied = torch.nonzero(_descending_key(score) == threshold).squeeze(1)
+
+    def chosen(score: Tensor, position: int) -> Tensor:
+        keys = _descending_key(score)
+        mask = keys < threshold
+        tied = torch.nonzero(keys == threshold).squeeze(1)
         mask[tied[tied + position <= last]] = True
-    return [torch.nonzero(mask).squeeze(1) for mask in chosen]
+        return torch.nonzero(mask).squeeze(1)
+
+    return [chosen(score, position) for score, position in zip(scores, positions, strict=True)]
 
 
 def _descending_key(score: Tensor) -> Tensor:

@@ -72,25 +72,33 @@ def mean_gradient(passes: Passes, name: str, batches: tuple) -> list[Tensor]:
 
 
 def shrink_to_mean(shards: Shards, groups: Groups, fisher: list[Tensor], num_draws: int) -> None:
-    r"""Shrink each tensor's curvatures towards their mean, in place: :math:`h \leftarrow (1 - s)\,h + s\,\bar h`.
-
-    An element's curvature is the mean of ``num_draws`` (M) squared gradients, each approximately χ²₁, so its sampling
-    variance is :math:`2h^2/M`. The best linear shrinkage is then
-    :math:`s = \frac{2}{M}\overline{h^2} / \mathrm{Var}(\hat h)` (Efron and Morris, 1973), from each tensor's first two
-    moments. Without it, slope / curvature favours elements whose few draws happened to be small, so dead coordinates
-    win.
-    """
+    """Shrink each tensor's curvatures towards their mean, in place; see ``shrinkage_of``."""
     counts = torch.tensor([info.count for info in groups.parameters], dtype=torch.float64)
     first = torch.zeros(len(counts), dtype=torch.float64, device=shards.device)
     second = torch.zeros_like(first)
     for piece, values in zip(shards.slices, fisher, strict=True):
         first[piece.parameter] += values.sum(dtype=torch.float64)
         second[piece.parameter] += values.double().square().sum()
-    moments = shards.ranks.all_reduce(torch.stack([first, second])).cpu() / counts
-    mean, mean_square = moments[0], moments[1]
-    variance = (mean_square - mean.square()).clamp(min=0.0)
-    noise = 2.0 / (num_draws + 2.0) * mean_square  # E[ĥ²] = (1 + 2/M) E[h²]
-    weight = torch.where(variance > noise, noise / variance.clamp(min=torch.finfo(torch.float64).tiny), 1.0)
+    mean, mean_square = shards.ranks.all_reduce(torch.stack([first, second])).cpu() / counts
+    weight = shrinkage_of(mean, mean_square, num_draws)
     for piece, values in zip(shards.slices, fisher, strict=True):
         s = float(weight[piece.parameter])
         values.mul_(1.0 - s).add_(s * float(mean[piece.parameter]))
+
+
+def shrinkage_of(mean: Tensor, mean_square: Tensor, num_draws: int) -> Tensor:
+    r"""Return each tensor's s in :math:`h \leftarrow (1 - s)\,h + s\,\bar h`, the best shrinkage of its curvatures h.
+
+    An element's curvature is the mean of ``num_draws`` (M) squared gradients, each approximately χ²₁, so its sampling
+    variance is :math:`2h^2/M`. The best linear shrinkage is then
+    :math:`s = \frac{2}{M}\overline{h^2} / \mathrm{Var}(\hat h)` (Efron and Morris, 1973), from each tensor's first two
+    moments. Without it, slope / curvature favours elements whose few draws happened to be small, so dead coordinates
+    win.
+
+    Args:
+        mean: mean curvature of each tensor, float64.
+        mean_square: mean squared curvature of each tensor, float64.
+    """
+    variance = (mean_square - mean.square()).clamp(min=0.0)
+    noise = 2.0 / (num_draws + 2.0) * mean_square  # E[ĥ²] = (1 + 2/M) E[h²]
+    return torch.where(variance > noise, noise / variance.clamp(min=torch.finfo(torch.float64).tiny), 1.0)

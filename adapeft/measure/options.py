@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from adapeft.measure.groups import Groups
-from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import Projector, measure_curvatures, measure_slopes
 from adapeft.measure.shards import Shards
@@ -71,18 +70,24 @@ class _Factors:
 
 
 def measure_with_options(
-    passes: Passes, groups: Groups, direction: list[Tensor], kinds: Sequence[str], ranks: Sequence[int]
+    passes: Passes,
+    groups: Groups,
+    direction: list[Tensor],
+    kinds: Sequence[str],
+    ranks: Sequence[int],
+    seen: Groups | None = None,
 ) -> tuple[dict[str, np.ndarray], Options]:
     """Return the columns of ``groups`` (by row), without projections, and the options of its matrices. Collective.
 
     Through windows of rank m, LoRA has at most rank m.
 
     Args:
+        direction: direction of what is measured of each matrix.
         kinds: kinds of options; those other than ``tensor`` and ``lora`` are ignored.
         ranks: ranks of LoRA; each matrix gets those that cost less than training it whole.
+        seen: ``groups`` with the shapes of what is measured; None: the candidates themselves.
     """
-    shards = passes.shards
-    steps = shards.windows.groups if isinstance(shards, SeenShards) else groups
+    shards, steps = passes.shards, seen or groups
     matrices = [i for i, info in enumerate(groups.parameters) if info.is_linear and "lora" in kinds]
     factors = _factors(shards, steps, direction, {i: _most(groups.parameters[i], ranks) for i in matrices})
     size = sum(one.left.shape[1] for one in factors.values())

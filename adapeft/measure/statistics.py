@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -23,10 +23,22 @@ Value = Callable[[dict[str, Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class ElementShard:
-    """Statistics of one rank's elements of one candidate: ``columns[name]`` is float32 [slice.length]."""
+    """Statistics of one rank's elements of one candidate.
+
+    Attributes:
+        slice: the elements.
+        tensors: what is stored: the columns, or the factors from which a subclass computes them.
+    """
 
     slice: Slice
-    columns: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+
+    is_factored: ClassVar[bool] = False
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """Columns by name, float32 [slice.length]."""
+        return self.tensors
 
 
 @dataclass(frozen=True)
@@ -92,12 +104,12 @@ class Statistics:
         if self.options is not None:
             check_options(self.groups, self.options, owner, remedy)
         # Includes the names of the columns, because a rank may hold no elements.
-        names = sorted({*self.columns, *(name for shard in self.elements for name in shard.columns)})
+        names = sorted({*self.columns, *(name for shard in self.elements for name in shard.tensors)})
         found = [
             (shard.slice.parameter, names.index(name))
             for shard in self.elements
-            for name, column in shard.columns.items()
-            if not is_finite(column)
+            for name, tensor in shard.tensors.items()
+            if not is_finite(tensor)
         ]
         everywhere = torch.cat(ranks.all_gather(torch.tensor([*found, (-1, -1)], dtype=torch.int64).flatten()))
         for parameter, number in everywhere.view(-1, 2).tolist():

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import load_table, load_tensors, provenance, save_table
@@ -20,6 +21,7 @@ from adapeft.files.json_numbers import dumps, loads
 from adapeft.files.rank_files import rank_paths, save_on_ranks
 from adapeft.finite import check_finite
 from adapeft.measure.groups import Groups
+from adapeft.measure.low_rank.factored import FACTORS, FactoredShard
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics, check_columns, check_options
@@ -90,7 +92,9 @@ def load_options(folder: Path, groups: Groups) -> Options | None:
 
 def save_elements(folder: Path, elements: tuple[ElementShard, ...], ranks: Ranks) -> None:
     """Write every rank's shard of element statistics and replace older ones. Collective."""
-    tensors = {f"{i}.{name}": column for i, shard in enumerate(elements) for name, column in shard.columns.items()}
+    tensors = {
+        f"{i}.{name}": tensor.contiguous() for i, shard in enumerate(elements) for name, tensor in shard.tensors.items()
+    }
     description = {"slices": [asdict(shard.slice) for shard in elements]}
     save_on_ranks(folder / ELEMENTS, "shard of statistics", tensors, description, ranks)
 
@@ -198,7 +202,7 @@ def load_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:
     elements: list[ElementShard] = []
     if groups.granularity == "element" and columns:
         for path in rank_paths(folder / ELEMENTS, "Measure again."):
-            elements += _load_shard(path)
+            elements += _load_shard(path, groups)
         _check_complete(folder / ELEMENTS, groups, elements)
     return Statistics(groups, columns, tuple(elements), load_options(folder, groups)), key
 
@@ -213,25 +217,33 @@ class _ShardHeader(Header):
     slices: list[_Slice]
 
 
-def _load_shard(path: Path) -> list[ElementShard]:
+def _load_shard(path: Path, groups: Groups) -> list[ElementShard]:
     tensors, content = load_tensors(path, "shard of statistics")
     with reading(f"{path}: damaged shard of statistics", "Measure again."):
-        names = sorted({name.partition(".")[2] for name in tensors})
-        found = []
-        for index, piece in enumerate(_ShardHeader.model_validate(content).slices):
-            columns = {name: tensors[f"{index}.{name}"] for name in names}
-            for name, column in columns.items():
-                if (
-                    column.dtype not in (torch.float32, torch.float64)
-                    or column.ndim not in (1, 2)
-                    or len(column) != piece.length
-                ):
-                    raise ValueError(
-                        f"{index}.{name} is {column.dtype} {list(column.shape)} for {piece.length} elements"
-                    )
-            found.append(ElementShard(Slice(**dict(piece)), columns))
+        of_slices: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            index, _, name = key.partition(".")
+            of_slices.setdefault(int(index), {})[name] = tensor
+        slices = [Slice(**dict(piece)) for piece in _ShardHeader.model_validate(content).slices]
+        found = [_shard_of(piece, of_slices.pop(index), groups) for index, piece in enumerate(slices)]
+        if of_slices:
+            raise ValueError(f"tensors of {max(of_slices) + 1} slices, but it describes {len(slices)}")
         check_finite(tensors, str(path), "Measure again.")
         return found
+
+
+def _shard_of(piece: Slice, tensors: dict[str, Tensor], groups: Groups) -> ElementShard:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.float64) or tensor.ndim not in (1, 2):
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
+    if tensors.keys() == FACTORS:
+        shard = FactoredShard(piece, tensors, groups.parameters[piece.parameter].output_dim == 1)
+        shard.check()
+        return shard
+    for name, column in tensors.items():
+        if len(column) != piece.length:
+            raise ValueError(f"{name} is {list(column.shape)} for {piece.length} elements")
+    return ElementShard(piece, tensors)
 
 
 def _check_complete(folder: Path, groups: Groups, elements: Sequence[ElementShard]) -> None:

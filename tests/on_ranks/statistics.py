@@ -47,6 +47,7 @@ CASES = {
         **{"groups": "row", "options": ["row", "tensor", "lora"], "lora_ranks": [1, 2]},
         **{"measure": "low-rank", "rank": 4},
     },
+    "low-rank-elements": {"groups": "element", "measure": "low-rank", "rank": 4},
     "role": {"groups": "role", "solver": "greedy"},
     "parabola": {"groups": "role", "curvature": "parabola", "include": ["*bias"], "budget": 100},
     "probe": {"groups": "row", "probe_steps": 3, "probe_points": 2, "probe_learning_rate": 1e-2},

@@ -1,14 +1,9 @@
 r"""The direction of low rank: Adam's, factored as in Adafactor, and seen through a window on the gradient's row space.
 
-For a matrix with gradients :math:`g_t` [out, in] of the batches of half A, the first pass has random windows
-:math:`\Omega` and :math:`\Psi` and gives
-
-.. math:: \bar g^\top \Omega, \qquad c_j = \tfrac1m \overline{\|(g_t^\top \Omega)_j\|^2} \approx
-          \sum_i \overline{g_{t,ij}^2}, \qquad r_i = \tfrac1m \overline{\|(g_t \Psi)_i\|^2} \approx
-          \sum_j \overline{g_{t,ij}^2},
-
-without bias for any m. Adafactor's second moment (Shazeer and Stern 2018, algorithm 2) is :math:`r_i c_j / s`, with
-:math:`s = \sum_j c_j`, so Adam's direction is :math:`\sqrt s\, R^{-1/2} \bar g\, C^{-1/2}`. An orthonormal basis
+The first pass over half A has random windows and gives :math:`\bar g^\top \Omega` of a matrix with mean gradient
+:math:`\bar g` [out, in], and the moments r of its rows and c of its columns (``adapeft.measure.low_rank.moments``).
+Adafactor's second moment is :math:`r_i c_j / s`, with :math:`s = \sum_j c_j`, so Adam's direction is :math:`\sqrt s\,
+R^{-1/2} \bar g\, C^{-1/2}`. An orthonormal basis
 :math:`Q` [in, m] of :math:`C^{-1/2} \bar g^\top \Omega` spans most of its row space (the range finder of Halko,
 Martinsson and Tropp 2011). The second pass sees :math:`\bar g\, C^{-1/2} Q` through the window :math:`C^{-1/2} Q`, and
 the direction is
@@ -21,13 +16,11 @@ Through the window :math:`Q` a step D of the right leaf is the step d of the mat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import prod
-
 import torch
 from torch import Tensor
 
 from adapeft.measure.direction import NOISE
+from adapeft.measure.low_rank.moments import MatrixMoments, Moments, measure_moments
 from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.passes import Passes
 
@@ -46,12 +39,13 @@ def measure_direction_of_low_rank(passes: Passes, kind: str) -> list[Tensor]:
     """
     shards = passes.shards
     assert isinstance(shards, SeenShards)
-    ranges = _measure_ranges(passes, shards)
+    moments = measure_moments(passes, shards, "ranges", passes.calibration.half_a)
+    scale = _root_mean_square(moments)
     scaling = {
-        candidate: one.column_scale(ranges.scale) if kind == "adam" else torch.ones_like(one.columns)
-        for candidate, one in ranges.of_matrices.items()
+        candidate: _column_scale(one, scale) if kind == "adam" else torch.ones_like(one.columns)
+        for candidate, one in moments.of_matrices.items()
     }
-    bases = {candidate: _basis(one.left, scaling[candidate]) for candidate, one in ranges.of_matrices.items()}
+    bases = {candidate: _basis(one.left, scaling[candidate]) for candidate, one in moments.of_matrices.items()}
     shards.windows.look_along({candidate: one / scaling[candidate][:, None] for candidate, one in bases.items()})
     mean = [torch.zeros(piece.length, device=shards.device) for piece in shards.slices]
     weight = torch.zeros(1, dtype=torch.float64)
@@ -60,90 +54,59 @@ def measure_direction_of_low_rank(passes: Passes, kind: str) -> list[Tensor]:
         for total, gradient in zip(mean, gradients, strict=True):
             total.add_(gradient, alpha=num_predictions)
     shards.windows.look_along(bases)
-    for piece, total in zip(shards.slices, mean, strict=True):
+    for total in mean:
         total.div_(weight.item())
-        found = ranges.of_matrices.get(piece.parameter)
+    if kind == "gradient":
+        scale = _root_mean_square_of_mean(shards, moments, mean)
+    for piece, total in zip(shards.slices, mean, strict=True):
+        found = moments.of_matrices.get(piece.parameter)
         if kind == "gradient":
-            total.div_(ranges.scale)
+            total.div_(scale)
         elif found is None:
-            square = ranges.squares[piece.parameter][piece.start : piece.start + piece.length]
-            total.div_(square.sqrt().add_(NOISE * ranges.scale))
+            square = moments.squares[piece.parameter][piece.start : piece.start + piece.length]
+            total.div_(square.sqrt().add_(NOISE * scale))
         else:
             rows = shards.windows.row_of(piece, total.device)
-            total.mul_((found.row_scale(ranges.scale) ** -1)[rows])
+            total.mul_((_row_scale(found, scale) ** -1)[rows])
     return mean
 
 
-@dataclass(frozen=True)
-class _Range:
-    """The first pass over one matrix.
+def _column_scale(moments: MatrixMoments, scale: float) -> Tensor:
+    r"""Return :math:`\sqrt{c_j}` [in], at least what noise gives."""
+    return moments.columns.sqrt().add(NOISE * scale * len(moments.rows) ** 0.5)
 
-    Attributes:
-        left: mean of gᵀΩ [in, m].
-        columns: c [in].
-        rows: r [out].
+
+def _row_scale(moments: MatrixMoments, scale: float) -> Tensor:
+    r"""Return :math:`\sqrt{r_i / s}` [out], at least what noise gives, so that no row steps along rounding."""
+    out, width = len(moments.rows), len(moments.columns)
+    total = moments.columns.sum().sqrt().add(NOISE * scale * (out * width) ** 0.5)
+    return moments.rows.sqrt().add(NOISE * scale * width**0.5) / total
+
+
+def _root_mean_square(moments: Moments) -> float:
+    """Return the root mean square of the gradients of all elements and batches, or 1 if all are zero."""
+    matrices, squares = moments.of_matrices.values(), moments.squares.values()
+    total = sum(float(one.columns.sum()) for one in matrices) + sum(float(square.sum()) for square in squares)
+    return (total / _count(moments)) ** 0.5 if total > 0 else 1.0
+
+
+def _root_mean_square_of_mean(shards: SeenShards, moments: Moments, mean: list[Tensor]) -> float:
+    """Return the root mean square of the mean gradient, or 1 if it is zero. Collective.
+
+    A matrix's is estimated without bias from its left leaf, because the right one shows only some directions.
     """
-
-    left: Tensor
-    columns: Tensor
-    rows: Tensor
-
-    def row_scale(self, scale: float) -> Tensor:
-        r"""Return :math:`\sqrt{r_i / s}` [out], at least what noise gives, so that no row steps along rounding."""
-        out, width = len(self.rows), len(self.columns)
-        total = self.columns.sum().sqrt().add(NOISE * scale * (out * width) ** 0.5)
-        return self.rows.sqrt().add(NOISE * scale * width**0.5) / total
-
-    def column_scale(self, scale: float) -> Tensor:
-        r"""Return :math:`\sqrt{c_j}` [in], at least what noise gives."""
-        return self.columns.sqrt().add(NOISE * scale * len(self.rows) ** 0.5)
+    squared = torch.zeros(1, dtype=torch.float64, device=shards.device)
+    for piece, total in zip(shards.slices, mean, strict=True):
+        if piece.parameter in moments.squares:
+            squared += total.double().square().sum()
+    lefts = [one.left.double().square().sum() for one in moments.of_matrices.values()]
+    found = float(shards.ranks.all_reduce(squared)) + float(sum(lefts)) / shards.windows.rank
+    return (found / _count(moments)) ** 0.5 if found > 0 else 1.0
 
 
-class _Ranges:
-    """The first pass.
-
-    Attributes:
-        of_matrices: candidate → its range.
-        squares: candidate without a window → mean squared gradient, flat.
-        scale: root mean square of the gradients of all elements and batches.
-    """
-
-    def __init__(self, of_matrices: dict[int, _Range], squares: dict[int, Tensor], count: int) -> None:
-        self.of_matrices, self.squares = of_matrices, squares
-        total = sum(float(one.columns.sum()) for one in of_matrices.values())
-        total += sum(float(square.sum()) for square in squares.values())
-        self.scale = (total / count) ** 0.5 if total > 0 else 1.0
-
-
-def _measure_ranges(passes: Passes, shards: SeenShards) -> _Ranges:
-    """Measure ranges and moments over half A behind random windows on both sides. Collective."""
-    windows = shards.windows
-    rank, places = windows.rank, {candidate: place for place, candidate in enumerate(windows.matrices)}
-    num_candidates = len(windows.groups.parameters)
-    shapes = windows.shapes
-    lefts = [torch.zeros(shapes[num_candidates + place], device=shards.device) for place in places.values()]
-    columns = [torch.zeros(len(left), device=shards.device) for left in lefts]
-    rows = [torch.zeros(shapes[candidate][0], device=shards.device) for candidate in places]
-    others = [candidate for candidate in range(num_candidates) if candidate not in places]
-    squares = [torch.zeros(prod(shapes[candidate]), device=shards.device) for candidate in others]
-    weight = torch.zeros(1, dtype=torch.float64)
-    sums = [*lefts, *columns, *rows, *squares, weight]
-    everything = replace(passes, shards=shards.all)
-    for gradients, num_predictions in everything.gradients("ranges", passes.calibration.half_a, sums):
-        weight += num_predictions
-        whole = _whole(shards, gradients)
-        for candidate, place in places.items():
-            left = whole[num_candidates + place]
-            lefts[place].add_(left, alpha=num_predictions)
-            columns[place].add_(left.square().sum(1), alpha=num_predictions / rank)
-            rows[place].add_(whole[candidate].square().sum(1), alpha=num_predictions / rank)
-        for square, candidate in zip(squares, others, strict=True):
-            square.addcmul_(whole[candidate].flatten(), whole[candidate].flatten(), value=num_predictions)
-    for total in (*lefts, *columns, *rows, *squares):
-        total.div_(weight.item())
-    of_matrices = {candidate: _Range(lefts[place], columns[place], rows[place]) for candidate, place in places.items()}
-    count = sum(len(one.rows) * len(one.columns) for one in of_matrices.values()) + sum(map(len, squares))
-    return _Ranges(of_matrices, dict(zip(others, squares, strict=True)), count)
+def _count(moments: Moments) -> int:
+    matrices = moments.of_matrices.values()
+    return sum(len(one.rows) * len(one.columns) for one in matrices) + sum(map(len, moments.squares.values()))
 
 
 def _basis(left: Tensor, scaling: Tensor) -> Tensor:
@@ -153,16 +116,3 @@ def _basis(left: Tensor, scaling: Tensor) -> Tensor:
     """
     basis, sizes, _ = torch.linalg.svd((left / scaling[:, None]).double(), full_matrices=False)
     return (basis * (sizes > _LEAST * sizes[0])).float()
-
-
-def _whole(shards: SeenShards, gradients: list[Tensor]) -> list[Tensor]:
-    """Return the whole gradients of everything in ``windows.names``, the same on every rank. Collective."""
-    shapes = shards.windows.shapes
-    sizes = [prod(shape) for shape in shapes]
-    flat = torch.zeros(sum(sizes), device=shards.device)
-    starts = [0, *torch.tensor(sizes).cumsum(0).tolist()]
-    for piece, gradient in zip(shards.all.slices, gradients, strict=True):
-        start = starts[piece.parameter] + piece.start
-        flat[start : start + piece.length] = gradient
-    shards.ranks.all_reduce(flat)
-    return [one.view(shape) for one, shape in zip(flat.split(sizes), shapes, strict=True)]

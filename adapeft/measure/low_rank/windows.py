@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class Windows:
 
     Attributes:
         names: names of the measured parameters: one per candidate, its right leaf or itself, then the left leaves.
+        shapes: their shapes.
         groups: the groups of the candidates with the shapes of what is measured of them.
         matrices: indices of the candidates that have a window.
         rank: m.
@@ -51,6 +53,7 @@ class Windows:
                 f"select.rank = {rank}: no matrix among the candidates is wider than that, so a low-rank measurement "
                 "saves nothing. Lower select.rank, or set select.measure: exact."
             )
+        self._seed = seed
         self._windows: dict[int, Window] = {}
         self._places: dict[int, list[tuple[nn.Module, str]]] = {}
         names = [info.name for info in groups.parameters]
@@ -62,11 +65,8 @@ class Windows:
             out, width = sizes_of(info)
             owners = places[info.name]
             device = owners[0][0].get_parameter(owners[0][1]).device
-            windows = [
-                random_window(size, rank, seed * 2**20 + 2 * index + side, device)
-                for side, size in enumerate((out, width))
-            ]
-            window = Window(info.output_dim or 0, *windows)
+            left = random_window(out, rank, seed * 2**20 + 2 * index, device)
+            window = Window(info.output_dim or 0, left, self._random_right(index, width, device))
             leaves = {
                 "left": nn.Parameter(torch.zeros(width, rank, device=device)),
                 "right": nn.Parameter(torch.zeros(out, rank, device=device)),
@@ -77,6 +77,7 @@ class Windows:
             left_names.append(_joined(path, added[0]["left"]))
             self._windows[index], self._places[index] = window, owners
         self.names = (*names, *left_names)
+        self.shapes = [*shapes, *((sizes_of(groups.parameters[index])[1], rank) for index in self.matrices)]
         self.groups = replace(
             groups,
             parameters=tuple(
@@ -84,13 +85,6 @@ class Windows:
                 for index, (info, shape) in enumerate(zip(groups.parameters, shapes, strict=True))
             ),
         )
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of everything in ``names``."""
-        parameters = self.groups.parameters
-        lefts = [(self.right_of(index).shape[0], self.rank) for index in self.matrices]
-        return [*(info.shape for info in parameters), *lefts]
 
     def right_of(self, candidate: int) -> Tensor:
         """Return the right window V [in, m] of a candidate as its layers use it."""
@@ -110,10 +104,24 @@ class Windows:
         for one in self._windows.values():
             one.has_left = False
 
+    def look_randomly(self) -> None:
+        """Look through the random windows of the start again, on both sides."""
+        self.look_along(
+            {
+                candidate: self._random_right(candidate, len(window), window.device)
+                for candidate, window in ((candidate, self.right_of(candidate)) for candidate in self.matrices)
+            }
+        )
+        for one in self._windows.values():
+            one.has_left = True
+
     def remove(self) -> None:
         """Remove the windows from the model."""
         for module in self._model.modules():
             remove_leaves(module)
+
+    def _random_right(self, candidate: int, width: int, device: torch.device) -> Tensor:
+        return random_window(width, self.rank, self._seed * 2**20 + 2 * candidate + 1, device)
 
 
 class SeenShards:
@@ -172,6 +180,26 @@ class SeenShards:
     def publish(self) -> None:
         """See ``Shards.publish``."""
         self.all.publish()
+
+
+def gathered(
+    shapes: Mapping[int, tuple[int, ...]], slices: Sequence[Slice], pieces: Sequence[Tensor], shards: Shards
+) -> dict[int, Tensor]:
+    """Return whole tensors on every rank from the pieces of all ranks. Collective.
+
+    Args:
+        shapes: parameter → shape of the tensors to return.
+        slices: this rank's slices, also of other parameters.
+        pieces: flat tensors aligned with ``slices``.
+    """
+    sizes = [prod(shape) for shape in shapes.values()]
+    flat = torch.zeros(sum(sizes), device=shards.device)
+    whole = dict(zip(shapes, flat.split(sizes), strict=True))
+    for piece, values in zip(slices, pieces, strict=True):
+        if piece.parameter in whole:
+            whole[piece.parameter][piece.start : piece.start + piece.length] = values
+    shards.ranks.all_reduce(flat)
+    return {parameter: one.view(shapes[parameter]) for parameter, one in whole.items()}
 
 
 def matrices_of(groups: Groups, rank: int) -> list[int]:

@@ -13,6 +13,7 @@ from adapeft.measure.elementwise import measure_elements
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
 from adapeft.measure.low_rank.direction import measure_direction_of_low_rank
+from adapeft.measure.low_rank.elements import measure_elements_of_low_rank
 from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.options import measure_with_options
 from adapeft.measure.parabola import measure_parabolas
@@ -57,9 +58,11 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
             steps = groups
         passes.warm_up(passes.calibration.half_b)
         if groups.granularity == "element":
-            return measure_elements(passes, groups, direction, shrinkage=settings.shrinkage)
+            measure = measure_elements_of_low_rank if steps is not groups else measure_elements
+            return measure(passes, groups, direction, shrinkage=settings.shrinkage)
         if settings.options:
-            columns, options = measure_with_options(passes, groups, direction, settings.options, settings.lora_ranks)
+            kinds, ranks = settings.options, settings.lora_ranks
+            columns, options = measure_with_options(passes, groups, direction, kinds, ranks, steps)
             return Statistics(groups, columns, options=options)
         if settings.curvature == "parabola":
             return Statistics(groups, measure_parabolas(passes, groups, direction))

@@ -58,11 +58,11 @@ class AdaPEFTOptions(ValuedOptions):
     )
 
     def check(self) -> None:
-        if self.measure == "low-rank" and (key := self._needs_exact):
+        if self.measure == "low-rank" and self.displacing:
             raise ValueError(
-                f"measure = low-rank: {key} needs the gradient of every single element; set measure: exact"
+                f"measure = low-rank: {self.displacing} needs the gradient of every single element; set measure: exact"
             )
-        if self.rank != type(self).model_fields["rank"].default and (self.measure == "exact" or self._needs_exact):
+        if self.rank != type(self).model_fields["rank"].default and (self.measure == "exact" or self.displacing):
             raise ValueError(f"rank = {self.rank}: the measurement is exact and has no rank; leave rank out")
         if self.joint is True:
             self._check_joint()
@@ -121,16 +121,9 @@ class AdaPEFTOptions(ValuedOptions):
                 "lower probe_points or raise probe_steps"
             )
 
-    @property
-    def _needs_exact(self) -> str | None:
-        """Setting that a low-rank measurement does not support; None if it supports all."""
-        if self.granularity == "element":
-            return "groups = element"
-        return self.displacing
-
     def window_rank(self, num_parameters: int) -> int | None:
         if self.measure == "auto":
-            is_low_rank = num_parameters > _SMALL and self._needs_exact is None
+            is_low_rank = num_parameters > _SMALL and not self.displacing
         else:
             is_low_rank = self.measure == "low-rank"
         return self.rank if is_low_rank else None

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from adapeft import AdapeftError
 from adapeft.files.artifact import load_table
 from adapeft.measure.groups import Groups
+from adapeft.measure.low_rank.factored import FactoredShard
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
@@ -57,9 +58,11 @@ def elements(tmp_path) -> Path:
     """Save statistics of elements; return the folder."""
     groups = Groups(PARAMETERS, "element", 99, ("head",), ("head",), "abc")
     save_groups(tmp_path / "run", groups, {"slope": np.ones(2)}, {"model.name": "x"})
-    pieces = [Slice(0, 0, 7), Slice(0, 7, 5), Slice(1, 0, 5)]
-    shards = tuple(ElementShard(piece, {"slope": torch.rand(piece.length)}) for piece in pieces)
-    save_elements(tmp_path / "run", shards, OneRank())
+    sizes = {"step": (2, 3), "gradient": (2, 3), "basis": (4, 3), "rows": (2,), "columns": (4,)}
+    factored = FactoredShard(Slice(0, 0, 8), {name: torch.rand(size) for name, size in sizes.items()}, False)
+    pieces = [Slice(0, 8, 4), Slice(1, 0, 5)]
+    dense = tuple(ElementShard(piece, {"slope": torch.rand(piece.length)}) for piece in pieces)
+    save_elements(tmp_path / "run", (factored, *dense), OneRank())
     return tmp_path / "run"
 
 

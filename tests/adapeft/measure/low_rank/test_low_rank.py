@@ -18,6 +18,7 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups, build_groups
 from adapeft.measure.low_rank import direction as direction_of_low_rank
 from adapeft.measure.low_rank.direction import measure_direction_of_low_rank
+from adapeft.measure.low_rank.moments import measure_moments
 from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.low_rank.windows import SeenShards, Windows
 from adapeft.measure.mode import measuring_mode
@@ -52,16 +53,18 @@ class Measured:
 
 
 @contextmanager
-def looking(model: nn.Module, granularity: str, rank: int, num_micro: int = 1) -> Iterator[tuple[Passes, Groups]]:
+def looking(
+    model: nn.Module, granularity: str, rank: int, num_micro: int = 1, seed: int = 1
+) -> Iterator[tuple[Passes, Groups]]:
     groups = build_groups(model, granularity)
-    with measuring_mode(model, restore=groups.always_train), seen(model, groups, rank, seed=1) as view:
+    with measuring_mode(model, restore=groups.always_train), seen(model, groups, rank, seed) as view:
         shards = view.shards(WholeModel(model, view.names, groups.always_train, num_micro))
         yield passes_for(model, shards), groups
 
 
 @contextmanager
-def directed(model: nn.Module, granularity: str, rank: int, kind: str = "adam", num_micro: int = 1):
-    with looking(model, granularity, rank, num_micro) as (passes, groups):
+def directed(model: nn.Module, granularity: str, rank: int, kind: str = "adam", num_micro: int = 1, seed: int = 1):
+    with looking(model, granularity, rank, num_micro, seed) as (passes, groups):
         direction = measure_direction_of_low_rank(passes, kind)
         windows = passes.shards.windows
         dense = []
@@ -122,9 +125,8 @@ def test_a_window_as_wide_as_the_layer_shows_the_whole_factored_direction(model,
     """Compare with Adafactor's direction (its algorithm 2) of the mean gradient, from the measured moments."""
     monkeypatch.setattr(direction_of_low_rank, "_LEAST", 0.0)
     ranges = []
-    measure_ranges = direction_of_low_rank._measure_ranges
     monkeypatch.setattr(
-        direction_of_low_rank, "_measure_ranges", lambda *args: ranges.append(measure_ranges(*args)) or ranges[0]
+        direction_of_low_rank, "measure_moments", lambda *args: ranges.append(measure_moments(*args)) or ranges[0]
     )
     half_a = make_batches(model, num_batches=7)[:3]
     with directed(model, "row", 12) as found:
@@ -147,6 +149,18 @@ def test_a_window_as_wide_as_the_layer_shows_the_whole_factored_direction(model,
         assert compared >= 2
 
 
+def test_the_gradient_as_direction_has_the_exact_scale(model):
+    """Its estimate over 12 random columns of each matrix has an error of about a tenth."""
+    half_a = make_batches(model, num_batches=7)[:3]
+    with directed(model, "row", 12, "gradient") as found:
+        mean = mean_gradients(model, half_a, found.groups)
+        scale = torch.cat(mean).square().mean().sqrt()
+        others = [i for i in range(len(mean)) if i not in found.windows.matrices]
+        for index in others:
+            ratio = found.dense[index].norm() * scale / mean[index].norm()
+            assert 0.7 < ratio < 1.4
+
+
 def test_moments_are_unbiased(model):
     """The mean of row and column moments over many random windows is exact within five standard errors."""
     batches = make_batches(model, num_batches=7)[:3]
@@ -157,7 +171,8 @@ def test_moments_are_unbiased(model):
     for seed in range(40):
         with measuring_mode(model, restore=groups.always_train), seen(model, groups, 6, seed) as view:
             shards = view.shards(WholeModel(model, view.names, groups.always_train))
-            drawn.append(direction_of_low_rank._measure_ranges(passes_for(model, shards), shards).of_matrices)
+            passes = passes_for(model, shards)
+            drawn.append(measure_moments(passes, shards, "ranges", passes.calibration.half_a).of_matrices)
     for index in drawn[0]:
         info = groups.parameters[index]
         squares = torch.stack([pieces[index].view(info.shape).square() for pieces in each])
@@ -185,7 +200,7 @@ def test_options_are_those_of_the_truncated_direction(model):
     batches = make_batches(model, num_batches=7)
     with directed(model, "row", 4) as found:
         columns, options = measure_with_options(
-            found.passes, found.groups, found.direction, ("tensor", "lora"), (1, 2, 5)
+            found.passes, found.groups, found.direction, ("tensor", "lora"), (1, 2, 5), found.windows.groups
         )
     assert set(options.ranks) == {0, 1, 2}, "a window of rank 4 shows no direction of rank 5"
     assert len(columns["slope"]) == found.groups.num_groups
@@ -217,7 +232,7 @@ def test_the_chosen_rows_capture_what_the_exact_choice_does():
     assert low.choice.value == pytest.approx(exact.choice.value, rel=0.5)
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row", "role"])
+@pytest.mark.parametrize("granularity", ["tensor", "row", "role", "element"])
 def test_small_models_are_measured_exactly_by_default(granularity):
     model = make_bert()
     choices = [
@@ -249,11 +264,10 @@ def test_tied_weights_have_one_window():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"measure": "low-rank", "groups": "element"}, "groups = element needs the gradient of every single element"),
         ({"measure": "low-rank", "probe_steps": 4}, "probe_steps = 4 needs the gradient of every single element"),
         ({"measure": "low-rank", "groups": "tensor", "curvature": "parabola"}, "curvature = parabola needs"),
         ({"measure": "exact", "rank": 8}, "rank = 8: the measurement is exact and has no rank"),
-        ({"groups": "element", "rank": 8}, "rank = 8: the measurement is exact and has no rank"),
+        ({"probe_steps": 4, "rank": 8}, "rank = 8: the measurement is exact and has no rank"),
         ({"rank": 0}, "select.rank = 0: should be greater than 0"),
     ],
 )

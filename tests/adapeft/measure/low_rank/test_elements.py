@@ -1,0 +1,201 @@
+"""Elements from factors against dense float64 gradients, and against the same columns held densely."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import adapeft
+from adapeft.choose.elements import choose_elements
+from adapeft.choose.joint_elements import choose_elements_jointly
+from adapeft.choose.scores import Scores
+from adapeft.errors import AdapeftError
+from adapeft.measure.influence import influence
+from adapeft.measure.low_rank import elements as elements_of_low_rank
+from adapeft.measure.low_rank.elements import measure_elements_of_low_rank
+from adapeft.measure.low_rank.factored import FACTORS, FactoredShard
+from adapeft.measure.low_rank.moments import measure_moments
+from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.measure.storage import load_statistics, save_elements, save_groups
+from adapeft.ranks import OneRank
+from tests.adapeft.measure.low_rank.test_low_rank import directed
+from tests.oracles.measuring import gradients, mean_gradients, num_predictions, sampled
+from tests.support.tiny import make_batches, make_bert, make_gpt2
+
+RANK = 5
+
+
+@pytest.fixture(params=[make_bert, make_gpt2])
+def model(request):
+    return request.param().double().eval()
+
+
+@pytest.fixture
+def statistics(model) -> Statistics:
+    with directed(model, "element", RANK) as found:
+        return measure_elements_of_low_rank(found.passes, found.groups, found.direction, shrinkage=True)
+
+
+def dense(statistics: Statistics) -> tuple[ElementShard, ...]:
+    """Return shards that hold their columns."""
+    return tuple(ElementShard(shard.slice, dict(shard.columns)) for shard in statistics.elements)
+
+
+def test_slopes_are_exact_along_the_direction_within_the_window(model):
+    batches = make_batches(model, num_batches=7)
+    with directed(model, "element", RANK) as found:
+        bases = {index: found.windows.right_of(index).double() for index in found.windows.matrices}
+        statistics = measure_elements_of_low_rank(found.passes, found.groups, found.direction, shrinkage=False)
+    mean = mean_gradients(model, batches[3:], found.groups)
+    for index, info in enumerate(found.groups.parameters):
+        gradient, along = mean[index], found.dense[index]
+        if index in bases:
+            matrix, seen = gradient.view(info.shape), bases[index] @ bases[index].t()
+            gradient = (seen @ matrix if info.output_dim == 1 else matrix @ seen).flatten()
+        slope = statistics.values_of(index, lambda columns: columns["slope"]).double()
+        expected = gradient * along
+        torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-9)
+
+
+def test_curvatures_are_those_of_factored_moments(model, monkeypatch):
+    batches = make_batches(model, num_batches=7)
+    measured = []
+    monkeypatch.setattr(
+        elements_of_low_rank,
+        "measure_moments",
+        lambda *args, **options: measured.append(measure_moments(*args, **options)) or measured[0],
+    )
+    with directed(model, "element", RANK) as found:
+        statistics = measure_elements_of_low_rank(found.passes, found.groups, found.direction, shrinkage=False)
+    drawn = sampled(model, batches, found.passes.seed)[3:]
+    for index, info in enumerate(found.groups.parameters):
+        curvature = statistics.values_of(index, lambda columns: columns["curvature"]).double()
+        along = found.dense[index]
+        if index in found.windows.matrices:
+            moments = measured[0].of_matrices[index]
+            rows, columns = moments.rows.double(), moments.columns.double()
+            fisher = rows[:, None] * columns / columns.sum()
+            fisher = (fisher.t() if info.output_dim == 1 else fisher).flatten()
+        else:
+            each = [num_predictions(one) * gradients(model, one, found.groups)[index] ** 2 for one in drawn]
+            fisher = torch.stack(each).mean(0)
+        expected = fisher * along**2
+        torch.testing.assert_close(curvature, expected, rtol=1e-3, atol=1e-5 * float(expected.max()) + 1e-12)
+
+
+def test_moments_at_sampled_labels_are_those_of_the_fisher_diagonal(model):
+    """The sum over a matrix, of which rows and columns give independent unbiased estimates, over many windows."""
+    batches = make_batches(model, num_batches=7)
+    sums = []
+    for seed in range(30):
+        with directed(model, "element", RANK, seed=seed) as found:
+            found.windows.look_randomly()
+            half_b = found.passes.calibration.half_b
+            shards = found.passes.shards
+            moments = measure_moments(found.passes, shards, "curvature", half_b, sampled_labels=True).of_matrices
+            sums.append([(float(one.rows.sum()), float(one.columns.sum())) for one in moments.values()])
+    drawn = sampled(model, batches, found.passes.seed)[3:]
+    each = [[num_predictions(one) * g.square().sum() for g in gradients(model, one, found.groups)] for one in drawn]
+    exact = torch.tensor(each).mean(0)[list(moments)].numpy()
+    found_sums = np.array(sums)
+    error = found_sums.std(0, ddof=1) / len(sums) ** 0.5
+    assert (np.abs(found_sums.mean(0) - exact[:, None]) <= 5 * error + 1e-5 * exact.max()).all()
+
+
+def test_factored_and_dense_shards_give_the_same_choice(statistics):
+    groups, held = statistics.groups, dense(statistics)
+    assert any(shard.is_factored for shard in statistics.elements)
+
+    def value(columns):
+        return influence(columns["slope"], columns["curvature"], 0.01)
+
+    for choose in (
+        lambda shards: choose_elements(groups, shards, value, 300, OneRank()),
+        lambda shards: choose_elements(groups, shards, value, 300, OneRank(), by_tensor=True),
+        lambda shards: choose_elements_jointly(groups, shards, 300, 0.01, OneRank()),
+    ):
+        ours, expected = choose(statistics.elements), choose(held)
+        assert ours.parts.keys() == expected.parts.keys()
+        assert all(torch.equal(ours.parts[name].indices, part.indices) for name, part in expected.parts.items())
+        assert ours.choice.value == expected.choice.value
+
+
+def test_scores_of_factored_shards_are_not_kept(statistics, monkeypatch):
+    computed = []
+    columns = FactoredShard.columns.fget
+    monkeypatch.setattr(
+        FactoredShard, "columns", property(lambda shard: computed.append(shard.slice) or columns(shard))
+    )
+    scores = Scores(statistics.elements, lambda columns: columns["slope"])
+    assert not computed
+    for _ in range(2):
+        assert len(list(scores)) == len(statistics.elements)
+    assert len(computed) == 2 * sum(shard.is_factored for shard in statistics.elements)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 50])
+def test_every_element_is_on_one_rank(model, statistics, world_size, monkeypatch):
+    monkeypatch.setattr(elements_of_low_rank, "_LARGEST", 60)
+    for shard in statistics.elements:
+        if not shard.is_factored:
+            continue
+        info = statistics.groups.parameters[shard.slice.parameter]
+        pieces = [
+            elements_of_low_rank._shard(shard.slice.parameter, info, start, stop, shard.tensors)
+            for rank in range(world_size)
+            for start, stop in elements_of_low_rank._ranges(info, rank, world_size)
+        ]
+        assert max(piece.slice.length for piece in pieces) <= 60
+        assert [piece.slice.start for piece in pieces[1:]] == [
+            piece.slice.start + piece.slice.length for piece in pieces[:-1]
+        ]
+        for name, column in shard.columns.items():
+            joined = torch.cat([piece.columns[name] for piece in pieces])
+            torch.testing.assert_close(joined, column, rtol=1e-5, atol=1e-6 * float(column.abs().max()))
+
+
+def test_saved_factors_load_as_they_were(statistics, tmp_path):
+    save_groups(tmp_path, statistics.groups, statistics.columns, {})
+    save_elements(tmp_path, statistics.elements, OneRank())
+    loaded, _ = load_statistics(tmp_path)
+    assert len(loaded.elements) == len(statistics.elements)
+    for ours, expected in zip(loaded.elements, statistics.elements, strict=True):
+        assert type(ours) is type(expected)
+        assert ours.slice == expected.slice
+        assert all(torch.equal(ours.columns[name], column) for name, column in expected.columns.items())
+
+
+@pytest.mark.parametrize("name", sorted(FACTORS))
+def test_factors_of_other_sizes_are_refused(statistics, tmp_path, name):
+    shards = list(statistics.elements)
+    place = next(index for index, shard in enumerate(shards) if shard.is_factored)
+    tensors = dict(shards[place].tensors)
+    tensors[name] = tensors[name][:-1].clone()
+    shards[place] = replace(shards[place], tensors=tensors)
+    save_groups(tmp_path, statistics.groups, statistics.columns, {})
+    save_elements(tmp_path, tuple(shards), OneRank())
+    with pytest.raises(AdapeftError, match=r"damaged shard of statistics.*\bMeasure again"):
+        load_statistics(tmp_path)
+
+
+def test_columns_of_the_groups_are_sums_of_the_elements(statistics):
+    for name, column in statistics.columns.items():
+        for index in range(len(statistics.groups.parameters)):
+            values = statistics.values_of(index, lambda columns, name=name: columns[name]).double()
+            assert column[index] == pytest.approx(float(values.sum()), rel=1e-4, abs=1e-6 * float(values.abs().sum()))
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_the_chosen_elements_capture_what_the_exact_choice_does(joint):
+    model = make_bert()
+    options = {"groups": "element", "budget": "10%", "num_steps": 50, "joint": joint}
+    batches = make_batches(model, num_batches=16)
+    exact = adapeft.select(model, batches, measure="exact", **options)
+    low = adapeft.select(model, batches, measure="low-rank", rank=8, **options)
+    assert 0.5 * exact.count <= low.count <= exact.count
+    names = exact.parts.keys() & low.parts.keys()
+    shared = sum(len(np.intersect1d(low.parts[name].indices, exact.parts[name].indices)) for name in names)
+    assert shared > 3 * 0.1 * low.count, "a random draw shares a tenth"
