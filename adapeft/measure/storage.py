@@ -21,7 +21,7 @@ from adapeft.files.json_numbers import dumps, loads
 from adapeft.files.rank_files import rank_paths, save_on_ranks
 from adapeft.finite import check_finite
 from adapeft.measure.groups import Groups
-from adapeft.measure.low_rank.factored import FACTORS, FactoredShard
+from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics, check_columns, check_options
@@ -236,7 +236,7 @@ def _shard_of(piece: Slice, tensors: dict[str, Tensor], groups: Groups) -> Eleme
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.float32, torch.float64) or tensor.ndim not in (1, 2):
             raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}")
-    if tensors.keys() == FACTORS:
+    if tensors.keys() == {*OF_ROWS, *OF_COLUMNS}:
         shard = FactoredShard(piece, tensors, groups.parameters[piece.parameter].output_dim == 1)
         shard.check()
         return shard

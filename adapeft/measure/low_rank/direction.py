@@ -1,37 +1,47 @@
-r"""The direction of low rank: Adam's, factored as in Adafactor, and seen through a window on the gradient's row space.
+r"""The direction of low rank: Adam's, with second moments of rows and columns, seen through a window.
 
-The first pass over half A has random windows and gives :math:`\bar g^\top \Omega` of a matrix with mean gradient
-:math:`\bar g` [out, in], and the moments r of its rows and c of its columns (``adapeft.measure.low_rank.moments``).
-Adafactor's second moment is :math:`r_i c_j / s`, with :math:`s = \sum_j c_j`, so Adam's direction is :math:`\sqrt s\,
-R^{-1/2} \bar g\, C^{-1/2}`. An orthonormal basis
-:math:`Q` [in, m] of :math:`C^{-1/2} \bar g^\top \Omega` spans most of its row space (the range finder of Halko,
-Martinsson and Tropp 2011). The second pass sees :math:`\bar g\, C^{-1/2} Q` through the window :math:`C^{-1/2} Q`, and
-the direction is
+The first pass over half A has random windows. It gives :math:`\bar g^\top \Omega` of a matrix with mean gradient
+:math:`\bar g` [out, in] and the moments :math:`C` of its columns (``adapeft.measure.low_rank.moments``). The second
+pass looks through a basis of m directions in the row space of the gradient (the range finder of Halko, Martinsson and
+Tropp 2011) and gives the mean of what is seen and the second moments :math:`R` of its rows.
 
-.. math:: d = D Q^\top, \qquad D = \sqrt s\, R^{-1/2}\, \bar g\, C^{-1/2} Q \quad [out, m].
+Groups are measured along :math:`d = R^{-1/2}\, \bar g W W^\top`, with :math:`W = C^{-1/2} Q` for a basis Q of
+:math:`C^{-1/2} \bar g^\top \Omega`: the step of a leaf next to inputs scaled by :math:`C^{-1/2}`, under Adam with one
+second moment per row. By the singular values :math:`W = P \Sigma N^\top`, it is :math:`d = D P^\top` with
+:math:`D = R^{-1/2}\, \bar g P \Sigma^2`. Through the window P, :math:`\langle g, d \rangle = \langle g P, D \rangle`,
+so slopes and curvatures measured there are exact.
 
-Through the window :math:`Q` a step D of the right leaf is the step d of the matrix, and :math:`\langle g, d \rangle =
-\langle g Q, D \rangle`, so slopes and curvatures measured there are exact for this direction.
+This is the best of the forms that were tried, in what the choices along it capture on other examples
+(tests/benchmarks/results/low-rank.md).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from adapeft.measure.direction import NOISE
-from adapeft.measure.low_rank.moments import MatrixMoments, Moments, measure_moments
+from adapeft.measure.low_rank.moments import (
+    Moments,
+    basis_of,
+    column_scale,
+    measure_moments,
+    root_mean_square,
+    root_mean_square_of_mean,
+    strength,
+)
 from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.passes import Passes
 
-_LEAST = 1e-3
-"""Singular values of a range below this share of the largest are noise; the sums over batches are float32."""
-
 
 def measure_direction_of_low_rank(passes: Passes, kind: str) -> list[Tensor]:
-    """Return the direction over half A in two passes, float32, aligned with ``passes.shards.slices``. Collective.
+    """Return the direction of groups over half A in two passes, float32, aligned with the slices. Collective.
 
-    Afterwards a step of the right leaves is one along it. Candidates without a window have the exact direction.
+    A step of the right leaves, through the windows as they are afterwards, is one along it. Candidates without a window
+    have the exact direction.
 
     Args:
         passes: passes whose shards are ``SeenShards``.
@@ -40,79 +50,76 @@ def measure_direction_of_low_rank(passes: Passes, kind: str) -> list[Tensor]:
     shards = passes.shards
     assert isinstance(shards, SeenShards)
     moments = measure_moments(passes, shards, "ranges", passes.calibration.half_a)
-    scale = _root_mean_square(moments)
-    scaling = {
-        candidate: _column_scale(one, scale) if kind == "adam" else torch.ones_like(one.columns)
-        for candidate, one in moments.of_matrices.items()
-    }
-    bases = {candidate: _basis(one.left, scaling[candidate]) for candidate, one in moments.of_matrices.items()}
-    shards.windows.look_along({candidate: one / scaling[candidate][:, None] for candidate, one in bases.items()})
+    views = {}
+    for candidate, one in moments.of_matrices.items():
+        scale = column_scale(one, root_mean_square(moments)) if kind == "adam" else torch.ones_like(one.columns)
+        ranges = basis_of(one.left / scale[:, None]) * (scale.mean() / scale)[:, None]
+        basis, sizes, _ = torch.linalg.svd(ranges.double(), full_matrices=False)
+        views[candidate] = _View((basis * (sizes > 0)).float(), sizes.square().float(), len(scale) ** 0.5)
+    return _measure_steps(passes, shards, moments, kind, views)
+
+
+class _View(NamedTuple):
+    """What the second pass sees of a matrix, and how it steps.
+
+    Attributes:
+        window: window with orthonormal columns [in, m].
+        weights: weights of its directions [m], Σ².
+        length: length of the step of a row whose gradient is the same in all batches, for Adam.
+    """
+
+    window: Tensor
+    weights: Tensor
+    length: float
+
+
+def _measure_steps(
+    passes: Passes,
+    shards: SeenShards,
+    moments: Moments,
+    kind: str,
+    views: Mapping[int, _View],
+) -> list[Tensor]:
+    """Return the steps of the right leaves, through windows that stay. Collective."""
+    windows = shards.windows
+    windows.look_along({candidate: view.window for candidate, view in views.items()})
     mean = [torch.zeros(piece.length, device=shards.device) for piece in shards.slices]
+    square = [torch.zeros_like(total) for total in mean]
     weight = torch.zeros(1, dtype=torch.float64)
-    for gradients, num_predictions in passes.gradients("direction", passes.calibration.half_a, [*mean, weight]):
+    sums = [*mean, *square, weight]
+    for gradients, num_predictions in passes.gradients("direction", passes.calibration.half_a, sums):
         weight += num_predictions
-        for total, gradient in zip(mean, gradients, strict=True):
-            total.add_(gradient, alpha=num_predictions)
-    shards.windows.look_along(bases)
-    for total in mean:
+        for index, gradient in enumerate(gradients):
+            mean[index].add_(gradient, alpha=num_predictions)
+            square[index].addcmul_(gradient, gradient, value=num_predictions)
+    for total in (*mean, *square):
         total.div_(weight.item())
     if kind == "gradient":
-        scale = _root_mean_square_of_mean(shards, moments, mean)
-    for piece, total in zip(shards.slices, mean, strict=True):
-        found = moments.of_matrices.get(piece.parameter)
-        if kind == "gradient":
-            total.div_(scale)
-        elif found is None:
-            square = moments.squares[piece.parameter][piece.start : piece.start + piece.length]
-            total.div_(square.sqrt().add_(NOISE * scale))
-        else:
-            rows = shards.windows.row_of(piece, total.device)
-            total.mul_((_row_scale(found, scale) ** -1)[rows])
+        scale = root_mean_square_of_mean(shards, moments, mean)
+        return [total.div_(scale) for total in mean]
+    scale = root_mean_square(moments)
+    rows = _row_moments(shards, square, views)
+    for piece, total, squares in zip(shards.slices, mean, square, strict=True):
+        if piece.parameter not in rows:
+            total.div_(squares.sqrt_().add_(NOISE * scale))
+            continue
+        roots, one, view = rows[piece.parameter].sqrt(), moments.of_matrices[piece.parameter], views[piece.parameter]
+        length = view.length * strength(one, scale)
+        step = length / (roots + NOISE * roots.square().mean().sqrt() + torch.finfo(roots.dtype).tiny)
+        row, direction = windows.place_of(piece, total.device)
+        total.mul_(step[row]).mul_(view.weights[direction])
     return mean
 
 
-def _column_scale(moments: MatrixMoments, scale: float) -> Tensor:
-    r"""Return :math:`\sqrt{c_j}` [in], at least what noise gives."""
-    return moments.columns.sqrt().add(NOISE * scale * len(moments.rows) ** 0.5)
-
-
-def _row_scale(moments: MatrixMoments, scale: float) -> Tensor:
-    r"""Return :math:`\sqrt{r_i / s}` [out], at least what noise gives, so that no row steps along rounding."""
-    out, width = len(moments.rows), len(moments.columns)
-    total = moments.columns.sum().sqrt().add(NOISE * scale * (out * width) ** 0.5)
-    return moments.rows.sqrt().add(NOISE * scale * width**0.5) / total
-
-
-def _root_mean_square(moments: Moments) -> float:
-    """Return the root mean square of the gradients of all elements and batches, or 1 if all are zero."""
-    matrices, squares = moments.of_matrices.values(), moments.squares.values()
-    total = sum(float(one.columns.sum()) for one in matrices) + sum(float(square.sum()) for square in squares)
-    return (total / _count(moments)) ** 0.5 if total > 0 else 1.0
-
-
-def _root_mean_square_of_mean(shards: SeenShards, moments: Moments, mean: list[Tensor]) -> float:
-    """Return the root mean square of the mean gradient, or 1 if it is zero. Collective.
-
-    A matrix's is estimated without bias from its left leaf, because the right one shows only some directions.
-    """
-    squared = torch.zeros(1, dtype=torch.float64, device=shards.device)
-    for piece, total in zip(shards.slices, mean, strict=True):
-        if piece.parameter in moments.squares:
-            squared += total.double().square().sum()
-    lefts = [one.left.double().square().sum() for one in moments.of_matrices.values()]
-    found = float(shards.ranks.all_reduce(squared)) + float(sum(lefts)) / shards.windows.rank
-    return (found / _count(moments)) ** 0.5 if found > 0 else 1.0
-
-
-def _count(moments: Moments) -> int:
-    matrices = moments.of_matrices.values()
-    return sum(len(one.rows) * len(one.columns) for one in matrices) + sum(map(len, moments.squares.values()))
-
-
-def _basis(left: Tensor, scaling: Tensor) -> Tensor:
-    """Return an orthonormal basis [in, m] of the columns of ``left`` [in, m], whose rows are divided by ``scaling``.
-
-    Directions that the columns hardly have are zero: rounding would decide where they point.
-    """
-    basis, sizes, _ = torch.linalg.svd((left / scaling[:, None]).double(), full_matrices=False)
-    return (basis * (sizes > _LEAST * sizes[0])).float()
+def _row_moments(shards: SeenShards, square: list[Tensor], views: Mapping[int, _View]) -> dict[int, Tensor]:
+    """Return candidate → weighted second moments [out] of its leaf's rows, equal on every rank. Collective."""
+    windows = shards.windows
+    sizes = [windows.shapes[candidate][0] for candidate in windows.matrices]
+    flat = torch.zeros(sum(sizes), device=shards.device)
+    rows = dict(zip(windows.matrices, flat.split(sizes), strict=True))
+    for piece, squares in zip(shards.slices, square, strict=True):
+        if piece.parameter in rows:
+            row, direction = windows.place_of(piece, squares.device)
+            rows[piece.parameter].index_add_(0, row, squares * views[piece.parameter].weights[direction])
+    shards.ranks.all_reduce(flat)
+    return rows

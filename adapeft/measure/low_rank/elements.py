@@ -1,17 +1,40 @@
-"""Slope and curvature of every element from factors that are seen through windows."""
+r"""Slope and curvature of every element from factors that are seen through windows on both sides.
+
+With a basis V [in, m] of the row space and a basis U [out, m] of the column space of half A's mean gradient, leaves
+show :math:`gV` and :math:`g^\top U` of any gradient, which give
+
+.. math:: g \approx g V V^\top + U U^\top g\, (1 - V V^\top),
+
+all of it but what lies outside of both spaces. The direction is Adam's step along this form of half A's gradient, with
+second moments factored as in Adafactor (Shazeer and Stern 2018, algorithm 2), and slopes are its products with this
+form of half B's gradient. Seen from one side alone, half B's gradient loses too much
+(tests/benchmarks/results/low-rank.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adapeft.measure.elementwise import mean_gradient, shrinkage_of
+from adapeft.measure.direction import NOISE
+from adapeft.measure.elementwise import shrinkage_of
 from adapeft.measure.groups import Groups
-from adapeft.measure.low_rank.factored import FactoredShard
-from adapeft.measure.low_rank.moments import MatrixMoments, Moments, measure_moments
+from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
+from adapeft.measure.low_rank.moments import (
+    Moments,
+    basis_of,
+    column_scale,
+    measure_moments,
+    root_mean_square,
+    root_mean_square_of_mean,
+    row_scale,
+    strength,
+)
 from adapeft.measure.low_rank.windows import SeenShards, gathered
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Slice
@@ -22,43 +45,131 @@ _LARGEST = 2**23
 """Elements of one shard at most, so that choosing holds 32 MB of a column at once."""
 
 
+class Product(NamedTuple):
+    """A matrix [out, in] as the product of ``rows`` [out, k] and the transpose of ``columns`` [in, k]."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+@dataclass(frozen=True)
+class ElementDirection:
+    """The direction of single elements.
+
+    Attributes:
+        right: candidate with windows → V [in, m].
+        left: candidate with windows → U [out, m].
+        products: candidate with windows → its direction.
+        others: this rank's pieces of the direction of the candidates without a window, aligned with the slices; what
+            belongs to windows is not used.
+    """
+
+    right: Mapping[int, Tensor]
+    left: Mapping[int, Tensor]
+    products: Mapping[int, Product]
+    others: Sequence[Tensor]
+
+
+def measure_direction_of_elements(passes: Passes, kind: str) -> ElementDirection:
+    """Return the direction over half A in two passes, whose windows stay. Collective.
+
+    Args:
+        passes: passes whose shards are ``SeenShards``.
+        kind: ``adam`` or ``gradient``, as for ``measure_direction``.
+    """
+    shards = _seen(passes)
+    moments = measure_moments(passes, shards, "ranges", passes.calibration.half_a)
+    right = {candidate: basis_of(one.left) for candidate, one in moments.of_matrices.items()}
+    left = {candidate: basis_of(one.right) for candidate, one in moments.of_matrices.items()}
+    shards.windows.look_along(right, left)
+    products, others = _mean_gradient(passes, "direction", passes.calibration.half_a, right, left)
+    if kind == "gradient":
+        scale = root_mean_square_of_mean(shards, moments, others)
+        products = {candidate: Product(one.rows / scale, one.columns) for candidate, one in products.items()}
+        return ElementDirection(right, left, products, [piece / scale for piece in others])
+    scale = root_mean_square(moments)
+    for candidate, one in moments.of_matrices.items():
+        rows, columns = products[candidate]
+        length = one.columns.sum().sqrt() * strength(one, scale)
+        rows = rows * (length / row_scale(one, scale))[:, None]
+        products[candidate] = Product(rows, columns / column_scale(one, scale)[:, None])
+    for piece, mean in zip(shards.slices, others, strict=True):
+        if piece.parameter in moments.squares:
+            square = moments.squares[piece.parameter][piece.start : piece.start + piece.length]
+            mean.div_(square.sqrt().add_(NOISE * scale))
+    return ElementDirection(right, left, products, others)
+
+
 def measure_elements_of_low_rank(
-    passes: Passes, groups: Groups, direction: list[Tensor], *, shrinkage: bool
+    passes: Passes, groups: Groups, direction: ElementDirection, *, shrinkage: bool
 ) -> Statistics:
     """Measure ``slope`` and ``curvature`` of every element over half B in two passes. Collective.
 
     The elements of a matrix are divided among the ranks by its first dimension, whatever the ZeRO stage.
 
     Args:
-        passes: passes whose windows look along ``direction``.
-        direction: result of ``measure_direction_of_low_rank``.
+        passes: passes through the windows of the direction.
+        direction: result of ``measure_direction_of_elements``.
         shrinkage: as in ``measure_elements``, for candidates without a window. Factored moments are means over whole
             rows and columns, whose noise is small.
     """
-    shards = passes.shards
-    assert isinstance(shards, SeenShards)
-    windows, half_b = shards.windows, passes.calibration.half_b
-    gradient = mean_gradient(passes, "slope", half_b)
-    bases = {candidate: windows.right_of(candidate).clone() for candidate in windows.matrices}
-    windows.look_randomly()
+    shards, half_b = _seen(passes), passes.calibration.half_b
+    gradients, others = _mean_gradient(passes, "slope", half_b, direction.right, direction.left)
+    shards.windows.look_randomly()
     fisher = measure_moments(passes, shards, "curvature", half_b, sampled_labels=True)
     if shrinkage:
         for squares in fisher.squares.values():
             share = shrinkage_of(squares.double().mean(), squares.double().square().mean(), len(half_b))
             squares.mul_(1.0 - share).add_(share * squares.mean(dtype=torch.float64))
-    leaves = {candidate: windows.shapes[candidate] for candidate in windows.matrices}
-    steps, gradients = (gathered(leaves, shards.slices, pieces, shards) for pieces in (direction, gradient))
-    elements: list[ElementShard] = list(_of_the_others(shards, direction, gradient, fisher))
-    for candidate, basis in bases.items():
-        info, moments = groups.parameters[candidate], fisher.of_matrices[candidate]
+    elements: list[ElementShard] = list(_of_the_others(shards, direction.others, others, fisher))
+    for candidate, moments in fisher.of_matrices.items():
+        info, step, gradient = groups.parameters[candidate], direction.products[candidate], gradients[candidate]
+        total = moments.columns.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        factors = dict(zip(OF_ROWS, (step.rows, gradient.rows, moments.rows / total), strict=True))
+        factors |= zip(OF_COLUMNS, (step.columns, gradient.columns, moments.columns), strict=True)
         for start, stop in _ranges(info, shards.ranks.rank, shards.ranks.world_size):
-            factors = _factors(steps[candidate], gradients[candidate], basis, moments)
             elements.append(_shard(candidate, info, start, stop, factors))
     return Statistics(groups, _sums(groups, elements, shards), tuple(elements))
 
 
+def _seen(passes: Passes) -> SeenShards:
+    assert isinstance(passes.shards, SeenShards)
+    return passes.shards
+
+
+def _mean_gradient(
+    passes: Passes, name: str, batches: Sequence[np.ndarray], right: Mapping[int, Tensor], left: Mapping[int, Tensor]
+) -> tuple[dict[int, Product], list[Tensor]]:
+    """Return the mean gradient over the predictions of ``batches`` as seen through both windows. Collective.
+
+    Returns:
+        Candidate with windows → its gradient; and this rank's pieces, aligned with the slices.
+    """
+    shards = _seen(passes)
+    windows = shards.windows
+    mean = [torch.zeros(piece.length, device=shards.device) for piece in shards.all.slices]
+    weight = torch.zeros(1, dtype=torch.float64)
+    everything = replace(passes, shards=shards.all)
+    for gradients, num_predictions in everything.gradients(name, batches, [*mean, weight]):
+        weight += num_predictions
+        for total, gradient in zip(mean, gradients, strict=True):
+            total.add_(gradient, alpha=num_predictions)
+    for total in mean:
+        total.div_(weight.item())
+    num_candidates = len(windows.groups.parameters)
+    leaves = {candidate: num_candidates + place for place, candidate in enumerate(windows.matrices)}
+    shapes = {leaf: windows.shapes[leaf] for leaf in (*windows.matrices, *leaves.values())}
+    whole = gathered(shapes, shards.all.slices, mean, shards)
+    products = {}
+    for candidate, leaf in leaves.items():
+        u, v, of_rows, of_columns = left[candidate], right[candidate], whole[candidate], whole[leaf]
+        rest = of_columns - v @ (of_rows.t() @ u)
+        products[candidate] = Product(torch.cat([of_rows, u], 1), torch.cat([v, rest], 1))
+    return products, shards.own(mean)
+
+
 def _of_the_others(
-    shards: SeenShards, direction: list[Tensor], gradient: list[Tensor], fisher: Moments
+    shards: SeenShards, direction: Sequence[Tensor], gradient: Sequence[Tensor], fisher: Moments
 ) -> Iterator[ElementShard]:
     """Yield the shards of the candidates without a window."""
     for piece, along, slope in zip(shards.slices, direction, gradient, strict=True):
@@ -76,20 +187,9 @@ def _ranges(info: ParameterInfo, rank: int, world_size: int) -> Iterator[tuple[i
         yield first, min(first + step, stop)
 
 
-def _factors(step: Tensor, gradient: Tensor, basis: Tensor, moments: MatrixMoments) -> dict[str, Tensor]:
-    total = moments.columns.sum().clamp(min=torch.finfo(torch.float32).tiny)
-    return {
-        "step": step,
-        "gradient": gradient,
-        "basis": basis,
-        "rows": moments.rows / total,
-        "columns": moments.columns,
-    }
-
-
 def _shard(candidate: int, info: ParameterInfo, start: int, stop: int, factors: dict[str, Tensor]) -> FactoredShard:
     is_transposed = info.output_dim == 1
-    divided = ("basis", "columns") if is_transposed else ("step", "gradient", "rows")
+    divided = OF_COLUMNS if is_transposed else OF_ROWS
     tensors = {name: tensor[start:stop] if name in divided else tensor for name, tensor in factors.items()}
     width = info.shape[1]
     return FactoredShard(Slice(candidate, start * width, (stop - start) * width), tensors, is_transposed)

@@ -1,7 +1,7 @@
-r"""Statistics of a matrix's elements as products of factors, which are as large as a leaf.
+r"""Statistics of a matrix's elements as products of factors, which are as large as leaves.
 
-With the direction :math:`d = D Q^\top`, the gradient of half B seen through the same window,
-:math:`g = G Q^\top`, and moments of rows and columns at sampled labels,
+The direction is :math:`d = D_r D_c^\top`, the mean gradient of half B :math:`g = G_r G_c^\top`, and with moments of
+rows and columns at sampled labels,
 
 .. math:: b_{ij} = g_{ij} d_{ij}, \qquad A_{ij} = r_i c_j\, d_{ij}^2.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from adapeft.measure.statistics import ElementShard
 
-FACTORS = {"step", "gradient", "basis", "rows", "columns"}
-"""Names of the tensors of a factored shard."""
+OF_ROWS = ("step_rows", "gradient_rows", "moment_rows")
+OF_COLUMNS = ("step_columns", "gradient_columns", "moment_columns")
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class FactoredShard(ElementShard):
     """Whole rows of a matrix, or whole columns of the parameter's transpose: a range along the first dimension.
 
     Attributes:
-        tensors: ``step`` D and ``gradient`` G [out, m], ``basis`` Q [in, m], ``rows`` r [out] and ``columns`` c [in],
-            without the output neurons or inputs that the slice does not contain. r is divided by the sum of c.
+        tensors: ``step_rows`` [out, k] and ``step_columns`` [in, k], the same of ``gradient``, ``moment_rows`` [out]
+            and ``moment_columns`` [in], without the output neurons or inputs that the slice does not contain.
         is_transposed: whether the parameter is written [in, out].
     """
 
@@ -36,25 +36,23 @@ class FactoredShard(ElementShard):
     @property
     def columns(self) -> dict[str, Tensor]:
         """See ``ElementShard.columns``; computed anew each time."""
-        step, gradient, basis = (self.tensors[name] for name in ("step", "gradient", "basis"))
-        along = step @ basis.t()
-        slope = (gradient @ basis.t()).mul_(along)
-        curvature = along.square_().mul_(self.tensors["rows"][:, None]).mul_(self.tensors["columns"])
+        along = self._product("step")
+        slope = self._product("gradient").mul_(along)
+        moment_rows, moment_columns = self.tensors["moment_rows"], self.tensors["moment_columns"]
+        curvature = along.square_().mul_(moment_rows[:, None]).mul_(moment_columns)
         if self.is_transposed:
             slope, curvature = slope.t(), curvature.t()
         return {"slope": slope.flatten(), "curvature": curvature.flatten()}
 
     def check(self) -> None:
         """Raise ``ValueError`` if the shapes of the factors do not fit each other and the slice."""
+        out, width = len(self.tensors["moment_rows"]), len(self.tensors["moment_columns"])
+        k = self.tensors["step_rows"].shape[-1]
+        expected: dict[str, tuple[int, ...]] = {"moment_rows": (out,), "moment_columns": (width,)}
+        expected |= {name: (out, k) for name in OF_ROWS[:2]} | {name: (width, k) for name in OF_COLUMNS[:2]}
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        out, width = len(self.tensors["rows"]), len(self.tensors["columns"])
-        rank = self.tensors["step"].shape[-1]
-        expected = {
-            "step": (out, rank),
-            "gradient": (out, rank),
-            "basis": (width, rank),
-            "rows": (out,),
-            "columns": (width,),
-        }
         if shapes != expected or out * width != self.slice.length:
             raise ValueError(f"factors {shapes} for {self.slice.length} elements")
+
+    def _product(self, name: str) -> Tensor:
+        return self.tensors[f"{name}_rows"] @ self.tensors[f"{name}_columns"].t()

@@ -20,8 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapeft.measure.direction import NOISE
 from adapeft.measure.low_rank.windows import SeenShards, gathered
 from adapeft.measure.passes import Passes
+
+_LEAST = 1e-3
+"""Singular values of a range below this share of the largest are noise; the sums over batches are float32."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class MatrixMoments:
 
     Attributes:
         left: gᵀΩ [in, m].
+        right: gΨ [out, m].
         columns: c [in].
         rows: r [out].
     """
 
     left: Tensor
+    right: Tensor
     columns: Tensor
     rows: Tensor
 
@@ -65,26 +71,90 @@ def measure_moments(
     num_candidates = len(windows.groups.parameters)
     shapes = windows.shapes
     lefts = [torch.zeros(shapes[num_candidates + place], device=shards.device) for place in places.values()]
+    rights = [torch.zeros(shapes[candidate], device=shards.device) for candidate in places]
     columns = [torch.zeros(len(left), device=shards.device) for left in lefts]
-    rows = [torch.zeros(shapes[candidate][0], device=shards.device) for candidate in places]
+    rows = [torch.zeros(len(right), device=shards.device) for right in rights]
     others = [candidate for candidate in range(num_candidates) if candidate not in places]
     squares = [torch.zeros(prod(shapes[candidate]), device=shards.device) for candidate in others]
     weight = torch.zeros(1, dtype=torch.float64)
-    sums = [*lefts, *columns, *rows, *squares, weight]
+    totals = [*lefts, *rights, *columns, *rows, *squares]
     everything = replace(passes, shards=shards.all)
-    for gradients, num_predictions in everything.gradients(name, batches, sums, sampled_labels=sampled_labels):
+    for gradients, num_predictions in everything.gradients(
+        name, batches, [*totals, weight], sampled_labels=sampled_labels
+    ):
         weight += num_predictions
         whole = gathered(dict(enumerate(shapes)), shards.all.slices, gradients, shards)
         for candidate, place in places.items():
-            left = whole[num_candidates + place]
+            left, right = whole[num_candidates + place], whole[candidate]
             lefts[place].add_(left, alpha=num_predictions)
+            rights[place].add_(right, alpha=num_predictions)
             columns[place].add_(left.square().sum(1), alpha=num_predictions / rank)
-            rows[place].add_(whole[candidate].square().sum(1), alpha=num_predictions / rank)
+            rows[place].add_(right.square().sum(1), alpha=num_predictions / rank)
         for square, candidate in zip(squares, others, strict=True):
             square.addcmul_(whole[candidate].flatten(), whole[candidate].flatten(), value=num_predictions)
-    for total in (*lefts, *columns, *rows, *squares):
+    for total in totals:
         total.div_(len(batches) if sampled_labels else weight.item())
     of_matrices = {
-        candidate: MatrixMoments(lefts[place], columns[place], rows[place]) for candidate, place in places.items()
+        candidate: MatrixMoments(lefts[place], rights[place], columns[place], rows[place])
+        for candidate, place in places.items()
     }
     return Moments(of_matrices, dict(zip(others, squares, strict=True)))
+
+
+def root_mean_square(moments: Moments) -> float:
+    """Return the root mean square of the gradients of all elements and batches, or 1 if all are zero."""
+    matrices, squares = moments.of_matrices.values(), moments.squares.values()
+    total = sum(float(one.columns.sum()) for one in matrices) + sum(float(square.sum()) for square in squares)
+    return (total / _count(moments)) ** 0.5 if total > 0 else 1.0
+
+
+def root_mean_square_of_mean(shards: SeenShards, moments: Moments, mean: Sequence[Tensor]) -> float:
+    """Return the root mean square of the mean gradient, or 1 if it is zero. Collective.
+
+    A matrix's is estimated without bias from its left leaf, because a later window shows only some directions.
+
+    Args:
+        mean: mean gradient, aligned with ``shards.slices``; only candidates without a window are read.
+    """
+    squared = torch.zeros(1, dtype=torch.float64, device=shards.device)
+    for piece, total in zip(shards.slices, mean, strict=True):
+        if piece.parameter in moments.squares:
+            squared += total.double().square().sum()
+    lefts = [one.left.double().square().sum() for one in moments.of_matrices.values()]
+    found = float(shards.ranks.all_reduce(squared)) + float(sum(lefts)) / shards.windows.rank
+    return (found / _count(moments)) ** 0.5 if found > 0 else 1.0
+
+
+def strength(one: MatrixMoments, scale: float) -> float:
+    """Return 1, or less for a matrix whose whole gradient may be rounding; see ``NOISE``.
+
+    Args:
+        scale: ``root_mean_square`` of the model.
+    """
+    own = (float(one.columns.sum()) / (len(one.rows) * len(one.columns))) ** 0.5
+    return own / (own + NOISE * scale)
+
+
+def column_scale(one: MatrixMoments, scale: float) -> Tensor:
+    r"""Return :math:`\sqrt{c_j}` [in], at least what noise gives."""
+    return one.columns.sqrt().add(NOISE * scale * len(one.rows) ** 0.5)
+
+
+def row_scale(one: MatrixMoments, scale: float) -> Tensor:
+    r"""Return :math:`\sqrt{r_i}` [out], at least what noise gives."""
+    return one.rows.sqrt().add(NOISE * scale * len(one.columns) ** 0.5)
+
+
+def basis_of(seen: Tensor) -> Tensor:
+    """Return an orthonormal basis [n, m] of the columns of ``seen`` [n, m].
+
+    Directions that the columns hardly have are zero: rounding would decide where they point. So are those beyond n.
+    """
+    basis, sizes, _ = torch.linalg.svd(seen.double(), full_matrices=False)
+    basis = (basis * (sizes > _LEAST * sizes[0])).float()
+    return torch.nn.functional.pad(basis, (0, seen.shape[1] - basis.shape[1]))
+
+
+def _count(moments: Moments) -> int:
+    matrices = moments.of_matrices.values()
+    return sum(len(one.rows) * len(one.columns) for one in matrices) + sum(map(len, moments.squares.values()))

@@ -53,7 +53,7 @@ class Windows:
                 f"select.rank = {rank}: no matrix among the candidates is wider than that, so a low-rank measurement "
                 "saves nothing. Lower select.rank, or set select.measure: exact."
             )
-        self._seed = seed
+        self._seed, self._infos = seed, groups.parameters
         self._windows: dict[int, Window] = {}
         self._places: dict[int, list[tuple[nn.Module, str]]] = {}
         names = [info.name for info in groups.parameters]
@@ -65,8 +65,8 @@ class Windows:
             out, width = sizes_of(info)
             owners = places[info.name]
             device = owners[0][0].get_parameter(owners[0][1]).device
-            left = random_window(out, rank, seed * 2**20 + 2 * index, device)
-            window = Window(info.output_dim or 0, left, self._random_right(index, width, device))
+            windows = (self._random(index, side, size, device) for side, size in enumerate((out, width)))
+            window = Window(info.output_dim or 0, *windows)
             leaves = {
                 "left": nn.Parameter(torch.zeros(width, rank, device=device)),
                 "right": nn.Parameter(torch.zeros(out, rank, device=device)),
@@ -91,37 +91,36 @@ class Windows:
         module, name = self._places[candidate][0]
         return module.get_buffer(f"{name}_leaf_right_window")
 
-    def row_of(self, piece: Slice, device: torch.device) -> Tensor:
-        """Return the row of each element of a slice of a right leaf, int64 [length]."""
-        return torch.arange(piece.start, piece.start + piece.length, device=device) // self.rank
+    def place_of(self, piece: Slice, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the row and the column of each element of a slice of a right leaf, int64 [length]."""
+        flat = torch.arange(piece.start, piece.start + piece.length, device=device)
+        return flat // self.rank, flat % self.rank
 
-    @torch.no_grad()
-    def look_along(self, right: Mapping[int, Tensor]) -> None:
-        """Replace the right windows of the candidates in ``right``, and stop using the left leaves."""
-        for candidate, window in right.items():
-            for module, name in self._places[candidate]:
-                module.get_buffer(f"{name}_leaf_right_window").copy_(window)
+    def look_along(self, right: Mapping[int, Tensor], left: Mapping[int, Tensor] | None = None) -> None:
+        """Replace the windows of the matrices; without ``left``, stop using the left leaves."""
+        for side, windows in (("right", right), ("left", left or {})):
+            for candidate, window in windows.items():
+                for module, name in self._places[candidate]:
+                    module.get_buffer(f"{name}_leaf_{side}_window").copy_(window)
         for one in self._windows.values():
-            one.has_left = False
+            one.has_left = left is not None
 
     def look_randomly(self) -> None:
         """Look through the random windows of the start again, on both sides."""
+        sizes = {index: sizes_of(self._infos[index]) for index in self.matrices}
+        device = self.right_of(self.matrices[0]).device
         self.look_along(
-            {
-                candidate: self._random_right(candidate, len(window), window.device)
-                for candidate, window in ((candidate, self.right_of(candidate)) for candidate in self.matrices)
-            }
+            {index: self._random(index, 1, width, device) for index, (_, width) in sizes.items()},
+            {index: self._random(index, 0, out, device) for index, (out, _) in sizes.items()},
         )
-        for one in self._windows.values():
-            one.has_left = True
 
     def remove(self) -> None:
         """Remove the windows from the model."""
         for module in self._model.modules():
             remove_leaves(module)
 
-    def _random_right(self, candidate: int, width: int, device: torch.device) -> Tensor:
-        return random_window(width, self.rank, self._seed * 2**20 + 2 * candidate + 1, device)
+    def _random(self, candidate: int, side: int, size: int, device: torch.device) -> Tensor:
+        return random_window(size, self.rank, self._seed * 2**20 + 2 * candidate + side, device)
 
 
 class SeenShards:
@@ -153,9 +152,13 @@ class SeenShards:
     def gradients(self, losses: Sequence[Loss]) -> Iterator[list[Tensor]]:
         """See ``Shards.gradients``."""
         with self.all.gradients(losses) as gradients:
-            seen = [gradients[place] for place in self._kept]
+            seen = self.own(gradients)
             yield seen
             seen.clear()
+
+    def own(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """Return those of ``pieces``, aligned with ``all.slices``, that belong to ``slices``."""
+        return [pieces[place] for place in self._kept]
 
     def loss(self, losses: Sequence[Loss]) -> float:
         """See ``Shards.loss``."""

@@ -13,7 +13,7 @@ from adapeft.measure.elementwise import measure_elements
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
 from adapeft.measure.low_rank.direction import measure_direction_of_low_rank
-from adapeft.measure.low_rank.elements import measure_elements_of_low_rank
+from adapeft.measure.low_rank.elements import measure_direction_of_elements, measure_elements_of_low_rank
 from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.options import measure_with_options
 from adapeft.measure.parabola import measure_parabolas
@@ -49,17 +49,19 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
 
     def _measure_here(self, passes: Passes, groups: Groups, settings: AdaPEFTOptions) -> Statistics:
         """Return the statistics at the current weights."""
+        by_element = groups.granularity == "element"
         passes.warm_up(passes.calibration.half_a)
         if isinstance(passes.shards, SeenShards):
+            if by_element:
+                return self._measure_factors(passes, groups, settings)
             direction = measure_direction_of_low_rank(passes, settings.direction)
             steps = passes.shards.windows.groups
         else:
             direction = measure_direction(passes, settings.direction)
             steps = groups
         passes.warm_up(passes.calibration.half_b)
-        if groups.granularity == "element":
-            measure = measure_elements_of_low_rank if steps is not groups else measure_elements
-            return measure(passes, groups, direction, shrinkage=settings.shrinkage)
+        if by_element:
+            return measure_elements(passes, groups, direction, shrinkage=settings.shrinkage)
         if settings.options:
             kinds, ranks = settings.options, settings.lora_ranks
             columns, options = measure_with_options(passes, groups, direction, kinds, ranks, steps)
@@ -71,6 +73,12 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
         if not settings.chooses_jointly:
             del curvatures["projections"]  # M numbers per group, which nothing else reads
         return Statistics(groups, {**slopes, **curvatures})
+
+    def _measure_factors(self, passes: Passes, groups: Groups, settings: AdaPEFTOptions) -> Statistics:
+        """Return the statistics of single elements through windows, after the warm-up for half A."""
+        direction = measure_direction_of_elements(passes, settings.direction)
+        passes.warm_up(passes.calibration.half_b)
+        return measure_elements_of_low_rank(passes, groups, direction, shrinkage=settings.shrinkage)
 
     def statistics_bytes(self, settings: AdaPEFTOptions) -> int:
         averages = 8 if settings.direction == "adam" else 4  # of half A: gradients, and their squares

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from adapeft import AdapeftError
 from adapeft.files.artifact import load_table
 from adapeft.measure.groups import Groups
-from adapeft.measure.low_rank.factored import FactoredShard
+from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.options import Options
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
@@ -58,7 +58,8 @@ def elements(tmp_path) -> Path:
     """Save statistics of elements; return the folder."""
     groups = Groups(PARAMETERS, "element", 99, ("head",), ("head",), "abc")
     save_groups(tmp_path / "run", groups, {"slope": np.ones(2)}, {"model.name": "x"})
-    sizes = {"step": (2, 3), "gradient": (2, 3), "basis": (4, 3), "rows": (2,), "columns": (4,)}
+    sizes = {name: (2, 3) for name in OF_ROWS[:2]} | {name: (4, 3) for name in OF_COLUMNS[:2]}
+    sizes |= {"moment_rows": (2,), "moment_columns": (4,)}
     factored = FactoredShard(Slice(0, 0, 8), {name: torch.rand(size) for name, size in sizes.items()}, False)
     pieces = [Slice(0, 8, 4), Slice(1, 0, 5)]
     dense = tuple(ElementShard(piece, {"slope": torch.rand(piece.length)}) for piece in pieces)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import adapeft
 from adapeft.choose.elements import choose_elements
@@ -15,13 +16,18 @@ from adapeft.choose.scores import Scores
 from adapeft.errors import AdapeftError
 from adapeft.measure.influence import influence
 from adapeft.measure.low_rank import elements as elements_of_low_rank
-from adapeft.measure.low_rank.elements import measure_elements_of_low_rank
-from adapeft.measure.low_rank.factored import FACTORS, FactoredShard
+from adapeft.measure.low_rank.elements import (
+    ElementDirection,
+    measure_direction_of_elements,
+    measure_elements_of_low_rank,
+)
+from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.low_rank.moments import measure_moments
+from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.measure.storage import load_statistics, save_elements, save_groups
 from adapeft.ranks import OneRank
-from tests.adapeft.measure.low_rank.test_low_rank import directed
+from tests.adapeft.measure.low_rank.test_low_rank import looking, oriented
 from tests.oracles.measuring import gradients, mean_gradients, num_predictions, sampled
 from tests.support.tiny import make_batches, make_bert, make_gpt2
 
@@ -33,10 +39,29 @@ def model(request):
     return request.param().double().eval()
 
 
+@dataclass
+class Measured:
+    """Elements measured through windows, with their direction as dense steps [out, in] or flat, float64."""
+
+    passes: Passes
+    direction: ElementDirection
+    dense: list[Tensor]
+    statistics: Statistics
+
+
+def measured_elements(model, rank: int = RANK, kind: str = "adam", *, shrinkage: bool = False) -> Measured:
+    with looking(model, "element", rank) as (passes, groups):
+        direction = measure_direction_of_elements(passes, kind)
+        dense = [piece.double() for piece in direction.others]
+        for index, product in direction.products.items():
+            dense[index] = product.rows.double() @ product.columns.double().t()
+        statistics = measure_elements_of_low_rank(passes, groups, direction, shrinkage=shrinkage)
+        return Measured(passes, direction, dense, statistics)
+
+
 @pytest.fixture
 def statistics(model) -> Statistics:
-    with directed(model, "element", RANK) as found:
-        return measure_elements_of_low_rank(found.passes, found.groups, found.direction, shrinkage=True)
+    return measured_elements(model, shrinkage=True).statistics
 
 
 def dense(statistics: Statistics) -> tuple[ElementShard, ...]:
@@ -44,65 +69,98 @@ def dense(statistics: Statistics) -> tuple[ElementShard, ...]:
     return tuple(ElementShard(shard.slice, dict(shard.columns)) for shard in statistics.elements)
 
 
-def test_slopes_are_exact_along_the_direction_within_the_window(model):
-    batches = make_batches(model, num_batches=7)
-    with directed(model, "element", RANK) as found:
-        bases = {index: found.windows.right_of(index).double() for index in found.windows.matrices}
-        statistics = measure_elements_of_low_rank(found.passes, found.groups, found.direction, shrinkage=False)
-    mean = mean_gradients(model, batches[3:], found.groups)
-    for index, info in enumerate(found.groups.parameters):
-        gradient, along = mean[index], found.dense[index]
-        if index in bases:
-            matrix, seen = gradient.view(info.shape), bases[index] @ bases[index].t()
-            gradient = (seen @ matrix if info.output_dim == 1 else matrix @ seen).flatten()
-        slope = statistics.values_of(index, lambda columns: columns["slope"]).double()
-        expected = gradient * along
-        torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-9)
+def seen_of(direction: ElementDirection, index: int, gradient: Tensor) -> Tensor:
+    """Return what both windows show of a gradient [out, in]: all but what is outside of both spaces."""
+    right = direction.right[index].double() @ direction.right[index].double().t()
+    left = direction.left[index].double() @ direction.left[index].double().t()
+    rest = gradient - gradient @ right
+    return gradient - (rest - left @ rest)
 
 
-def test_curvatures_are_those_of_factored_moments(model, monkeypatch):
+def column_of(found: Measured, index: int, name: str) -> Tensor:
+    """Return a column of a candidate's elements, [out, in] for a matrix."""
+    column = found.statistics.values_of(index, lambda columns: columns[name]).double()
+    info = found.statistics.groups.parameters[index]
+    return oriented(info, column) if index in found.direction.products else column
+
+
+@pytest.mark.parametrize("kind", ["adam", "gradient"])
+def test_slopes_are_those_of_the_gradient_seen_from_both_sides(model, kind):
     batches = make_batches(model, num_batches=7)
-    measured = []
+    found = measured_elements(model, kind=kind)
+    groups = found.statistics.groups
+    mean = mean_gradients(model, batches[3:], groups)
+    for index, info in enumerate(groups.parameters):
+        gradient = mean[index]
+        if index in found.direction.products:
+            gradient = seen_of(found.direction, index, oriented(info, gradient))
+        expected = gradient * found.dense[index]
+        atol = 1e-5 * float(expected.abs().max()) + 1e-9
+        torch.testing.assert_close(column_of(found, index, "slope"), expected, rtol=1e-3, atol=atol)
+
+
+def test_the_direction_is_adams_with_factored_moments(model, monkeypatch):
+    batches = make_batches(model, num_batches=7)
+    taken = []
     monkeypatch.setattr(
         elements_of_low_rank,
         "measure_moments",
-        lambda *args, **options: measured.append(measure_moments(*args, **options)) or measured[0],
+        lambda *args, **options: taken.append(measure_moments(*args, **options)) or taken[-1],
     )
-    with directed(model, "element", RANK) as found:
-        statistics = measure_elements_of_low_rank(found.passes, found.groups, found.direction, shrinkage=False)
+    found = measured_elements(model)
+    groups = found.statistics.groups
+    mean = mean_gradients(model, batches[:3], groups)
+    each = [gradients(model, batch, groups) for batch in batches[:3]]
+    weights = [num_predictions(batch) for batch in batches[:3]]
     drawn = sampled(model, batches, found.passes.seed)[3:]
-    for index, info in enumerate(found.groups.parameters):
-        curvature = statistics.values_of(index, lambda columns: columns["curvature"]).double()
-        along = found.dense[index]
-        if index in found.windows.matrices:
-            moments = measured[0].of_matrices[index]
-            rows, columns = moments.rows.double(), moments.columns.double()
+    draws = [(num_predictions(one), gradients(model, one, groups)) for one in drawn]
+    for index, info in enumerate(groups.parameters):
+        if index in found.direction.products:
+            rows, columns = (getattr(taken[0].of_matrices[index], name).double() for name in ("rows", "columns"))
+            moment = rows[:, None] * columns / columns.sum()
+            expected = seen_of(found.direction, index, oriented(info, mean[index])) / moment.sqrt().clamp(min=1e-12)
+            rows, columns = (getattr(taken[1].of_matrices[index], name).double() for name in ("rows", "columns"))
             fisher = rows[:, None] * columns / columns.sum()
-            fisher = (fisher.t() if info.output_dim == 1 else fisher).flatten()
         else:
-            each = [num_predictions(one) * gradients(model, one, found.groups)[index] ** 2 for one in drawn]
-            fisher = torch.stack(each).mean(0)
-        expected = fisher * along**2
-        torch.testing.assert_close(curvature, expected, rtol=1e-3, atol=1e-5 * float(expected.max()) + 1e-12)
+            square = sum(n * g[index] ** 2 for n, g in zip(weights, each, strict=True)) / sum(weights)
+            expected = mean[index] / square.sqrt().clamp(min=1e-12)
+            fisher = torch.stack([n * g[index] ** 2 for n, g in draws]).mean(0)
+        # The floor under moments is 1e-5 of the model's root mean square.
+        if "query" not in info.name and "key" not in info.name:
+            torch.testing.assert_close(found.dense[index], expected, rtol=5e-3, atol=5e-3)
+        curvature = fisher * found.dense[index] ** 2
+        atol = 1e-5 * float(curvature.max()) + 1e-12
+        torch.testing.assert_close(column_of(found, index, "curvature"), curvature, rtol=1e-3, atol=atol)
 
 
 def test_moments_at_sampled_labels_are_those_of_the_fisher_diagonal(model):
-    """The sum over a matrix, of which rows and columns give independent unbiased estimates, over many windows."""
+    """The sums over a matrix, of which rows and columns give unbiased estimates, over many windows."""
     batches = make_batches(model, num_batches=7)
     sums = []
     for seed in range(30):
-        with directed(model, "element", RANK, seed=seed) as found:
-            found.windows.look_randomly()
-            half_b = found.passes.calibration.half_b
-            shards = found.passes.shards
-            moments = measure_moments(found.passes, shards, "curvature", half_b, sampled_labels=True).of_matrices
+        with looking(model, "element", RANK, seed=seed) as (passes, groups):
+            half_b, shards = passes.calibration.half_b, passes.shards
+            moments = measure_moments(passes, shards, "curvature", half_b, sampled_labels=True).of_matrices
             sums.append([(float(one.rows.sum()), float(one.columns.sum())) for one in moments.values()])
-    drawn = sampled(model, batches, found.passes.seed)[3:]
-    each = [[num_predictions(one) * g.square().sum() for g in gradients(model, one, found.groups)] for one in drawn]
+    drawn = sampled(model, batches, passes.seed)[3:]
+    each = [[num_predictions(one) * g.square().sum() for g in gradients(model, one, groups)] for one in drawn]
     exact = torch.tensor(each).mean(0)[list(moments)].numpy()
-    found_sums = np.array(sums)
-    error = found_sums.std(0, ddof=1) / len(sums) ** 0.5
-    assert (np.abs(found_sums.mean(0) - exact[:, None]) <= 5 * error + 1e-5 * exact.max()).all()
+    found = np.array(sums)
+    error = found.std(0, ddof=1) / len(sums) ** 0.5
+    assert (np.abs(found.mean(0) - exact[:, None]) <= 5 * error + 1e-5 * exact.max()).all()
+
+
+def test_random_windows_come_back(model):
+    with looking(model, "element", RANK) as (passes, _):
+        windows = passes.shards.windows
+        index = windows.matrices[0]
+        module, name = windows._places[index][0]
+        buffers = [module.get_buffer(f"{name}_leaf_{side}_window") for side in ("right", "left")]
+        before = [buffer.clone() for buffer in buffers]
+        measure_direction_of_elements(passes, "adam")
+        assert not any(torch.equal(buffer, value) for buffer, value in zip(buffers, before, strict=True))
+        windows.look_randomly()
+        assert all(torch.equal(buffer, value) for buffer, value in zip(buffers, before, strict=True))
 
 
 def test_factored_and_dense_shards_give_the_same_choice(statistics):
@@ -168,7 +226,7 @@ def test_saved_factors_load_as_they_were(statistics, tmp_path):
         assert all(torch.equal(ours.columns[name], column) for name, column in expected.columns.items())
 
 
-@pytest.mark.parametrize("name", sorted(FACTORS))
+@pytest.mark.parametrize("name", [*OF_ROWS, *OF_COLUMNS])
 def test_factors_of_other_sizes_are_refused(statistics, tmp_path, name):
     shards = list(statistics.elements)
     place = next(index for index, shard in enumerate(shards) if shard.is_factored)
