@@ -85,8 +85,10 @@ class Estimate:
         counted, num_micro = self._counted("measuring", batch_size, settings.micro_batch_size, zero.workers)
         if rank := method.window_rank(self.groups, settings):
             candidates = num_seen(self.groups, rank)
-            # Every worker has the windows, the sums over half A and all gradients of a batch of leaves.
-            statistics = 4 * FLOAT32 * candidates if method.measures_loss else 0
+            # Every worker has the windows, the sums over half A and all gradients of a batch of leaves; for single
+            # elements, products of two factors per side, of the direction and of half B's gradient.
+            copies = 6 if self.groups.granularity == "element" else 4
+            statistics = copies * FLOAT32 * candidates if method.measures_loss else 0
         else:
             candidates = int(self.groups.counts.sum())
             statistics = share(method.statistics_bytes(settings) * candidates, zero)

@@ -57,15 +57,11 @@ class ElementDirection:
     """The direction of single elements.
 
     Attributes:
-        right: candidate with windows → V [in, m].
-        left: candidate with windows → U [out, m].
         products: candidate with windows → its direction.
         others: this rank's pieces of the direction of the candidates without a window, aligned with the slices; what
             belongs to windows is not used.
     """
 
-    right: Mapping[int, Tensor]
-    left: Mapping[int, Tensor]
     products: Mapping[int, Product]
     others: Sequence[Tensor]
 
@@ -82,11 +78,11 @@ def measure_direction_of_elements(passes: Passes, kind: str) -> ElementDirection
     right = {candidate: basis_of(one.left) for candidate, one in moments.of_matrices.items()}
     left = {candidate: basis_of(one.right) for candidate, one in moments.of_matrices.items()}
     shards.windows.look_along(right, left)
-    products, others = _mean_gradient(passes, "direction", passes.calibration.half_a, right, left)
+    products, others = _mean_gradient(passes, "direction", passes.calibration.half_a)
     if kind == "gradient":
         scale = root_mean_square_of_mean(shards, moments, others)
         products = {candidate: Product(one.rows / scale, one.columns) for candidate, one in products.items()}
-        return ElementDirection(right, left, products, [piece / scale for piece in others])
+        return ElementDirection(products, [piece / scale for piece in others])
     scale = root_mean_square(moments)
     for candidate, one in moments.of_matrices.items():
         rows, columns = products[candidate]
@@ -97,7 +93,7 @@ def measure_direction_of_elements(passes: Passes, kind: str) -> ElementDirection
         if piece.parameter in moments.squares:
             square = moments.squares[piece.parameter][piece.start : piece.start + piece.length]
             mean.div_(square.sqrt().add_(NOISE * scale))
-    return ElementDirection(right, left, products, others)
+    return ElementDirection(products, others)
 
 
 def measure_elements_of_low_rank(
@@ -114,7 +110,7 @@ def measure_elements_of_low_rank(
             rows and columns, whose noise is small.
     """
     shards, half_b = _seen(passes), passes.calibration.half_b
-    gradients, others = _mean_gradient(passes, "slope", half_b, direction.right, direction.left)
+    gradients, others = _mean_gradient(passes, "slope", half_b)
     shards.windows.look_randomly()
     fisher = measure_moments(passes, shards, "curvature", half_b, sampled_labels=True)
     if shrinkage:
@@ -137,9 +133,7 @@ def _seen(passes: Passes) -> SeenShards:
     return passes.shards
 
 
-def _mean_gradient(
-    passes: Passes, name: str, batches: Sequence[np.ndarray], right: Mapping[int, Tensor], left: Mapping[int, Tensor]
-) -> tuple[dict[int, Product], list[Tensor]]:
+def _mean_gradient(passes: Passes, name: str, batches: Sequence[np.ndarray]) -> tuple[dict[int, Product], list[Tensor]]:
     """Return the mean gradient over the predictions of ``batches`` as seen through both windows. Collective.
 
     Returns:
@@ -162,7 +156,8 @@ def _mean_gradient(
     whole = gathered(shapes, shards.all.slices, mean, shards)
     products = {}
     for candidate, leaf in leaves.items():
-        u, v, of_rows, of_columns = left[candidate], right[candidate], whole[candidate], whole[leaf]
+        u, v = windows.left_of(candidate), windows.right_of(candidate)
+        of_rows, of_columns = whole[candidate], whole[leaf]
         rest = of_columns - v @ (of_rows.t() @ u)
         products[candidate] = Product(torch.cat([of_rows, u], 1), torch.cat([v, rest], 1))
     return products, shards.own(mean)

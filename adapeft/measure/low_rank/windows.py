@@ -88,8 +88,11 @@ class Windows:
 
     def right_of(self, candidate: int) -> Tensor:
         """Return the right window V [in, m] of a candidate as its layers use it."""
-        module, name = self._places[candidate][0]
-        return module.get_buffer(f"{name}_leaf_right_window")
+        return self._buffers_of(candidate, "right")[0]
+
+    def left_of(self, candidate: int) -> Tensor:
+        """Return the left window Ω [out, m] of a candidate as its layers use it."""
+        return self._buffers_of(candidate, "left")[0]
 
     def place_of(self, piece: Slice, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the row and the column of each element of a slice of a right leaf, int64 [length]."""
@@ -100,8 +103,8 @@ class Windows:
         """Replace the windows of the matrices; without ``left``, stop using the left leaves."""
         for side, windows in (("right", right), ("left", left or {})):
             for candidate, window in windows.items():
-                for module, name in self._places[candidate]:
-                    module.get_buffer(f"{name}_leaf_{side}_window").copy_(window)
+                for buffer in self._buffers_of(candidate, side):
+                    buffer.copy_(window)
         for one in self._windows.values():
             one.has_left = left is not None
 
@@ -118,6 +121,9 @@ class Windows:
         """Remove the windows from the model."""
         for module in self._model.modules():
             remove_leaves(module)
+
+    def _buffers_of(self, candidate: int, side: str) -> list[Tensor]:
+        return [module.get_buffer(f"{name}_leaf_{side}_window") for module, name in self._places[candidate]]
 
     def _random(self, candidate: int, side: int, size: int, device: torch.device) -> Tensor:
         return random_window(size, self.rank, self._seed * 2**20 + 2 * candidate + side, device)

@@ -16,11 +16,7 @@ from adapeft.choose.scores import Scores
 from adapeft.errors import AdapeftError
 from adapeft.measure.influence import influence
 from adapeft.measure.low_rank import elements as elements_of_low_rank
-from adapeft.measure.low_rank.elements import (
-    ElementDirection,
-    measure_direction_of_elements,
-    measure_elements_of_low_rank,
-)
+from adapeft.measure.low_rank.elements import measure_direction_of_elements, measure_elements_of_low_rank
 from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.low_rank.moments import measure_moments
 from adapeft.measure.passes import Passes
@@ -41,10 +37,10 @@ def model(request):
 
 @dataclass
 class Measured:
-    """Elements measured through windows, with their direction as dense steps [out, in] or flat, float64."""
+    """Elements measured through windows, with bases U and V, and dense steps [out, in] or flat, float64."""
 
     passes: Passes
-    direction: ElementDirection
+    bases: dict[int, tuple[Tensor, Tensor]]
     dense: list[Tensor]
     statistics: Statistics
 
@@ -52,11 +48,15 @@ class Measured:
 def measured_elements(model, rank: int = RANK, kind: str = "adam", *, shrinkage: bool = False) -> Measured:
     with looking(model, "element", rank) as (passes, groups):
         direction = measure_direction_of_elements(passes, kind)
+        windows = passes.shards.windows
+        bases = {
+            index: tuple(of(index).double() for of in (windows.left_of, windows.right_of)) for index in windows.matrices
+        }
         dense = [piece.double() for piece in direction.others]
         for index, product in direction.products.items():
             dense[index] = product.rows.double() @ product.columns.double().t()
         statistics = measure_elements_of_low_rank(passes, groups, direction, shrinkage=shrinkage)
-        return Measured(passes, direction, dense, statistics)
+        return Measured(passes, bases, dense, statistics)
 
 
 @pytest.fixture
@@ -69,10 +69,9 @@ def dense(statistics: Statistics) -> tuple[ElementShard, ...]:
     return tuple(ElementShard(shard.slice, dict(shard.columns)) for shard in statistics.elements)
 
 
-def seen_of(direction: ElementDirection, index: int, gradient: Tensor) -> Tensor:
+def seen_of(bases: tuple[Tensor, Tensor], gradient: Tensor) -> Tensor:
     """Return what both windows show of a gradient [out, in]: all but what is outside of both spaces."""
-    right = direction.right[index].double() @ direction.right[index].double().t()
-    left = direction.left[index].double() @ direction.left[index].double().t()
+    left, right = (basis @ basis.t() for basis in bases)
     rest = gradient - gradient @ right
     return gradient - (rest - left @ rest)
 
@@ -81,7 +80,7 @@ def column_of(found: Measured, index: int, name: str) -> Tensor:
     """Return a column of a candidate's elements, [out, in] for a matrix."""
     column = found.statistics.values_of(index, lambda columns: columns[name]).double()
     info = found.statistics.groups.parameters[index]
-    return oriented(info, column) if index in found.direction.products else column
+    return oriented(info, column) if index in found.bases else column
 
 
 @pytest.mark.parametrize("kind", ["adam", "gradient"])
@@ -92,8 +91,8 @@ def test_slopes_are_those_of_the_gradient_seen_from_both_sides(model, kind):
     mean = mean_gradients(model, batches[3:], groups)
     for index, info in enumerate(groups.parameters):
         gradient = mean[index]
-        if index in found.direction.products:
-            gradient = seen_of(found.direction, index, oriented(info, gradient))
+        if index in found.bases:
+            gradient = seen_of(found.bases[index], oriented(info, gradient))
         expected = gradient * found.dense[index]
         atol = 1e-5 * float(expected.abs().max()) + 1e-9
         torch.testing.assert_close(column_of(found, index, "slope"), expected, rtol=1e-3, atol=atol)
@@ -115,10 +114,10 @@ def test_the_direction_is_adams_with_factored_moments(model, monkeypatch):
     drawn = sampled(model, batches, found.passes.seed)[3:]
     draws = [(num_predictions(one), gradients(model, one, groups)) for one in drawn]
     for index, info in enumerate(groups.parameters):
-        if index in found.direction.products:
+        if index in found.bases:
             rows, columns = (getattr(taken[0].of_matrices[index], name).double() for name in ("rows", "columns"))
             moment = rows[:, None] * columns / columns.sum()
-            expected = seen_of(found.direction, index, oriented(info, mean[index])) / moment.sqrt().clamp(min=1e-12)
+            expected = seen_of(found.bases[index], oriented(info, mean[index])) / moment.sqrt().clamp(min=1e-12)
             rows, columns = (getattr(taken[1].of_matrices[index], name).double() for name in ("rows", "columns"))
             fisher = rows[:, None] * columns / columns.sum()
         else:
@@ -154,8 +153,7 @@ def test_random_windows_come_back(model):
     with looking(model, "element", RANK) as (passes, _):
         windows = passes.shards.windows
         index = windows.matrices[0]
-        module, name = windows._places[index][0]
-        buffers = [module.get_buffer(f"{name}_leaf_{side}_window") for side in ("right", "left")]
+        buffers = [windows.left_of(index), windows.right_of(index)]
         before = [buffer.clone() for buffer in buffers]
         measure_direction_of_elements(passes, "adam")
         assert not any(torch.equal(buffer, value) for buffer, value in zip(buffers, before, strict=True))
