@@ -17,7 +17,8 @@ class Window(LeafPart):
 
     The right leaf :math:`Z` [out, m] adds :math:`Z V^\top`, so its gradient is :math:`g V`; the left leaf :math:`Y`
     [in, m] adds :math:`\Omega Y^\top`, so its gradient is :math:`g^\top \Omega`. Memory and products are those of LoRA
-    of rank m, and the weight itself needs no gradient. Windows only measure and are never saved.
+    of rank m, and the weight itself needs no gradient. Windows only measure and are never saved. For fused experts
+    [E, out, in], windows and leaves have one matrix for each expert.
 
     Args:
         output_dim: dimension of the output neurons in the parameter: 1 for ``Conv1D``, otherwise 0.
@@ -39,11 +40,12 @@ class Window(LeafPart):
         return {"left_window": self._left, "right_window": self._right}
 
     def added_to(self, parameter: Tensor, held: Held, training: bool) -> Tensor:
-        left, right = held.leaves
-        added = right @ held.buffers["right_window"].to(right.dtype).t()
+        dtype = parameter.dtype  # not the leaves': a layer's experts in float32 are twice their memory in bfloat16
+        left, right = (leaf.to(dtype) for leaf in held.leaves)
+        added = right @ held.buffers["right_window"].to(dtype).mT
         if self.has_left:
-            added = added + held.buffers["left_window"].to(left.dtype) @ left.t()
-        return parameter + (added.t() if self._output_dim else added).to(parameter.dtype)
+            added = added + held.buffers["left_window"].to(dtype) @ left.mT
+        return parameter + (added.mT if self._output_dim else added)
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
@@ -75,7 +77,7 @@ class Window(LeafPart):
         raise NotImplementedError("windows are removed after measuring")
 
 
-def random_window(size: int, rank: int, seed: int, device: torch.device) -> Tensor:
-    """Return a matrix [size, rank] of standard normal values in float32, the same on every device and rank."""
+def random_window(sizes: tuple[int, ...], rank: int, seed: int, device: torch.device) -> Tensor:
+    """Return standard normal values [*sizes, rank] in float32, the same on every device and rank."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, rank, generator=generator).to(device)
+    return torch.randn(*sizes, rank, generator=generator).to(device)

@@ -11,6 +11,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -49,6 +51,17 @@ def make_gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=16, n_embd=12, n_layer=2, n_head=3))
     model.config.architectures = ["GPT2LMHeadModel"]
+    return _at_work(model)
+
+
+def make_mixtral() -> MixtralForCausalLM:
+    """A mixture of experts, which are fused in one tensor for each layer and matrix."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    experts = {"num_local_experts": 3, "num_experts_per_tok": 2, "experts_implementation": "eager"}
+    config = MixtralConfig(vocab_size=VOCABULARY, intermediate_size=20, **sizes, **experts)
+    model = MixtralForCausalLM(config)
+    model.config.architectures = ["MixtralForCausalLM"]
     return _at_work(model)
 
 

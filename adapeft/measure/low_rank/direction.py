@@ -18,6 +18,7 @@ This is the best of the forms that were tried, in what the choices along it capt
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -53,9 +54,10 @@ def measure_direction_of_low_rank(passes: Passes, kind: str) -> list[Tensor]:
     views = {}
     for candidate, one in moments.of_matrices.items():
         scale = column_scale(one, root_mean_square(moments)) if kind == "adam" else torch.ones_like(one.columns)
-        ranges = basis_of(one.left / scale[:, None]) * (scale.mean() / scale)[:, None]
+        ranges = basis_of(one.left / scale[..., None]) * (scale.mean(-1, keepdim=True) / scale)[..., None]
         basis, sizes, _ = torch.linalg.svd(ranges.double(), full_matrices=False)
-        views[candidate] = _View((basis * (sizes > 0)).float(), sizes.square().float(), len(scale) ** 0.5)
+        window = (basis * (sizes > 0).unsqueeze(-2)).float()
+        views[candidate] = _View(window, sizes.square().float().flatten(), scale.shape[-1] ** 0.5)
     return _measure_steps(passes, shards, moments, kind, views)
 
 
@@ -63,8 +65,8 @@ class _View(NamedTuple):
     """What the second pass sees of a matrix, and how it steps.
 
     Attributes:
-        window: window with orthonormal columns [in, m].
-        weights: weights of its directions [m], Σ².
+        window: window with orthonormal columns [in, m], or one for each expert.
+        weights: weights of its directions [m], Σ², one expert after the other.
         length: length of the step of a row whose gradient is the same in all batches, for Adam.
     """
 
@@ -114,7 +116,7 @@ def _measure_steps(
 def _row_moments(shards: SeenShards, square: list[Tensor], views: Mapping[int, _View]) -> dict[int, Tensor]:
     """Return candidate → weighted second moments [out] of its leaf's rows, equal on every rank. Collective."""
     windows = shards.windows
-    sizes = [windows.shapes[candidate][0] for candidate in windows.matrices]
+    sizes = [prod(windows.shapes[candidate][:-1]) for candidate in windows.matrices]
     flat = torch.zeros(sum(sizes), device=shards.device)
     rows = dict(zip(windows.matrices, flat.split(sizes), strict=True))
     for piece, squares in zip(shards.slices, square, strict=True):

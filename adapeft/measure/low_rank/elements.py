@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +47,7 @@ _LARGEST = 2**23
 
 
 class Product(NamedTuple):
-    """A matrix [out, in] as the product of ``rows`` [out, k] and the transpose of ``columns`` [in, k]."""
+    """A matrix [out, in] as the product of ``rows`` [out, k] and the transpose of ``columns`` [in, k]; or E of them."""
 
     rows: Tensor
     columns: Tensor
@@ -86,9 +87,9 @@ def measure_direction_of_elements(passes: Passes, kind: str) -> ElementDirection
     scale = root_mean_square(moments)
     for candidate, one in moments.of_matrices.items():
         rows, columns = products[candidate]
-        length = one.columns.sum().sqrt() * strength(one, scale)
-        rows = rows * (length / row_scale(one, scale))[:, None]
-        products[candidate] = Product(rows, columns / column_scale(one, scale)[:, None])
+        length = one.columns.sum(-1, keepdim=True).sqrt() * strength(one, scale)
+        rows = rows * (length / row_scale(one, scale))[..., None]
+        products[candidate] = Product(rows, columns / column_scale(one, scale)[..., None])
     for piece, mean in zip(shards.slices, others, strict=True):
         if piece.parameter in moments.squares:
             square = moments.squares[piece.parameter][piece.start : piece.start + piece.length]
@@ -120,11 +121,11 @@ def measure_elements_of_low_rank(
     elements: list[ElementShard] = list(_of_the_others(shards, direction.others, others, fisher))
     for candidate, moments in fisher.of_matrices.items():
         info, step, gradient = groups.parameters[candidate], direction.products[candidate], gradients[candidate]
-        total = moments.columns.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        total = moments.columns.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
         factors = dict(zip(OF_ROWS, (step.rows, gradient.rows, moments.rows / total), strict=True))
         factors |= zip(OF_COLUMNS, (step.columns, gradient.columns, moments.columns), strict=True)
-        for start, stop in _ranges(info, shards.ranks.rank, shards.ranks.world_size):
-            elements.append(_shard(candidate, info, start, stop, factors))
+        for expert, start, stop in _ranges(info, shards.ranks.rank, shards.ranks.world_size):
+            elements.append(_shard(candidate, info, expert, start, stop, factors))
     return Statistics(groups, _sums(groups, elements, shards), tuple(elements))
 
 
@@ -158,8 +159,8 @@ def _mean_gradient(passes: Passes, name: str, batches: Sequence[np.ndarray]) -> 
     for candidate, leaf in leaves.items():
         u, v = windows.left_of(candidate), windows.right_of(candidate)
         of_rows, of_columns = whole[candidate], whole[leaf]
-        rest = of_columns - v @ (of_rows.t() @ u)
-        products[candidate] = Product(torch.cat([of_rows, u], 1), torch.cat([v, rest], 1))
+        rest = of_columns - v @ (of_rows.mT @ u)
+        products[candidate] = Product(torch.cat([of_rows, u], -1), torch.cat([v, rest], -1))
     return products, shards.own(mean)
 
 
@@ -173,21 +174,28 @@ def _of_the_others(
             yield ElementShard(piece, {"slope": slope * along, "curvature": curvature * along * along})
 
 
-def _ranges(info: ParameterInfo, rank: int, world_size: int) -> Iterator[tuple[int, int]]:
-    """Yield this rank's ranges along the first dimension of a matrix."""
-    size, width = info.shape
-    start, stop = size * rank // world_size, size * (rank + 1) // world_size
-    step = max(1, _LARGEST // width)
-    for first in range(start, stop, step):
-        yield first, min(first + step, stop)
+def _ranges(info: ParameterInfo, rank: int, world_size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield an expert (0 for a matrix) and a range along its first dimension for each shard of this rank."""
+    *experts, size, width = info.shape
+    total, step = prod(experts) * size, max(1, _LARGEST // width)
+    first, last = total * rank // world_size, total * (rank + 1) // world_size
+    while first < last:
+        expert, start = divmod(first, size)
+        stop = min(start + step, size, start + last - first)
+        yield expert, start, stop
+        first += stop - start
 
 
-def _shard(candidate: int, info: ParameterInfo, start: int, stop: int, factors: dict[str, Tensor]) -> FactoredShard:
+def _shard(
+    candidate: int, info: ParameterInfo, expert: int, start: int, stop: int, factors: dict[str, Tensor]
+) -> FactoredShard:
     is_transposed = info.output_dim == 1
     divided = OF_COLUMNS if is_transposed else OF_ROWS
-    tensors = {name: tensor[start:stop] if name in divided else tensor for name, tensor in factors.items()}
-    width = info.shape[1]
-    return FactoredShard(Slice(candidate, start * width, (stop - start) * width), tensors, is_transposed)
+    own = {name: tensor[expert] for name, tensor in factors.items()} if len(info.shape) == 3 else factors
+    tensors = {name: tensor[start:stop] if name in divided else tensor for name, tensor in own.items()}
+    *_, size, width = info.shape
+    place = Slice(candidate, (expert * size + start) * width, (stop - start) * width)
+    return FactoredShard(place, tensors, is_transposed)
 
 
 def _sums(groups: Groups, elements: list[ElementShard], shards: SeenShards) -> dict[str, np.ndarray]:

@@ -30,19 +30,24 @@ _LEAST = 1e-3
 
 @dataclass(frozen=True)
 class MatrixMoments:
-    """Sums over the batches of a pass for one matrix.
+    """Sums over the batches of a pass for one matrix, or for each of E fused experts.
 
     Attributes:
-        left: gᵀΩ [in, m].
-        right: gΨ [out, m].
-        columns: c [in].
-        rows: r [out].
+        left: gᵀΩ [in, m] or [E, in, m].
+        right: gΨ [out, m] or [E, out, m].
+        columns: c [in] or [E, in].
+        rows: r [out] or [E, out].
     """
 
     left: Tensor
     right: Tensor
     columns: Tensor
     rows: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return self.rows.numel() * self.columns.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ def measure_moments(
     shapes = windows.shapes
     lefts = [torch.zeros(shapes[num_candidates + place], device=shards.device) for place in places.values()]
     rights = [torch.zeros(shapes[candidate], device=shards.device) for candidate in places]
-    columns = [torch.zeros(len(left), device=shards.device) for left in lefts]
-    rows = [torch.zeros(len(right), device=shards.device) for right in rights]
+    columns = [torch.zeros(left.shape[:-1], device=shards.device) for left in lefts]
+    rows = [torch.zeros(right.shape[:-1], device=shards.device) for right in rights]
     others = [candidate for candidate in range(num_candidates) if candidate not in places]
     squares = [torch.zeros(prod(shapes[candidate]), device=shards.device) for candidate in others]
     weight = torch.zeros(1, dtype=torch.float64)
@@ -88,8 +93,8 @@ def measure_moments(
             left, right = whole[num_candidates + place], whole[candidate]
             lefts[place].add_(left, alpha=num_predictions)
             rights[place].add_(right, alpha=num_predictions)
-            columns[place].add_(left.square().sum(1), alpha=num_predictions / rank)
-            rows[place].add_(right.square().sum(1), alpha=num_predictions / rank)
+            columns[place].add_(left.square().sum(-1), alpha=num_predictions / rank)
+            rows[place].add_(right.square().sum(-1), alpha=num_predictions / rank)
         for square, candidate in zip(squares, others, strict=True):
             square.addcmul_(whole[candidate].flatten(), whole[candidate].flatten(), value=num_predictions)
     for total in totals:
@@ -131,30 +136,29 @@ def strength(one: MatrixMoments, scale: float) -> float:
     Args:
         scale: ``root_mean_square`` of the model.
     """
-    own = (float(one.columns.sum()) / (len(one.rows) * len(one.columns))) ** 0.5
+    own = (float(one.columns.sum()) / one.count) ** 0.5
     return own / (own + NOISE * scale)
 
 
 def column_scale(one: MatrixMoments, scale: float) -> Tensor:
     r"""Return :math:`\sqrt{c_j}` [in], at least what noise gives."""
-    return one.columns.sqrt().add(NOISE * scale * len(one.rows) ** 0.5)
+    return one.columns.sqrt().add(NOISE * scale * one.rows.shape[-1] ** 0.5)
 
 
 def row_scale(one: MatrixMoments, scale: float) -> Tensor:
     r"""Return :math:`\sqrt{r_i}` [out], at least what noise gives."""
-    return one.rows.sqrt().add(NOISE * scale * len(one.columns) ** 0.5)
+    return one.rows.sqrt().add(NOISE * scale * one.columns.shape[-1] ** 0.5)
 
 
 def basis_of(seen: Tensor) -> Tensor:
-    """Return an orthonormal basis [n, m] of the columns of ``seen`` [n, m].
+    """Return an orthonormal basis [..., n, m] of the columns of ``seen`` [..., n, m].
 
     Directions that the columns hardly have are zero: rounding would decide where they point. So are those beyond n.
     """
     basis, sizes, _ = torch.linalg.svd(seen.double(), full_matrices=False)
-    basis = (basis * (sizes > _LEAST * sizes[0])).float()
-    return torch.nn.functional.pad(basis, (0, seen.shape[1] - basis.shape[1]))
+    basis = (basis * (sizes > _LEAST * sizes[..., :1]).unsqueeze(-2)).float()
+    return torch.nn.functional.pad(basis, (0, seen.shape[-1] - basis.shape[-1]))
 
 
 def _count(moments: Moments) -> int:
-    matrices = moments.of_matrices.values()
-    return sum(len(one.rows) * len(one.columns) for one in matrices) + sum(map(len, moments.squares.values()))
+    return sum(one.count for one in moments.of_matrices.values()) + sum(map(len, moments.squares.values()))

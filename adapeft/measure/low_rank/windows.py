@@ -24,8 +24,9 @@ from adapeft.tasks.losses import Loss
 class Windows:
     """Windows of rank m on the matrices among the candidates; all other candidates are measured themselves.
 
-    A matrix whose input is not wider than m, and a tensor that is no matrix, are seen whole: their own gradient is no
-    larger than a leaf's, or has no low-rank form.
+    Each of a layer's fused experts, a tensor [E, out, in], has windows of its own. A matrix whose input is not wider
+    than m, and any other tensor, are seen whole: their own gradient is no larger than a leaf's, or has no low-rank
+    form.
 
     Attributes:
         names: names of the measured parameters: one per candidate, its right leaf or itself, then the left leaves.
@@ -62,42 +63,44 @@ class Windows:
         places, paths = places_of(model), {module: path for path, module in model.named_modules()}
         for index in self.matrices:
             info = groups.parameters[index]
-            out, width = sizes_of(info)
+            outputs, inputs = sides_of(info)
             owners = places[info.name]
             device = owners[0][0].get_parameter(owners[0][1]).device
-            windows = (self._random(index, side, size, device) for side, size in enumerate((out, width)))
+            windows = (self._random(index, side, sizes, device) for side, sizes in enumerate((outputs, inputs)))
             window = Window(info.output_dim or 0, *windows)
             leaves = {
-                "left": nn.Parameter(torch.zeros(width, rank, device=device)),
-                "right": nn.Parameter(torch.zeros(out, rank, device=device)),
+                "left": nn.Parameter(torch.zeros(*inputs, rank, device=device)),
+                "right": nn.Parameter(torch.zeros(*outputs, rank, device=device)),
             }
             added = [add_leaves(module, name, window, leaves) for module, name in owners]
             path = paths[owners[0][0]]
-            names[index], shapes[index] = _joined(path, added[0]["right"]), (out, rank)
+            names[index], shapes[index] = _joined(path, added[0]["right"]), (*outputs, rank)
             left_names.append(_joined(path, added[0]["left"]))
             self._windows[index], self._places[index] = window, owners
         self.names = (*names, *left_names)
-        self.shapes = [*shapes, *((sizes_of(groups.parameters[index])[1], rank) for index in self.matrices)]
-        self.groups = replace(
-            groups,
-            parameters=tuple(
-                replace(info, shape=shape, output_dim=0 if index in self._windows else info.output_dim)
-                for index, (info, shape) in enumerate(zip(groups.parameters, shapes, strict=True))
-            ),
-        )
+        self.shapes = [*shapes, *((*sides_of(groups.parameters[index])[1], rank) for index in self.matrices)]
+        seen = list(groups.parameters)
+        for index, (info, shape) in enumerate(zip(groups.parameters, shapes, strict=True)):
+            output_dim = 0 if index in self._windows and info.output_dim is not None else info.output_dim
+            seen[index] = replace(info, shape=shape, output_dim=output_dim)
+        self.groups = replace(groups, parameters=tuple(seen))
 
     def right_of(self, candidate: int) -> Tensor:
-        """Return the right window V [in, m] of a candidate as its layers use it."""
+        """Return the right window V [..., in, m] of a candidate as its layers use it."""
         return self._buffers_of(candidate, "right")[0]
 
     def left_of(self, candidate: int) -> Tensor:
-        """Return the left window Ω [out, m] of a candidate as its layers use it."""
+        """Return the left window Ω [..., out, m] of a candidate as its layers use it."""
         return self._buffers_of(candidate, "left")[0]
 
     def place_of(self, piece: Slice, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the row and the column of each element of a slice of a right leaf, int64 [length]."""
+        """Return the row of each element of a slice of a right leaf and its direction, int64 [length].
+
+        Directions are counted over the windows of all experts, m each.
+        """
         flat = torch.arange(piece.start, piece.start + piece.length, device=device)
-        return flat // self.rank, flat % self.rank
+        row = flat // self.rank
+        return row, row // self.shapes[piece.parameter][-2] * self.rank + flat % self.rank
 
     def look_along(self, right: Mapping[int, Tensor], left: Mapping[int, Tensor] | None = None) -> None:
         """Replace the windows of the matrices; without ``left``, stop using the left leaves."""
@@ -110,11 +113,11 @@ class Windows:
 
     def look_randomly(self) -> None:
         """Look through the random windows of the start again, on both sides."""
-        sizes = {index: sizes_of(self._infos[index]) for index in self.matrices}
+        sides = {index: sides_of(self._infos[index]) for index in self.matrices}
         device = self.right_of(self.matrices[0]).device
         self.look_along(
-            {index: self._random(index, 1, width, device) for index, (_, width) in sizes.items()},
-            {index: self._random(index, 0, out, device) for index, (out, _) in sizes.items()},
+            {index: self._random(index, 1, inputs, device) for index, (_, inputs) in sides.items()},
+            {index: self._random(index, 0, outputs, device) for index, (outputs, _) in sides.items()},
         )
 
     def remove(self) -> None:
@@ -125,8 +128,8 @@ class Windows:
     def _buffers_of(self, candidate: int, side: str) -> list[Tensor]:
         return [module.get_buffer(f"{name}_leaf_{side}_window") for module, name in self._places[candidate]]
 
-    def _random(self, candidate: int, side: int, size: int, device: torch.device) -> Tensor:
-        return random_window(size, self.rank, self._seed * 2**20 + 2 * candidate + side, device)
+    def _random(self, candidate: int, side: int, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+        return random_window(sizes, self.rank, self._seed * 2**20 + 2 * candidate + side, device)
 
 
 class SeenShards:
@@ -212,26 +215,30 @@ def gathered(
 
 
 def matrices_of(groups: Groups, rank: int) -> list[int]:
-    """Return the indices of the candidates that windows of this rank are put on."""
-    return [
-        index
-        for index, info in enumerate(groups.parameters)
-        if info.output_dim is not None and len(info.shape) == 2 and sizes_of(info)[1] >= rank
-    ]
+    """Return the indices of the candidates that windows of this rank are put on: matrices, and fused experts."""
+    return [index for index, info in enumerate(groups.parameters) if _has_window(info, rank)]
 
 
 def num_seen(groups: Groups, rank: int) -> int:
     """Return the number of elements of everything that is measured through windows of this rank."""
-    matrices = set(matrices_of(groups, rank))
     return sum(
-        rank * sum(info.shape) if index in matrices else info.count for index, info in enumerate(groups.parameters)
+        rank * sum(map(prod, sides_of(info))) if _has_window(info, rank) else info.count for info in groups.parameters
     )
 
 
-def sizes_of(info: ParameterInfo) -> tuple[int, int]:
-    """Return the output neurons and inputs of a matrix."""
-    assert info.output_dim is not None
-    return info.shape[info.output_dim], info.shape[1 - info.output_dim]
+def sides_of(info: ParameterInfo) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the sizes of a matrix, (out,) and (in,), or those of E fused experts, (E, out) and (E, in)."""
+    if info.output_dim is None:
+        *experts, out, width = info.shape
+        return (*experts, out), (*experts, width)
+    return (info.shape[info.output_dim],), (info.shape[1 - info.output_dim],)
+
+
+def _has_window(info: ParameterInfo, rank: int) -> bool:
+    if info.output_dim is not None and len(info.shape) == 2:
+        return sides_of(info)[1][0] >= rank
+    # Of fused experts, which side is the output does not matter. Kernels of convolutions are smaller than windows.
+    return len(info.shape) == 3 and rank * sum(info.shape[1:]) < info.shape[1] * info.shape[2]
 
 
 def _joined(path: str, name: str) -> str:

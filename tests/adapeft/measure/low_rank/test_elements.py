@@ -22,15 +22,16 @@ from adapeft.measure.low_rank.moments import measure_moments
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.measure.storage import load_statistics, save_elements, save_groups
+from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
 from tests.adapeft.measure.low_rank.test_low_rank import looking, oriented
 from tests.oracles.measuring import gradients, mean_gradients, num_predictions, sampled
-from tests.support.tiny import make_batches, make_bert, make_gpt2
+from tests.support.tiny import make_batches, make_bert, make_gpt2, make_mixtral
 
 RANK = 5
 
 
-@pytest.fixture(params=[make_bert, make_gpt2])
+@pytest.fixture(params=[make_bert, make_gpt2, make_mixtral])
 def model(request):
     return request.param().double().eval()
 
@@ -54,7 +55,7 @@ def measured_elements(model, rank: int = RANK, kind: str = "adam", *, shrinkage:
         }
         dense = [piece.double() for piece in direction.others]
         for index, product in direction.products.items():
-            dense[index] = product.rows.double() @ product.columns.double().t()
+            dense[index] = product.rows.double() @ product.columns.double().mT
         statistics = measure_elements_of_low_rank(passes, groups, direction, shrinkage=shrinkage)
         return Measured(passes, bases, dense, statistics)
 
@@ -71,7 +72,7 @@ def dense(statistics: Statistics) -> tuple[ElementShard, ...]:
 
 def seen_of(bases: tuple[Tensor, Tensor], gradient: Tensor) -> Tensor:
     """Return what both windows show of a gradient [out, in]: all but what is outside of both spaces."""
-    left, right = (basis @ basis.t() for basis in bases)
+    left, right = (basis @ basis.mT for basis in bases)
     rest = gradient - gradient @ right
     return gradient - (rest - left @ rest)
 
@@ -116,10 +117,10 @@ def test_the_direction_is_adams_with_factored_moments(model, monkeypatch):
     for index, info in enumerate(groups.parameters):
         if index in found.bases:
             rows, columns = (getattr(taken[0].of_matrices[index], name).double() for name in ("rows", "columns"))
-            moment = rows[:, None] * columns / columns.sum()
+            moment = rows[..., None] * columns[..., None, :] / columns.sum(-1)[..., None, None]
             expected = seen_of(found.bases[index], oriented(info, mean[index])) / moment.sqrt().clamp(min=1e-12)
             rows, columns = (getattr(taken[1].of_matrices[index], name).double() for name in ("rows", "columns"))
-            fisher = rows[:, None] * columns / columns.sum()
+            fisher = rows[..., None] * columns[..., None, :] / columns.sum(-1)[..., None, None]
         else:
             square = sum(n * g[index] ** 2 for n, g in zip(weights, each, strict=True)) / sum(weights)
             expected = mean[index] / square.sqrt().clamp(min=1e-12)
@@ -196,13 +197,13 @@ def test_scores_of_factored_shards_are_not_kept(statistics, monkeypatch):
 def test_every_element_is_on_one_rank(model, statistics, world_size, monkeypatch):
     monkeypatch.setattr(elements_of_low_rank, "_LARGEST", 60)
     for shard in statistics.elements:
-        if not shard.is_factored:
-            continue
+        if not shard.is_factored or len(statistics.groups.parameters[shard.slice.parameter].shape) == 3:
+            continue  # a shard of an expert is a part of its tensor
         info = statistics.groups.parameters[shard.slice.parameter]
         pieces = [
-            elements_of_low_rank._shard(shard.slice.parameter, info, start, stop, shard.tensors)
+            elements_of_low_rank._shard(shard.slice.parameter, info, *place, shard.tensors)
             for rank in range(world_size)
-            for start, stop in elements_of_low_rank._ranges(info, rank, world_size)
+            for place in elements_of_low_rank._ranges(info, rank, world_size)
         ]
         assert max(piece.slice.length for piece in pieces) <= 60
         assert [piece.slice.start for piece in pieces[1:]] == [
@@ -211,6 +212,14 @@ def test_every_element_is_on_one_rank(model, statistics, world_size, monkeypatch
         for name, column in shard.columns.items():
             joined = torch.cat([piece.columns[name] for piece in pieces])
             torch.testing.assert_close(joined, column, rtol=1e-5, atol=1e-6 * float(column.abs().max()))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5, 50])
+def test_every_expert_is_divided_among_the_ranks(world_size):
+    info = ParameterInfo("experts", (3, 7, 4), "experts", 0, 0.5, None)
+    places = [place for rank in range(world_size) for place in elements_of_low_rank._ranges(info, rank, world_size)]
+    covered = [(expert, row) for expert, start, stop in places for row in range(start, stop)]
+    assert covered == [(expert, row) for expert in range(3) for row in range(7)]
 
 
 def test_saved_factors_load_as_they_were(statistics, tmp_path):

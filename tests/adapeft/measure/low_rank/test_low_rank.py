@@ -33,7 +33,7 @@ from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
 from tests.on_ranks.statistics import passes_for
 from tests.oracles.measuring import gradients, group_sums, mean_gradients, num_predictions, sampled
-from tests.support.tiny import make_batches, make_bert, make_gpt2
+from tests.support.tiny import make_batches, make_bert, make_gpt2, make_mixtral
 
 RANKS = (3, 12)
 """A thin window, and one as wide as most layers of the tiny models."""
@@ -72,7 +72,7 @@ def directed(model: nn.Module, granularity: str, rank: int, kind: str = "adam", 
         dense = []
         for index, (info, along) in enumerate(zip(groups.parameters, direction, strict=True)):
             if index in windows.matrices:
-                step = along.view(-1, rank).double() @ windows.right_of(index).double().t()
+                step = along.view(windows.shapes[index]).double() @ windows.right_of(index).double().mT
                 along = (step.t() if info.output_dim == 1 else step).reshape(-1)
             dense.append(along.double())
         yield Measured(passes, groups, direction, dense)
@@ -83,7 +83,7 @@ def rank(request):
     return request.param
 
 
-@pytest.fixture(params=[make_bert, make_gpt2])
+@pytest.fixture(params=[make_bert, make_gpt2, make_mixtral])
 def model(request):
     """Return a float64 model, so rounding of its gradients is negligible."""
     return request.param().double().eval()
@@ -185,11 +185,11 @@ def test_moments_are_unbiased(model):
     for index in drawn[0]:
         info = groups.parameters[index]
         squares = torch.stack([pieces[index].view(info.shape).square() for pieces in each])
-        moment = (weights[:, None, None] * squares).sum(0) / weights.sum()
+        moment = torch.tensordot(weights, squares, 1) / weights.sum()
         moment = moment.t() if info.output_dim == 1 else moment
         for found, exact in (
-            (torch.stack([one[index].columns for one in drawn]).double(), moment.sum(0)),
-            (torch.stack([one[index].rows for one in drawn]).double(), moment.sum(1)),
+            (torch.stack([one[index].columns for one in drawn]).double(), moment.sum(-2)),
+            (torch.stack([one[index].rows for one in drawn]).double(), moment.sum(-1)),
         ):
             error = found.std(0) / len(drawn) ** 0.5
             assert (found.mean(0) - exact).abs().le(5 * error + 1e-5 * exact.max()).all(), info.name
@@ -268,6 +268,15 @@ def test_tied_weights_have_one_window():
         assert index in windows.matrices
         leaf = windows.names[index].rpartition(".")[2]
         assert getattr(model.lm_head, leaf) is getattr(model.transformer.wte, leaf)
+
+
+def test_every_expert_has_a_window_of_its_own():
+    with looking(make_mixtral(), "tensor", 5) as (passes, groups):
+        windows = passes.shards.windows
+        experts = [index for index, info in enumerate(groups.parameters) if len(info.shape) == 3]
+        assert len(experts) == 4
+        assert set(experts) <= set(windows.matrices)
+        assert all(len(windows.right_of(index)) == 3 for index in experts)
 
 
 @pytest.mark.parametrize(
