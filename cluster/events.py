@@ -9,6 +9,10 @@ Report = Callable[[dict[str, Any]], None]
 """Callback for events such as ``{"stage": "measure", "step": "direction", "done": 3, "total": 16, …}``."""
 
 
+def ignore(event: dict[str, Any]) -> None:
+    """Discard the event."""
+
+
 def to_all(*reports: Report) -> Report:
     """Return a report that passes every event to each of ``reports``."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import zlib
 
 import pytest
@@ -27,6 +28,11 @@ for _name in (
     "NO_COLOR",
 ):
     os.environ.pop(_name, None)
+
+
+# The cache of data sets that the tests and their workers share, removed at the end: never that of the user.
+_CACHE = tempfile.TemporaryDirectory(prefix="adapeft-tests-")
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 
 # Every fixture and every test has its own random seed, so weights do not depend on the order of tests.

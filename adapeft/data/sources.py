@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetsError
 
+from adapeft.data.cache import Cache, Progress
 from adapeft.data.content import file_hash
 from adapeft.data.tables import read_csv, read_json
 from adapeft.errors import AdapeftError, did_you_mean
@@ -116,10 +118,8 @@ def _read_file(source: str, field: str, texts: Collection[str]) -> datasets.Data
 
 
 def _rows_of_file(path: Path, suffix: str, texts: Collection[str]) -> datasets.Dataset:
-    if suffix in (".csv", ".tsv"):
-        return read_csv(path, texts)
-    if suffix in (".json", ".jsonl"):
-        return read_json(path)
+    if suffix in _PARSED:
+        return _parsed(path, suffix, texts)
     builder, options = ("parquet", {}) if suffix == ".parquet" else ("text", _TEXT)
     # The hash as name of the configuration: the cache of ``datasets`` otherwise identifies files by path and
     # modification time. The path is escaped, because the builders read brackets and stars in it as a pattern.
@@ -129,6 +129,28 @@ def _rows_of_file(path: Path, suffix: str, texts: Collection[str]) -> datasets.D
     rows.data.validate(full=True)  # a Parquet file may claim that any bytes are UTF-8
     return rows
 
+
+_PARSED = (".csv", ".tsv", ".json", ".jsonl")
+"""Suffixes of the files that this package reads itself; ``datasets`` caches what it reads."""
+
+
+def _parsed(path: Path, suffix: str, texts: Collection[str]) -> datasets.Dataset:
+    """Return the rows of a file from the cache, in which only the first process of a machine has to parse it."""
+    content = file_hash(path)
+    is_table = suffix in (".csv", ".tsv")
+
+    def parse(folder: Path, progress: Progress) -> None:
+        rows = read_csv(path, texts) if is_table else read_json(path)
+        if file_hash(path) != content:
+            raise ValueError("it has changed while it was read; wait until it is written")
+        with pa.OSFile(str(folder / _ROWS), "wb") as file, pa.ipc.new_stream(file, rows.data.schema) as stream:
+            stream.write_table(rows.data.table, max_chunksize=_BATCH)
+
+    key = {"content": content, "suffix": suffix, "texts": sorted(texts) if is_table else []}
+    return datasets.Dataset.from_file(str(Cache().folder("rows", key, parse) / _ROWS))
+
+
+_ROWS, _BATCH = "rows.arrow", 10_000
 
 # Lines keep their line breaks; a byte order mark is not part of the text.
 _TEXT: dict[str, Any] = {"keep_linebreaks": True, "encoding": "utf-8-sig"}
@@ -158,6 +180,8 @@ def _reading(field: str, source: str, remedy: str) -> Iterator[None]:
     """Turn the various errors of readers into ``AdapeftError`` within the context."""
     try:
         yield
+    except AdapeftError:  # of the cache, not of the source
+        raise
     except (*DAMAGE, DatasetsError, StopIteration) as error:
         # Errors of ``datasets`` only say that generation failed; StopIteration, of a file without rows, has no message.
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ is not None else error

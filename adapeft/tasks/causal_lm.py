@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
     from adapeft.tasks.objective import Objective
@@ -55,12 +56,13 @@ class CausalLM(Task[CausalLMData]):
         data: CausalLMData,
         tokenizer: PreTrainedTokenizerBase,
         description: DataDescription | None = None,
+        cache: Cache | None = None,
     ) -> TokenizedData:
         from adapeft.data.padding import with_padding
         from adapeft.tasks.tokenize import TokenizedData, blocks_of
 
         tokenizer = with_padding(tokenizer)
-        return TokenizedData(blocks_of(rows, data.text, data.max_length, tokenizer), None, tokenizer)
+        return TokenizedData(blocks_of(rows, data.text, data.max_length, tokenizer, cache), None, tokenizer)
 
     def objective(self, description: DataDescription) -> Objective:
         from adapeft.tasks.cross_entropy import NextToken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from pydantic import Field, PositiveInt
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
     from adapeft.tasks.objective import Objective
@@ -72,14 +74,16 @@ class TextClassification(Task[D]):
         data: D,
         tokenizer: PreTrainedTokenizerBase,
         description: DataDescription | None = None,
+        cache: Cache | None = None,
     ) -> TokenizedData:
         from adapeft.data.padding import with_padding
-        from adapeft.tasks.tokenize import TokenizedData, examples_of
+        from adapeft.tasks.tokenize import TokenizedData, examples_of, labels_of
 
         assert description is not None, "classes are numbered by the description of the training data"
         tokenizer = with_padding(tokenizer)
-        labels = self.label_tensor(rows, data, description)
-        examples = examples_of(rows, list(data.text_columns.values()), data.max_length, tokenizer)
+        make_labels = partial(self.label_tensor, rows, data, description)
+        labels = labels_of(rows, data.label_columns["label"], description, make_labels, cache)
+        examples = examples_of(rows, list(data.text_columns.values()), data.max_length, tokenizer, cache)
         return TokenizedData(examples, labels, tokenizer, data.max_length if data.padding == "max_length" else None)
 
     @abstractmethod

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
     from adapeft.tasks.metrics import Metrics
@@ -72,19 +73,21 @@ class Task(ABC, Generic[D]):
         data: D,
         tokenizer: PreTrainedTokenizerBase,
         description: DataDescription | None = None,
+        cache: Cache | None = None,
     ) -> TokenizedData:
         """Tokenize rows from ``load_rows`` that ``describe`` has checked.
 
-        Nothing is written to disk or shared, so any number of processes can do this concurrently, with the same result.
+        Any number of processes can do this concurrently, with the same result.
 
         Args:
             rows: rows with the columns that ``data`` names.
             data: the config's ``data`` section.
             tokenizer: tokenizer, which is not changed; the result has a copy that can pad.
             description: description of the training data, which numbers the classes; None for tasks without classes.
+            cache: cache of this machine, whose files the processes share; None: in memory, for a sample of the rows.
 
         Raises:
-            AdapeftError: there are too few tokens for an example, or a row has no token.
+            AdapeftError: there are too few tokens for an example, a row has no token, or the cache cannot be written.
         """
 
     @abstractmethod

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from datasets.arrow_writer import ArrowWriter
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapeft.data.description import Batch
-from adapeft.data.sources import quiet
+from adapeft.data.cache import Cache, Progress
+from adapeft.data.content import rows_hash
+from adapeft.data.description import Batch, DataDescription
 from adapeft.errors import AdapeftError
 from adapeft.tasks.objective import IGNORED
+from adapeft.tasks.tokenizer_state import tokenizer_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +31,7 @@ class TokenizedData:
     """The tokenized examples of a split.
 
     Attributes:
-        rows: inputs of the model, not padded.
+        rows: inputs of the model, not padded; mapped to memory if they come from the cache.
         labels: labels of the N examples in the format of ``Batch``, [N, …]; None for a language model, whose labels
             are its inputs.
         tokenizer: tokenizer that can pad.
@@ -61,22 +65,12 @@ class TokenizedData:
         return Batch(inputs, inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED), ids)
 
 
-def _map(rows: datasets.Dataset, function: Any) -> datasets.Dataset:
-    """Replace the columns of ``rows`` by those of ``function``, in memory: a cache on disk would be shared."""
-    with quiet():
-        return rows.map(
-            function,
-            batched=True,
-            remove_columns=rows.column_names,
-            keep_in_memory=True,
-            load_from_cache_file=False,
-            # A unique fingerprint: otherwise ``datasets`` hashes the function and prints long warnings.
-            new_fingerprint=uuid.uuid4().hex[:16],
-        )
-
-
 def examples_of(
-    rows: datasets.Dataset, columns: Sequence[str], max_length: int, tokenizer: PreTrainedTokenizerBase
+    rows: datasets.Dataset,
+    columns: Sequence[str],
+    max_length: int,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache | None = None,
 ) -> datasets.Dataset:
     """Tokenize one example per row: a text or a pair of texts with special tokens, truncated to ``max_length``.
 
@@ -85,6 +79,7 @@ def examples_of(
         columns: one or two columns of texts, the first that of ``data.text``.
         max_length: maximum number of tokens.
         tokenizer: tokenizer that can pad.
+        cache: cache of this machine; None: in memory.
 
     Raises:
         AdapeftError: ``max_length`` leaves no token of a text, or a row has no token.
@@ -101,19 +96,30 @@ def examples_of(
     def encode(batch: dict[str, list[str]]) -> dict[str, list]:
         return dict(tokenizer(*(batch[column] for column in columns), truncation=True, max_length=max_length))
 
-    encoded = _map(rows, encode)
-    lengths = pc.list_value_length(encoded.data.column("input_ids")).to_numpy()
-    if not lengths.all():
-        # Only tokenizers without special tokens, such as GPT-2's, return no tokens for an empty text.
-        raise AdapeftError(
-            f"data.text = {columns[0]!r}: row {int(lengths.argmin())} (counted from 0) has no tokens "
-            f"({int((lengths == 0).sum())} of {len(lengths)} rows have none). Drop such rows."
-        )
-    return encoded
+    def encoded(progress: Progress) -> Iterator[dict[str, Any]]:
+        num_empty, first_empty, start = 0, 0, 0
+        for batch in map(encode, _batches(rows, columns, progress)):
+            empty = [row for row, tokens in enumerate(batch["input_ids"], start) if not tokens]
+            if empty and not num_empty:
+                first_empty = empty[0]
+            num_empty, start = num_empty + len(empty), start + len(batch["input_ids"])
+            yield batch
+        if num_empty:
+            # Only tokenizers without special tokens, such as GPT-2's, return no tokens for an empty text.
+            raise AdapeftError(
+                f"data.text = {columns[0]!r}: row {first_empty} (counted from 0) has no tokens "
+                f"({num_empty} of {len(rows)} rows have none). Drop such rows."
+            )
+
+    return _made(encoded, {"kind": "examples", "max_length": max_length}, rows, columns, tokenizer, cache)
 
 
 def blocks_of(
-    rows: datasets.Dataset, column: str, max_length: int, tokenizer: PreTrainedTokenizerBase
+    rows: datasets.Dataset,
+    column: str,
+    max_length: int,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache | None = None,
 ) -> datasets.Dataset:
     """Return blocks of exactly ``max_length`` tokens.
 
@@ -125,6 +131,7 @@ def blocks_of(
         column: column of the texts.
         max_length: number of tokens per block.
         tokenizer: tokenizer of the model.
+        cache: cache of this machine; None: in memory.
 
     Raises:
         AdapeftError: a block of that length has no predictions, or the texts have too few tokens for one block.
@@ -137,17 +144,92 @@ def blocks_of(
     is_one_text = rows.builder_name == "text"
     end = [] if is_one_text or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        # No warning: a text may be longer than the model's context, it is split into blocks below.
-        texts = tokenizer(batch[column], add_special_tokens=False, verbose=False)["input_ids"]
-        return {"input_ids": [tokens + end for tokens in texts if tokens]}
+    def blocks(progress: Progress) -> Iterator[dict[str, Any]]:
+        rest, is_long_enough = np.empty(0, np.int32), False
+        for batch in _batches(rows, [column], progress):
+            # No warning: a text may be longer than the model's context, it is split into blocks below.
+            texts = tokenizer(batch[column], add_special_tokens=False, verbose=False)["input_ids"]
+            tokens = [token for text in texts if text for token in text + end]
+            rest = np.concatenate([rest, np.array(tokens, np.int32)])
+            num_blocks = len(rest) // max_length
+            if num_blocks:
+                is_long_enough = True
+                yield {"input_ids": rest[: num_blocks * max_length].reshape(num_blocks, max_length)}
+                rest = rest[num_blocks * max_length :]
+        if not is_long_enough:
+            raise AdapeftError(
+                f"data.max_length = {max_length}: the texts have only {len(rest)} tokens, less than one block. Lower "
+                "data.max_length or give more text."
+            )
 
-    tokens = pc.list_flatten(_map(rows, encode).data.column("input_ids")).to_numpy()
-    num_blocks = len(tokens) // max_length
-    if num_blocks == 0:
-        raise AdapeftError(
-            f"data.max_length = {max_length}: the texts have only {len(tokens)} tokens, less than one block. Lower "
-            "data.max_length or give more text."
-        )
-    blocks = tokens[: num_blocks * max_length].reshape(num_blocks, max_length)
-    return datasets.Dataset.from_dict({"input_ids": blocks})
+    key = {"kind": "blocks", "max_length": max_length, "end": end}
+    return _made(blocks, key, rows, [column], tokenizer, cache)
+
+
+def labels_of(
+    rows: datasets.Dataset,
+    columns: Sequence[str],
+    description: DataDescription,
+    make: Callable[[], Tensor],
+    cache: Cache | None,
+) -> Tensor:
+    """Return the labels that ``make`` builds from the columns, mapped to memory if they come from the cache.
+
+    Args:
+        rows: rows with the labels.
+        columns: columns of the labels.
+        description: description of the training data, which numbers the classes.
+        make: function that builds the labels; its result depends on nothing else.
+        cache: cache of this machine; None: in memory.
+    """
+    if cache is None:
+        return make()
+    key = {
+        "content": rows_hash(rows, columns),
+        "columns": list(columns),
+        "names": description.label_names,
+        "outputs": description.num_labels,
+        "problem": description.problem_type,
+    }
+    folder = cache.folder("labels", key, lambda to, progress: save_file({"labels": make()}, to / _LABELS))
+    return load_file(folder / _LABELS)["labels"]
+
+
+_ROWS, _LABELS = "rows.arrow", "labels.safetensors"
+_BATCH = 1000
+
+
+def _made(
+    batches: Callable[[Progress], Iterable[dict[str, Any]]],
+    key: Mapping[str, Any],
+    rows: datasets.Dataset,
+    columns: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache | None,
+) -> datasets.Dataset:
+    """Return the examples in ``batches``, of which the cache holds those of the same texts, tokenizer and ``key``."""
+    if cache is None:
+        sink = pa.BufferOutputStream()
+        _write(batches(lambda done, total: None), ArrowWriter(stream=sink))
+        return datasets.Dataset.from_buffer(sink.getvalue())
+    whole = {**key, "content": rows_hash(rows, columns), "columns": len(columns), "tokenizer": tokenizer_key(tokenizer)}
+    folder = cache.folder(
+        "tokens", whole, lambda to, progress: _write(batches(progress), ArrowWriter(path=str(to / _ROWS)))
+    )
+    return datasets.Dataset.from_file(str(folder / _ROWS))
+
+
+def _write(batches: Iterable[dict[str, Any]], writer: ArrowWriter) -> None:
+    with writer:
+        for batch in batches:
+            writer.write_batch(batch)
+        writer.finalize()
+
+
+def _batches(rows: datasets.Dataset, columns: Sequence[str], progress: Progress) -> Iterator[dict[str, list[str]]]:
+    """Yield the texts of the columns, and report the rows that are done."""
+    done = 0
+    for batch in rows.select_columns(list(columns)).iter(_BATCH):
+        yield batch
+        done += len(batch[columns[0]])
+        progress(done, len(rows))

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adapeft.config.config import Config
 from adapeft.data.batches import draw_calibration
+from adapeft.data.cache import Cache
 from adapeft.data.description import DataDescription
 from adapeft.data.sources import rows_of
 from adapeft.errors import AdapeftError, did_you_mean
@@ -85,8 +86,10 @@ def _largest_token(config: Config, tokenizer: PreTrainedTokenizerBase, descripti
     """Return the split that has the largest token id of all examples, and that id."""
     largest = []
     for field in ("data.train", "data.evaluation"):
-        found = TASKS[config.model.task].tokenize(rows_of(config.data, field), config.data, tokenizer, description)
-        largest.append((pc.max(pc.list_flatten(found.rows.data.column("input_ids"))).as_py(), field))
+        rows = rows_of(config.data, field)
+        found = TASKS[config.model.task].tokenize(rows, config.data, tokenizer, description, Cache())
+        chunks = found.rows.data.column("input_ids").iterchunks()
+        largest.append((max(pc.max(pc.list_flatten(chunk)).as_py() for chunk in chunks), field))
     token, field = max(largest)
     return field, token
 

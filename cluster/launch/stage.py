@@ -15,7 +15,7 @@ from typing import Any
 
 from adapeft.config.config import Config
 from adapeft.errors import AdapeftError
-from cluster.events import Report
+from cluster.events import Report, ignore
 from cluster.launch.copies import Look, run_copy
 from cluster.output.folder import RunFolder
 from cluster.output.identity import run_id
@@ -68,7 +68,7 @@ class Stage:
                 _output_to(log.with_suffix(".log")),
                 rank_log(log.with_suffix(".jsonl"), run_id(self.config), self.name, rank),
             ):
-                report = _reporter(tell, look) if rank == 0 else _ignore
+                report = _reporter(tell, look) if rank == 0 else ignore
                 result = self.function(self.config, report, **self.arguments)
         except AdapeftError as error:
             # Sent immediately: the other ranks lose this one, and the launcher may see only their failure.
@@ -79,10 +79,6 @@ class Stage:
         if rank == 0:
             tell({"result": result})
         tell({"ended": rank})
-
-
-def _ignore(event: dict[str, Any]) -> None:
-    """Discard the event: only rank 0 reports."""
 
 
 def _reporter(tell: Report, look: Look) -> Report:

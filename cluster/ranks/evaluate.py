@@ -86,7 +86,7 @@ def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> d
     ranks = join()
     report({"step": "loading model and data"})
     trained = None if base else Delta.load(delta or RunFolder.of(config).delta)
-    inputs = load_inputs(config, None if trained is None else trained.head)
+    inputs = load_inputs(config, None if trained is None else trained.head, report)
     model = inputs.model()
     if trained is not None:
         trained.apply(model)

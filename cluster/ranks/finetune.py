@@ -45,7 +45,7 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
     """Train the subset of the run, save the delta of the best evaluation, and return entries of ``metrics.json``."""
     ranks = join()
     report({"step": "loading model and data"})
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, report=report)
     contents = inputs.claimed_contents()
     plan = plan_training(config.train, len(inputs.train))
     with warnings.catch_warnings():

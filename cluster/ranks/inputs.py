@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from adapeft.config.config import Config
 from adapeft.config.keys import flatten
 from adapeft.data.batches import epoch_batches
+from adapeft.data.cache import Cache
 from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
 from adapeft.data.sources import rows_of
@@ -22,6 +23,7 @@ from adapeft.tasks.objective import Objective
 from adapeft.tasks.own_loss import check_own_loss, check_padding
 from adapeft.tasks.registry import TASKS
 from adapeft.tasks.tokenize import TokenizedData
+from cluster.events import Report, ignore
 from cluster.output.folder import RunFolder
 
 
@@ -90,18 +92,24 @@ def count_examples(config: Config, description: DataDescription) -> int:
     return len(load_inputs(config).train) if TASKS[config.model.task].packs_texts else description.num_train
 
 
-def load_inputs(config: Config, head: Head | None = None) -> Inputs:
-    """Read and tokenize both splits.
+def load_inputs(config: Config, head: Head | None = None, report: Report = ignore) -> Inputs:
+    """Read and tokenize both splits, or map them to memory if a process of this machine has done so.
 
     Args:
         config: config of the run.
         head: head of a delta, which then determines the numbers of the classes; None for the model's own.
+        report: callback for progress events.
     """
     description = describe_for(config.model, config.data, head)
     tokenizer = load_tokenizer(config.model)
     task = TASKS[config.model.task]
     splits = [
-        task.tokenize(rows_of(config.data, field), config.data, tokenizer, description)
+        task.tokenize(rows_of(config.data, field), config.data, tokenizer, description, _cache(field, report))
         for field in ("data.train", "data.evaluation")
     ]
     return Inputs(config, description, splits[0], splits[1], task.objective(description), task.metrics(description))
+
+
+def _cache(field: str, report: Report) -> Cache:
+    """Return the cache of this machine, which reports the rows of the split that are tokenized."""
+    return Cache(lambda done, total: report({"step": f"tokenizing {field}", "done": done, "total": total}))

@@ -45,7 +45,7 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
     """
     ranks = join()
     report({"step": "loading model and data"})
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, report=report)
     contents = inputs.claimed_contents()
     settings = config.select
     method = get_method(settings.method)

@@ -38,7 +38,7 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
     """
     ranks = join()
     report({"step": "loading model and data"})
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, report=report)
     contents = inputs.claimed_contents()
     model: nn.Module = inputs.model()
     model.to(ranks.device)

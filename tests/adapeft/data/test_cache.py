@@ -1,0 +1,220 @@
+"""The cache that the processes of a machine share."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tokenizers.normalizers import Lowercase
+
+from adapeft.data.cache import Cache
+from adapeft.data.sources import load_rows
+from adapeft.errors import AdapeftError
+from adapeft.tasks.describe import describe
+from adapeft.tasks.registry import TASKS
+from tests.adapeft.data.test_description import tokenizer
+
+ROOT = Path(__file__).parents[3]
+LABELLED = {
+    "sequence-classification": lambda row: ["no", "yes", "perhaps"][row % 3],
+    "multi-label-classification": lambda row: [["a"], ["b", "c"], []][row % 3],
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "adapeft"
+
+
+def text(row):
+    return " ".join(["a fish", "two fish swim", "fish"][row % 3] for _ in range(1 + row % 5))
+
+
+def data_of(task, tmp_path, suffix=".jsonl", **options):
+    path = tmp_path / f"rows{suffix}"
+    label = LABELLED.get(task, LABELLED["sequence-classification"])
+    path.write_text("".join(json.dumps({"text": text(row), "label": label(row)}) + "\n" for row in range(2500)))
+    return TASKS[task].data(train=str(path), evaluation=str(path), max_length=6, **options)
+
+
+def tokens(data, cache=None, used=None):
+    task = TASKS[data.task]
+    return task.tokenize(
+        load_rows(data.train, "data.train"), data, used or tokenizer(), describe(task, data), cache or Cache()
+    )
+
+
+def entries(cache, kind="tokens"):
+    return sorted(path for path in cache.glob(f"{kind}-*") if path.is_dir())
+
+
+def is_mapped(path):
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_same_batches(task, tmp_path, cache):
+    """Against the tokenizer itself, for every example and bit for bit, when made and when read again."""
+    data, own = data_of(task, tmp_path), tokenizer()
+    texts = [text(row) for row in range(2500)]
+    if task == "causal-lm":
+        ids = own(texts, add_special_tokens=False)["input_ids"]
+        end = [] if own.eos_token_id is None else [own.eos_token_id]
+        flat = [token for one in ids for token in one + end]
+        expected = torch.tensor(flat[: len(flat) // 6 * 6]).view(-1, 6)
+    else:
+        expected = own(texts, truncation=True, max_length=6, padding=True, return_tensors="pt")["input_ids"]
+    for _ in range(2):
+        found = tokens(data)
+        batch = found.collate(range(len(found)))
+        assert torch.equal(batch.inputs["input_ids"], expected)
+        assert found.lengths == batch.inputs["attention_mask"].sum(1).tolist()
+        in_memory = TASKS[task].tokenize(load_rows(data.train, "data.train"), data, own, describe(TASKS[task], data))
+        again = in_memory.collate(range(len(found)))
+        assert torch.equal(batch.labels, again.labels)
+        assert batch.labels.dtype == again.labels.dtype
+        assert all(torch.equal(batch.inputs[name], again.inputs[name]) for name in again.inputs)
+    [entry] = entries(cache)
+    assert is_mapped(entry / "rows.arrow")
+    [parsed] = entries(cache, "rows")
+    rows = load_rows(data.train, "data.train")
+    assert len(rows) == 2500
+    assert is_mapped(parsed / "rows.arrow")
+
+
+def test_every_dependency_gives_another_entry(tmp_path, cache):
+    data = data_of("sequence-classification", tmp_path)
+    added, lowered, left = tokenizer(), tokenizer(), tokenizer()
+    added.add_tokens(["swim fish"])
+    lowered.backend_tokenizer.normalizer = Lowercase()
+    left.truncation_side = "left"
+    calls = [(data, tokenizer()), (data.model_copy(update={"max_length": 5}), tokenizer())]
+    calls += [(data, added), (data, lowered), (data, left)]
+    calls += [(data_of("causal-lm", tmp_path), tokenizer())]
+    for count, (options, used) in enumerate(calls, 1):
+        tokens(options, used=used)
+        assert len(entries(cache)) == count
+    Path(data.train).write_text(Path(data.train).read_text().replace("two", "no"))
+    tokens(data)
+    assert len(entries(cache)) == len(calls) + 1
+
+
+def test_what_does_not_matter_keeps_the_entry(tmp_path, cache):
+    """The path, the time, the labels, and the calls that the tokenizer has had do not count."""
+    data, used = data_of("sequence-classification", tmp_path), tokenizer()
+    tokens(data, used=used)
+    used(["a fish"], truncation=True, max_length=3, padding="max_length")
+    moved = Path(data.train).rename(tmp_path / "moved.jsonl")
+    moved.write_text(moved.read_text().replace("perhaps", "maybe"))
+    tokens(data.model_copy(update={"train": str(moved), "evaluation": str(moved)}), used=used)
+    assert len(entries(cache)) == 1
+    assert len(entries(cache, "labels")) == 2
+
+
+@pytest.mark.parametrize("kind", ["tokens", "labels", "rows"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_a_damaged_file_is_made_again(kind, damage, tmp_path, cache):
+    data = data_of("sequence-classification", tmp_path)
+    expected = tokens(data).collate(range(2500))
+    [entry] = entries(cache, kind)
+    [file] = [path for path in entry.iterdir() if path.suffix != ".json"]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()  # not in place: this process still maps the old one
+    if damage != "missing":
+        file.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    with pytest.warns(UserWarning, match=f"{entry.name}: is damaged"):
+        found = tokens(data).collate(range(2500))
+    assert torch.equal(found.inputs["input_ids"], expected.inputs["input_ids"])
+    assert torch.equal(found.labels, expected.labels)
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+import datasets
+from adapeft.data.cache import Cache
+datasets.config.HF_DATASETS_CACHE = sys.argv[1]
+def make(folder, progress):
+    (folder / "half").write_text("ha")
+    with open(sys.argv[2], "a") as made: made.write("x")
+    for row in range(int(sys.argv[3])):
+        progress(row, 20)
+        time.sleep(0.1)
+    (folder / "half").write_text("half and half")
+seen = []
+folder = Cache(lambda done, total: seen.append((done, total))).folder("test", {"a": 1}, make)
+print((folder / "half").read_text(), len(seen) > 0)
+"""
+
+
+def start(cache, made, steps):
+    arguments = [sys.executable, "-c", PROGRAM, str(cache.parent), str(made), str(steps)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_make_one_entry(tmp_path, cache):
+    """The one that waits reports the progress of the other."""
+    processes = [start(cache, tmp_path / "made", 20) for _ in range(2)]
+    answers = [process.communicate(timeout=300)[0] for process in processes]
+    assert answers == ["half and half True\n"] * 2
+    assert (tmp_path / "made").read_text() == "x"
+
+
+def test_a_killed_writer_neither_blocks_nor_is_read(tmp_path, cache):
+    killed = start(cache, tmp_path / "made", 3000)
+    while not list(cache.glob("test-*/half")):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    [left] = entries(cache, "test")
+    assert start(cache, tmp_path / "made", 1).communicate(timeout=300)[0] == "half and half True\n"
+    [entry] = entries(cache, "test")
+    assert entry != left
+
+
+def test_a_failed_maker_leaves_nothing(cache):
+    def make(folder, progress):
+        (folder / "file").write_text("half")
+        raise AdapeftError("no tokens")
+
+    for _ in range(2):
+        with pytest.raises(AdapeftError, match="no tokens"):
+            Cache().folder("test", {}, make)
+    assert not entries(cache, "test")
+
+
+def test_a_cache_that_cannot_be_written(cache, tmp_path):
+    cache.parent.write_text("a file, which not even root can write into")
+    with pytest.raises(AdapeftError, match=r"^HF_DATASETS_CACHE = .*cannot be written.*Set the environment variable"):
+        tokens(data_of("sequence-classification", tmp_path))
+
+
+def test_a_source_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    data = data_of("sequence-classification", tmp_path)
+
+    def read(path):
+        path.write_text('{"text": "new", "label": 0}\n')
+        return datasets.Dataset.from_list([{"text": "new", "label": 0}])
+
+    monkeypatch.setattr("adapeft.data.sources.read_json", read)
+    with pytest.raises(AdapeftError, match="has changed while it was read"):
+        load_rows(data.train, "data.train")
+
+
+def test_progress(tmp_path):
+    seen = []
+    tokens(data_of("sequence-classification", tmp_path), Cache(lambda *numbers: seen.append(numbers)))
+    assert np.array(seen).tolist() == [[1000, 2500], [2000, 2500], [2500, 2500]]
