@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -66,6 +66,21 @@ def save_on_ranks(
         shutil.rmtree(folder, ignore_errors=True)
         stored(folder, lambda: os.replace(partial, folder))
     _wait(ranks)
+
+
+def save_one_by_one(
+    folder: Path, kind: str, files: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Any]]], count: int
+) -> None:
+    """Write the files that ``count`` ranks would write, each with its tensors and description, from this process alone.
+
+    Only the tensors of one file need memory at a time. Replaces an older folder.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for number, (tensors, description) in enumerate(files):
+        save_tensors(rank_path(partial, number, count), kind, tensors, description)
+    shutil.rmtree(folder, ignore_errors=True)
+    stored(folder, lambda: os.replace(partial, folder))
 
 
 def _marked(folder: Path, ranks: Ranks) -> Path:

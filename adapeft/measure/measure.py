@@ -13,7 +13,9 @@ from adapeft.data.batches import Calibration
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
+from adapeft.measure.reach import check_reached
 from adapeft.measure.statistics import Statistics
+from adapeft.ranks import Ranks
 from adapeft.tasks.objective import IGNORED
 
 if TYPE_CHECKING:
@@ -44,20 +46,20 @@ def measure(method: Measurement, passes: Passes, groups: Groups, settings: Selec
     """
     passes = ready(method, passes, groups, settings)
     found = method.measure(passes, groups, settings)
-    found.check_finite(
+    check_measured(found, settings, passes.shards.ranks)
+    unreached = passes.unreached()
+    check_reached(groups, unreached)
+    return found.without(unreached)
+
+
+def check_measured(statistics: Statistics, settings: Select, ranks: Ranks) -> None:
+    """Check that all measured statistics are finite. Collective; see ``Statistics.check_finite``."""
+    statistics.check_finite(
         f"measuring for select.method = {settings.method}",
         "The base model's weights are not finite there, or its gradients are too large for float32. Check the base "
         "model and the scale of the targets.",
-        passes.shards.ranks,
+        ranks,
     )
-    unreached = passes.unreached()
-    if set(unreached) >= {info.name for info in groups.parameters}:
-        raise AdapeftError(
-            f"none of the {len(groups.parameters)} candidates, such as {groups.parameters[0].name!r}, received a "
-            f"gradient from the calibration: the loss does not depend on them. Admit other parameters in "
-            f"select.include and select.exclude."
-        )
-    return found.without(unreached)
 
 
 def not_reached(names: Sequence[str]) -> str:

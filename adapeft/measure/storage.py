@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,7 +18,7 @@ from adapeft.errors import AdapeftError
 from adapeft.files.artifact import load_table, load_tensors, provenance, save_table
 from adapeft.files.damage import MOST, Count, Header, Line, reading
 from adapeft.files.json_numbers import dumps, loads
-from adapeft.files.rank_files import rank_paths, save_on_ranks
+from adapeft.files.rank_files import rank_paths, save_on_ranks, save_one_by_one
 from adapeft.finite import check_finite
 from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
@@ -31,6 +31,7 @@ from adapeft.ranks import Ranks
 TABLE = "groups.parquet"
 OPTIONS = "options.parquet"
 ELEMENTS = "statistics"
+_SHARD = "shard of statistics"
 _DERIVED = ("influence", "chosen")
 _DESCRIBED = ("parameter", "role", "layer", "depth", "index", "count")
 
@@ -92,11 +93,19 @@ def load_options(folder: Path, groups: Groups) -> Options | None:
 
 def save_elements(folder: Path, elements: tuple[ElementShard, ...], ranks: Ranks) -> None:
     """Write every rank's shard of element statistics and replace older ones. Collective."""
+    save_on_ranks(folder / ELEMENTS, _SHARD, *_as_file(elements), ranks)
+
+
+def save_elements_one_by_one(folder: Path, pieces: Iterable[tuple[ElementShard, ...]], count: int) -> None:
+    """Write the ``count`` pieces of element statistics as the shards of so many ranks, with one in memory at a time."""
+    save_one_by_one(folder / ELEMENTS, _SHARD, map(_as_file, pieces), count)
+
+
+def _as_file(elements: Sequence[ElementShard]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors = {
         f"{i}.{name}": tensor.contiguous() for i, shard in enumerate(elements) for name, tensor in shard.tensors.items()
     }
-    description = {"slices": [asdict(shard.slice) for shard in elements]}
-    save_on_ranks(folder / ELEMENTS, "shard of statistics", tensors, description, ranks)
+    return tensors, {"slices": [asdict(shard.slice) for shard in elements]}
 
 
 def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, Any]]:
@@ -199,12 +208,17 @@ def load_statistics(folder: Path) -> tuple[Statistics, dict[str, Any]]:
             finite.
     """
     groups, columns, key = load_groups(folder)
+    elements = load_elements(folder, groups) if groups.granularity == "element" and columns else ()
+    return Statistics(groups, columns, elements, load_options(folder, groups)), key
+
+
+def load_elements(folder: Path, groups: Groups) -> tuple[ElementShard, ...]:
+    """Return the shards of all ranks, as views of the files; raises the same errors as ``load_statistics``."""
     elements: list[ElementShard] = []
-    if groups.granularity == "element" and columns:
-        for path in rank_paths(folder / ELEMENTS, "Measure again."):
-            elements += _load_shard(path, groups)
-        _check_complete(folder / ELEMENTS, groups, elements)
-    return Statistics(groups, columns, tuple(elements), load_options(folder, groups)), key
+    for path in rank_paths(folder / ELEMENTS, "Measure again."):
+        elements += _load_shard(path, groups)
+    _check_complete(folder / ELEMENTS, groups, elements)
+    return tuple(elements)
 
 
 class _Slice(Header):
@@ -218,7 +232,7 @@ class _ShardHeader(Header):
 
 
 def _load_shard(path: Path, groups: Groups) -> list[ElementShard]:
-    tensors, content = load_tensors(path, "shard of statistics")
+    tensors, content = load_tensors(path, _SHARD)
     with reading(f"{path}: damaged shard of statistics", "Measure again."):
         of_slices: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():

@@ -23,6 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from adapeft.data.description import Batch
 from adapeft.memory.bound import bound_pass
 from adapeft.memory.estimate import Pass
+from adapeft.model.fake import to_fake
 from adapeft.model.load import build_structure
 from adapeft.model.weightless import Weightless
 from adapeft.tasks.objective import Objective
@@ -79,9 +80,9 @@ def count_pass(
     prepare(model)
     unknown = None
     with FakeTensorMode(allow_non_fake_inputs=True), weightless, torch.random.fork_rng(devices=[]):
-        _to_fake(model, dtype, weightless)
+        to_fake(model, dtype, weightless)
         try:
-            passes = _followed(model, objective, _batch(model.config, objective, num_examples, num_tokens))
+            passes = _followed(model, objective, repeated_token(model.config, objective, num_examples, num_tokens))
         except Exception as error:  # the model's own code may raise anything without weights, and still run with them
             unknown = str(error).strip().partition("\n")[0] or type(error).__name__
     if unknown is not None:
@@ -99,25 +100,7 @@ def _followed(model: nn.Module, objective: Objective, batch: Batch) -> Pass:
     return Pass(allocations.peak(without=gradients), allocations.peak())
 
 
-def _to_fake(model: nn.Module, dtype: torch.dtype, weightless: Weightless) -> None:
-    """Move a model from the meta device to fake CPU tensors, all parameters in one dtype, as DeepSpeed casts them."""
-    made: dict[int, tuple[Tensor, Tensor]] = {}
-    for module in model.modules():
-        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for store in stores:
-            for name, tensor in store.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in made:  # otherwise it is tied
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    fake = torch.empty_like(tensor, device="cpu", dtype=dtype if is_parameter else tensor.dtype)
-                    if not is_parameter:
-                        weightless.carry(tensor, fake)
-                    made[id(tensor)] = tensor, nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
-                store[name] = made[id(tensor)][1]
-
-
-def _batch(config: PretrainedConfig, objective: Objective, num_examples: int, num_tokens: int) -> Batch:
+def repeated_token(config: PretrainedConfig, objective: Objective, num_examples: int, num_tokens: int) -> Batch:
     """Return examples of one repeated ordinary token, each ending in EOS: encoder-decoders classify by its state."""
     text = config.get_text_config()
     special = [getattr(text, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")]

@@ -38,12 +38,25 @@ def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
         AdapeftError: the base does not exist or has no weights.
     """
     folder = local_folder(base)
+    return open_safetensors(folder, base, structure) or LoadedCheckpoint(folder, structure)
+
+
+def open_safetensors(folder: Path, base: str, structure: PreTrainedModel) -> SafetensorsCheckpoint | None:
+    """Open the weights in ``folder`` to read them one tensor at a time; None if that is impossible.
+
+    Args:
+        folder: folder of the base model.
+        base: name that the user gave for it, for messages.
+        structure: the model, possibly on the meta device.
+
+    Raises:
+        AdapeftError: there are no weights.
+    """
     files = weight_files(folder, base, getattr(structure.config, "transformers_weights", None))
-    if all(file.suffix == ".safetensors" for file in files):
-        found = SafetensorsCheckpoint(folder, files, structure)
-        if not found.is_converted:
-            return found
-    return LoadedCheckpoint(folder, structure)
+    if any(file.suffix != ".safetensors" for file in files):
+        return None
+    found = SafetensorsCheckpoint(folder, files, structure)
+    return None if found.is_converted else found
 
 
 def is_tied(folder: Path, structure: PreTrainedModel) -> bool:
@@ -52,11 +65,9 @@ def is_tied(folder: Path, structure: PreTrainedModel) -> bool:
     It is not if the folder holds a head with other values than the embedding, whatever its config says. Pickled weights
     are not read; for them the config decides.
     """
-    explicit = getattr(structure.config, "transformers_weights", None)
-    files = weight_files(folder, str(folder), explicit) if has_weights(folder) or explicit else []
-    if files and all(file.suffix == ".safetensors" for file in files):
-        found = SafetensorsCheckpoint(folder, files, structure)
-        if not found.is_converted:
+    if has_weights(folder) or getattr(structure.config, "transformers_weights", None):
+        found = open_safetensors(folder, str(folder), structure)
+        if found is not None:
             found.settle_ties()
     return structure.config.tie_word_embeddings
 

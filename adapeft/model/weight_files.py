@@ -16,8 +16,8 @@ _ORDER = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDE
 _COMPANIONS = ["*.json", "*.txt", "*.model"]
 
 
-def local_folder(base: str) -> Path:
-    """Return the folder of a base model, downloaded from the hub if ``base`` is not a folder.
+def local_folder(base: str, revision: str | None = None) -> Path:
+    """Return the folder of a base model, downloaded from the hub, at ``revision``, if ``base`` is not a folder.
 
     Raises:
         AdapeftError: the base is neither a folder nor on the hub.
@@ -25,9 +25,10 @@ def local_folder(base: str) -> Path:
     if Path(base).is_dir():
         return Path(base)
     try:
-        folder = Path(snapshot_download(base, allow_patterns=["*.safetensors", *_COMPANIONS]))
+        folder = Path(snapshot_download(base, revision=revision, allow_patterns=["*.safetensors", *_COMPANIONS]))
         if not has_weights(folder):
-            folder = Path(snapshot_download(base, allow_patterns=["pytorch_model*.bin", *_COMPANIONS]))
+            pickled = ["pytorch_model*.bin", *_COMPANIONS]
+            folder = Path(snapshot_download(base, revision=revision, allow_patterns=pickled))
         return folder
     except Exception as error:
         raise AdapeftError(f"--model {base!r} is neither a folder nor a model on the hub ({error}).") from error

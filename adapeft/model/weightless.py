@@ -71,9 +71,9 @@ class Weightless(TorchDispatchMode):
         self._done = 0
         return super().__enter__()
 
-    def known(self, value: Tensor) -> Tensor:
-        """Return a tensor on the meta device with known values."""
-        return self._made(value, torch.device("meta"))
+    def known(self, value: Tensor, device: str = "meta") -> Tensor:
+        """Return a tensor with known values on the meta device, or in ``FakeTensorMode`` on any device."""
+        return self._made(value, torch.device(device))
 
     def forget(self, tensors: Sequence[Tensor]) -> None:
         """Make the values of ``tensors`` unknown, such as initial values of parameters."""

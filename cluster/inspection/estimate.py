@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,11 +19,14 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.windows import Windows, num_seen
 from adapeft.measure.mode import set_measuring_mode
+from adapeft.measure.reach import unreached_without_weights
 from adapeft.measure.statistics import Statistics
-from adapeft.memory.activations import Counted, count_pass
-from adapeft.memory.estimate import FLOAT32, Load, Memory, Zero, memory, share
+from adapeft.memory.activations import Counted, count_pass, repeated_token
+from adapeft.memory.estimate import FLOAT32, Load, Memory, Pass, Zero, memory, share
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
+from adapeft.model.unloaded import NeedsLoadingError, build_unloaded, open_unloaded
+from adapeft.model.weight_files import has_weights
 from adapeft.ranks import OneRank
 from adapeft.subset.subset import Subset
 from adapeft.tasks.objective import Objective
@@ -71,15 +75,53 @@ class Estimate:
     objective: Objective
 
     def loads(self, zero: Zero) -> dict[str, Load]:
-        """Return the loads of measuring (if anything is left to measure) and training on the engines of ``zero``."""
-        loads = {"measuring": self.measuring(zero), "training": self.training(zero)}
-        return {name: load for name, load in loads.items() if load is not None}
+        """Return the loads of training and of what precedes it: measuring on the engines of ``zero``, or choosing.
 
-    def measuring(self, zero: Zero) -> Load | None:
-        """Return the load of measuring; None if nothing is left to be measured."""
-        settings = self.config.select
+        Nothing precedes it if the choice or its statistics exist.
+        """
         if self.is_measured:
-            return None
+            return {"training": self.training(zero)}
+        measures = get_method(self.config.select.method).measures_loss
+        if measures or self.needs_loading is not None:
+            return {"measuring": self.measuring(zero), "training": self.training(zero)}
+        return {"choosing": self.choosing(), "training": self.training(zero)}
+
+    @cached_property
+    def needs_loading(self) -> str | None:
+        """Reason why a method that measures nothing still needs the loaded model to choose; None if it does not."""
+        model, settings, folder = self.config.model, self.config.select, Path(self.config.model.name)
+        try:
+            if folder.is_dir() and has_weights(folder):
+                base = open_unloaded(model, self.model_config, settings.always_train)
+                structure, weightless = base.structure, base.weightless
+            else:  # on the hub, or only a config
+                structure, weightless = build_unloaded(model, self.model_config)
+            set_measuring_mode(structure)
+            batch = repeated_token(structure.config, self.objective, 1, self.num_tokens)
+            unreached_without_weights(structure, weightless, self.groups, [batch], self.objective)
+        except NeedsLoadingError as error:
+            return str(error)
+        return None
+
+    def choosing(self) -> Load:
+        """Return the load of a choice that reads the checkpoint in the launching process, for a method without loss."""
+        method = get_method(self.config.select.method)
+        largest = max(info.count for info in self.groups.parameters)
+        # A tensor, its float32 copy and its scores.
+        scores = 3 * FLOAT32 * largest if method.scored is not None else 0
+        return Load(
+            sizes=(largest,),
+            element_bytes=self._element_bytes,
+            num_trained=0,
+            num_stepped=0,
+            passes=Pass(0, 0),
+            statistics=scores + method.drawing_bytes(self.groups, self.subset.count),
+            process=PROCESS,
+        )
+
+    def measuring(self, zero: Zero) -> Load:
+        """Return the load of measuring."""
+        settings = self.config.select
         method = get_method(settings.method)
         batch_size = 1 if method.measures_examples else settings.batch_size
         counted, num_micro = self._counted("measuring", batch_size, settings.micro_batch_size, zero.workers)
@@ -175,14 +217,20 @@ class Estimate:
         return count
 
 
-def unknowns(estimate: Estimate, zero: Zero) -> list[str]:
-    """Return one line per stage of the run whose activations could not be counted, with the bound used instead."""
-    return [
+def remarks(estimate: Estimate, zero: Zero) -> list[str]:
+    """Return what the figures do not say: bounds in place of uncounted activations, and where a choice is made."""
+    loads = estimate.loads(zero)
+    lines = [
         f"{stage}: its activations cannot be counted without weights ({load.unknown}); from their shapes they take at "
         f"most {size_of(load.passes.activations)} on a device"
-        for stage, load in estimate.loads(zero).items()
+        for stage, load in loads.items()
         if load.unknown is not None
     ]
+    if "choosing" in loads:
+        lines.append("choosing: in the launching process alone, in the memory of its machine")
+    elif "measuring" in loads and not get_method(estimate.config.select.method).measures_loss:
+        lines.append(f"measuring: {estimate.config.select.method} needs the loaded model ({estimate.needs_loading})")
+    return lines
 
 
 def estimate_of(config: Config, inspection: Inspection) -> Estimate:

@@ -28,12 +28,16 @@ def check_memory(estimate: Estimate) -> None:
         AdapeftError: the run needs more than ``TOLERANCE`` times the available memory.
     """
     cluster = estimate.config.cluster
-    available = None if os.environ.get("RAY_ADDRESS") else available_memory(gpu=bool(cluster.gpus_per_worker))
-    if available is None:
-        return
-    workers = 1 if cluster.gpus_per_worker else cluster.fewest  # the workers that share the memory
     zero = zero_of(cluster)
     for stage, load in estimate.loads(zero).items():
+        on_workers = stage != "choosing"
+        if on_workers and os.environ.get("RAY_ADDRESS"):
+            continue
+        available = available_memory(gpu=on_workers and bool(cluster.gpus_per_worker))
+        if available is None:
+            continue
+        # The workers that share the memory.
+        workers = cluster.fewest if on_workers and not cluster.gpus_per_worker else 1
         held = memory(load if load.unknown is None else replace(load, passes=Pass(0, 0)), zero)
         if held.total * workers > TOLERANCE * available:
             several = (
@@ -47,7 +51,7 @@ def check_memory(estimate: Estimate) -> None:
 
 def remedy(part: str, stage: str, zero_stage: int) -> str:
     """Return a sentence that says how to make a part of the memory smaller."""
-    section = "select" if stage == "measuring" else "train"
+    section = "select" if stage != "training" else "train"
     if part == "activations":
         return f"Lower {section}.micro_batch_size or data.max_length, or set model.gradient_checkpointing: true."
     if part == "statistics":

@@ -8,31 +8,23 @@ from typing import Any
 
 from torch import nn
 
-from adapeft.choose.knapsack import chosen_of
-from adapeft.choose.options import options_of
 from adapeft.config.config import Config
 from adapeft.config.keys import measurement_key
-from adapeft.config.write import to_yaml
 from adapeft.data.batches import draw_calibration, num_micro_batches
 from adapeft.measure.groups import Groups, groups_of
-from adapeft.measure.influence import reach_of
 from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.measure import measure, not_reached
 from adapeft.measure.mode import set_measuring_mode
 from adapeft.measure.partial import PartialSums
 from adapeft.measure.passes import Passes
-from adapeft.measure.statistics import Statistics
-from adapeft.measure.storage import save_elements, save_groups, save_options
+from adapeft.measure.storage import save_elements
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import get_method
-from adapeft.ranks import Ranks
-from adapeft.selection.choose import choose
-from adapeft.subset.subset import Subset
 from cluster.events import Report
 from cluster.output.folder import RunFolder
+from cluster.ranks.choose import choose_and_save
 from cluster.ranks.inputs import Inputs, check_loss, load_inputs
 from cluster.ranks.peak import peak_memory
-from cluster.ranks.plan import plan_training
 from cluster.zero.engine import DistributedRanks, join, measuring_engine
 from cluster.zero.shards import ZeroShards
 
@@ -115,38 +107,3 @@ def sums_key(
         "cluster.zero_stage": config.cluster.zero_stage,
         "select.micro_batch_size": config.select.micro_batch_size,
     }
-
-
-def choose_and_save(
-    config: Config,
-    contents: Mapping[str, str],
-    statistics: Statistics,
-    num_examples: int,
-    ranks: Ranks,
-    limit: MemoryLimit | None,
-) -> Subset:
-    """Choose from ``statistics`` and write ``groups.parquet`` and ``subset.safetensors``. Collective.
-
-    The launching process also calls this, as a single rank, if the statistics already exist.
-    """
-    groups = statistics.groups
-    training = plan_training(config.train, num_examples)
-    reach = reach_of(config.select, sum(training.learning_rates()), training.num_steps)
-    subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
-    subset = subset.described(config=to_yaml(config), contents=dict(contents))
-    if ranks.rank == 0:
-        derived = {"chosen": chosen_of(groups, subset)}
-        values = get_method(config.select.method).group_values(statistics, reach)
-        if values is not None:
-            derived["influence"] = values
-        folder = RunFolder.of(config)
-        key = measurement_key(config, contents, groups.num_total)
-        save_groups(folder.path, groups, statistics.columns, key, **derived)
-        options = statistics.options
-        if options is not None:
-            influence = get_method(config.select.method).option_values(statistics, reach)
-            assert influence is not None
-            chosen = options_of(groups, options, subset)
-            save_options(folder.path, groups, options, influence=influence, chosen=chosen)
-        subset.save(folder.subset)
-    return subset

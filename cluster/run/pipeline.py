@@ -12,6 +12,7 @@ from adapeft.config.load import load_config
 from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.measure.storage import ELEMENTS, OPTIONS, TABLE, load_statistics
+from adapeft.methods.registry import get_method
 from adapeft.ranks import OneRank
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.locate import locate
@@ -33,7 +34,7 @@ def run(session: Session) -> dict[str, Any]:
 
 
 def select(session: Session) -> Subset:
-    """Return the run's subset: a saved one, one chosen by an earlier call, or one measured and chosen now.
+    """Return the run's subset: a saved one, one chosen by an earlier call, or one chosen now.
 
     Raises:
         AdapeftError: the subset is empty.
@@ -55,10 +56,7 @@ def select(session: Session) -> Subset:
     elif config.select.statistics is not None:
         subset = _choose_again(session, _measured(config.select.statistics))
     else:
-        from cluster.ranks.measure import measure_and_choose
-
-        measured = session.on_workers(measure_and_choose, "measure", limit=session.inspection.limit)
-        subset = Subset.load(folder.subset)
+        subset, measured = _choose(session)
     session.record(**_choice_of(subset), **measured, seconds={"select": time.perf_counter() - started})
     # An empty choice stays in the folder, so that the same command reports it again without measuring.
     check_not_empty(subset)
@@ -124,9 +122,23 @@ def _measured(place: str) -> Path:
     return folder.path
 
 
+def _choose(session: Session) -> tuple[Subset, dict[str, Any]]:
+    """Return the subset of the run's method and the entries of ``metrics.json`` about its measurement, if any."""
+    if not get_method(session.config.select.method).measures_loss:
+        from cluster.run.unloaded import choose_unloaded
+
+        chosen = choose_unloaded(session)
+        if chosen is not None:
+            return chosen, {}
+    from cluster.ranks.measure import measure_and_choose
+
+    measured = session.on_workers(measure_and_choose, "measure", limit=session.inspection.limit)
+    return Subset.load(session.folder.subset), measured
+
+
 def _choose_again(session: Session, source: Path) -> Subset:
     """Choose from another run's measurements, which must have been made under the same conditions."""
-    from cluster.ranks.measure import choose_and_save
+    from cluster.ranks.choose import choose_and_save
 
     statistics, measured = load_statistics(source)
     num_parameters = session.inspection.groups.num_total

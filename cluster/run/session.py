@@ -15,7 +15,7 @@ from adapeft.files.artifact import provenance, save_json
 from adapeft.sections.paths import is_url
 from cluster.events import to_all
 from cluster.failure import WorkerError
-from cluster.inspection.estimate import estimate_of, unknowns
+from cluster.inspection.estimate import estimate_of, remarks
 from cluster.inspection.fits import check_memory
 from cluster.inspection.inspect import inspect
 from cluster.inspection.inspection import Inspection
@@ -121,8 +121,8 @@ class Session:
         with self.terminal.busy("estimating memory"):
             estimate = estimate_of(self.config, self.inspection)
             check_memory(estimate)
-            uncounted = unknowns(estimate, zero_of(self.config.cluster))
-        for line in uncounted:
+            lines = remarks(estimate, zero_of(self.config.cluster))
+        for line in lines:
             self.terminal.note(line)
 
     def metrics(self) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Method(ABC, Generic[Options]):
         adds_parameters: whether it trains added parameters instead of some of the candidates.
         measures_loss: whether its statistics depend on the loss, so that the loss must be the model's own.
         measures_examples: whether it needs the gradient of every single example instead of batches.
+        scored: the only column of its statistics, if ``score`` computes it from the weights alone; None otherwise.
     """
 
     options: type[Options]
@@ -72,6 +73,7 @@ class Method(ABC, Generic[Options]):
     adds_parameters: bool = False
     measures_loss: bool = True
     measures_examples: bool = False
+    scored: str | None = None
 
     @property
     def name(self) -> str:
@@ -89,8 +91,16 @@ class Method(ABC, Generic[Options]):
     def measure(self, passes: Passes, groups: Groups, settings: Options) -> Statistics:
         """Return the statistics of the groups, without columns if the method measures nothing. Collective."""
 
+    def score(self, weights: Tensor) -> Tensor:
+        """Return the ``scored`` statistic of each of these pretrained weights, float32, elementwise for any shape."""
+        raise NotImplementedError(f"{self.name} scores no weights")
+
     def statistics_bytes(self, settings: Options) -> int:
         """Return the peak bytes that measuring keeps per element of the candidates, on the rank that holds it."""
+        return 0
+
+    def drawing_bytes(self, groups: Groups, budget: int) -> int:
+        """Return the bytes of the random draws with which the method chooses ``budget`` elements."""
         return 0
 
     @abstractmethod

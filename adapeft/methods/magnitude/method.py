@@ -25,10 +25,14 @@ class Magnitude(ValuedMethod[MagnitudeOptions]):
     cost = "nothing"
     source = "Fu et al. 2023"
     measures_loss = False
+    scored = "magnitude"
 
     def measure(self, passes: Passes, groups: Groups, settings: MagnitudeOptions) -> Statistics:
-        magnitudes = [piece.abs() for piece in passes.shards.weights()]
-        return element_statistics(passes.shards, groups, {"magnitude": magnitudes})
+        magnitudes = [self.score(piece) for piece in passes.shards.weights()]
+        return element_statistics(passes.shards, groups, {self.scored: magnitudes})
+
+    def score(self, weights: Tensor) -> Tensor:
+        return weights.abs()
 
     def statistics_bytes(self, settings: MagnitudeOptions) -> int:
         return 8  # the weights, and their magnitudes

@@ -13,6 +13,9 @@ from adapeft.methods.random.options import RandomOptions
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
+_NUMBER = 8
+"""Bytes of the number of an element."""
+
 
 class Random(UnmeasuredMethod[RandomOptions]):
     """A uniform draw within the budget before training: exactly that many elements, or groups in random order that fit.
@@ -25,6 +28,13 @@ class Random(UnmeasuredMethod[RandomOptions]):
     family = "random"
     summary = "a uniform draw of elements or groups"
     source = "Fu et al. 2023"
+
+    def drawing_bytes(self, groups: Groups, budget: int) -> int:
+        if groups.granularity != "element":
+            return 0
+        total = int(groups.counts.sum())
+        # NumPy shuffles the numbers of all elements to draw more than a twentieth of them.
+        return _NUMBER * (budget + (total if budget > total // 20 else 0))
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[RandomOptions], ranks: Ranks) -> Subset:
         draw = np.random.default_rng([plan.seed, 2])

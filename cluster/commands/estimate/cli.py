@@ -14,16 +14,16 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
     loaded, terminal = load_config(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
         from cluster.commands.estimate.estimate import show_estimate
-        from cluster.inspection.estimate import estimate_of, unknowns
+        from cluster.inspection.estimate import estimate_of, remarks
         from cluster.inspection.inspect import inspect
         from cluster.zero.settings import zero_of
 
         silence_libraries()
     with terminal.busy("running the model without its weights"):
         zero, found = zero_of(loaded.cluster), estimate_of(loaded, inspect(loaded))
-        loads, grid, uncounted = found.loads(zero), found.grid(zero), unknowns(found, zero)
+        loads, grid, lines = found.loads(zero), found.grid(zero), remarks(found, zero)
     show_estimate(loads, zero, grid, terminal)
-    for line in uncounted:
+    for line in lines:
         terminal.note(line)
     if loaded.cluster.workers > zero.workers:
         terminal.note(f"estimated for {zero.workers} workers (cluster.min_workers), with which each holds the most")

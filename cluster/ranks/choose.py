@@ -1,0 +1,56 @@
+"""Choosing from measured statistics, on a rank or in the launching process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adapeft.choose.knapsack import chosen_of
+from adapeft.choose.options import options_of
+from adapeft.config.config import Config
+from adapeft.config.keys import measurement_key
+from adapeft.config.write import to_yaml
+from adapeft.measure.influence import reach_of
+from adapeft.measure.statistics import Statistics
+from adapeft.measure.storage import save_groups, save_options
+from adapeft.memory.limit import MemoryLimit
+from adapeft.methods.registry import get_method
+from adapeft.ranks import Ranks
+from adapeft.selection.choose import choose
+from adapeft.subset.subset import Subset
+from cluster.output.folder import RunFolder
+from cluster.ranks.plan import plan_training
+
+
+def choose_and_save(
+    config: Config,
+    contents: Mapping[str, str],
+    statistics: Statistics,
+    num_examples: int,
+    ranks: Ranks,
+    limit: MemoryLimit | None,
+) -> Subset:
+    """Choose from ``statistics`` and write ``groups.parquet`` and ``subset.safetensors``. Collective.
+
+    The launching process also calls this, as a single rank, if the statistics exist or no worker is needed for them.
+    """
+    groups = statistics.groups
+    training = plan_training(config.train, num_examples)
+    reach = reach_of(config.select, sum(training.learning_rates()), training.num_steps)
+    subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
+    subset = subset.described(config=to_yaml(config), contents=dict(contents))
+    if ranks.rank == 0:
+        derived = {"chosen": chosen_of(groups, subset)}
+        values = get_method(config.select.method).group_values(statistics, reach)
+        if values is not None:
+            derived["influence"] = values
+        folder = RunFolder.of(config)
+        key = measurement_key(config, contents, groups.num_total)
+        save_groups(folder.path, groups, statistics.columns, key, **derived)
+        options = statistics.options
+        if options is not None:
+            influence = get_method(config.select.method).option_values(statistics, reach)
+            assert influence is not None
+            chosen = options_of(groups, options, subset)
+            save_options(folder.path, groups, options, influence=influence, chosen=chosen)
+        subset.save(folder.subset)
+    return subset
