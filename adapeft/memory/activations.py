@@ -95,7 +95,7 @@ def _followed(model: nn.Module, objective: Objective, batch: Batch) -> Pass:
     """Return the peak memory of a forward and backward pass of the batch."""
     with _Allocations() as allocations:
         allocations.start_with([*model.parameters(), *model.buffers(), *batch.inputs.values(), batch.labels])
-        objective.loss_sum(objective.forward(model, batch), batch.labels).backward()
+        objective.loss(model, batch).backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return Pass(allocations.peak(without=gradients), allocations.peak())
 

@@ -84,9 +84,7 @@ class TokenMetrics(Metrics):
 
     of = "causal-lm"
     higher_is_better = {"loss": False, "perplexity": False}
-
-    def predictions(self, logits: Tensor, labels: Tensor, predicted: Tensor) -> None:
-        return None
+    reads_logits = False
 
     def scores(self, loss: float, predictions: Tensor | None, labels: Tensor | None) -> dict[str, float]:
         import torch

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +13,11 @@ from adapeft.data.description import Batch
 from adapeft.data.refused_batch import naming_examples
 from adapeft.tasks.draws import uniforms, wide
 from adapeft.tasks.objective import IGNORED, Objective
+from adapeft.tasks.pieces import Tail, losses_in_pieces, num_pieces, sample_categorical
+from adapeft.tasks.split import split_of, with_decoder_inputs
+
+_SHORTEST = 16
+"""Number of tokens, from the first prediction of a batch, that suffice to check the model's own loss."""
 
 
 class Classification(Objective):
@@ -31,11 +39,83 @@ class Classification(Objective):
 
     @torch.no_grad()
     def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
-        sampled = _sample_categorical(logits, uniforms(batch.ids, 1, seed).squeeze(1))
+        sampled = sample_categorical(logits, uniforms(batch.ids, 1, seed).squeeze(1))
         return torch.where(self.predicted(batch.labels), sampled, IGNORED)
 
 
-class NextToken(Objective):
+class TokenCrossEntropy(Objective):
+    """Cross-entropy of tokens: logits [n, T, C], labels int64 [n, T], -100 where ignored.
+
+    Losses and sampled labels are computed in pieces, whose logits the backward pass computes again one after the other.
+    A model that can be split gives only the logits of positions with a label, a piece at a time. Any other model gives
+    all logits in its dtype, and the pieces avoid float32 copies of them.
+    """
+
+    @abstractmethod
+    def targets(self, labels: Tensor) -> Tensor:
+        """Return the label that is predicted at each position, int64 [n, T], -100 if none."""
+
+    @abstractmethod
+    def draws(self, batch: Batch, seed: int) -> Tensor:
+        """Return the uniform draw for the label that is predicted at each position, float64 [n, T]."""
+
+    def split_inputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """Return the inputs of a split model, which does not get the labels."""
+        return batch.inputs
+
+    def fits(self, logits: Tensor, labels: Tensor) -> bool:
+        return logits.ndim == 3 and logits.shape[:-1] == labels.shape
+
+    def any_labels(self, ids: Tensor, num_outputs: int) -> Tensor:
+        return ids.clone()
+
+    def loss(
+        self, model: nn.Module, batch: Batch, *, sample_seed: int | None = None, num_labels: int | None = None
+    ) -> Tensor:
+        """See ``Objective.loss``."""
+        return self.example_losses(model, batch, sample_seed=sample_seed, num_labels=num_labels).sum()
+
+    def example_losses(
+        self, model: nn.Module, batch: Batch, *, sample_seed: int | None = None, num_labels: int | None = None
+    ) -> Tensor:
+        """See ``Objective.example_losses``."""
+        targets = self.targets(batch.labels)
+        draws = None if sample_seed is None else self.draws(batch, sample_seed).flatten()
+        split = split_of(model, num_labels or targets.numel())
+        if split is None:
+            logits = self.forward(model, batch).flatten(0, 1)
+            with naming_examples(batch):
+                losses = losses_in_pieces(logits, _same, targets.flatten(), draws, num_pieces(*logits.shape))
+            return losses.view(targets.shape).sum(1)
+        split_model, pieces = split
+
+        def losses_of(states: Tensor, tail: Tail) -> Tensor:
+            positions = (targets != IGNORED).flatten().nonzero().squeeze(1)
+            # All ranks must call the tail equally often, so every piece gets a position, if only one to be ignored.
+            spare = max(0, pieces - len(positions))
+            predicted = F.pad(targets.flatten()[positions], (0, spare), value=IGNORED)
+            positions = F.pad(positions, (0, spare))
+            chosen = states.flatten(0, 1).index_select(0, positions)
+            losses = losses_in_pieces(chosen, tail, predicted, None if draws is None else draws[positions], pieces)
+            return losses.new_zeros(targets.numel()).index_add(0, positions, losses).view(targets.shape).sum(1)
+
+        with naming_examples(batch):
+            return split_model.run(model, self.split_inputs(model, batch), losses_of)
+
+    def excerpt(self, model: nn.Module, batch: Batch) -> Batch:
+        """See ``Objective.excerpt``."""
+        split = split_of(model, batch.labels.numel())
+        return (
+            batch if split is None else _excerpt(batch, self.predicted(batch.labels), batch.labels.numel() // split[1])
+        )
+
+    def _sample_targets(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
+        targets = self.targets(batch.labels)
+        sampled = sample_categorical(logits.flatten(0, 1), self.draws(batch, seed).flatten()).view(targets.shape)
+        return torch.where(targets == IGNORED, IGNORED, sampled)
+
+
+class NextToken(TokenCrossEntropy):
     """Cross-entropy of the next token; labels int64 [n, T] as in transformers: not shifted, -100 where ignored."""
 
     summary = "cross-entropy of the next token, over all tokens with a label"
@@ -45,11 +125,12 @@ class NextToken(Objective):
         predicted[:, :1] = False  # the first token has no context to be predicted from
         return predicted
 
-    def fits(self, logits: Tensor, labels: Tensor) -> bool:
-        return logits.ndim == 3 and logits.shape[:-1] == labels.shape
+    def targets(self, labels: Tensor) -> Tensor:
+        return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
-    def any_labels(self, ids: Tensor, num_outputs: int) -> Tensor:
-        return ids.clone()
+    def draws(self, batch: Batch, seed: int) -> Tensor:
+        draws = uniforms(batch.ids, batch.labels.shape[1] - 1, seed)
+        return F.pad(draws, (0, 1), value=0.5).to(batch.labels.device)
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -58,13 +139,10 @@ class NextToken(Objective):
 
     @torch.no_grad()
     def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
-        labels = batch.labels
-        sampled = labels.clone()
-        sampled[:, 1:] = _sample_tokens(logits[:, :-1], labels[:, 1:], batch.ids, seed)
-        return sampled
+        return torch.cat([batch.labels[:, :1], self._sample_targets(logits, batch, seed)[:, :-1]], 1)
 
 
-class SequenceToSequence(Objective):
+class SequenceToSequence(TokenCrossEntropy):
     """Cross-entropy of the decoder's tokens; labels int64 [n, T], -100 where ignored, logits [n, T, C].
 
     The decoder reads the true tokens before each label, also if the loss uses sampled labels.
@@ -78,34 +156,40 @@ class SequenceToSequence(Objective):
         with naming_examples(batch):
             return model(**batch.inputs, labels=batch.labels).logits
 
+    def split_inputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        return with_decoder_inputs(model, batch.inputs, batch.labels)
+
     def predicted(self, labels: Tensor) -> Tensor:
         return labels != IGNORED
 
-    def fits(self, logits: Tensor, labels: Tensor) -> bool:
-        return logits.ndim == 3 and logits.shape[:-1] == labels.shape
+    def targets(self, labels: Tensor) -> Tensor:
+        return labels
 
-    def any_labels(self, ids: Tensor, num_outputs: int) -> Tensor:
-        return ids.clone()
+    def draws(self, batch: Batch, seed: int) -> Tensor:
+        return uniforms(batch.ids, batch.labels.shape[1], seed).to(batch.labels.device)
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(wide(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
     @torch.no_grad()
     def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
-        return _sample_tokens(logits, batch.labels, batch.ids, seed)
+        return self._sample_targets(logits, batch, seed)
 
 
-def _sample_tokens(logits: Tensor, labels: Tensor, ids: Tensor, seed: int) -> Tensor:
-    """Sample tokens int64 [n, T] from logits [n, T, C]; -100 where the labels are -100."""
-    sampled = torch.empty_like(labels)
-    # One example at a time: the cumulative distribution of a batch over a large vocabulary does not fit into memory.
-    for row, uniform in enumerate(uniforms(ids, labels.shape[1], seed)):
-        sampled[row] = _sample_categorical(logits[row], uniform)
-    return torch.where(labels == IGNORED, IGNORED, sampled)
+def _same(logits: Tensor) -> Tensor:
+    return logits
 
 
-def _sample_categorical(logits: Tensor, draws: Tensor) -> Tensor:
-    """Sample by inverse CDF: logits [m, C], draws [m] in (0, 1) → int64 [m]."""
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    found = torch.searchsorted(cumulative, draws.to(logits.device).unsqueeze(-1)).squeeze(-1)
-    return found.clamp(max=logits.shape[-1] - 1)
+def _excerpt(batch: Batch, predicted: Tensor, most: int) -> Batch:
+    """Return the first tokens of some examples, about ``most`` in all, with some that are predicted.
+
+    All of the batch if an input is not one value per token.
+    """
+    shape = batch.labels.shape
+    if any(getattr(value, "shape", None) != shape for value in batch.inputs.values()):
+        return batch
+    first = predicted.any(0).nonzero()[0]
+    num_tokens = min(shape[1], max(int(first) + _SHORTEST, most // shape[0]))
+    rows = predicted[:, :num_tokens].any(1).nonzero().squeeze(1)[: max(1, most // num_tokens)]
+    inputs = {name: value[rows, :num_tokens] for name, value in batch.inputs.items()}
+    return Batch(inputs, batch.labels[rows, :num_tokens], batch.ids[rows])

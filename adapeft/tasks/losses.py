@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from adapeft.data.batches import micro_batches
 from adapeft.data.description import Batch
-from adapeft.data.refused_batch import naming_examples
 from adapeft.ranks import Ranks
 from adapeft.tasks.objective import Objective
 
@@ -51,15 +50,23 @@ def micro_losses(
     # A rank without examples still takes part in every collective of the model's forward, at weight 0.
     micros = [(collate(share if len(share) else batch[:1]), bool(len(share))) for share in shares]
     local = sum(objective.num_predictions(micro.labels) for micro, counts in micros if counts)
-    total = int(ranks.all_reduce(torch.tensor([local], device=device)).item())
+    sizes = torch.zeros(ranks.world_size, 1 + num_micro, dtype=torch.int64, device=device)
+    sizes[ranks.rank] = torch.tensor([local, *(micro.labels.numel() for micro, _ in micros)])
+    ranks.all_reduce(sizes)
+    total, largest = int(sizes[:, 0].sum()), sizes[:, 1:].amax(0).tolist()
 
-    def loss_of(micro: Batch, weight: float) -> Loss:
+    def loss_of(micro: Batch, weight: float, num_labels: int) -> Loss:
         def loss(model: nn.Module) -> Tensor:
-            return _loss_sum(objective, micro, sample_seed, model) * weight
+            return objective.loss(model, micro, sample_seed=sample_seed, num_labels=num_labels) * weight
 
         return loss
 
-    return [loss_of(micro.to(device), 1.0 / total if counts and total else 0.0) for micro, counts in micros], total
+    weights = [1.0 / total if counts and total else 0.0 for _, counts in micros]
+    losses = [
+        loss_of(micro.to(device), weight, num_labels)
+        for (micro, _), weight, num_labels in zip(micros, weights, largest, strict=True)
+    ]
+    return losses, total
 
 
 class Watched:
@@ -106,12 +113,5 @@ def example_losses(
     for index in batch:
         micro = collate(np.array([index])).to(device)
         for row, example in enumerate(micro.ids.tolist()):
-            found[example] = evaluate(partial(_loss_sum, objective, micro.example(row), sample_seed))
+            found[example] = evaluate(partial(objective.loss, batch=micro.example(row), sample_seed=sample_seed))
     return found
-
-
-def _loss_sum(objective: Objective, batch: Batch, sample_seed: int | None, model: nn.Module) -> Tensor:
-    logits = objective.forward(model, batch)
-    labels = batch.labels if sample_seed is None else objective.sample_labels(logits, batch, sample_seed)
-    with naming_examples(batch):
-        return objective.loss_sum(logits, labels)

@@ -19,10 +19,13 @@ class Metrics(ABC):
     Attributes:
         of: name of the kind of prediction, for messages.
         higher_is_better: whether higher is better, by metric; ``auto`` means the first metric.
+        reads_logits: whether predictions are kept; otherwise the metrics depend only on the mean loss, and evaluating
+            need not hold the logits of a whole batch.
     """
 
     of: ClassVar[str]
     higher_is_better: ClassVar[Mapping[str, bool]]
+    reads_logits: ClassVar[bool] = True
 
     def primary(self, metric: str) -> tuple[str, bool]:
         """Return the name of the primary metric, and whether higher is better.
@@ -42,18 +45,15 @@ class Metrics(ABC):
             )
         return name, known[name]
 
-    @abstractmethod
-    def predictions(self, logits: Tensor, labels: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor] | None:
+    def predictions(self, logits: Tensor, labels: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
         """Return the predictions to keep of a batch of n examples and their labels, both with first dimension n.
 
         Args:
             logits: logits of the model, as in the task's ``Objective``.
             labels: labels of the batch.
             predicted: mask of the labels that count, from ``Objective.predicted``.
-
-        Returns:
-            The predictions and labels; None if the metrics depend only on the mean loss.
         """
+        raise NotImplementedError("only called for metrics that read logits")
 
     @abstractmethod
     def scores(self, loss: float, predictions: Tensor | None, labels: Tensor | None) -> dict[str, float]:
@@ -80,21 +80,22 @@ class Scorer:
         self._loss_sum = 0.0
         self._num_predictions = 0
 
-    def update(self, logits: Tensor, labels: Tensor, loss_sum: Tensor | float, predicted: Tensor) -> None:
+    def update(self, logits: Tensor | None, labels: Tensor, loss_sum: Tensor | float, predicted: Tensor) -> None:
         """Add a batch of n examples.
 
         Args:
-            logits: logits as in the task's ``Objective``.
+            logits: logits as in the task's ``Objective``; None if the metrics do not read them.
             labels: labels as in the task's ``Objective``.
             loss_sum: loss summed over the predictions, in nats or squared units.
             predicted: mask of the labels that count, bool of the labels' shape, from ``Objective.predicted``.
         """
         self._loss_sum += float(loss_sum)
         self._num_predictions += int(predicted.sum())
-        kept = self.metrics.predictions(logits, labels, predicted)
-        if kept is not None:
-            self._predictions.append(kept[0].detach().cpu())
-            self._labels.append(kept[1].detach().cpu())
+        if self.metrics.reads_logits:
+            assert logits is not None
+            kept, their_labels = self.metrics.predictions(logits, labels, predicted)
+            self._predictions.append(kept.detach().cpu())
+            self._labels.append(their_labels.detach().cpu())
 
     def merge(self, others: Iterable[Scorer]) -> None:
         """Add the predictions and losses of other scorers, of other ranks and other examples."""

@@ -62,6 +62,39 @@ class Objective(ABC):
     def any_labels(self, ids: Tensor, num_outputs: int) -> Tensor:
         """Return labels of the right shape and dtype for inputs int64 [n, T], for counting memory."""
 
+    def loss(
+        self, model: nn.Module, batch: Batch, *, sample_seed: int | None = None, num_labels: int | None = None
+    ) -> Tensor:
+        """Return the summed loss of a micro-batch, as ``loss_sum`` of the model's logits. Collective under ZeRO-3.
+
+        Args:
+            model: model, or an engine around it.
+            batch: micro-batch.
+            sample_seed: seed of labels that are sampled from the model; None: the true labels.
+            num_labels: size of the labels, or the largest of any rank; None: those of this batch, which all ranks run.
+        """
+        logits = self.forward(model, batch)
+        labels = batch.labels if sample_seed is None else self.sample_labels(logits, batch, sample_seed)
+        with naming_examples(batch):
+            return self.loss_sum(logits, labels)
+
+    def example_losses(self, model: nn.Module, batch: Batch, *, num_labels: int | None = None) -> Tensor:
+        """Return the summed loss of each example [n]; arguments as for ``loss``. Collective under ZeRO-3."""
+        logits = self.forward(model, batch)
+        with naming_examples(batch):
+            return self.losses_of(logits, batch.labels)
+
+    def losses_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the summed loss of each example [n]."""
+        import torch
+
+        rows = [slice(row, row + 1) for row in range(len(labels))]
+        return torch.stack([self.loss_sum(logits[row], labels[row]) for row in rows])
+
+    def excerpt(self, model: nn.Module, batch: Batch) -> Batch:
+        """Return the part of a batch on which the model can compute its own loss within the memory of one piece."""
+        return batch
+
     @abstractmethod
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the summed (not averaged) loss in float32, or in float64 if the logits are."""

@@ -12,6 +12,7 @@ from adapeft.data.description import Batch
 from adapeft.data.refused_batch import naming_examples
 from adapeft.errors import AdapeftError
 from adapeft.tasks.objective import Objective
+from adapeft.tasks.pieces import rows_in_double
 
 _ROUNDINGS = 4
 """Tolerance of a mean cross-entropy, in units of rounding. On a CPU the largest difference, for 1 to 4,000 predictions
@@ -39,6 +40,7 @@ def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None
     Raises:
         AdapeftError: the model returns no loss or no logits, logits of another shape, or another loss.
     """
+    batch = objective.excerpt(model, batch)
     labels = batch.labels
     logits = logits_of(objective, batch, model)
     output = _with_labels(model, batch)
@@ -138,9 +140,12 @@ def _are_alike(logits: Tensor, others: Tensor) -> bool:
     """Whether logits are equal up to differences between kernels, which a model may choose depending on labels."""
     if logits.shape != others.shape:
         return False
-    finite = logits.isfinite() & others.isfinite()
-    differences = torch.where(finite, logits - others, 0).double().norm()
-    return bool(differences <= torch.finfo(logits.dtype).eps ** 0.5 * torch.where(finite, logits, 0).double().norm())
+    difference, norm = 0.0, 0.0
+    for piece, other in zip(rows_in_double(logits), rows_in_double(others), strict=True):
+        finite = piece.isfinite() & other.isfinite()
+        difference += float(torch.where(finite, piece - other, 0).double().square().sum())
+        norm += float(torch.where(finite, piece, 0).double().square().sum())
+    return difference <= torch.finfo(logits.dtype).eps * norm
 
 
 def _tolerance(dtype: torch.dtype, loss: float, logits: Tensor) -> float:

@@ -122,5 +122,4 @@ class Trial:
     def _held_out(self, batch: np.ndarray) -> tuple[float, int]:
         """Return the summed loss over some held-out examples, and the number of their predictions."""
         examples = self.held_out[0](batch).to(self.device)
-        logits = self.objective.forward(self.model, examples)
-        return float(self.objective.loss_sum(logits, examples.labels)), self.objective.num_predictions(examples.labels)
+        return float(self.objective.loss(self.model, examples)), self.objective.num_predictions(examples.labels)

@@ -16,7 +16,6 @@ from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.finite import listed
 from adapeft.tasks.metrics import Scorer
-from adapeft.tasks.objective import Objective
 from cluster.events import Report
 from cluster.output.folder import RunFolder
 from cluster.ranks.inputs import Inputs, load_inputs
@@ -32,7 +31,7 @@ def score(
     Raises:
         AdapeftError: some losses are not finite; the message starts with ``subject`` and names the examples.
     """
-    config = inputs.config
+    config, objective = inputs.config, inputs.objective
     scorer = Scorer(inputs.metrics)
     was_training = model.training
     model.eval()
@@ -44,13 +43,18 @@ def score(
         share = batch[ranks.rank :: ranks.world_size]
         # Under ZeRO-3 a forward is a collective: a rank with an empty share runs one too and discards it.
         examples = inputs.evaluation.collate(share if len(share) else batch[:1]).to(ranks.device)
-        logits = inputs.objective.forward(model, examples)
-        if len(share):
+        if inputs.metrics.reads_logits:
+            logits = objective.forward(model, examples)
             with naming_examples(examples):
-                loss_sum = inputs.objective.loss_sum(logits, examples.labels)
+                loss_sum = objective.loss_sum(logits, examples.labels)
+        else:
+            logits = None
+            losses = objective.example_losses(model, examples, num_labels=_largest(examples, ranks))
+            loss_sum = losses.sum()
+        if len(share):
             if not math.isfinite(float(loss_sum)):
-                bad += _not_finite(inputs.objective, logits, examples)
-            scorer.update(logits, examples.labels, loss_sum, inputs.objective.predicted(examples.labels))
+                bad += _not_finite(losses if logits is None else objective.losses_of(logits, examples.labels), examples)
+            scorer.update(logits, examples.labels, loss_sum, objective.predicted(examples.labels))
         report({"step": "evaluating", "done": done + 1, "total": len(batches)})
     model.train(was_training)
     found = sorted(example for each in ranks.all_gather_object(bad) for example in each)
@@ -65,13 +69,17 @@ def score(
     return gathered[0].compute()
 
 
-def _not_finite(objective: Objective, logits: Tensor, examples: Batch) -> list[int]:
+def _largest(examples: Batch, ranks: DistributedRanks) -> int:
+    """Return the largest number of labels that any rank has. Collective."""
+    sizes = torch.zeros(ranks.world_size, dtype=torch.int64)
+    sizes[ranks.rank] = examples.labels.numel()
+    return int(ranks.all_reduce(sizes).max())
+
+
+def _not_finite(losses: Tensor, examples: Batch) -> list[int]:
     """Return the ids of examples whose own loss is not finite, or of all if only the sum is not finite."""
-    rows = range(len(examples.labels))
-    one = [slice(row, row + 1) for row in rows]
-    losses = [float(objective.loss_sum(logits[row], examples.labels[row])) for row in one]
-    ids = examples.ids.tolist()
-    return [ids[row] for row in rows if not math.isfinite(losses[row])] or ids
+    ids: Tensor = examples.ids
+    return ids[~losses.isfinite()].tolist() or ids.tolist()
 
 
 def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
 from adapeft.selection.choose import choose
+from adapeft.tasks import pieces
 from adapeft.tasks.inference import infer_objective
-from tests.support.tiny import make_batches, make_bert, make_gpt2
+from tests.support.tiny import VOCABULARY, make_batches, make_bert, make_gpt2
 from tests.support.torchrun import leave
 
 MODELS = {"bert": make_bert, "gpt2": make_gpt2}
@@ -53,6 +54,8 @@ CASES = {
     "probe": {"groups": "row", "probe_steps": 3, "probe_points": 2, "probe_learning_rate": 1e-2},
     "probe-element": {"groups": "element", "probe_steps": 3, "probe_points": 3},
 }
+PIECE_BYTES = 4 * VOCABULARY * 7
+"""So that ranks compute the logits of a language model seven positions at a time; one process has all at once."""
 REACH = 0.01
 BATCH_SIZE = 5
 # ZeRO stage and micro-batch size; None: the whole share of a rank, 2: gradient accumulation.
@@ -89,10 +92,12 @@ def examples_of(model) -> tuple[list[np.ndarray], list[Batch]]:
 
 
 def joined(examples: list[Batch], indices: np.ndarray) -> Batch:
-    """Return the examples at ``indices`` as one batch."""
+    """Return the examples at ``indices`` as one batch, as long as the longest of them, so ranks' lengths differ."""
     chosen = [examples[int(index)] for index in indices]
-    inputs = {name: torch.cat([one.inputs[name] for one in chosen]) for name in chosen[0].inputs}
-    return Batch(inputs, torch.cat([one.labels for one in chosen]), torch.cat([one.ids for one in chosen]))
+    length = max(int(one.inputs["attention_mask"].sum()) for one in chosen)
+    inputs = {name: torch.cat([one.inputs[name][:, :length] for one in chosen]) for name in chosen[0].inputs}
+    labels = torch.cat([one.labels[..., :length] if one.labels.ndim == 2 else one.labels for one in chosen])
+    return Batch(inputs, labels, torch.cat([one.ids for one in chosen]))
 
 
 def passes_for(model, shards: Shards, *, by_example: bool = False) -> Passes:
@@ -156,6 +161,7 @@ def main(out: Path, runs: list[tuple]) -> None:
     from cluster.zero.shards import ZeroShards
 
     ranks = join()
+    pieces.PIECE_BYTES = PIECE_BYTES
     for name, case, stage, micro_batch_size in runs:
         model = MODELS[name]().eval()
         groups = groups_of(model, settings_for(case))

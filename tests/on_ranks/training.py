@@ -25,10 +25,11 @@ from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.ranks import OneRank, Ranks
 from adapeft.subset.subset import Subset
+from adapeft.tasks import pieces
 from adapeft.tasks.inference import infer_objective
 from adapeft.tasks.losses import micro_losses
 from adapeft.tune.attach import attach
-from tests.on_ranks.statistics import BATCH_SIZE, examples_of, joined
+from tests.on_ranks.statistics import BATCH_SIZE, PIECE_BYTES, examples_of, joined
 from tests.oracles.parts import MODELS, mixed_subset
 from tests.support.tiny import make_batches
 from tests.support.torchrun import leave
@@ -164,6 +165,7 @@ def main(out: Path, runs: list[tuple]) -> None:
     from tests.on_ranks.statistics import optimizer_state_elements
 
     ranks = join()
+    pieces.PIECE_BYTES = PIECE_BYTES
     for name, kind, stage, micro_batch_size, checkpointing in runs:
         model = MODELS[name]()
         if checkpointing:
