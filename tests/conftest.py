@@ -16,6 +16,9 @@ from tests.support.tiny import make_bert, make_gpt2
 for _name in list(os.environ):
     if _name.startswith(("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_", "ADAPEFT_")):
         del os.environ[_name]
+# A Ray that a test starts in this process would otherwise require the token in the user's home, create it if there is
+# none, and set this variable, on which later tests then depend.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 _PROXIES = [f"{scheme}_proxy" for scheme in ("http", "https", "all")]
 for _name in (
     *_PROXIES,

@@ -38,7 +38,7 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
     options = AdaPEFTOptions
     family = "second-order"
     summary = "groups of largest influence under the budget"
-    cost = "three backward passes"
+    cost = "three backward passes, or four through windows"
     source = "Xu and Bu 2025"
     default_warmup_steps = 96
 
