@@ -92,7 +92,7 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
         return averages + columns + 16  # the original weights, the trained weights, Adam's moments
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[AdaPEFTOptions], ranks: Ranks) -> Subset:
-        jointly = plan.settings.values_jointly(groups.num_total)
+        jointly = plan.settings.chooses_jointly
         if jointly and groups.granularity == "element":
             return choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks)
         if jointly:

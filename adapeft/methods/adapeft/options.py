@@ -46,8 +46,7 @@ class AdaPEFTOptions(ValuedOptions):
     joint: Literal["auto"] | bool = Field(
         default="auto",
         description="value groups jointly, with the cross terms of their curvature, and single elements with an upper "
-        "bound of these; auto: only single elements that are measured exactly, and not with reach: inf, scope: tensor "
-        "or probe_steps",
+        "bound of these; auto: only single elements, and not with reach: inf, scope: tensor or probe_steps",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),
@@ -159,11 +158,3 @@ class AdaPEFTOptions(ValuedOptions):
             return self.joint
         is_planned = self.reach != math.inf and self.scope == "global" and not self.probe_steps
         return self.granularity == "element" and is_planned
-
-    def values_jointly(self, num_parameters: int) -> bool:
-        """Return whether groups or elements of a model of this size are valued jointly.
-
-        With ``auto``, not after a low-rank measurement: the joint choice of elements then captures less than the choice
-        one by one (tests/benchmarks/results/low-rank.md).
-        """
-        return self.chooses_jointly and (self.joint is True or self.window_rank(num_parameters) is None)

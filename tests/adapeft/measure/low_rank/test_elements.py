@@ -264,10 +264,3 @@ def test_the_chosen_elements_capture_what_the_exact_choice_does(joint):
     names = exact.parts.keys() & low.parts.keys()
     shared = sum(len(np.intersect1d(low.parts[name].indices, exact.parts[name].indices)) for name in names)
     assert shared > 3 * 0.1 * low.count, "a random draw shares a tenth"
-
-
-def test_elements_are_chosen_one_by_one_unless_asked():
-    model, batches = make_bert(), make_batches(make_bert(), num_batches=8)
-    options = {"groups": "element", "budget": "10%", "num_steps": 50, "measure": "low-rank", "rank": 8}
-    found = {joint: adapeft.select(model, batches, joint=joint, **options).choice for joint in ("auto", False, True)}
-    assert found["auto"].value == found[False].value != found[True].value
