@@ -30,8 +30,9 @@ def main() -> None:
     for package in (adapeft, solver):
         package.__all__ += [module.name for module in pkgutil.iter_modules(package.__path__)]
     warnings.filterwarnings("error", module=r"pdoc\.")
-    # pdoc looks for the types of a NamedTuple's constructor outside of its module; its fields have them all the same.
-    warnings.filterwarnings("ignore", r"Error parsing type annotation ForwardRef\(.*__init__", module=r"pdoc\.")
+    # pdoc looks for the types of a constructor that a NamedTuple or a dataclass makes, or inherits from another module,
+    # outside of the module that names them; the fields have them all the same.
+    warnings.filterwarnings("ignore", r"Error parsing type annotation .*__init__", module=r"pdoc\.")
     readmes = [path for folder in FOLDERS for path in (ROOT / folder).rglob("README.md")]
     pdoc.render.env.globals["readmes"] = {".".join(path.relative_to(ROOT).parts[:-1]) for path in readmes}
     pdoc.render.configure(docformat="google", math=True, template_directory=Path(__file__).parent)
