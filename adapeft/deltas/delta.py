@@ -18,14 +18,16 @@ from adapeft.files.artifact import load_tensors, save_tensors
 from adapeft.files.damage import Header, Line, reading
 from adapeft.files.json_numbers import Number, dumps, loads
 from adapeft.finite import DIVERGED, check_finite
-from adapeft.model.dense import check_dense, check_resident
+from adapeft.model.dense import check_dense, check_resident, logical_shapes
 from adapeft.model.divided import full_value as whole_value
 from adapeft.model.divided import unsharded
 from adapeft.model.fingerprint import DIGEST_BYTES, RESIZED, Entry, difference_from, entries_of, fingerprint_model
 from adapeft.model.load import describe_model
+from adapeft.model.quantized import check_not_whole, quantized_weights
 from adapeft.model.rounding import Rounding
 from adapeft.model.wrappers import ATTACHMENT, bare, unwrap
 from adapeft.parts.change import Change
+from adapeft.parts.leaves import remove_leaves
 from adapeft.parts.part import Part
 from adapeft.parts.registry import by_kind, load_part
 from adapeft.parts.whole import Whole
@@ -59,8 +61,11 @@ class Applied:
             change.put_back(parameter, entries)
         for place, value in self._whole:
             place.copy_(value)
-        for kind, parts in by_kind(self._installed):
+        for kind, parts in reversed(by_kind(self._installed)):
             kind.remove(self.model, parts)
+        if any(part.is_indexed for part in self._installed.values()):
+            for module in self.model.modules():
+                remove_leaves(module)
         config: Any = getattr(self.model, "config", None)
         for key, value in self._labels.items():
             setattr(config, key, value)
@@ -83,6 +88,7 @@ class _Model(Header):
     architecture: Line | None = None
     task: TaskName | None = None
     labels: _Labels = _Labels()
+    quantization: Line | None = None
 
 
 class _Source(Header):
@@ -127,6 +133,12 @@ class Delta:
     def count(self) -> int:
         """Number of changed elements of the base; for LoRA and adapters, of the elements that they add."""
         return sum(change.values.numel() for change in self.changes.values())
+
+    @property
+    def quantization(self) -> str | None:
+        """Type of the base's quantized weights, such as ``nf4``; None if it was not quantized."""
+        said = self.description.get("model")
+        return None if said is None else _Model.model_validate(loads(dumps(said))).quantization
 
     @property
     def head(self) -> Head | None:
@@ -217,9 +229,10 @@ class Delta:
             AdapeftError: architecture or shapes differ, or a parameter cannot be changed.
         """
         changed = {*self.changes, *self.new}
-        check_dense("Delta.apply", [entry for entry in model.named_parameters() if entry[0] in changed])
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         parts = {name: change.part for name, change in self.changes.items()}
+        changed -= _beside(model, parts).keys()
+        check_dense("Delta.apply", [entry for entry in model.named_parameters() if entry[0] in changed])
+        shapes = logical_shapes(model)
         wanted = {name: part.shape for name, part in parts.items() if part.changes_parameter}
         wanted |= {name: tuple(value.shape) for name, value in self.new.items()}
         for name, shape in wanted.items():
@@ -252,6 +265,8 @@ class Delta:
         """
         if found != self.fingerprint:
             difference = "" if self.digests is None else difference_from(self.digests, entries)
+            if self.quantization:
+                difference = f"It was trained on weights quantized to {self.quantization}. {difference}".strip()
             raise AdapeftError(
                 f"the delta belongs to a base model of fingerprint {self.fingerprint[:12]}, this one has {found[:12]}: "
                 f"apply it to the base it was trained on.{difference and f' {difference}'}"
@@ -281,12 +296,14 @@ class Delta:
     def install(self, model: nn.Module) -> Applied:
         """Apply to a model that was checked before: hashing its weights takes longer than changing some of them."""
         parameters: dict[str, Tensor] = dict(model.named_parameters())
-        in_place = {name: change for name, change in self.changes.items() if change.part.changes_parameter}
+        parts = {name: change.part for name, change in self.changes.items()}
+        beside = _beside(model, parts)
+        behind = {name: part for name, part in parts.items() if not part.changes_parameter} | beside
+        in_place = {name: change for name, change in self.changes.items() if name not in behind}
         undo = [(change, parameters[name], change.touched(parameters[name])) for name, change in in_place.items()]
         places = {**parameters, **dict(model.named_buffers())}
         whole = {**self.new, **self.buffers}
         replaced = [(places[name], places[name].detach().clone()) for name in whole]
-        behind = {name: change for name, change in self.changes.items() if name not in in_place}
         try:
             added = (one.add_to(name, *rest) for name, (one, *rest) in zip(in_place, undo, strict=True))
             rounding = sum(added, Rounding())
@@ -294,12 +311,16 @@ class Delta:
             Applied(model, undo, [], {}, {}).revert()
             raise
         rounding.warn("Load the base in float32 to keep them.")
-        for name, change in behind.items():
-            change.part.install(model, name, change.values)
+        required_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        for kind, own in by_kind(behind):
+            kind.prepare(model, own)
+            for name, part in own.items():
+                part.install(model, name, self.changes[name].values)
+        for parameter, required in required_grad.items():
+            parameter.requires_grad_(required)  # PEFT freezes all parameters
         for name, value in whole.items():
             places[name].copy_(value)
-        installed = {name: change.part for name, change in behind.items()}
-        return Applied(model, undo, replaced, installed, self._name_outputs(model))
+        return Applied(model, undo, replaced, behind, self._name_outputs(model))
 
     def _name_outputs(self, model: nn.Module) -> dict[str, Any]:
         """Set the class names of the delta's head in the model's config, and return the previous ones."""
@@ -311,6 +332,17 @@ class Delta:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}
         return had
+
+
+def _beside(model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Part]:
+    """Return the parts on quantized weights, which are installed next to them.
+
+    Raises:
+        AdapeftError: a part replaces the whole of a quantized weight.
+    """
+    quantized = quantized_weights(model)
+    check_not_whole("Delta.apply", [name for name, part in parts.items() if not part.adds_to_output], quantized)
+    return {name: part for name, part in parts.items() if name in quantized}
 
 
 def _digests(path: str | Path, tensors: Mapping[str, Tensor]) -> Tensor | None:

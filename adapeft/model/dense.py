@@ -104,6 +104,12 @@ def logical_shape(owner: nn.Module, name: str) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
+def logical_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return name → ``logical_shape`` of every parameter of ``model``."""
+    places = {name: name.rpartition(".") for name, _ in model.named_parameters()}
+    return {name: logical_shape(model.get_submodule(owner), local) for name, (owner, _, local) in places.items()}
+
+
 def _check_not_offloaded(model: nn.Module, call: str) -> None:
     for path, module in model.named_modules():
         hook = getattr(module, "_hf_hook", None)

@@ -25,6 +25,7 @@ from adapeft.data.labels import Head
 from adapeft.data.padding import set_padding, with_padding
 from adapeft.errors import AdapeftError
 from adapeft.model.checkpoint import is_tied
+from adapeft.model.quantized import quantized_weights
 from adapeft.model.structure import MISSING, always_trained
 from adapeft.model.wrappers import wrapped_names
 from adapeft.tasks.describe import describe
@@ -117,11 +118,13 @@ def label_options(task: str, description: DataDescription) -> dict[str, Any]:
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """Return a model's name, class, task (None if its class belongs to no task) and labels, in JSON types.
 
-    The labels have the format of ``label_options``.
+    The labels have the format of ``label_options``. For a quantized model, ``quantization`` is the type of its weights.
     """
+    types = sorted(set(quantized_weights(model).values()))
+    quantized = {"quantization": ", ".join(types)} if types else {}
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig):
-        return {"name": None, "architecture": type(model).__name__, "task": None, "labels": {}}
+        return {"name": None, "architecture": type(model).__name__, "task": None, "labels": {}, **quantized}
     task = task_of(model)
     labels: dict[str, Any] = {}
     if task is not None and TASKS[task].has_head:
@@ -136,7 +139,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         problem_type = config.problem_type or ("regression" if config.num_labels == 1 else None)
         labels |= {"problem_type": problem_type} if problem_type else {}
     architecture = type(model).__name__.removeprefix("FSDP")
-    return {"name": config.name_or_path or None, "architecture": architecture, "task": task, "labels": labels}
+    described = {"name": config.name_or_path or None, "architecture": architecture, "task": task, "labels": labels}
+    return described | quantized
 
 
 def task_of(model: nn.Module) -> str | None:

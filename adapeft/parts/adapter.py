@@ -62,6 +62,7 @@ class Adapter(AddedPart):
             AdapeftError: there is no such layer, its width differs, or it has an adapter already.
         """
         # Takes seconds to import, and files do not need it.
+        from adapeft.model.dense import logical_shape
         from adapeft.model.structure import is_called_layer, is_linear_layer
 
         modules = dict(model.named_modules())
@@ -77,7 +78,7 @@ class Adapter(AddedPart):
                 raise AdapeftError(
                     f"the subset's adapter after {name!r} has a bottleneck of {part.rank}: it must be at least 1."
                 )
-            shape = tuple(getattr(module.weight, "ds_shape", module.weight.shape))
+            shape = logical_shape(module, "weight")
             width = shape[1 if isinstance(module, Conv1D) else 0]
             if part.shape != (width,):
                 raise AdapeftError(

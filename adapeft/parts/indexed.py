@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
+from adapeft.model.places import places_of
 from adapeft.parts.leaves import LeafPart, add_leaves
 from adapeft.parts.part import Attached, Part, PartAndValues, PartHeader, Site
 from adapeft.parts.rule import DIFFERENCE
@@ -28,6 +29,7 @@ class Indexed(Part, LeafPart):
     indices: Tensor
 
     is_indexed = True
+    adds_to_output = True
     leaf_names = (DIFFERENCE,)
 
     def __eq__(self, other: object) -> bool:
@@ -76,6 +78,12 @@ class Indexed(Part, LeafPart):
         leaf = nn.Parameter(torch.zeros(self.value_shape, dtype=torch.float32, device=device))
         added = [add_leaves(module, local_name, self, {DIFFERENCE: leaf}) for module, local_name in site.places]
         return Attached({"": (module, added[0][DIFFERENCE])})
+
+    def install(self, model: nn.Module, name: str, values: Tensor) -> None:
+        for module, local_name in places_of(model)[name]:
+            device = module.get_parameter(local_name).device
+            leaf = nn.Parameter(values.to(device, torch.float32), requires_grad=False)
+            add_leaves(module, local_name, self, {DIFFERENCE: leaf})
 
     def to(self, device: torch.device) -> Self:
         return replace(self, indices=self.indices.to(device))

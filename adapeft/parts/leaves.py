@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.errors import AdapeftError
+from adapeft.model.quantized import is_quantized_layer
 from adapeft.parts.part import PartAndValues
 from adapeft.parts.rule import DIFFERENCE
 
@@ -72,6 +73,15 @@ class LeafPart(ABC):
     ) -> Tensor:
         """Apply a linear layer whose weight has the part: x [..., in] → [..., out]; ``transposed`` for ``Conv1D``."""
 
+    def added_to_output(self, output: Tensor, x: Tensor, shape: tuple[int, int], held: Held, training: bool) -> Tensor:
+        """Return the output [..., out] of a linear layer for x [..., in] plus what the difference adds to it.
+
+        Args:
+            shape: shape (out, in) of the weight, which is not read.
+        """
+        nothing = x.new_zeros(()).expand(shape)
+        return output + self.linear(x, nothing, None, held, training, transposed=False).to(output.dtype)
+
     @property
     def looks_up(self) -> bool:
         """Whether ``look_up`` is implemented, for embeddings."""
@@ -96,7 +106,8 @@ def add_leaves(module: nn.Module, name: str, part: LeafPart, leaves: Mapping[str
     parameter = module.get_parameter(name)
     for leaf, value in leaves.items():
         module.register_parameter(_leaf_name(name, leaf), value)
-    for buffer, tensor in part.buffers(isinstance(with_leaves, _LinearWithLeaves)).items():
+    is_linear = isinstance(with_leaves, _LinearWithLeaves | _QuantizedWithLeaves)
+    for buffer, tensor in part.buffers(is_linear).items():
         module.register_buffer(f"{name}_leaf_{buffer}", tensor.to(parameter.device), persistent=False)
     with_leaves.leaf_parts[name] = part
     return {leaf: _leaf_name(name, leaf) for leaf in leaves}
@@ -232,6 +243,38 @@ class _LinearWithLeaves(_WithLeaves):
         return self.leaf_parts["weight"].linear(x, weight, bias, self.held("weight"), self.training, transposed)
 
 
+class _QuantizedWithLeaves(_WithLeaves):
+    """A linear layer with a quantized weight: what the differences add is added to the output of its own forward.
+
+    Reading its weight returns the codes, to which nothing can be added.
+    """
+
+    in_features: int
+    out_features: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer: x [..., in] → [..., out]."""
+        own = {name: self._parameters[name] for name in self.leaf_parts}
+        self.__dict__.update(own)
+        try:
+            output: Tensor = super(_WithLeaves, self).forward(x)
+        finally:
+            for name in own:
+                del self.__dict__[name]
+        if part := self.leaf_parts.get("weight"):
+            shape = (self.out_features, self.in_features)
+            output = part.added_to_output(output, x, shape, self.held("weight"), self.training)
+        if part := self.leaf_parts.get("bias"):
+            nothing = output.new_zeros(self.out_features)
+            output = output + part.added_to(nothing, self.held("bias"), self.training)
+        return output
+
+    def summed(self, name: str) -> Tensor:
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return weight if name == "weight" else super().summed(name)
+
+
 class _EmbeddingWithLeaves(_WithLeaves):
     """``nn.Embedding`` whose trained rows are looked up in the leaf, without a dense sum."""
 
@@ -274,7 +317,9 @@ class _RecurrentWithLeaves(_WithLeaves):
 def _class_with_leaves(cls: type[nn.Module]) -> type[nn.Module]:
     fast = {nn.Linear: _LinearWithLeaves, Conv1D: _LinearWithLeaves, nn.Embedding: _EmbeddingWithLeaves}
     # Only these exact classes: a subclass may use the weight in another way.
-    general = _RecurrentWithLeaves if issubclass(cls, nn.RNNBase) else _WithLeaves
+    general: type[_WithLeaves] = _RecurrentWithLeaves if issubclass(cls, nn.RNNBase) else _WithLeaves
+    if is_quantized_layer(cls):
+        general = _QuantizedWithLeaves
     # Same name as the original class: transformers writes the name of a model's class to its config.
     return type(cls.__name__, (fast.get(cls, general), cls), {})
 

@@ -34,6 +34,7 @@ class Lora(AddedPart):
     alpha: float
 
     kind = "lora"
+    adds_to_output = True
     scaling_pieces = ("lora_B",)
 
     @property
@@ -84,6 +85,12 @@ class Lora(AddedPart):
         )
         factors = {"lora_A": drawn, "lora_B": torch.zeros(self.pieces["lora_B"])}
         return Attached(set_factors(site.model, site.name, factors))
+
+    def install(self, model: nn.Module, name: str, values: Tensor) -> None:
+        from adapeft.parts.lora_layers import set_factors
+
+        for module, local_name in set_factors(model, name, self.split(values)).values():
+            module.get_parameter(local_name).requires_grad_(False)
 
     @classmethod
     def remove(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:

@@ -80,6 +80,7 @@ class Part:
         follows_rule: whether it trains under the rule that ``Subset.description`` names.
         scaling_pieces: tensors of its values to which the added difference is proportional; zero before training.
         is_indexed: whether files hold indices for it.
+        adds_to_output: whether it can train next to a quantized weight, by what it adds to the layer's output.
         shape: shape of the parameter; the width of the layer for a part after a layer.
     """
 
@@ -89,6 +90,7 @@ class Part:
     follows_rule: ClassVar[bool] = False
     scaling_pieces: ClassVar[tuple[str, ...]] = ("values",)
     is_indexed: ClassVar[bool] = False
+    adds_to_output: ClassVar[bool] = False
 
     shape: tuple[int, ...]
 
@@ -197,7 +199,7 @@ class Part:
         """Remove everything that ``prepare``, ``attach`` and ``install`` added for these parts, except leaves."""
 
     def install(self, model: nn.Module, name: str, values: Tensor) -> None:
-        """Add a trained part to a model for inference, for kinds that cannot be added to a parameter."""
+        """Add a trained part to a model for inference, after ``prepare``, if it cannot be added to the parameter."""
         raise NotImplementedError(self.kind)
 
     def extract(self, trained: Sequence[Tensor], base: Tensor | None, ruled: Ruled | None) -> PartAndValues | None:

@@ -88,7 +88,14 @@ class Rows(Indexed):
         if self.dim != (1 if transposed else 0):
             total = self.added_to(weight, held, training)
             return F.linear(x, total.t() if transposed else total, bias)
-        output = F.linear(x, weight.t() if transposed else weight, bias)
+        return self._with_rows(F.linear(x, weight.t() if transposed else weight, bias), x, held)
+
+    def added_to_output(self, output: Tensor, x: Tensor, shape: tuple[int, int], held: Held, training: bool) -> Tensor:
+        if self.dim != 0:
+            return super().added_to_output(output, x, shape, held, training)
+        return self._with_rows(output, x, held)
+
+    def _with_rows(self, output: Tensor, x: Tensor, held: Held) -> Tensor:
         rows = F.linear(x, held.leaves[0].to(x.dtype)).to(output.dtype)
         return output.index_add(-1, held.buffers["indices"], rows)
 

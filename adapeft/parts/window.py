@@ -51,6 +51,9 @@ class Window(LeafPart):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
     ) -> Tensor:
         output = F.linear(x, weight.t() if transposed else weight, bias)
+        return self.added_to_output(output, x, (output.shape[-1], x.shape[-1]), held, training)
+
+    def added_to_output(self, output: Tensor, x: Tensor, shape: tuple[int, int], held: Held, training: bool) -> Tensor:
         left, right = (leaf.to(x.dtype) for leaf in held.leaves)
         output = output + F.linear(x @ held.buffers["right_window"].to(x.dtype), right)
         if self.has_left:

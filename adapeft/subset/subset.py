@@ -12,6 +12,7 @@ from torch import nn
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.files.artifact import load_tensors, save_tensors
 from adapeft.files.damage import Header, Line, reading
+from adapeft.model.dense import logical_shapes
 from adapeft.parts.part import Part
 from adapeft.parts.registry import load_part
 from adapeft.subset.choice import Choice
@@ -62,7 +63,7 @@ class Subset:
         Raises:
             AdapeftError: a parameter is missing or has another shape.
         """
-        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in model.named_parameters()}
+        shapes = logical_shapes(model)
         matched = {name: part for name, part in self.parts.items() if part.changes_parameter}
         for name in (*matched, *self.always_train):
             if name not in shapes:

@@ -10,6 +10,7 @@ from adapeft.methods.rules import rule_of
 from adapeft.model.dense import check_dense
 from adapeft.model.fingerprint import digests_of, entries_of, fingerprint_model
 from adapeft.model.places import places_of
+from adapeft.model.quantized import check_not_whole, keep_codes_in_place, let_codes_be_repacked, quantized_weights
 from adapeft.model.rounding import warn_of_coarse_training
 from adapeft.model.wrappers import ATTACHMENT, bare, check_before_trainer
 from adapeft.parts.leaves import remove_leaves
@@ -50,7 +51,10 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
         raise AdapeftError("this model already has a subset attached. Call adapeft.detach(model) first.")
     check_not_empty(subset)
     changed = {*subset.parts, *subset.always_train}
-    check_dense("attach", [entry for entry in model.named_parameters() if entry[0] in changed])
+    quantized = quantized_weights(model)
+    beside = {name for name, part in subset.parts.items() if part.adds_to_output and name in quantized}
+    check_not_whole("attach", changed - beside, quantized)
+    check_dense("attach", [entry for entry in model.named_parameters() if entry[0] in changed - beside])
     subset.check_fits(model)
     fingerprint = fingerprint_model(model, subset.new)
     chosen_for = subset.choice.fingerprint
@@ -85,9 +89,10 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     }
     warn_of_coarse_training({name: parameters[name] for name in whole if not parameters[name].is_meta})
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
+    in_place = keep_codes_in_place(model)
     hooks = [model.register_forward_pre_hook(check_step), *hook_saving(model)]
     attachment = Attachment(
-        subset, fingerprint, digests, trained, base, required_grad, rule, dense, buffers, dropout, hooks
+        subset, fingerprint, digests, trained, base, required_grad, rule, dense, buffers, dropout, hooks, in_place
     )
     for name in trained:
         for parameter in attachment.pieces(name).values():
@@ -117,6 +122,7 @@ def detach(model: nn.Module) -> nn.Module:
         parameters[name].requires_grad_(required)
     for (module, attribute), probability in attachment.dropout.items():
         setattr(module, attribute, probability)
+    let_codes_be_repacked(attachment.in_place)
     unhook_saving(model)
     for hook in attachment.hooks:
         hook.remove()

@@ -51,6 +51,7 @@ class Attachment:
         dropout: module and attribute → probability before, if the rule has turned dropout off.
         hooks: registered hooks: the check before each forward pass that the subset is trained, and the loaders of
             merged checkpoints.
+        in_place: layers that ``adapeft.model.quantized.keep_codes_in_place`` changed.
         reached: names and pieces, as in ``owners``, of the trained parameters that have received a gradient. It is not
             updated for copies of the model, or if a trainer replaces the parameters.
         is_checked: whether a training step has found the model as ``attach`` left it.
@@ -68,6 +69,7 @@ class Attachment:
     buffers: dict[str, Tensor] = field(repr=False)
     dropout: dict[tuple[nn.Module, str], float] = field(repr=False)
     hooks: list[RemovableHandle] = field(repr=False)
+    in_place: list[nn.Module] = field(repr=False)
     reached: set[tuple[str, str]] = field(default_factory=set, repr=False)
     is_checked: bool = False
     follower: Follower | None = None

@@ -28,6 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from adapeft.errors import AdapeftError
 from adapeft.model.divided import full_value, is_divided
+from adapeft.model.quantized import quantization_of
 from adapeft.model.rounding import Rounding
 from adapeft.model.structure import reparametrized, unsaved_parameters
 from adapeft.parts.bottleneck import has_bottleneck
@@ -183,7 +184,7 @@ def _obstacle(model: nn.Module) -> str:
         trained.update(f"{path}.{one.plain}".lstrip(".") for one in _trained(module))
         if has_bottleneck(module):
             return f"an adapter follows {path!r}"
-        if getattr(module, "hf_quantizer", None) is not None:
+        if getattr(module, "hf_quantizer", None) is not None or quantization_of(module):
             return "the base is quantized"
     if isinstance(model, PreTrainedModel) and (path := reparametrized(model)):
         return (
