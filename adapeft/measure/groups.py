@@ -16,6 +16,7 @@ from torch import Tensor
 from adapeft.errors import AdapeftError
 from adapeft.model.dense import obstacles
 from adapeft.model.fingerprint import fingerprint_model
+from adapeft.model.quantized import quantized_weights
 from adapeft.model.structure import (
     ParameterInfo,
     always_trained,
@@ -29,6 +30,7 @@ from adapeft.parts.elements import Elements
 from adapeft.parts.part import Part
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
+from adapeft.sections.select import OnQuantized
 
 if TYPE_CHECKING:
     from adapeft.sections.select import Select
@@ -64,6 +66,11 @@ class Groups:
     fingerprint: str = ""
     left_out: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether some candidates are quantized."""
+        return any(info.is_quantized for info in self.parameters)
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -198,6 +205,7 @@ def build_groups(
     always_train: Sequence[str] = ("auto",),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    quantized_matrices: OnQuantized = "left out",
 ) -> Groups:
     """Divide the candidates among the model's parameters into groups.
 
@@ -207,9 +215,11 @@ def build_groups(
         always_train: patterns of parameters that are always trained; ``auto`` stands for a new head.
         include: patterns of candidates; empty means all parameters.
         exclude: patterns of parameters removed from the candidates.
+        quantized_matrices: what becomes of candidates that bitsandbytes has quantized.
 
     Raises:
-        AdapeftError: a pattern matches no parameter, or no candidate has elements that can be changed.
+        AdapeftError: a pattern matches no parameter, no candidate has elements that can be changed, or quantized
+            candidates are refused.
     """
     parameters = describe_parameters(model)
     names = parameter_names(model)
@@ -225,7 +235,16 @@ def build_groups(
             stacklevel=2,
         )
         candidates -= unsaved
-    left_out = {name: reason for name, reason in obstacles(model).items() if name in candidates}
+    quantized = {name: kind for name, kind in quantized_weights(model).items() if name in candidates}
+    if quantized and quantized_matrices == "refused":
+        raise AdapeftError(
+            f"select: this choice trains matrices whole, but {len(quantized)} candidates such as "
+            f"{next(iter(quantized))!r} are quantized ({next(iter(quantized.values()))}). Choose rows, elements or "
+            f"LoRA (select.groups: row or element, without the option tensor; select.method: lora), leave quantized "
+            f"matrices out with select.exclude, or load the model without quantization."
+        )
+    possible = quantized.keys() if quantized_matrices == "candidate" else set()
+    left_out = {name: why for name, why in obstacles(model).items() if name in candidates - possible}
     if candidates and len(left_out) == len(candidates):
         raise AdapeftError(f"select: no candidates are left. {_left_out(left_out)}")
     if left_out:
@@ -257,4 +276,5 @@ def groups_of(model: torch.nn.Module, settings: Select) -> Groups:
         always_train=settings.always_train,
         include=settings.include,
         exclude=settings.exclude,
+        quantized_matrices=settings.quantized_matrices,
     )

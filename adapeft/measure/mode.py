@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from adapeft.model.quantized import keep_codes_in_place
+
 _Changed = list[tuple[object, str, Any]]
 """Objects, their attributes, and the values before measuring."""
 
@@ -25,12 +27,13 @@ def set_measuring_mode(model: nn.Module) -> _Changed:
         What was changed besides the mode.
     """
     model.eval()
+    in_place = keep_codes_in_place(model)
     layers = [
         layer
         for layer in model.modules()
         if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing
     ]
-    changed: _Changed = []
+    changed: _Changed = [(layer, "support_avx512bf16_for_cpu", True) for layer in in_place]
     for layer in layers:
         layer.training = True
         dropout = {name: value for name, value in vars(layer).items() if "drop" in name and isinstance(value, float)}

@@ -158,6 +158,7 @@ class _Parameter(Header):
     output_dim: Literal[0, 1] | None
     is_linear: bool = False
     output_of: Literal["attention", "feed-forward"] | None = None
+    is_quantized: bool = False
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

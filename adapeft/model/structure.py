@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.model.dense import logical_shape
+from adapeft.model.quantized import quantized_weights
 
 MISSING = "adapeft_missing"
 """Attribute of a loaded model with the names of the parameters that were missing from its checkpoint."""
@@ -44,6 +45,7 @@ class ParameterInfo:
             None for parameters that are not matrices and have no rows.
         is_linear: whether it is the weight of exactly one linear layer, not tied.
         output_of: the sublayer whose output projection it is, if any.
+        is_quantized: whether bitsandbytes has quantized it, so that it has no gradient of its own.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ParameterInfo:
     output_dim: int | None
     is_linear: bool = False
     output_of: Literal["attention", "feed-forward"] | None = None
+    is_quantized: bool = False
 
     @property
     def count(self) -> int:
@@ -70,6 +73,7 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
         for prefix in block_lists
     }
     num_uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    quantized = quantized_weights(model)
     described = []
     for position, (name, parameter) in enumerate(model.named_parameters()):
         owner, _, local_name = name.rpartition(".")
@@ -78,7 +82,10 @@ def describe_parameters(model: nn.Module) -> tuple[ParameterInfo, ...]:
         is_layer = local_name == "weight" and is_called_layer(model, owner)
         output_dim = _output_dim(model, name, len(shape))
         is_linear = is_layer and num_uses[id(parameter)] == 1
-        described.append(ParameterInfo(name, shape, role, layer, depth, output_dim, is_linear))
+        is_quantized = name in quantized
+        described.append(
+            ParameterInfo(name, shape, role, layer, depth, output_dim, is_linear, is_quantized=is_quantized)
+        )
     outputs = _output_projections(described)
     return tuple(replace(info, output_of=outputs.get(info.name)) for info in described)
 

@@ -10,6 +10,7 @@ from adapeft.sections.budget import Budget
 from adapeft.sections.section import Bytes, Harmless, Limit, Patterns, Reach, Section
 
 Granularity = Literal["tensor", "row", "element", "role"]
+OnQuantized = Literal["candidate", "left out", "refused"]
 
 
 class Select(Section):
@@ -108,8 +109,18 @@ class Select(Section):
         """Key that makes measuring move the candidates' weights temporarily; None if none does."""
         return None
 
-    def window_rank(self, num_parameters: int) -> int | None:
-        """Return the rank of the windows through which a model of this many parameters is measured; None: exactly."""
+    @property
+    def quantized_matrices(self) -> OnQuantized:
+        """What quantized matrices are to this choice; it is refused if it would train them whole."""
+        return "refused" if self.granularity in ("tensor", "role") else "left out"
+
+    def window_rank(self, num_parameters: int, *, is_quantized: bool = False) -> int | None:
+        """Return the rank of the windows through which a model is measured; None: exactly.
+
+        Args:
+            num_parameters: size of the model.
+            is_quantized: whether some of its candidates are.
+        """
         return None
 
     def measured(self, num_parameters: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import bitsandbytes
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification, BitsAndBytesConfig, PreTrainedModel
 
 from adapeft.model.quantized import keep_codes_in_place
 
@@ -25,13 +25,14 @@ def load_quantized(
             fails on widths that are no multiple of 32.
     """
     plain = make()
+    architectures = plain.config.architectures  # which save_pretrained sets
     plain.save_pretrained(folder)
     options = {"load_in_8bit": True} if quantization == "int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     options["llm_int8_skip_modules"] = ["classifier", "lm_head"]
     found = type(plain).from_pretrained(
         folder, quantization_config=BitsAndBytesConfig(**options), dtype=torch.float32, device_map="cpu"
     )
-    found.config.architectures = plain.config.architectures
+    found.config.architectures = architectures
     if not repacks:
         keep_codes_in_place(found)
     return found.eval()
@@ -55,3 +56,12 @@ def as_dense(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) -> Pre
             is_packed = not own[name].is_floating_point()
             parameter.copy_(dequantized(layer) if is_packed else own[name])
     return dense.eval()
+
+
+def make_wide() -> BertForSequenceClassification:
+    """A model of which bitsandbytes can repack the weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    model = BertForSequenceClassification(BertConfig(vocab_size=29, num_labels=3, **sizes))
+    model.config.architectures = ["BertModel"]
+    return model

@@ -42,7 +42,7 @@ class Windows:
         seed: random seed of the first windows.
 
     Raises:
-        AdapeftError: no candidate is larger than the windows.
+        AdapeftError: no candidate is larger than the windows, or a quantized one is not.
     """
 
     def __init__(self, model: nn.Module, groups: Groups, rank: int, seed: int) -> None:
@@ -53,6 +53,13 @@ class Windows:
             raise AdapeftError(
                 f"select.rank = {rank}: no matrix among the candidates is wider than that, so a low-rank measurement "
                 "saves nothing. Lower select.rank, or set select.measure: exact."
+            )
+        narrow = [i for i, info in enumerate(groups.parameters) if info.is_quantized and i not in self.matrices]
+        if narrow:
+            info = groups.parameters[narrow[0]]
+            raise AdapeftError(
+                f"select.rank = {rank}: the quantized matrix {info.name!r} of shape {info.shape} is narrower than that "
+                "and has no gradient of its own. Lower select.rank, or leave the matrix out with select.exclude."
             )
         self._seed, self._infos = seed, groups.parameters
         self._windows: dict[int, Window] = {}

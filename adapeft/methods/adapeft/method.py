@@ -8,6 +8,7 @@ from torch import Tensor
 from adapeft.choose.joint import choose_groups_jointly
 from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.choose.options import choose_options
+from adapeft.errors import AdapeftError
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.elementwise import measure_elements
 from adapeft.measure.groups import Groups
@@ -41,6 +42,15 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
     cost = "three backward passes, or four through windows"
     source = "Xu and Bu 2025"
     default_warmup_steps = 96
+
+    def check(self, groups: Groups, budget: int, settings: AdaPEFTOptions) -> None:
+        if groups.is_quantized and self.window_rank(groups, settings) is None:
+            name = next(info.name for info in groups.parameters if info.is_quantized)
+            raise AdapeftError(
+                f"select.{settings.displacing or 'measure = exact'} needs the gradient of every single element, but "
+                f"{name!r} and others are quantized and have none. Measure with low rank (the default there), leave "
+                f"quantized matrices out with select.exclude, or load the model without quantization."
+            )
 
     def measure(self, passes: Passes, groups: Groups, settings: AdaPEFTOptions) -> Statistics:
         if settings.probe_steps:

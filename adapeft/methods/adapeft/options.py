@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from adapeft.methods.base.options import ValuedOptions
 from adapeft.sections.section import Harmless, LearningRate, PartOf
+from adapeft.sections.select import OnQuantized
 
 _SMALL = 10**9
 """Parameters of a model up to which ``measure: auto`` is exact."""
@@ -23,7 +24,8 @@ class AdaPEFTOptions(ValuedOptions):
     measure: Harmless[Literal["auto", "low-rank", "exact"]] = Field(
         default="auto",
         description="low-rank: gradients seen through leaves of select.rank, with the memory of LoRA; exact: whole "
-        "gradients; auto: low-rank for models above 1 billion parameters, where every option supports it",
+        "gradients; auto: low-rank for quantized models and those above 1 billion parameters, where every option "
+        "supports it",
     )
     rank: Annotated[Harmless[PositiveInt], PartOf("measure")] = Field(
         default=16, description="rank of the windows of a low-rank measurement"
@@ -121,9 +123,14 @@ class AdaPEFTOptions(ValuedOptions):
                 "lower probe_points or raise probe_steps"
             )
 
-    def window_rank(self, num_parameters: int) -> int | None:
+    @property
+    def quantized_matrices(self) -> OnQuantized:
+        is_whole = self.granularity in ("tensor", "role") or "tensor" in self.options
+        return "refused" if is_whole else "candidate"
+
+    def window_rank(self, num_parameters: int, *, is_quantized: bool = False) -> int | None:
         if self.measure == "auto":
-            is_low_rank = num_parameters > _SMALL and not self.displacing
+            is_low_rank = (num_parameters > _SMALL or is_quantized) and not self.displacing
         else:
             is_low_rank = self.measure == "low-rank"
         return self.rank if is_low_rank else None

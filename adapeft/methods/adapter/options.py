@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from adapeft.sections.section import Harmless
-from adapeft.sections.select import Select
+from adapeft.sections.select import OnQuantized, Select
 
 
 class AdapterOptions(Select):
@@ -19,3 +19,7 @@ class AdapterOptions(Select):
     placement: Harmless[Literal["pfeiffer", "houlsby"]] = Field(
         default="pfeiffer", description="position of adapters: after feed-forward layers; houlsby: after attention too"
     )
+
+    @property
+    def quantized_matrices(self) -> OnQuantized:
+        return "candidate"

@@ -85,7 +85,7 @@ class Method(ABC, Generic[Options]):
 
     def window_rank(self, groups: Groups, settings: Options) -> int | None:
         """Return the rank of the windows through which ``groups`` are measured; None: their own gradients are."""
-        return settings.window_rank(groups.num_total)
+        return settings.window_rank(groups.num_total, is_quantized=groups.is_quantized)
 
     @abstractmethod
     def measure(self, passes: Passes, groups: Groups, settings: Options) -> Statistics:

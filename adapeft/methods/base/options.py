@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from adapeft.sections.section import Harmless
-from adapeft.sections.select import Select
+from adapeft.sections.select import OnQuantized, Select
 
 
 class ValuedOptions(Select):
@@ -48,3 +48,7 @@ class RuleOptions(Select):
     """Options of a method that decides during training; options that such a method adds are passed to its rule."""
 
     granularities = ("element",)
+
+    @property
+    def quantized_matrices(self) -> OnQuantized:
+        return "refused"

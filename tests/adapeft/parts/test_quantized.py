@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
 
 import adapeft
 from adapeft import AdapeftError, Delta, attach, delta, detach
@@ -18,7 +17,7 @@ from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import gather, logits, train
-from tests.support.quantized import TYPES, as_dense, load_quantized
+from tests.support.quantized import TYPES, as_dense, load_quantized, make_wide
 from tests.support.tiny import make_batches, make_bert
 
 LAYER = "bert.encoder.layer.0.intermediate.dense"
@@ -149,14 +148,6 @@ def test_a_quantized_matrix_is_not_trained_whole(part, load, quantization):
     assert quantized_weights(model).keys() == {
         name for name, p in model.named_parameters() if not p.is_floating_point()
     }
-
-
-def make_wide():
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    model = BertForSequenceClassification(BertConfig(vocab_size=29, num_labels=3, **sizes))
-    model.config.architectures = ["BertModel"]
-    return model
 
 
 def test_evaluating_does_not_change_gradients(quantization, tmp_path):
