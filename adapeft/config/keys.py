@@ -85,13 +85,16 @@ _EXACT = {"select.measure": "exact"}
 """Entry that the key of an exact measurement leaves out, as those of older versions do."""
 
 
-def measurement_key(config: Config, contents: Mapping[str, str] = _UNREAD, num_parameters: int = 0) -> dict[str, Any]:
+def measurement_key(
+    config: Config, contents: Mapping[str, str] = _UNREAD, num_parameters: int = 0, *, is_quantized: bool = False
+) -> dict[str, Any]:
     """Return everything that measuring depends on: statistics can be reused if their keys are equal.
 
     Args:
         config: config of the run.
         contents: dotted key of a path → hash of the contents, which may change while the path stays the same.
         num_parameters: size of the base model.
+        is_quantized: whether some of the candidates are quantized.
     """
     flat = comparable(config)
     variants = {section: flat[decides] for section, decides in DECIDES.items()}
@@ -101,7 +104,8 @@ def measurement_key(config: Config, contents: Mapping[str, str] = _UNREAD, num_p
         if not is_harmless(field_of(name, variants.get(name.partition(".")[0])))
     }
     key.update({content_key(name): contents[name] for name in _READ if name in contents})
-    return key | {f"select.{name}": value for name, value in config.select.measured(num_parameters).items()}
+    measured = config.select.measured(num_parameters, is_quantized=is_quantized)
+    return key | {f"select.{name}": value for name, value in measured.items()}
 
 
 def measured_differently(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:

@@ -123,11 +123,10 @@ class Select(Section):
         """
         return None
 
-    def measured(self, num_parameters: int) -> dict[str, Any]:
+    def measured(self, num_parameters: int, *, is_quantized: bool = False) -> dict[str, Any]:
         """Return the resolved values of keys such as ``groups: auto``, for the key of a measurement.
 
-        Args:
-            num_parameters: size of the base model, which may decide how it is measured.
+        The arguments are those of ``window_rank``.
         """
         return {"groups": self.granularity}
 

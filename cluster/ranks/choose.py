@@ -44,7 +44,7 @@ def choose_and_save(
         if values is not None:
             derived["influence"] = values
         folder = RunFolder.of(config)
-        key = measurement_key(config, contents, groups.num_total)
+        key = measurement_key(config, contents, groups.num_total, is_quantized=groups.is_quantized)
         save_groups(folder.path, groups, statistics.columns, key, **derived)
         options = statistics.options
         if options is not None:

@@ -100,7 +100,7 @@ def sums_key(
 ) -> dict[str, Any]:
     """Return everything that partial sums depend on bit for bit: the measurement, and the division of the work."""
     return {
-        **measurement_key(config, contents, groups.num_total),
+        **measurement_key(config, contents, groups.num_total, is_quantized=groups.is_quantized),
         "base model": groups.fingerprint,
         "number of examples": num_examples,
         "cluster.workers": world_size,

@@ -142,7 +142,9 @@ def _choose_again(session: Session, source: Path) -> Subset:
 
     statistics, measured = load_statistics(source)
     num_parameters = session.inspection.groups.num_total
-    other = measured_differently(measurement_key(session.config, session.contents, num_parameters), measured)
+    is_quantized = statistics.groups.is_quantized
+    wanted = measurement_key(session.config, session.contents, num_parameters, is_quantized=is_quantized)
+    other = measured_differently(wanted, measured)
     if other:
         raise AdapeftError(
             f"select.statistics = {source} was measured under other conditions:\n  " + "\n  ".join(other) + "\nLeave "

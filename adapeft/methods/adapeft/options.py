@@ -151,12 +151,12 @@ class AdaPEFTOptions(ValuedOptions):
     def kinds(self) -> tuple[str, ...]:
         return self.options or super().kinds
 
-    def measured(self, num_parameters: int) -> dict[str, Any]:
+    def measured(self, num_parameters: int, *, is_quantized: bool = False) -> dict[str, Any]:
         # Measuring single elements does not depend on joint.
         jointly = self.chooses_jointly and self.granularity != "element"
-        rank = self.window_rank(num_parameters)
+        rank = self.window_rank(num_parameters, is_quantized=is_quantized)
         windows = {"measure": "low-rank", "rank": rank} if rank else {}
-        return {**super().measured(num_parameters), "joint": jointly, **windows}
+        return {**super().measured(num_parameters, is_quantized=is_quantized), "joint": jointly, **windows}
 
     @property
     def chooses_jointly(self) -> bool:

@@ -433,6 +433,13 @@ def test_what_auto_measures_depends_on_the_method(load):
     assert measurement_key(load(MINIMAL, "groups=row")) == measurement_key(load())
 
 
+def test_statistics_of_a_quantized_model_depend_on_the_rank(load):
+    exact, low_rank = (measurement_key(load(), is_quantized=quantized) for quantized in (False, True))
+    assert low_rank == exact | {"select.measure": "low-rank", "select.rank": 16}
+    assert measurement_key(load(MINIMAL, "rank=8"), is_quantized=True) != low_rank
+    assert measurement_key(load(MINIMAL, "rank=8")) == exact
+
+
 def test_statistics_of_elements_serve_either_way_of_valuing_them(load):
     keys = [measurement_key(load(MINIMAL, "groups=element", f"joint={joint}")) for joint in ("auto", "true", "false")]
     assert keys[0] == keys[1] == keys[2]
