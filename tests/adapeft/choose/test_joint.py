@@ -61,8 +61,8 @@ def test_select_jointly_beats_the_sum(tmp_path):
     model = make_bert()
     batches = make_batches(model, 8)
     options = {"budget": "20%", "groups": "row", "learning_rate": 1e-2, "num_steps": 20}
-    joint = adapeft.select(model, batches, joint=True, **options)
-    single = adapeft.select(model, batches, **options)
+    joint = adapeft.select(model, batches, joint=True, warmup_steps=4, **options)
+    single = adapeft.select(model, batches, warmup_steps=4, **options)
     values = joint.choice.joint_values
     assert joint.choice.value == max(values.values())
     assert joint.count <= joint.choice.budget

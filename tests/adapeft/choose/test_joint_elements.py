@@ -121,7 +121,7 @@ def test_the_method_chooses_so():
 
 def test_on_a_model():
     model = make_bert()
-    subset = adapeft.select(model, make_batches(model), budget=200, groups="element", joint=True)
+    subset = adapeft.select(model, make_batches(model), budget=200, groups="element", joint=True, warmup_steps=4)
     assert 0 < subset.count <= 200
     assert 0 < subset.choice.value <= subset.choice.bound
 

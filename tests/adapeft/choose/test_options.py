@@ -159,7 +159,7 @@ def test_options_are_kept_on_disk(tmp_path, measured):
 def test_a_mixed_subset_is_chosen_trained_and_shipped(make, tmp_path):
     model = make().eval()
     batches = make_batches(model)
-    subset = adapeft.select(model, batches, budget=900, learning_rate=3e-2, num_steps=20, **MIXED)
+    subset = adapeft.select(model, batches, budget=900, learning_rate=3e-2, num_steps=20, warmup_steps=4, **MIXED)
     kinds = {part.kind for part in subset.parts.values()}
     assert len(kinds) > 1, "else nothing is mixed"
     assert subset.count <= 900

@@ -128,8 +128,8 @@ FAITHFUL = {
     [
         FAITHFUL,
         {"curvature": "parabola", "groups": "tensor", "warmup_steps": 2},
-        {"probe_steps": 2, "probe_points": 3, "groups": "element"},
-        {"groups": "role", "joint": True},
+        {"probe_steps": 2, "probe_points": 3, "groups": "element", "warmup_steps": 2},
+        {"groups": "role", "joint": True, "warmup_steps": 2},
     ],
 )
 def test_select_leaves_the_model_alone(bert, options):

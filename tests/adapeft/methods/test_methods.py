@@ -52,7 +52,9 @@ def test_conforms(make, method, granularity, options, tmp_path):
     batches = make_batches(model)
 
     def select():
-        return adapeft.select(model, batches, method=method, groups=granularity, budget=BUDGET, seed=4, **options)
+        return adapeft.select(
+            model, batches, method=method, groups=granularity, budget=BUDGET, seed=4, warmup_steps=4, **options
+        )
 
     subset = select()
     found = get_method(method)

@@ -29,14 +29,14 @@ def test_the_model_is_as_before(bert, method):
 
 
 def test_frozen_parameters_can_be_chosen(bert):
-    free = adapeft.select(bert, make_batches(bert), budget=300)
-    frozen = adapeft.select(copy.deepcopy(bert).requires_grad_(False), make_batches(bert), budget=300)
+    free = adapeft.select(bert, make_batches(bert), budget=300, warmup_steps=4)
+    frozen = adapeft.select(copy.deepcopy(bert).requires_grad_(False), make_batches(bert), budget=300, warmup_steps=4)
     assert repr(free.parts) == repr(frozen.parts)
 
 
 def test_dropout_is_off(bert):
     quiet = copy.deepcopy(bert).eval()
-    loud, calm = (adapeft.select(model.train(mode), make_batches(bert), budget=300) for model, mode in
+    loud, calm = (adapeft.select(model.train(mode), make_batches(bert), budget=300, warmup_steps=4) for model, mode in
                   ((bert, True), (quiet, False)))  # fmt: skip
     assert loud.choice.value == calm.choice.value
 
@@ -51,7 +51,7 @@ def test_warm_up_moves_what_is_measured(bert):
 
 def test_reach(bert):
     def reach(**options):
-        return adapeft.select(bert, make_batches(bert), budget=300, **options).choice.reach
+        return adapeft.select(bert, make_batches(bert), budget=300, warmup_steps=4, **options).choice.reach
 
     assert reach(learning_rate=2e-3, num_steps=60) == planned_reach(0.12, 60)
     assert reach(reach=0.25) == 0.25
@@ -62,12 +62,14 @@ def test_takes_any_iterable_of_batches(bert):
     loader = DataLoader(
         [{"input_ids": torch.full((6,), i), "labels": torch.tensor(i % 3)} for i in range(1, 13)], batch_size=4
     )
-    assert adapeft.select(bert, loader, budget=100).count <= 100
-    assert adapeft.select(bert, iter(list(loader)), budget=100).count <= 100
+    assert adapeft.select(bert, loader, budget=100, warmup_steps=4).count <= 100
+    assert adapeft.select(bert, iter(list(loader)), budget=100, warmup_steps=4).count <= 100
 
 
 def test_include_and_exclude(bert):
-    subset = adapeft.select(bert, make_batches(bert), budget=100, groups="element", include=["*key*"], exclude="*.bias")
+    subset = adapeft.select(
+        bert, make_batches(bert), budget=100, groups="element", include=["*key*"], exclude="*.bias", warmup_steps=4
+    )
     assert subset.parts
     assert all("key.weight" in name for name in subset.parts)
 
@@ -75,7 +77,7 @@ def test_include_and_exclude(bert):
 def test_the_seed_samples_other_labels():
     model = make_gpt2()
     values = [
-        adapeft.select(model, make_batches(model), budget=300, seed=seed, reach="inf").choice.value
+        adapeft.select(model, make_batches(model), budget=300, seed=seed, reach="inf", warmup_steps=4).choice.value
         for seed in (0, 0, 1)
     ]
     assert values[0] == values[1] != values[2]

@@ -37,7 +37,7 @@ def assert_shipped(model: torch.nn.Module, base: torch.nn.Module, tolerance: flo
 def test_the_trainer_of_transformers(groups, variant, tmp_path):
     model, base = make_bert(), make_bert()
     loader = DataLoader(examples(model), batch_size=4, collate_fn=default_data_collator)
-    subset = adapeft.select(model, loader, budget="10%", groups=groups)
+    subset = adapeft.select(model, loader, budget="10%", groups=groups, warmup_steps=4)
     assert 0 < subset.count <= subset.choice.budget
     assert not any(mask.any() for mask in changed(weights(base), weights(model)).values()), "measuring changes nothing"
     adapeft.attach(model, subset)
@@ -67,7 +67,9 @@ def test_a_checkpoint_of_the_trainer_resumes(tmp_path):
     def attached(base: torch.nn.Module) -> torch.nn.Module:
         return adapeft.attach(base, subset)
 
-    subset = adapeft.select(make_gpt2(), make_batches(make_gpt2()), budget="10%", include=["*wte*", "*c_attn*"])
+    subset = adapeft.select(
+        make_gpt2(), make_batches(make_gpt2()), budget="10%", include=["*wte*", "*c_attn*"], warmup_steps=4
+    )
     assert "transformer.wte.weight" in subset.parts
     through = attached(make_gpt2())
     saving_trainer(through, tmp_path, 4).train()
@@ -83,7 +85,7 @@ def test_a_checkpoint_of_the_trainer_resumes(tmp_path):
 @pytest.mark.parametrize("maker", [make_bert, make_gpt2])
 def test_a_loop_of_ones_own(maker, dtype, tmp_path):
     model, base = maker().to(dtype), maker().to(dtype)
-    subset = adapeft.select(model, make_batches(model), budget="10%", groups="row")
+    subset = adapeft.select(model, make_batches(model), budget="10%", groups="row", warmup_steps=4)
     subset.save(tmp_path / "subset.safetensors")
     adapeft.attach(model, adapeft.Subset.load(tmp_path / "subset.safetensors"))
     optimizer = train(model)
