@@ -51,11 +51,6 @@ _IN_EVERY_OLDER_CONFIG = {"rule", "direction", "shrinkage", "joint", "placement"
 _ONCE_UNREAD = {"direction", "shrinkage", "joint"}
 
 
-def owners(key: str) -> list[str]:
-    """Return the names of the methods with their own option ``key``; empty if all methods have it, or none."""
-    return [] if key in Select.model_fields else [name for name, one in OPTIONS.items() if key in one.model_fields]
-
-
 def of_one_method(given: object) -> object:
     """Return the section of a config with only the keys of its method.
 
@@ -101,7 +96,10 @@ def flat(given: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def says_nothing(key: object, value: object) -> bool:
     """Whether the value is the default of a key that only some methods have."""
-    return any(plain(OPTIONS[name].model_fields[str(key)].default) == plain(value) for name in owners(str(key)))
+    if key in Select.model_fields:
+        return False
+    fields = [one.model_fields[str(key)] for one in OPTIONS.values() if key in one.model_fields]
+    return any(plain(field.default) == plain(value) for field in fields)
 
 
 AnyOptions = Annotated[_Union, Discriminator("method"), BeforeValidator(of_one_method)]
