@@ -13,9 +13,9 @@ from adapeft.data.padding import set_padding, with_padding
 from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.files.damage import reading
-from adapeft.model.checkpoint import Checkpoint, open_checkpoint
+from adapeft.model.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from adapeft.model.checkpoint.files import local_folder
 from adapeft.model.load import CONFIG_ERRORS, build_structure
-from adapeft.model.weight_files import local_folder
 from adapeft.tasks.registry import TASKS
 
 

@@ -27,7 +27,7 @@ from adapeft.model.quantized import check_not_whole, quantized_weights
 from adapeft.model.rounding import Rounding
 from adapeft.model.wrappers import ATTACHMENT, bare, unwrap
 from adapeft.parts.change import Change
-from adapeft.parts.leaves import remove_leaves
+from adapeft.parts.layers.leaves import remove_leaves
 from adapeft.parts.part import Part
 from adapeft.parts.registry import by_kind, load_part
 from adapeft.parts.whole import Whole

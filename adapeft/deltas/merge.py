@@ -17,7 +17,7 @@ from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import check_new_folder, new_folder, save_json
 from adapeft.finite import check_finite
-from adapeft.model.checkpoint import Checkpoint, SafetensorsCheckpoint
+from adapeft.model.checkpoint.checkpoint import Checkpoint, SafetensorsCheckpoint
 from adapeft.model.dense import check_dense
 from adapeft.model.rounding import Rounding
 

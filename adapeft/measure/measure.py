@@ -16,7 +16,7 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.reach import check_reached
 from adapeft.measure.statistics import Statistics
 from adapeft.ranks import Ranks
-from adapeft.tasks.objective import IGNORED
+from adapeft.tasks.losses.objective import IGNORED
 
 if TYPE_CHECKING:
     from adapeft.sections.select import Select

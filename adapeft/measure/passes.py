@@ -17,8 +17,8 @@ from adapeft.errors import AdapeftError
 from adapeft.finite import blame, is_finite
 from adapeft.measure.partial import PartialSums
 from adapeft.measure.shards import Shards
-from adapeft.tasks.losses import Collate, Watched, example_losses, micro_losses
-from adapeft.tasks.objective import Objective
+from adapeft.tasks.losses.micro_batches import Collate, Watched, example_losses, micro_losses
+from adapeft.tasks.losses.objective import Objective
 
 Progress = Callable[[str, int, int], None]
 """Callback that receives the name of a pass, the number of batches done and the total number of batches."""

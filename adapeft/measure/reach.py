@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
-from adapeft.model.fake import to_fake
 from adapeft.model.trial import MOST_OPERATIONS
-from adapeft.model.unloaded import NeedsLoadingError
-from adapeft.model.weightless import Weightless
-from adapeft.tasks.objective import Objective
+from adapeft.model.unloaded.fake import to_fake
+from adapeft.model.unloaded.unloaded import NeedsLoadingError
+from adapeft.model.unloaded.weightless import Weightless
+from adapeft.tasks.losses.objective import Objective
 
 
 def unreached_without_weights(

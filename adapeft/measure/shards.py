@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.ranks import OneRank, Ranks
-from adapeft.tasks.losses import Loss
+from adapeft.tasks.losses.micro_batches import Loss
 
 
 @dataclass(frozen=True)

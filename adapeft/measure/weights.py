@@ -15,7 +15,7 @@ from adapeft.measure.measure import check_measured
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.measure.storage import load_elements, save_elements_one_by_one
-from adapeft.model.checkpoint import Checkpoint
+from adapeft.model.checkpoint.checkpoint import Checkpoint
 from adapeft.ranks import OneRank
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from adapeft.data.description import Batch
 from adapeft.memory.bound import bound_pass
 from adapeft.memory.estimate import Pass
-from adapeft.model.fake import to_fake
 from adapeft.model.load import build_structure
-from adapeft.model.weightless import Weightless
-from adapeft.tasks.objective import Objective
+from adapeft.model.unloaded.fake import to_fake
+from adapeft.model.unloaded.weightless import Weightless
+from adapeft.tasks.losses.objective import Objective
 
 
 @dataclass(frozen=True)

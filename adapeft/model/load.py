@@ -24,7 +24,7 @@ from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
 from adapeft.data.padding import set_padding, with_padding
 from adapeft.errors import AdapeftError
-from adapeft.model.checkpoint import is_tied
+from adapeft.model.checkpoint.checkpoint import is_tied
 from adapeft.model.quantized import quantized_weights
 from adapeft.model.structure import MISSING, always_trained
 from adapeft.model.wrappers import wrapped_names

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adapeft.errors import AdapeftError
-from adapeft.model.weightless import BeyondTableError, UnknownValueError, Weightless
+from adapeft.model.unloaded.weightless import BeyondTableError, UnknownValueError, Weightless
 from adapeft.tasks.tokenize import TokenizedData
 
 Row = Mapping[str, list[int]]

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapeft.draw import uniform
 from adapeft.errors import AdapeftError
-from adapeft.parts.bottleneck import add_bottleneck, has_bottleneck, remove_bottleneck
+from adapeft.parts.layers.bottleneck import add_bottleneck, has_bottleneck, remove_bottleneck
 from adapeft.parts.part import AddedPart, Attached, PartHeader, Site
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.parts.elements import Elements
-from adapeft.parts.functions import DenseLinear, Effective
-from adapeft.parts.leaves import Held, LeafPart, add_leaves
+from adapeft.parts.layers.functions import DenseLinear, Effective
+from adapeft.parts.layers.leaves import Held, LeafPart, add_leaves
 from adapeft.parts.part import Attached, Part, PartAndValues, Site
 from adapeft.parts.rule import DIFFERENCE, Place, Ruled
 from adapeft.parts.whole import Whole

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapeft.parts.functions import ElementsLinear
 from adapeft.parts.indexed import Indexed
-from adapeft.parts.leaves import Held
+from adapeft.parts.layers.functions import ElementsLinear
+from adapeft.parts.layers.leaves import Held
 
 _SMALLER = 4
 """Minimum ratio of matrix to block size at which the block's gradient is worth copies of its rows and columns."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
 from adapeft.model.places import places_of
-from adapeft.parts.leaves import LeafPart, add_leaves
+from adapeft.parts.layers.leaves import LeafPart, add_leaves
 from adapeft.parts.part import Attached, Part, PartAndValues, PartHeader, Site
 from adapeft.parts.rule import DIFFERENCE
 

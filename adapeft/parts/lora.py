@@ -66,19 +66,19 @@ class Lora(AddedPart):
         Raises:
             AdapeftError: the layer is not linear, its weight is used in several places, or rank or alpha is invalid.
         """
-        from adapeft.parts.lora_layers import check_layers  # takes seconds to import, and files do not need it
+        from adapeft.parts.layers.lora import check_layers  # takes seconds to import, and files do not need it
 
         check_layers(model, parts)
 
     @classmethod
     def prepare(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
         """Wrap the layers in PEFT's, in place. Their weights are then named ``….base_layer.weight``."""
-        from adapeft.parts.lora_layers import wrap
+        from adapeft.parts.layers.lora import wrap
 
         wrap(model, parts)
 
     def attach(self, site: Site) -> Attached:
-        from adapeft.parts.lora_layers import set_factors
+        from adapeft.parts.layers.lora import set_factors
 
         drawn = (2 * uniform(site.seed, 0, site.name, self.pieces["lora_A"], "cpu") - 1) / math.sqrt(
             self.shape[1 - self.dim]
@@ -87,7 +87,7 @@ class Lora(AddedPart):
         return Attached(set_factors(site.model, site.name, factors))
 
     def install(self, model: nn.Module, name: str, values: Tensor) -> None:
-        from adapeft.parts.lora_layers import set_factors
+        from adapeft.parts.layers.lora import set_factors
 
         for module, local_name in set_factors(model, name, self.split(values)).values():
             module.get_parameter(local_name).requires_grad_(False)
@@ -95,7 +95,7 @@ class Lora(AddedPart):
     @classmethod
     def remove(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
         """Restore the base's layers: modules, names and classes are as before ``prepare``."""
-        from adapeft.parts.lora_layers import unwrap
+        from adapeft.parts.layers.lora import unwrap
 
         unwrap(model, parts)
 

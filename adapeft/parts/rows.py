@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapeft.parts.indexed import Indexed
-from adapeft.parts.leaves import Held
+from adapeft.parts.layers.leaves import Held
 from adapeft.parts.part import PartHeader
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapeft.parts.leaves import Held, LeafPart
+from adapeft.parts.layers.leaves import Held, LeafPart
 from adapeft.parts.part import PartAndValues
 
 

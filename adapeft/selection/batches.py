@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
-from adapeft.tasks.objective import IGNORED, Objective
-from adapeft.tasks.own_loss import logits_of
+from adapeft.tasks.losses.objective import IGNORED, Objective
+from adapeft.tasks.losses.own_loss import logits_of
 
 _DIVISOR = "num_items_in_batch"
 """Divisor of summed losses in the Trainer; measuring divides by its own count of predictions over all batches."""

@@ -28,8 +28,8 @@ from adapeft.selection.choose import check_budget, choose
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
 from adapeft.tasks.inference import infer_objective
-from adapeft.tasks.objective import Objective
-from adapeft.tasks.own_loss import check_own_loss
+from adapeft.tasks.losses.objective import Objective
+from adapeft.tasks.losses.own_loss import check_own_loss
 
 _OF_THE_COMMAND = {"calibration", "batch_size", "micro_batch_size", "statistics", "memory_per_device"}
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
-    from adapeft.tasks.objective import Objective
+    from adapeft.tasks.losses.objective import Objective
     from adapeft.tasks.tokenize import TokenizedData
 
 
@@ -65,7 +65,7 @@ class CausalLM(Task[CausalLMData]):
         return TokenizedData(blocks_of(rows, data.text, data.max_length, tokenizer, cache), None, tokenizer)
 
     def objective(self, description: DataDescription) -> Objective:
-        from adapeft.tasks.cross_entropy import NextToken
+        from adapeft.tasks.losses.cross_entropy import NextToken
 
         return NextToken()
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
-from adapeft.tasks.cross_entropy import Classification, NextToken, SequenceToSequence
-from adapeft.tasks.objective import Objective
+from adapeft.tasks.losses.cross_entropy import Classification, NextToken, SequenceToSequence
+from adapeft.tasks.losses.objective import Objective
+from adapeft.tasks.losses.squared_error import Regression
 from adapeft.tasks.registry import TASKS
-from adapeft.tasks.squared_error import Regression
 
 _KNOWN = (
     "classes [n], targets [n] (or [n, K] with config.problem_type = 'regression') and the tokens [n, T] of a causal "

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from adapeft.errors import AdapeftError
 from adapeft.sections.section import Harmless
+from adapeft.tasks.losses.objective import Objective
 from adapeft.tasks.metrics import Metrics
-from adapeft.tasks.objective import Objective
 from adapeft.tasks.sequence_classification import TextClassification, TextClassificationData
 
 if TYPE_CHECKING:
@@ -128,13 +128,13 @@ class IndependentLabels(Objective):
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         import torch.nn.functional as F
 
-        from adapeft.tasks.draws import wide
+        from adapeft.tasks.losses.draws import wide
 
         logits = wide(logits)
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
 
     def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
-        from adapeft.tasks.draws import uniforms
+        from adapeft.tasks.losses.draws import uniforms
 
         # The likelihood is a product over labels, so each is drawn independently with its own probability.
         probabilities = logits.detach().double().sigmoid()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
-    from adapeft.tasks.objective import Objective
+    from adapeft.tasks.losses.objective import Objective
     from adapeft.tasks.tokenize import TokenizedData
 
 
@@ -103,8 +103,8 @@ class SequenceClassification(TextClassification[ClassificationData]):
         return classes_or_targets(splits, data.label, head)
 
     def objective(self, description: DataDescription) -> Objective:
-        from adapeft.tasks.cross_entropy import Classification
-        from adapeft.tasks.squared_error import Regression
+        from adapeft.tasks.losses.cross_entropy import Classification
+        from adapeft.tasks.losses.squared_error import Regression
 
         return Regression() if self._is_regression(description) else Classification()
 

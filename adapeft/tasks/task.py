@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
+    from adapeft.tasks.losses.objective import Objective
     from adapeft.tasks.metrics import Metrics
-    from adapeft.tasks.objective import Objective
     from adapeft.tasks.tokenize import TokenizedData
 
 D = TypeVar("D", bound=Data)

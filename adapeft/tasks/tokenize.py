@@ -19,7 +19,7 @@ from adapeft.data.cache import Cache, Progress
 from adapeft.data.content import rows_hash
 from adapeft.data.description import Batch, DataDescription
 from adapeft.errors import AdapeftError
-from adapeft.tasks.objective import IGNORED
+from adapeft.tasks.losses.objective import IGNORED
 from adapeft.tasks.tokenizer_state import tokenizer_key
 
 if TYPE_CHECKING:

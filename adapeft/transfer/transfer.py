@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adapeft.choose.knapsack import knapsack
 from adapeft.errors import AdapeftError
-from adapeft.measure.elementwise import element_statistics
+from adapeft.measure.exact.elementwise import element_statistics
 from adapeft.measure.groups import Groups
 from adapeft.measure.shards import Shards
 from adapeft.measure.statistics import Statistics, Value

@@ -13,7 +13,7 @@ from adapeft.model.places import places_of
 from adapeft.model.quantized import check_not_whole, keep_codes_in_place, let_codes_be_repacked, quantized_weights
 from adapeft.model.rounding import warn_of_coarse_training
 from adapeft.model.wrappers import ATTACHMENT, bare, check_before_trainer
-from adapeft.parts.leaves import remove_leaves
+from adapeft.parts.layers.leaves import remove_leaves
 from adapeft.parts.part import Site
 from adapeft.parts.registry import by_kind
 from adapeft.parts.rule import Ruled

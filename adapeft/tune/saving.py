@@ -31,11 +31,11 @@ from adapeft.model.divided import full_value, is_divided
 from adapeft.model.quantized import quantization_of
 from adapeft.model.rounding import Rounding
 from adapeft.model.structure import reparametrized, unsaved_parameters
-from adapeft.parts.bottleneck import has_bottleneck
 from adapeft.parts.change import Change
-from adapeft.parts.leaves import difference_of, leaves_of
+from adapeft.parts.layers.bottleneck import has_bottleneck
+from adapeft.parts.layers.leaves import difference_of, leaves_of
+from adapeft.parts.layers.lora import ADAPTER_NAME
 from adapeft.parts.lora import Lora
-from adapeft.parts.lora_layers import ADAPTER_NAME
 from adapeft.parts.part import Part
 
 _MERGED = ".merged"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.measure.direction import measure_direction
-from adapeft.measure.elementwise import mean_gradient, measure_elements
+from adapeft.measure.exact.elementwise import mean_gradient, measure_elements
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
 from adapeft.measure.passes import Passes

@@ -14,8 +14,8 @@ from adapeft.errors import AdapeftError
 from adapeft.finite import blame
 from adapeft.ranks import OneRank
 from adapeft.subset.subset import Subset
-from adapeft.tasks.losses import Collate, micro_losses
-from adapeft.tasks.objective import Objective
+from adapeft.tasks.losses.micro_batches import Collate, micro_losses
+from adapeft.tasks.losses.objective import Objective
 from adapeft.tune.attach import attach, detach
 from adapeft.tune.attachment import attachment_of
 

@@ -25,11 +25,11 @@ from adapeft.memory.activations import Counted, count_pass, repeated_token
 from adapeft.memory.estimate import FLOAT32, Load, Memory, Pass, Zero, memory, share
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
-from adapeft.model.unloaded import NeedsLoadingError, build_unloaded, open_unloaded
-from adapeft.model.weight_files import has_weights
+from adapeft.model.checkpoint.files import has_weights
+from adapeft.model.unloaded.unloaded import NeedsLoadingError, build_unloaded, open_unloaded
 from adapeft.ranks import OneRank
 from adapeft.subset.subset import Subset
-from adapeft.tasks.objective import Objective
+from adapeft.tasks.losses.objective import Objective
 from adapeft.tasks.registry import TASKS
 from adapeft.tune.attach import attach
 from cluster.inspection.inspection import Inspection

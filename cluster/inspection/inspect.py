@@ -20,7 +20,7 @@ from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import check_precision
 from adapeft.model.load import build_structure, describe_for, load_model_config, load_tokenizer
 from adapeft.model.trial import Trial
-from adapeft.model.weightless import Weightless
+from adapeft.model.unloaded.weightless import Weightless
 from adapeft.selection.choose import check_budget, check_limit
 from adapeft.subset.subset import Subset
 from adapeft.tasks.registry import TASKS

@@ -24,7 +24,7 @@ from adapeft.files.json_numbers import decoded
 from adapeft.finite import DIVERGED, blame
 from adapeft.model.load import label_options
 from adapeft.subset.subset import Subset
-from adapeft.tasks.losses import example_losses, micro_losses
+from adapeft.tasks.losses.micro_batches import example_losses, micro_losses
 from adapeft.tune.attach import attach
 from adapeft.tune.attachment import attachment_of
 from cluster.events import Report

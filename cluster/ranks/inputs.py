@@ -18,9 +18,9 @@ from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
 from adapeft.data.sources import rows_of
 from adapeft.model.load import describe_for, load_model, load_model_config, load_tokenizer
+from adapeft.tasks.losses.objective import Objective
+from adapeft.tasks.losses.own_loss import check_own_loss, check_padding
 from adapeft.tasks.metrics import Metrics
-from adapeft.tasks.objective import Objective
-from adapeft.tasks.own_loss import check_own_loss, check_padding
 from adapeft.tasks.registry import TASKS
 from adapeft.tasks.tokenize import TokenizedData
 from cluster.events import Report, ignore

@@ -16,7 +16,7 @@ from adapeft.measure.reach import check_reached, unreached_without_weights
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.weights import measure_weights
 from adapeft.methods.registry import get_method
-from adapeft.model.unloaded import NeedsLoadingError, open_unloaded
+from adapeft.model.unloaded.unloaded import NeedsLoadingError, open_unloaded
 from adapeft.ranks import OneRank
 from adapeft.subset.subset import Subset
 from cluster.ranks.choose import choose_and_save

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapeft.measure.shards import Slice, adam_state
 from adapeft.ranks import Ranks
-from adapeft.tasks.losses import Loss
+from adapeft.tasks.losses.micro_batches import Loss
 from cluster.zero.engine import backward_of_sum
 from cluster.zero.master_weights import MasterWeights
 

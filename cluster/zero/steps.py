@@ -10,7 +10,7 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 from adapeft.finite import is_finite
-from adapeft.tasks.losses import Loss
+from adapeft.tasks.losses.micro_batches import Loss
 from adapeft.tune.buffers import set_buffers, stored_buffers
 from cluster.zero.engine import DistributedRanks, backward_of_sum
 

@@ -24,9 +24,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from adapeft.data.description import Batch
 from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
-from adapeft.tasks import pieces
-from adapeft.tasks.cross_entropy import NextToken
-from adapeft.tasks.objective import Objective
+from adapeft.tasks.losses import pieces
+from adapeft.tasks.losses.cross_entropy import NextToken
+from adapeft.tasks.losses.objective import Objective
 from adapeft.tune.attach import attach
 
 RESULTS = Path(__file__).parent / "results" / "vocabulary.md"

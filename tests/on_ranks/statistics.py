@@ -16,7 +16,7 @@ import torch
 from adapeft.config.load import parse_select
 from adapeft.data.batches import Calibration, num_micro_batches
 from adapeft.data.description import Batch
-from adapeft.measure import parabola
+from adapeft.measure.exact import parabola
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.measure import measure
@@ -26,8 +26,8 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
 from adapeft.selection.choose import choose
-from adapeft.tasks import pieces
 from adapeft.tasks.inference import infer_objective
+from adapeft.tasks.losses import pieces
 from tests.support.tiny import VOCABULARY, make_batches, make_bert, make_gpt2
 from tests.support.torchrun import leave
 

@@ -25,9 +25,9 @@ from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.ranks import OneRank, Ranks
 from adapeft.subset.subset import Subset
-from adapeft.tasks import pieces
 from adapeft.tasks.inference import infer_objective
-from adapeft.tasks.losses import micro_losses
+from adapeft.tasks.losses import pieces
+from adapeft.tasks.losses.micro_batches import micro_losses
 from adapeft.tune.attach import attach
 from tests.on_ranks.statistics import BATCH_SIZE, PIECE_BYTES, examples_of, joined
 from tests.oracles.parts import MODELS, mixed_subset

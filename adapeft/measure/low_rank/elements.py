@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from adapeft.measure.direction import NOISE
-from adapeft.measure.elementwise import shrinkage_of
+from adapeft.measure.exact.elementwise import shrinkage_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.low_rank.moments import (

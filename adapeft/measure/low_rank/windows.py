@@ -15,10 +15,10 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.shards import Shards, Slice
 from adapeft.model.places import places_of
 from adapeft.model.structure import ParameterInfo
-from adapeft.parts.leaves import add_leaves, remove_leaves
+from adapeft.parts.layers.leaves import add_leaves, remove_leaves
 from adapeft.parts.window import Window, random_window
 from adapeft.ranks import Ranks
-from adapeft.tasks.losses import Loss
+from adapeft.tasks.losses.micro_batches import Loss
 
 
 class Windows:

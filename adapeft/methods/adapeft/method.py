@@ -10,16 +10,16 @@ from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.choose.options import choose_options
 from adapeft.errors import AdapeftError
 from adapeft.measure.direction import measure_direction
-from adapeft.measure.elementwise import measure_elements
+from adapeft.measure.exact.elementwise import measure_elements
+from adapeft.measure.exact.parabola import measure_parabolas
+from adapeft.measure.exact.probe import measure_along_probe
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
 from adapeft.measure.low_rank.direction import measure_direction_of_low_rank
 from adapeft.measure.low_rank.elements import measure_direction_of_elements, measure_elements_of_low_rank
 from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.options import measure_with_options
-from adapeft.measure.parabola import measure_parabolas
 from adapeft.measure.passes import Passes
-from adapeft.measure.probe import measure_along_probe
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.adapeft.options import AdaPEFTOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from adapeft.measure.elementwise import element_statistics, mean_gradient
+from adapeft.measure.exact.elementwise import element_statistics, mean_gradient
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics

@@ -10,7 +10,7 @@ from adapeft.config.load import load_config
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import provenance, save_json
 from adapeft.files.json_numbers import infinity_in_words, undefined_as_null
-from adapeft.measure.probe import probe_points
+from adapeft.measure.exact.probe import probe_points
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.registry import Plan, ValuedMethod, get_method

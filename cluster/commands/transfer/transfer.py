@@ -24,7 +24,7 @@ from adapeft.errors import AdapeftError
 from adapeft.files.artifact import provenance, save_json
 from adapeft.files.json_numbers import infinity_in_words, undefined_as_null
 from adapeft.measure.direction import measure_direction
-from adapeft.measure.elementwise import mean_gradient
+from adapeft.measure.exact.elementwise import mean_gradient
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import ready
 from adapeft.measure.mode import measuring_mode
@@ -35,9 +35,9 @@ from adapeft.measure.storage import load_statistics
 from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.base.options import ValuedOptions
 from adapeft.methods.registry import Plan, ValuedMethod, get_method
-from adapeft.model.checkpoint import Checkpoint, open_checkpoint
+from adapeft.model.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from adapeft.model.checkpoint.files import has_weights
 from adapeft.model.load import CONFIG_ERRORS, build_structure
-from adapeft.model.weight_files import has_weights
 from adapeft.ranks import OneRank
 from adapeft.selection.choose import check_budget, choose
 from adapeft.subset.empty import check_not_empty, or_random

@@ -13,14 +13,14 @@ import torch
 from adapeft.data.batches import Calibration
 from adapeft.data.description import Batch
 from adapeft.measure.direction import measure_direction
-from adapeft.measure.elementwise import measure_elements, shrink_to_mean
+from adapeft.measure.exact.elementwise import measure_elements, shrink_to_mean
 from adapeft.measure.groups import Groups, build_groups
 from adapeft.measure.influence import influence
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards import Slice, WholeModel
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
-from adapeft.tasks.cross_entropy import Classification
+from adapeft.tasks.losses.cross_entropy import Classification
 from tests.oracles.measuring import class_scores, mean_gradients
 from tests.support.tiny import make_batches, make_bert
 

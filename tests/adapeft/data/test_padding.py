@@ -36,8 +36,8 @@ from adapeft.model.load import label_options, load_model_config, load_tokenizer
 from adapeft.model.section import Model
 from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
-from adapeft.tasks.cross_entropy import Classification
-from adapeft.tasks.own_loss import check_padding
+from adapeft.tasks.losses.cross_entropy import Classification
+from adapeft.tasks.losses.own_loss import check_padding
 from adapeft.tasks.registry import TASKS
 from adapeft.tasks.sequence_classification import ClassificationData
 from adapeft.tune.attach import attach

@@ -11,8 +11,8 @@ from adapeft.data.description import Batch
 from adapeft.data.refused_batch import naming_examples
 from adapeft.errors import AdapeftError
 from adapeft.ranks import OneRank
-from adapeft.tasks.cross_entropy import Classification
-from adapeft.tasks.losses import micro_losses
+from adapeft.tasks.losses.cross_entropy import Classification
+from adapeft.tasks.losses.micro_batches import micro_losses
 from tests.support.tiny import VOCABULARY, make_batches, make_bert
 
 BATCH = Batch({"input_ids": torch.zeros(10, 4, dtype=torch.int64)}, torch.zeros(10), torch.arange(100, 110))

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import adapeft.deltas.merge as merging
-import adapeft.model.checkpoint as checkpoint
+import adapeft.model.checkpoint.checkpoint as checkpoint
 from adapeft import AdapeftError, Delta, attach, delta, merge
 from adapeft.data.description import DataDescription
 from adapeft.model.fingerprint import fingerprint_model

@@ -11,11 +11,11 @@ import torch
 import adapeft
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
-from adapeft.measure import parabola
 from adapeft.measure.direction import measure_direction
+from adapeft.measure.exact import parabola
+from adapeft.measure.exact.parabola import fit_parabolas, measure_parabolas
 from adapeft.measure.groups import build_groups
 from adapeft.measure.measure import measure
-from adapeft.measure.parabola import fit_parabolas, measure_parabolas
 from adapeft.measure.shards import WholeModel
 from adapeft.methods.registry import get_method
 from tests.adapeft.measure.test_shards import assert_same, state_of

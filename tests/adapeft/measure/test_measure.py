@@ -16,8 +16,8 @@ from adapeft.measure.measure import measure, ready
 from adapeft.measure.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.ranks import OneRank
-from adapeft.tasks.losses import micro_losses
-from adapeft.tasks.objective import IGNORED
+from adapeft.tasks.losses.micro_batches import micro_losses
+from adapeft.tasks.losses.objective import IGNORED
 from tests.on_ranks.statistics import passes_for
 from tests.support.tiny import make_bert, make_gpt2
 

@@ -24,7 +24,7 @@ from adapeft.parts.adapter import Adapter
 from adapeft.parts.lora import Lora
 from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
-from adapeft.tasks.cross_entropy import Classification
+from adapeft.tasks.losses.cross_entropy import Classification
 from adapeft.tune.attachment import attachment_of
 from tests.support.tiny import make_batches, make_bert, make_gpt2
 

@@ -18,7 +18,7 @@ from transformers import (
 from adapeft.memory.activations import count_pass
 from adapeft.memory.bound import bound_pass
 from adapeft.model.load import build_structure
-from adapeft.tasks.cross_entropy import Classification, NextToken
+from adapeft.tasks.losses.cross_entropy import Classification, NextToken
 
 MAPPINGS = {
     "causal-lm": MODEL_FOR_CAUSAL_LM_MAPPING,

@@ -15,7 +15,7 @@ from adapeft.parts.elements import Elements
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
-from adapeft.tasks.cross_entropy import Classification, NextToken
+from adapeft.tasks.losses.cross_entropy import Classification, NextToken
 from adapeft.tune.attach import attach
 from tests.support.tiny import make_bert, make_gpt2
 

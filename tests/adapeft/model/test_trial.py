@@ -37,7 +37,7 @@ from adapeft.data.description import DataDescription
 from adapeft.errors import AdapeftError
 from adapeft.model.load import build_structure
 from adapeft.model.trial import Trial
-from adapeft.model.weightless import Weightless
+from adapeft.model.unloaded.weightless import Weightless
 from adapeft.tasks.registry import TASKS
 from adapeft.tasks.sequence_classification import ClassificationData
 

@@ -380,7 +380,7 @@ def test_what_peft_wraps_otherwise_is_an_error_and_undone(monkeypatch):
         config.rank_pattern = {}
         return inject_adapter_in_model(config, model, name, state_dict=state_dict | {f"{second}.lora_A.weight": None})
 
-    monkeypatch.setattr("adapeft.parts.lora_layers.inject_adapter_in_model", widened)
+    monkeypatch.setattr("adapeft.parts.layers.lora.inject_adapter_in_model", widened)
     said = rf"but not requested: \['{second}\.weight'\].*not wrapped: none.*rank or scale: \['{first}\.weight'\]"
     with pytest.raises(AdapeftError, match=said):
         attach(model, subset)

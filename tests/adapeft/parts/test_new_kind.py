@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adapeft import Delta, attach, delta, detach, merge, save_for_peft, sum_of, unfrozen_parameters
 from adapeft.errors import AdapeftError
-from adapeft.parts.leaves import Held, LeafPart, add_leaves
+from adapeft.parts.layers.leaves import Held, LeafPart, add_leaves
 from adapeft.parts.part import Attached, Part, PartAndValues, Site
 from adapeft.parts.registry import KINDS
 from adapeft.parts.rule import DIFFERENCE

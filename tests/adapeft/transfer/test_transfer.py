@@ -14,7 +14,7 @@ import adapeft
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
 from adapeft.measure.direction import measure_direction
-from adapeft.measure.elementwise import mean_gradient
+from adapeft.measure.exact.elementwise import mean_gradient
 from adapeft.measure.groups import build_groups
 from adapeft.measure.measure import measure, ready
 from adapeft.measure.shards import WholeModel

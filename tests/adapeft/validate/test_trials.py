@@ -19,7 +19,7 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
 from adapeft.measure.shards import WholeModel
 from adapeft.tasks.inference import infer_objective
-from adapeft.tasks.squared_error import Regression
+from adapeft.tasks.losses.squared_error import Regression
 from adapeft.validate.correlation import correlate, fit_constant
 from adapeft.validate.draw import draw_subsets, subset_of_draw
 from adapeft.validate.estimators import measure_estimators, sums

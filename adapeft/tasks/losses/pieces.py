@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from adapeft.tasks.draws import wide
-from adapeft.tasks.objective import IGNORED
+from adapeft.tasks.losses.draws import wide
+from adapeft.tasks.losses.objective import IGNORED
 
 PIECE_BYTES = 2**26
 """Maximum bytes of float32 logits that are computed at once; the backward pass needs up to four times that."""

@@ -25,12 +25,12 @@ from adapeft.parts.elements import Elements
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
-from adapeft.tasks import pieces
-from adapeft.tasks.cross_entropy import NextToken, TokenCrossEntropy
 from adapeft.tasks.inference import infer_objective
-from adapeft.tasks.objective import IGNORED
-from adapeft.tasks.own_loss import check_own_loss
-from adapeft.tasks.split import split_of
+from adapeft.tasks.losses import pieces
+from adapeft.tasks.losses.cross_entropy import NextToken, TokenCrossEntropy
+from adapeft.tasks.losses.objective import IGNORED
+from adapeft.tasks.losses.own_loss import check_own_loss
+from adapeft.tasks.losses.split import split_of
 from adapeft.tune.attach import attach
 from tests.oracles.measuring import in_double
 from tests.oracles.parts import make_llama

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from adapeft.model.weightless import BeyondTableError, UnknownValueError, Weightless
+from adapeft.model.unloaded.weightless import BeyondTableError, UnknownValueError, Weightless
 
 
 def positions(mask):

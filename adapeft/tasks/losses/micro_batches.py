@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adapeft.data.batches import micro_batches
 from adapeft.data.description import Batch
 from adapeft.ranks import Ranks
-from adapeft.tasks.objective import Objective
+from adapeft.tasks.losses.objective import Objective
 
 Collate = Callable[[np.ndarray], Batch]
 """Example indices → a micro-batch."""

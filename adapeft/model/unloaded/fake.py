@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapeft.model.weightless import Weightless
+from adapeft.model.unloaded.weightless import Weightless
 
 
 def to_fake(model: nn.Module, dtype: torch.dtype, weightless: Weightless) -> None:

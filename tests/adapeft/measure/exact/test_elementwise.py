@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapeft.measure.elementwise import mean_gradient, measure_elements
+from adapeft.measure.exact.elementwise import mean_gradient, measure_elements
 from adapeft.measure.groups import build_groups
 from adapeft.measure.shards import WholeModel
 from tests.on_ranks.statistics import passes_for

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from adapeft.errors import AdapeftError
 from adapeft.files.damage import reading
+from adapeft.model.checkpoint.files import has_weights, local_folder, weight_files
+from adapeft.model.checkpoint.names import WeightNames
 from adapeft.model.fingerprint import Entry, base_name, fingerprint, sample
 from adapeft.model.structure import parameter_names
-from adapeft.model.weight_files import has_weights, local_folder, weight_files
-from adapeft.model.weight_names import WeightNames
 from adapeft.model.wrappers import wrapped_names
 
 

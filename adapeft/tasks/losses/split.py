@@ -19,7 +19,7 @@ from torch._subclasses import FakeTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from adapeft.tasks.pieces import Tail, num_pieces
+from adapeft.tasks.losses.pieces import Tail, num_pieces
 
 _NUM_EXAMPLES, _NUM_TOKENS, _NUM_PIECES = 2, 8, 3
 """Size of the batch on which a split is tried."""

@@ -13,12 +13,12 @@ from transformers import BartConfig, BartForCausalLM, BertForSequenceClassificat
 import adapeft
 from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
-from adapeft.tasks.cross_entropy import Classification
 from adapeft.tasks.inference import infer_objective
-from adapeft.tasks.objective import IGNORED
-from adapeft.tasks.own_loss import check_own_loss
-from adapeft.tasks.squared_error import Regression
-from tests.adapeft.tasks.test_objective import LOSSES
+from adapeft.tasks.losses.cross_entropy import Classification
+from adapeft.tasks.losses.objective import IGNORED
+from adapeft.tasks.losses.own_loss import check_own_loss
+from adapeft.tasks.losses.squared_error import Regression
+from tests.adapeft.tasks.losses.test_objective import LOSSES
 from tests.support.tiny import VOCABULARY, make_batches, make_bert, make_gpt2
 
 

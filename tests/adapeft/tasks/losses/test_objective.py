@@ -16,11 +16,11 @@ from transformers import (
 
 from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
-from adapeft.tasks.cross_entropy import Classification, NextToken, SequenceToSequence
 from adapeft.tasks.inference import infer_objective
+from adapeft.tasks.losses.cross_entropy import Classification, NextToken, SequenceToSequence
+from adapeft.tasks.losses.objective import IGNORED
+from adapeft.tasks.losses.squared_error import Regression
 from adapeft.tasks.multi_label_classification import IndependentLabels
-from adapeft.tasks.objective import IGNORED
-from adapeft.tasks.squared_error import Regression
 from tests.oracles.measuring import in_double
 from tests.support.tiny import VOCABULARY, make_bart, make_bert, make_gpt2, make_t5, make_vit, make_whisper
 

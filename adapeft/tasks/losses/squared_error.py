@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapeft.data.description import Batch
-from adapeft.tasks.draws import uniforms, wide
-from adapeft.tasks.objective import Objective
+from adapeft.tasks.losses.draws import uniforms, wide
+from adapeft.tasks.losses.objective import Objective
 
 
 class Regression(Objective):

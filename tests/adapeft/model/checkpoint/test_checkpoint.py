@@ -26,9 +26,9 @@ from transformers.modeling_utils import _get_resolved_checkpoint_files
 
 from adapeft import AdapeftError, Delta, attach, delta, merge, save_for_peft
 from adapeft.deltas.base import open_base
-from adapeft.model.checkpoint import LoadedCheckpoint
+from adapeft.model.checkpoint.checkpoint import LoadedCheckpoint
+from adapeft.model.checkpoint.files import weight_files
 from adapeft.model.structure import describe_parameters
-from adapeft.model.weight_files import weight_files
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from adapeft.data.description import Batch
 from adapeft.data.refused_batch import naming_examples
 from adapeft.errors import AdapeftError
-from adapeft.tasks.objective import Objective
-from adapeft.tasks.pieces import rows_in_double
+from adapeft.tasks.losses.objective import Objective
+from adapeft.tasks.losses.pieces import rows_in_double
 
 _ROUNDINGS = 4
 """Tolerance of a mean cross-entropy, in units of rounding. On a CPU the largest difference, for 1 to 4,000 predictions

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from adapeft.parts.elements import Elements
-from adapeft.parts.leaves import add_leaves, remove_leaves
+from adapeft.parts.layers.leaves import add_leaves, remove_leaves
 from adapeft.parts.part import Part
 from adapeft.parts.rows import Rows
 from adapeft.parts.rule import DIFFERENCE

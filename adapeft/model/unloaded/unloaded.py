@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from transformers import PretrainedConfig, PreTrainedModel
 
 from adapeft.errors import AdapeftError
-from adapeft.model.checkpoint import SafetensorsCheckpoint, open_safetensors
+from adapeft.model.checkpoint.checkpoint import SafetensorsCheckpoint, open_safetensors
+from adapeft.model.checkpoint.files import local_folder
 from adapeft.model.load import build_structure
 from adapeft.model.structure import MISSING, always_trained
-from adapeft.model.weight_files import local_folder
-from adapeft.model.weightless import Weightless
+from adapeft.model.unloaded.weightless import Weightless
 
 if TYPE_CHECKING:
     from adapeft.model.section import Model

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from adapeft.data.description import Batch
 from adapeft.data.refused_batch import naming_examples
-from adapeft.tasks.draws import uniforms, wide
-from adapeft.tasks.objective import IGNORED, Objective
-from adapeft.tasks.pieces import Tail, losses_in_pieces, num_pieces, sample_categorical
-from adapeft.tasks.split import split_of, with_decoder_inputs
+from adapeft.tasks.losses.draws import uniforms, wide
+from adapeft.tasks.losses.objective import IGNORED, Objective
+from adapeft.tasks.losses.pieces import Tail, losses_in_pieces, num_pieces, sample_categorical
+from adapeft.tasks.losses.split import split_of, with_decoder_inputs
 
 _SHORTEST = 16
 """Number of tokens, from the first prediction of a batch, that suffice to check the model's own loss."""

@@ -1,0 +1,1 @@
+"""Measuring with gradients of every parameter, or with losses alone."""
