@@ -16,14 +16,12 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from adapeft.errors import AdapeftError
@@ -33,27 +31,11 @@ from adapeft.model.rounding import Rounding
 from adapeft.model.structure import reparametrized, unsaved_parameters
 from adapeft.parts.change import Change
 from adapeft.parts.layers.bottleneck import has_bottleneck
-from adapeft.parts.layers.leaves import difference_of, leaves_of
-from adapeft.parts.layers.lora import ADAPTER_NAME
-from adapeft.parts.lora import Lora
-from adapeft.parts.part import Part
+from adapeft.parts.layers.lora import BASE_LAYER, wrapped_names
+from adapeft.parts.trained import TrainedWeight, trained_difference, trained_weights
 
 _MERGED = ".merged"
 """Suffix of the name of a leaf that is already merged into its weight."""
-
-
-class _Trained(NamedTuple):
-    """A weight that is trained through separate leaves, by names within its module.
-
-    Attributes:
-        weight: name of the base's weight in the model.
-        plain: name of the weight in a checkpoint of the base, without the layers that training adds around it.
-        leaves: names of its trained leaves.
-    """
-
-    weight: str
-    plain: str
-    leaves: tuple[str, ...]
 
 
 def hook_saving(model: nn.Module) -> list[RemovableHandle]:
@@ -62,7 +44,9 @@ def hook_saving(model: nn.Module) -> list[RemovableHandle]:
         if isinstance(module, PreTrainedModel):
             # An instance attribute that is a partial of a function is pickled and copied with its model.
             module.__dict__["save_pretrained"] = partial(save_trained, module)
-    return [module.register_load_state_dict_pre_hook(_take_apart) for module in model.modules() if _trained(module)]
+    return [
+        module.register_load_state_dict_pre_hook(_take_apart) for module in model.modules() if trained_weights(module)
+    ]
 
 
 def unhook_saving(model: nn.Module) -> None:
@@ -124,7 +108,7 @@ def _merged(model: nn.Module, state: Mapping[str, Tensor], *, keep_leaves: bool)
     done: dict[tuple[int, ...], Tensor] = {}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
-        for trained in _trained(module):
+        for trained in trained_weights(module):
             keys = [prefix + trained.weight, *(prefix + leaf for leaf in trained.leaves)]
             missing = [key for key in keys if key not in merged]
             if len(missing) == len(keys):
@@ -144,35 +128,21 @@ def _merged(model: nn.Module, state: Mapping[str, Tensor], *, keep_leaves: bool)
             merged[keys[0]] = done[place]
             if keep_leaves:
                 merged.update({key + _MERGED: leaf for key, leaf in leaves.items()})
-    inside = [f"{path}.base_layer." for path, module in model.named_modules() if isinstance(module, LoraLayer)]
+    inside = [f"{path}.{BASE_LAYER}." for path, module in model.named_modules() if wrapped_names(module)]
     return {_plain_name(key, inside): value for key, value in merged.items()}, rounding
 
 
 def _plain_name(key: str, inside: Sequence[str]) -> str:
     """Return the name that a key of the state dict has in the plain model, without the layers of LoRA."""
     place = next((place for place in inside if key.startswith(place) and not key.endswith(_MERGED)), None)
-    return key if place is None else place.removesuffix("base_layer.") + key.removeprefix(place)
-
-
-def _trained(module: nn.Module) -> list[_Trained]:
-    """Return the weights of ``module`` itself that are trained through separate leaves."""
-    if isinstance(module, LoraLayer) and ADAPTER_NAME in module.lora_A:
-        leaves = tuple(f"{piece}.{ADAPTER_NAME}.weight" for piece in ("lora_A", "lora_B"))
-        return [_Trained("base_layer.weight", "weight", leaves)]
-    return [_Trained(name, name, tuple(leaves.values())) for name, leaves in leaves_of(module).items()]
+    return key if place is None else place.removesuffix(f"{BASE_LAYER}.") + key.removeprefix(place)
 
 
 def _sum(
-    name: str, module: nn.Module, trained: _Trained, weight: Tensor, leaves: list[Tensor]
+    name: str, module: nn.Module, trained: TrainedWeight, weight: Tensor, leaves: list[Tensor]
 ) -> tuple[Tensor, Rounding]:
     """Return a copy of the base's ``weight`` with ``leaves`` merged into it, and the changes lost to rounding."""
-    if isinstance(module, LoraLayer):
-        dim = 1 if isinstance(module.get_base_layer(), Conv1D) else 0
-        rank, alpha = module.r[ADAPTER_NAME], module.lora_alpha[ADAPTER_NAME]
-        part: Part = Lora(tuple(weight.shape), dim, rank, alpha)
-        values = part.joined([leaf.float() for leaf in leaves])
-    else:
-        part, values = difference_of(module, trained.weight, leaves)
+    part, values = trained_difference(module, trained, weight.shape, leaves)
     total = weight.clone()
     return total, Change(part, values.float()).add_to(name, total)
 
@@ -181,7 +151,7 @@ def _obstacle(model: nn.Module) -> str:
     """Return the reason why training cannot be merged into plain weights, or an empty string if it can."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for path, module in model.named_modules():
-        trained.update(f"{path}.{one.plain}".lstrip(".") for one in _trained(module))
+        trained.update(f"{path}.{one.plain}".lstrip(".") for one in trained_weights(module))
         if has_bottleneck(module):
             return f"an adapter follows {path!r}"
         if getattr(module, "hf_quantizer", None) is not None or quantization_of(module):
@@ -215,7 +185,7 @@ def _take_apart(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: An
     Raises:
         AdapeftError: the weights are not those of the model's base, or were merged without their leaves.
     """
-    for trained in _trained(module):
+    for trained in trained_weights(module):
         plain, inside = prefix + trained.plain, prefix + trained.weight
         own = module.get_parameter(trained.weight).detach()
         leaves = [f"{prefix}{leaf}{_MERGED}" for leaf in trained.leaves]
@@ -239,10 +209,9 @@ def _take_apart(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: An
                     f"is most likely a merged model, whose training would count twice. Load it into a model without a "
                     f"subset, or attach the subset after loading it."
                 )
-    if isinstance(module, LoraLayer):
-        for local_name in dict(module.get_base_layer().named_parameters()):
-            if prefix + local_name in state:
-                state[f"{prefix}base_layer.{local_name}"] = state.pop(prefix + local_name)
+    for name in wrapped_names(module):
+        if prefix + name in state:
+            state[f"{prefix}{BASE_LAYER}.{name}"] = state.pop(prefix + name)
 
 
 def _nearly_equal(found: Tensor, expected: Tensor) -> bool:

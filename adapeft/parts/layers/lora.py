@@ -6,7 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -20,6 +20,10 @@ from adapeft.model.structure import is_called_layer, is_linear_layer
 
 ADAPTER_NAME = "default"
 """PEFT's name for an unnamed adapter, under which its saved files are loaded."""
+BASE_LAYER = "base_layer"
+"""PEFT's name for the layer inside a LoRA layer."""
+FACTORS = tuple(f"{piece}.{ADAPTER_NAME}.weight" for piece in ("lora_A", "lora_B"))
+"""Names of A and B in a LoRA layer."""
 
 
 class LowRank(Protocol):
@@ -120,6 +124,22 @@ def set_factors(model: nn.Module, name: str, factors: Mapping[str, Tensor]) -> d
     for piece, value in factors.items():
         getattr(layer, piece)[ADAPTER_NAME].weight = nn.Parameter(value.to(device))
     return {piece: (getattr(layer, piece)[ADAPTER_NAME], "weight") for piece in factors}
+
+
+def is_adapted(module: nn.Module) -> TypeGuard[LoraLayer]:
+    """Whether ``module`` is a layer that ``wrap`` has made."""
+    return isinstance(module, LoraLayer) and ADAPTER_NAME in module.lora_A
+
+
+def low_rank_of(layer: LoraLayer) -> tuple[int, int, float]:
+    """Return dim, rank and alpha of the LoRA in a layer that ``wrap`` has made."""
+    dim = 1 if isinstance(layer.get_base_layer(), Conv1D) else 0
+    return dim, layer.r[ADAPTER_NAME], layer.lora_alpha[ADAPTER_NAME]
+
+
+def wrapped_names(module: nn.Module) -> list[str]:
+    """Return the names of the parameters in the layer that a LoRA layer wraps; none for any other module."""
+    return [name for name, _ in module.get_base_layer().named_parameters()] if isinstance(module, LoraLayer) else []
 
 
 def _inject(model: nn.Module, parts: Mapping[str, LowRank]) -> None:
