@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapeft.deltas.arithmetic import difference, interpolation, scaled, sum_of
     from adapeft.deltas.conflict import conflict_of
     from adapeft.deltas.delta import Delta
-    from adapeft.deltas.delta import extract_delta as delta
+    from adapeft.deltas.extract import extract_delta as delta
     from adapeft.deltas.merge import merge
     from adapeft.deltas.swap import Deltas
     from adapeft.errors import AdapeftError
@@ -41,7 +41,7 @@ _EXPORTS = {
     "Subset": ("adapeft.subset.subset", "Subset"),
     "attach": ("adapeft.tune.attach", "attach"),
     "conflict_of": ("adapeft.deltas.conflict", "conflict_of"),
-    "delta": ("adapeft.deltas.delta", "extract_delta"),
+    "delta": ("adapeft.deltas.extract", "extract_delta"),
     "detach": ("adapeft.tune.attach", "detach"),
     "difference": ("adapeft.deltas.arithmetic", "difference"),
     "follow_rule": ("adapeft.tune.follow", "follow_rule"),

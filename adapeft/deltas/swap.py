@@ -8,7 +8,8 @@ from typing import Self
 
 from torch import nn
 
-from adapeft.deltas.delta import Applied, Delta
+from adapeft.deltas.applied import Applied
+from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.model.fingerprint import entries_of, fingerprint_model
 from adapeft.model.wrappers import bare

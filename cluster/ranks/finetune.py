@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from adapeft.config.config import Config
 from adapeft.config.write import to_yaml
 from adapeft.data.batches import num_micro_batches
-from adapeft.deltas.delta import extract_delta
+from adapeft.deltas.extract import extract_delta
 from adapeft.errors import AdapeftError, RoundingWarning
 from adapeft.files.json_numbers import decoded
 from adapeft.finite import DIVERGED, blame

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adapeft.deltas.delta import extract_delta
+from adapeft.deltas.extract import extract_delta
 from adapeft.errors import AdapeftError
 from adapeft.parts.elements import Elements
 from adapeft.parts.rows import Rows

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from adapeft.data.batches import num_micro_batches
-from adapeft.deltas.delta import extract_delta
+from adapeft.deltas.extract import extract_delta
 from adapeft.tune.attach import attach
 from tests.on_ranks.statistics import BATCH_SIZE, MODELS
 from tests.on_ranks.training import losses_of

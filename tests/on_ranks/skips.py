@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from adapeft.data.batches import num_micro_batches
-from adapeft.deltas.delta import extract_delta
+from adapeft.deltas.extract import extract_delta
 from adapeft.tune.attach import attach
 from tests.on_ranks.statistics import BATCH_SIZE
 from tests.on_ranks.training import NUM_STEPS, engine_of, losses_of, subset_of, values_of

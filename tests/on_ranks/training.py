@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from adapeft.data.batches import num_micro_batches
-from adapeft.deltas.delta import Delta, extract_delta
+from adapeft.deltas.delta import Delta
+from adapeft.deltas.extract import extract_delta
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import load_tensors, save_tensors
 from adapeft.files.rank_files import rank_path

@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from adapeft.data.description import DataDescription
 from adapeft.data.labels import MOST_CLASSES_OF_FEW, Head, class_numbers
 from adapeft.data.sources import rows_of
-from adapeft.deltas.delta import Delta, extract_delta
+from adapeft.deltas.delta import Delta
+from adapeft.deltas.extract import extract_delta
 from adapeft.errors import AdapeftError
 from adapeft.model.load import label_options, load_model_config, load_tokenizer, trained_head
 from adapeft.model.section import Model

@@ -29,7 +29,7 @@ from transformers import (
 
 from adapeft.data.description import DataDescription
 from adapeft.data.padding import set_padding, with_padding
-from adapeft.deltas.delta import extract_delta
+from adapeft.deltas.extract import extract_delta
 from adapeft.deltas.merge import merge
 from adapeft.errors import AdapeftError
 from adapeft.model.load import label_options, load_model_config, load_tokenizer

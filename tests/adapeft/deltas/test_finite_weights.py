@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from adapeft import AdapeftError, Delta, attach, merge, save_for_peft
 from adapeft.deltas.arithmetic import interpolation, scaled, sum_of
-from adapeft.deltas.delta import extract_delta
+from adapeft.deltas.extract import extract_delta
 from adapeft.files.artifact import load_tensors, save_tensors
 from adapeft.tune.attachment import attachment_of
 from tests.adapeft.deltas.test_merge import CLASSIFIER, save
