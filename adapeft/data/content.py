@@ -38,26 +38,43 @@ def file_hash(path: Path) -> str:
 def rows_hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
     """Return a hash of the values, types and class names in ``columns``, equal for equal values from any file format.
 
-    Columns hold strings, numbers or lists of them, without missing values.
+    Columns hold strings, numbers, or lists and structures of them.
     """
     digest = xxhash.xxh3_128()
     for column in columns:
         digest.update(f"{rows.features[column]}\0".encode())
         for batch in rows.select_columns(column).with_format("arrow").iter(batch_size=_BATCH):
-            array = batch[column].combine_chunks()
-            if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-                # The values alone are the same for [1], [2] and [1, 2], [].
-                digest.update(pc.list_value_length(array).cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
-                array = pc.list_flatten(array)
-            if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-                # The characters alone are the same for 'ab', 'c' and 'a', 'bc'.
-                _, offsets, characters = array.cast(pa.large_string()).buffers()
-                bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-                digest.update(np.diff(bounds).tobytes())
-                digest.update(memoryview(characters or b"")[bounds[0] : bounds[-1]])
-            else:
-                digest.update(array.to_numpy(zero_copy_only=False).tobytes())
+            _update(digest, batch[column].combine_chunks())
     return digest.hexdigest()
+
+
+def _update(digest: xxhash.xxh3_128, array: pa.Array) -> None:
+    """Add the values of an array, and which of them are missing, to the digest."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    kind = array.type
+    if array.null_count:
+        digest.update(array.is_valid().to_numpy(zero_copy_only=False).tobytes())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        # The values alone are the same for [1], [2] and [1, 2], [].
+        lengths = pc.list_value_length(array).fill_null(0)
+        digest.update(lengths.cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
+        _update(digest, pc.list_flatten(array))
+    elif pa.types.is_struct(kind):
+        for field, values in zip(kind, array.flatten(), strict=True):
+            digest.update(f"{field.name}\0".encode())
+            _update(digest, values)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        # The characters alone are the same for 'ab', 'c' and 'a', 'bc'.
+        _, offsets, characters = array.fill_null("").cast(pa.large_string()).buffers()
+        bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+        digest.update(np.diff(bounds).tobytes())
+        digest.update(memoryview(characters or b"")[bounds[0] : bounds[-1]])
+    elif pa.types.is_primitive(kind):
+        values = array.fill_null(False if pa.types.is_boolean(kind) else 0) if array.null_count else array
+        digest.update(values.to_numpy(zero_copy_only=False).tobytes())
+    elif not pa.types.is_null(kind):  # objects have no bytes of their own
+        raise TypeError(f"no hash of values of type {kind}")
 
 
 def model_hash(name: str, revision: str | None) -> str:

@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from adapeft.data.content import file_hash, model_hash, rows_hash
+from adapeft.data.sources import load_rows
 from adapeft.tasks.describe import describe
 from adapeft.tasks.registry import TASKS
 from adapeft.tasks.sequence_classification import ClassificationData
 from tests.adapeft.model.test_load import save_tokenizer
+from tests.support.checkpoints import write_lines
 
 ROWS = [{"text": "a b", "label": 0}, {"text": "c", "label": 1}, {"text": "d é", "label": 0}]
 
@@ -59,6 +61,41 @@ def test_every_change_of_a_value_changes_the_hash():
 def test_the_same_characters_in_other_texts():
     texts = [["a b", "c"], ["a", " bc"], ["a bc", ""]]
     assert len({rows_hash(datasets.Dataset.from_dict({"text": pair}), ("text",)) for pair in texts}) == 3
+
+
+def messages(*turns, **more):
+    return {"messages": [{"role": role, "content": content, **more} for role, content in turns]}
+
+
+CHAT = [messages(("user", "a"), ("assistant", "b")), messages(("user", "c"))]
+OTHER_CHATS = [
+    [CHAT[1], CHAT[0]],
+    [messages(("user", "a")), messages(("assistant", "b"), ("user", "c"))],
+    [messages(("user", "a"), ("assistant", "")), CHAT[1]],
+    [messages(("user", "a"), ("assistant", None)), CHAT[1]],
+    [messages(("user", "ab"), ("assistant", "")), CHAT[1]],
+    [messages(("user", "a"), ("user", "b")), CHAT[1]],
+    [messages(("user", "a"), ("assistant", "b"), name="x"), CHAT[1]],
+    [messages(("user", "a"), ("assistant", "b"), calls=[{"name": "x"}]), CHAT[1]],
+    [messages(("user", "a"), ("assistant", "b"), calls=[{"name": "y"}]), CHAT[1]],
+    [{"messages": None}, CHAT[1]],
+    [{"messages": []}, CHAT[1]],
+]
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_every_change_of_a_nested_value_changes_the_hash(tmp_path, is_json):
+    def hash_of(rows, name):
+        if not is_json:
+            return rows_hash(datasets.Dataset.from_list(rows), ["messages"])
+        return rows_hash(load_rows(str(write_lines(tmp_path / f"{name}.jsonl", rows)), "data.train"), ["messages"])
+
+    found = [hash_of(rows, number) for number, rows in enumerate([CHAT, *OTHER_CHATS])]
+    assert len(set(found)) == len(found)
+    assert hash_of([json.loads(json.dumps(row)) for row in CHAT], "copy") == found[0]
+    halves = [datasets.Dataset.from_list([row]) for row in CHAT]
+    whole = datasets.Dataset.from_list(CHAT)
+    assert rows_hash(datasets.concatenate_datasets(halves), ["messages"]) == rows_hash(whole, ["messages"])
 
 
 def test_neither_chunks_nor_other_columns_change_the_hash():
