@@ -32,14 +32,23 @@ class Data(Section):
     evaluation: Harmless[str] = Field(
         description="held-out examples, written like train, such as glue:cola@validation", min_length=1
     )
-    text: str = Field(default="text", description="column of the text")
 
     @property
     def text_columns(self) -> dict[str, str]:
         """Key → the column of texts that it names."""
-        return {"text": self.text}
+        return {}
 
     @property
     def label_columns(self) -> dict[str, tuple[str, ...]]:
         """Key → the columns of labels that it names."""
         return {}
+
+
+class TextData(Data):
+    """Examples that are texts, one in each row."""
+
+    text: str = Field(default="text", description="column of the text")
+
+    @property
+    def text_columns(self) -> dict[str, str]:
+        return {"text": self.text}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from adapeft.sections.data import Data
+from adapeft.sections.data import TextData
 from adapeft.sections.section import Harmless
 from adapeft.tasks.metrics import Metrics
 from adapeft.tasks.task import Task
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adapeft.tasks.tokenize import TokenizedData
 
 
-class CausalLMData(Data):
+class CausalLMData(TextData):
     """Texts to train and evaluate on."""
 
     task: ClassVar[str] = "causal-lm"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapeft.data.columns import check_column, check_texts, named_columns
+from adapeft.data.columns import check_column, check_texts
 from adapeft.data.content import rows_hash
 from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
@@ -23,8 +23,8 @@ def describe(task: Task, data: Data, head: Head | None = None) -> DataDescriptio
         AdapeftError: a column is missing or named twice, a text is missing or has the wrong type, or the labels are
             invalid for the task.
     """
-    columns = named_columns(data)
     splits = {split: rows_of(data, split) for split in ("data.train", "data.evaluation")}
+    columns = task.columns(splits, data)
     for split, rows in splits.items():
         check_texts(rows, split, data)
         for field, names in data.label_columns.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapeft.tasks.causal_lm import CausalLM
+from adapeft.tasks.instruct.task import Instruct
 from adapeft.tasks.multi_label_classification import MultiLabelClassification
 from adapeft.tasks.sequence_classification import SequenceClassification
 from adapeft.tasks.task import Task
@@ -14,6 +15,7 @@ TASKS: dict[str, Task[Any]] = {
     for task in (
         SequenceClassification(),
         CausalLM(),
+        Instruct(),
         MultiLabelClassification(),
     )
 }

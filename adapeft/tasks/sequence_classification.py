@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from adapeft.sections.data import Data
+from adapeft.sections.data import TextData
 from adapeft.sections.section import Harmless
 from adapeft.tasks.metrics import Metrics
 from adapeft.tasks.task import Task
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound="TextClassificationData")
 
 
-class TextClassificationData(Data):
+class TextClassificationData(TextData):
     """Data options of text classifiers; each subclass adds its ``metric``."""
 
     text_pair: str | None = Field(default=None, description="column of the second text, for tasks on pairs")

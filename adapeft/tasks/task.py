@@ -39,6 +39,7 @@ class Task(ABC, Generic[D]):
         problem_types: values of a model's ``config.problem_type`` that belong to this task, for tasks with a head.
         packs_texts: whether texts are joined and split into blocks of ``data.max_length`` tokens. The number of
             examples is then known only after tokenization, all have the same length, and none is padded.
+        drops_rows: whether tokenization may drop rows, so that only it tells the number of examples.
     """
 
     data: ClassVar[type[Data]]
@@ -47,11 +48,22 @@ class Task(ABC, Generic[D]):
     has_head: ClassVar[bool] = False
     problem_types: ClassVar[tuple[str | None, ...]] = (None,)
     packs_texts: ClassVar[bool] = False
+    drops_rows: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """Name of the task in ``model.task``."""
         return self.data.task
+
+    def columns(self, splits: Mapping[str, datasets.Dataset], data: D) -> list[str]:
+        """Return the columns that the task reads of rows by field of the config.
+
+        Raises:
+            AdapeftError: a column is missing or named twice.
+        """
+        from adapeft.data.columns import named_columns
+
+        return named_columns(data)
 
     @abstractmethod
     def labels(self, splits: Mapping[str, datasets.Dataset], data: D, head: Head | None) -> Labels:

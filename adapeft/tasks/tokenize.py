@@ -31,9 +31,10 @@ class TokenizedData:
     """The tokenized examples of a split.
 
     Attributes:
-        rows: inputs of the model, not padded; mapped to memory if they come from the cache.
-        labels: labels of the N examples in the format of ``Batch``, [N, …]; None for a language model, whose labels
-            are its inputs.
+        rows: inputs of the model, not padded; mapped to memory if they come from the cache. A column ``labels`` holds
+            labels of tokens, a column ``is_truncated`` whether tokens of the example were cut off.
+        labels: labels of the N examples in the format of ``Batch``, [N, …]; None if they are a column of ``rows``, or
+            the inputs themselves.
         tokenizer: tokenizer that can pad.
         fixed_length: number of tokens of every batch; None: that of its longest example.
     """
@@ -49,20 +50,42 @@ class TokenizedData:
     @property
     def lengths(self) -> list[int]:
         """Number of tokens of each example."""
-        return pc.list_value_length(self.rows.data.column("input_ids")).to_pylist()
+        return pc.list_value_length(self._column("input_ids")).to_pylist()
+
+    @property
+    def num_truncated(self) -> int:
+        """Number of examples of which tokens were cut off."""
+        return pc.sum(self._column(TRUNCATED)).as_py() if TRUNCATED in self.rows.column_names else 0
 
     def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Return the examples at ``indices`` (at least one), padded on the tokenizer's padding side."""
         ids = torch.tensor([int(index) for index in indices])
         assert len(ids), "a batch has at least one example"
         columns = self.rows[ids.tolist()]
+        columns.pop(TRUNCATED, None)
+        token_labels = columns.pop(LABELS, None)
         padding = "longest" if self.fixed_length is None else "max_length"
         inputs = dict(
             self.tokenizer.pad(columns, padding, self.fixed_length, return_attention_mask=True, return_tensors="pt")
         )
         if self.labels is not None:
             return Batch(inputs, self.labels[ids], ids)
+        if token_labels is not None:
+            return Batch(inputs, self._padded(token_labels, inputs["attention_mask"].shape[1]), ids)
         return Batch(inputs, inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED), ids)
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return self.rows.with_format("arrow")[name][:]
+
+    def _padded(self, labels: list[list[int]], length: int) -> Tensor:
+        """Return labels of tokens int64 [n, length], -100 where the inputs are padded."""
+        is_left = self.tokenizer.padding_side == "left"
+        fill = [[IGNORED] * (length - len(own)) for own in labels]
+        return torch.tensor([more + own if is_left else own + more for own, more in zip(labels, fill, strict=True)])
+
+
+LABELS, TRUNCATED = "labels", "is_truncated"
+"""Columns of tokenized examples that are no inputs of the model."""
 
 
 def examples_of(
@@ -98,7 +121,7 @@ def examples_of(
 
     def encoded(progress: Progress) -> Iterator[dict[str, Any]]:
         num_empty, first_empty, start = 0, 0, 0
-        for batch in map(encode, _batches(rows, columns, progress)):
+        for batch in map(encode, batches_of(rows, columns, progress)):
             empty = [row for row, tokens in enumerate(batch["input_ids"], start) if not tokens]
             if empty and not num_empty:
                 first_empty = empty[0]
@@ -111,7 +134,7 @@ def examples_of(
                 f"({num_empty} of {len(rows)} rows have none). Drop such rows."
             )
 
-    return _made(encoded, {"kind": "examples", "max_length": max_length}, rows, columns, tokenizer, cache)
+    return made(encoded, {"kind": "examples", "max_length": max_length}, rows, columns, tokenizer, cache)
 
 
 def blocks_of(
@@ -146,7 +169,7 @@ def blocks_of(
 
     def blocks(progress: Progress) -> Iterator[dict[str, Any]]:
         rest, is_long_enough = np.empty(0, np.int32), False
-        for batch in _batches(rows, [column], progress):
+        for batch in batches_of(rows, [column], progress):
             # No warning: a text may be longer than the model's context, it is split into blocks below.
             texts = tokenizer(batch[column], add_special_tokens=False, verbose=False)["input_ids"]
             tokens = [token for text in texts if text for token in text + end]
@@ -163,7 +186,7 @@ def blocks_of(
             )
 
     key = {"kind": "blocks", "max_length": max_length, "end": end}
-    return _made(blocks, key, rows, [column], tokenizer, cache)
+    return made(blocks, key, rows, [column], tokenizer, cache)
 
 
 def labels_of(
@@ -199,7 +222,7 @@ _ROWS, _LABELS = "rows.arrow", "labels.safetensors"
 _BATCH = 1000
 
 
-def _made(
+def made(
     batches: Callable[[Progress], Iterable[dict[str, Any]]],
     key: Mapping[str, Any],
     rows: datasets.Dataset,
@@ -226,7 +249,7 @@ def _write(batches: Iterable[dict[str, Any]], writer: ArrowWriter) -> None:
         writer.finalize()
 
 
-def _batches(rows: datasets.Dataset, columns: Sequence[str], progress: Progress) -> Iterator[dict[str, list[str]]]:
+def batches_of(rows: datasets.Dataset, columns: Sequence[str], progress: Progress) -> Iterator[dict[str, list[str]]]:
     """Yield the texts of the columns, and report the rows that are done."""
     done = 0
     for batch in rows.select_columns(list(columns)).iter(_BATCH):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
 
 _LONG_TEXTS = 64
+_SPLITS = ("data.train", "data.evaluation")
 
 
 def inspect(config: Config) -> Inspection:
@@ -67,6 +69,7 @@ def inspect(config: Config) -> Inspection:
         model_config,
         num_tokens,
         limit,
+        _notes(config, tokenizer, description),
     )
 
 
@@ -75,6 +78,10 @@ def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedT
     data, task = config.data, TASKS[config.model.task]
     if task.packs_texts:  # all have the same length
         return _blocks(config, "data.train", tokenizer, at_least=1)
+    if task.drops_rows:
+        tokenized = _tokenized(config, "data.train", tokenizer, description)
+        longest = np.argsort(tokenized.lengths)[-_LONG_TEXTS:]
+        return replace(tokenized, rows=tokenized.rows.select(longest))
     rows = rows_of(data, "data.train")
     texts = (rows.with_format("arrow")[column][:] for column in data.text_columns.values())
     characters = sum(pc.utf8_length(column).to_numpy() for column in texts)
@@ -82,13 +89,36 @@ def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedT
     return task.tokenize(rows.select(longest), data, tokenizer, description)
 
 
+def _tokenized(
+    config: Config, field: str, tokenizer: PreTrainedTokenizerBase, description: DataDescription
+) -> TokenizedData:
+    """Return a whole split, from the cache that the workers of this machine use as well."""
+    rows, task = rows_of(config.data, field), TASKS[config.model.task]
+    try:
+        return task.tokenize(rows, config.data, tokenizer, description, Cache())
+    except AdapeftError as error:
+        raise AdapeftError(f"{field}: {error}") from error
+
+
+def _notes(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> tuple[str, ...]:
+    """Return what tokenization changed in each split, for tasks that drop rows."""
+    if not TASKS[config.model.task].drops_rows:
+        return ()
+    rows = {"data.train": description.num_train, "data.evaluation": description.num_evaluation}
+    found = {field: _tokenized(config, field, tokenizer, description) for field in _SPLITS}
+    return tuple(
+        f"{field}: {rows[field] - len(found[field]):,} of {rows[field]:,} examples dropped, "
+        f"{found[field].num_truncated:,} truncated to {config.data.max_length:,} tokens"
+        for field in _SPLITS
+        if len(found[field]) < rows[field] or found[field].num_truncated
+    )
+
+
 def _largest_token(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> tuple[str, int]:
     """Return the split that has the largest token id of all examples, and that id."""
     largest = []
-    for field in ("data.train", "data.evaluation"):
-        rows = rows_of(config.data, field)
-        found = TASKS[config.model.task].tokenize(rows, config.data, tokenizer, description, Cache())
-        chunks = found.rows.data.column("input_ids").iterchunks()
+    for field in _SPLITS:
+        chunks = _tokenized(config, field, tokenizer, description).rows.data.column("input_ids").iterchunks()
         largest.append((max(pc.max(pc.list_flatten(chunk)).as_py() for chunk in chunks), field))
     token, field = max(largest)
     return field, token
@@ -111,7 +141,10 @@ def _check_calibration(config: Config, description: DataDescription, tokenizer: 
     """
     workers = config.cluster.workers
     num_examples = description.num_train
-    if TASKS[config.model.task].packs_texts:
+    task = TASKS[config.model.task]
+    if task.drops_rows:
+        num_examples, _ = [len(_tokenized(config, field, tokenizer, description)) for field in _SPLITS]
+    if task.packs_texts:
         num_examples = len(_blocks(config, "data.train", tokenizer, at_least=max(2, workers)))
         _blocks(config, "data.evaluation", tokenizer, at_least=1)
     draw_calibration(num_examples, config.select.calibration, config.select.batch_size, workers, config.seed)

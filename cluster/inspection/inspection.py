@@ -24,6 +24,7 @@ class Inspection:
         num_always_trained: number of elements trained outside the budget.
         model_config: config of the model, with the labels of the data.
         num_tokens: tokens of the longest example.
+        notes: what tokenization has changed in the data.
     """
 
     architecture: str
@@ -34,3 +35,4 @@ class Inspection:
     model_config: PretrainedConfig
     num_tokens: int
     limit: MemoryLimit | None
+    notes: tuple[str, ...] = ()

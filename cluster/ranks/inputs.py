@@ -88,8 +88,9 @@ def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
 
 
 def count_examples(config: Config, description: DataDescription) -> int:
-    """Return the number of training examples: rows, or blocks if the task packs texts into blocks."""
-    return len(load_inputs(config).train) if TASKS[config.model.task].packs_texts else description.num_train
+    """Return the number of training examples: rows, or what the task makes of them."""
+    task = TASKS[config.model.task]
+    return len(load_inputs(config).train) if task.packs_texts or task.drops_rows else description.num_train
 
 
 def load_inputs(config: Config, head: Head | None = None, report: Report = ignore) -> Inputs:

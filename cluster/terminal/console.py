@@ -264,6 +264,7 @@ def _inputs(config: Config, inspection: Inspection) -> dict[str, str]:
     return {
         **_beyond_training(config, inspection),
         "data": TASKS[config.model.task].summary(data, config.data),
+        **({"changed": "; ".join(inspection.notes)} if inspection.notes else {}),
         "read": ", ".join(_counted(source, rows, data.lines.get(field)) for field, (source, rows) in read.items()),
         "workers": f"{_workers(config.cluster)} ({device}), ZeRO stage {config.cluster.zero_stage}",
     }

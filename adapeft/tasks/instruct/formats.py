@@ -1,0 +1,242 @@
+"""Conversations: the formats in which data sets hold prompts and answers, and the checks of their messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapeft.errors import AdapeftError, did_you_mean
+
+Message = dict[str, Any]
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
+
+
+class InvalidRowError(ValueError):
+    """A row does not hold a valid conversation; the message completes "row N: …"."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation that a chat template turns into text.
+
+    Attributes:
+        messages: messages in the format of OpenAI and of transformers' chat templates.
+        num_prompt: number of messages before the completion.
+        tools: JSON schemas of the tools that the assistant may call; None if there are none.
+    """
+
+    messages: list[Message]
+    num_prompt: int
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A prompt and its completion as plain texts, which no template changes."""
+
+    prompt: str
+    completion: str
+
+
+Conversation = Chat | Texts
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of rows.
+
+    Attributes:
+        required: columns by which the format is recognized.
+        optional: columns that are read if they exist.
+        read: function that makes a conversation of a row, given by these names of columns.
+    """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], Conversation]
+
+
+def _of_messages(row: Mapping[str, Any]) -> Conversation:
+    messages = _messages(row["messages"], "messages")
+    last_read = max((place for place, one in enumerate(messages, 1) if one["role"] != "assistant"), default=0)
+    return Chat(messages, last_read, _tools(row))
+
+
+def _of_pair(row: Mapping[str, Any]) -> Conversation:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return Texts(prompt, completion)
+    if isinstance(prompt, str) or isinstance(completion, str):
+        raise InvalidRowError(
+            "one of 'prompt' and 'completion' is a text, the other is not. Give two texts or two lists"
+        )
+    before = _messages(prompt, "prompt")
+    return Chat(before + _messages(completion, "completion"), len(before), _tools(row))
+
+
+def _of_alpaca(row: Mapping[str, Any]) -> Conversation:
+    messages: list[Message] = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for turn in row.get("history") or ():
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    asked = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
+    messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
+    return Chat(messages, len(messages) - 1)
+
+
+def _of_sharegpt(row: Mapping[str, Any]) -> Conversation:
+    messages: list[Message] = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    turns = row["conversations"]
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise InvalidRowError("'conversations' is not a list of messages")
+    for turn in turns:
+        role = turn.get("from")
+        if role not in _SHAREGPT_ROLES:
+            known = ", ".join(_SHAREGPT_ROLES)
+            raise InvalidRowError(f"'from' is {role!r}, not one of {known}. Convert the row to 'messages'")
+        messages.append({"role": _SHAREGPT_ROLES[role], "content": turn.get("value")})
+    return _of_messages({**row, "messages": messages})
+
+
+FORMATS: dict[str, Format] = {
+    "messages": Format(("messages",), ("tools",), _of_messages),
+    "prompt-completion": Format(("prompt", "completion"), ("tools",), _of_pair),
+    "alpaca": Format(("instruction", "output"), ("input", "system", "history"), _of_alpaca),
+    "sharegpt": Format(("conversations",), ("system", "tools"), _of_sharegpt),
+}
+"""Formats by name, in the order in which they are looked for."""
+
+
+def format_of(columns: Collection[str], split: str, name: str, renamed: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns of a data set's format, its own name → that in the data, the required ones first.
+
+    Args:
+        columns: columns of the data.
+        split: field of the config that names the data.
+        name: name of the format; ``auto``: the first whose required columns exist.
+        renamed: column of the format → column of the data, where they differ.
+
+    Raises:
+        AdapeftError: the data has no format, or lacks a column of it.
+    """
+    one = FORMATS[_recognized(columns, split, renamed) if name == "auto" else name]
+    known = (*one.required, *one.optional)
+    for own in renamed:
+        if own not in known:
+            raise AdapeftError(
+                f"data.columns: the format has no column {own!r}.{did_you_mean(own, known)} It has {', '.join(known)}."
+            )
+    named = {own: renamed.get(own, own) for own in known}
+    for own, column in named.items():
+        if column not in columns and (own in one.required or own in renamed):
+            raise AdapeftError(
+                f"data.columns.{own} = {column!r}: {split} has no such column.{did_you_mean(column, columns)} It has "
+                f"{', '.join(map(repr, columns))}."
+            )
+    return {own: column for own, column in named.items() if column in columns}
+
+
+def _recognized(columns: Collection[str], split: str, renamed: Mapping[str, str]) -> str:
+    """Return the first format whose required columns exist."""
+    for name, one in FORMATS.items():
+        if all(renamed.get(own, own) in columns for own in one.required):
+            return name
+    formats = "; ".join(" and ".join(map(repr, one.required)) for one in FORMATS.values())
+    raise AdapeftError(
+        f"{split}: no format of conversations has its columns {', '.join(map(repr, columns))}. The formats have "
+        f"{formats}. Set data.format and data.columns, such as format: alpaca, columns: {{instruction: question, "
+        "output: answer}."
+    )
+
+
+def conversation_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> Conversation:
+    """Return the conversation in a row.
+
+    Args:
+        row: values by column of the data.
+        columns: result of ``format_of``.
+
+    Raises:
+        InvalidRowError: a text is missing, or the messages are not in an order that a model can be trained on.
+    """
+    read = next(one.read for one in FORMATS.values() if set(one.required) <= columns.keys())
+    found = read({own: row[column] for own, column in columns.items()})
+    if isinstance(found, Texts):
+        if not found.completion.strip():
+            raise InvalidRowError("its completion is empty. Drop such rows, or set data.invalid: drop")
+        return found
+    _check(found.messages)
+    if found.num_prompt == len(found.messages):
+        raise InvalidRowError("its last message is not the assistant's. Drop such rows, or set data.invalid: drop")
+    return found
+
+
+def _messages(value: Any, column: str) -> list[Message]:
+    if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
+        raise InvalidRowError(f"{column!r} is not a list of messages with 'role' and 'content'")
+    # Arrow gives every message the keys of all messages, with None where a message did not have them.
+    messages = [_without_none(message) for message in value]
+    for message in messages:
+        if message.get("role") not in _ROLES:
+            raise InvalidRowError(f"'role' is {message.get('role')!r}, not one of {', '.join(_ROLES)}")
+    return messages
+
+
+def _check(messages: list[Message]) -> None:
+    """Check that every message has content, and follows one that it can follow.
+
+    Raises:
+        InvalidRowError: it does not. Says which message.
+    """
+    for place, message in enumerate(messages):
+        role, before = message["role"], messages[place - 1] if place else None
+        if not _has_content(message):
+            raise InvalidRowError(
+                f"message {place} (counted from 0), of the {role}, is empty. Drop such rows, or set data.invalid: drop"
+            )
+        is_first = before is None or all(one["role"] in ("system", "developer") for one in messages[:place])
+        in_order = {
+            "system": is_first,
+            "developer": is_first,
+            "user": True,
+            "assistant": not is_first and (before is None or before["role"] != "assistant"),
+            "tool": before is not None and ("tool_calls" in before or before["role"] in ("tool", "assistant")),
+        }
+        if not in_order[role]:
+            after = "at the start" if before is None else f"after one of the {before['role']}"
+            raise InvalidRowError(
+                f"message {place} (counted from 0), of the {role}, is out of order {after}. Correct or drop such rows, "
+                "or set data.invalid: drop"
+            )
+
+
+def _has_content(message: Message) -> bool:
+    content = message.get("content")
+    is_filled = bool(content.strip()) if isinstance(content, str) else bool(content)
+    return is_filled or (message["role"] == "assistant" and bool(message.get("tool_calls")))
+
+
+def _tools(row: Mapping[str, Any]) -> list[Any] | None:
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError as error:
+            raise InvalidRowError(f"'tools' is not JSON: {error}") from error
+    return [_without_none(tool) for tool in tools] if tools else None
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    return [_without_none(one) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,63 @@
+"""The ``data`` section of instruction tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, PositiveInt, WithJsonSchema, field_validator
+
+from adapeft.sections.data import Data
+from adapeft.sections.section import Harmless
+
+Renamed = Annotated[
+    tuple[tuple[str, str], ...],
+    BeforeValidator(lambda given: tuple(given.items()) if isinstance(given, Mapping) else given),
+    PlainSerializer(dict, return_type=dict[str, str]),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": "string"}}),
+]
+"""A mapping that can be hashed, as sections are."""
+
+
+class InstructData(Data):
+    """Conversations to train and evaluate on."""
+
+    task: ClassVar[str] = "instruct"
+
+    format: Literal["auto", "messages", "prompt-completion", "alpaca", "sharegpt"] = Field(
+        default="auto", description="format of the rows; auto: recognized by its columns"
+    )
+    columns: Renamed = Field(default=(), description="column of the format: column of the data, where they differ")
+    chat_template: str | None = Field(
+        default=None, description="file.jinja, or the template itself; null: the tokenizer's own"
+    )
+    train_on: Literal["completion", "assistant", "all"] = Field(
+        default="assistant",
+        description="tokens that are trained: the last answer, all of the assistant's, or all tokens",
+    )
+    max_length: PositiveInt = Field(default=1024, description="maximum tokens per example")
+    padding: Literal["longest", "max_length"] = Field(
+        default="longest",
+        description="length of a batch: that of its longest example; max_length: data.max_length, for models whose "
+        "predictions depend on the padding",
+    )
+    too_long: Literal["truncate", "drop", "error"] = Field(
+        default="truncate",
+        description="what happens to longer examples; those left without a trained token are dropped",
+    )
+    invalid: Literal["error", "drop"] = Field(
+        default="error", description="what happens to rows with an empty answer, or roles out of order"
+    )
+    metric: Harmless[Literal["auto", "loss", "perplexity"]] = Field(default="auto", description="evaluation metric")
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_template(cls, given: str | None) -> str | None:
+        """Replace a file by what it holds, so that the config of a run says how its data was written."""
+        if given is None or not given.endswith(".jinja"):
+            return given
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise ValueError(f"{given}: no such file")
+        return path.read_text(encoding="utf-8")

@@ -1,0 +1,74 @@
+"""Instruction tuning on conversations: chats, prompts with completions, Alpaca's and ShareGPT's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from adapeft.tasks.causal_lm import TokenMetrics
+from adapeft.tasks.instruct.section import InstructData
+from adapeft.tasks.task import Task
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+    from adapeft.data.cache import Cache
+    from adapeft.data.description import DataDescription, Labels
+    from adapeft.data.labels import Head
+    from adapeft.tasks.losses.objective import Objective
+    from adapeft.tasks.metrics import Metrics
+    from adapeft.tasks.tokenize import TokenizedData
+
+
+class Instruct(Task[InstructData]):
+    """Instruction tuning; an example is a conversation, and its labels are the tokens that the assistant wrote."""
+
+    data = InstructData
+    auto_class = "AutoModelForCausalLM"
+    export_type = "CAUSAL_LM"
+    drops_rows = True
+
+    def columns(self, splits: Mapping[str, datasets.Dataset], data: InstructData) -> list[str]:
+        from adapeft.tasks.instruct.formats import format_of
+
+        found = [format_of(rows.column_names, split, data.format, dict(data.columns)) for split, rows in splits.items()]
+        return list(dict.fromkeys(column for columns in found for column in columns.values()))
+
+    def labels(self, splits: Mapping[str, datasets.Dataset], data: InstructData, head: Head | None) -> Labels:
+        from adapeft.data.description import Labels
+
+        return Labels()
+
+    def tokenize(
+        self,
+        rows: datasets.Dataset,
+        data: InstructData,
+        tokenizer: PreTrainedTokenizerBase,
+        description: DataDescription | None = None,
+        cache: Cache | None = None,
+    ) -> TokenizedData:
+        from adapeft.data.padding import with_padding
+        from adapeft.tasks.instruct.formats import format_of
+        from adapeft.tasks.instruct.tokens import conversations_of
+        from adapeft.tasks.tokenize import TokenizedData
+
+        tokenizer = with_padding(tokenizer)
+        columns = format_of(rows.column_names, "data.train", data.format, dict(data.columns))
+        examples = conversations_of(rows, columns, data, tokenizer, cache)
+        return TokenizedData(examples, None, tokenizer, data.max_length if data.padding == "max_length" else None)
+
+    def objective(self, description: DataDescription) -> Objective:
+        from adapeft.tasks.losses.cross_entropy import NextToken
+
+        return NextToken()
+
+    def metrics(self, description: DataDescription) -> Metrics:
+        return TokenMetrics()
+
+    def summary(self, description: DataDescription, data: InstructData) -> str:
+        trained = {"completion": "last answers", "assistant": "answers", "all": "all tokens"}[data.train_on]
+        return (
+            f"{description.num_train:,} training conversations, {description.num_evaluation:,} evaluation "
+            f"conversations; {trained} are trained"
+        )

@@ -1,0 +1,135 @@
+"""Tokens of conversations, and which of them are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import datasets
+
+from adapeft.data.cache import Cache, Progress
+from adapeft.errors import AdapeftError
+from adapeft.tasks.instruct.formats import Conversation, InvalidRowError, Texts, conversation_of
+from adapeft.tasks.instruct.section import InstructData
+from adapeft.tasks.instruct.template import ChatTemplate
+from adapeft.tasks.losses.objective import IGNORED
+from adapeft.tasks.tokenize import LABELS, TRUNCATED, batches_of, made
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def conversations_of(
+    rows: datasets.Dataset,
+    columns: Mapping[str, str],
+    data: InstructData,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache | None = None,
+) -> datasets.Dataset:
+    """Tokenize one conversation per row; tokens that ``data.train_on`` does not name have the label -100.
+
+    Args:
+        rows: rows with conversations.
+        columns: columns of their format, as ``format_of`` returns them.
+        data: the config's ``data`` section.
+        tokenizer: tokenizer of the model.
+        cache: cache of this machine; None: in memory.
+
+    Raises:
+        AdapeftError: the config's rules refuse a row, there is no chat template, the tokenizer does not tell the places
+            of its tokens, or no row is left.
+    """
+    if not tokenizer.is_fast:
+        raise AdapeftError(
+            f"model.name: its tokenizer, {type(tokenizer).__name__}, does not tell which characters a token holds, by "
+            "which the trained tokens are found. Use a model with a tokenizer.json."
+        )
+    encode = _Encoder(data, tokenizer)
+
+    def encoded(progress: Progress) -> Iterator[dict[str, list[Any]]]:
+        num_kept, start, dropped = 0, 0, ""
+        for batch in batches_of(rows, list(columns.values()), progress):
+            kept: list[dict[str, Any]] = []
+            for number, values in enumerate(zip(*batch.values(), strict=True), start):
+                row = dict(zip(batch, values, strict=True))
+                try:
+                    kept.append(encode(conversation_of(row, columns)))
+                except _DroppedError as reason:
+                    dropped = dropped or f"row {number}: {reason}"
+                except InvalidRowError as error:
+                    if data.invalid == "error":
+                        raise AdapeftError(f"row {number} (counted from 0): {error}.") from error
+                    dropped = dropped or f"row {number}: {error}"
+            start, num_kept = start + len(next(iter(batch.values()))), num_kept + len(kept)
+            if kept:
+                yield {name: [example[name] for example in kept] for name in kept[0]}
+        if not num_kept:
+            raise AdapeftError(f"all {len(rows)} conversations are dropped; the first is {dropped}.")
+
+    rules = data.model_dump(include={"max_length", "too_long", "invalid", "train_on", "chat_template"})
+    key = {"kind": "conversations", "format": dict(columns), **rules}
+    return made(encoded, key, rows, list(columns.values()), tokenizer, cache)
+
+
+class _DroppedError(Exception):
+    """The config's rule for long examples drops a row."""
+
+
+class _Encoder:
+    """Conversion of a conversation to token ids and labels, by the rules of the config."""
+
+    def __init__(self, data: InstructData, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._data, self._tokenizer = data, tokenizer
+        self._template = ChatTemplate(tokenizer, data.chat_template)
+
+    def __call__(self, conversation: Conversation) -> dict[str, Any]:
+        """Return the columns of an example.
+
+        Raises:
+            AdapeftError: it is too long, and ``data.too_long`` is ``error``; or there is no template.
+            InvalidRowError: the template rejects it.
+            _DroppedError: it is too long, and is dropped or has no trained token left.
+        """
+        ids, labels = self._tokens(conversation)
+        most, is_long = self._data.max_length, len(ids) > self._data.max_length
+        said = f"it has {len(ids)} tokens, more than data.max_length = {most}"
+        if is_long and self._data.too_long == "error":
+            raise InvalidRowError(f"{said}. Raise that, or set data.too_long: truncate or drop")
+        if is_long and self._data.too_long == "drop":
+            raise _DroppedError(said)
+        ids, labels = ids[:most], labels[:most]
+        if all(label == IGNORED for label in labels[1:]):
+            raise _DroppedError(f"{said}, and none of the first {most} is trained" if is_long else "it trains no token")
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), LABELS: labels, TRUNCATED: is_long}
+
+    def _tokens(self, conversation: Conversation) -> tuple[list[int], list[int]]:
+        """Return token ids and labels of the same length.
+
+        A token with the end of a prompt and the start of an answer is trained: nothing else would teach that start.
+        """
+        is_text = isinstance(conversation, Texts)
+        text, spans = self._trained(conversation)
+        found = self._tokenizer(text, add_special_tokens=is_text, return_offsets_mapping=True, verbose=False)
+        ids = list(found["input_ids"])
+        trained = [any(start < last and first < end for first, last in spans) for start, end in found["offset_mapping"]]
+        end = self._tokenizer.eos_token_id
+        if is_text and end is not None:
+            if ids[-1] != end:
+                ids.append(end)
+                trained.append(True)
+            trained[-1] = True
+        return ids, [token if one else IGNORED for token, one in zip(ids, trained, strict=True)]
+
+    def _trained(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of a conversation and the spans of it that are trained."""
+        train_on = self._data.train_on
+        if isinstance(conversation, Texts):
+            text = conversation.prompt + conversation.completion
+            return text, [(0 if train_on == "all" else len(conversation.prompt), len(text))]
+        if train_on == "all":
+            text = self._template.text(conversation)
+            return text, [(0, len(text))]
+        text, spans = self._template.spans(conversation)
+        turns = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        first = conversation.num_prompt if train_on == "completion" else 0
+        return text, [span for turn, span in zip(turns, spans, strict=True) if turn >= first]

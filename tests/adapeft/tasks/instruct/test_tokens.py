@@ -1,0 +1,161 @@
+"""Tests of the tokens of conversations: which are trained, which rows are dropped, and what a model sees."""
+
+from __future__ import annotations
+
+import datasets
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from adapeft.data.cache import Cache
+from adapeft.errors import AdapeftError
+from adapeft.tasks.losses.cross_entropy import NextToken
+from adapeft.tasks.losses.objective import IGNORED
+from adapeft.tasks.registry import TASKS
+from tests.support import chats
+
+TASK = TASKS["instruct"]
+TURNS = [
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": " hello "},
+    {"role": "user", "content": "bye"},
+    {"role": "assistant", "content": "so long"},
+]
+CHAT = {"messages": TURNS}
+
+
+def tokenized(rows, tokenizer, cache=None, **options):
+    data = TASK.data(train="a.jsonl", evaluation="a.jsonl", **options)
+    return TASK.tokenize(datasets.Dataset.from_list(rows), data, tokenizer, cache=cache)
+
+
+def trained(example, tokenizer):
+    """Return the trained stretches of an example as texts."""
+    stretches, last = [], None
+    for place, (token, label) in enumerate(zip(example["input_ids"], example["labels"], strict=True)):
+        assert label in (token, IGNORED)
+        if label != IGNORED:
+            stretches += [[]] if last != place - 1 else []
+            stretches[-1].append(token)
+            last = place
+    return [tokenizer.decode(stretch) for stretch in stretches]
+
+
+@pytest.mark.parametrize(
+    ("template", "answers"),
+    [
+        (chats.CHATML, [" hello <|im_end|>", "so long<|im_end|>"]),
+        (chats.MARKED, [" hello <|im_end|>", "so long<|im_end|>"]),
+        (chats.TRIMMED, [" hello</s>", " so long</s>"]),
+    ],
+)
+@pytest.mark.parametrize("train_on", ["completion", "assistant", "all"])
+def test_only_the_named_tokens_are_trained(template, answers, train_on):
+    tokenizer = chats.make_tokenizer(template)
+    [example] = tokenized([CHAT], tokenizer, train_on=train_on).rows
+    text = tokenizer.apply_chat_template(TURNS, tokenize=False)
+    assert tokenizer.decode(example["input_ids"]) == text
+    assert trained(example, tokenizer) == {"completion": answers[1:], "assistant": answers, "all": [text]}[train_on]
+
+
+def test_marks_and_prefixes_give_the_same():
+    one, other = (tokenized([CHAT], chats.make_tokenizer(kind)).rows[0] for kind in (chats.CHATML, chats.MARKED))
+    assert one == other
+
+
+def test_the_config_s_template_replaces_the_tokenizer_s(tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text(chats.TRIMMED)
+    tokenizer = chats.make_tokenizer(None)
+    [example] = tokenized([CHAT], tokenizer, chat_template=str(path)).rows
+    assert tokenizer.decode(example["input_ids"]).startswith("<s>[INST] hi [/INST]")
+    with pytest.raises(AdapeftError, match=r"no chat template.*Set data\.chat_template"):
+        tokenized([CHAT], tokenizer)
+
+
+@pytest.mark.parametrize("template", [chats.WITHOUT_EARLIER_THOUGHTS, chats.LAST_FIRST])
+def test_a_template_that_rewrites_earlier_messages_is_refused(template):
+    turns = [TURNS[0], {"role": "assistant", "content": "<think>hm</think>hello"}, *TURNS[2:]]
+    tokenizer = chats.make_tokenizer(template)
+    with pytest.raises(AdapeftError, match=r"row 0 \(counted from 0\): the chat template writes message 1"):
+        tokenized([{"messages": turns}], tokenizer)
+    assert len(tokenized([{"messages": turns}], tokenizer, train_on="all")) == 1
+
+
+def test_a_template_s_own_error_names_the_row():
+    rows = [CHAT, {"messages": [{"role": "system", "content": "s"}, *TURNS]}]
+    with pytest.raises(AdapeftError, match=r"row 1 .*rejects it: Only user and assistant roles"):
+        tokenized(rows, chats.make_tokenizer(chats.TRIMMED))
+
+
+def test_texts_get_no_template_and_end():
+    tokenizer = chats.make_tokenizer()
+    [example] = tokenized([{"prompt": "1 + 1 =", "completion": " 2"}], tokenizer).rows
+    assert tokenizer.decode(example["input_ids"]) == "1 + 1 = 2</s>"
+    assert trained(example, tokenizer) == [" 2</s>"]
+
+
+def test_a_token_of_prompt_and_answer_is_trained():
+    tokenizer = chats.make_tokenizer(merges=(("=", "2"),))
+    [example] = tokenized([{"prompt": "1+1=", "completion": "2"}], tokenizer).rows
+    assert trained(example, tokenizer) == ["=2</s>"]
+
+
+@pytest.mark.parametrize("too_long", ["truncate", "drop"])
+def test_long_examples_follow_the_rule_and_are_counted(too_long):
+    rows = [
+        {"prompt": "ab", "completion": "cd"},
+        {"prompt": "ab", "completion": "cdefghij"},
+        {"prompt": "abcdefghij", "completion": "k"},
+    ]
+    found = tokenized(rows, chats.make_tokenizer(), max_length=6, too_long=too_long)
+    tokenizer = found.tokenizer
+    kept = [(trained(row, tokenizer), row["is_truncated"]) for row in found.rows]
+    expected = [(["cd</s>"], False), (["cdef"], True)]
+    assert kept == expected[: 2 if too_long == "truncate" else 1]
+    assert found.num_truncated == (too_long == "truncate")
+    with pytest.raises(AdapeftError, match=r"row 1 .*11 tokens, more than data\.max_length = 6"):
+        tokenized(rows, tokenizer, max_length=6, too_long="error")
+    with pytest.raises(AdapeftError, match=r"all 1 conversations are dropped; the first is row 0: it has 12 tokens"):
+        tokenized(rows[2:], tokenizer, max_length=6, too_long=too_long)
+
+
+def test_invalid_rows_are_an_error_or_dropped():
+    rows = [CHAT, {"messages": TURNS[:1]}, CHAT]
+    with pytest.raises(AdapeftError, match=r"row 1 \(counted from 0\): its last message is not the assistant's"):
+        tokenized(rows, chats.make_tokenizer())
+    assert len(tokenized(rows, chats.make_tokenizer(), invalid="drop")) == 2
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_has_the_loss_of_its_examples(side):
+    """The oracle is the model's own loss of each example alone, without padding."""
+    tokenizer = chats.make_tokenizer()
+    tokenizer.padding_side = side
+    found = tokenized([CHAT, {"messages": TURNS[:2]}], tokenizer)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=160, n_embd=8, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config).double().eval()
+    batch, objective = found.collate([0, 1]), NextToken()
+    assert found.tokenizer.padding_side == side
+    alone = 0.0
+    for row in found.rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        alone += model(input_ids=ids, labels=labels).loss * int((labels[:, 1:] != IGNORED).sum())
+    positions = (batch.inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    logits = model(**batch.inputs, position_ids=positions).logits
+    # The model computes its own loss in float32.
+    torch.testing.assert_close(float(objective.loss_sum(logits, batch.labels)), float(alone), rtol=1e-5, atol=0)
+
+
+def test_the_cache_knows_every_rule(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    rows = datasets.Dataset.from_list([CHAT])
+    kinds = [{}, {"train_on": "all"}, {"max_length": 60}, {"chat_template": chats.TRIMMED}, {"train_on": "completion"}]
+    found = []
+    for _ in range(2):
+        for options in kinds:
+            data = TASK.data(train="a.jsonl", evaluation="a.jsonl", **options)
+            found.append(TASK.tokenize(rows, data, chats.make_tokenizer(), cache=Cache()).rows[:])
+    assert found[: len(kinds)] == found[len(kinds) :]
+    assert len({str(one) for one in found}) == len(kinds)
+    assert len(list(tmp_path.glob("adapeft/tokens-*"))) >= len(kinds)

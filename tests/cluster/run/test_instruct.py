@@ -1,0 +1,80 @@
+"""Instruction tuning through the command: every ZeRO stage trains the same, and answers are learned."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import adapeft as library
+from tests.support.chats import make_tokenizer
+from tests.support.checkpoints import adapeft, write_lines
+
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+
+ANSWERS = {"red": "stop", "green": "go", "blue": "wait"}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A run of a small random Llama on conversations, some of them too long."""
+    folder = tmp_path_factory.mktemp("chats")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    base = LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape)
+    LlamaForCausalLM(base).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    rows = [{"messages": turns(colour)} for _ in range(20) for colour in ANSWERS]
+    train = write_lines(folder / "train.jsonl", [*rows, {"messages": turns("red " * 60)}])
+    evaluation = write_lines(folder / "evaluation.jsonl", rows[:7])
+    path = folder / "run.yaml"
+    path.write_text(
+        f"model: {{name: {folder / 'base'}, task: instruct}}\n"
+        f"data: {{train: {train}, evaluation: {evaluation}, max_length: 96, too_long: drop}}\n"
+        "select: {groups: row, budget: 20%, calibration: 16, batch_size: 4}\n"
+        "train: {learning_rate: 0.03, batch_size: 8, max_steps: 120}\n"
+        f"output: {folder / 'out'}\n"
+    )
+    return path
+
+
+def turns(colour):
+    answer = ANSWERS.get(colour, "stop")
+    return [{"role": "user", "content": colour}, {"role": "assistant", "content": answer}]
+
+
+def run(config, tmp_path, *overrides):
+    done = adapeft("run", config, "cluster.launcher=local", f"output={tmp_path}", *overrides)
+    assert done.returncode == 0, done.stderr
+    return done, json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_answers_are_learned(config, tmp_path):
+    """The delta, on the base in a new process, answers as the conversations do; the longest one was dropped."""
+    done, metrics = run(config, tmp_path)
+    assert "1 of 61 examples dropped" in done.stderr + done.stdout
+    assert metrics["after"]["loss"] < 0.1 < 1 < metrics["before"]["loss"]
+    base = config.parent / "base"
+    model, tokenizer = LlamaForCausalLM.from_pretrained(base).eval(), make_tokenizer()
+    library.Delta.load(tmp_path / "delta.safetensors").apply(model)
+    for colour, answer in ANSWERS.items():
+        asked = tokenizer.apply_chat_template(
+            turns(colour)[:1], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        said = model.generate(**asked, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=4)
+        assert tokenizer.decode(said[0, asked["input_ids"].shape[1] :]) == f"{answer}<|im_end|>"
+
+
+@pytest.mark.parametrize(("zero_stage", "workers"), [(0, 1), (1, 2), (2, 2), (3, 2)])
+def test_every_stage_trains_the_same(config, tmp_path, zero_stage, workers):
+    """Answers differ in length, so workers that averaged means of their own tokens would train something else."""
+    _, one = run(config, tmp_path / "one", "zero_stage=3", "train.max_steps=5")
+    options = (f"zero_stage={zero_stage}", f"cluster.workers={workers}", "train.max_steps=5")
+    _, other = run(config, tmp_path / "other", *options)
+    assert other["before"]["loss"] == pytest.approx(one["before"]["loss"], rel=1e-5)
+    assert other["after"]["loss"] == pytest.approx(one["after"]["loss"], rel=1e-3)
+    assert other["after"]["loss"] < 0.9 * other["before"]["loss"]
