@@ -58,9 +58,8 @@ def schema_of(kind: str) -> dict[str, Any]:
     path = SCHEMAS / f"ray.io_{kind.lower()}s.yaml"
     if not path.is_file():
         pytest.skip(f"the published schemas are not at {path}")
-    versions = {
-        version["name"]: version for version in yaml.safe_load(path.read_text(encoding="utf-8"))["spec"]["versions"]
-    }
+    content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)  # a tenth of safe_load's five seconds
+    versions = {version["name"]: version for version in content["spec"]["versions"]}
     schema = strict(versions["v1"]["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"].pop("additionalProperties", None)
     return schema
@@ -68,14 +67,14 @@ def schema_of(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
 def test_the_published_schema_accepts_them(kind):
-    schema = schema_of(kind)
+    validator = jsonschema.Draft202012Validator(schema_of(kind))
     assert documents(kind)
     for document in documents(kind):
         assert document["apiVersion"] == "ray.io/v1"
-        jsonschema.validate(document, schema)
+        validator.validate(document)
         document["spec"]["backofLimit"] = 2
         with pytest.raises(jsonschema.ValidationError, match="backofLimit"):
-            jsonschema.validate(document, schema)
+            validator.validate(document)
 
 
 def test_tokens_are_asked_for_and_nobody_is_invited():

@@ -56,11 +56,17 @@ def assert_same(actual, expected):
             np.testing.assert_array_equal(getattr(actual.options, name), column)
 
 
-@pytest.mark.parametrize("case", ["row", "element", "options", "sam", "probe"])
-def test_killed_after_any_batch_goes_on_to_the_same_statistics(case, tmp_path):
+@pytest.mark.parametrize(
+    ("case", "every"),
+    [
+        *[("row", 4), ("element", 5), ("options", 6), ("sam", 6), ("probe", 6)],
+        *[pytest.param(case, 1, marks=pytest.mark.slow) for case in ("row", "element")],
+    ],
+)
+def test_killed_after_any_batch_goes_on_to_the_same_statistics(case, every, tmp_path):
     expected, events = measured(case)
     assert len(events) > 8
-    for killed in range(0, len(events), 1 if case in ("row", "element") else 6):
+    for killed in range(0, len(events), every):
         folder = tmp_path / str(killed)
         with pytest.raises(KilledError):
             measured(case, folder, kill_after=killed)
