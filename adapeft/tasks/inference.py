@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
-from adapeft.tasks.losses.cross_entropy import Classification, NextToken, SequenceToSequence
+from adapeft.tasks.losses.cross_entropy import Classification, NextToken, SequenceToSequence, TokenClasses
 from adapeft.tasks.losses.objective import Objective
 from adapeft.tasks.losses.squared_error import Regression
 from adapeft.tasks.registry import TASKS
 
 _KNOWN = (
-    "classes [n], targets [n] (or [n, K] with config.problem_type = 'regression') and the tokens [n, T] of a causal "
-    "language model or an encoder-decoder"
+    "classes [n], targets [n] (or [n, K] with config.problem_type = 'regression'), classes of tokens [n, T], and the "
+    "tokens [n, T] of a causal language model or an encoder-decoder"
 )
 _CLASSIFIERS = {
     "ForSequenceClassification",
@@ -21,6 +21,7 @@ _CLASSIFIERS = {
     "ForAudioClassification",
 }
 _LANGUAGE_MODELS = {"ForCausalLM", "ForConditionalGeneration"}
+_OF_TOKENS = "ForTokenClassification"
 
 
 def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
@@ -37,7 +38,7 @@ def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
     is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
     # T5Gemma's decoder has the loss type of masked language models, which do not shift their labels either.
     is_decoder_loss = is_encoder_decoder and loss == "ForMaskedLM"
-    if loss is not None and loss not in _CLASSIFIERS | _LANGUAGE_MODELS and not is_decoder_loss:
+    if loss is not None and loss not in _CLASSIFIERS | _LANGUAGE_MODELS | {_OF_TOKENS} and not is_decoder_loss:
         raise AdapeftError(f"a model with the loss {loss!r} cannot be measured: supported are {_KNOWN}.")
     for task in TASKS.values():
         if (objective := task.objective_of(problem, labels)) is not None:
@@ -47,10 +48,12 @@ def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
             f"config.problem_type = {problem!r}: labels have shape {list(labels.shape)} and type "
             f"{str(labels.dtype).removeprefix('torch.')}, but must be floats [n, C], one per example and class."
         )
+    if loss == _OF_TOKENS and labels.ndim == 2 and not labels.is_floating_point():
+        return TokenClasses()
     one_output = getattr(config, "num_labels", None) == 1
     if labels.ndim == 2 and labels.is_floating_point() and (one_output or problem == "regression"):
         return Regression()
-    if labels.ndim == 2 and not labels.is_floating_point() and loss not in _CLASSIFIERS:
+    if labels.ndim == 2 and not labels.is_floating_point() and loss not in {*_CLASSIFIERS, _OF_TOKENS}:
         return SequenceToSequence() if is_encoder_decoder else NextToken()
     if labels.ndim != 1:
         kind = str(labels.dtype).removeprefix("torch.")

@@ -9,6 +9,7 @@ from adapeft.tasks.instruct.task import Instruct
 from adapeft.tasks.multi_label_classification import MultiLabelClassification
 from adapeft.tasks.sequence_classification import SequenceClassification
 from adapeft.tasks.task import Task
+from adapeft.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, Task[Any]] = {
     task.name: task
@@ -17,6 +18,7 @@ TASKS: dict[str, Task[Any]] = {
         CausalLM(),
         Instruct(),
         MultiLabelClassification(),
+        TokenClassification(),
     )
 }
 

@@ -144,7 +144,7 @@ def test_a_batch_has_the_loss_of_its_examples(side):
     positions = (batch.inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     logits = model(**batch.inputs, position_ids=positions).logits
     # The model computes its own loss in float32.
-    torch.testing.assert_close(float(objective.loss_sum(logits, batch.labels)), float(alone), rtol=1e-5, atol=0)
+    torch.testing.assert_close(objective.loss_sum(logits, batch.labels).float(), alone, rtol=1e-5, atol=0)
 
 
 def test_the_cache_knows_every_rule(tmp_path, monkeypatch):

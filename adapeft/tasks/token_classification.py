@@ -1,0 +1,267 @@
+"""Token classification: a class for every word of a text, such as the kind of entity that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from adapeft.errors import AdapeftError
+from adapeft.sections.data import Data
+from adapeft.sections.section import Harmless
+from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.task import Task
+
+if TYPE_CHECKING:
+    import datasets
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from adapeft.data.cache import Cache, Progress
+    from adapeft.data.description import DataDescription, Labels
+    from adapeft.data.labels import Head
+    from adapeft.tasks.losses.objective import Objective
+    from adapeft.tasks.tokenize import TokenizedData
+
+
+class TokenClassificationData(Data):
+    """Words to classify."""
+
+    task: ClassVar[str] = "token-classification"
+
+    words: str = Field(default="tokens", description="column of the words, a list of texts in each row")
+    label: str = Field(default="ner_tags", description="column of the tags, as many as words")
+    max_length: PositiveInt = Field(
+        default=128, description="maximum tokens per example; the words of longer ones that do not fit are left out"
+    )
+    padding: Literal["longest", "max_length"] = Field(
+        default="longest",
+        description="length of a batch: that of its longest example; max_length: data.max_length, for models whose "
+        "predictions depend on the padding",
+    )
+    metric: Harmless[Literal["auto", "entity_f1", "entity_precision", "entity_recall", "accuracy", "loss"]] = Field(
+        default="auto", description="evaluation metric; auto: entity_f1 where the tags are those of entities"
+    )
+
+    @property
+    def label_columns(self) -> dict[str, tuple[str, ...]]:
+        return {"words": (self.words,), "label": (self.label,)}
+
+
+class TokenClassification(Task[TokenClassificationData]):
+    """Token classification; the first token of a word has the word's label, all others have none."""
+
+    data = TokenClassificationData
+    auto_class = "AutoModelForTokenClassification"
+    export_type = "TOKEN_CLS"
+    has_head = True
+    drops_rows = True
+
+    def labels(
+        self, splits: Mapping[str, datasets.Dataset], data: TokenClassificationData, head: Head | None
+    ) -> Labels:
+        from adapeft.data.description import Labels
+        from adapeft.data.labels import values_of
+        from adapeft.data.single_labels import classes_or_targets
+
+        for split, rows in splits.items():
+            _check(rows, split, data)
+        flat = {split: _flat(rows, data.label, values_of(rows, data.label)) for split, rows in splits.items()}
+        found = classes_or_targets(flat, data.label, head)
+        if found.problem_type == "regression":
+            raise AdapeftError(f"data.label = {data.label!r}: its tags are floats. Give names or integers.")
+        return Labels(found.names, found.num_outputs)
+
+    def tokenize(
+        self,
+        rows: datasets.Dataset,
+        data: TokenClassificationData,
+        tokenizer: PreTrainedTokenizerBase,
+        description: DataDescription | None = None,
+        cache: Cache | None = None,
+    ) -> TokenizedData:
+        from adapeft.data.padding import with_padding
+        from adapeft.tasks.tokenize import TokenizedData, made
+
+        assert description is not None, "classes are numbered by the description of the training data"
+        tokenizer = with_padding(tokenizer)
+        if not tokenizer.is_fast:
+            raise AdapeftError(
+                f"model.name: its tokenizer, {type(tokenizer).__name__}, does not tell to which word a token belongs. "
+                "Use a model with a tokenizer.json."
+            )
+        names = description.label_names
+        key = {"kind": "words", "max_length": data.max_length, "names": names}
+        examples = made(
+            lambda progress: _encoded(rows, data, names, tokenizer, progress),
+            key,
+            rows,
+            [data.words, data.label],
+            tokenizer,
+            cache,
+        )
+        return TokenizedData(examples, None, tokenizer, data.max_length if data.padding == "max_length" else None)
+
+    def objective(self, description: DataDescription) -> Objective:
+        from adapeft.tasks.losses.cross_entropy import TokenClasses
+
+        return TokenClasses()
+
+    def metrics(self, description: DataDescription) -> Metrics:
+        return TagMetrics(description.label_names, description.num_labels)
+
+    def summary(self, description: DataDescription, data: TokenClassificationData) -> str:
+        return (
+            f"{description.num_train:,} training examples, {description.num_evaluation:,} evaluation examples, "
+            f"{description.num_labels} tags"
+        )
+
+
+class TagMetrics(Metrics):
+    """Metrics of tags; those of entities, as in CoNLL, exist if the tags are named by the scheme B-X, I-X, O.
+
+    An entity counts if its type, its first and its last word are predicted. Computed by seqeval.
+    """
+
+    of = "token-classification"
+
+    def __init__(self, names: Sequence[str] | None, num_classes: int) -> None:
+        self.names, self.num_classes = names, num_classes
+
+    @property
+    def has_entities(self) -> bool:
+        """Whether the tags are those of entities."""
+        return self.names is not None and all(name == "O" or name[:2] in _PREFIXES for name in self.names)
+
+    @property
+    def higher_is_better(self) -> Mapping[str, bool]:  # type: ignore[override]
+        """See ``Metrics``; which metrics exist depends on the tags."""
+        return ({name: True for name in _OF_ENTITIES} if self.has_entities else {}) | {"accuracy": True, "loss": False}
+
+    def predictions(self, logits: Tensor, labels: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tags of all words [W + n], with -100 after each example."""
+        import torch.nn.functional as F
+
+        from adapeft.tasks.losses.objective import IGNORED
+
+        found = logits.argmax(-1).masked_fill(~predicted, IGNORED)
+        ends = F.pad(predicted, (0, 1), value=True)
+        return F.pad(found, (0, 1), value=IGNORED)[ends], F.pad(labels, (0, 1), value=IGNORED)[ends]
+
+    def scores(self, loss: float, predictions: Tensor | None, labels: Tensor | None) -> dict[str, float]:
+        from adapeft.tasks.losses.objective import IGNORED
+
+        assert predictions is not None
+        assert labels is not None
+        counted = labels != IGNORED
+        accuracy = (predictions[counted] == labels[counted]).double().mean().item()
+        if not self.has_entities:
+            return {"accuracy": accuracy}
+        from seqeval.metrics import f1_score, precision_score, recall_score
+
+        expected, found = self._tags(labels), self._tags(predictions)
+        computed = {"entity_f1": f1_score, "entity_precision": precision_score, "entity_recall": recall_score}
+        # Without a predicted entity the precision is 0 by convention; seqeval would warn of every such evaluation.
+        scored = {name: float(score(expected, found, zero_division=0)) for name, score in computed.items()}
+        return {**scored, "accuracy": accuracy}
+
+    def _tags(self, numbers: Tensor) -> list[list[str]]:
+        """Return the names of tags by example."""
+        assert self.names is not None
+        examples: list[list[str]] = [[]]
+        for number in numbers.tolist():
+            if number < 0:
+                examples.append([])
+            else:
+                examples[-1].append(self.names[number])
+        return examples[:-1]
+
+
+_OF_ENTITIES = ("entity_f1", "entity_precision", "entity_recall")
+_PREFIXES = ("B-", "I-")
+
+
+def _check(rows: datasets.Dataset, split: str, data: TokenClassificationData) -> None:
+    """Check that every row holds words and as many tags.
+
+    Raises:
+        AdapeftError: it does not. Names the row.
+    """
+    from adapeft.data.columns import check_values
+    from adapeft.data.labels import values_of
+
+    remedy = "Correct or drop such rows"
+    check_values(rows, split, "data.words", data.words, _is_no_words, f"not a list of words. {remedy}")
+    check_values(rows, split, "data.label", data.label, _is_no_tags, f"not a list of names or of numbers. {remedy}")
+    pairs = zip(values_of(rows, data.words), values_of(rows, data.label), strict=True)
+    for row, (words, tags) in enumerate(pairs):
+        if len(words) != len(tags):
+            raise AdapeftError(
+                f"data.label = {data.label!r}: row {row} of {split} (counted from 0) has {len(tags)} tags for "
+                f"{len(words)} words. {remedy}."
+            )
+
+
+def _is_no_words(value: Any) -> bool:
+    return not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value)
+
+
+def _is_no_tags(value: Any) -> bool:
+    if not isinstance(value, list):
+        return True
+    return any(tag is None or (not tag.strip() if isinstance(tag, str) else tag < 0) for tag in value)
+
+
+def _flat(rows: datasets.Dataset, column: str, values: Iterable[Sequence[Any]]) -> datasets.Dataset:
+    """Return the tags in ``values`` as one column, of the type that the column of lists has in ``rows``."""
+    import datasets
+
+    feature = rows.features[column].feature
+    return datasets.Dataset.from_dict(
+        {column: [tag for tags in values for tag in tags]}, datasets.Features({column: feature})
+    )
+
+
+def _encoded(
+    rows: datasets.Dataset,
+    data: TokenClassificationData,
+    names: Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress,
+) -> Iterator[dict[str, list[Any]]]:
+    """Yield tokenized examples; a row of which no word has a token is dropped.
+
+    Raises:
+        AdapeftError: no row is left.
+    """
+    from adapeft.data.labels import class_numbers
+    from adapeft.tasks.losses.objective import IGNORED
+    from adapeft.tasks.tokenize import LABELS, TRUNCATED, batches_of
+
+    is_any_kept = False
+    for batch in batches_of(rows, [data.words, data.label], progress):
+        words, tags = batch[data.words], batch[data.label]
+        numbers = iter(class_numbers(_flat(rows, data.label, tags), data.label, names))
+        tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=data.max_length)
+        kept: dict[str, list[Any]] = {name: [] for name in (*tokens, LABELS, TRUNCATED)}
+        for row in range(len(words)):
+            own = [next(numbers) for _ in words[row]]
+            labels, last = [], -1
+            for word in tokens.word_ids(row):
+                labels.append(IGNORED if word is None or word == last else own[word])
+                last = last if word is None else word
+            if last < 0:
+                continue
+            for name, values in tokens.items():
+                kept[name].append(values[row])
+            kept[LABELS].append(labels)
+            kept[TRUNCATED].append(last < len(own) - 1)
+        if kept[LABELS]:
+            is_any_kept = True
+            yield kept
+    if not is_any_kept:
+        raise AdapeftError(
+            f"data.max_length = {data.max_length}: no word of the {len(rows)} examples has a token. Raise it, or check "
+            "data.words."
+        )
