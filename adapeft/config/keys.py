@@ -81,8 +81,8 @@ _READ = ("model.name", "data.train")
 _UNREAD: Mapping[str, str] = MappingProxyType({})
 
 
-_EXACT = {"select.measure": "exact"}
-"""Entry that the key of an exact measurement leaves out, as those of older versions do."""
+_LEFT_OUT = {"select.measure": "exact", "model.quantization": "none"}
+"""Entries that the key of a measurement leaves out if they have these values, as those of older versions do."""
 
 
 def measurement_key(
@@ -104,13 +104,15 @@ def measurement_key(
         if not is_harmless(field_of(name, variants.get(name.partition(".")[0])))
     }
     key.update({content_key(name): contents[name] for name in _READ if name in contents})
+    if config.model.quantization not in (None, "none"):
+        key["model.quantization"] = config.model.quantization
     measured = config.select.measured(num_parameters, is_quantized=is_quantized)
     return key | {f"select.{name}": value for name, value in measured.items()}
 
 
 def measured_differently(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
     """Return the lines of ``differences`` between the key of a measurement and that of stored statistics."""
-    wanted, stored = {**_EXACT, **wanted}, {**_EXACT, **stored}
+    wanted, stored = {**_LEFT_OUT, **wanted}, {**_LEFT_OUT, **stored}
     return differing(wanted, {key: stored.get(key) for key in wanted})
 
 

@@ -218,13 +218,20 @@ def build_groups(
         quantized_matrices: what becomes of candidates that bitsandbytes has quantized.
 
     Raises:
-        AdapeftError: a pattern matches no parameter, no candidate has elements that can be changed, or quantized
-            candidates are refused.
+        AdapeftError: a pattern matches no parameter, no candidate has elements that can be changed, quantized
+            candidates are refused, or a quantized matrix is always trained.
     """
     parameters = describe_parameters(model)
     names = parameter_names(model)
     new = new_parameters(model)
-    always = always_trained(model, always_train)
+    always, all_quantized = always_trained(model, always_train), quantized_weights(model)
+    whole = [name for name in always if name in all_quantized]
+    if whole:
+        raise AdapeftError(
+            f"select.always_train: {len(whole)} matrices such as {whole[0]!r} are quantized "
+            f"({all_quantized[whole[0]]}) and cannot be trained whole. Leave them out, or quantize the base while "
+            f"loading it (model.quantization), which leaves what is always trained as it is."
+        )
     included = match_patterns("select.include", list(include), names) if include else set(names.values())
     candidates = included - match_patterns("select.exclude", list(exclude), names) - always - set(new)
     unsaved = candidates & unsaved_parameters(model)
@@ -235,7 +242,7 @@ def build_groups(
             stacklevel=2,
         )
         candidates -= unsaved
-    quantized = {name: kind for name, kind in quantized_weights(model).items() if name in candidates}
+    quantized = {name: kind for name, kind in all_quantized.items() if name in candidates}
     if quantized and quantized_matrices == "refused":
         raise AdapeftError(
             f"select: this choice trains matrices whole, but {len(quantized)} candidates such as "

@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from adapeft.errors import AdapeftError
+from adapeft.model.quantized import quantized_weights
 
 _NEEDS_GRADIENTS = ("select", "attach")
 """Public functions that need gradients of the model's parameters."""
@@ -59,6 +60,7 @@ def check_resident(model: nn.Module, call: str) -> None:
 def obstacles(model: nn.Module) -> dict[str, str]:
     """Return name → reason for every parameter whose elements cannot be read and changed one by one."""
     found = {name: obstacle(parameter) for name, parameter in model.named_parameters()}
+    found |= {name: f"is quantized ({kind})" for name, kind in quantized_weights(model).items() if not found[name]}
     return {name: reason for name, reason in found.items() if reason}
 
 

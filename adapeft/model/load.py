@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,7 +27,14 @@ from adapeft.data.labels import Head
 from adapeft.data.padding import set_padding, with_padding
 from adapeft.errors import AdapeftError
 from adapeft.model.checkpoint.checkpoint import is_tied
-from adapeft.model.quantized import quantized_weights
+from adapeft.model.quantization import (
+    check_quantization,
+    put_stand_ins,
+    quantization_settings,
+    silence_casts,
+    stored_quantization,
+)
+from adapeft.model.quantized import describe_quantization, keep_codes_in_place
 from adapeft.model.structure import MISSING, always_trained
 from adapeft.model.wrappers import wrapped_names
 from adapeft.tasks.describe import describe
@@ -40,20 +49,35 @@ CONFIG_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, StrictDatacla
 
 
 def load_model_config(
-    model: Model, description: DataDescription, tokenizer: PreTrainedTokenizerBase
+    model: Model,
+    description: DataDescription,
+    tokenizer: PreTrainedTokenizerBase,
+    always_train: Sequence[str] = ("auto",),
 ) -> PretrainedConfig:
     """Return the model's own config, with the labels of the data and the padding of ``load_tokenizer``'s tokenizer.
 
+    Its ``quantization_config`` is that of the checkpoint, or what ``model.quantization`` asks for.
+
+    Args:
+        model: the config's ``model`` section.
+        description: description of the data.
+        tokenizer: tokenizer of the model.
+        always_train: patterns of ``select.always_train``; what they match is not quantized.
+
     Raises:
-        AdapeftError: the model does not exist.
+        AdapeftError: the model does not exist, or ``model.quantization`` is impossible.
     """
     config = _own_config(model, attn_implementation=model.attn_implementation, **label_options(model.task, description))
+    check_quantization(model, config)
     set_padding(config, tokenizer)
     # Budget and memory estimate must count the parameters that the loaded model will have.
     has_head = TASKS[model.task].has_head
     if not has_head and getattr(config, "tie_word_embeddings", False) and Path(model.name).is_dir():
         structure = build_structure(config, model.task, trust_remote_code=model.trust_remote_code)
         config.tie_word_embeddings = is_tied(Path(model.name), structure)
+    if model.quantization in ("int8", "nf4") and not stored_quantization(config):
+        structure = build_structure(config, model.task, trust_remote_code=model.trust_remote_code)
+        config.quantization_config = quantization_settings(model, structure, always_train)
     return config
 
 
@@ -120,8 +144,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
     The labels have the format of ``label_options``. For a quantized model, ``quantization`` is the type of its weights.
     """
-    types = sorted(set(quantized_weights(model).values()))
-    quantized = {"quantization": ", ".join(types)} if types else {}
+    quantized = describe_quantization(model)
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig):
         return {"name": None, "architecture": type(model).__name__, "task": None, "labels": {}, **quantized}
@@ -162,6 +185,8 @@ def _auto_class(task: str) -> Any:
 def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Build the model on the meta device: names, shapes and modules without weights.
 
+    Layers that bitsandbytes quantizes during the loading are stand-ins; see ``adapeft.model.stand_in``.
+
     Raises:
         AdapeftError: models of this type have no head for the task, or the model or this machine does not support the
             config's attention implementation.
@@ -169,7 +194,7 @@ def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: b
     asked = config._attn_implementation
     try:
         with torch.device("meta"):
-            return _auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
+            structure: PreTrainedModel = _auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
     except (ImportError, ValueError) as error:
         reason = _first_line(error)
         if reason.startswith("Unrecognized configuration class"):
@@ -183,6 +208,8 @@ def build_structure(config: PretrainedConfig, task: str, *, trust_remote_code: b
                 "required packages here and on the workers."
             ) from error
         raise
+    put_stand_ins(structure)
+    return structure
 
 
 def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: Sequence[str]) -> PreTrainedModel:
@@ -199,6 +226,13 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
     """
     set_seed(seed)
     logging.disable_progress_bar()
+    options: dict[str, Any] = {}
+    if isinstance(getattr(config, "quantization_config", None), BitsAndBytesConfig):
+        # In the config, transformers would take it for the quantization of the stored weights.
+        config = copy(config)
+        options["quantization_config"] = vars(config).pop("quantization_config")
+    if stored_quantization(config):
+        silence_casts()
     loaded, info = _auto_class(model.task).from_pretrained(
         model.name,
         config=config,
@@ -206,6 +240,7 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         output_loading_info=True,
+        **options,
     )
     names = [name for name, _ in loaded.named_parameters()]
     random = sorted(set(info["missing_keys"]) & set(names) - always_trained(loaded, always_train))
@@ -218,6 +253,7 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
         )
     setattr(loaded, MISSING, tuple(name for name in names if name in info["missing_keys"]))
     loaded.config.use_cache = False
+    keep_codes_in_place(loaded)
     if model.gradient_checkpointing:
         loaded.gradient_checkpointing_enable({"use_reentrant": False})
     return loaded

@@ -12,18 +12,23 @@ from typing import Any
 from torch import nn
 
 from adapeft.errors import AdapeftError
+from adapeft.model.stand_in import StandIn
 
 
 def is_quantized_layer(cls: type[nn.Module]) -> bool:
-    """Whether ``cls`` is a linear layer of bitsandbytes."""
+    """Whether ``cls`` is a linear layer of bitsandbytes, or stands in for one without weights."""
     bitsandbytes = sys.modules.get("bitsandbytes")
-    return bitsandbytes is not None and issubclass(cls, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt)
+    if bitsandbytes is not None and issubclass(cls, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt):
+        return True
+    return issubclass(cls, StandIn)
 
 
 def quantization_of(module: nn.Module) -> str:
     """Return the type of a linear layer's quantized weight, ``int8``, ``nf4`` or ``fp4``; empty if it has none."""
     if not is_quantized_layer(type(module)):
         return ""
+    if isinstance(module, StandIn):
+        return module.quantization
     weight: Any = module._parameters["weight"]
     state: Any = getattr(module, "state", None)
     if state is not None:  # of 8 bits
@@ -35,6 +40,12 @@ def quantized_weights(model: nn.Module) -> dict[str, str]:
     """Return name → type of every weight that bitsandbytes has quantized."""
     found = {f"{path}.weight".lstrip("."): quantization_of(module) for path, module in model.named_modules()}
     return {name: quantization for name, quantization in found.items() if quantization}
+
+
+def describe_quantization(model: nn.Module) -> dict[str, str]:
+    """Return the entry ``quantization`` of a model's description, the type of its quantized weights; none if dense."""
+    types = sorted(set(quantized_weights(model).values()))
+    return {"quantization": ", ".join(types)} if types else {}
 
 
 def check_not_whole(call: str, names: Collection[str], quantized: Mapping[str, str]) -> None:

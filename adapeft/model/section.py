@@ -17,6 +17,13 @@ class Model(Section):
     task: TaskName = Field(description="task that the model is trained for")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="dtype of the frozen weights")
+    # Harmless, because an entry for each would make the statistics of older versions look different.
+    quantization: Harmless[Literal["none", "int8", "nf4"] | None] = Field(
+        default=None,
+        description="type to which bitsandbytes quantizes the linear layers of the blocks while they are loaded; nf4: "
+        "with double quantization, computed in dtype (QLoRA: bfloat16); embeddings, norms and heads stay as they are; "
+        "null: as the checkpoint is; none: not quantized, also an error if the checkpoint is",
+    )
     matmul_precision: Literal["highest", "high", "medium"] = Field(
         default="highest",
         description="precision of float32 matrix products, as in torch.set_float32_matmul_precision: high is TF32 on "

@@ -20,8 +20,10 @@ from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import check_precision
 from adapeft.model.load import build_structure, describe_for, load_model_config, load_tokenizer
+from adapeft.model.quantization import stored_quantization
 from adapeft.model.trial import Trial
 from adapeft.model.unloaded.weightless import Weightless
+from adapeft.sections.cluster import Cluster
 from adapeft.selection.choose import check_budget, check_limit
 from adapeft.subset.subset import Subset
 from adapeft.tasks.registry import TASKS
@@ -46,7 +48,8 @@ def inspect(config: Config) -> Inspection:
     task.metrics(description).primary(config.data.metric)
     tokenizer = load_tokenizer(config.model)
     _check_calibration(config, description, tokenizer)
-    model_config = load_model_config(config.model, description, tokenizer)
+    model_config = load_model_config(config.model, description, tokenizer, config.select.always_train)
+    _check_divides(config.cluster, stored_quantization(model_config))
     weightless = Weightless()
     with weightless:
         structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
@@ -132,6 +135,15 @@ def _check_model_folder(name: str) -> None:
         beside = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if os.path.isdir(parent) else []
         hint = did_you_mean(Path(name).name, beside)
         raise AdapeftError(f"model.name = {name}: no such folder.{hint} Give a folder or the name of a hub model.")
+
+
+def _check_divides(cluster: Cluster, quantization: str) -> None:
+    """Check that ZeRO-3 divides the weights: the state of an 8-bit layer of bitsandbytes keeps a whole copy."""
+    if quantization == "int8" and cluster.zero_stage == 3 and cluster.workers > 1:
+        raise AdapeftError(
+            "cluster.zero_stage = 3: the base is quantized to int8, of which bitsandbytes keeps a copy of all weights "
+            "on every worker, so they cannot be divided. Set cluster.zero_stage: 2, or model.quantization: nf4."
+        )
 
 
 def _check_calibration(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -23,6 +23,7 @@ from adapeft.errors import AdapeftError, RoundingWarning
 from adapeft.files.json_numbers import decoded
 from adapeft.finite import DIVERGED, blame
 from adapeft.model.load import label_options
+from adapeft.model.quantized import describe_quantization
 from adapeft.subset.subset import Subset
 from adapeft.tasks.losses.micro_batches import example_losses, micro_losses
 from adapeft.tune.attach import attach
@@ -217,7 +218,10 @@ class _Training:
         config = self.config
         labels = label_options(config.model.task, self.inputs.description)
         return {
-            "model": {"name": config.model.name, "task": config.model.task, "labels": labels},
+            "model": {
+                **{"name": config.model.name, "task": config.model.task, "labels": labels},
+                **describe_quantization(self.model),
+            },
             "method": config.select.method,
             "step": self.progress.step,
             "scores": self.progress.best,

@@ -41,8 +41,9 @@ class Inputs:
     def model(self) -> PreTrainedModel:
         """Load a new copy of the base model, and set the matmul precision of this process."""
         torch.set_float32_matmul_precision(self.config.model.matmul_precision)
-        config = load_model_config(self.config.model, self.description, self.train.tokenizer)
-        return load_model(self.config.model, config, self.config.seed, self.config.select.always_train)
+        model, always_train = self.config.model, self.config.select.always_train
+        config = load_model_config(model, self.description, self.train.tokenizer, always_train)
+        return load_model(model, config, self.config.seed, always_train)
 
     def claimed_contents(self) -> dict[str, str]:
         """Return the hashes of all inputs recorded when the run folder was claimed; empty if it was not claimed.

@@ -38,6 +38,7 @@ from adapeft.methods.registry import Plan, ValuedMethod, get_method
 from adapeft.model.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from adapeft.model.checkpoint.files import has_weights
 from adapeft.model.load import CONFIG_ERRORS, build_structure
+from adapeft.model.quantization import stored_quantization
 from adapeft.ranks import OneRank
 from adapeft.selection.choose import check_budget, choose
 from adapeft.subset.empty import check_not_empty, or_random
@@ -261,6 +262,13 @@ def _structure(config: Config) -> PreTrainedModel:
         )
     except CONFIG_ERRORS as error:
         raise AdapeftError(f"--to {model.name!r}: has no config of a model ({str(error).splitlines()[0]}).") from error
+    quantization = stored_quantization(target) or model.quantization
+    if quantization not in (None, "none"):
+        raise AdapeftError(
+            f"--to {model.name!r}: is quantized ({quantization}), and a transferred subset belongs to the weights of "
+            f"the target's checkpoint. Choose for the quantized base with adapeft select, or transfer without "
+            f"model.quantization."
+        )
     return build_structure(target, model.task, trust_remote_code=model.trust_remote_code)
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from adapeft.config.config import Config
 from adapeft.config.data import DATA
-from adapeft.config.keys import KEYS, SECTIONS, differences, measurement_key
+from adapeft.config.keys import KEYS, SECTIONS, differences, measured_differently, measurement_key
 from adapeft.config.load import load_config, parse_config, parse_select
 from adapeft.config.write import defaults_yaml, json_schema, to_yaml
 from adapeft.errors import AdapeftError
@@ -438,6 +438,16 @@ def test_statistics_of_a_quantized_model_depend_on_the_rank(load):
     assert low_rank == exact | {"select.measure": "low-rank", "select.rank": 16}
     assert measurement_key(load(MINIMAL, "rank=8"), is_quantized=True) != low_rank
     assert measurement_key(load(MINIMAL, "rank=8")) == exact
+
+
+def test_statistics_of_a_quantized_base_are_others(load):
+    plain, none, nf4 = (
+        measurement_key(load(MINIMAL, *given)) for given in ([], ["quantization=none"], ["quantization=nf4"])
+    )
+    assert plain == none
+    assert measured_differently(nf4, plain) == ["model.quantization: nf4 here, none there"]
+    assert measured_differently(plain, nf4) == ["model.quantization: none here, nf4 there"]
+    assert measured_differently(nf4, nf4) == measured_differently(none, plain) == []
 
 
 def test_statistics_of_elements_serve_either_way_of_valuing_them(load):

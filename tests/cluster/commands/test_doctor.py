@@ -47,10 +47,11 @@ def test_shows_versions_and_that_everything_required_is_there(command, monkeypat
 
 
 def test_a_missing_extra_is_named_with_its_remedy(packages):
-    packages["deepspeed"] = packages["s3fs"] = None
+    packages["deepspeed"] = packages["s3fs"] = packages["bitsandbytes"] = None
     found = problems()
     assert found[COMMANDS] == f"deepspeed{_declared('deepspeed')} is missing: pip install 'adapeft[cluster]'"
     assert "s3fs" in found["outputs at s3:// URLs"]
+    assert found["bases of 8 and 4 bits"] == "bitsandbytes is missing: pip install 'adapeft[quantization]'"
     assert found[LIBRARY] is None
 
 

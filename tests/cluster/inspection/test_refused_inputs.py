@@ -90,3 +90,23 @@ def test_relative_positions_have_no_limit_and_are_remarked(tmp_path):
         Terminal(Console(file=written, width=200)).show_inputs(config, inspect(config))
         remarks.append("data.max_length = 33 exceeds the 32 that the model was trained with" in written.getvalue())
     assert remarks == [False, True]
+
+
+def test_8_bit_weights_are_not_divided(command, config):
+    said = refusal(command, "run", config, "quantization=int8", "groups=row", "rank=4")
+    assert "cluster.zero_stage = 3: the base is quantized to int8" in said
+    assert "Set cluster.zero_stage: 2, or model.quantization: nf4." in said
+    assert command("estimate", config, "quantization=int8", "select.rank=4", "zero_stage=2").returncode == 0
+
+
+@pytest.mark.parametrize("select", ["method=full", "groups=tensor", "method=mixout"])
+def test_a_quantized_base_is_not_trained_whole(command, config, select):
+    said = refusal(command, "run", config, "quantization=nf4", select)
+    assert "trains matrices whole, but 13 candidates such as 'bert.encoder.layer.0" in said
+    assert "are quantized (nf4)" in said
+
+
+def test_an_unknown_quantization(command, config):
+    assert "model.quantization = int4: should be 'none', 'int8' or 'nf4'" in refusal(
+        command, "run", config, "quantization=int4"
+    )

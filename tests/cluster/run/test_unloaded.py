@@ -205,6 +205,12 @@ def test_what_only_loading_shows_is_left_to_workers(damage, tmp_path, capsys):
     assert NEEDING[damage] in needs_loading(load_config(path, ["method=random"]), capsys)
 
 
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_quantized_base_is_left_to_workers(quantization, bert, capsys):
+    config = load_config(bert, ["method=random", f"quantization={quantization}", "groups=row", "zero_stage=2"])
+    assert needs_loading(config, capsys).endswith("the base is quantized")
+
+
 def test_a_mixture_of_experts_is_left_to_workers(tmp_path, capsys):
     experts = MixtralConfig(**SIZES, num_key_value_heads=1, num_local_experts=3)
     path = config_of(tmp_path, MixtralForCausalLM(experts), "causal-lm")
