@@ -175,8 +175,8 @@ def dtypes_and_shapes(draw: st.DrawFn, header: dict[str, Any]) -> dict[str, Any]
 def check(load: Callable[[], object], path: Path, *, names: str | None = None) -> object | None:
     """Load a damaged file and return the result, or None if it was rejected.
 
-    A rejection must be an ``AdapeftError`` that names the file. Loading must not run code, write files, or use much
-    memory or time.
+    A rejection must be an ``AdapeftError`` that names the file. Loading must not run code, write files in the folder of
+    the file or beside that folder, or use much memory or time.
     """
     before = _files_around(path)
     try:

@@ -160,7 +160,8 @@ def test_damaged_metrics(folder):
 
 
 def test_damaged_validations_are_shown(tmp_path):
-    path, terminal, trials = tmp_path / "validation.json", Terminal(Console(file=StringIO())), Trials()
+    path, terminal, trials = tmp_path / "run" / "validation.json", Terminal(Console(file=StringIO())), Trials()
+    path.parent.mkdir()
     found = {"influence (adam)": {"all": 0.9, "single tensors": None}, "count": {"all": 0.5, "single tensors": 0.1}}
     constants = {"planned_constant": 0.3, "fitted_constant": 0.75, "overshooting": 0.25}
     constants |= {"learning_rate": 3e-4, "steps": 20, "at_fitted_reach": {"influence (adam)": 0.95, "count": None}}

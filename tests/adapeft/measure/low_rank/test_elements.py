@@ -31,8 +31,9 @@ from tests.support.tiny import make_batches, make_bert, make_gpt2, make_mixtral
 RANK = 5
 
 
-@pytest.fixture(params=[make_bert, make_gpt2, make_mixtral])
+@pytest.fixture(scope="module", params=[make_bert, make_gpt2, make_mixtral])
 def model(request):
+    """Return a float64 model, which measuring leaves as it was."""
     return request.param().double().eval()
 
 
@@ -60,7 +61,7 @@ def measured_elements(model, rank: int = RANK, kind: str = "adam", *, shrinkage:
         return Measured(passes, bases, dense, statistics)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def statistics(model) -> Statistics:
     return measured_elements(model, shrinkage=True).statistics
 
@@ -194,7 +195,7 @@ def test_scores_of_factored_shards_are_not_kept(statistics, monkeypatch):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 50])
-def test_every_element_is_on_one_rank(model, statistics, world_size, monkeypatch):
+def test_every_element_is_on_one_rank(statistics, world_size, monkeypatch):
     monkeypatch.setattr(elements_of_low_rank, "_LARGEST", 60)
     for shard in statistics.elements:
         if not shard.is_factored or len(statistics.groups.parameters[shard.slice.parameter].shape) == 3:
@@ -256,7 +257,7 @@ def test_columns_of_the_groups_are_sums_of_the_elements(statistics):
 @pytest.mark.parametrize("joint", [True, False])
 def test_the_chosen_elements_capture_what_the_exact_choice_does(joint):
     model = make_bert()
-    options = {"groups": "element", "budget": "10%", "num_steps": 50, "joint": joint}
+    options = {"groups": "element", "budget": "10%", "num_steps": 50, "joint": joint, "warmup_steps": 4}
     batches = make_batches(model, num_batches=16)
     exact = adapeft.select(model, batches, measure="exact", **options)
     low = adapeft.select(model, batches, measure="low-rank", rank=8, **options)

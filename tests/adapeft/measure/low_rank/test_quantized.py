@@ -19,6 +19,8 @@ from tests.support.tiny import make_batches, make_bert
 
 WEIGHT = "bert.encoder.layer.0.intermediate.dense.weight"
 RANK = 8
+MEASURED = {"rank": RANK, "warmup_steps": 4}
+"""Options of measuring, with few steps of the warm-up, which is not tested here."""
 
 
 @pytest.fixture(params=TYPES)
@@ -74,8 +76,8 @@ def test_a_choice_on_4_bits_is_that_on_the_dequantized_model(options, tmp_path):
     model = load_quantized(make_bert, "nf4", tmp_path / "base")
     dense = as_dense(model, make_bert)
     batches = make_batches(make_bert())
-    found = select(model, batches, budget="10%", rank=RANK, **options)
-    expected = select(dense, batches, budget="10%", rank=RANK, measure="low-rank", **options)
+    found = select(model, batches, budget="10%", **MEASURED, **options)
+    expected = select(dense, batches, budget="10%", measure="low-rank", **MEASURED, **options)
     assert any(name in quantized_weights(model) for name in found.parts)
     assert found.parts == expected.parts
     assert found.choice.value == pytest.approx(expected.choice.value, rel=1e-3)
@@ -97,8 +99,8 @@ def test_a_choice_on_4_bits_is_that_on_the_dequantized_model(options, tmp_path):
 )
 def test_what_is_chosen_is_trained(options, model):
     before, batches = fingerprint_model(model), make_batches(make_bert())
-    more = {} if "method" in options else {"rank": RANK}
-    subset = select(model, batches, budget="12%", **options, **more)
+    measured = {} if "method" in options else MEASURED
+    subset = select(model, batches, budget="12%", **options, **measured)
     assert fingerprint_model(model) == before
     chosen = subset.parts.keys() & quantized_weights(model).keys()
     assert chosen
@@ -112,7 +114,7 @@ def test_measuring_keeps_weights_from_being_repacked(tmp_path):
     for repacks in (False, True):
         model = load_quantized(make_wide, "nf4", tmp_path / "base", repacks=repacks)
         can = [getattr(module, "support_avx512bf16_for_cpu", None) for module in model.modules()]
-        found.append(select(model, make_batches(make_bert()), budget="1%", rank=RANK))
+        found.append(select(model, make_batches(make_bert()), budget="1%", **MEASURED))
         assert [getattr(module, "support_avx512bf16_for_cpu", None) for module in model.modules()] == can
     assert found[0].parts.keys() & quantized_weights(model).keys()
     assert found[0].parts == found[1].parts
