@@ -176,7 +176,7 @@ def adapter(tmp_path: Path, **options: object) -> tuple[Path, str]:
         ({"target_parameters": ["intermediate.dense.weight"]}, "target_parameters = "),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa' changes the weights of the base"),
         ({"modules_to_save": None, "task_type": None}, "task_type = None is not supported. Give --task sequence"),
-        ({"task_type": "TOKEN_CLS"}, "task_type = 'TOKEN_CLS' is not supported"),
+        ({"task_type": "QUESTION_ANS"}, "task_type = 'QUESTION_ANS' is not supported"),
     ],
 )
 def test_what_a_delta_has_not_is_refused_by_name(options, message, tmp_path):
