@@ -24,7 +24,7 @@ def describe(task: Task, data: Data, head: Head | None = None) -> DataDescriptio
             invalid for the task.
     """
     splits = {split: rows_of(data, split) for split in ("data.train", "data.evaluation")}
-    columns = task.columns(splits, data)
+    columns = {split: task.columns(rows, split, data) for split, rows in splits.items()}
     for split, rows in splits.items():
         check_texts(rows, split, data)
         for field, names in data.label_columns.items():
@@ -38,5 +38,5 @@ def describe(task: Task, data: Data, head: Head | None = None) -> DataDescriptio
         labels.problem_type,
         labels.num_outputs,
         lines={"data.train": num_lines(data.train), "data.evaluation": num_lines(data.evaluation)},
-        content={split: rows_hash(rows, columns) for split, rows in splits.items()},
+        content={split: rows_hash(rows, columns[split]) for split, rows in splits.items()},
     )

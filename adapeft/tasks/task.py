@@ -55,8 +55,8 @@ class Task(ABC, Generic[D]):
         """Name of the task in ``model.task``."""
         return self.data.task
 
-    def columns(self, splits: Mapping[str, datasets.Dataset], data: D) -> list[str]:
-        """Return the columns that the task reads of rows by field of the config.
+    def columns(self, rows: datasets.Dataset, split: str, data: D) -> list[str]:
+        """Return the columns that the task reads of the rows of ``split``, a field of the config.
 
         Raises:
             AdapeftError: a column is missing or named twice.

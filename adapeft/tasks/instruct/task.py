@@ -29,11 +29,10 @@ class Instruct(Task[InstructData]):
     export_type = "CAUSAL_LM"
     drops_rows = True
 
-    def columns(self, splits: Mapping[str, datasets.Dataset], data: InstructData) -> list[str]:
+    def columns(self, rows: datasets.Dataset, split: str, data: InstructData) -> list[str]:
         from adapeft.tasks.instruct.formats import format_of
 
-        found = [format_of(rows.column_names, split, data.format, dict(data.columns)) for split, rows in splits.items()]
-        return list(dict.fromkeys(column for columns in found for column in columns.values()))
+        return list(format_of(rows.column_names, split, data.format, dict(data.columns)).values())
 
     def labels(self, splits: Mapping[str, datasets.Dataset], data: InstructData, head: Head | None) -> Labels:
         from adapeft.data.description import Labels

@@ -74,10 +74,11 @@ class ChatTemplate:
             ) from error
 
     def _render(self, chat: Chat, num_messages: int, **options: Any) -> tuple[str, Spans]:
+        source = self._source(chat)
         options.update(self._tokenizer.special_tokens_map)
         try:
             rendered: Any = render_jinja_template(
-                [chat.messages[:num_messages]], chat.tools, chat_template=self._source(chat), **options
+                [chat.messages[:num_messages]], chat.tools, chat_template=source, **options
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise InvalidRowError(f"the chat template rejects it: {error}") from error

@@ -57,7 +57,7 @@ def conversations_of(
                 except _DroppedError as reason:
                     dropped = dropped or f"row {number}: {reason}"
                 except InvalidRowError as error:
-                    if data.invalid == "error":
+                    if data.invalid == "error" or isinstance(error, _TooLongError):
                         raise AdapeftError(f"row {number} (counted from 0): {error}.") from error
                     dropped = dropped or f"row {number}: {error}"
             start, num_kept = start + len(next(iter(batch.values()))), num_kept + len(kept)
@@ -75,6 +75,10 @@ class _DroppedError(Exception):
     """The config's rule for long examples drops a row."""
 
 
+class _TooLongError(InvalidRowError):
+    """The config's rule for long examples refuses a row, whatever its rule for invalid rows."""
+
+
 class _Encoder:
     """Conversion of a conversation to token ids and labels, by the rules of the config."""
 
@@ -86,15 +90,15 @@ class _Encoder:
         """Return the columns of an example.
 
         Raises:
-            AdapeftError: it is too long, and ``data.too_long`` is ``error``; or there is no template.
-            InvalidRowError: the template rejects it.
+            AdapeftError: there is no template.
+            InvalidRowError: the template rejects it, or it is too long and ``data.too_long`` is ``error``.
             _DroppedError: it is too long, and is dropped or has no trained token left.
         """
         ids, labels = self._tokens(conversation)
         most, is_long = self._data.max_length, len(ids) > self._data.max_length
         said = f"it has {len(ids)} tokens, more than data.max_length = {most}"
         if is_long and self._data.too_long == "error":
-            raise InvalidRowError(f"{said}. Raise that, or set data.too_long: truncate or drop")
+            raise _TooLongError(f"{said}. Raise that, or set data.too_long: truncate or drop")
         if is_long and self._data.too_long == "drop":
             raise _DroppedError(said)
         ids, labels = ids[:most], labels[:most]

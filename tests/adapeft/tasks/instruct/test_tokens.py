@@ -9,10 +9,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from adapeft.data.cache import Cache
 from adapeft.errors import AdapeftError
+from adapeft.tasks.describe import describe
 from adapeft.tasks.losses.cross_entropy import NextToken
 from adapeft.tasks.losses.objective import IGNORED
 from adapeft.tasks.registry import TASKS
 from tests.support import chats
+from tests.support.checkpoints import write_lines
 
 TASK = TASKS["instruct"]
 TURNS = [
@@ -69,8 +71,9 @@ def test_the_config_s_template_replaces_the_tokenizer_s(tmp_path):
     tokenizer = chats.make_tokenizer(None)
     [example] = tokenized([CHAT], tokenizer, chat_template=str(path)).rows
     assert tokenizer.decode(example["input_ids"]).startswith("<s>[INST] hi [/INST]")
-    with pytest.raises(AdapeftError, match=r"no chat template.*Set data\.chat_template"):
-        tokenized([CHAT], tokenizer)
+    for options in ({}, {"train_on": "all"}, {"train_on": "all", "invalid": "drop"}):
+        with pytest.raises(AdapeftError, match=r"^model\.name: .*no chat template.*Set data\.chat_template"):
+            tokenized([CHAT], tokenizer, **options)
 
 
 @pytest.mark.parametrize("template", [chats.WITHOUT_EARLIER_THOUGHTS, chats.LAST_FIRST])
@@ -116,6 +119,8 @@ def test_long_examples_follow_the_rule_and_are_counted(too_long):
     assert found.num_truncated == (too_long == "truncate")
     with pytest.raises(AdapeftError, match=r"row 1 .*11 tokens, more than data\.max_length = 6"):
         tokenized(rows, tokenizer, max_length=6, too_long="error")
+    with pytest.raises(AdapeftError, match=r"row 1 .*11 tokens, more than data\.max_length = 6"):
+        tokenized(rows, tokenizer, max_length=6, too_long="error", invalid="drop")
     with pytest.raises(AdapeftError, match=r"all 1 conversations are dropped; the first is row 0: it has 12 tokens"):
         tokenized(rows[2:], tokenizer, max_length=6, too_long=too_long)
 
@@ -145,6 +150,14 @@ def test_a_batch_has_the_loss_of_its_examples(side):
     logits = model(**batch.inputs, position_ids=positions).logits
     # The model computes its own loss in float32.
     torch.testing.assert_close(objective.loss_sum(logits, batch.labels).float(), alone, rtol=1e-5, atol=0)
+
+
+def test_a_column_may_be_in_one_split_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    row = {"instruction": "hi", "output": "hello"}
+    train = write_lines(tmp_path / "train.jsonl", [{**row, "system": "be short"}])
+    evaluation = write_lines(tmp_path / "evaluation.jsonl", [row])
+    assert describe(TASK, TASK.data(train=str(train), evaluation=str(evaluation))).num_evaluation == 1
 
 
 def test_the_cache_knows_every_rule(tmp_path, monkeypatch):
