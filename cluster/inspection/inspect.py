@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
 
 _LONG_TEXTS = 64
-_SPLITS = ("data.train", "data.evaluation")
+_Splits = Mapping[str, TokenizedData]
+"""Tokenized examples by field of the config; empty for tasks whose examples are their rows."""
 
 
 def inspect(config: Config) -> Inspection:
@@ -47,15 +49,16 @@ def inspect(config: Config) -> Inspection:
     task = TASKS[config.model.task]
     task.metrics(description).primary(config.data.metric)
     tokenizer = load_tokenizer(config.model)
-    _check_calibration(config, description, tokenizer)
+    splits = _splits(config, tokenizer, description) if task.drops_rows else {}
+    _check_calibration(config, description, tokenizer, splits)
     model_config = load_model_config(config.model, description, tokenizer, config.select.always_train)
     _check_divides(config.cluster, stored_quantization(model_config))
     weightless = Weightless()
     with weightless:
         structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
-    sample = _sample(config, description, tokenizer)
+    sample = _sample(config, description, tokenizer, splits)
     trial = Trial(structure, weightless, sample)
-    trial.check(config.data.max_length, lambda: _largest_token(config, tokenizer, description))
+    trial.check(config.data.max_length, lambda: _largest_token(splits or _splits(config, tokenizer, description)))
     select = config.select
     groups = groups_of(structure, select)
     if config.train.subset is not None:
@@ -72,19 +75,21 @@ def inspect(config: Config) -> Inspection:
         model_config,
         num_tokens,
         limit,
-        _notes(config, tokenizer, description),
+        _notes(config, description, splits),
     )
 
 
-def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> TokenizedData:
-    """Return tokenized training examples that include the longest, judged by the number of characters."""
+def _sample(
+    config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase, splits: _Splits
+) -> TokenizedData:
+    """Return tokenized training examples that include the longest, judged by characters if not tokenized before."""
     data, task = config.data, TASKS[config.model.task]
     if task.packs_texts:  # all have the same length
         return _blocks(config, "data.train", tokenizer, at_least=1)
-    if task.drops_rows:
-        tokenized = _tokenized(config, "data.train", tokenizer, description)
-        longest = np.argsort(tokenized.lengths)[-_LONG_TEXTS:]
-        return replace(tokenized, rows=tokenized.rows.select(longest))
+    if splits:
+        train = splits["data.train"]
+        longest = np.argsort(train.lengths)[-_LONG_TEXTS:]
+        return replace(train, rows=train.rows.select(longest))
     rows = rows_of(data, "data.train")
     texts = (rows.with_format("arrow")[column][:] for column in data.text_columns.values())
     characters = sum(pc.utf8_length(column).to_numpy() for column in texts)
@@ -92,36 +97,34 @@ def _sample(config: Config, description: DataDescription, tokenizer: PreTrainedT
     return task.tokenize(rows.select(longest), data, tokenizer, description)
 
 
-def _tokenized(
-    config: Config, field: str, tokenizer: PreTrainedTokenizerBase, description: DataDescription
-) -> TokenizedData:
-    """Return a whole split, from the cache that the workers of this machine use as well."""
-    rows, task = rows_of(config.data, field), TASKS[config.model.task]
-    try:
-        return task.tokenize(rows, config.data, tokenizer, description, Cache())
-    except AdapeftError as error:
-        raise AdapeftError(f"{field}: {error}") from error
+def _splits(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> _Splits:
+    """Return both splits as a whole, from the cache that the workers of this machine use as well."""
+    task, splits = TASKS[config.model.task], {}
+    for field in ("data.train", "data.evaluation"):
+        rows = rows_of(config.data, field)
+        try:
+            splits[field] = task.tokenize(rows, config.data, tokenizer, description, Cache())
+        except AdapeftError as error:
+            raise AdapeftError(f"{field}: {error}") from error
+    return splits
 
 
-def _notes(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> tuple[str, ...]:
-    """Return what tokenization changed in each split, for tasks that drop rows."""
-    if not TASKS[config.model.task].drops_rows:
-        return ()
+def _notes(config: Config, description: DataDescription, splits: _Splits) -> tuple[str, ...]:
+    """Return what tokenization changed in each split."""
     rows = {"data.train": description.num_train, "data.evaluation": description.num_evaluation}
-    found = {field: _tokenized(config, field, tokenizer, description) for field in _SPLITS}
     return tuple(
-        f"{field}: {rows[field] - len(found[field]):,} of {rows[field]:,} examples dropped, "
-        f"{found[field].num_truncated:,} truncated to {config.data.max_length:,} tokens"
-        for field in _SPLITS
-        if len(found[field]) < rows[field] or found[field].num_truncated
+        f"{field}: {rows[field] - len(split):,} of {rows[field]:,} examples dropped, "
+        f"{split.num_truncated:,} truncated to {config.data.max_length:,} tokens"
+        for field, split in splits.items()
+        if len(split) < rows[field] or split.num_truncated
     )
 
 
-def _largest_token(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> tuple[str, int]:
+def _largest_token(splits: _Splits) -> tuple[str, int]:
     """Return the split that has the largest token id of all examples, and that id."""
     largest = []
-    for field in _SPLITS:
-        chunks = _tokenized(config, field, tokenizer, description).rows.data.column("input_ids").iterchunks()
+    for field, split in splits.items():
+        chunks = split.rows.data.column("input_ids").iterchunks()
         largest.append((max(pc.max(pc.list_flatten(chunk)).as_py() for chunk in chunks), field))
     token, field = max(largest)
     return field, token
@@ -146,17 +149,16 @@ def _check_divides(cluster: Cluster, quantization: str) -> None:
         )
 
 
-def _check_calibration(config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_calibration(
+    config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase, splits: _Splits
+) -> None:
     """Check that there are enough examples for all ranks.
 
     Blocks exist only after tokenizing: this tokenizes only as many texts as it takes to find enough of them.
     """
     workers = config.cluster.workers
-    num_examples = description.num_train
-    task = TASKS[config.model.task]
-    if task.drops_rows:
-        num_examples, _ = [len(_tokenized(config, field, tokenizer, description)) for field in _SPLITS]
-    if task.packs_texts:
+    num_examples = len(splits["data.train"]) if splits else description.num_train
+    if TASKS[config.model.task].packs_texts:
         num_examples = len(_blocks(config, "data.train", tokenizer, at_least=max(2, workers)))
         _blocks(config, "data.evaluation", tokenizer, at_least=1)
     draw_calibration(num_examples, config.select.calibration, config.select.batch_size, workers, config.seed)
