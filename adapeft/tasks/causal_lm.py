@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from adapeft.sections.data import TextData
+from adapeft.sections.data import Data, TextData
 from adapeft.sections.section import Harmless
 from adapeft.tasks.metrics import Metrics
 from adapeft.tasks.task import Task
@@ -37,18 +37,34 @@ class CausalLMData(TextData):
     metric: Harmless[Literal["auto", "loss", "perplexity"]] = Field(default="auto", description="evaluation metric")
 
 
-class CausalLM(Task[CausalLMData]):
-    """Causal language modeling; an example is a block of exactly ``data.max_length`` tokens, which are its labels."""
+D = TypeVar("D", bound=Data)
 
-    data = CausalLMData
+
+class NextTokenTask(Task[D]):
+    """Base class of tasks whose model predicts the next token with its own outputs."""
+
     auto_class = "AutoModelForCausalLM"
     export_type = "CAUSAL_LM"
-    packs_texts = True
 
-    def labels(self, splits: Mapping[str, datasets.Dataset], data: CausalLMData, head: Head | None) -> Labels:
+    def labels(self, splits: Mapping[str, datasets.Dataset], data: D, head: Head | None) -> Labels:
         from adapeft.data.description import Labels
 
         return Labels()
+
+    def objective(self, description: DataDescription) -> Objective:
+        from adapeft.tasks.losses.cross_entropy import NextToken
+
+        return NextToken()
+
+    def metrics(self, description: DataDescription) -> Metrics:
+        return TokenMetrics()
+
+
+class CausalLM(NextTokenTask[CausalLMData]):
+    """Causal language modeling; an example is a block of exactly ``data.max_length`` tokens, which are its labels."""
+
+    data = CausalLMData
+    packs_texts = True
 
     def tokenize(
         self,
@@ -63,14 +79,6 @@ class CausalLM(Task[CausalLMData]):
 
         tokenizer = with_padding(tokenizer)
         return TokenizedData(blocks_of(rows, data.text, data.max_length, tokenizer, cache), None, tokenizer)
-
-    def objective(self, description: DataDescription) -> Objective:
-        from adapeft.tasks.losses.cross_entropy import NextToken
-
-        return NextToken()
-
-    def metrics(self, description: DataDescription) -> Metrics:
-        return TokenMetrics()
 
     def summary(self, description: DataDescription, data: CausalLMData) -> str:
         return (

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from adapeft.tasks.causal_lm import TokenMetrics
+from adapeft.tasks.causal_lm import NextTokenTask
 from adapeft.tasks.instruct.section import InstructData
-from adapeft.tasks.task import Task
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
     from adapeft.data.cache import Cache
-    from adapeft.data.description import DataDescription, Labels
-    from adapeft.data.labels import Head
-    from adapeft.tasks.losses.objective import Objective
-    from adapeft.tasks.metrics import Metrics
+    from adapeft.data.description import DataDescription
     from adapeft.tasks.tokenize import TokenizedData
 
 
-class Instruct(Task[InstructData]):
+class Instruct(NextTokenTask[InstructData]):
     """Instruction tuning; an example is a conversation, and its labels are the tokens that the assistant wrote."""
 
     data = InstructData
-    auto_class = "AutoModelForCausalLM"
-    export_type = "CAUSAL_LM"
     drops_rows = True
 
     def columns(self, rows: datasets.Dataset, split: str, data: InstructData) -> list[str]:
         from adapeft.tasks.instruct.formats import format_of
 
         return list(format_of(rows.column_names, split, data.format, dict(data.columns)).values())
-
-    def labels(self, splits: Mapping[str, datasets.Dataset], data: InstructData, head: Head | None) -> Labels:
-        from adapeft.data.description import Labels
-
-        return Labels()
 
     def tokenize(
         self,
@@ -56,14 +44,6 @@ class Instruct(Task[InstructData]):
         columns = format_of(rows.column_names, "data.train", data.format, dict(data.columns))
         examples = conversations_of(rows, columns, data, tokenizer, cache)
         return TokenizedData(examples, None, tokenizer, data.max_length if data.padding == "max_length" else None)
-
-    def objective(self, description: DataDescription) -> Objective:
-        from adapeft.tasks.losses.cross_entropy import NextToken
-
-        return NextToken()
-
-    def metrics(self, description: DataDescription) -> Metrics:
-        return TokenMetrics()
 
     def summary(self, description: DataDescription, data: InstructData) -> str:
         trained = {"completion": "last answers", "assistant": "answers", "all": "all tokens"}[data.train_on]
