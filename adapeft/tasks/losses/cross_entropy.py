@@ -35,36 +35,25 @@ class Classification(Objective):
         return torch.zeros(len(ids), dtype=torch.int64)
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(wide(logits), labels, ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(wide(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
     @torch.no_grad()
     def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
-        sampled = sample_categorical(logits, uniforms(batch.ids, 1, seed).squeeze(1))
+        draws = uniforms(batch.ids, batch.labels[0].numel(), seed).flatten()
+        sampled = sample_categorical(logits.flatten(0, -2), draws).view(batch.labels.shape)
         return torch.where(self.predicted(batch.labels), sampled, IGNORED)
 
 
-class TokenClasses(Objective):
+class TokenClasses(Classification):
     """Cross-entropy over C classes of every token: logits [n, T, C], labels int64 [n, T], -100 where ignored."""
 
     summary = "cross-entropy over the classes of the tokens with a label"
-
-    def predicted(self, labels: Tensor) -> Tensor:
-        return labels != IGNORED
 
     def fits(self, logits: Tensor, labels: Tensor) -> bool:
         return logits.ndim == 3 and logits.shape[:-1] == labels.shape
 
     def any_labels(self, ids: Tensor, num_outputs: int) -> Tensor:
         return torch.zeros_like(ids)
-
-    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(wide(logits).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-
-    @torch.no_grad()
-    def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
-        draws = uniforms(batch.ids, batch.labels.shape[1], seed).flatten()
-        sampled = sample_categorical(logits.flatten(0, 1), draws).view(batch.labels.shape)
-        return torch.where(self.predicted(batch.labels), sampled, IGNORED)
 
 
 class TokenCrossEntropy(Objective):
