@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,6 +42,27 @@ class Data(Section):
     def label_columns(self) -> dict[str, tuple[str, ...]]:
         """Key → the columns of labels that it names."""
         return {}
+
+
+Padding = Annotated[
+    Literal["longest", "max_length"],
+    Field(
+        description="length of a batch: that of its longest example; max_length: data.max_length, for models whose "
+        "predictions depend on the padding"
+    ),
+]
+
+
+class PaddedData(Data):
+    """Examples of different lengths, of which a batch pads the shorter ones."""
+
+    if TYPE_CHECKING:  # declared by every task, among its own keys
+        padding: Padding
+
+    @property
+    def fixed_length(self) -> int | None:
+        """Number of tokens of every batch; None: that of its longest example."""
+        return self.max_length if self.padding == "max_length" else None
 
 
 class TextData(Data):

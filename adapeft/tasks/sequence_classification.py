@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from adapeft.sections.data import TextData
+from adapeft.sections.data import PaddedData, Padding, TextData
 from adapeft.sections.section import Harmless
 from adapeft.tasks.metrics import Metrics
 from adapeft.tasks.task import Task
@@ -29,17 +29,13 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound="TextClassificationData")
 
 
-class TextClassificationData(TextData):
+class TextClassificationData(TextData, PaddedData):
     """Data options of text classifiers; each subclass adds its ``metric``."""
 
     text_pair: str | None = Field(default=None, description="column of the second text, for tasks on pairs")
     label: str | tuple[str, ...] = Field(default="label", description="column of the label")
     max_length: PositiveInt = Field(default=128, description="maximum tokens per example; longer ones are truncated")
-    padding: Literal["longest", "max_length"] = Field(
-        default="longest",
-        description="length of a batch: that of its longest example; max_length: data.max_length, for models whose "
-        "predictions depend on the padding",
-    )
+    padding: Padding = "longest"
 
     @property
     def text_columns(self) -> dict[str, str]:
@@ -84,7 +80,7 @@ class TextClassification(Task[D]):
         make_labels = partial(self.label_tensor, rows, data, description)
         labels = labels_of(rows, data.label_columns["label"], description, make_labels, cache)
         examples = examples_of(rows, list(data.text_columns.values()), data.max_length, tokenizer, cache)
-        return TokenizedData(examples, labels, tokenizer, data.max_length if data.padding == "max_length" else None)
+        return TokenizedData(examples, labels, tokenizer, data.fixed_length)
 
     @abstractmethod
     def label_tensor(self, rows: datasets.Dataset, data: D, description: DataDescription) -> Tensor:

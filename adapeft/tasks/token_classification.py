@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from adapeft.errors import AdapeftError
-from adapeft.sections.data import Data
+from adapeft.sections.data import PaddedData, Padding
 from adapeft.sections.section import Harmless
 from adapeft.tasks.metrics import Metrics
 from adapeft.tasks.task import Task
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adapeft.tasks.tokenize import TokenizedData
 
 
-class TokenClassificationData(Data):
+class TokenClassificationData(PaddedData):
     """Words to classify."""
 
     task: ClassVar[str] = "token-classification"
@@ -35,11 +35,7 @@ class TokenClassificationData(Data):
     max_length: PositiveInt = Field(
         default=128, description="maximum tokens per example; the words of longer ones that do not fit are left out"
     )
-    padding: Literal["longest", "max_length"] = Field(
-        default="longest",
-        description="length of a batch: that of its longest example; max_length: data.max_length, for models whose "
-        "predictions depend on the padding",
-    )
+    padding: Padding = "longest"
     metric: Harmless[Literal["auto", "entity_f1", "entity_precision", "entity_recall", "accuracy", "loss"]] = Field(
         default="auto", description="evaluation metric; auto: entity_f1 where the tags are those of entities"
     )
@@ -82,15 +78,11 @@ class TokenClassification(Task[TokenClassificationData]):
         cache: Cache | None = None,
     ) -> TokenizedData:
         from adapeft.data.padding import with_padding
-        from adapeft.tasks.tokenize import TokenizedData, made
+        from adapeft.tasks.tokenize import TokenizedData, check_fast, made
 
         assert description is not None, "classes are numbered by the description of the training data"
         tokenizer = with_padding(tokenizer)
-        if not tokenizer.is_fast:
-            raise AdapeftError(
-                f"model.name: its tokenizer, {type(tokenizer).__name__}, does not tell to which word a token belongs. "
-                "Use a model with a tokenizer.json."
-            )
+        check_fast(tokenizer, "to which word a token belongs")
         names = description.label_names
         key = {"kind": "words", "max_length": data.max_length, "names": names}
         examples = made(
@@ -101,7 +93,7 @@ class TokenClassification(Task[TokenClassificationData]):
             tokenizer,
             cache,
         )
-        return TokenizedData(examples, None, tokenizer, data.max_length if data.padding == "max_length" else None)
+        return TokenizedData(examples, None, tokenizer, data.fixed_length)
 
     def objective(self, description: DataDescription) -> Objective:
         from adapeft.tasks.losses.cross_entropy import TokenClasses

@@ -88,6 +88,15 @@ LABELS, TRUNCATED = "labels", "is_truncated"
 """Columns of tokenized examples that are no inputs of the model."""
 
 
+def check_fast(tokenizer: PreTrainedTokenizerBase, needed: str) -> None:
+    """Check that a tokenizer tells where its tokens come from; ``needed`` completes "does not tell …" in the error."""
+    if not tokenizer.is_fast:
+        raise AdapeftError(
+            f"model.name: its tokenizer, {type(tokenizer).__name__}, does not tell {needed}. Use a model with a "
+            "tokenizer.json."
+        )
+
+
 def examples_of(
     rows: datasets.Dataset,
     columns: Sequence[str],

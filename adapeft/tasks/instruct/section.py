@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PositiveInt, WithJsonSchema, field_validator
 
-from adapeft.sections.data import Data
+from adapeft.sections.data import PaddedData, Padding
 from adapeft.sections.section import Harmless
 
 Renamed = Annotated[
@@ -20,7 +20,7 @@ Renamed = Annotated[
 """A mapping that can be hashed, as sections are."""
 
 
-class InstructData(Data):
+class InstructData(PaddedData):
     """Conversations to train and evaluate on."""
 
     task: ClassVar[str] = "instruct"
@@ -37,11 +37,7 @@ class InstructData(Data):
         description="tokens that are trained: the last answer, all of the assistant's, or all tokens",
     )
     max_length: PositiveInt = Field(default=1024, description="maximum tokens per example")
-    padding: Literal["longest", "max_length"] = Field(
-        default="longest",
-        description="length of a batch: that of its longest example; max_length: data.max_length, for models whose "
-        "predictions depend on the padding",
-    )
+    padding: Padding = "longest"
     too_long: Literal["truncate", "drop", "error"] = Field(
         default="truncate",
         description="what happens to longer examples; those left without a trained token are dropped",

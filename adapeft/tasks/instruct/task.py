@@ -43,7 +43,7 @@ class Instruct(NextTokenTask[InstructData]):
         tokenizer = with_padding(tokenizer)
         columns = format_of(rows.column_names, "data.train", data.format, dict(data.columns))
         examples = conversations_of(rows, columns, data, tokenizer, cache)
-        return TokenizedData(examples, None, tokenizer, data.max_length if data.padding == "max_length" else None)
+        return TokenizedData(examples, None, tokenizer, data.fixed_length)
 
     def summary(self, description: DataDescription, data: InstructData) -> str:
         trained = {"completion": "last answers", "assistant": "answers", "all": "all tokens"}[data.train_on]

@@ -13,7 +13,7 @@ from adapeft.tasks.instruct.formats import Conversation, InvalidRowError, Texts,
 from adapeft.tasks.instruct.section import InstructData
 from adapeft.tasks.instruct.template import ChatTemplate
 from adapeft.tasks.losses.objective import IGNORED
-from adapeft.tasks.tokenize import LABELS, TRUNCATED, batches_of, made
+from adapeft.tasks.tokenize import LABELS, TRUNCATED, batches_of, check_fast, made
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,11 +39,7 @@ def conversations_of(
         AdapeftError: the config's rules refuse a row, there is no chat template, the tokenizer does not tell the places
             of its tokens, or no row is left.
     """
-    if not tokenizer.is_fast:
-        raise AdapeftError(
-            f"model.name: its tokenizer, {type(tokenizer).__name__}, does not tell which characters a token holds, by "
-            "which the trained tokens are found. Use a model with a tokenizer.json."
-        )
+    check_fast(tokenizer, "which characters a token holds, by which the trained tokens are found")
     encode = _Encoder(data, tokenizer)
 
     def encoded(progress: Progress) -> Iterator[dict[str, list[Any]]]:
