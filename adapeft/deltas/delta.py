@@ -58,19 +58,23 @@ class Delta:
     @property
     def quantization(self) -> str | None:
         """Type of the base's quantized weights, such as ``nf4``; None if it was not quantized."""
-        said = self.description.get("model")
-        return None if said is None else BaseModelHeader.model_validate(loads(dumps(said))).quantization
+        return None if self._base is None else self._base.quantization
 
     @property
     def head(self) -> Head | None:
         """The head that it was trained with; None if its description has no labels."""
-        said = self.description.get("model")
-        if said is None:
+        if self._base is None:
             return None
-        labels = BaseModelHeader.model_validate(loads(dumps(said))).labels
+        labels = self._base.labels
         if labels.id2label:
             return Head.of_labels(labels.id2label, "the delta")
         return None if labels.num_labels is None else Head(labels.num_labels, None, "the delta")
+
+    @property
+    def _base(self) -> BaseModelHeader | None:
+        """What the description says of the base; None if nothing."""
+        said = self.description.get("model")
+        return None if said is None else BaseModelHeader.model_validate(loads(dumps(said)))
 
     def save(self, path: str | Path) -> None:
         """Write ``delta.safetensors``: 8 bytes per element, 4 in rows and whole tensors, and a header.

@@ -40,7 +40,7 @@ class Data(Section):
 
     @property
     def label_columns(self) -> dict[str, tuple[str, ...]]:
-        """Key → the columns of labels that it names."""
+        """Key → the columns that it names, of labels or of other values that are no texts."""
         return {}
 
 
