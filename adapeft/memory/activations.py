@@ -24,6 +24,7 @@ from adapeft.data.description import Batch
 from adapeft.memory.bound import bound_pass
 from adapeft.memory.estimate import Pass
 from adapeft.model.load import build_structure
+from adapeft.model.stand_in import StandIn
 from adapeft.model.unloaded.fake import to_fake
 from adapeft.model.unloaded.weightless import Weightless
 from adapeft.tasks.losses.objective import Objective
@@ -35,14 +36,16 @@ class Counted:
 
     Attributes:
         passes: bytes of one micro-batch.
-        sizes: number of elements of each parameter.
+        sizes: number of elements of each parameter that is not quantized.
         num_trained: number of elements that get gradients.
+        packed: bytes of the quantized weights.
         unknown: reason why the pass could not be traced and ``passes`` is only a bound; None if it was traced.
     """
 
     passes: Pass
     sizes: tuple[int, ...]
     num_trained: int
+    packed: int = 0
     unknown: str | None = None
 
 
@@ -88,7 +91,10 @@ def count_pass(
     if unknown is not None:
         passes = bound_pass(model, num_examples, num_tokens)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Counted(passes, tuple(parameter.numel() for parameter in model.parameters()), trained, unknown)
+    stand_ins = [module for module in model.modules() if isinstance(module, StandIn)]
+    quantized = {module._parameters["weight"] for module in stand_ins}
+    sizes = tuple(parameter.numel() for parameter in model.parameters() if parameter not in quantized)
+    return Counted(passes, sizes, trained, sum(module.num_bytes for module in stand_ins), unknown)
 
 
 def _followed(model: nn.Module, objective: Objective, batch: Batch) -> Pass:

@@ -52,11 +52,12 @@ class Load:
     """Memory-relevant sizes of one stage of a run.
 
     Attributes:
-        sizes: number of elements of each parameter, including leaves.
-        element_bytes: bytes per element of the weights.
+        sizes: number of elements of each parameter that is not quantized, including leaves.
+        element_bytes: bytes per element of these.
         num_trained: number of elements that get gradients.
         num_stepped: number of trained elements that the optimizer steps.
         passes: peak memory of one micro-batch.
+        packed: bytes of the quantized weights.
         num_micro: micro-batches per optimizer step.
         statistics: bytes of statistics that each worker keeps.
         base: bytes of pretrained values kept next to tensors that are trained whole.
@@ -70,6 +71,7 @@ class Load:
     num_trained: int
     num_stepped: int
     passes: Pass
+    packed: int = 0
     num_micro: int = 1
     statistics: int = 0
     base: int = 0
@@ -115,7 +117,7 @@ def memory(load: Load, zero: Zero) -> Memory:
 def moments(load: Load, zero: Zero) -> tuple[Memory, Memory]:
     """Return the memory at the peak of the backward pass, and in the step: no activations, but copied gradients."""
     backward = Memory(
-        weights=_weights(load, zero) + _gathered(load, zero),
+        weights=_weights(load, zero) + _gathered(load, zero) + _packed(load, zero),
         gradients=_gradients(load, zero),
         optimizer=_optimizer(load, zero),
         statistics=load.statistics,
@@ -171,11 +173,11 @@ def traffic(load: Load, zero: Zero) -> dict[str, int]:
     else:
         divided = _divided(load, zero)
         # If all partitioned parameters fit within ``zero.live``, the backward pass need not gather them again.
-        num_gathers = load.num_micro * (1 if divided <= zero.live else 2)
+        num_gathers = load.num_micro * (1 if divided + load.packed <= zero.live else 2)
         kept = min(load.num_stepped, sum(load.sizes) - divided)  # parameters that stay whole and were stepped
         moved = {
             "gradients": gradients * load.num_micro,
-            "weights": (divided * num_gathers + kept) * load.element_bytes,
+            "weights": (divided * load.element_bytes + load.packed) * num_gathers + kept * load.element_bytes,
         }
     return {name: int(size * ring) for name, size in moved.items()}
 
@@ -197,6 +199,16 @@ def _divided(load: Load, zero: Zero) -> int:
     if zero.stage < 3 or zero.workers == 1:
         return 0
     return sum(size for size in load.sizes if size > zero.persistence_threshold)
+
+
+def _packed(load: Load, zero: Zero) -> int:
+    """Return the bytes of quantized weights: at stage 3 with several workers, all of them and a share.
+
+    bitsandbytes' autograd function of a 4-bit layer keeps the gathered codes until its backward pass, also in a layer
+    with gradient checkpointing.
+    """
+    divided = zero.stage == 3 and zero.workers > 1
+    return load.packed + (share(load.packed, zero) if divided else 0)
 
 
 def _gathered(load: Load, zero: Zero) -> int:

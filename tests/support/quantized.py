@@ -46,6 +46,18 @@ def dequantized(layer: nn.Module) -> Tensor:
     return bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
+def scale_bytes(model: nn.Module) -> int:
+    """Return the bytes of the scales of all quantized weights, without bitsandbytes' tables of a fixed size."""
+    total = 0
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear8bitLt):
+            total += (module.weight.SCB if module.weight.SCB is not None else module.state.SCB).nbytes
+        elif isinstance(module, bitsandbytes.nn.Linear4bit):
+            state = module._parameters["weight"].quant_state
+            total += state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+    return total
+
+
 def as_dense(model: PreTrainedModel, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """Return the model of ``make`` with the dequantized weights of ``model``, and its other values."""
     dense = make()

@@ -181,3 +181,11 @@ def test_traffic_is_that_of_zero():
     assert sent(2) == 3 * 2 * psi * ring  # DeepSpeed all-reduces where the paper reduce-scatters
     assert sent(3) == 3 * 2 * psi * ring
     assert sum(traffic(load, ONE).values()) == 0
+
+
+def test_quantized_weights_are_sent_as_they_are_stored():
+    load = Load([], 2, 0, 0, NOTHING, packed=10**6)
+    zero = replace(ONE, stage=3, workers=4)
+    assert traffic(load, zero) == {"gradients": 0, "weights": 0.75 * 10**6}
+    assert traffic(load, replace(zero, live=0))["weights"] == 2 * 0.75 * 10**6
+    assert traffic(load, replace(zero, stage=2))["weights"] == 0

@@ -20,7 +20,7 @@ from adapeft.model.quantized import quantized_weights
 from adapeft.model.section import Model
 from adapeft.model.stand_in import StandIn
 from tests.adapeft.model.test_load import CLASSES, TEXT, bert_folder, gpt2_folder, save_tokenizer
-from tests.support.quantized import TYPES
+from tests.support.quantized import TYPES, scale_bytes
 from tests.support.tiny import VOCABULARY, make_bert
 
 __all__ = ["bert_folder", "gpt2_folder"]
@@ -56,13 +56,7 @@ def load(model: Model, description, always_train=("auto",)):
 
 
 def num_bytes(layer) -> int:
-    """Return the bytes that a loaded layer holds for its weight, without bitsandbytes' tables of a fixed size."""
-    weight = layer.weight
-    if hasattr(layer, "state"):  # of 8 bits
-        scales = weight.SCB if weight.SCB is not None else layer.state.SCB
-        return weight.nbytes + scales.nbytes
-    state = weight.quant_state
-    return weight.nbytes + state.absmax.nbytes + (state.state2.absmax.nbytes if state.nested else 0)
+    return layer.weight.nbytes + scale_bytes(layer)
 
 
 def test_the_structure_is_that_of_the_loaded_model(base, kind):
