@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
+from adapeft.model.divided import gathered, is_partitioned
 from adapeft.model.quantized import check_not_whole, quantized_weights
 from adapeft.model.rounding import Rounding
 from adapeft.parts.change import Change
@@ -52,6 +53,8 @@ def install(
 ) -> Applied:
     """Add ``changes`` to a model whose names, shapes and fingerprint were checked before.
 
+    What is added to parameters that ZeRO-3 has divided cannot be removed again. Collective for such a model.
+
     Args:
         model: base of the changes.
         changes: differences by name of the parameter, adapters by name of their layer.
@@ -65,12 +68,17 @@ def install(
     parts = {name: change.part for name, change in changes.items()}
     behind = {name: part for name, part in parts.items() if not part.changes_parameter} | parts_beside(model, parts)
     in_place = {name: change for name, change in changes.items() if name not in behind}
-    undo = [(change, parameters[name], change.touched(parameters[name])) for name, change in in_place.items()]
+    kept = {name: change for name, change in in_place.items() if not is_partitioned(parameters[name])}
+    undo = [(change, parameters[name], change.touched(parameters[name])) for name, change in kept.items()]
     places = {**parameters, **dict(model.named_buffers())}
-    replaced = [(places[name], places[name].detach().clone()) for name in whole]
+    replaced = [(places[name], places[name].detach().clone()) for name in whole if not is_partitioned(places[name])]
     try:
-        added = (one.add_to(name, *rest) for name, (one, *rest) in zip(in_place, undo, strict=True))
+        added = (one.add_to(name, *rest) for name, (one, *rest) in zip(kept, undo, strict=True))
         rounding = sum(added, Rounding())
+        for name, change in in_place.items():
+            if name not in kept:
+                with gathered(parameters[name], changes=True):
+                    rounding += change.add_to(name, parameters[name])
     except AdapeftError:
         Applied(model, undo, [], {}, {}).revert()
         raise
@@ -83,7 +91,8 @@ def install(
     for parameter, required in required_grad.items():
         parameter.requires_grad_(required)  # PEFT freezes all parameters
     for name, value in whole.items():
-        places[name].copy_(value)
+        with gathered(places[name], changes=True):
+            places[name].copy_(value)
     return Applied(model, undo, replaced, behind, _name_outputs(model, names))
 
 

@@ -217,6 +217,15 @@ class Delta:
         self.check_fits(model)
         return self.install(model)
 
+    def add_to(self, model: nn.Module) -> None:
+        """Add the delta for good to a model whose weights may be divided by ZeRO-3. Collective for such a model.
+
+        Raises:
+            AdapeftError: the model is not the base of the delta.
+        """
+        self.check_fits(model)
+        self.install(model)
+
     def install(self, model: nn.Module) -> Applied:
         """Apply to a model that was checked before: hashing its weights takes longer than changing some of them."""
         names = self.head.names if self.new and self.head is not None else None

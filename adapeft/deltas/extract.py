@@ -14,7 +14,7 @@ from adapeft.errors import AdapeftError
 from adapeft.finite import DIVERGED
 from adapeft.model.dense import check_resident
 from adapeft.model.divided import full_value as whole_value
-from adapeft.model.divided import unsharded
+from adapeft.model.divided import unsharded, whole_of
 from adapeft.model.load import describe_model
 from adapeft.model.wrappers import unwrap
 from adapeft.parts.change import Change
@@ -29,6 +29,7 @@ def extract_delta(
     model: nn.Module,
     description: Mapping[str, Any] | None = None,
     full_value: Callable[[nn.Parameter], Tensor] = whole_value,
+    keep: Callable[[Tensor], Tensor] | None = None,
 ) -> Delta:
     """Return the delta of a model that has a subset attached. Collective if a trainer sharded the model over ranks.
 
@@ -37,6 +38,7 @@ def extract_delta(
         description: metadata for the file's header; its keys override those that describe the model.
         full_value: function that returns a whole trained parameter in float32; the default also gathers the shards of
             FSDP and ZeRO.
+        keep: function that returns each value as the delta should hold it, such as on disk; None: as it is.
 
     Raises:
         AdapeftError: nothing is attached, or a trained parameter was frozen, removed or replaced since, or has never
@@ -48,9 +50,7 @@ def extract_delta(
     check_in_place(inner, attachment)
     with unsharded(model), _as_shipped(attachment):
         check_frozen(inner, attachment)
-        changes, new = _trained(attachment, full_value)
-    of_base = [name for name in attachment.owners if name not in attachment.subset.new]
-    moved = {name: name in changes and changes[name].has_moved for name in of_base}
+        changes, new, moved = _trained(attachment, full_value, keep or _as_it_is)
     check_moved(attachment, moved)
     check_reached(attachment, moved)
     buffers = changed_buffers(inner, attachment.buffers)
@@ -61,22 +61,31 @@ def extract_delta(
 
 
 def _trained(
-    attachment: Attachment, full_value: Callable[[nn.Parameter], Tensor]
-) -> tuple[dict[str, Change], dict[str, Tensor]]:
-    """Return the changes of the base and the new parameters."""
+    attachment: Attachment, full_value: Callable[[nn.Parameter], Tensor], keep: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, Change], dict[str, Tensor], dict[str, bool]]:
+    """Return the changes of the base, the new parameters, and for every part of the base whether it has moved."""
     changes: dict[str, Change] = {}
     new: dict[str, Tensor] = {}
+    moved: dict[str, bool] = {}
     for name, owners in attachment.owners.items():
         pieces = attachment.pieces(name)
         values = [_read(name, owner, pieces[piece], full_value) for piece, owner in owners.items()]
         if name in attachment.subset.new:
-            new[name] = values[0]
+            new[name] = keep(values[0])
             continue
         part = attachment.subset.parts.get(name) or Whole(owners[""].shape)
-        found = part.extract(values, attachment.base.get(name), attachment.dense.get(name))
+        base = attachment.base.get(name)
+        if base is not None:
+            base = whole_of(base, pieces[""])
+        found = part.extract(values, base, attachment.dense.get(name))
+        moved[name] = found is not None and Change(*found).has_moved
         if found is not None:
-            changes[name] = Change(*found)
-    return changes, new
+            changes[name] = Change(found[0], keep(found[1]))
+    return changes, new, moved
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
 
 
 def _read(name: str, owner: Owner, parameter: nn.Parameter, full_value: Callable[[nn.Parameter], Tensor]) -> Tensor:

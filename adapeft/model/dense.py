@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from adapeft.errors import AdapeftError
+from adapeft.model.divided import shape_of
 from adapeft.model.quantized import quantized_weights
 
 _NEEDS_GRADIENTS = ("select", "attach")
@@ -103,7 +104,7 @@ def logical_shape(owner: nn.Module, name: str) -> tuple[int, ...]:
     parameter = owner.get_parameter(name)
     if name == "weight" and isinstance(owner, nn.Linear) and obstacle(parameter):
         return owner.out_features, owner.in_features
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+    return shape_of(parameter)
 
 
 def logical_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from adapeft.model.divided import is_partitioned, picked, shape_of
+
 Entry = tuple[str, Tensor, tuple[int, ...]]
 """(name without the base model's prefix, sample, shape) of a parameter."""
 
@@ -46,7 +48,10 @@ def entry_of(name: str, parameter: Tensor) -> Entry:
     """
     quantized = getattr(parameter, "quant_state", None)
     if quantized is None:
-        return name, sample(parameter.detach()), tuple(parameter.shape)
+        shape = shape_of(parameter)
+        if is_partitioned(parameter):
+            return name, picked(parameter, _places(torch.Size(shape).numel())), shape
+        return name, sample(parameter.detach()), shape
     pairs = parameter.detach().contiguous().view(torch.uint8).flatten().bincount(minlength=256).view(16, 16)
     # As bytes, because bfloat16 cannot represent the counts.
     return name, sample((pairs.sum(0) + pairs.sum(1)).view(torch.uint8)), tuple(quantized.shape)
@@ -108,8 +113,12 @@ def sample(tensor: Tensor) -> Tensor:
     elements; a change of fewer elements, or one below bfloat16's resolution, may go unnoticed.
     """
     flat = _numbers(tensor).flatten()
-    picks = torch.linspace(0, max(len(flat) - 1, 0), min(len(flat), _SAMPLE), dtype=torch.float64).long()
+    picks = _places(len(flat))
     return flat[picks.to(flat.device)].to(torch.bfloat16).cpu()
+
+
+def _places(count: int) -> Tensor:
+    return torch.linspace(0, max(count - 1, 0), min(count, _SAMPLE), dtype=torch.float64).long()
 
 
 def _numbers(tensor: Tensor) -> Tensor:

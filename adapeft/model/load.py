@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,6 +242,23 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
         output_loading_info=True,
         **options,
     )
+    return finished(loaded, info, model, always_train)
+
+
+def finished(
+    loaded: PreTrainedModel, info: Mapping[str, Any], model: Model, always_train: Sequence[str]
+) -> PreTrainedModel:
+    """Return a model that transformers has loaded, with the settings of ``model``.
+
+    Args:
+        loaded: the model.
+        info: transformers' report on loading it.
+        model: the config's ``model`` section.
+        always_train: patterns of ``select.always_train``.
+
+    Raises:
+        AdapeftError: the checkpoint lacks further parameters, which would stay random.
+    """
     names = [name for name, _ in loaded.named_parameters()]
     random = sorted(set(info["missing_keys"]) & set(names) - always_trained(loaded, always_train))
     if random and (wrapped := wrapped_names(random, info["unexpected_keys"], loaded.base_model_prefix)):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapeft.errors import RoundingWarning
+from adapeft.model.divided import shape_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def warn_of_coarse_training(parameters: Mapping[str, Tensor]) -> None:
     if not coarse:
         return
     name, parameter = next(iter(coarse.items()))
-    count = sum(parameter.numel() for parameter in coarse.values())
+    count = sum(torch.Size(shape_of(parameter)).numel() for parameter in coarse.values())
     dtype = str(parameter.dtype).removeprefix("torch.")
     warnings.warn(
         f"{len(coarse)} whole tensors with {count:,} parameters, such as {name!r}, are trained in {dtype}: a step "

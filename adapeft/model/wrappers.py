@@ -51,12 +51,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def bare(model: nn.Module, call: str) -> nn.Module:
+def bare(model: nn.Module, call: str, *, gathers: bool = False) -> nn.Module:
     """Return the model inside its wrappers, after checking that its parameters are whole and have their own names.
 
     Args:
         model: model that the user passed.
         call: name of the public function that it was passed to, for the messages.
+        gathers: whether that function gathers parameters that ZeRO-3 has divided, where it reads or changes them.
 
     Raises:
         AdapeftError: parameters are partitioned, or another library has inserted layers or wrappers.
@@ -68,7 +69,7 @@ def bare(model: nn.Module, call: str) -> nn.Module:
             f"the model afterwards."
         )
     for name, parameter in inner.named_parameters():
-        if is_divided(parameter):
+        if is_divided(parameter) and not (gathers and is_divided(parameter) == "ZeRO-3"):
             raise AdapeftError(
                 f"adapeft.{call}: the parameter {name!r} is partitioned over ranks ({is_divided(parameter)}). Call "
                 f"adapeft.{call} on the whole model first and shard it afterwards: load it before the DeepSpeed "

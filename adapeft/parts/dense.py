@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from adapeft.model.divided import shape_of
 from adapeft.parts.elements import Elements
 from adapeft.parts.layers.functions import DenseLinear, Effective
 from adapeft.parts.layers.leaves import Held, LeafPart, add_leaves
@@ -28,7 +29,7 @@ class Dense(Part):
         linear = all(type(module) in (nn.Linear, Conv1D) and name == "weight" for module, name in site.places)
         input_dim = (0 if isinstance(module, Conv1D) else 1) if linear else None
         parameter = module.get_parameter(local_name)
-        shape = tuple(parameter.shape)
+        shape = shape_of(parameter)
         values = {DIFFERENCE: torch.zeros(shape), **{leaf: rule.start(leaf, shape) for leaf in rule.extra_leaves}}
         leaves = {leaf: nn.Parameter(value.to(parameter.device)) for leaf, value in values.items()}
         ruled = DenseLeaves(Ruled(Place(site.name, input_dim), rule), tuple(leaves))

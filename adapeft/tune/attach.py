@@ -8,6 +8,7 @@ from torch import nn
 from adapeft.errors import AdapeftError
 from adapeft.methods.rules import rule_of
 from adapeft.model.dense import check_dense
+from adapeft.model.divided import own_part
 from adapeft.model.fingerprint import digests_of, entries_of, fingerprint_model
 from adapeft.model.places import places_of
 from adapeft.model.quantized import check_not_whole, keep_codes_in_place, let_codes_be_repacked, quantized_weights
@@ -35,8 +36,9 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     ``detach``: meanwhile its parameters are named ``….base_layer.…`` in the model, but keep their names in the subset
     and the delta.
 
-    Attach before the model is sharded or wrapped for training (``fully_shard``, DeepSpeed, DistributedDataParallel) and
-    before the optimizer is created, on every rank with the same saved subset.
+    Attach before the model is sharded or wrapped for training (``fully_shard``, ``deepspeed.initialize``,
+    DistributedDataParallel) and before the optimizer is created, on every rank with the same saved subset. Its weights
+    may already be divided by ``deepspeed.zero.Init``; attaching is then collective.
 
     The model's ``state_dict`` holds the base and the leaves under separate names, and loads into a model with the same
     subset attached. ``save_pretrained``, and so the Trainer, writes the trained model; see ``adapeft.tune.saving``.
@@ -46,7 +48,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
             chosen for another model, or a part does not fit its layer.
     """
     check_before_trainer(model, "attach")
-    passed, model = model, bare(model, "attach")
+    passed, model = model, bare(model, "attach", gathers=True)
     if hasattr(model, ATTACHMENT):
         raise AdapeftError("this model already has a subset attached. Call adapeft.detach(model) first.")
     check_not_empty(subset)
@@ -83,9 +85,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
             dense[name] = attached.ruled
     whole = [*subset.always_train, *(name for name, part in subset.parts.items() if part.trains_in_place)]
     base = {
-        name: parameters[name].detach().to("cpu", torch.float32, copy=True)
-        for name in whole
-        if name not in subset.new and not parameters[name].is_meta
+        name: own_part(parameters[name]) for name in whole if name not in subset.new and not parameters[name].is_meta
     }
     warn_of_coarse_training({name: parameters[name] for name in whole if not parameters[name].is_meta})
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from adapeft.errors import AdapeftError
+from adapeft.model.divided import shape_of
 from adapeft.model.wrappers import ATTACHMENT, unwrap
 from adapeft.parts.rule import DIFFERENCE, LeafShards, Rule, Ruled
 from adapeft.subset.subset import Subset
@@ -30,7 +31,7 @@ class Owner(NamedTuple):
     @classmethod
     def of(cls, module: nn.Module, name: str) -> Owner:
         """Return the owner of the parameter ``name`` of ``module``."""
-        return cls(module, name, tuple(module.get_parameter(name).shape))
+        return cls(module, name, shape_of(module.get_parameter(name)))
 
 
 @dataclass
@@ -43,7 +44,8 @@ class Attachment:
         digests: digests of its parameters, see ``adapeft.model.fingerprint``; None without weights.
         owners: name of a part or of an always-trained parameter → its trained parameters by their own names: the
             pieces that a part adds, the leaves of a dense part, otherwise one under the empty name.
-        base: name → value before training, float32 on the CPU, of every parameter that is trained whole and not new.
+        base: name → value before training, float32 on the CPU, of every parameter that is trained whole and not new:
+            what this process holds of it, see ``own_part``.
         required_grad: name → ``requires_grad`` before, of every parameter.
         rule: rule of the dense parts; that of a fixed mask if there are none.
         dense: name → the parameter of a dense part and its rule.

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from adapeft.model.divided import shape_of
 from adapeft.parts.rule import DIFFERENCE
 from adapeft.tune.attachment import attachment_of
 
@@ -31,7 +32,7 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
 
 
 def _groups(parameters: Sequence[nn.Parameter], learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    matrices = [parameter for parameter in parameters if len(shape_of(parameter)) > 1]
+    vectors = [parameter for parameter in parameters if len(shape_of(parameter)) <= 1]
     decays = ((matrices, weight_decay), (vectors, 0.0))
     return [{"params": some, "lr": learning_rate, "weight_decay": decay} for some, decay in decays if some]

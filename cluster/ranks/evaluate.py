@@ -19,6 +19,7 @@ from adapeft.tasks.metrics import Scorer
 from cluster.events import Report
 from cluster.output.folder import RunFolder
 from cluster.ranks.inputs import Inputs, load_inputs
+from cluster.zero.division import division_of
 from cluster.zero.engine import DistributedRanks, inference_engine, join
 
 
@@ -95,7 +96,7 @@ def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> d
     report({"step": "loading model and data"})
     trained = None if base else Delta.load(delta or RunFolder.of(config).delta)
     inputs = load_inputs(config, None if trained is None else trained.head, report)
-    model = inputs.model()
+    model = inputs.model(division_of(config.cluster))
     if trained is not None:
-        trained.apply(model)
+        trained.add_to(model)
     return score(inference_engine(model, config.cluster.zero_stage), inputs, ranks, report)

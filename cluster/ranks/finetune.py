@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from adapeft.data.batches import num_micro_batches
 from adapeft.deltas.extract import extract_delta
 from adapeft.errors import AdapeftError, RoundingWarning
 from adapeft.files.json_numbers import decoded
+from adapeft.files.mapped import on_disk
 from adapeft.finite import DIVERGED, blame
 from adapeft.model.load import label_options
 from adapeft.model.quantized import describe_quantization
@@ -37,6 +39,7 @@ from cluster.ranks.plan import TrainingPlan, plan_training
 from cluster.ranks.reach import ReachCheck
 from cluster.zero.buffers import share_buffers
 from cluster.zero.checkpoint import Checkpoints
+from cluster.zero.division import division_of
 from cluster.zero.engine import DistributedRanks, join, training_engine
 from cluster.zero.leaves import follow_in_engine
 from cluster.zero.steps import FiniteSteps, Step
@@ -52,7 +55,7 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
     with warnings.catch_warnings():
         # No rounding with DeepSpeed: it steps float32 copies.
         warnings.simplefilter("ignore", RoundingWarning)
-        model = attach(inputs.model(), Subset.load(RunFolder.of(config).subset))
+        model = attach(inputs.model(division_of(config.cluster)), Subset.load(RunFolder.of(config).subset))
     engine = training_engine(
         model,
         zero_stage=config.cluster.zero_stage,
@@ -210,7 +213,8 @@ class _Training:
         sign = 1 if self.higher_is_better else -1
         if not progress.best or sign * progress.last[self.metric] > sign * progress.best[self.metric]:
             progress.best, progress.best_step = dict(progress.last), progress.step
-            delta = extract_delta(self.model, self._description(), full_value)
+            keep = partial(on_disk, folder=self.folder.path) if self.ranks.rank == 0 else _discarded
+            delta = extract_delta(self.model, self._description(), full_value, keep)
             if self.ranks.rank == 0:
                 delta.save(self.folder.delta)
 
@@ -255,6 +259,11 @@ class _Training:
 
 def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _discarded(value: Tensor) -> Tensor:
+    """Return no values in place of ``value``: only the first rank saves the delta."""
+    return value.new_empty(0)
 
 
 def full_value(parameter: nn.Parameter) -> Tensor:

@@ -18,6 +18,7 @@ from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
 from adapeft.data.sources import rows_of
 from adapeft.model.load import describe_for, load_model, load_model_config, load_tokenizer
+from adapeft.model.unloaded.divided import Division, load_divided
 from adapeft.tasks.losses.objective import Objective
 from adapeft.tasks.losses.own_loss import check_own_loss, check_padding
 from adapeft.tasks.metrics import Metrics
@@ -38,12 +39,18 @@ class Inputs:
     objective: Objective
     metrics: Metrics
 
-    def model(self) -> PreTrainedModel:
-        """Load a new copy of the base model, and set the matmul precision of this process."""
+    def model(self, division: Division | None = None) -> PreTrainedModel:
+        """Load a new copy of the base model, and set the matmul precision of this process.
+
+        Args:
+            division: division of its weights over the ranks, for which loading is collective; None: whole.
+        """
         torch.set_float32_matmul_precision(self.config.model.matmul_precision)
         model, always_train = self.config.model, self.config.select.always_train
         config = load_model_config(model, self.description, self.train.tokenizer, always_train)
-        return load_model(model, config, self.config.seed, always_train)
+        if division is None:
+            return load_model(model, config, self.config.seed, always_train)
+        return load_divided(model, config, self.config.seed, always_train, division)
 
     def claimed_contents(self) -> dict[str, str]:
         """Return the hashes of all inputs recorded when the run folder was claimed; empty if it was not claimed.

@@ -25,6 +25,7 @@ from cluster.output.folder import RunFolder
 from cluster.ranks.choose import choose_and_save
 from cluster.ranks.inputs import Inputs, check_loss, load_inputs
 from cluster.ranks.peak import peak_memory
+from cluster.zero.division import division_of
 from cluster.zero.engine import DistributedRanks, join, measuring_engine
 from cluster.zero.shards import ZeroShards
 
@@ -42,7 +43,7 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
     settings = config.select
     method = get_method(settings.method)
     batch_size = 1 if method.measures_examples else settings.batch_size
-    model = inputs.model()
+    model = inputs.model(division_of(config.cluster))
     set_measuring_mode(model)
     groups = groups_of(model, settings)
     folder = RunFolder.of(config)

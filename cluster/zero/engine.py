@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,10 +24,11 @@ os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.enviro
 import deepspeed
 
 from adapeft.files.artifact import replacing
+from adapeft.model.divided import is_divided, shape_of
 from adapeft.tune.parameter_groups import parameter_groups
 from cluster.zero.compiled import load_compiled
 from cluster.zero.optimizer import AlwaysTrainedAdamW, SkippableAdamW
-from cluster.zero.settings import LIVE, PERSISTENCE_THRESHOLD, REDUCE_BUCKET
+from cluster.zero.settings import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, zero_config
 
 _CHUNK = 2**26
 """Bytes of a file that are sent at once."""
@@ -144,9 +146,10 @@ def inference_engine(model: nn.Module, zero_stage: int) -> nn.Module:
     model.requires_grad_(False)
     if zero_stage < 3:
         return model.to(DistributedRanks().device)
+    _complete(model)
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": _zero(3, PERSISTENCE_THRESHOLD, reduce_bucket=1),
+        "zero_optimization": zero_config(3, PERSISTENCE_THRESHOLD, reduce_bucket=1),
         "bf16": {"enabled": _is_bf16(model)},
     }
     engine, *_ = deepspeed.initialize(model=model, config=config)
@@ -169,7 +172,8 @@ def _engine(
     max_grad_norm: float | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
 ) -> deepspeed.DeepSpeedEngine:
-    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    _complete(model)
+    num_trained = sum(math.prod(shape_of(parameter)) for parameter in model.parameters() if parameter.requires_grad)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
@@ -180,7 +184,7 @@ def _engine(
             "gradient_accumulation_steps": num_micro,
             "gradient_clipping": max_grad_norm or 0.0,
             "bf16": {"enabled": _is_bf16(model)},
-            "zero_optimization": _zero(zero_stage, persistence_threshold, min(num_trained, REDUCE_BUCKET)),
+            "zero_optimization": zero_config(zero_stage, persistence_threshold, min(num_trained, REDUCE_BUCKET)),
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
         },
@@ -188,16 +192,17 @@ def _engine(
     return engine
 
 
-def _zero(stage: int, persistence_threshold: int, reduce_bucket: int) -> dict[str, Any]:
-    return {
-        "stage": stage,
-        "reduce_bucket_size": reduce_bucket,
-        "stage3_param_persistence_threshold": persistence_threshold,
-        "stage3_max_live_parameters": LIVE,
-        "stage3_max_reuse_distance": LIVE,
-        # DeepSpeed's linear for stage 3 replaces torch's everywhere, and runs at half its speed on a CPU.
-        "memory_efficient_linear": False,
-    }
+def _complete(model: nn.Module) -> None:
+    """Do what DeepSpeed leaves out for a model that was divided while it was loaded: move buffers, cast new leaves."""
+    if not any(is_divided(parameter) for parameter in model.parameters()):
+        return
+    device = DistributedRanks().device
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    if _is_bf16(model):
+        for parameter in model.parameters():
+            if not is_divided(parameter):
+                parameter.data = parameter.data.bfloat16()
 
 
 def _is_bf16(model: nn.Module) -> bool:

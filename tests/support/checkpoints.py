@@ -52,7 +52,7 @@ def write_gpt2(folder: Path) -> Path:
     """Write a causal language model with 32 positions."""
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(_vocabulary()), n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3
+        vocab_size=len(vocabulary()), n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3
     )
     return save_model(GPT2LMHeadModel(config), folder)
 
@@ -114,20 +114,20 @@ def adapeft(*arguments: object, timeout: float = 1500, **environment: str) -> su
 
 def _bert_config(**options: Any) -> BertConfig:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    return BertConfig(vocab_size=len(_vocabulary()), max_position_embeddings=32, **{**sizes, **options})
+    return BertConfig(vocab_size=len(vocabulary()), max_position_embeddings=32, **{**sizes, **options})
 
 
-def _vocabulary() -> dict[str, int]:
+def vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
 
 
-def save_model(model: PreTrainedModel, folder: Path) -> Path:
+def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         # Larger weights: at transformers' initial 0.02 a tiny model's output hardly depends on them.
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **options)
     save_tokenizer(folder)
     return folder
 
@@ -138,8 +138,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = _vocabulary()
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer = Tokenizer(WordLevel(vocabulary(), unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]

@@ -198,6 +198,10 @@ class SafetensorsCheckpoint(Checkpoint):
         for shard in self.shards:
             yield from self.in_shard(shard, names)
 
+    def names_in(self, shard: Path) -> list[str]:
+        """Return the names of the ``tensors`` of one file, in their order."""
+        return list(self._keys[shard].values())
+
     def in_shard(self, shard: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """Yield the ``tensors`` of one file."""
         wanted = {key: name for key, name in self._keys[shard].items() if names is None or name in names}

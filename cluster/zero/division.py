@@ -1,0 +1,44 @@
+"""Division of a model's weights over the ranks while it is loaded, as ZeRO-3 divides them."""
+
+from __future__ import annotations
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from adapeft.sections.cluster import Cluster
+from cluster.zero.settings import PERSISTENCE_THRESHOLD, zero_config
+
+
+class ZeroDivision:
+    """Implementation of ``adapeft.model.unloaded.divided.Division`` with ``deepspeed.zero.Init``.
+
+    An engine at stage 3 takes over the parameters that were divided before, and divides those that were added since.
+    """
+
+    def __init__(self) -> None:
+        self._first: nn.Parameter | None = None
+
+    @property
+    def reads(self) -> bool:
+        """See ``Division.reads``."""
+        return dist.get_rank() == 0
+
+    def divide(self, parameter: nn.Parameter) -> None:
+        """See ``Division.divide``."""
+        if self._first is not None:
+            self._first.convert_to_zero_parameters([parameter])  # type: ignore[attr-defined]
+            return
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "bf16": {"enabled": parameter.dtype == torch.bfloat16},
+            "zero_optimization": zero_config(3, PERSISTENCE_THRESHOLD, reduce_bucket=1),
+        }
+        deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=config)
+        self._first = parameter
+
+
+def division_of(cluster: Cluster) -> ZeroDivision | None:
+    """Return the division of a run's weights; None below stage 3, where every rank holds them whole."""
+    return ZeroDivision() if cluster.zero_stage == 3 else None

@@ -1,0 +1,114 @@
+"""Divided loading gives the model of ``load_model``, one tensor at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from adapeft.model.load import load_model, load_model_config, load_tokenizer
+from adapeft.model.quantized import quantized_weights
+from adapeft.model.section import Model
+from adapeft.model.unloaded.divided import load_divided
+from tests.adapeft.model.test_load import AUTO, CLASSES, TEXT, save_tokenizer
+from tests.support.tiny import make_bert, make_gpt2, make_mixtral
+
+
+class Recorded:
+    """A division that keeps the values of every parameter and leaves none in the model."""
+
+    def __init__(self, *, reads: bool) -> None:
+        self.reads = reads
+        self.values: list[torch.Tensor] = []
+        self._parameters: list[nn.Parameter] = []
+
+    def divide(self, parameter: nn.Parameter) -> None:
+        assert not any(other is parameter for other in self._parameters)
+        self._parameters.append(parameter)
+        self.values.append(parameter.detach().clone())
+        parameter.data = torch.empty(0)
+
+    def put_back(self) -> None:
+        for parameter, value in zip(self._parameters, self.values, strict=True):
+            parameter.data = value
+
+
+CASES = {
+    "a new head": (lambda: make_bert().bert, "sequence-classification"),
+    "a tied head": (make_gpt2, "causal-lm"),
+    "a new head of another model": (make_gpt2, "sequence-classification"),
+    "fused experts": (make_mixtral, "causal-lm"),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_model_is_that_of_load_model(tmp_path, case, dtype):
+    make, task = CASES[case]
+    make().save_pretrained(tmp_path, max_shard_size="20KB")
+    check(tmp_path, task, dtype)
+
+
+def test_a_stored_head_with_other_values_than_the_embedding_is_not_tied(tmp_path):
+    make_gpt2().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "lm_head.weight": tensors["transformer.wte.weight"] + 1}, file, {"format": "pt"})
+    check(tmp_path, "causal-lm", "float32")
+
+
+@pytest.mark.parametrize("case", ["a new head of another model", "fused experts"])
+def test_parameters_that_transformers_keeps_in_float32_are_cast(tmp_path, monkeypatch, case):
+    """An engine in bfloat16 refuses divided parameters of other dtypes, and casts whole ones."""
+    make, task = CASES[case]
+    model = make()
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(PreTrainedModel, "_keep_in_fp32_modules_strict", ["ln_1", "layernorm"])
+    section, config = opened(tmp_path, task, "bfloat16")
+    whole = load_model(section, config, 3, AUTO)
+    assert any(parameter.dtype == torch.float32 for parameter in whole.parameters())
+    division = Recorded(reads=True)
+    load_divided(section, config, 3, AUTO, division)
+    assert {values.dtype for values in division.values} == {torch.bfloat16}
+
+
+def test_a_quantized_base_is_not_divided(tmp_path):
+    make_bert().save_pretrained(tmp_path)
+    section, config = opened(tmp_path, "sequence-classification", "float32", quantization="nf4")
+    division = Recorded(reads=True)
+    loaded = load_divided(section, config, 3, AUTO, division)
+    assert quantized_weights(loaded) == quantized_weights(load_model(section, config, 3, AUTO)) != {}
+    assert not division.values
+
+
+def opened(folder, task, dtype, **options):
+    """Return the section ``model`` and the config of a saved model."""
+    save_tokenizer(folder, pad_token="t0", eos_token="<end>")
+    section = Model(name=str(folder), task=task, dtype=dtype, **options)
+    return section, load_model_config(section, TEXT if task == "causal-lm" else CLASSES, load_tokenizer(section))
+
+
+def check(folder, task, dtype):
+    model, config = opened(folder, task, dtype)
+    expected = load_model(model, config, 3, AUTO)
+    division = Recorded(reads=True)
+    loaded = load_divided(model, config, 3, AUTO, division)
+    assert all(parameter.numel() == 0 for parameter in loaded.parameters())
+    division.put_back()
+
+    for of in (nn.Module.named_parameters, nn.Module.named_buffers):
+        found, wanted = dict(of(loaded)), dict(of(expected))
+        assert list(found) == list(wanted)
+        for name, tensor in wanted.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor), name
+    assert loaded.config.to_dict() == expected.config.to_dict()
+    assert loaded.name_or_path == expected.name_or_path
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in expected.parameters()]
+    assert loaded.adapeft_missing == expected.adapeft_missing
+
+    other = Recorded(reads=False)
+    load_divided(model, config, 3, AUTO, other)
+    assert [(v.shape, v.dtype) for v in other.values] == [(v.shape, v.dtype) for v in division.values]
