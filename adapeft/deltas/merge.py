@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from adapeft.deltas.base import base_of
 from adapeft.deltas.delta import Delta
+from adapeft.deltas.unquantized import check_may_be_merged, for_unquantized
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import check_new_folder, new_folder, save_json
+from adapeft.files.damage import load_json
 from adapeft.finite import check_finite
 from adapeft.model.checkpoint.checkpoint import Checkpoint, SafetensorsCheckpoint
 from adapeft.model.dense import check_dense
 from adapeft.model.rounding import Rounding
 
 REPORT = "adapeft_merge.json"
-"""File next to the weights with the merged delta and the number of entries lost to rounding."""
+"""File next to the weights with the merged delta, the number of entries lost to rounding, and scores if compared."""
 _DTYPES = ("float32", "bfloat16", "float16")
 _COMPANIONS = (
     "tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json",
@@ -30,7 +33,7 @@ _COMPANIONS = (
 )  # fmt: skip
 
 
-def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) -> Path:
+def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None, *, unquantized: bool = False) -> Path:
     """Write base + delta as a plain Hugging Face checkpoint of the task's architecture.
 
     Entries of the delta that are lost to rounding are counted in ``adapeft_merge.json`` and cause a warning.
@@ -41,10 +44,12 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) ->
         out: folder to write, which must not exist or be empty.
         dtype: ``float32``, ``bfloat16`` or ``float16``, the dtype of the written weights; None for that of the
             checkpoint. In float32 no entry is lost to rounding.
+        unquantized: whether the delta was trained on a quantized base and ``base`` is its unquantized checkpoint. The
+            result is another model than the one that was trained.
 
     Raises:
-        AdapeftError: the base is another one or has no weights, the delta has adapters, weights are not finite before
-            or after merging, or ``out`` is not empty.
+        AdapeftError: the base is another one or has no weights, the delta has adapters, or belongs to a quantized base
+            without ``unquantized``, weights are not finite before or after merging, or ``out`` is not empty.
     """
     out = Path(out)
     if dtype is not None and dtype not in _DTYPES:
@@ -55,10 +60,14 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) ->
             f"the delta has {len(adapters)} adapters, such as the one behind {adapters[0]!r}: a plain checkpoint "
             f"cannot hold them. Load the base in Python and call Delta.apply, which installs them."
         )
+    check_may_be_merged(delta, unquantized=unquantized)
     check_new_folder(out)
     found = base_of(delta, base)
+    if unquantized:
+        delta = for_unquantized(delta, found)
     delta.check_shapes(found.structure)
-    delta.check_fingerprint(found.checkpoint.fingerprint(delta.new), found.checkpoint.entries(delta.new))
+    if not unquantized:
+        delta.check_fingerprint(found.checkpoint.fingerprint(delta.new), found.checkpoint.entries(delta.new))
     delta.check_finite("the delta", "Its training diverged: train again at a lower learning rate.")
     merging = _Merging(delta, found.checkpoint, None if dtype is None else getattr(torch, dtype))
     with new_folder(out) as temporary:
@@ -72,6 +81,12 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None) ->
             found.tokenizer.save_pretrained(temporary)
     rounding.warn('Merge in float32 to keep them: dtype="float32", or adapeft merge --dtype float32.')
     return out
+
+
+def add_scores(merged: Path, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Add scores by model, such as that of the delta on its base, to the report of a checkpoint that was merged."""
+    report = load_json(merged / REPORT, "a report of a merged checkpoint", "Merge again.")
+    save_json(merged / REPORT, {**report, "scores": scores})
 
 
 class _Merging:
@@ -148,5 +163,6 @@ def _report(delta: Delta, base: str, rounding: Rounding) -> dict[str, Any]:
         "base": base,
         "fingerprint": delta.fingerprint,
         "method": delta.description.get("method"),
+        **({"trained_on": delta.quantization} if delta.quantization else {}),
         "rounding": {"entries": rounding.entries, "lost": rounding.lost},
     }

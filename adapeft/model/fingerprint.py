@@ -87,6 +87,11 @@ def difference_from(digests: Tensor, entries: Iterable[Entry]) -> str:
     return f"They differ in {_few(changed)} of {len(digests)} parameters." if changed else ""
 
 
+def has_names(digests: Tensor, names: Iterable[str]) -> bool:
+    """Whether ``digests`` are those of parameters with exactly these names."""
+    return {bytes(row[:4]) for row in digests.tolist()} == {_hash(name, 4) for name in names}
+
+
 def changed_names(digests: Tensor, entries: Iterable[Entry]) -> list[str]:
     """Return the names of ``entries`` that have another shape or other values in ``digests``."""
     known = {bytes(row[:4]): bytes(row[4:]) for row in digests.tolist()}

@@ -19,6 +19,9 @@ from adapeft.tasks.registry import TASKS
 if TYPE_CHECKING:
     from adapeft.model.section import Model
 
+_TYPES = ("int8", "nf4", "fp4")
+"""Types of bitsandbytes."""
+
 
 def stored_quantization(config: PretrainedConfig) -> str:
     """Return how the weights of a checkpoint are quantized, such as ``nf4``, or the library; empty if they are not."""
@@ -44,15 +47,15 @@ def check_quantization(model: Model, config: PretrainedConfig) -> None:
     Raises:
         AdapeftError: the checkpoint is already quantized, otherwise than that; or bitsandbytes is missing.
     """
-    asked, stored = model.quantization, stored_quantization(config)
-    if stored and asked not in (None, stored):
+    stored = stored_quantization(config)
+    if stored and model.quantization not in (None, stored):
         raise AdapeftError(
-            f"model.quantization = {asked}: the checkpoint {model.name!r} is already quantized ({stored}), and is "
-            f"loaded as it is. Leave model.quantization out, or give a checkpoint that is not quantized."
+            f"model.quantization = {model.quantization}: the checkpoint {model.name!r} is already quantized "
+            f"({stored}), and is loaded as it is. Leave model.quantization out, or give a checkpoint that is not "
+            f"quantized."
         )
-    wanted = stored if stored in ("int8", "nf4", "fp4") else "" if stored or asked in (None, "none") else asked
-    if wanted and not is_bitsandbytes_available():
-        given = f"model.name = {model.name!r} is quantized" if stored else f"model.quantization = {asked}"
+    if (stored or model.quantization) in _TYPES and not is_bitsandbytes_available():
+        given = f"model.name = {model.name!r} is quantized" if stored else f"model.quantization = {model.quantization}"
         raise AdapeftError(
             f"{given}, which needs bitsandbytes, and it is missing or too old: pip install 'adapeft[quantization]', "
             f"here and on the workers."
@@ -93,7 +96,7 @@ def put_stand_ins(structure: PreTrainedModel) -> None:
     Other quantizations are left out: their layers stay dense.
     """
     stored: Any = getattr(structure.config, "quantization_config", None)
-    if stored_quantization(structure.config) not in ("int8", "nf4", "fp4"):
+    if stored_quantization(structure.config) not in _TYPES:
         return
     settings = BitsAndBytesConfig.from_dict(stored) if isinstance(stored, dict) else stored
     from transformers.integrations import replace_with_bnb_linear  # imports bitsandbytes

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.run.opening import opened
 from cluster.terminal.silence import silence_libraries
+
+if TYPE_CHECKING:
+    from cluster.terminal.console import Terminal
 
 
 def merge(
@@ -17,14 +21,51 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; default: the base's, which may round the delta")
     ] = None,
+    unquantized: Annotated[
+        bool,
+        typer.Option(
+            "--unquantized",
+            help="merge the delta of a quantized base into its unquantized checkpoint, as with QLoRA: another model",
+        ),
+    ] = False,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(help="config of the run: also report the scores of the delta on its base and of the merged model"),
+    ] = None,
 ) -> None:
     """Write base + delta as a plain Hugging Face checkpoint, shard by shard."""
+    from adapeft.config.load import load_config
     from adapeft.deltas.delta import Delta
     from adapeft.deltas.merge import merge as merge_into
     from adapeft.subset.locate import locate
     from cluster.terminal.console import Terminal
 
     silence_libraries()
-    with Terminal.on_stderr().noting():
-        merged = merge_into(Delta.load(locate(delta)), model, out, dtype)
+    terminal, path = Terminal.on_stderr(), locate(delta)
+    if evaluate is not None:
+        load_config(evaluate)
+    with terminal.noting():
+        merged = merge_into(Delta.load(path), model, out, dtype, unquantized=unquantized)
+    if evaluate is not None:
+        _compare(evaluate, path, merged, terminal)
+    elif unquantized:
+        terminal.note(
+            "This is another model than the one that was trained: with --evaluate CONFIG the scores of both are shown."
+        )
     print(merged)
+
+
+def _compare(config: Path, delta: Path, merged: Path, terminal: Terminal) -> None:
+    """Show the scores of the delta on its base and of the merged checkpoint, and add them to its report."""
+    from adapeft.deltas.merge import add_scores
+    from cluster.run import pipeline
+
+    place = merged.resolve()
+    with opened(config, None, claims=False, terminal=terminal) as session:
+        on_base = pipeline.evaluate(session, delta.resolve(), base=False)
+    dense = [f"model.name={place}", "model.revision=null", "model.quantization=none"]
+    with opened(config, dense, claims=False, terminal=terminal) as session:
+        of_merged = pipeline.evaluate(session, None, base=True)
+    scores = {"delta": on_base, "merged": of_merged}
+    add_scores(merged, scores)
+    terminal.show_compared(scores)

@@ -12,7 +12,6 @@ from torch import nn
 from adapeft.config.config import Config
 from adapeft.config.experiments import Trials
 from adapeft.data.batches import draw_calibration, evaluation_batches
-from adapeft.errors import AdapeftError
 from adapeft.measure.groups import groups_of
 from adapeft.measure.influence import planned_reach
 from adapeft.measure.measure import ready
@@ -44,11 +43,6 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
     model: nn.Module = inputs.model()
     model.to(ranks.device)
     groups = groups_of(model, config.select)
-    if groups.is_quantized:
-        raise AdapeftError(
-            f"model.name = {config.model.name!r} is quantized: validate compares estimators that need the gradients of "
-            "single elements, which quantized matrices do not have. Give the base without quantization."
-        )
     draws = draw_subsets(groups, trials.sizes, trials.subsets, trials.singles, config.seed)
     calibration = draw_calibration(
         len(inputs.train), config.select.calibration, config.select.batch_size, 1, config.seed

@@ -15,21 +15,25 @@ from cluster.terminal.silence import silence_libraries
 
 if TYPE_CHECKING:
     from cluster.run.session import Session
+    from cluster.terminal.console import Terminal
 
 
 @contextmanager
-def opened(config: Path, overrides: list[str] | None, *, claims: bool = True) -> Iterator[Session]:
+def opened(
+    config: Path, overrides: list[str] | None, *, claims: bool = True, terminal: Terminal | None = None
+) -> Iterator[Session]:
     """Validate a run's config and yield its session; an interrupt ends this process.
 
     Args:
         config: YAML file.
         overrides: ``key=value`` arguments.
         claims: whether the command writes into the run's folder.
+        terminal: where to show the progress; None for standard output.
     """
     from adapeft.config.load import load_config
     from cluster.terminal.console import Terminal, short
 
-    loaded, terminal = load_config(config, overrides or []), Terminal()
+    loaded, terminal = load_config(config, overrides or []), terminal or Terminal()
     with terminal.busy("loading libraries"):
         prepare(loaded.cluster)
         from cluster.run.session import Session

@@ -99,6 +99,11 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
     from cluster.output.validation import load_validation, save_validation
     from cluster.terminal.validation import show_validation
 
+    if session.inspection.groups.is_quantized:
+        raise AdapeftError(
+            f"model.name = {session.config.model.name!r} is quantized: validate compares estimators that need the "
+            "gradients of single elements, which quantized matrices do not have. Give the base without quantization."
+        )
     path = session.folder.validation
     if path.is_file():
         session.terminal.note(f"validation: already done, {short(path)}")

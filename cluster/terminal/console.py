@@ -178,7 +178,7 @@ class Terminal:
             "merge": (
                 f"adapeft merge {short(folder.delta)} \\",
                 f"  --model {_short_name(config.model.name)} \\",
-                "  --out DIR",
+                f"  {'--unquantized ' * (config.model.quantization in ('int8', 'nf4'))}--out DIR",
             ),
         }
         self.console.rule("done", style="dim")
@@ -214,6 +214,13 @@ class Terminal:
 
     def show_scores(self, scores: dict[str, float]) -> None:
         self.pairs({name: f"{value:.4f}" for name, value in scores.items()})
+
+    def show_compared(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Show the metrics of several models side by side, by the model's name."""
+        table = number_table("", *scores)
+        for metric in next(iter(scores.values())):
+            table.add_row(metric, *(f"{found[metric]:.4f}" for found in scores.values()))
+        self.console.print(table)
 
     def pairs(self, rows: Mapping[str, str | tuple[str, ...]]) -> None:
         """Print names and values, wrapped only between words, so that paths stay whole and can be copied."""

@@ -32,3 +32,8 @@ def test_what_is_lost_is_noted_and_float32_keeps_it(command, tmp_path):
     done = command(*arguments, tmp_path / "other", "--dtype", "int8")
     assert done.returncode == 2
     assert "--dtype int8: give one of float32, bfloat16, float16" in " ".join(done.stderr.split())
+
+    done = command(*arguments, tmp_path / "other", "--evaluate", tmp_path / "no.yaml")
+    assert done.returncode == 2
+    assert "no.yaml" in done.stderr
+    assert not (tmp_path / "other").exists()

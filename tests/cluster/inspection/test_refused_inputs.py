@@ -106,6 +106,11 @@ def test_a_quantized_base_is_not_trained_whole(command, config, select):
     assert "are quantized (nf4)" in said
 
 
+def test_validate_needs_gradients_of_elements(command, config):
+    said = refusal(command, "validate", config, "quantization=nf4", "groups=row", "zero_stage=0")
+    assert "is quantized: validate compares estimators that need the gradients of single elements" in said
+
+
 def test_an_unknown_quantization(command, config):
     assert "model.quantization = int4: should be 'none', 'int8' or 'nf4'" in refusal(
         command, "run", config, "quantization=int4"
