@@ -34,6 +34,7 @@ def command(monkeypatch, capsys):
 
     def run(*arguments: object) -> Said:
         monkeypatch.setattr(sys, "argv", ["adapeft", *map(str, arguments)])
+        capsys.readouterr()  # what libraries printed for the test itself, such as DeepSpeed at its first import
         with pytest.raises(SystemExit) as end:
             main()
         said = capsys.readouterr()
