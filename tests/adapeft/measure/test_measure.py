@@ -54,7 +54,7 @@ def measured(make, settings, with_empty: bool, num_micro: int):
     [
         {"groups": "row"},
         {"groups": "element"},
-        {"groups": "role", "curvature": "parabola"},
+        {"groups": "role", "curvature": "parabola", "include": ["*.att*"]},
         {"groups": "tensor", "probe_steps": 3, "probe_points": 2},
         {"groups": "element", "method": "sam"},
         {"groups": "element", "method": "fish"},

@@ -142,7 +142,7 @@ OPTIONS = [
     *({"method": method} for method in MASKABLE),
     {"groups": "row"},
     {"probe_steps": 3, "probe_points": 2},
-    {"groups": "role", "curvature": "parabola"},
+    {"groups": "role", "curvature": "parabola", "include": "*.att*", "budget": 600},
 ]
 
 
@@ -152,7 +152,7 @@ def test_batches_without_a_prediction_have_no_weight(make, options):
     """They come last because the seed of sampled labels depends on the position of the example."""
     model = make()
     batches = make_batches(model)
-    options = {"budget": 1500, "groups": "element", "warmup_steps": 7, **options}
+    options = {"budget": 1500, "groups": "element", "warmup_steps": 4, **options}
     alone = adapeft.select(model, batches, **options)
     assert_same_choice(alone, adapeft.select(model, [*batches, masked(batches[0]), masked(batches[1])], **options))
 
