@@ -47,9 +47,9 @@ def test_the_library_names_the_package_that_hides_ours(tmp_path):
 
 
 def test_the_command_runs_as_a_module(tmp_path):
-    ended = _run(tmp_path, "-m", "adapeft", "methods")
+    ended = _run(tmp_path, "-m", "adapeft", "--help")
     assert ended.returncode == 0, ended.stderr
-    assert "bitfit" in ended.stdout
+    assert "methods" in ended.stdout
 
 
 def test_a_missing_package_is_named():

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +19,7 @@ from adapeft.sections.data import TextData
 from adapeft.tasks.describe import describe
 from adapeft.tasks.registry import TASKS
 from tests.adapeft.data.test_description import tokenizer
+from tests.support.processes import FORKS
 
 ROOT = Path(__file__).parents[3]
 LABELLED = {
@@ -140,48 +137,49 @@ def test_a_damaged_file_is_made_again(kind, damage, tmp_path, cache):
     assert torch.equal(found.labels, expected.labels)
 
 
-PROGRAM = """
-import sys, time
-from pathlib import Path
-import datasets
-from adapeft.data.cache import Cache
-datasets.config.HF_DATASETS_CACHE = sys.argv[1]
-def make(folder, progress):
-    (folder / "half").write_text("ha")
-    with open(sys.argv[2], "a") as made: made.write("x")
-    for row in range(int(sys.argv[3])):
-        progress(row, 20)
-        time.sleep(0.1)
-    (folder / "half").write_text("half and half")
-seen = []
-folder = Cache(lambda done, total: seen.append((done, total))).folder("test", {"a": 1}, make)
-print((folder / "half").read_text(), len(seen) > 0)
-"""
+def make_half(cache: Path, made: Path, num_steps: int, answers) -> None:
+    """Make an entry slowly, and say what it holds and whether progress was reported."""
+    datasets.config.HF_DATASETS_CACHE = cache.parent
+
+    def make(folder, progress):
+        (folder / "half").write_text("ha")
+        with made.open("a") as file:
+            file.write("x")
+        for step in range(num_steps):
+            progress(step, 20)
+            time.sleep(0.1)
+        (folder / "half").write_text("half and half")
+
+    seen = []
+    folder = Cache(lambda done, total: seen.append((done, total))).folder("test", {"a": 1}, make)
+    answers.put(((folder / "half").read_text(), len(seen) > 0))
 
 
-def start(cache, made, steps):
-    arguments = [sys.executable, "-c", PROGRAM, str(cache.parent), str(made), str(steps)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
+def start(cache, made, num_steps):
+    """Start a process that makes an entry; return it and the queue of its answer."""
+    answers = FORKS.Queue()
+    process = FORKS.Process(target=make_half, args=(cache, made, num_steps, answers))
+    process.start()
+    return process, answers
 
 
 def test_two_processes_make_one_entry(tmp_path, cache):
     """The one that waits reports the progress of the other."""
-    processes = [start(cache, tmp_path / "made", 20) for _ in range(2)]
-    answers = [process.communicate(timeout=300)[0] for process in processes]
-    assert answers == ["half and half True\n"] * 2
+    started = [start(cache, tmp_path / "made", 20) for _ in range(2)]
+    assert [answers.get(timeout=300) for _, answers in started] == [("half and half", True)] * 2
     assert (tmp_path / "made").read_text() == "x"
 
 
 def test_a_killed_writer_neither_blocks_nor_is_read(tmp_path, cache):
-    killed = start(cache, tmp_path / "made", 3000)
+    killed, _ = start(cache, tmp_path / "made", 3000)
     while not list(cache.glob("test-*/half")):
-        assert killed.poll() is None
+        assert killed.is_alive()
         time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.join()
     [left] = entries(cache, "test")
-    assert start(cache, tmp_path / "made", 1).communicate(timeout=300)[0] == "half and half True\n"
+    _, answers = start(cache, tmp_path / "made", 1)
+    assert answers.get(timeout=300) == ("half and half", True)
     [entry] = entries(cache, "test")
     assert entry != left
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -24,6 +21,7 @@ from adapeft.tasks.causal_lm import CausalLMData
 from adapeft.tasks.describe import describe
 from adapeft.tasks.registry import TASKS
 from adapeft.tasks.sequence_classification import ClassificationData
+from tests.support.processes import FORKS
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"the benchmark data is not at {SHARED}")
@@ -455,28 +453,24 @@ def test_too_little_text_for_a_block():
         TASKS["causal-lm"].tokenize(datasets.Dataset.from_list(ROWS), config(max_length=1), tokenizer(is_bert=False))
 
 
+def read_and_tokenize(path: str, cache: Path, answers) -> None:
+    datasets.config.HF_DATASETS_CACHE = cache
+    rows = load_rows(path, "data.train")
+    data = TASKS["sequence-classification"].tokenize(rows, config(), tokenizer(), CLASSES)
+    answers.put((int(data.collate(range(len(data))).inputs["input_ids"].sum()), len(data)))
+
+
 def test_processes_at_once(folder, tmp_path):
     """Two processes that share a cache, as the ranks of a machine do, read and tokenize the same file."""
-    path = folder("a.jsonl", ROWS * 500)
-    program = (
-        "from tests.adapeft.data.test_description import *\n"
-        f"rows = load_rows({path!r}, 'data.train')\n"
-        "data = TASKS['sequence-classification'].tokenize(rows, config(), tokenizer(), CLASSES)\n"
-        "print(int(data.collate(range(len(data))).inputs['input_ids'].sum()), len(data))\n"
-    )
-    here = Path(__file__).parent
-    environment = os.environ | {
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": f"{here}:{here.parents[2]}",
-    }
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    answers = [rank.communicate(timeout=900)[0] for rank in ranks]
-    assert answers[0].split()[1] == "1500"
-    assert answers[0] == answers[1]
+    path, answers = folder("a.jsonl", ROWS * 500), FORKS.Queue()
+    ranks = [FORKS.Process(target=read_and_tokenize, args=(path, tmp_path / "cache", answers)) for _ in range(2)]
+    for rank in ranks:
+        rank.start()
+    found = [answers.get(timeout=900) for _ in ranks]
+    for rank in ranks:
+        rank.join()
+    assert found[0][1] == 1500
+    assert found[0] == found[1]
 
 
 # --- the benchmarks' own files ---------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import stat
 import subprocess
@@ -28,6 +27,7 @@ from adapeft.files.artifact import (
     save_table,
     save_tensors,
 )
+from tests.support.processes import FORKS
 
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path):
@@ -137,8 +137,7 @@ def test_no_damaged_footer_aborts_the_process(tmp_path):
     """These include histogram sizes that do not fit their column, which crash pyarrow's own accessor."""
     pairs = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(6.0)), 2)
     save_table(tmp_path / "table", pa.table({"slope": np.arange(3.0), "projections": pairs}))
-    spawn = multiprocessing.get_context("spawn")
-    process = spawn.Process(target=_load_with_every_bit_of_the_footer_flipped, args=(tmp_path / "table",))
+    process = FORKS.Process(target=_load_with_every_bit_of_the_footer_flipped, args=(tmp_path / "table",))
     process.start()
     process.join()
     assert process.exitcode == 0

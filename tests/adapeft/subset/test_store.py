@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import signal
 import time
@@ -16,8 +15,7 @@ import pytest
 from adapeft.errors import AdapeftError
 from adapeft.subset.entry import Summary
 from adapeft.subset.store import HALF_WRITTEN, SubsetStore
-
-SPAWN = multiprocessing.get_context("spawn")
+from tests.support.processes import FORKS
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -201,7 +199,7 @@ def test_where_a_store_cannot_be(tmp_path, file):
 
 def in_another_process(function, *arguments):
     """Run the function in a child process that shares only the disk."""
-    process = SPAWN.Process(target=function, args=arguments)
+    process = FORKS.Process(target=function, args=arguments)
     process.start()
     return process
 
@@ -273,7 +271,7 @@ def _read_all(url: str, start, done, results) -> None:
 def test_many_writers_of_the_same_names(tmp_path):
     """One writer wins each name, and a reader always sees whole entries."""
     store = SubsetStore(str(tmp_path / "store"))
-    start, done, results, seen = SPAWN.Barrier(5), SPAWN.Event(), SPAWN.Queue(), SPAWN.Queue()
+    start, done, results, seen = FORKS.Barrier(5), FORKS.Event(), FORKS.Queue(), FORKS.Queue()
     writers = [in_another_process(_add_all, store.url, tmp_path, n, start, results) for n in range(1, 5)]
     reader = in_another_process(_read_all, store.url, start, done, seen)
     won = dict(results.get(timeout=900) for _ in writers)
