@@ -47,8 +47,13 @@ def measured(make, settings, with_empty: bool, num_micro: int):
     return measure(get_method(settings.method), passes, groups, settings)
 
 
-@pytest.mark.parametrize("num_micro", [1, 2])
-@pytest.mark.parametrize("make", [make_bert, make_gpt2])
+@pytest.mark.parametrize(
+    ("make", "num_micro"),
+    [
+        *[(make_bert, 2), (make_gpt2, 1)],
+        *[pytest.param(*case, marks=pytest.mark.slow) for case in ((make_bert, 1), (make_gpt2, 2))],
+    ],
+)
 @pytest.mark.parametrize(
     "options",
     [

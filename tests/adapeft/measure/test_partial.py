@@ -59,8 +59,8 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize(
     ("case", "every"),
     [
-        *[("row", 4), ("element", 5), ("options", 6), ("sam", 6), ("probe", 6)],
-        *[pytest.param(case, 1, marks=pytest.mark.slow) for case in ("row", "element")],
+        *[("row", 4), ("element", 7), ("options", 8), ("sam", 9), ("probe", 13)],
+        *[pytest.param(case, 1, marks=pytest.mark.slow) for case in ("row", "element", "options", "sam", "probe")],
     ],
 )
 def test_killed_after_any_batch_goes_on_to_the_same_statistics(case, every, tmp_path):

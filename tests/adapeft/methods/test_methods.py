@@ -26,7 +26,7 @@ PLAIN = [
     if not isinstance(found, RuleMethod) and granularity in OPTIONS[method].granularities
 ]
 FORMS = {
-    "paper": ("adapeft", "role", {key: value for key, value in PAPER.items() if key != "groups"}),
+    "paper": ("adapeft", "role", {key: value for key, value in PAPER.items() if key != "groups"} | {"probe_steps": 6}),
     "greedy": ("adapeft", "row", {"solver": "greedy"}),
     "joint": ("adapeft", "row", {"joint": True}),
     "without-a-reach": ("adapeft", "element", {"reach": "inf"}),
@@ -36,8 +36,18 @@ FORMS = {
     "houlsby": ("adapter", "tensor", {"placement": "houlsby"}),
 }
 """Forms of methods that keys of ``select`` make."""
+TRANSPOSED = {("adapeft", "row"), ("adapeft", "element"), ("lora", "tensor"), ("adapter", "tensor"), ("sam", "element")}
+"""Cases that are fast tests with GPT-2 as well, whose matrices are transposed and whose embeddings are tied."""
+
+
+def case_of(make, case, form):
+    is_fast = make is make_bert or (form is None and case[:2] in TRANSPOSED)
+    name = "-".join(filter(None, (make.__name__, *case[:2], form)))
+    return pytest.param(make, *case, id=name, marks=[] if is_fast else pytest.mark.slow)
+
+
 CASES = [
-    pytest.param(make, *case, id="-".join(filter(None, (make.__name__, *case[:2], form))))
+    case_of(make, case, form)
     for make in (make_bert, make_gpt2)
     for form, case in [*((None, case) for case in PLAIN), *FORMS.items()]
 ]

@@ -556,6 +556,7 @@ def test_two_at_once(config):
     assert finished(compare(config, settings(), lambda text: None, Runner()))
 
 
+@pytest.mark.slow
 def test_a_failing_command_says_why(config, tmp_path):
     data = config.data.model_copy(update={"train": str(tmp_path / "gone.jsonl")})
     # The folder is named after the learning rate, as in a sweep: runs must not share config and log files.

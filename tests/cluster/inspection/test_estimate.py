@@ -80,6 +80,7 @@ def test_a_range_of_workers_is_judged_by_the_fewest(command, classifier, weightl
     assert "estimated for 2 workers (cluster.min_workers)" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_language_model_by_element(command, tmp_path, weightless):
     train, evaluation = write_text(tmp_path / "train.txt", 1600), write_text(tmp_path / "validation.txt", 330)
     config = write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), train, evaluation, task="causal-lm")
@@ -87,7 +88,12 @@ def test_a_language_model_by_element(command, tmp_path, weightless):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("method", METHODS)
+USUAL = ("adapeft", "lora", "random", "sam", "mixout-reset")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=[] if method in USUAL else pytest.mark.slow) for method in METHODS]
+)
 def test_every_method_can_be_estimated(classifier, method):
     budget = "100%" if method in ("full", "lora", "adapter") else "20%"
     config = load_config(classifier, [f"select.method={method}", f"budget={budget}", "train.micro_batch_size=2"])
@@ -155,30 +161,37 @@ def test_less_is_held_with_smaller_micro_batches(classifier):
     assert activations(2) < 0.3 * activations(8)
 
 
-@pytest.mark.parametrize(("name", "stage"), [("run", "measuring"), ("run", "training")])
-def test_a_run_that_does_not_fit_is_refused(command, classifier, weightless, monkeypatch, name, stage):
+def test_a_run_that_does_not_fit_is_refused(command, classifier, weightless, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = load_config(classifier, [])
-    held = estimate_of(config, inspect(config)).memory(zero_of(config.cluster))
-    both = 2 * held["measuring"].total
+    estimate = estimate_of(config, inspect(config))
+    both = 2 * estimate.memory(zero_of(config.cluster))["measuring"].total
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(0.99 * both / fits.TOLERANCE))
-    done = command(name, classifier)
+    done = command("run", classifier)
     assert done.returncode == 2
     assert "measuring does not fit: 2 workers need" in " ".join(done.stderr.split())
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.01 * both / fits.TOLERANCE))
-    fits.check_memory(estimate_of(config, inspect(config)))
+    fits.check_memory(estimate)
     # The memory of this machine says nothing about the machines of a cluster.
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere")
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: 1)
-    fits.check_memory(estimate_of(config, inspect(config)))
+    fits.check_memory(estimate)
 
 
 def test_what_is_free_is_less_than_there_is():
     assert 2**20 < (fits.available_memory(gpu=False) or 0) < 2**50
 
 
-@pytest.mark.parametrize("groups", ["row", "element", "tensor"])
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("groups", "stage"),
+    [
+        *[("row", 0), ("element", 2), ("tensor", 3)],
+        *[
+            pytest.param(groups, stage, marks=pytest.mark.slow)
+            for groups, stage in [("row", 2), ("row", 3), ("element", 0), ("element", 3), ("tensor", 0), ("tensor", 2)]
+        ],
+    ],
+)
 def test_a_budget_in_bytes_is_spent_and_not_exceeded(classifier, groups, stage):
     """For random values, the estimate for the chosen subset is within the limit and close to it."""
     given = ["budget=0.5%", "select.exclude=*embeddings*", f"groups={groups}", f"zero_stage={stage}"]

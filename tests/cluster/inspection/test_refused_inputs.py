@@ -46,10 +46,10 @@ def roberta(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["run", "select", "estimate"])
-def test_positions_with_an_offset(command, roberta, name):
-    said = refusal(command, name, roberta, "max_length=33")
-    assert "data.max_length = 33: the model has 32 positions. Lower it to that or less." in said
+def test_positions_with_an_offset(command, roberta):
+    for name in ("run", "select", "estimate"):
+        said = refusal(command, name, roberta, "max_length=33")
+        assert "data.max_length = 33: the model has 32 positions. Lower it to that or less." in said
     assert command("estimate", roberta, "max_length=32").returncode == 0
 
 
@@ -68,7 +68,7 @@ def test_a_tokenizer_larger_than_the_model(command, tmp_path):
     tokenizer.save_pretrained(base)
     train, evaluation = write_colours(tmp_path)
     config = write_config(tmp_path / "run.yaml", base, train, evaluation)
-    assert command("estimate", config).returncode == 0
+    inspect(load_config(config))
     with evaluation.open("a") as file:
         file.write(json.dumps({"text": "the violet sea", "label": "blue"}) + "\n")
     said = refusal(command, "run", config)

@@ -64,6 +64,7 @@ def test_shrinkage_is_of_the_fisher_diagonal_not_of_its_product_with_the_directi
         torch.testing.assert_close(shard.columns["curvature"].double(), expected, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_curvatures_converge_to_the_fisher_diagonal():
     model, passes, groups, _ = set_up(make_bert)
     ones = [torch.ones(info.count) for info in groups.parameters]

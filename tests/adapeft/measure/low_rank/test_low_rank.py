@@ -101,7 +101,7 @@ def test_the_loss_is_the_models_own_and_the_model_is_left_as_it_was(model, rank)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row", "role"])
+@pytest.mark.parametrize("granularity", ["row", *(pytest.param(g, marks=pytest.mark.slow) for g in ("tensor", "role"))])
 def test_slopes_and_curvatures_are_exact_along_the_direction(model, rank, granularity):
     batches = make_batches(model, num_batches=7)
     with directed(model, granularity, rank) as found:
