@@ -40,24 +40,28 @@ class CausalLMData(TextData):
 D = TypeVar("D", bound=Data)
 
 
-class NextTokenTask(Task[D]):
-    """Base class of tasks whose model predicts the next token with its own outputs."""
-
-    auto_class = "AutoModelForCausalLM"
-    export_type = "CAUSAL_LM"
+class LanguageModelTask(Task[D]):
+    """Base class of tasks whose model predicts tokens with its own outputs."""
 
     def labels(self, splits: Mapping[str, datasets.Dataset], data: D, head: Head | None) -> Labels:
         from adapeft.data.description import Labels
 
         return Labels()
 
+    def metrics(self, description: DataDescription) -> Metrics:
+        return TokenMetrics()
+
+
+class NextTokenTask(LanguageModelTask[D]):
+    """Base class of tasks whose model predicts the next token."""
+
+    auto_class = "AutoModelForCausalLM"
+    export_type = "CAUSAL_LM"
+
     def objective(self, description: DataDescription) -> Objective:
         from adapeft.tasks.losses.cross_entropy import NextToken
 
         return NextToken()
-
-    def metrics(self, description: DataDescription) -> Metrics:
-        return TokenMetrics()
 
 
 class CausalLM(NextTokenTask[CausalLMData]):
@@ -88,7 +92,7 @@ class CausalLM(NextTokenTask[CausalLMData]):
 
 
 class TokenMetrics(Metrics):
-    """Metrics of next-token prediction, which depend only on the mean loss."""
+    """Metrics of language models, which depend only on the mean loss."""
 
     of = "causal-lm"
     higher_is_better = {"loss": False, "perplexity": False}

@@ -5,14 +5,20 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
-from adapeft.tasks.losses.cross_entropy import Classification, NextToken, SequenceToSequence, TokenClasses
+from adapeft.tasks.losses.cross_entropy import (
+    Classification,
+    MaskedTokens,
+    NextToken,
+    SequenceToSequence,
+    TokenClasses,
+)
 from adapeft.tasks.losses.objective import Objective
 from adapeft.tasks.losses.squared_error import Regression
 from adapeft.tasks.registry import TASKS
 
 _KNOWN = (
     "classes [n], targets [n] (or [n, K] with config.problem_type = 'regression'), classes of tokens [n, T], and the "
-    "tokens [n, T] of a causal language model or an encoder-decoder"
+    "tokens [n, T] of a causal or masked language model or an encoder-decoder"
 )
 _CLASSIFIERS = {
     "ForSequenceClassification",
@@ -21,7 +27,7 @@ _CLASSIFIERS = {
     "ForAudioClassification",
 }
 _LANGUAGE_MODELS = {"ForCausalLM", "ForConditionalGeneration"}
-_OF_TOKENS = "ForTokenClassification"
+_OF_TOKENS, _OF_MASKS = "ForTokenClassification", "ForMaskedLM"
 
 
 def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
@@ -36,9 +42,7 @@ def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
     config = getattr(model, "config", None)
     problem = getattr(config, "problem_type", None)
     is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
-    # T5Gemma's decoder has the loss type of masked language models, which do not shift their labels either.
-    is_decoder_loss = is_encoder_decoder and loss == "ForMaskedLM"
-    if loss is not None and loss not in _CLASSIFIERS | _LANGUAGE_MODELS | {_OF_TOKENS} and not is_decoder_loss:
+    if loss is not None and loss not in _CLASSIFIERS | _LANGUAGE_MODELS | {_OF_TOKENS, _OF_MASKS}:
         raise AdapeftError(f"a model with the loss {loss!r} cannot be measured: supported are {_KNOWN}.")
     for task in TASKS.values():
         if (objective := task.objective_of(problem, labels)) is not None:
@@ -54,7 +58,9 @@ def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
     if labels.ndim == 2 and labels.is_floating_point() and (one_output or problem == "regression"):
         return Regression()
     if labels.ndim == 2 and not labels.is_floating_point() and loss not in {*_CLASSIFIERS, _OF_TOKENS}:
-        return SequenceToSequence() if is_encoder_decoder else NextToken()
+        if is_encoder_decoder:  # T5Gemma's decoder has the loss type of masked language models
+            return SequenceToSequence()
+        return MaskedTokens() if loss == _OF_MASKS else NextToken()
     if labels.ndim != 1:
         kind = str(labels.dtype).removeprefix("torch.")
         raise AdapeftError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapeft.tasks.causal_lm import CausalLM
 from adapeft.tasks.instruct.task import Instruct
+from adapeft.tasks.masked_lm import MaskedLM
 from adapeft.tasks.multi_label_classification import MultiLabelClassification
 from adapeft.tasks.sequence_classification import SequenceClassification
 from adapeft.tasks.task import Task
@@ -19,6 +20,7 @@ TASKS: dict[str, Task[Any]] = {
         Instruct(),
         MultiLabelClassification(),
         TokenClassification(),
+        MaskedLM(),
     )
 }
 

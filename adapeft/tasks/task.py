@@ -33,7 +33,7 @@ class Task(ABC, Generic[D]):
     Attributes:
         data: class of the config's ``data`` section; its ``task`` is the task's name.
         auto_class: transformers class that builds the model.
-        export_type: PEFT ``TaskType`` of exported adapters.
+        export_type: PEFT ``TaskType`` of exported adapters; None where PEFT has no type for the task.
         has_head: whether labels determine the outputs of a head on top; otherwise the model predicts tokens with its
             own outputs, which may be tied to its embeddings.
         problem_types: values of a model's ``config.problem_type`` that belong to this task, for tasks with a head.
@@ -44,7 +44,7 @@ class Task(ABC, Generic[D]):
 
     data: ClassVar[type[Data]]
     auto_class: ClassVar[str]
-    export_type: ClassVar[str]
+    export_type: ClassVar[str | None]
     has_head: ClassVar[bool] = False
     problem_types: ClassVar[tuple[str | None, ...]] = (None,)
     packs_texts: ClassVar[bool] = False

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Draw = Callable[[dict[str, list[Any]], Sequence[int], int], dict[str, list[Any]]]
+"""Columns of some examples, their ids and the epoch → columns, which depend on nothing else."""
+
+
 @dataclass(frozen=True)
 class TokenizedData:
     """The tokenized examples of a split.
@@ -37,12 +41,14 @@ class TokenizedData:
             the inputs themselves.
         tokenizer: tokenizer that can pad.
         fixed_length: number of tokens of every batch; None: that of its longest example.
+        draw: what draws a part of the examples anew in every epoch, such as masks; None: they are the same in each.
     """
 
     rows: datasets.Dataset
     labels: Tensor | None
     tokenizer: PreTrainedTokenizerBase
     fixed_length: int | None = None
+    draw: Draw | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,12 +63,19 @@ class TokenizedData:
         """Number of examples of which tokens were cut off."""
         return pc.sum(self._column(TRUNCATED)).as_py() if TRUNCATED in self.rows.column_names else 0
 
-    def collate(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Return the examples at ``indices`` (at least one), padded on the tokenizer's padding side."""
+    def collate(self, indices: Sequence[int] | np.ndarray, epoch: int = 0) -> Batch:
+        """Return the examples at ``indices`` (at least one), padded on the tokenizer's padding side.
+
+        Args:
+            indices: indices of the examples.
+            epoch: number of the training epoch, on which only what is drawn depends.
+        """
         ids = torch.tensor([int(index) for index in indices])
         assert len(ids), "a batch has at least one example"
         columns = self.rows[ids.tolist()]
         columns.pop(TRUNCATED, None)
+        if self.draw is not None:
+            columns = self.draw(columns, ids.tolist(), epoch)
         token_labels = columns.pop(LABELS, None)
         padding = "longest" if self.fixed_length is None else "max_length"
         inputs = dict(
@@ -152,11 +165,14 @@ def blocks_of(
     max_length: int,
     tokenizer: PreTrainedTokenizerBase,
     cache: Cache | None = None,
+    *,
+    is_framed: bool = False,
 ) -> datasets.Dataset:
     """Return blocks of exactly ``max_length`` tokens.
 
     Texts are tokenized without special tokens, joined and split into blocks; the remainder is dropped. The
-    end-of-text token follows each text, except in .txt files, whose rows are lines of one text.
+    end-of-text token follows each text, except in .txt files, whose rows are lines of one text. In framed blocks it is
+    the separator.
 
     Args:
         rows: rows with the texts.
@@ -164,17 +180,27 @@ def blocks_of(
         max_length: number of tokens per block.
         tokenizer: tokenizer of the model.
         cache: cache of this machine; None: in memory.
+        is_framed: whether each block has the special tokens around it that the tokenizer puts around a text, as
+            encoders read them.
 
     Raises:
         AdapeftError: a block of that length has no predictions, or the texts have too few tokens for one block.
     """
-    if max_length < 2:
+    before, after = _frame(tokenizer) if is_framed else ([], [])
+    room = max_length - len(before) - len(after)
+    if is_framed and room < 1:
+        raise AdapeftError(
+            f"data.max_length = {max_length}: a block has {max_length - room} special tokens around its text, so no "
+            f"token of it is left. Raise it to at least {max_length - room + 1}."
+        )
+    if not is_framed and max_length < 2:
         raise AdapeftError(
             f"data.max_length = {max_length}: the first token of a block is not predicted, so blocks of this length "
             "have no loss. Raise it to at least 2."
         )
     is_one_text = rows.builder_name == "text"
-    end = [] if is_one_text or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    last = tokenizer.sep_token_id if is_framed else tokenizer.eos_token_id
+    end = [] if is_one_text or last is None else [last]
 
     def blocks(progress: Progress) -> Iterator[dict[str, Any]]:
         rest, is_long_enough = np.empty(0, np.int32), False
@@ -183,19 +209,29 @@ def blocks_of(
             texts = tokenizer(batch[column], add_special_tokens=False, verbose=False)["input_ids"]
             tokens = [token for text in texts if text for token in text + end]
             rest = np.concatenate([rest, np.array(tokens, np.int32)])
-            num_blocks = len(rest) // max_length
+            num_blocks = len(rest) // room
             if num_blocks:
                 is_long_enough = True
-                yield {"input_ids": rest[: num_blocks * max_length].reshape(num_blocks, max_length)}
-                rest = rest[num_blocks * max_length :]
+                text = rest[: num_blocks * room].reshape(num_blocks, room)
+                sides = [np.tile(np.array(side, np.int32), (num_blocks, 1)) for side in (before, after)]
+                yield {"input_ids": np.hstack([sides[0], text, sides[1]])}
+                rest = rest[num_blocks * room :]
         if not is_long_enough:
             raise AdapeftError(
                 f"data.max_length = {max_length}: the texts have only {len(rest)} tokens, less than one block. Lower "
                 "data.max_length or give more text."
             )
 
-    key = {"kind": "blocks", "max_length": max_length, "end": end}
+    key = {"kind": "framed blocks" if is_framed else "blocks", "max_length": max_length, "end": end}
     return made(blocks, key, rows, [column], tokenizer, cache)
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer puts before and after a text."""
+    found = tokenizer("a", return_special_tokens_mask=True)
+    ids, is_special = found["input_ids"], found["special_tokens_mask"]
+    start, stop = is_special.index(0), len(ids) - is_special[::-1].index(0)
+    return ids[:start], ids[stop:]
 
 
 def labels_of(

@@ -27,7 +27,7 @@ from adapeft.finite import DIVERGED, blame
 from adapeft.model.load import label_options
 from adapeft.model.quantized import describe_quantization
 from adapeft.subset.subset import Subset
-from adapeft.tasks.losses.micro_batches import example_losses, micro_losses
+from adapeft.tasks.losses.micro_batches import Collate, example_losses, micro_losses
 from adapeft.tune.attach import attach
 from adapeft.tune.attachment import attachment_of
 from cluster.events import Report
@@ -120,16 +120,17 @@ class _Training:
         started = time.perf_counter()
         losses: list[float] = []
         for epoch in range(math.ceil(self.plan.num_steps / self.plan.steps_per_epoch)):
+            collate = partial(self.inputs.train.collate, epoch=epoch)
             for index, batch in enumerate(self.inputs.training_batches(epoch)):
                 step = epoch * self.plan.steps_per_epoch + index + 1
                 if step <= progress.step or step > self.plan.num_steps:
                     continue
-                taken = self._step(batch)
+                taken = self._step(batch, collate)
                 progress.step = step
                 if taken.is_taken:
                     losses.append(taken.loss)
                 else:
-                    self._skip(batch, taken)
+                    self._skip(batch, taken, collate)
                 is_last = step == self.plan.num_steps
                 is_evaluated = step % self.eval_steps == 0 or is_last
                 self.reach_check.after_step(is_last_chance=is_evaluated)
@@ -156,26 +157,24 @@ class _Training:
             "peak_memory_bytes": max(self.ranks.all_gather_object(peak_memory(self.ranks.device))),
         }
 
-    def _step(self, batch: Any) -> Step:
+    def _step(self, batch: Any, collate: Collate) -> Step:
         """Take one optimizer step on the mean loss of the batch."""
         num_micro = self.engine.gradient_accumulation_steps()
         # Dropout is seeded by step and rank: a resumed run draws the same as an uninterrupted one.
         torch.manual_seed(_mixed(self.config.seed, self.progress.step, self.ranks.rank))
-        losses, _ = micro_losses(
-            batch, self.inputs.train.collate, self.inputs.objective, self.ranks, num_micro, self.ranks.device
-        )
+        losses, _ = micro_losses(batch, collate, self.inputs.objective, self.ranks, num_micro, self.ranks.device)
         step = self.steps.take(losses)
         self.follower.after_step()  # its schedule counts skipped steps too
         return step
 
-    def _skip(self, batch: Any, step: Step) -> None:
+    def _skip(self, batch: Any, step: Step, collate: Collate) -> None:
         """Record a skipped step.
 
         Raises:
             AdapeftError: more than ``train.max_skipped_steps`` steps were skipped. Saved checkpoints are kept.
         """
         progress, most = self.progress, self.config.train.max_skipped_steps
-        losses = self._example_losses(batch)
+        losses = self._example_losses(batch, collate)
         said = f"{step.problem}. {blame(losses, 'data.train')}"
         if len(progress.skipped) >= most:
             before = f", after {most} skipped step{'s' * (most > 1)}" if most else ""
@@ -190,11 +189,11 @@ class _Training:
         self.report({"step": "skipped a step", "at": progress.step, "problem": said})
 
     @torch.no_grad()
-    def _example_losses(self, batch: Any) -> dict[int, float]:
+    def _example_losses(self, batch: Any, collate: Collate) -> dict[int, float]:
         """Return the loss of each example by id. Collective."""
         self.engine.eval()
-        collate, objective = self.inputs.train.collate, self.inputs.objective
-        found = example_losses(batch, collate, objective, self.ranks.device, lambda loss: float(loss(self.engine)))
+        objective, device = self.inputs.objective, self.ranks.device
+        found = example_losses(batch, collate, objective, device, lambda loss: float(loss(self.engine)))
         self.engine.train()
         return found
 

@@ -150,6 +150,8 @@ def _trained(names: Collection[str], delta: Delta, base: Base) -> dict[str, Tens
 def _task_type(parts: PeftParts, delta: Delta, base: Base) -> TaskType | None:
     """Return PEFT's task type; None for a classifier whose head is not saved, because PEFT would look for it."""
     task = TASKS[delta.description["model"]["task"]]
+    if task.export_type is None:
+        return None
     if not task.has_head:
         return TaskType(task.export_type)
     heads = {path for path, _ in base.structure.named_modules() if path.endswith(("classifier", "score"))}

@@ -155,22 +155,10 @@ class NextToken(TokenCrossEntropy):
         return torch.cat([batch.labels[:, :1], self._sample_targets(logits, batch, seed)[:, :-1]], 1)
 
 
-class SequenceToSequence(TokenCrossEntropy):
-    """Cross-entropy of the decoder's tokens; labels int64 [n, T], -100 where ignored, logits [n, T, C].
+class MaskedTokens(TokenCrossEntropy):
+    """Cross-entropy of tokens at their own positions; labels int64 [n, T], -100 where ignored, logits [n, T, C]."""
 
-    The decoder reads the true tokens before each label, also if the loss uses sampled labels.
-    """
-
-    summary = "cross-entropy of the decoder's tokens, over all tokens with a label"
-
-    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        # If the batch has no decoder input, the model builds it from the labels, each model in its own way (without
-        # labels BART would build it from the encoder's input). The loss that the model also computes is not used.
-        with naming_examples(batch):
-            return model(**batch.inputs, labels=batch.labels).logits
-
-    def split_inputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        return with_decoder_inputs(model, batch.inputs, batch.labels)
+    summary = "cross-entropy of the masked tokens, over all tokens with a label"
 
     def predicted(self, labels: Tensor) -> Tensor:
         return labels != IGNORED
@@ -187,6 +175,24 @@ class SequenceToSequence(TokenCrossEntropy):
     @torch.no_grad()
     def sample_labels(self, logits: Tensor, batch: Batch, seed: int) -> Tensor:
         return self._sample_targets(logits, batch, seed)
+
+
+class SequenceToSequence(MaskedTokens):
+    """Cross-entropy of the decoder's tokens, each at its own position of the decoder.
+
+    The decoder reads the true tokens before each label, also if the loss uses sampled labels.
+    """
+
+    summary = "cross-entropy of the decoder's tokens, over all tokens with a label"
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        # If the batch has no decoder input, the model builds it from the labels, each model in its own way (without
+        # labels BART would build it from the encoder's input). The loss that the model also computes is not used.
+        with naming_examples(batch):
+            return model(**batch.inputs, labels=batch.labels).logits
+
+    def split_inputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        return with_decoder_inputs(model, batch.inputs, batch.labels)
 
 
 def _same(logits: Tensor) -> Tensor:

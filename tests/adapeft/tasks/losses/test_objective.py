@@ -10,6 +10,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
 )
@@ -17,7 +18,13 @@ from transformers import (
 from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
 from adapeft.tasks.inference import infer_objective
-from adapeft.tasks.losses.cross_entropy import Classification, NextToken, SequenceToSequence, TokenClasses
+from adapeft.tasks.losses.cross_entropy import (
+    Classification,
+    MaskedTokens,
+    NextToken,
+    SequenceToSequence,
+    TokenClasses,
+)
 from adapeft.tasks.losses.objective import IGNORED
 from adapeft.tasks.losses.squared_error import Regression
 from adapeft.tasks.multi_label_classification import IndependentLabels
@@ -37,6 +44,11 @@ def make_regressor(num_labels: int = 1) -> BertForSequenceClassification:
 def make_tagger() -> BertForTokenClassification:
     torch.manual_seed(0)
     return BertForTokenClassification(BertConfig(vocab_size=VOCABULARY, num_labels=3, **SIZES))
+
+
+def make_masked() -> BertForMaskedLM:
+    torch.manual_seed(0)
+    return BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **SIZES))
 
 
 def make_labeller() -> BertForSequenceClassification:
@@ -76,6 +88,7 @@ LOSSES = {
     "classes-of-tokens": (make_tagger, TEXT, torch.where(MASKED == IGNORED, IGNORED, MASKED % 3), TokenClasses, 10),
     "next-token": (make_gpt2, TEXT, TOKENS, NextToken, 20),
     "next-token-masked": (make_gpt2, TEXT, MASKED, NextToken, 8),
+    "masked-tokens": (make_masked, TEXT, MASKED, MaskedTokens, 10),
     "t5": (make_t5, TEXT, MASKED, SequenceToSequence, 10),
     "t5-other-length": (make_t5, TEXT, MASKED[:, :5].contiguous(), SequenceToSequence, 8),
     "t5-decoder-input": (make_t5, {**TEXT, "decoder_input_ids": TOKENS.roll(1, 1)}, TOKENS, SequenceToSequence, 24),
@@ -129,19 +142,24 @@ def test_what_predicts_nothing_has_neither_loss_nor_gradient(case):
     assert all((parameter.grad == 0).all() for parameter in model.parameters() if parameter.grad is not None)
 
 
-def test_the_decoder_reads_the_true_labels_while_sampled_ones_are_predicted():
-    """The mean over draws of T (g̃·d)² is the exact Gauss-Newton form dᵀJᵀHJd of an encoder-decoder."""
-    model = in_double(make_t5())
+@pytest.mark.parametrize(
+    ("make", "objective", "given"),
+    [(make_t5, SequenceToSequence(), {"labels": MASKED}), (make_masked, MaskedTokens(), {})],
+    ids=["decoder", "masked-tokens"],
+)
+def test_tokens_in_place_have_the_exact_gauss_newton_form_as_mean(make, objective, given):
+    """The mean over draws of T (g̃·d)² is dᵀJᵀHJd; a decoder reads the true labels while sampled ones are predicted."""
+    model = in_double(make())
     model.set_attn_implementation("eager")  # the fused kernel has no forward derivative
     labels, num_draws = MASKED, 300
     batch = Batch(TEXT, labels, torch.arange(4))
-    objective, counted = SequenceToSequence(), labels != IGNORED
+    counted = labels != IGNORED
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     along = {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in weights.items()}
 
     def logits_at(weights):
-        return functional_call(model, weights, kwargs={**TEXT, "labels": labels}).logits
+        return functional_call(model, weights, kwargs={**TEXT, **given}).logits
 
     logits, change = jvp(logits_at, (weights,), (along,))
     p, u = logits[counted].softmax(-1), change[counted]
@@ -152,7 +170,8 @@ def test_the_decoder_reads_the_true_labels_while_sampled_ones_are_predicted():
     for seed in range(num_draws):
         logits = objective.forward(model, batch)
         mean = objective.loss_sum(logits, objective.sample_labels(logits, batch, seed)) / int(counted.sum())
-        gradient = torch.autograd.grad(mean, parameters)
+        # A head that the loss does not reach, such as a pooler, has no gradient.
+        gradient = torch.autograd.grad(mean, parameters, materialize_grads=True)
         product = sum((g * d).sum() for g, d in zip(gradient, along.values(), strict=True))
         draws.append(int(counted.sum()) * float(product) ** 2)
     draws = torch.tensor(draws, dtype=torch.float64)
@@ -188,6 +207,7 @@ def second_moment(objective, features, labels, num_samples):
         (TokenClasses(), (1, 4, 3), [[IGNORED, 3, 0, IGNORED]]),
         (NextToken(), (1, 6, 3), [[1, 0, 3, 2, IGNORED, IGNORED]]),
         (NextToken(), (1, 6, 3), [[IGNORED, IGNORED, 3, IGNORED, 1, 1]]),
+        (MaskedTokens(), (1, 4, 3), [[IGNORED, 2, IGNORED, 0]]),
         (SequenceToSequence(), (1, 4, 3), [[1, IGNORED, 3, IGNORED]]),
     ],
     ids=[
@@ -198,6 +218,7 @@ def second_moment(objective, features, labels, num_samples):
         "classes-of-tokens",
         "tokens-padded-right",
         "tokens-masked",
+        "masked-tokens",
         "decoder",
     ],
 )
@@ -220,11 +241,11 @@ def test_regression_has_twice_the_gram_matrix():
 
 @pytest.mark.parametrize(
     "objective",
-    [Classification(), Regression(), IndependentLabels(), TokenClasses(), NextToken(), SequenceToSequence()],
+    [Classification(), Regression(), IndependentLabels(), TokenClasses(), NextToken(), MaskedTokens()],
 )
 def test_a_label_depends_on_its_example_and_the_seed_alone(objective):
     torch.manual_seed(0)
-    is_text = isinstance(objective, NextToken | SequenceToSequence | TokenClasses)
+    is_text = isinstance(objective, NextToken | MaskedTokens | TokenClasses)
     logits = torch.randn(7, 6, 11) if is_text else torch.randn(7, 1 if isinstance(objective, Regression) else 11)
     labels = torch.randint(0, 11, (7, 6)) if is_text else torch.zeros(7)
     if isinstance(objective, IndependentLabels):
@@ -341,5 +362,5 @@ def test_no_gradient_flows_through_sampled_labels():
 def test_refuses_losses_it_does_not_know():
     tokens = torch.ones(2, 5, dtype=torch.long)
     config = BertConfig(vocab_size=7, **SIZES)
-    with pytest.raises(AdapeftError, match="ForMaskedLM"):
-        infer_objective(BertForMaskedLM(config), tokens)
+    with pytest.raises(AdapeftError, match="ForQuestionAnswering"):
+        infer_objective(BertForQuestionAnswering(config), tokens)
