@@ -14,10 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-if not torch.cuda.is_available():
-    # DeepSpeed selects its accelerator on import.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 # DeepSpeed compiles a small operation with ninja, which is next to the interpreter if no environment is activated.
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
 
