@@ -51,6 +51,11 @@ class Trial:
             _numbers(sample.rows[lengths.index(length)]) for length in (max(lengths), min(lengths))
         )
 
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether answers do not share their positions with the prompts."""
+        return bool(self._model.config.is_encoder_decoder)
+
     def check(self, max_length: int, largest_used: Callable[[], tuple[str, int]]) -> None:
         """Check lengths, token types and token ids.
 
@@ -68,6 +73,20 @@ class Trial:
         elif len(self._longest["input_ids"]) < max_length:
             self._check_length(max_length)
         self._check_largest(largest_used)
+
+    def check_answers(self, longest_prompt: int, max_new_tokens: int) -> None:
+        """Check that the model accepts the longest prompt with its answer.
+
+        Raises:
+            AdapeftError: it has fewer positions.
+        """
+        positions = self._too_few(longest_prompt + max_new_tokens)
+        if positions is not None:
+            raise AdapeftError(
+                f"data.max_new_tokens = {max_new_tokens}: with the longest prompt, of {longest_prompt} tokens, an "
+                f"answer may need {longest_prompt + max_new_tokens} positions, but the model has {positions}. Lower "
+                "data.max_new_tokens, or data.max_length to leave out longer prompts."
+            )
 
     def _explain(self, failure: Exception, max_length: int) -> None:
         """Raise an error that explains why the model fails on the examples."""
@@ -89,24 +108,28 @@ class Trial:
 
     def _check_length(self, max_length: int) -> None:
         """Check that the model accepts an example of ``data.max_length`` tokens if it accepts a short one."""
-        failure = self._run(self._at_length(max_length))
+        positions = self._too_few(max_length)
+        if positions is not None:
+            raise AdapeftError(
+                f"data.max_length = {max_length}: the model has {positions} positions. Lower it to that or less."
+            )
+
+    def _too_few(self, length: int) -> int | None:
+        """Return the model's number of positions if it rejects ``length`` tokens and accepts fewer, otherwise None."""
+        failure = self._run(self._at_length(length))
         if failure is None:
-            return
+            return None
         if not _is_certain(failure):
             positions = _positions_by_table(self._model)
-            if positions is None or max_length <= positions:
-                return
-        elif _is_certain(self._run(self._at_length(_SHORT))):
-            return  # the length is not the cause, and possibly not the examples either
-        else:
-            positions, fails = _SHORT, max_length
-            while fails - positions > 1:
-                middle = (positions + fails) // 2
-                is_too_long = _is_certain(self._run(self._at_length(middle)))
-                positions, fails = (positions, middle) if is_too_long else (middle, fails)
-        raise AdapeftError(
-            f"data.max_length = {max_length}: the model has {positions} positions. Lower it to that or less."
-        ) from failure
+            return positions if positions is not None and length > positions else None
+        if _is_certain(self._run(self._at_length(_SHORT))):
+            return None  # the length is not the cause, and possibly not the examples either
+        positions, fails = _SHORT, length
+        while fails - positions > 1:
+            middle = (positions + fails) // 2
+            is_too_long = _is_certain(self._run(self._at_length(middle)))
+            positions, fails = (positions, middle) if is_too_long else (middle, fails)
+        return positions
 
     def _check_largest(self, largest_used: Callable[[], tuple[str, int]]) -> None:
         """Check the tokenizer's largest token id, and if the model lacks it, the largest one in the data."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from adapeft.sections.paths import DATA_SUFFIXES
 from adapeft.sections.section import Harmless, Section
@@ -63,6 +63,33 @@ class PaddedData(Data):
     def fixed_length(self) -> int | None:
         """Number of tokens of every batch; None: that of its longest example."""
         return self.max_length if self.padding == "max_length" else None
+
+
+Generated = Annotated[
+    Literal["all"] | NonNegativeInt,
+    Field(
+        description="number of evaluation examples, the first ones, whose answers are generated and compared at every "
+        "evaluation; 0: none"
+    ),
+]
+NewTokens = Annotated[PositiveInt, Field(description="maximum tokens of a generated answer")]
+_OF_ANSWERS = ("exact_match", "rouge_l", "bleu")
+
+
+class AnsweredData(PaddedData):
+    """Examples with a prompt, of which a model can generate the answer."""
+
+    if TYPE_CHECKING:  # declared by every task, among its own keys
+        generate: Literal["all"] | int
+        max_new_tokens: int
+
+    @model_validator(mode="after")
+    def _is_generated(self) -> Self:
+        if self.metric in _OF_ANSWERS and not self.generate:
+            raise ValueError(
+                f"metric: {self.metric} compares generated answers; set data.generate, the number of examples to answer"
+            )
+        return self
 
 
 class TextData(Data):

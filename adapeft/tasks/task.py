@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
+    from adapeft.tasks.generation import Prompts
     from adapeft.tasks.losses.objective import Objective
     from adapeft.tasks.metrics import Metrics
     from adapeft.tasks.tokenize import TokenizedData
@@ -101,6 +102,19 @@ class Task(ABC, Generic[D]):
         Raises:
             AdapeftError: there are too few tokens for an example, a row has no token, or the cache cannot be written.
         """
+
+    def prompts(self, rows: datasets.Dataset, data: D, tokenizer: PreTrainedTokenizerBase) -> Prompts | None:
+        """Return the prompts of the evaluation rows whose answers are to be generated; None if none are.
+
+        Args:
+            rows: rows of ``data.evaluation``, which ``tokenize`` accepts.
+            data: the config's ``data`` section.
+            tokenizer: tokenizer, which is not changed.
+
+        Raises:
+            AdapeftError: a prompt cannot be told from its answer, or no prompt is left.
+        """
+        return None
 
     @abstractmethod
     def objective(self, description: DataDescription) -> Objective:

@@ -59,6 +59,7 @@ def inspect(config: Config) -> Inspection:
     sample = _sample(config, description, tokenizer, splits)
     trial = Trial(structure, weightless, sample)
     trial.check(config.data.max_length, lambda: _largest_token(splits or _splits(config, tokenizer, description)))
+    _check_answers(config, tokenizer, trial)
     select = config.select
     groups = groups_of(structure, select)
     if config.train.subset is not None:
@@ -107,6 +108,13 @@ def _splits(config: Config, tokenizer: PreTrainedTokenizerBase, description: Dat
         except AdapeftError as error:
             raise AdapeftError(f"{field}: {error}") from error
     return splits
+
+
+def _check_answers(config: Config, tokenizer: PreTrainedTokenizerBase, trial: Trial) -> None:
+    """Check that prompts can be told from their answers, and that both fit into the model."""
+    prompts = TASKS[config.model.task].prompts(rows_of(config.data, "data.evaluation"), config.data, tokenizer)
+    if prompts is not None and not trial.is_encoder_decoder:
+        trial.check_answers(max(map(len, prompts.ids)), prompts.max_new_tokens)
 
 
 def _notes(config: Config, description: DataDescription, splits: _Splits) -> tuple[str, ...]:

@@ -70,6 +70,16 @@ class RunFolder:
         return self.path / "delta.safetensors"
 
     @property
+    def generations_before(self) -> Path:
+        """Answers generated before training, one JSON object per line."""
+        return self.path / "generations_before.jsonl"
+
+    @property
+    def generations(self) -> Path:
+        """Answers generated at the best evaluation, one JSON object per line."""
+        return self.path / "generations.jsonl"
+
+    @property
     def metrics(self) -> Path:
         """Scores, sizes and seconds."""
         return self.path / "metrics.json"

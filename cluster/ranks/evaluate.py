@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,19 +16,30 @@ from adapeft.data.refused_batch import naming_examples
 from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.finite import listed
+from adapeft.tasks.answers import answer_scores
+from adapeft.tasks.generation import Generation
 from adapeft.tasks.metrics import Scorer
 from cluster.events import Report
 from cluster.output.folder import RunFolder
+from cluster.ranks.answers import generate
 from cluster.ranks.inputs import Inputs, load_inputs
 from cluster.zero.division import division_of
 from cluster.zero.engine import DistributedRanks, inference_engine, join
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of the evaluation set, and the generated answers; none unless the config asks for some."""
+
+    scores: dict[str, float]
+    generations: list[Generation]
+
+
 @torch.no_grad()
 def score(
     model: nn.Module, inputs: Inputs, ranks: DistributedRanks, report: Report, subject: str = "the model"
-) -> dict[str, float]:
-    """Return all metrics of the evaluation set, identical on every rank. Collective.
+) -> Evaluation:
+    """Evaluate on the evaluation set, with a result that is identical on every rank. Collective.
 
     Raises:
         AdapeftError: some losses are not finite; the message starts with ``subject`` and names the examples.
@@ -39,7 +51,8 @@ def score(
     # A rank holds at most as many examples as in training: logits of a language model dominate the memory.
     most = (config.train.micro_batch_size or config.train.batch_size) * ranks.world_size
     bad: list[int] = []
-    batches = evaluation_batches(len(inputs.evaluation), min(config.train.batch_size, most))
+    size = min(config.train.batch_size, most)
+    batches = evaluation_batches(len(inputs.evaluation), size)
     for done, batch in enumerate(batches):
         share = batch[ranks.rank :: ranks.world_size]
         # Under ZeRO-3 a forward is a collective: a rank with an empty share runs one too and discards it.
@@ -57,7 +70,6 @@ def score(
                 bad += _not_finite(losses if logits is None else objective.losses_of(logits, examples.labels), examples)
             scorer.update(logits, examples.labels, loss_sum, objective.predicted(examples.labels))
         report({"step": "evaluating", "done": done + 1, "total": len(batches)})
-    model.train(was_training)
     found = sorted(example for each in ranks.all_gather_object(bad) for example in each)
     if found:
         raise AdapeftError(
@@ -67,7 +79,12 @@ def score(
         )
     gathered = ranks.all_gather_object(scorer)
     gathered[0].merge(gathered[1:])
-    return gathered[0].compute()
+    scores, generations = gathered[0].compute(), []
+    if inputs.prompts is not None:
+        generations = generate(model, inputs.prompts, math.ceil(size / ranks.world_size), ranks, report)
+        scores |= answer_scores([one.answer for one in generations], [one.reference for one in generations])
+    model.train(was_training)
+    return Evaluation(scores, generations)
 
 
 def _largest(examples: Batch, ranks: DistributedRanks) -> int:
@@ -84,7 +101,7 @@ def _not_finite(losses: Tensor, examples: Batch) -> list[int]:
 
 
 def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> dict[str, Any]:
-    """Evaluate the base model or a tuned one.
+    """Evaluate the base model or a tuned one, and return the fields of ``Evaluation``.
 
     Args:
         config: config of the run.
@@ -99,4 +116,5 @@ def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> d
     model = inputs.model(division_of(config.cluster))
     if trained is not None:
         trained.add_to(model)
-    return score(inference_engine(model, config.cluster.zero_stage), inputs, ranks, report)
+    found = score(inference_engine(model, config.cluster.zero_stage), inputs, ranks, report)
+    return {"scores": found.scores, "generations": found.generations}

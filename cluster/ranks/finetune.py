@@ -7,6 +7,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ from adapeft.tune.attach import attach
 from adapeft.tune.attachment import attachment_of
 from cluster.events import Report
 from cluster.output.folder import RunFolder
-from cluster.ranks.evaluate import score
+from cluster.output.generations import save_generations
+from cluster.ranks.evaluate import Evaluation, score
 from cluster.ranks.inputs import Inputs, check_loss, load_inputs
 from cluster.ranks.peak import peak_memory
 from cluster.ranks.plan import TrainingPlan, plan_training
@@ -114,7 +116,9 @@ class _Training:
         if not progress.before:
             self.engine.eval()
             check_loss(self.engine, self.inputs, self.ranks.world_size)
-            progress.before = score(self.engine, self.inputs, self.ranks, self.report, "before training")
+            before = score(self.engine, self.inputs, self.ranks, self.report, "before training")
+            progress.before = before.scores
+            self._save(before, self.folder.generations_before)
             self._log(progress.before, "evaluation")
         self.engine.train()  # transformers loads models in evaluation mode
         started = time.perf_counter()
@@ -204,7 +208,8 @@ class _Training:
     def _score_and_save(self) -> None:
         progress = self.progress
         subject = f"{DIVERGED}, as the evaluation after step {progress.step} shows"
-        progress.last = score(self.engine, self.inputs, self.ranks, self.report, subject)
+        found = score(self.engine, self.inputs, self.ranks, self.report, subject)
+        progress.last = found.scores
         self._log(progress.last, "evaluation")
         progress.history.append({"step": progress.step, **progress.last})
         if not self.follower.is_ready:  # a subset that still exceeds the budget is no candidate for the delta
@@ -216,6 +221,11 @@ class _Training:
             delta = extract_delta(self.model, self._description(), full_value, keep)
             if self.ranks.rank == 0:
                 delta.save(self.folder.delta)
+            self._save(found, self.folder.generations)
+
+    def _save(self, found: Evaluation, path: Path) -> None:
+        if found.generations and self.ranks.rank == 0:
+            save_generations(path, found.generations)
 
     def _description(self) -> dict[str, Any]:
         config = self.config

@@ -19,6 +19,7 @@ from adapeft.data.labels import Head
 from adapeft.data.sources import rows_of
 from adapeft.model.load import describe_for, load_model, load_model_config, load_tokenizer
 from adapeft.model.unloaded.divided import Division, load_divided
+from adapeft.tasks.generation import Prompts
 from adapeft.tasks.losses.objective import Objective
 from adapeft.tasks.losses.own_loss import check_own_loss, check_padding
 from adapeft.tasks.metrics import Metrics
@@ -30,7 +31,7 @@ from cluster.output.folder import RunFolder
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a run."""
+    """Inputs of a run; ``prompts`` are those whose answers an evaluation generates, None if it generates none."""
 
     config: Config
     description: DataDescription
@@ -38,6 +39,7 @@ class Inputs:
     evaluation: TokenizedData
     objective: Objective
     metrics: Metrics
+    prompts: Prompts | None
 
     def model(self, division: Division | None = None) -> PreTrainedModel:
         """Load a new copy of the base model, and set the matmul precision of this process.
@@ -116,7 +118,9 @@ def load_inputs(config: Config, head: Head | None = None, report: Report = ignor
         task.tokenize(rows_of(config.data, field), config.data, tokenizer, description, _cache(field, report))
         for field in ("data.train", "data.evaluation")
     ]
-    return Inputs(config, description, splits[0], splits[1], task.objective(description), task.metrics(description))
+    prompts = task.prompts(rows_of(config.data, "data.evaluation"), config.data, tokenizer)
+    objective, metrics = task.objective(description), task.metrics(description)
+    return Inputs(config, description, splits[0], splits[1], objective, metrics, prompts)
 
 
 def _cache(field: str, report: Report) -> Cache:

@@ -20,10 +20,12 @@ from adapeft.subset.store import hash_of
 from adapeft.subset.subset import Subset
 from cluster.inspection.inspection import Inspection
 from cluster.output.folder import CONFIG, RunFolder
+from cluster.output.generations import load_generations
 from cluster.output.mirror import fetched
 from cluster.ranks.inputs import count_examples
 from cluster.run.session import Session
 from cluster.terminal.console import short
+from cluster.terminal.generations import show_generations
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -81,6 +83,9 @@ def train(session: Session, subset: Subset) -> dict[str, Any]:
             **_sizes(session.inspection, Delta.load(folder.delta), folder),
             seconds={"train": time.perf_counter() - started},
         )
+    show_generations(
+        session.terminal, load_generations(folder.generations), load_generations(folder.generations_before)
+    )
     session.terminal.show_summary(session.config, metrics, folder)
     return metrics
 
@@ -89,9 +94,10 @@ def evaluate(session: Session, delta: Path | None, *, base: bool) -> dict[str, f
     """Return the scores of the ``base`` model alone, or with ``delta`` applied (None: the run's own delta)."""
     from cluster.ranks.evaluate import evaluate as evaluate_on_rank
 
-    scores = session.on_workers(evaluate_on_rank, "evaluate", delta=delta and str(delta), base=base)
-    session.terminal.show_scores(scores)
-    return scores
+    found = session.on_workers(evaluate_on_rank, "evaluate", delta=delta and str(delta), base=base)
+    session.terminal.show_scores(found["scores"])
+    show_generations(session.terminal, found["generations"])
+    return found["scores"]
 
 
 def validate(session: Session, trials: Trials) -> dict[str, Any]:

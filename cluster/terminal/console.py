@@ -171,6 +171,7 @@ class Terminal:
             "influence": _influence(choice),
             **_bought(choice, trained),
             metric: f"{before[metric]:.4f} → {after[metric]:.4f}   (loss {before['loss']:.4f} → {after['loss']:.4f})",
+            **_answered(before, after),
             "delta": f"{size_of(metrics['delta_bytes'])}, 1/{full / metrics['delta_bytes']:.0f} of the model's "
             f"{size_of(full)}",
             "seconds": ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items()),
@@ -319,6 +320,13 @@ def _sources(said: Mapping[str, Any]) -> dict[str, str]:
 def without_block_index(name: str) -> str:
     """Return a parameter's name with the block number replaced by ``*``, so that it is the same for all blocks."""
     return _BLOCK_INDEX.sub(".*.", name)
+
+
+def _answered(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, str]:
+    """Return the scores of generated answers, if any were generated."""
+    names = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "bleu": "BLEU"}
+    said = [f"{name} {before[key]:.4g} → {after[key]:.4g}" for key, name in names.items() if key in after]
+    return {"answers": ", ".join(said)} if said else {}
 
 
 def _bought(choice: Choice, count: int) -> dict[str, str]:

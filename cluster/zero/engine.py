@@ -205,5 +205,14 @@ def _is_bf16(model: nn.Module) -> bool:
     return next(model.parameters()).dtype == torch.bfloat16
 
 
+def runs_in_step(model: nn.Module) -> bool:
+    """Return whether a forward pass is a collective: the engine gathers its weights from several ranks."""
+    return (
+        isinstance(model, deepspeed.DeepSpeedEngine)
+        and model.zero_optimization_stage() == 3
+        and dist.get_world_size() > 1
+    )
+
+
 def _uses_cuda() -> bool:
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"

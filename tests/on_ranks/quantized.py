@@ -50,7 +50,7 @@ def main(path: str, out: Path) -> None:
         ):
             measure.measure_and_choose(config, lambda event: None)
             trained = finetune.finetune(config, lambda event: None)
-        scores = evaluate(config, lambda event: None, delta=None, base=False)
+        scores = evaluate(config, lambda event: None, delta=None, base=False)["scores"]
         if dist.get_rank() == 0:
             losses = [trained["after"]["loss"], scores["loss"]]
             (RunFolder.of(config).path / "losses.json").write_text(json.dumps(losses))

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PositiveInt, WithJsonSchema, field_validator
 
-from adapeft.sections.data import PaddedData, Padding
+from adapeft.sections.data import AnsweredData, Generated, NewTokens, Padding
 from adapeft.sections.section import Harmless
 
 Renamed = Annotated[
@@ -20,7 +20,7 @@ Renamed = Annotated[
 """A mapping that can be hashed, as sections are."""
 
 
-class InstructData(PaddedData):
+class InstructData(AnsweredData):
     """Conversations to train and evaluate on."""
 
     task: ClassVar[str] = "instruct"
@@ -45,7 +45,11 @@ class InstructData(PaddedData):
     invalid: Literal["error", "drop"] = Field(
         default="error", description="what happens to rows with an empty answer, or roles out of order"
     )
-    metric: Harmless[Literal["auto", "loss", "perplexity"]] = Field(default="auto", description="evaluation metric")
+    generate: Harmless[Generated] = 0
+    max_new_tokens: Harmless[NewTokens] = 128
+    metric: Harmless[Literal["auto", "loss", "perplexity", "exact_match", "rouge_l", "bleu"]] = Field(
+        default="auto", description="evaluation metric; the last three need data.generate"
+    )
 
     @field_validator("chat_template")
     @classmethod

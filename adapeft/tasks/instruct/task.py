@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adapeft.tasks.answers import AnswerMetrics
 from adapeft.tasks.causal_lm import NextTokenTask
 from adapeft.tasks.instruct.section import InstructData
+from adapeft.tasks.metrics import Metrics
 
 if TYPE_CHECKING:
     import datasets
@@ -13,7 +15,14 @@ if TYPE_CHECKING:
 
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription
+    from adapeft.tasks.generation import Prompts
     from adapeft.tasks.tokenize import TokenizedData
+
+
+class InstructMetrics(AnswerMetrics):
+    """Metrics of conversations."""
+
+    of = "instruct"
 
 
 class Instruct(NextTokenTask[InstructData]):
@@ -44,6 +53,19 @@ class Instruct(NextTokenTask[InstructData]):
         columns = format_of(rows.column_names, "data.train", data.format, dict(data.columns))
         examples = conversations_of(rows, columns, data, tokenizer, cache)
         return TokenizedData(examples, None, tokenizer, data.fixed_length)
+
+    def metrics(self, description: DataDescription) -> Metrics:
+        return InstructMetrics()
+
+    def prompts(self, rows: datasets.Dataset, data: InstructData, tokenizer: PreTrainedTokenizerBase) -> Prompts | None:
+        if not data.generate:
+            return None
+        from adapeft.data.padding import with_padding
+        from adapeft.tasks.instruct.formats import format_of
+        from adapeft.tasks.instruct.prompts import prompts_of
+
+        columns = format_of(rows.column_names, "data.evaluation", data.format, dict(data.columns))
+        return prompts_of(rows, columns, data, with_padding(tokenizer))
 
     def summary(self, description: DataDescription, data: InstructData) -> str:
         trained = {"completion": "last answers", "assistant": "answers", "all": "all tokens"}[data.train_on]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -47,6 +48,24 @@ class ChatTemplate:
                 "its generation blocks, or set data.train_on: all"
             )
         return text, spans
+
+    def last_answer(self, chat: Chat) -> tuple[str, str]:
+        """Return the text that asks for the assistant's last message, and the text of that message with its end.
+
+        Raises:
+            AdapeftError: there is no template.
+            InvalidRowError: the template rejects the messages, or writes them otherwise than up to that message.
+        """
+        turn = max(place for place, message in enumerate(chat.messages) if message["role"] == "assistant")
+        until = replace(chat, messages=chat.messages[: turn + 1])
+        asked = self.text(chat, turn, ask=True)
+        if _GENERATION.search(self._source(chat)):
+            text, spans = self.spans(until)
+            start, end = spans[-1]
+        else:
+            text = self.text(until)
+            start, end = self._span(until, turn, text)
+        return asked, text[start:end]
 
     def text(self, chat: Chat, num_messages: int | None = None, *, ask: bool = False) -> str:
         """Return the text of a conversation.

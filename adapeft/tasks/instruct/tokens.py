@@ -40,7 +40,7 @@ def conversations_of(
             of its tokens, or no row is left.
     """
     check_fast(tokenizer, "which characters a token holds, by which the trained tokens are found")
-    encode = _Encoder(data, tokenizer)
+    encode = Encoder(data, tokenizer)
 
     def encoded(progress: Progress) -> Iterator[dict[str, list[Any]]]:
         num_kept, start, dropped = 0, 0, ""
@@ -50,7 +50,7 @@ def conversations_of(
                 row = dict(zip(batch, values, strict=True))
                 try:
                     kept.append(encode(conversation_of(row, columns)))
-                except _DroppedError as reason:
+                except DroppedError as reason:
                     dropped = dropped or f"row {number}: {reason}"
                 except InvalidRowError as error:
                     if data.invalid == "error" or isinstance(error, _TooLongError):
@@ -67,7 +67,7 @@ def conversations_of(
     return made(encoded, key, rows, list(columns.values()), tokenizer, cache)
 
 
-class _DroppedError(Exception):
+class DroppedError(Exception):
     """The config's rule for long examples drops a row."""
 
 
@@ -75,7 +75,7 @@ class _TooLongError(InvalidRowError):
     """The config's rule for long examples refuses a row, whatever its rule for invalid rows."""
 
 
-class _Encoder:
+class Encoder:
     """Conversion of a conversation to token ids and labels, by the rules of the config."""
 
     def __init__(self, data: InstructData, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -88,7 +88,7 @@ class _Encoder:
         Raises:
             AdapeftError: there is no template.
             InvalidRowError: the template rejects it, or it is too long and ``data.too_long`` is ``error``.
-            _DroppedError: it is too long, and is dropped or has no trained token left.
+            DroppedError: it is too long, and is dropped or has no trained token left.
         """
         ids, labels = self._tokens(conversation)
         most, is_long = self._data.max_length, len(ids) > self._data.max_length
@@ -96,10 +96,10 @@ class _Encoder:
         if is_long and self._data.too_long == "error":
             raise _TooLongError(f"{said}. Raise that, or set data.too_long: truncate or drop")
         if is_long and self._data.too_long == "drop":
-            raise _DroppedError(said)
+            raise DroppedError(said)
         ids, labels = ids[:most], labels[:most]
         if all(label == IGNORED for label in labels[1:]):
-            raise _DroppedError(f"{said}, and none of the first {most} is trained" if is_long else "it trains no token")
+            raise DroppedError(f"{said}, and none of the first {most} is trained" if is_long else "it trains no token")
         return {"input_ids": ids, "attention_mask": [1] * len(ids), LABELS: labels, TRUNCATED: is_long}
 
     def _tokens(self, conversation: Conversation) -> tuple[list[int], list[int]]:

@@ -51,8 +51,8 @@ def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None
             f"{_name(model)} returns {given} for a batch with labels, so the measured loss ({objective.summary}) "
             f"cannot be checked. Make its forward return the loss that it is trained with."
         )
-    if not _are_alike(logits, output.logits):
-        if not _are_alike(logits, logits_of(objective, batch, model)):
+    if not are_alike(logits, output.logits):
+        if not are_alike(logits, logits_of(objective, batch, model)):
             raise AdapeftError(
                 f"{_name(model)} computes different logits each time for the same batch, even in evaluation mode, so "
                 f"measurements would not be reproducible. Fix its random seed, such as config.hash_seed of Reformer."
@@ -90,7 +90,7 @@ def check_padding(objective: Objective, alone: Batch, batched: Batch, model: nn.
     by_itself, padded = (logits_of(objective, batch, model)[0] for batch in (alone, batched))
     if by_itself.ndim == 2:  # logits of tokens
         padded = padded[batched.inputs["attention_mask"][0].bool()]
-    if not _are_alike(by_itself, padded):
+    if not are_alike(by_itself, padded):
         difference = float((by_itself - padded).abs().max())
         raise AdapeftError(
             f"data.padding = longest: {_name(model)} computes different logits for an example of {length} tokens "
@@ -138,7 +138,7 @@ def _with_labels(model: nn.Module, batch: Batch) -> Any:
             config.problem_type = problem  # transformers writes the type that it infers to the config
 
 
-def _are_alike(logits: Tensor, others: Tensor) -> bool:
+def are_alike(logits: Tensor, others: Tensor) -> bool:
     """Whether logits are equal up to differences between kernels, which a model may choose depending on labels."""
     if logits.shape != others.shape:
         return False

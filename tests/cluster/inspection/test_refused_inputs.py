@@ -13,7 +13,15 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, RobertaCo
 from adapeft.config.load import load_config
 from cluster.inspection.inspect import inspect
 from cluster.terminal.console import Terminal
-from tests.support.checkpoints import save_model, write_bert, write_colours, write_config, write_gpt2, write_text
+from tests.support.checkpoints import (
+    save_model,
+    write_bert,
+    write_colours,
+    write_config,
+    write_gpt2,
+    write_lines,
+    write_text,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +66,25 @@ def test_blocks_longer_than_the_positions(command, tmp_path):
     config = write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), train, evaluation, task="causal-lm")
     said = refusal(command, "run", config, "max_length=33")
     assert "data.max_length = 33: the model has 32 positions" in said
+
+
+def test_answers_longer_than_the_positions(command, tmp_path):
+    """The prompts have at most 5 words and a token before them, and the model has 32 positions."""
+    rows = [{"prompt": f"the sea is {colour}", "completion": "blue"} for colour in ("old", "new", "big")]
+    data = write_lines(tmp_path / "rows.jsonl", [*rows, {**rows[0], "prompt": "it is on the leaf"}])
+    config = write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), data, data, task="instruct")
+    said = refusal(command, "run", config, "data.generate=all", "max_new_tokens=28")
+    assert "data.max_new_tokens = 28: with the longest prompt, of 6 tokens, an answer may need 34 positions" in said
+    assert "the model has 32. Lower data.max_new_tokens, or data.max_length to leave out longer prompts." in said
+    options = ("groups=tensor", "calibration=4", "workers=1")
+    assert command("estimate", config, "data.generate=all", "max_new_tokens=26", *options).returncode == 0
+
+
+def test_a_metric_of_answers_needs_answers(command, tmp_path):
+    data = write_lines(tmp_path / "rows.jsonl", [{"prompt": "the sea", "completion": "blue"}])
+    config = write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), data, data, task="instruct")
+    said = refusal(command, "run", config, "data.metric=bleu")
+    assert "metric: bleu compares generated answers; set data.generate, the number of examples to answer" in said
 
 
 def test_a_tokenizer_larger_than_the_model(command, tmp_path):

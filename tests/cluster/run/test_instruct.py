@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import adapeft as library
@@ -44,6 +45,41 @@ def config(tmp_path_factory):
 def turns(colour):
     answer = ANSWERS.get(colour, "stop")
     return [{"role": "user", "content": colour}, {"role": "assistant", "content": answer}]
+
+
+def test_answers_are_generated_before_and_after(config, tmp_path):
+    """The answers of the workers, of ``evaluate``, and of PEFT with the exported delta are the same."""
+    options = ("data.generate=all", "data.max_new_tokens=6", "data.metric=exact_match")
+    done, metrics = run(config, tmp_path / "run", "zero_stage=3", "cluster.workers=2", "groups=tensor", *options)
+    assert metrics["before"]["exact_match"] == 0 < metrics["before"]["loss"]
+    assert metrics["after"]["exact_match"] == metrics["after"]["rouge_l"] == 1
+    assert metrics["metric"] == "exact_match"
+    assert "exact match 0 → 1, ROUGE-L" in done.stdout
+    files = [tmp_path / "run" / f"{name}.jsonl" for name in ("generations_before", "generations")]
+    before, after = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    assert [row["answer"] for row in after] == [row["reference"] for row in after]
+    assert [row["example"] for row in after] == list(range(7))
+    assert all(one["answer"] != other["answer"] for one, other in zip(before, after, strict=True))
+
+    settings = (f"output={tmp_path / 'run'}", "groups=tensor", "cluster.launcher=local", "cluster.workers=1", *options)
+    said = adapeft("evaluate", config, *settings).stdout
+    assert "exact_match 1.0000\n" in said
+    assert f"reference  {after[0]['reference']}\nanswer     {after[0]['answer']}\n" in said
+    said = adapeft("evaluate", config, "--base", *settings).stdout
+    assert f"exact_match {metrics['before']['exact_match']:.4f}\n" in said
+
+    base = config.parent / "base"
+    delta = tmp_path / "run" / "delta.safetensors"
+    exported = adapeft("export", delta, "--to", "peft", "--model", base, "--out", tmp_path / "peft")
+    assert exported.returncode == 0, exported.stderr
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / "peft").eval()
+    tokenizer = make_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for row in after:
+        asked = tokenizer(row["prompt"], return_tensors="pt", add_special_tokens=False)
+        ids = model.generate(**asked, max_new_tokens=6, do_sample=False, eos_token_id=end, pad_token_id=4)
+        new = ids[0, asked["input_ids"].shape[1] :]
+        assert tokenizer.decode(new, skip_special_tokens=True) == row["answer"]
 
 
 def run(config, tmp_path, *overrides):
