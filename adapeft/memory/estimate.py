@@ -24,7 +24,8 @@ class Zero:
         workers: number of workers, N.
         persistence_threshold: number of elements up to which stage 3 keeps a parameter whole on every worker.
         reduce_bucket: maximum number of gradient elements that are reduced at once.
-        live: maximum number of elements that stage 3 keeps gathered at once.
+        live: maximum number of elements that stage 3 keeps gathered at once, unless one parameter is larger.
+        offload: where stage 3 keeps the weights that are not in use: ``none`` (on the device) or ``cpu``.
     """
 
     stage: int
@@ -32,6 +33,7 @@ class Zero:
     persistence_threshold: int
     reduce_bucket: int
     live: int
+    offload: str = "none"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Load:
         packed: bytes of the quantized weights.
         num_micro: micro-batches per optimizer step.
         statistics: bytes of statistics that each worker keeps.
-        base: bytes of pretrained values kept next to tensors that are trained whole.
+        base: bytes of pretrained values kept next to tensors that are trained whole; stage 3 divides them.
         process: bytes of a process that has loaded its libraries and data.
         freed: fraction of the activations that the allocator keeps reserved after they are freed.
         unknown: reason why ``passes`` is only a bound; None if it was counted.
@@ -122,7 +124,7 @@ def moments(load: Load, zero: Zero) -> tuple[Memory, Memory]:
         optimizer=_optimizer(load, zero),
         statistics=load.statistics,
         activations=load.passes.activations,
-        buffers=load.base + _bucket(load, zero),
+        buffers=(share(load.base, zero) if zero.stage == 3 else load.base) + _bucket(load, zero),
         allocator=int(load.freed * load.passes.activations),
         process=load.process,
     )
@@ -187,16 +189,26 @@ def share(size: int, zero: Zero) -> int:
     return -(-size // zero.workers)
 
 
+def offloaded(load: Load, zero: Zero) -> int:
+    """Return the bytes of a worker's weights that are kept away from its device."""
+    return share(sum(load.sizes), zero) * load.element_bytes if _is_offloaded(zero) else 0
+
+
+def _is_offloaded(zero: Zero) -> bool:
+    return zero.stage == 3 and zero.offload != "none"
+
+
 def _weights(load: Load, zero: Zero) -> int:
     total = sum(load.sizes)
-    if zero.stage < 3 or zero.workers == 1:
+    if zero.stage < 3 or (zero.workers == 1 and not _is_offloaded(zero)):
         return total * load.element_bytes
-    return (share(total, zero) + total - _divided(load, zero)) * load.element_bytes
+    kept = 0 if _is_offloaded(zero) else share(total, zero)
+    return (kept + total - _divided(load, zero)) * load.element_bytes
 
 
 def _divided(load: Load, zero: Zero) -> int:
     """Return the number of elements that stage 3 gathers on demand; the others stay whole on every worker."""
-    if zero.stage < 3 or zero.workers == 1:
+    if zero.stage < 3 or (zero.workers == 1 and not _is_offloaded(zero)):
         return 0
     return sum(size for size in load.sizes if size > zero.persistence_threshold)
 
@@ -212,7 +224,8 @@ def _packed(load: Load, zero: Zero) -> int:
 
 
 def _gathered(load: Load, zero: Zero) -> int:
-    return min(_divided(load, zero), zero.live) * load.element_bytes
+    divided = _divided(load, zero)
+    return min(divided, max(zero.live, *load.sizes)) * load.element_bytes if divided else 0
 
 
 def _gradients(load: Load, zero: Zero) -> int:

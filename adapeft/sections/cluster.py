@@ -32,6 +32,11 @@ class Cluster(Section):
         le=3,
         description="ZeRO stage of DeepSpeed: 1 partitions optimizer states, 2 also gradients, 3 also weights",
     )
+    offload: Harmless[Literal["none", "cpu"]] = Field(
+        default="none",
+        description="where the weights are that are not in use, with zero_stage = 3: none: on the device that "
+        "computes; cpu: in the memory of its machine",
+    )
     resource_timeout: Harmless[PositiveFloat] = Field(
         default=30.0, description="seconds to wait for missing workers", allow_inf_nan=False
     )
@@ -51,6 +56,15 @@ class Cluster(Section):
     def _a_range(self) -> Cluster:
         if self.fewest > self.workers:
             raise ValueError(f"min_workers = {self.min_workers}: is more than workers = {self.workers}; lower it")
+        return self
+
+    @model_validator(mode="after")
+    def _offloads_with_stage_3(self) -> Cluster:
+        if self.offload != "none" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload = {self.offload}: needs zero_stage = 3, which divides weights, but it is {self.zero_stage}; "
+                f"set zero_stage: 3, or offload: none"
+            )
         return self
 
     @property

@@ -22,7 +22,7 @@ from adapeft.measure.mode import set_measuring_mode
 from adapeft.measure.reach import unreached_without_weights
 from adapeft.measure.statistics import Statistics
 from adapeft.memory.activations import Counted, count_pass, repeated_token
-from adapeft.memory.estimate import FLOAT32, Load, Memory, Pass, Zero, memory, share
+from adapeft.memory.estimate import FLOAT32, Load, Memory, Pass, Zero, memory, offloaded, share
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
 from adapeft.model.checkpoint.files import has_weights
@@ -228,6 +228,9 @@ def remarks(estimate: Estimate, zero: Zero) -> list[str]:
         for stage, load in loads.items()
         if load.unknown is not None
     ]
+    if zero.offload != "none":
+        most = max(offloaded(load, zero) for load in loads.values())
+        lines.append(f"cluster.offload = cpu: each worker keeps {size_of(most)} of weights in its machine's memory")
     if "choosing" in loads:
         lines.append("choosing: in the launching process alone, in the memory of its machine")
     elif "measuring" in loads and not get_method(estimate.config.select.method).measures_loss:

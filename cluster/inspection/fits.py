@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from adapeft.errors import AdapeftError
-from adapeft.memory.estimate import Pass, memory
+from adapeft.memory.estimate import Pass, memory, offloaded
 from cluster.inspection.estimate import Estimate
 from cluster.zero.settings import zero_of
 
@@ -29,6 +29,8 @@ def check_memory(estimate: Estimate) -> None:
     """
     cluster = estimate.config.cluster
     zero = zero_of(cluster)
+    if cluster.gpus_per_worker and zero.offload == "cpu" and not os.environ.get("RAY_ADDRESS"):
+        _check_offload(estimate)
     for stage, load in estimate.loads(zero).items():
         on_workers = stage != "choosing"
         if on_workers and os.environ.get("RAY_ADDRESS"):
@@ -47,6 +49,24 @@ def check_memory(estimate: Estimate) -> None:
                 f"{stage} does not fit: {several}, and this machine has {size(available)} free. The largest part is "
                 f"{held.biggest} ({size(held.parts[held.biggest])}). {remedy(held.biggest, stage, cluster.zero_stage)}"
             )
+
+
+def _check_offload(estimate: Estimate) -> None:
+    """Check that the machine of the workers can keep the weights that are not in use.
+
+    Raises:
+        AdapeftError: it cannot.
+    """
+    cluster = estimate.config.cluster
+    zero = zero_of(cluster)
+    held = max(offloaded(load, zero) for load in estimate.loads(zero).values())
+    available = available_memory(gpu=False)
+    if available is not None and held * cluster.fewest > available:
+        raise AdapeftError(
+            f"cluster.offload = cpu does not fit: {cluster.fewest} workers keep {size(held)} of weights each in the "
+            f"memory of their machine, which has {size(available)} free. Set model.dtype: bfloat16, or use more "
+            f"machines."
+        )
 
 
 def remedy(part: str, stage: str, zero_stage: int) -> str:

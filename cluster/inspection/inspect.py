@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from adapeft.config.config import Config
 from adapeft.data.batches import draw_calibration
@@ -20,6 +20,7 @@ from adapeft.data.sources import rows_of
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import check_precision
+from adapeft.model.checkpoint.files import has_weights, weight_files
 from adapeft.model.load import build_structure, describe_for, load_model_config, load_tokenizer
 from adapeft.model.quantization import stored_quantization
 from adapeft.model.trial import Trial
@@ -53,6 +54,7 @@ def inspect(config: Config) -> Inspection:
     _check_calibration(config, description, tokenizer, splits)
     model_config = load_model_config(config.model, description, tokenizer, config.select.always_train)
     _check_divides(config.cluster, stored_quantization(model_config))
+    _check_shards(config.model.name, model_config)
     weightless = Weightless()
     with weightless:
         structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
@@ -149,12 +151,31 @@ def _check_model_folder(name: str) -> None:
 
 
 def _check_divides(cluster: Cluster, quantization: str) -> None:
-    """Check that ZeRO-3 divides the weights: the state of an 8-bit layer of bitsandbytes keeps a whole copy."""
+    """Check that ZeRO-3 divides and offloads the weights.
+
+    The state of an 8-bit layer of bitsandbytes keeps a whole copy; a 4-bit layer keeps the gathered codes until its
+    backward pass.
+
+    Raises:
+        AdapeftError: it does not.
+    """
+    if quantization and cluster.offload != "none":
+        raise AdapeftError(
+            f"cluster.offload = {cluster.offload}: the base is quantized ({quantization}), and its codes stay on the "
+            "device until the backward pass, so this saves nothing. Set cluster.offload: none."
+        )
     if quantization == "int8" and cluster.zero_stage == 3 and cluster.workers > 1:
         raise AdapeftError(
             "cluster.zero_stage = 3: the base is quantized to int8, of which bitsandbytes keeps a copy of all weights "
             "on every worker, so they cannot be divided. Set cluster.zero_stage: 2, or model.quantization: nf4."
         )
+
+
+def _check_shards(name: str, model_config: PretrainedConfig) -> None:
+    """Check that a folder with weights has all of their files; one with only a config can be inspected too."""
+    folder = Path(name)
+    if folder.is_dir() and has_weights(folder):
+        weight_files(folder, name, getattr(model_config, "transformers_weights", None))
 
 
 def _check_calibration(

@@ -116,5 +116,6 @@ def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> d
     model = inputs.model(division_of(config.cluster))
     if trained is not None:
         trained.add_to(model)
-    found = score(inference_engine(model, config.cluster.zero_stage), inputs, ranks, report)
+    engine = inference_engine(model, config.cluster.zero_stage, config.cluster.offload)
+    found = score(engine, inputs, ranks, report)
     return {"scores": found.scores, "generations": found.generations}

@@ -66,6 +66,7 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
         weight_decay=config.train.weight_decay,
         max_grad_norm=config.train.max_grad_norm,
         schedule=plan.schedule,
+        offload=config.cluster.offload,
     )
     return _Training(config, inputs, contents, plan, engine, model, ranks, report).run()
 

@@ -82,7 +82,14 @@ def measuring_passes(
     num_micro = num_micro_batches(batch_size, ranks.world_size, config.select.micro_batch_size)
     rank = get_method(config.select.method).window_rank(groups, config.select)
     with seen(model, groups, rank, config.seed) as view:
-        engine = measuring_engine(model, view.names, groups.always_train, config.cluster.zero_stage, num_micro)
+        engine = measuring_engine(
+            model,
+            view.names,
+            groups.always_train,
+            config.cluster.zero_stage,
+            num_micro,
+            offload=config.cluster.offload,
+        )
         check_loss(engine, inputs, ranks.world_size)
         yield Passes(
             view.shards(ZeroShards(engine, view.names, ranks, groups.always_train)),

@@ -17,7 +17,8 @@ class ZeroDivision:
     An engine at stage 3 takes over the parameters that were divided before, and divides those that were added since.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, offload: str) -> None:
+        self._offload = offload
         self._first: nn.Parameter | None = None
 
     @property
@@ -33,7 +34,7 @@ class ZeroDivision:
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "bf16": {"enabled": parameter.dtype == torch.bfloat16},
-            "zero_optimization": zero_config(3, PERSISTENCE_THRESHOLD, reduce_bucket=1),
+            "zero_optimization": zero_config(3, PERSISTENCE_THRESHOLD, 1, self._offload),
         }
         deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=config)
         self._first = parameter
@@ -41,4 +42,4 @@ class ZeroDivision:
 
 def division_of(cluster: Cluster) -> ZeroDivision | None:
     """Return the division of a run's weights; None below stage 3, where every rank holds them whole."""
-    return ZeroDivision() if cluster.zero_stage == 3 else None
+    return ZeroDivision(cluster.offload) if cluster.zero_stage == 3 else None

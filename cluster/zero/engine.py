@@ -96,6 +96,7 @@ def measuring_engine(
     zero_stage: int,
     num_micro: int,
     persistence_threshold: int = PERSISTENCE_THRESHOLD,
+    offload: str = "none",
 ) -> deepspeed.DeepSpeedEngine:
     """Return an engine whose candidates get gradients but no optimizer state; see ``AlwaysTrainedAdamW``."""
     parameters = dict(model.named_parameters())
@@ -111,6 +112,7 @@ def measuring_engine(
         zero_stage,
         num_micro,
         persistence_threshold=persistence_threshold,
+        offload=offload,
     )
 
 
@@ -124,6 +126,7 @@ def training_engine(
     max_grad_norm: float | None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler],
     persistence_threshold: int = PERSISTENCE_THRESHOLD,
+    offload: str = "none",
 ) -> deepspeed.DeepSpeedEngine:
     """Return an engine that trains the attached parameters of ``model``; see ``parameter_groups``."""
     return _engine(
@@ -132,12 +135,13 @@ def training_engine(
         zero_stage,
         num_micro,
         persistence_threshold=persistence_threshold,
+        offload=offload,
         max_grad_norm=max_grad_norm,
         schedule=schedule,
     )
 
 
-def inference_engine(model: nn.Module, zero_stage: int) -> nn.Module:
+def inference_engine(model: nn.Module, zero_stage: int, offload: str = "none") -> nn.Module:
     """Return the model ready for evaluation: divided over the ranks at stage 3, otherwise whole on each rank."""
     model.requires_grad_(False)
     if zero_stage < 3:
@@ -145,7 +149,7 @@ def inference_engine(model: nn.Module, zero_stage: int) -> nn.Module:
     _complete(model)
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": zero_config(3, PERSISTENCE_THRESHOLD, reduce_bucket=1),
+        "zero_optimization": zero_config(3, PERSISTENCE_THRESHOLD, 1, offload),
         "bf16": {"enabled": _is_bf16(model)},
     }
     engine, *_ = deepspeed.initialize(model=model, config=config)
@@ -165,6 +169,7 @@ def _engine(
     num_micro: int,
     *,
     persistence_threshold: int,
+    offload: str,
     max_grad_norm: float | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
 ) -> deepspeed.DeepSpeedEngine:
@@ -180,7 +185,9 @@ def _engine(
             "gradient_accumulation_steps": num_micro,
             "gradient_clipping": max_grad_norm or 0.0,
             "bf16": {"enabled": _is_bf16(model)},
-            "zero_optimization": zero_config(zero_stage, persistence_threshold, min(num_trained, REDUCE_BUCKET)),
+            "zero_optimization": zero_config(
+                zero_stage, persistence_threshold, min(num_trained, REDUCE_BUCKET), offload
+            ),
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
         },

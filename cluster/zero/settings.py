@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from adapeft.memory.estimate import Zero
@@ -29,12 +30,14 @@ At DeepSpeed's default of 1e9 a worker holds the whole of a smaller model: evalu
 
 def zero_of(cluster: Cluster) -> Zero:
     """Return the ZeRO settings of a run, with the minimum number of workers."""
-    return Zero(cluster.zero_stage, cluster.fewest, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, LIVE)
+    # The memory of a worker without a GPU is that of its machine.
+    offload = cluster.offload if cluster.gpus_per_worker else "none"
+    return Zero(cluster.zero_stage, cluster.fewest, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, LIVE, offload)
 
 
-def zero_config(stage: int, persistence_threshold: int, reduce_bucket: int) -> dict[str, Any]:
-    """Return the section ``zero_optimization`` of a DeepSpeed config."""
-    return {
+def zero_config(stage: int, persistence_threshold: int, reduce_bucket: int, offload: str) -> Mapping[str, Any]:
+    """Return the section ``zero_optimization`` of a DeepSpeed config; ``offload`` is the key of the run's config."""
+    section = {
         "stage": stage,
         "reduce_bucket_size": reduce_bucket,
         "stage3_param_persistence_threshold": persistence_threshold,
@@ -43,3 +46,4 @@ def zero_config(stage: int, persistence_threshold: int, reduce_bucket: int) -> d
         # DeepSpeed's linear for stage 3 replaces torch's everywhere, and runs at half its speed on a CPU.
         "memory_efficient_linear": False,
     }
+    return section if offload == "none" else section | {"offload_param": {"device": offload}}

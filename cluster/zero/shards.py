@@ -69,7 +69,10 @@ class ZeroShards:
     def weights(self) -> list[Tensor]:
         """See ``adapeft.measure.shards.Shards.weights``."""
         if self._stage == 3:
-            return [parameter.ds_tensor[:length].float().clone() for parameter, _, length in self._held]
+            return [
+                parameter.ds_tensor[:length].to(self.device, torch.float32, copy=True)
+                for parameter, _, length in self._held
+            ]
         return [
             parameter.detach().flatten()[start : start + length].float().clone()
             for parameter, start, length in self._held

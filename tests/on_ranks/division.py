@@ -92,7 +92,10 @@ def main(path: Path, *overrides: str) -> None:
         max_grad_norm=None,
         schedule=lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
         persistence_threshold=0,
+        offload=config.cluster.offload,
     )
+    offloads = engine.zero_offload_param()
+    found["offload"] = "none" if offloads is None else offloads.device
     found["trained in"] = {parameter.dtype for parameter in model.parameters()}
     batch = inputs.train.collate(range(4)).to(ranks.device)
     loss = inputs.objective.loss_sum(inputs.objective.forward(engine, batch), batch.labels)
@@ -107,7 +110,7 @@ def main(path: Path, *overrides: str) -> None:
     found["tuned"] = {name: full_value(parameter).clone() for name, parameter in tuned.named_parameters()}
     # At the usual threshold stage 3 would keep a tiny model whole on every rank.
     with torch.no_grad(), patch("cluster.zero.engine.PERSISTENCE_THRESHOLD", 0):
-        found["logits"] = inputs.objective.forward(inference_engine(tuned, 3), batch)
+        found["logits"] = inputs.objective.forward(inference_engine(tuned, 3, config.cluster.offload), batch)
         whole = inputs.model().to(ranks.device).eval()
         delta.apply(whole)
         found["logits of the whole model"] = inputs.objective.forward(whole, batch)

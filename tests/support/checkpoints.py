@@ -35,10 +35,10 @@ FILLING = ["a", "the", "is", "was", "of", "on", "and", "it", "new", "old", "big"
 WORDS = TELLING + FILLING
 
 
-def write_bert(folder: Path, **options: Any) -> Path:
+def write_bert(folder: Path, max_shard_size: str = "1GB", **options: Any) -> Path:
     """Write a base model without a head, and its tokenizer."""
     torch.manual_seed(0)
-    return save_model(BertModel(_bert_config(**options)), folder)
+    return save_model(BertModel(_bert_config(**options)), folder, max_shard_size=max_shard_size)
 
 
 def write_classifier(folder: Path, num_labels: int) -> Path:

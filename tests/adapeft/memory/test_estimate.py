@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from adapeft.memory.activations import count_pass
-from adapeft.memory.estimate import Load, Pass, Zero, bytes_per_element, memory, moments, traffic
+from adapeft.memory.estimate import Load, Pass, Zero, bytes_per_element, memory, moments, offloaded, traffic
 from adapeft.parts.elements import Elements
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
@@ -126,19 +126,33 @@ def test_bytes_of_plain_training_are_those_of_its_tensors():
 def test_stages_divide_as_zero_does(workers):
     """Rajbhandari et al. 2020, figure 1, in bfloat16 and with gradients of two bytes: 2Ψ, 2Ψ, 12Ψ."""
     psi = 8 * 10**6
-    load = Load([psi], 2, psi, psi, Pass(1000, 1000), num_micro=2)
+    piece = psi // 1000
+    load = Load([piece] * 1000, 2, psi, psi, Pass(1000, 1000), num_micro=2)
     held = {stage: moments(load, replace(ONE, stage=stage, workers=workers, live=0))[0] for stage in range(4)}
     assert (held[0].weights, held[0].gradients, held[0].optimizer) == (2 * psi, 2 * psi, 12 * psi)
     assert held[1].optimizer == held[2].optimizer == held[3].optimizer == 12 * psi // workers
     assert held[1].weights == held[2].weights == 2 * psi
-    assert held[3].weights == held[3].gradients == 2 * psi // workers
+    assert held[3].gradients == 2 * psi // workers
+    assert held[3].weights == 2 * psi // workers + (2 * piece if workers > 1 else 0)  # one is gathered at a time
 
 
 def test_stage_3_keeps_small_parameters_whole_and_gathers_large_ones():
     zero = Zero(stage=3, workers=4, persistence_threshold=100, reduce_bucket=10**9, live=500)
     load = Load([100, 101, 1000], 4, 0, 0, NOTHING)
-    assert moments(load, zero)[0].weights == 4 * (-(-1201 // 4) + 100 + 500)
+    assert moments(load, zero)[0].weights == 4 * (-(-1201 // 4) + 100 + 1000)  # more than ``live``: the largest one
+    assert moments(load, replace(zero, live=1050))[0].weights == 4 * (-(-1201 // 4) + 100 + 1050)
     assert moments(load, replace(zero, live=10**6))[0].weights == 4 * (-(-1201 // 4) + 1201)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_offloaded_weights_leave_the_device_except_one_piece(workers):
+    zero = Zero(3, workers, persistence_threshold=100, reduce_bucket=10**9, live=500, offload="cpu")
+    load = Load([100, 101, 1000], 2, 0, 0, NOTHING)
+    assert moments(load, zero)[0].weights == 2 * (100 + 1000)
+    assert offloaded(load, zero) == 2 * -(-1201 // workers)
+    for kept in (replace(zero, offload="none"), replace(zero, stage=2)):
+        assert offloaded(load, kept) == 0
+        assert moments(load, kept)[0].weights >= 2 * 1201 // workers
 
 
 def test_a_frozen_model_pays_for_its_subset_alone():

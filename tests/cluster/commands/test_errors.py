@@ -81,6 +81,7 @@ def refused(files, tmp_path, command, monkeypatch):
         ("data.train=empty.jsonl", "empty.jsonl: is empty. Name a file with rows."),
         ("cluster.zero_stage=4", "cluster.zero_stage = 4: should be less than or equal to 3"),
         ("cluster.workers=0", "cluster.workers = 0: should be greater than 0"),
+        ("cluster.offload=disk", "cluster.offload = disk: should be 'none' or 'cpu'"),
         ("cluster.min_workers=3", "min_workers = 3: is more than workers = 2; lower it"),
         ("data.max_length=64", "data.max_length = 64: the model has 32 positions. Lower it to that or less."),
         ("train.subset=none.safetensors", "none.safetensors: no such file"),
@@ -89,6 +90,11 @@ def refused(files, tmp_path, command, monkeypatch):
 )
 def test_refusals(refused, override, message):
     assert message in refused(override)
+
+
+def test_offload_without_the_stage_that_divides_weights(refused):
+    message = refused("cluster.offload=cpu", "cluster.zero_stage=2")
+    assert "offload = cpu: needs zero_stage = 3, which divides weights, but it is 2; set zero_stage: 3, or" in message
 
 
 @pytest.mark.parametrize("name", ["./bse", "/nowhere/bse", f"/{'a' * 300}/bse"])

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import ray
 import torch
-from transformers import JetMoeConfig, JetMoeForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import JetMoeConfig, JetMoeForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 
 from adapeft.config.load import load_config, parse_select
 from adapeft.errors import AdapeftError
 from adapeft.measure.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
-from adapeft.memory.estimate import Pass, memory
+from adapeft.memory.estimate import Pass, memory, offloaded
 from adapeft.methods.registry import METHODS, get_method
 from adapeft.ranks import OneRank
 from adapeft.sections.select import Select
 from adapeft.selection.choose import choose
 from adapeft.tune.attach import attach
 from cluster.inspection import fits
-from cluster.inspection.estimate import estimate_of
+from cluster.inspection.estimate import estimate_of, remarks
 from cluster.inspection.inspect import inspect
 from cluster.ranks.inputs import load_inputs
 from cluster.zero.settings import zero_of
@@ -104,20 +104,36 @@ def test_every_method_can_be_estimated(classifier, method):
     assert held["training"].optimizer >= 8 * estimate.subset.count / 2
 
 
-@pytest.fixture(scope="module", params=["one-24gb-gpu", "one-12gb-gpu"])
+@pytest.fixture(scope="module", params=["one-24gb-gpu.yaml", "one-12gb-gpu.yaml"])
 def eight_billion(request, tmp_path_factory):
     """A ready config for one GPU, with the shapes of Qwen3-8B and short texts."""
-    folder = tmp_path_factory.mktemp("qwen")
-    Qwen3Config(
+    shapes = Qwen3Config(
         **{"vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36},
         **{"num_attention_heads": 32, "num_key_value_heads": 8, "architectures": ["Qwen3ForCausalLM"]},
-    ).save_pretrained(folder / "base")
+    )
+    return ready(request.param, shapes, tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture
+def seventy_billion(request, tmp_path):
+    """A ready config with the shapes of Llama-3.1-70B."""
+    shapes = LlamaConfig(
+        **{"vocab_size": 128_256, "hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80},
+        **{"num_attention_heads": 64, "num_key_value_heads": 8, "architectures": ["LlamaForCausalLM"]},
+        max_position_embeddings=131_072,
+    )
+    return ready(request.param, shapes, tmp_path)
+
+
+def ready(name, shapes, folder):
+    """Return a config of ``deploy/configs`` with a model of these shapes and short texts."""
+    shapes.save_pretrained(folder / "base")
     save_tokenizer(folder / "base")
     data = {
         name: write_text(folder / f"{name}.txt", size) for name, size in {"train": 300_000, "evaluation": 3000}.items()
     }
     return load_config(
-        f"deploy/configs/{request.param}.yaml",
+        f"deploy/configs/{name}",
         [f"model.name={folder / 'base'}", *(f"data.{name}={path}" for name, path in data.items())],
     )
 
@@ -151,6 +167,41 @@ def test_quantized_weights_are_counted_as_they_are_stored(classifier, quantizati
     packed = sum(p.nbytes for p in model.parameters() if not p.is_floating_point()) + scale_bytes(model)
     assert load.packed == packed
     assert memory(load, zero).weights - memory(replace(load, packed=0), zero).weights == packed + -(-packed // 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seventy_billion", ["one-node-8-gpus.yaml"], indirect=True)
+def test_each_of_eight_cards_holds_its_share_of_a_large_model(seventy_billion):
+    zero = zero_of(seventy_billion.cluster)
+    held = estimate_of(seventy_billion, inspect(seventy_billion)).memory(zero)
+    assert held.keys() == {"measuring", "training"}
+    for parts in held.values():
+        assert parts.total < 0.9 * 80e9
+        # The embedding, the largest piece, is whole during its use.
+        assert 140e9 / 8 + 2 * 128_256 * 8192 <= parts.weights < 143e9 / 8 + 2 * 128_256 * 8192 + 1e9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seventy_billion", ["one-24gb-gpu-70b.yaml"], indirect=True)
+def test_a_card_holds_a_piece_of_the_offloaded_weights_and_the_machine_its_share(seventy_billion, monkeypatch):
+    zero = zero_of(seventy_billion.cluster)
+    estimate = estimate_of(seventy_billion, inspect(seventy_billion))
+    held, loads = estimate.memory(zero), estimate.loads(zero)
+    assert held.keys() == {"measuring", "training"}
+    for stage, parts in held.items():
+        assert parts.total < 0.9 * 24e9
+        # The embedding is the largest piece.
+        assert 2 * 128_256 * 8192 <= parts.weights < 2 * 128_256 * 8192 + 2e9
+        assert 140e9 < offloaded(loads[stage], zero) < 143e9
+    assert sum("cluster.offload = cpu: each worker keeps 13" in line for line in remarks(estimate, zero)) == 1
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    free = {True: int(24e9), False: int(139e9)}
+    monkeypatch.setattr(fits, "available_memory", lambda *, gpu: free[gpu])
+    with pytest.raises(AdapeftError, match=r"cluster.offload = cpu does not fit: 1 workers keep 13\d.* which has 129"):
+        fits.check_memory(estimate)
+    free[False] = int(160e9)
+    fits.check_memory(estimate)
 
 
 def test_less_is_held_with_smaller_micro_batches(classifier):

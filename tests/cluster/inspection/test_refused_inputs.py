@@ -54,6 +54,16 @@ def roberta(tmp_path):
     )
 
 
+def test_a_checkpoint_that_lacks_a_shard(command, tmp_path):
+    base = write_bert(tmp_path / "base", max_shard_size="5KB")
+    config = write_config(tmp_path / "run.yaml", base, *write_colours(tmp_path))
+    shard = sorted(base.glob("*.safetensors"))[1]
+    shard.unlink()
+    for name in ("run", "select", "estimate"):
+        said = refusal(command, name, config)
+        assert f"model.safetensors.index.json names {shard.name!r}, which is missing. Download the base again." in said
+
+
 def test_positions_with_an_offset(command, roberta):
     for name in ("run", "select", "estimate"):
         said = refusal(command, name, roberta, "max_length=33")
@@ -124,6 +134,12 @@ def test_8_bit_weights_are_not_divided(command, config):
     assert "cluster.zero_stage = 3: the base is quantized to int8" in said
     assert "Set cluster.zero_stage: 2, or model.quantization: nf4." in said
     assert command("estimate", config, "quantization=int8", "select.rank=4", "zero_stage=2").returncode == 0
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_quantized_weights_are_not_offloaded(command, config, quantization):
+    said = refusal(command, "run", config, f"quantization={quantization}", "rank=4", "workers=1", "offload=cpu")
+    assert f"cluster.offload = cpu: the base is quantized ({quantization}), and its codes stay on the device" in said
 
 
 @pytest.mark.parametrize("select", ["method=full", "groups=tensor", "method=mixout"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 import adapeft
+from adapeft.measure.storage import load_groups
 from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_colours, write_config
 from tests.support.torchrun import torchrun
 
@@ -40,6 +42,20 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     for name, change in deltas[0].changes.items():
         assert torch.equal(deltas[1].changes[name].values, change.values)
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-12"]
+
+
+def test_offloaded_weights_give_the_same_results(config, tmp_path):
+    found = []
+    for offload in ("none", "cpu"):
+        output = tmp_path / offload
+        overrides = (*OVERRIDES, "max_steps=4", f"cluster.offload={offload}", f"output={output}")
+        torchrun(2, "tests.on_ranks.finetune", 0, config, *overrides)
+        found.append((json.loads((output / "result.json").read_text())["history"], load_groups(output)[1], output))
+    (history, columns, one), (again, others, two) = found
+    assert again == history
+    assert all(np.array_equal(others[name], column, equal_nan=True) for name, column in columns.items())
+    deltas = [adapeft.Delta.load(output / "delta.safetensors").changes for output in (one, two)]
+    assert all(torch.equal(deltas[1][name].values, change.values) for name, change in deltas[0].items())
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ranks
 WORKERS = 2
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=[("float32", "none"), ("bfloat16", "cpu")], ids="-".join)
 def run(request, tmp_path_factory):
     """Config of a Llama in several shards, in another dtype than it is loaded in, and what each rank found."""
     folder = tmp_path_factory.mktemp("divided")
@@ -26,13 +26,13 @@ def run(request, tmp_path_factory):
         vocab_size=len(vocabulary()), hidden_size=32, intermediate_size=64, num_hidden_layers=24,
         num_attention_heads=2, bos_token_id=2, eos_token_id=3, tie_word_embeddings=False,
     )  # fmt: skip
-    dtype = request.param
+    dtype, offload = request.param
     stored = torch.bfloat16 if dtype == "float32" else torch.float32
     base = save_model(LlamaForCausalLM(config).to(stored), folder / "base", max_shard_size="50KB")
     assert len(list(base.glob("*.safetensors"))) > 3
     text = write_text(folder / "text.txt", 400)
     path = write_config(folder / "run.yaml", base, text, text, "causal-lm")
-    overrides = [f"model.dtype={dtype}"]
+    overrides = [f"model.dtype={dtype}", f"cluster.offload={offload}"]
     torchrun(WORKERS, "tests.on_ranks.division", path, *overrides)
     found = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(WORKERS)]
     return load_config(path, overrides), found
@@ -73,6 +73,7 @@ def test_whole_tensors_are_attached_extracted_and_added(run):
     adapeft.attach(model, subset)
     for rank in found:
         assert rank["delta fingerprint"] == rank["fingerprint"]
+        assert rank["offload"] == config.cluster.offload
         assert rank["trained in"] == {getattr(torch, config.model.dtype)}  # leaves too, which start in float32
         assert rank["delta"].keys() == subset.parts.keys()
         for name, part in subset.parts.items():
