@@ -25,7 +25,8 @@ class Zero:
         persistence_threshold: number of elements up to which stage 3 keeps a parameter whole on every worker.
         reduce_bucket: maximum number of gradient elements that are reduced at once.
         live: maximum number of elements that stage 3 keeps gathered at once, unless one parameter is larger.
-        offload: where stage 3 keeps the weights that are not in use: ``none`` (on the device) or ``cpu``.
+        offload: where stage 3 keeps the weights that are not in use: ``none`` (on the device), ``cpu`` or
+            ``nvme``.
     """
 
     stage: int

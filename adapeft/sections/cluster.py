@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -32,10 +33,13 @@ class Cluster(Section):
         le=3,
         description="ZeRO stage of DeepSpeed: 1 partitions optimizer states, 2 also gradients, 3 also weights",
     )
-    offload: Harmless[Literal["none", "cpu"]] = Field(
+    offload: Harmless[Literal["none", "cpu", "nvme"]] = Field(
         default="none",
         description="where the weights are that are not in use, with zero_stage = 3: none: on the device that "
-        "computes; cpu: in the memory of its machine",
+        "computes; cpu: in the memory of its machine; nvme: in files of offload_folder, which are mapped to memory",
+    )
+    offload_folder: Harmless[str | None] = Field(
+        default=None, description="folder on a fast local drive of every machine, for offload = nvme; an absolute path"
     )
     resource_timeout: Harmless[PositiveFloat] = Field(
         default=30.0, description="seconds to wait for missing workers", allow_inf_nan=False
@@ -65,6 +69,19 @@ class Cluster(Section):
                 f"offload = {self.offload}: needs zero_stage = 3, which divides weights, but it is {self.zero_stage}; "
                 f"set zero_stage: 3, or offload: none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_folder_for_nvme(self) -> Cluster:
+        if self.offload == "nvme" and self.offload_folder is None:
+            raise ValueError("offload = nvme: needs offload_folder, a folder on a fast local drive of every machine")
+        if self.offload_folder is not None and self.offload != "nvme":
+            raise ValueError(
+                f"offload_folder = {self.offload_folder}: is used only with offload = nvme, but it is {self.offload}; "
+                f"leave it out, or set offload: nvme"
+            )
+        if self.offload_folder is not None and not Path(self.offload_folder).is_absolute():
+            raise ValueError(f"offload_folder = {self.offload_folder}: should be an absolute path")
         return self
 
     @property

@@ -230,7 +230,8 @@ def remarks(estimate: Estimate, zero: Zero) -> list[str]:
     ]
     if zero.offload != "none":
         most = max(offloaded(load, zero) for load in loads.values())
-        lines.append(f"cluster.offload = cpu: each worker keeps {size_of(most)} of weights in its machine's memory")
+        place = "its machine's memory" if zero.offload == "cpu" else estimate.config.cluster.offload_folder
+        lines.append(f"cluster.offload = {zero.offload}: each worker keeps {size_of(most)} of weights in {place}")
     if "choosing" in loads:
         lines.append("choosing: in the launching process alone, in the memory of its machine")
     elif "measuring" in loads and not get_method(estimate.config.select.method).measures_loss:

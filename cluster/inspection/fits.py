@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def check_memory(estimate: Estimate) -> None:
     """
     cluster = estimate.config.cluster
     zero = zero_of(cluster)
-    if cluster.gpus_per_worker and zero.offload == "cpu" and not os.environ.get("RAY_ADDRESS"):
+    if zero.offload != "none" and not os.environ.get("RAY_ADDRESS"):
         _check_offload(estimate)
     for stage, load in estimate.loads(zero).items():
         on_workers = stage != "choosing"
@@ -52,7 +53,7 @@ def check_memory(estimate: Estimate) -> None:
 
 
 def _check_offload(estimate: Estimate) -> None:
-    """Check that the machine of the workers can keep the weights that are not in use.
+    """Check that the memory or drive of the workers' machine can keep the weights that are not in use.
 
     Raises:
         AdapeftError: it cannot.
@@ -60,13 +61,27 @@ def _check_offload(estimate: Estimate) -> None:
     cluster = estimate.config.cluster
     zero = zero_of(cluster)
     held = max(offloaded(load, zero) for load in estimate.loads(zero).values())
-    available = available_memory(gpu=False)
+    if zero.offload == "nvme":
+        available: int | None = _free_on_drive(str(cluster.offload_folder))
+        place, way = f"{cluster.offload_folder}", "Name a folder on a larger drive"
+    else:
+        available = available_memory(gpu=False)
+        place, way = "the memory of their machine", "Set cluster.offload: nvme, model.dtype: bfloat16"
     if available is not None and held * cluster.fewest > available:
         raise AdapeftError(
-            f"cluster.offload = cpu does not fit: {cluster.fewest} workers keep {size(held)} of weights each in the "
-            f"memory of their machine, which has {size(available)} free. Set model.dtype: bfloat16, or use more "
-            f"machines."
+            f"cluster.offload = {zero.offload} does not fit: {cluster.fewest} workers keep {size(held)} of weights "
+            f"each in {place}, which has {size(available)} free. {way}, or use more machines."
         )
+
+
+def _free_on_drive(folder: str) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise AdapeftError(
+            f"cluster.offload_folder = {folder}: cannot be used ({error.strerror}). Create it on every machine, on a "
+            f"fast local drive."
+        ) from error
 
 
 def remedy(part: str, stage: str, zero_stage: int) -> str:

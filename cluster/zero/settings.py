@@ -31,7 +31,7 @@ At DeepSpeed's default of 1e9 a worker holds the whole of a smaller model: evalu
 def zero_of(cluster: Cluster) -> Zero:
     """Return the ZeRO settings of a run, with the minimum number of workers."""
     # The memory of a worker without a GPU is that of its machine.
-    offload = cluster.offload if cluster.gpus_per_worker else "none"
+    offload = "none" if cluster.offload == "cpu" and not cluster.gpus_per_worker else cluster.offload
     return Zero(cluster.zero_stage, cluster.fewest, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, LIVE, offload)
 
 
@@ -46,4 +46,5 @@ def zero_config(stage: int, persistence_threshold: int, reduce_bucket: int, offl
         # DeepSpeed's linear for stage 3 replaces torch's everywhere, and runs at half its speed on a CPU.
         "memory_efficient_linear": False,
     }
-    return section if offload == "none" else section | {"offload_param": {"device": offload}}
+    # Parts in mapped files are tensors of the CPU. DeepSpeed's own swapping to NVMe needs libaio.
+    return section if offload == "none" else section | {"offload_param": {"device": "cpu"}}

@@ -104,6 +104,7 @@ def main(path: Path, *overrides: str) -> None:
     delta = extract_delta(model)
     found["delta"] = {name: change.values for name, change in delta.changes.items()}
     found["delta fingerprint"] = delta.fingerprint
+    found["mapped"] = Path("/proc/self/maps").read_text().count(f"{config.cluster.offload_folder}/")
     engine.destroy()
     tuned = inputs.model(division_of(config.cluster))
     delta.add_to(tuned)

@@ -81,7 +81,9 @@ def refused(files, tmp_path, command, monkeypatch):
         ("data.train=empty.jsonl", "empty.jsonl: is empty. Name a file with rows."),
         ("cluster.zero_stage=4", "cluster.zero_stage = 4: should be less than or equal to 3"),
         ("cluster.workers=0", "cluster.workers = 0: should be greater than 0"),
-        ("cluster.offload=disk", "cluster.offload = disk: should be 'none' or 'cpu'"),
+        ("cluster.offload=disk", "cluster.offload = disk: should be 'none', 'cpu' or 'nvme'"),
+        ("cluster.offload=nvme", "offload = nvme: needs offload_folder, a folder on a fast local drive"),
+        ("cluster.offload_folder=/fast", "offload_folder = /fast: is used only with offload = nvme, but it is none"),
         ("cluster.min_workers=3", "min_workers = 3: is more than workers = 2; lower it"),
         ("data.max_length=64", "data.max_length = 64: the model has 32 positions. Lower it to that or less."),
         ("train.subset=none.safetensors", "none.safetensors: no such file"),
@@ -95,6 +97,17 @@ def test_refusals(refused, override, message):
 def test_offload_without_the_stage_that_divides_weights(refused):
     message = refused("cluster.offload=cpu", "cluster.zero_stage=2")
     assert "offload = cpu: needs zero_stage = 3, which divides weights, but it is 2; set zero_stage: 3, or" in message
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("fast", "offload_folder = fast: should be an absolute path"),
+        ("/nowhere/fast", "cluster.offload_folder = /nowhere/fast: cannot be used (No such file or directory)"),
+    ],
+)
+def test_a_missing_offload_folder(refused, folder, message):
+    assert message in refused("cluster.offload=nvme", f"cluster.offload_folder={folder}")
 
 
 @pytest.mark.parametrize("name", ["./bse", "/nowhere/bse", f"/{'a' * 300}/bse"])

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ranks
 WORKERS = 2
 
 
-@pytest.fixture(scope="module", params=[("float32", "none"), ("bfloat16", "cpu")], ids="-".join)
+@pytest.fixture(scope="module", params=[("float32", "none"), ("bfloat16", "cpu"), ("float32", "nvme")], ids="-".join)
 def run(request, tmp_path_factory):
     """Config of a Llama in several shards, in another dtype than it is loaded in, and what each rank found."""
     folder = tmp_path_factory.mktemp("divided")
@@ -33,6 +33,9 @@ def run(request, tmp_path_factory):
     text = write_text(folder / "text.txt", 400)
     path = write_config(folder / "run.yaml", base, text, text, "causal-lm")
     overrides = [f"model.dtype={dtype}", f"cluster.offload={offload}"]
+    if offload == "nvme":
+        (folder / "drive").mkdir()
+        overrides.append(f"cluster.offload_folder={folder / 'drive'}")
     torchrun(WORKERS, "tests.on_ranks.division", path, *overrides)
     found = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(WORKERS)]
     return load_config(path, overrides), found
@@ -73,7 +76,9 @@ def test_whole_tensors_are_attached_extracted_and_added(run):
     adapeft.attach(model, subset)
     for rank in found:
         assert rank["delta fingerprint"] == rank["fingerprint"]
-        assert rank["offload"] == config.cluster.offload
+        assert rank["offload"] == ("none" if config.cluster.offload == "none" else "cpu")
+        frozen = before.keys() - {name for name, part in subset.parts.items() if part.trains_in_place}
+        assert rank["mapped"] == (len(frozen) if config.cluster.offload == "nvme" else 0)
         assert rank["trained in"] == {getattr(torch, config.model.dtype)}  # leaves too, which start in float32
         assert rank["delta"].keys() == subset.parts.keys()
         for name, part in subset.parts.items():
