@@ -56,8 +56,8 @@ class Batch:
     Attributes:
         inputs: keyword arguments of the model's forward (``input_ids``, ``attention_mask`` … int64 [n, T]); values that
             are not tensors, such as ``max_length_q``, are shared by all examples.
-        labels: int64 [n] classes, float32 [n] targets or, for a language model, int64 [n, T] tokens of the input, not
-            shifted, −100 on padding.
+        labels: int64 [n] classes, float32 [n] targets or, for a language model, int64 [n, T] tokens of the input or
+            of an encoder-decoder's target, not shifted, −100 on padding.
         ids: int64 [n], indices of the examples in their data set. They seed everything that is drawn for an example,
             so that draws do not depend on the batching.
     """

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from adapeft.errors import AdapeftError
 from adapeft.model.unloaded.weightless import BeyondTableError, UnknownValueError, Weightless
-from adapeft.tasks.tokenize import TokenizedData
+from adapeft.tasks.losses.split import with_decoder_inputs
+from adapeft.tasks.tokenize import LABELS, TokenizedData
 
 Row = Mapping[str, list[int]]
 
@@ -44,17 +45,13 @@ class Trial:
         most_operations: int = MOST_OPERATIONS,
     ) -> None:
         self._model, self._weightless, self._tokenizer = model, weightless, sample.tokenizer
+        self._target_length, self._is_pair = sample.target_length, sample.is_pair
         weightless.most_operations = most_operations
         weightless.forget(list(model.parameters()))
         lengths = sample.lengths
         self._longest, self._shortest = (
             _numbers(sample.rows[lengths.index(length)]) for length in (max(lengths), min(lengths))
         )
-
-    @property
-    def is_encoder_decoder(self) -> bool:
-        """Whether answers do not share their positions with the prompts."""
-        return bool(self._model.config.is_encoder_decoder)
 
     def check(self, max_length: int, largest_used: Callable[[], tuple[str, int]]) -> None:
         """Check lengths, token types and token ids.
@@ -72,14 +69,18 @@ class Trial:
             self._explain(failure, max_length)
         elif len(self._longest["input_ids"]) < max_length:
             self._check_length(max_length)
+        if self._target_length is not None:
+            self._check_target("max_target_length", self._target_length)
         self._check_largest(largest_used)
 
     def check_answers(self, longest_prompt: int, max_new_tokens: int) -> None:
-        """Check that the model accepts the longest prompt with its answer.
+        """Check that the model accepts the longest prompt with its answer, or its decoder the answer.
 
         Raises:
             AdapeftError: it has fewer positions.
         """
+        if self._is_pair:
+            return self._check_target("max_new_tokens", max_new_tokens)
         positions = self._too_few(longest_prompt + max_new_tokens)
         if positions is not None:
             raise AdapeftError(
@@ -114,20 +115,30 @@ class Trial:
                 f"data.max_length = {max_length}: the model has {positions} positions. Lower it to that or less."
             )
 
-    def _too_few(self, length: int) -> int | None:
+    def _check_target(self, key: str, length: int) -> None:
+        """Check that the decoder accepts a target of ``length`` tokens if it accepts a short one."""
+        token = self._longest[LABELS][0]
+        positions = self._too_few(length, lambda count: {**self._at_length(_SHORT), LABELS: [token] * count})
+        if positions is not None:
+            raise AdapeftError(
+                f"data.{key} = {length}: the decoder has {positions} positions. Lower it to that or less."
+            )
+
+    def _too_few(self, length: int, row_at: Callable[[int], Row] | None = None) -> int | None:
         """Return the model's number of positions if it rejects ``length`` tokens and accepts fewer, otherwise None."""
-        failure = self._run(self._at_length(length))
+        row_at = row_at or self._at_length
+        failure = self._run(row_at(length))
         if failure is None:
             return None
         if not _is_certain(failure):
             positions = _positions_by_table(self._model)
             return positions if positions is not None and length > positions else None
-        if _is_certain(self._run(self._at_length(_SHORT))):
+        if _is_certain(self._run(row_at(_SHORT))):
             return None  # the length is not the cause, and possibly not the examples either
         positions, fails = _SHORT, length
         while fails - positions > 1:
             middle = (positions + fails) // 2
-            is_too_long = _is_certain(self._run(self._at_length(middle)))
+            is_too_long = _is_certain(self._run(row_at(middle)))
             positions, fails = (positions, middle) if is_too_long else (middle, fails)
         return positions
 
@@ -160,22 +171,33 @@ class Trial:
         return f" ({names[0]})" if names else ""
 
     def _at_length(self, length: int) -> Row:
-        """Return the longest example at ``length`` tokens, with ordinary tokens repeated or left out."""
-        ids = self._longest["input_ids"]
+        """Return the longest example at ``length`` tokens, with ordinary tokens repeated or left out.
+
+        The target of a pair stays as it is.
+        """
+        longest = {name: values for name, values in self._longest.items() if not (self._is_pair and name == LABELS)}
+        target = {LABELS: self._longest[LABELS]} if self._is_pair else {}
+        ids = longest["input_ids"]
         special = set(self._tokenizer.all_special_ids)
         ordinary = next((place for place, token in enumerate(ids) if token not in special), 0)
         more = length - len(ids)
         if more < 0:
-            return {name: [*values[: length - 1], values[-1]] for name, values in self._longest.items()}
-        return {
+            return target | {name: [*values[: length - 1], values[-1]] for name, values in longest.items()}
+        return target | {
             name: [*values[:ordinary], *[values[ordinary]] * more, *values[ordinary:]]
-            for name, values in self._longest.items()
+            for name, values in longest.items()
         }
 
     def _run(self, *rows: Row, **changes: Callable[[Tensor], Tensor]) -> Exception | None:
         """Return the exception that the model raises for a batch of these examples, None if it succeeds."""
-        inputs = TokenizedData(datasets.Dataset.from_list(list(rows)), None, self._tokenizer).collate(range(len(rows)))
-        tensors = {name: changes.get(name, _same_values)(tensor) for name, tensor in inputs.inputs.items()}
+        data = datasets.Dataset.from_list(list(rows))
+        examples = TokenizedData(data, None, self._tokenizer, None, self._target_length).collate(range(len(rows)))
+        inputs = examples.inputs
+        if self._is_pair:
+            inputs = with_decoder_inputs(self._model, inputs, examples.labels)
+        tensors = {
+            name: changes.get(name.removeprefix("decoder_"), _same_values)(tensor) for name, tensor in inputs.items()
+        }
         given = {name: self._weightless.known(tensor) for name, tensor in tensors.items()}
         was_training = self._model.training
         try:

@@ -8,6 +8,7 @@ from adapeft.tasks.causal_lm import CausalLM
 from adapeft.tasks.instruct.task import Instruct
 from adapeft.tasks.masked_lm import MaskedLM
 from adapeft.tasks.multi_label_classification import MultiLabelClassification
+from adapeft.tasks.seq2seq import Seq2Seq
 from adapeft.tasks.sequence_classification import SequenceClassification
 from adapeft.tasks.task import Task
 from adapeft.tasks.token_classification import TokenClassification
@@ -20,7 +21,8 @@ TASKS: dict[str, Task[Any]] = {
         Instruct(),
         MultiLabelClassification(),
         TokenClassification(),
-        MaskedLM(),
+        Seq2Seq(),
+        MaskedLM(),  # after Seq2Seq: transformers also lists encoder-decoders such as BART for masked words
     )
 }
 

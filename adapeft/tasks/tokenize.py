@@ -41,6 +41,8 @@ class TokenizedData:
             the inputs themselves.
         tokenizer: tokenizer that can pad.
         fixed_length: number of tokens of every batch; None: that of its longest example.
+        target_length: maximum number of labels of an example, where they are those of another text than the inputs,
+            which a batch pads to the longest of its own; None where they are not.
         draw: what draws a part of the examples anew in every epoch, such as masks; None: they are the same in each.
     """
 
@@ -48,15 +50,24 @@ class TokenizedData:
     labels: Tensor | None
     tokenizer: PreTrainedTokenizerBase
     fixed_length: int | None = None
+    target_length: int | None = None
     draw: Draw | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
+    def is_pair(self) -> bool:
+        """Whether the labels are those of another text than the inputs."""
+        return self.target_length is not None
+
+    @property
     def lengths(self) -> list[int]:
-        """Number of tokens of each example."""
-        return pc.list_value_length(self._column("input_ids")).to_pylist()
+        """Number of tokens of each example; of a pair, that of the longer text."""
+        lengths = pc.list_value_length(self._column("input_ids"))
+        if self.is_pair:
+            lengths = pc.max_element_wise(lengths, pc.list_value_length(self._column(LABELS)))
+        return lengths.to_pylist()
 
     @property
     def num_truncated(self) -> int:
@@ -84,15 +95,16 @@ class TokenizedData:
         if self.labels is not None:
             return Batch(inputs, self.labels[ids], ids)
         if token_labels is not None:
-            return Batch(inputs, self._padded(token_labels, inputs["attention_mask"].shape[1]), ids)
+            length = max(map(len, token_labels)) if self.is_pair else inputs["attention_mask"].shape[1]
+            return Batch(inputs, self._padded(token_labels, length), ids)
         return Batch(inputs, inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, IGNORED), ids)
 
     def _column(self, name: str) -> pa.ChunkedArray:
         return self.rows.with_format("arrow")[name][:]
 
     def _padded(self, labels: list[list[int]], length: int) -> Tensor:
-        """Return labels of tokens int64 [n, length], -100 where the inputs are padded."""
-        is_left = self.tokenizer.padding_side == "left"
+        """Return labels of tokens int64 [n, length], -100 after the last, or where the inputs are padded."""
+        is_left = self.tokenizer.padding_side == "left" and not self.is_pair
         fill = [[IGNORED] * (length - len(own)) for own in labels]
         return torch.tensor([more + own if is_left else own + more for own, more in zip(labels, fill, strict=True)])
 

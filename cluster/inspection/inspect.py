@@ -29,7 +29,7 @@ from adapeft.sections.cluster import Cluster
 from adapeft.selection.choose import check_budget, check_limit
 from adapeft.subset.subset import Subset
 from adapeft.tasks.registry import TASKS
-from adapeft.tasks.tokenize import TokenizedData
+from adapeft.tasks.tokenize import LABELS, TokenizedData
 from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
 
@@ -115,7 +115,7 @@ def _splits(config: Config, tokenizer: PreTrainedTokenizerBase, description: Dat
 def _check_answers(config: Config, tokenizer: PreTrainedTokenizerBase, trial: Trial) -> None:
     """Check that prompts can be told from their answers, and that both fit into the model."""
     prompts = TASKS[config.model.task].prompts(rows_of(config.data, "data.evaluation"), config.data, tokenizer)
-    if prompts is not None and not trial.is_encoder_decoder:
+    if prompts is not None:
         trial.check_answers(max(map(len, prompts.ids)), prompts.max_new_tokens)
 
 
@@ -134,8 +134,9 @@ def _largest_token(splits: _Splits) -> tuple[str, int]:
     """Return the split that has the largest token id of all examples, and that id."""
     largest = []
     for field, split in splits.items():
-        chunks = split.rows.data.column("input_ids").iterchunks()
-        largest.append((max(pc.max(pc.list_flatten(chunk)).as_py() for chunk in chunks), field))
+        for column in ("input_ids", LABELS) if split.is_pair else ("input_ids",):
+            chunks = split.rows.data.column(column).iterchunks()
+            largest.append((max(pc.max(pc.list_flatten(chunk)).as_py() for chunk in chunks), field))
     token, field = max(largest)
     return field, token
 

@@ -194,6 +194,9 @@ class SequenceToSequence(MaskedTokens):
     def split_inputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         return with_decoder_inputs(model, batch.inputs, batch.labels)
 
+    def positions(self, batch: Batch) -> Tensor:
+        return self.predicted(batch.labels)
+
 
 def _same(logits: Tensor) -> Tensor:
     return logits

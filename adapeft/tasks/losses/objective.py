@@ -54,6 +54,10 @@ class Objective(ABC):
             f"with more outputs; {IGNORED} marks labels to ignore"
         )
 
+    def positions(self, batch: Batch) -> Tensor:
+        """Return the mask of the positions of logits [n, T, C] that are not padding, bool [n, T]."""
+        return batch.inputs["attention_mask"].bool()
+
     @abstractmethod
     def fits(self, logits: Tensor, labels: Tensor) -> bool:
         """Whether logits and labels have the shapes of this loss."""

@@ -89,7 +89,7 @@ def check_padding(objective: Objective, alone: Batch, batched: Batch, model: nn.
         return
     by_itself, padded = (logits_of(objective, batch, model)[0] for batch in (alone, batched))
     if by_itself.ndim == 2:  # logits of tokens
-        padded = padded[batched.inputs["attention_mask"][0].bool()]
+        padded = padded[objective.positions(batched)[0]]
     if not are_alike(by_itself, padded):
         difference = float((by_itself - padded).abs().max())
         raise AdapeftError(

@@ -1,0 +1,95 @@
+"""Sequence to sequence through the command: every stage trains the same, and the delta reaches PEFT."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+import adapeft as library
+from tests.support.checkpoints import FILLING, TELLING, WORDS, adapeft, save_tokenizer, write_lines
+
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+
+IDS = {"vocab_size": len(WORDS) + 4, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+
+
+def make_t5():
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
+    return T5ForConditionalGeneration(T5Config(**IDS, **sizes, decoder_start_token_id=0))
+
+
+def make_bart():
+    layers = dict.fromkeys(("encoder_layers", "decoder_layers"), 1)
+    heads = dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+    sizes = dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 32) | {"d_model": 16, "dropout": 0.0}
+    starts = {"decoder_start_token_id": 3, "forced_eos_token_id": None}
+    return BartForConditionalGeneration(
+        BartConfig(**IDS, **layers, **heads, **sizes, **starts, max_position_embeddings=32)
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Small random models, and pairs whose target is the only word of a colour in the source."""
+    folder, rng = tmp_path_factory.mktemp("pairs"), random.Random(0)
+    for name, make in (("t5", make_t5), ("bart", make_bart)):
+        torch.manual_seed(0)
+        make().save_pretrained(folder / name)
+        save_tokenizer(folder / name)
+
+    def pair():
+        word = rng.choice(TELLING)
+        words = [*rng.choices(FILLING, k=rng.randint(1, 6)), word]
+        rng.shuffle(words)
+        return {"prompt": " ".join(words), "completion": " ".join([word] * rng.randint(1, 1 + (word in TELLING[:3])))}
+
+    for split, count in (("train", 160), ("validation", 37)):
+        write_lines(folder / f"{split}.jsonl", [pair() for _ in range(count)])
+    return folder
+
+
+def run(folder, name, output, *overrides):
+    """Run the ready config on a small model and small data."""
+    fixed = [f"model.name={folder / name}", "data.prefix=is ", "data.max_length=16", "data.max_target_length=8"]
+    fixed += [f"data.train={folder / 'train.jsonl'}", f"data.evaluation={folder / 'validation.jsonl'}"]
+    fixed += ["select.budget=30%", "select.calibration=64", "cluster.launcher=local", f"output={output}"]
+    done = adapeft("run", "deploy/configs/nl2bash-t5.yaml", *fixed, *overrides)
+    assert done.returncode == 0, done.stderr
+    return json.loads((output / "metrics.json").read_text())
+
+
+def test_targets_are_learned_and_the_delta_reaches_peft(folder, tmp_path):
+    options = ("train.learning_rate=0.02", "train.max_steps=200", "cluster.workers=1", "zero_stage=0")
+    answers = ("data.generate=all", "data.max_new_tokens=8", "data.metric=rouge_l")
+    metrics = run(folder, "t5", tmp_path / "run", *options, *answers)
+    assert metrics["after"]["loss"] < 0.5 * metrics["before"]["loss"]
+    assert metrics["after"]["rouge_l"] > metrics["before"]["rouge_l"] + 0.2
+    delta, peft = tmp_path / "run" / "delta.safetensors", tmp_path / "peft"
+    exported = adapeft("export", delta, "--to", "peft", "--model", folder / "t5", "--out", peft)
+    assert exported.returncode == 0, exported.stderr
+    applied, plain = (T5ForConditionalGeneration.from_pretrained(folder / "t5").eval() for _ in range(2))
+    library.Delta.load(delta).apply(applied)
+    loaded = PeftModel.from_pretrained(plain, peft).eval()
+    assert loaded.active_peft_config.task_type == "SEQ_2_SEQ_LM"
+    asked = AutoTokenizer.from_pretrained(folder / "t5")("is the big rose", return_tensors="pt")
+    inputs = {"input_ids": asked["input_ids"], "labels": torch.tensor([[2, 4, 3]])}
+    torch.testing.assert_close(loaded(**inputs).logits, applied(**inputs).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_every_stage_trains_the_same(folder, tmp_path, name):
+    """Targets differ in length, so workers that averaged means of their own tokens would train something else."""
+    options = ("train.max_steps=5", "train.learning_rate=0.01", "data.generate=9", "data.max_new_tokens=6")
+    one = run(folder, name, tmp_path / "one", *options, "zero_stage=3", "cluster.workers=2")
+    for zero_stage, workers in ((0, 1), (1, 2), (2, 2)):
+        where = (f"zero_stage={zero_stage}", f"cluster.workers={workers}")
+        other = run(folder, name, tmp_path / str(zero_stage), *options, *where)
+        assert other["before"]["loss"] == pytest.approx(one["before"]["loss"], rel=1e-5)
+        assert other["before"]["rouge_l"] == one["before"]["rouge_l"]
+        assert other["after"]["loss"] == pytest.approx(one["after"]["loss"], rel=1e-3)
+        assert other["after"]["loss"] < 0.98 * other["before"]["loss"]
