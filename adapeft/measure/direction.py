@@ -29,12 +29,15 @@ def measure_direction(passes: Passes, kind: str) -> list[Tensor]:
     square = [torch.zeros_like(total) for total in mean] if kind == "adam" else []
     weight = torch.zeros(1, dtype=torch.float64)
     sums = [*mean, *square, weight]
-    for gradients, num_predictions in passes.gradients("direction", passes.calibration.half_a, sums):
+
+    def add(place: int, gradient: Tensor, num_predictions: int) -> None:
+        mean[place].add_(gradient, alpha=num_predictions)
+        if square:
+            square[place].addcmul_(gradient, gradient, value=num_predictions)
+
+    half_a = passes.calibration.half_a
+    for num_predictions in passes.fold("direction", half_a, sums, add, is_linear=kind != "adam"):
         weight += num_predictions
-        for index, gradient in enumerate(gradients):
-            mean[index].add_(gradient, alpha=num_predictions)
-            if square:
-                square[index].addcmul_(gradient, gradient, value=num_predictions)
     for total in mean:
         total.div_(weight.item())
     scale = _root_mean_square(shards, mean)

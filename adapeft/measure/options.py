@@ -24,7 +24,7 @@ from torch import Tensor
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import Projector, measure_curvatures, measure_slopes
-from adapeft.measure.shards import Shards
+from adapeft.measure.shards import Shards, Slice
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import Ranks
 
@@ -90,8 +90,7 @@ def measure_with_options(
     shards, steps = passes.shards, seen or groups
     matrices = [i for i, info in enumerate(groups.parameters) if info.is_linear and "lora" in kinds]
     factors = _factors(shards, steps, direction, {i: _most(groups.parameters[i], ranks) for i in matrices})
-    size = sum(one.left.shape[1] for one in factors.values())
-    triplets = Projector(size, lambda gradients: _project(shards, factors, gradients))
+    triplets = _projector(factors)
     slopes = measure_slopes(passes, steps, direction, triplets)
     curvatures = measure_curvatures(passes, steps, direction, triplets)
     projections = curvatures["projections"].astype(np.float64)
@@ -182,16 +181,17 @@ def _leading(matrix: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     return u[:, :width], s[:width], v[:, :width]
 
 
-def _project(shards: Shards, factors: dict[int, _Factors], gradients: list[Tensor]) -> np.ndarray:
-    r"""Return :math:`s_i\, u_i^\top G v_i` of every triplet in float64, matrix after matrix. Collective."""
-    starts = dict(zip(factors, np.cumsum([0, *(one.left.shape[1] for one in factors.values())]).tolist(), strict=False))
-    total = sum(one.left.shape[1] for one in factors.values())
-    sums = torch.zeros(total, dtype=torch.float64, device=shards.device)
-    for piece, gradient in zip(shards.slices, gradients, strict=True):
-        if piece.parameter in factors:
-            one, start = factors[piece.parameter], starts[piece.parameter]
-            sums[start : start + one.left.shape[1]] += _triplets(one, piece.start, gradient)
-    return shards.ranks.all_reduce(sums).cpu().numpy()
+def _projector(factors: dict[int, _Factors]) -> Projector:
+    r"""Return the projector on every triplet, :math:`s_i\, u_i^\top G v_i`, matrix after matrix."""
+    ends = np.cumsum([one.left.shape[1] for one in factors.values()], dtype=np.int64).tolist()
+    places = {index: slice(start, end) for index, start, end in zip(factors, [0, *ends], ends, strict=False)}
+
+    def project(piece: Slice, gradient: Tensor) -> tuple[slice, Tensor]:
+        if piece.parameter not in factors:
+            return slice(0, 0), gradient.new_zeros(0, dtype=torch.float64)
+        return places[piece.parameter], _triplets(factors[piece.parameter], piece.start, gradient)
+
+    return Projector(ends[-1] if ends else 0, project)
 
 
 def _triplets(factors: _Factors, start: int, gradient: Tensor) -> Tensor:

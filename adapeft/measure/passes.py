@@ -74,6 +74,41 @@ class Passes:
                 yield gradients, num_predictions
             self._check(name, batches[index], watched, sums, sampled_labels=sampled_labels)
 
+    def fold(
+        self,
+        name: str,
+        batches: Sequence[np.ndarray],
+        sums: Sequence[Tensor],
+        take: Callable[[int, Tensor, int], None],
+        *,
+        sampled_labels: bool = False,
+        is_linear: bool = False,
+    ) -> Iterator[int]:
+        """Fold gradients into ``sums`` one parameter at a time, and yield each batch's prediction count afterwards.
+
+        Unlike ``gradients``, this holds no gradient but that of the parameter being folded, and what ``take`` keeps.
+
+        Args:
+            name: name of the pass.
+            batches: global batches.
+            sums: as for ``gradients``.
+            take: callback that receives the index of a slice, its gradient of the batch's mean loss and the prediction
+                count, in any order of the slices and not at all for those without a gradient.
+            sampled_labels: whether labels are sampled from the model.
+            is_linear: whether ``take`` may be called for the parts of a gradient from micro-batches. Otherwise more
+                than one micro-batch takes as much memory as ``gradients``.
+        """
+        for index in self.steps(name, len(batches), sums):
+            watched, num_predictions = self._losses(batches[index], sampled_labels=sampled_labels)
+            self.seen.add(int(batches[index][0]))
+
+            def arrived(place: int, gradient: Tensor, count: int = num_predictions) -> None:
+                take(place, gradient, count)
+
+            self.shards.arriving(watched.losses, arrived, by_micro_batch=is_linear)
+            yield num_predictions
+            self._check(name, batches[index], watched, sums, sampled_labels=sampled_labels)
+
     def steps(self, name: str, total: int, sums: Sequence[Tensor]) -> Iterator[int]:
         """Yield the remaining steps of a pass; ``sums`` as for ``gradients``. Collective."""
         done = self.saved.take_up(name, sums) if self.saved else 0
@@ -139,8 +174,7 @@ class Passes:
             if not missing:
                 break
             watched, _ = self._losses(batch, sampled_labels=False)
-            with self.shards.gradients(watched.losses):
-                pass
+            self.shards.arriving(watched.losses, lambda place, gradient: None, by_micro_batch=True)
             missing = self._unreached()
             self.progress("reach", index + 1, len(unseen))
         return missing

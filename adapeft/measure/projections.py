@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import Shards
+from adapeft.measure.shards import Shards, Slice
 
 
 class Projector(NamedTuple):
@@ -19,11 +19,11 @@ class Projector(NamedTuple):
 
     Attributes:
         size: number of projections, n.
-        project: function from a gradient to float64 [n], the same on every rank. Collective.
+        project: function from a slice and its gradient to a range of 0 … n and its contributions to it, float64.
     """
 
     size: int
-    project: Callable[[list[Tensor]], np.ndarray]
+    project: Callable[[Slice, Tensor], tuple[slice, Tensor]]
 
 
 def measure_slopes(
@@ -78,10 +78,20 @@ def _project(
     weights = torch.zeros(len(half_b), dtype=torch.float64)
     done = torch.zeros(1, dtype=torch.int64)
     sums = [rows, weights, done]
-    for gradients, num_predictions in passes.gradients(name, half_b, sums, sampled_labels=sampled_labels):
-        products = (gradient * along for gradient, along in zip(gradients, direction, strict=True))
-        row = sum_over_groups(passes.shards, groups, products)
-        rows[done] = torch.from_numpy(row if more is None else np.concatenate([row, more.project(gradients)]))
+    row = torch.zeros(rows.shape[1], dtype=torch.float64, device=passes.shards.device)
+    own, additional = row.split([groups.num_groups, rows.shape[1] - groups.num_groups])
+
+    def project(place: int, gradient: Tensor, _: int) -> None:
+        piece = passes.shards.slices[place]
+        touched, partial = groups.sums(piece.parameter, piece.start, gradient * direction[place])
+        own[touched] += partial
+        if more is not None:
+            touched, partial = more.project(piece, gradient)
+            additional[touched] += partial
+
+    for num_predictions in passes.fold(name, half_b, sums, project, sampled_labels=sampled_labels, is_linear=True):
+        rows[done] = passes.shards.ranks.all_reduce(row).cpu()
+        row.zero_()
         weights[done] = num_predictions
         done += 1
     return rows.numpy(), weights.numpy()

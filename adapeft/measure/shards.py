@@ -1,7 +1,7 @@
 """Interface through which measuring accesses parameters: one rank's slice of each, and the group of ranks.
 
-``WholeModel`` implements it for one process that holds the whole model, ``cluster.zero.shards.ZeroShards`` for any ZeRO
-stage. Nothing else in ``measure`` depends on which of the two is used.
+``WholeModel`` implements it for ranks that hold the whole model, ``cluster.zero.shards.DividedModel`` for ZeRO-3.
+Nothing else in ``measure`` depends on which of the two is used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from adapeft.measure.always_trained import AlwaysTrained
+from adapeft.measure.arriving import Backward, Take
 from adapeft.ranks import OneRank, Ranks
 from adapeft.tasks.losses.micro_batches import Loss
 
@@ -42,6 +44,19 @@ class Shards(Protocol):
     @property
     def reached(self) -> set[str]:
         """Those of ``names`` that have received a gradient on this rank, even one of zeros."""
+        ...
+
+    def arriving(self, losses: Sequence[Loss], take: Take, *, by_micro_batch: bool = False) -> None:
+        """Call ``take`` with the index of each slice and its gradient as soon as the backward pass has it. Collective.
+
+        The gradients are those of the sum of ``losses`` over all ranks, float32. Slices that get none are left out.
+
+        Args:
+            losses: this rank's ``num_micro`` micro-batches, as functions of the model.
+            take: callback; ``gradients`` without keeping them all.
+            by_micro_batch: call ``take`` once per micro-batch with its part of the sum. Otherwise more than one
+                micro-batch takes as much memory as ``gradients``.
+        """
         ...
 
     def gradients(self, losses: Sequence[Loss]) -> AbstractContextManager[list[Tensor]]:
@@ -84,90 +99,139 @@ class Shards(Protocol):
 
 
 class WholeModel:
-    """Shards of one process that holds the whole model: every slice is a whole parameter."""
+    """Shards of ranks that each hold the whole model; the elements of every parameter are divided evenly over them."""
 
     def __init__(
-        self, model: nn.Module, candidates: Sequence[str], always_train: Sequence[str] = (), num_micro: int = 1
+        self,
+        model: nn.Module,
+        candidates: Sequence[str],
+        always_train: Sequence[str] = (),
+        num_micro: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
         parameters = dict(model.named_parameters())
         self.model = model
-        self.ranks: Ranks = OneRank()
+        self.ranks: Ranks = ranks or OneRank()
         self.num_micro = num_micro
         self.names = (*candidates, *always_train)
         self.reached: set[str] = set()
         self._candidates = [parameters[name] for name in candidates]
         self._always = [parameters[name] for name in always_train]
-        self._optimizer = torch.optim.AdamW(self._always, weight_decay=0.0) if self._always else None
         self.device = next(model.parameters()).device
-        self.slices = tuple(Slice(index, 0, parameter.numel()) for index, parameter in enumerate(self._candidates))
+        self.slices = self._slices_of(self._candidates)
+        self._places = {piece.parameter: place for place, piece in enumerate(self.slices)}
+        self._always_slices = self._slices_of(self._always)
+        measured = [*self._candidates, *self._always]
+        self._passes = Backward(measured, [self._size(parameter) for parameter in measured], self.ranks)
+        self._trained = AlwaysTrained(
+            [self._own(self._always[piece.parameter], piece) for piece in self._always_slices]
+        )
 
     @contextmanager
     def gradients(self, losses: Sequence[Loss]) -> Iterator[list[Tensor]]:
         """See ``Shards.gradients``."""
-        self._backward(losses, [*self._candidates, *self._always])
-        gradients = [
-            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten().float()
-            for parameter in self._candidates
-        ]
+        gradients = [torch.empty(0)] * len(self.slices)
+
+        def keep(place: int, gradient: Tensor) -> None:
+            if len(gradients[place]):
+                gradients[place].add_(gradient)
+            else:  # a copy of what is a part of something larger, which would be kept too
+                is_part = gradient.untyped_storage().nbytes() > gradient.nbytes
+                gradients[place] = gradient.clone() if is_part else gradient
+
+        self.arriving(losses, keep, by_micro_batch=True)
+        for place, piece in enumerate(self.slices):
+            if not len(gradients[place]):
+                gradients[place] = torch.zeros(piece.length, device=self.device)
         yield gradients
         gradients.clear()  # the caller's loop keeps the list, and so its memory, during the next batch
-        self.model.zero_grad(set_to_none=True)
+
+    def arriving(self, losses: Sequence[Loss], take: Take, *, by_micro_batch: bool = False) -> None:
+        """See ``Shards.arriving``."""
+        if len(losses) > 1 and not by_micro_batch:
+            with self.gradients(losses) as gradients:
+                for place, gradient in enumerate(gradients):
+                    take(place, gradient)
+            return
+
+        def take_own(index: int, gradient: Tensor) -> None:
+            if index in self._places:
+                piece = self.slices[self._places[index]]
+                take(self._places[index], gradient[piece.start : piece.start + piece.length].float())
+
+        self._backward(losses, [*self._candidates, *self._always], take_own)
 
     @torch.no_grad()
     def loss(self, losses: Sequence[Loss]) -> float:
         """See ``Shards.loss``."""
-        return sum(float(loss(self.model)) for loss in losses)
+        local = torch.zeros(1, dtype=torch.float64)
+        for loss in losses:
+            local += float(loss(self.model))
+        return float(self.ranks.all_reduce(local))
 
     def weights(self) -> list[Tensor]:
         """See ``Shards.weights``."""
         return [
-            parameter.detach().flatten().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
-            for parameter in self._candidates
+            own.to(self.device, torch.promote_types(own.dtype, torch.float32), copy=True)
+            for own in (self._own(self._candidates[piece.parameter], piece) for piece in self.slices)
         ]
 
-    @torch.no_grad()
     def write(self, candidates: Sequence[int], values: Mapping[int, Tensor]) -> None:
         """See ``Shards.write``."""
-        for candidate in candidates:
-            parameter = self._candidates[candidate]
-            parameter.copy_(values[candidate].view_as(parameter))
+        self._set([self._candidates[candidate] for candidate in candidates], [values.get(c) for c in candidates])
 
     def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
         """See ``Shards.train_step``."""
-        if self._optimizer is None:
+        if not self._always:
             return
-        self._backward(losses, self._always)
-        self._optimizer.param_groups[0]["lr"] = learning_rate
-        self._optimizer.step()
-        self.model.zero_grad(set_to_none=True)
+
+        def add_own(index: int, gradient: Tensor) -> None:
+            for place, piece in enumerate(self._always_slices):
+                if len(self._candidates) + piece.parameter == index:
+                    self._trained.add(place, gradient[piece.start : piece.start + piece.length])
+
+        self._backward(losses, self._always, add_own)
+        self._trained.step(learning_rate)
+        self.publish()
 
     def trained_state(self) -> list[Tensor]:
         """See ``Shards.trained_state``."""
-        if self._optimizer is None:
-            return []
-        moments = [adam_state(self._optimizer, parameter) for parameter in self._always]
-        return [*self._always, *(tensor for state in moments for tensor in state.values())]
+        return self._trained.state()
 
     def publish(self) -> None:
-        """See ``Shards.publish``. Does nothing, because ``trained_state`` holds the model's own weights."""
+        """See ``Shards.publish``."""
+        own = {piece.parameter: value for piece, value in zip(self._always_slices, self._trained.values, strict=True)}
+        self._set(self._always, [own.get(index) for index in range(len(self._always))])
 
-    def _backward(self, losses: Sequence[Loss], trainable: Sequence[nn.Parameter]) -> None:
+    def _backward(self, losses: Sequence[Loss], trained: Sequence[nn.Parameter], take: Take) -> None:
         self.model.zero_grad(set_to_none=True)
         self.model.requires_grad_(False)
-        for parameter in trainable:
+        for parameter in trained:
             parameter.requires_grad_(True)
         for loss in losses:
-            loss(self.model).backward()
-        for name, parameter in zip(self.names, [*self._candidates, *self._always], strict=True):
-            if parameter.grad is not None:
-                self.reached.add(name)
+            computed = self._passes.run(loss(self.model), take)
+            self.reached.update(self.names[index] for index in computed)
 
+    def _slices_of(self, parameters: Sequence[nn.Parameter]) -> tuple[Slice, ...]:
+        slices = []
+        for index, parameter in enumerate(parameters):
+            total = self._size(parameter)
+            part = -(-total // self.ranks.world_size)
+            start = min(self.ranks.rank * part, total)
+            slices.append(Slice(index, start, min(part, total - start)))
+        return tuple(piece for piece in slices if piece.length)
 
-def adam_state(optimizer: torch.optim.Optimizer, stepped: Tensor) -> dict[str, Tensor]:
-    """Return the Adam state of a tensor of ``optimizer``; before the first step, create its initial state."""
-    state: dict[str, Tensor] = optimizer.state[stepped]
-    if not state:
-        state["step"] = torch.tensor(0.0)
-        state["exp_avg"] = torch.zeros_like(stepped, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(stepped, memory_format=torch.preserve_format)
-    return state
+    def _size(self, parameter: nn.Parameter) -> int:
+        return parameter.numel()
+
+    def _own(self, parameter: nn.Parameter, piece: Slice) -> Tensor:
+        """Return a view of this rank's elements."""
+        return parameter.detach().flatten()[piece.start : piece.start + piece.length]
+
+    @torch.no_grad()
+    def _set(self, parameters: Sequence[nn.Parameter], values: Sequence[Tensor | None]) -> None:
+        """Set parameters on all ranks from this rank's elements, None if it has none. Collective."""
+        for parameter, own in zip(parameters, values, strict=True):
+            nothing = torch.empty(0, dtype=torch.promote_types(parameter.dtype, torch.float32), device=self.device)
+            pieces = self.ranks.all_gather(nothing if own is None else own)
+            parameter.copy_(torch.cat(pieces).view_as(parameter))

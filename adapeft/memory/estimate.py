@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 
+from adapeft.measure.arriving import BUCKET
+
 FLOAT32 = 4
 """Bytes per element of each Adam moment, master weight and statistic."""
 INDEX = 8
@@ -59,6 +61,9 @@ class Load:
         element_bytes: bytes per element of these.
         num_trained: number of elements that get gradients.
         num_stepped: number of trained elements that the optimizer steps.
+        num_measured: number of elements whose gradients are computed without an engine that trains them: each is summed
+            over the workers and freed before the next one is computed, and ``passes`` includes the largest.
+        num_warmed: number of measured elements that AdamW steps, each on one worker.
         passes: peak memory of one micro-batch.
         packed: bytes of the quantized weights.
         num_micro: micro-batches per optimizer step.
@@ -76,6 +81,8 @@ class Load:
     passes: Pass
     packed: int = 0
     num_micro: int = 1
+    num_measured: int = 0
+    num_warmed: int = 0
     statistics: int = 0
     base: int = 0
     process: int = 0
@@ -166,20 +173,25 @@ def traffic(load: Load, zero: Zero) -> dict[str, int]:
     """Return the bytes that a worker sends in one optimizer step, by operation (Rajbhandari et al. 2020, section 7).
 
     A ring moves (N - 1) / N of a tensor's bytes for an all-gather or a reduce-scatter, and twice that for an
-    all-reduce, which DeepSpeed uses at stages 1 and 2 where the paper only needs a reduce-scatter.
+    all-reduce, which DeepSpeed uses at stages 1 and 2 where the paper only needs a reduce-scatter. Measuring
+    all-reduces the gradients of every micro-batch in float32.
     """
     ring = (zero.workers - 1) / zero.workers
     gradients = load.num_trained * load.element_bytes
+    measured = 2 * load.num_measured * FLOAT32 * load.num_micro
     moved: dict[str, float]
     if zero.stage < 3:
-        moved = {"gradients": 2 * gradients, "weights": load.num_stepped * load.element_bytes if zero.stage else 0}
+        moved = {
+            "gradients": measured + 2 * gradients,
+            "weights": load.num_stepped * load.element_bytes if zero.stage else 0,
+        }
     else:
         divided = _divided(load, zero)
         # If all partitioned parameters fit within ``zero.live``, the backward pass need not gather them again.
         num_gathers = load.num_micro * (1 if divided + load.packed <= zero.live else 2)
         kept = min(load.num_stepped, sum(load.sizes) - divided)  # parameters that stay whole and were stepped
         moved = {
-            "gradients": gradients * load.num_micro,
+            "gradients": measured + gradients * load.num_micro,
             "weights": (divided * load.element_bytes + load.packed) * num_gathers + kept * load.element_bytes,
         }
     return {name: int(size * ring) for name, size in moved.items()}
@@ -241,14 +253,17 @@ def _all_gradients(load: Load, zero: Zero) -> int:
 
 
 def _optimizer(load: Load, zero: Zero) -> int:
+    copies = FLOAT32 if load.element_bytes < FLOAT32 else 0
+    warmed = share((2 * FLOAT32 + copies) * load.num_warmed, zero)
     moments = 2 * FLOAT32 * load.num_stepped
     if zero.stage == 0:
-        return moments + (FLOAT32 * load.num_trained if load.element_bytes < FLOAT32 else 0)
-    return share(moments + FLOAT32 * load.num_trained, zero)
+        return warmed + moments + copies * load.num_trained
+    return warmed + share(moments + FLOAT32 * load.num_trained, zero)
 
 
 def _bucket(load: Load, zero: Zero) -> int:
-    return min(load.num_trained, zero.reduce_bucket) * load.element_bytes if zero.stage else 0
+    of_workers = FLOAT32 * min(load.num_measured, BUCKET) if zero.workers > 1 else 0
+    return of_workers + (min(load.num_trained, zero.reduce_bucket) * load.element_bytes if zero.stage else 0)
 
 
 def _step(load: Load, zero: Zero) -> int:

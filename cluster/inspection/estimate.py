@@ -133,17 +133,19 @@ class Estimate:
             statistics = copies * FLOAT32 * candidates if method.measures_loss else 0
         else:
             candidates = int(self.groups.counts.sum())
-            statistics = share(method.statistics_bytes(settings) * candidates, zero)
-        if self._element_bytes < FLOAT32:  # statistics are computed from float32 copies of the gradients
-            statistics += FLOAT32 * (candidates if zero.stage == 0 else share(candidates, zero))
+            statistics = share(method.statistics_bytes(settings, num_micro) * candidates, zero)
+        always = counted.num_trained - candidates
         return Load(
             sizes=counted.sizes,
             element_bytes=self._element_bytes,
-            num_trained=counted.num_trained,
-            num_stepped=counted.num_trained - candidates,
-            passes=counted.passes,
+            num_trained=0,
+            num_stepped=0,
+            # The pass frees each gradient; a bound includes the largest of them.
+            passes=Pass(counted.passes.activations, counted.passes.activations),
             packed=counted.packed,
             num_micro=num_micro,
+            num_measured=counted.num_trained,
+            num_warmed=always,
             statistics=statistics,
             process=self._process,
             freed=0.0 if self.config.cluster.gpus_per_worker else FREED,
@@ -306,9 +308,18 @@ def _measured(groups: Groups, config: Config, model: PreTrainedModel) -> None:
     wanted = {*names, *groups.always_train}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in wanted)
+        if name in wanted:
+            parameter.register_post_accumulate_grad_hook(_free)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     set_measuring_mode(model)
+
+
+def _free(parameter: torch.Tensor) -> None:
+    """Count a gradient as measuring holds it: until the next one, next to a float32 copy."""
+    assert parameter.grad is not None
+    parameter.grad.float()
+    parameter.grad = None
 
 
 def _trained(subset: Subset, config: Config, model: PreTrainedModel) -> None:

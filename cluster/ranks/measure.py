@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from deepspeed import DeepSpeedEngine
 from torch import nn
 
 from adapeft.config.config import Config
@@ -26,8 +27,8 @@ from cluster.ranks.choose import choose_and_save
 from cluster.ranks.inputs import Inputs, check_loss, load_inputs
 from cluster.ranks.peak import peak_memory
 from cluster.zero.division import division_of
-from cluster.zero.engine import DistributedRanks, join, measuring_engine
-from cluster.zero.shards import ZeroShards
+from cluster.zero.engine import DistributedRanks, inference_engine, join
+from cluster.zero.shards import shards_of
 
 
 def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None = None) -> dict[str, Any]:
@@ -82,17 +83,10 @@ def measuring_passes(
     num_micro = num_micro_batches(batch_size, ranks.world_size, config.select.micro_batch_size)
     rank = get_method(config.select.method).window_rank(groups, config.select)
     with seen(model, groups, rank, config.seed) as view:
-        engine = measuring_engine(
-            model,
-            view.names,
-            groups.always_train,
-            config.cluster.zero_stage,
-            num_micro,
-            offload=config.cluster.offload,
-        )
+        engine = inference_engine(model, config.cluster.zero_stage, config.cluster.offload)
         check_loss(engine, inputs, ranks.world_size)
         yield Passes(
-            view.shards(ZeroShards(engine, view.names, ranks, groups.always_train)),
+            view.shards(shards_of(engine, view.names, groups.always_train, num_micro, ranks)),
             inputs.objective,
             calibration,
             inputs.train.collate,
@@ -100,7 +94,8 @@ def measuring_passes(
             lambda step, done, total: report({"step": step, "done": done, "total": total}),
             saved=saved,
         )
-        engine.destroy()
+        if isinstance(engine, DeepSpeedEngine):
+            engine.destroy()
 
 
 def sums_key(
@@ -111,6 +106,7 @@ def sums_key(
         **measurement_key(config, contents, groups.num_total, is_quantized=groups.is_quantized),
         "base model": groups.fingerprint,
         "number of examples": num_examples,
+        "division": "every parameter evenly",
         "cluster.workers": world_size,
         "cluster.zero_stage": config.cluster.zero_stage,
         "select.micro_batch_size": config.select.micro_batch_size,

@@ -1,11 +1,11 @@
-"""Setup of DeepSpeed: the process group, and engines for measuring, training and inference."""
+"""Setup of DeepSpeed: the process group, and engines for training and for passes without an optimizer."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from adapeft.files.artifact import replacing
 from adapeft.model.divided import is_divided, shape_of
 from adapeft.tune.parameter_groups import parameter_groups
 from cluster.zero.compiled import load_compiled
-from cluster.zero.optimizer import AlwaysTrainedAdamW, SkippableAdamW
+from cluster.zero.optimizer import SkippableAdamW
 from cluster.zero.settings import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, zero_config
 
 _CHUNK = 2**26
@@ -89,33 +89,6 @@ def join() -> DistributedRanks:
     return DistributedRanks()
 
 
-def measuring_engine(
-    model: nn.Module,
-    candidates: Sequence[str],
-    always_train: Sequence[str],
-    zero_stage: int,
-    num_micro: int,
-    persistence_threshold: int = PERSISTENCE_THRESHOLD,
-    offload: str = "none",
-) -> deepspeed.DeepSpeedEngine:
-    """Return an engine whose candidates get gradients but no optimizer state; see ``AlwaysTrainedAdamW``."""
-    parameters = dict(model.named_parameters())
-    model.requires_grad_(False)
-    groups = []
-    for names in (candidates, always_train):
-        members = [parameters[name].requires_grad_(True) for name in names]
-        if members:
-            groups.append({"params": members, "lr": 0.0})
-    return _engine(
-        model,
-        AlwaysTrainedAdamW(groups, weight_decay=0.0),
-        zero_stage,
-        num_micro,
-        persistence_threshold=persistence_threshold,
-        offload=offload,
-    )
-
-
 def training_engine(
     model: nn.Module,
     *,
@@ -141,15 +114,17 @@ def training_engine(
     )
 
 
-def inference_engine(model: nn.Module, zero_stage: int, offload: str = "none") -> nn.Module:
-    """Return the model ready for evaluation: divided over the ranks at stage 3, otherwise whole on each rank."""
+def inference_engine(
+    model: nn.Module, zero_stage: int, offload: str = "none", persistence_threshold: int = PERSISTENCE_THRESHOLD
+) -> nn.Module:
+    """Return the model without an optimizer: divided over the ranks at stage 3, otherwise whole on each rank."""
     model.requires_grad_(False)
     if zero_stage < 3:
         return model.to(DistributedRanks().device)
     _complete(model)
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": zero_config(3, PERSISTENCE_THRESHOLD, 1, offload),
+        "zero_optimization": zero_config(3, persistence_threshold, 1, offload),
         "bf16": {"enabled": _is_bf16(model)},
     }
     engine, *_ = deepspeed.initialize(model=model, config=config)

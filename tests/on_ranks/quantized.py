@@ -45,7 +45,7 @@ def main(path: str, out: Path) -> None:
         config = load_config(path, [*overrides_of(*run, out), f"workers={dist.get_world_size()}"])
         # At the usual threshold stage 3 would keep a tiny model whole on every rank.
         with (
-            patch.object(measure, "measuring_engine", partial(measure.measuring_engine, persistence_threshold=0)),
+            patch.object(measure, "inference_engine", partial(measure.inference_engine, persistence_threshold=0)),
             patch.object(finetune, "training_engine", partial(finetune.training_engine, persistence_threshold=0)),
         ):
             measure.measure_and_choose(config, lambda event: None)

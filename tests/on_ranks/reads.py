@@ -85,8 +85,8 @@ def main(out: Path) -> None:
 
     from cluster.ranks.finetune import full_value
     from cluster.ranks.reach import ReachCheck
-    from cluster.zero.engine import join, measuring_engine, training_engine
-    from cluster.zero.shards import ZeroShards
+    from cluster.zero.engine import inference_engine, join, training_engine
+    from cluster.zero.shards import shards_of
 
     ranks = join()
     share = NUM_EXAMPLES // ranks.world_size
@@ -106,14 +106,15 @@ def main(out: Path) -> None:
 
     for stage, checkpointing in RUNS:
         candidates = [name for name, _ in Model().named_parameters()]
-        engine = measuring_engine(Model(checkpointing), candidates, (), stage, 1, persistence_threshold=0)
-        shards = ZeroShards(engine, candidates, ranks)
+        engine = inference_engine(Model(checkpointing), stage, persistence_threshold=0)
+        shards = shards_of(engine, candidates, (), 1, ranks)
         gradients = []
         for step in range(2):
             with shards.gradients([lambda model, step=step: loss_of(model, step, mine)]) as found:
                 gradients.append(float(ranks.all_reduce(sum(g.double().square().sum() for g in found).reshape(1))))
         reached = sorted(shards.reached)
-        engine.destroy()
+        if stage == 3:
+            engine.destroy()
 
         model = attach(Model(checkpointing), subset())
         engine = engine_of(model, stage)

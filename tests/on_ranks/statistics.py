@@ -16,6 +16,7 @@ import torch
 from adapeft.config.load import parse_select
 from adapeft.data.batches import Calibration, num_micro_batches
 from adapeft.data.description import Batch
+from adapeft.measure import arriving
 from adapeft.measure.exact import parabola
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.low_rank.seen import seen
@@ -28,6 +29,7 @@ from adapeft.ranks import Ranks
 from adapeft.selection.choose import choose
 from adapeft.tasks.inference import infer_objective
 from adapeft.tasks.losses import pieces
+from tests.support.gradients import LiveGradients
 from tests.support.tiny import VOCABULARY, make_batches, make_bert, make_gpt2
 from tests.support.torchrun import leave
 
@@ -54,6 +56,8 @@ CASES = {
     "probe": {"groups": "row", "probe_steps": 3, "probe_points": 2, "probe_learning_rate": 1e-2},
     "probe-element": {"groups": "element", "probe_steps": 3, "probe_points": 3},
 }
+BUCKET = 100
+"""So that ranks sum some gradients together, and others alone."""
 PIECE_BYTES = 4 * VOCABULARY * 7
 """So that ranks compute the logits of a language model seven positions at a time; one process has all at once."""
 REACH = 0.01
@@ -157,19 +161,22 @@ def always_trained_elements(model, groups: Groups) -> int:
 
 
 def main(out: Path, runs: list[tuple]) -> None:
-    from cluster.zero.engine import join, measuring_engine
-    from cluster.zero.shards import ZeroShards
+    from cluster.zero.engine import inference_engine, join
+    from cluster.zero.shards import shards_of
 
     ranks = join()
     pieces.PIECE_BYTES = PIECE_BYTES
+    arriving.BUCKET = BUCKET
     for name, case, stage, micro_batch_size in runs:
         model = MODELS[name]().eval()
         groups = groups_of(model, settings_for(case))
+        largest = max(parameter.numel() for parameter in model.parameters())
+        live = LiveGradients(model.parameters())
         num_micro = num_micro_batches(BATCH_SIZE, ranks.world_size, micro_batch_size)
         with seen(model, groups, rank_for(case, groups), seed=3) as view:
             # At the usual threshold stage 3 would keep a tiny model whole on every rank.
-            engine = measuring_engine(model, view.names, groups.always_train, stage, num_micro, persistence_threshold=0)
-            measured = ZeroShards(engine, view.names, ranks)
+            engine = inference_engine(model, stage, persistence_threshold=0)
+            measured = shards_of(engine, view.names, groups.always_train, num_micro, ranks)
             shards = view.shards(measured)
             before = weights_on_rank(measured)
             statistics, chosen = measure_case(model, shards, groups, case)
@@ -180,12 +187,14 @@ def main(out: Path, runs: list[tuple]) -> None:
             "chosen": chosen,
             "options": statistics.options,
             "held": [sum(piece.length for piece in measured.slices)],
-            "state_elements": optimizer_state_elements(engine),
+            "state_elements": sum(tensor.numel() for tensor in measured.trained_state() if tensor.ndim),
+            "live_gradients": live.peak / largest,
             "always_trained": always_trained_elements(model, groups),
         }
         content["restored"] = ranks.all_gather_object(restored)
         content["held"] = ranks.all_gather_object(content["held"][0])
-        engine.destroy()
+        if stage == 3:
+            engine.destroy()
         if ranks.rank == 0:
             torch.save(content, out / f"{name}-{case}-{stage}-{micro_batch_size}.pt")
 

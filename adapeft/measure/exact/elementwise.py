@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +26,12 @@ def measure_elements(passes: Passes, groups: Groups, direction: list[Tensor], *,
     fisher = [torch.zeros(piece.length, device=shards.device) for piece in shards.slices]
     half_b = passes.calibration.half_b
     num_batches = len(half_b)
-    for gradients, num_predictions in passes.gradients("curvature", half_b, fisher, sampled_labels=True):
-        for total, draw in zip(fisher, gradients, strict=True):
-            total.addcmul_(draw, draw, value=num_predictions / num_batches)
+
+    def add_square(place: int, draw: Tensor, num_predictions: int) -> None:
+        fisher[place].addcmul_(draw, draw, value=num_predictions / num_batches)
+
+    for _ in passes.fold("curvature", half_b, fisher, add_square, sampled_labels=True):
+        pass
     if shrinkage:
         shrink_to_mean(shards, groups, fisher, num_batches)
     for slope, curvature, along in zip(gradient, fisher, direction, strict=True):
@@ -54,20 +60,25 @@ def mean_square_gradient(passes: Passes, name: str) -> list[Tensor]:
     """Return the mean squared gradient over the calibration's batches, float32, aligned with the slices."""
     batches = passes.calibration.batches
     mean = [torch.zeros(piece.length, device=passes.shards.device) for piece in passes.shards.slices]
-    for gradients, _ in passes.gradients(name, batches, mean):
-        for total, gradient in zip(mean, gradients, strict=True):
-            total.addcmul_(gradient, gradient, value=1 / len(batches))
+
+    def add_square(place: int, gradient: Tensor, _: int) -> None:
+        mean[place].addcmul_(gradient, gradient, value=1 / len(batches))
+
+    for _ in passes.fold(name, batches, mean, add_square):
+        pass
     return mean
 
 
-def mean_gradient(passes: Passes, name: str, batches: tuple) -> list[Tensor]:
+def mean_gradient(passes: Passes, name: str, batches: Sequence[np.ndarray]) -> list[Tensor]:
     """Return the gradient of the mean loss over all predictions of ``batches``, float32, aligned with the slices."""
     mean = [torch.zeros(piece.length, device=passes.shards.device) for piece in passes.shards.slices]
     weight = torch.zeros(1, dtype=torch.float64)
-    for gradients, num_predictions in passes.gradients(name, batches, [*mean, weight]):
+
+    def add(place: int, gradient: Tensor, num_predictions: int) -> None:
+        mean[place].add_(gradient, alpha=num_predictions)
+
+    for num_predictions in passes.fold(name, batches, [*mean, weight], add, is_linear=True):
         weight += num_predictions
-        for total, gradient in zip(mean, gradients, strict=True):
-            total.add_(gradient, alpha=num_predictions)
     return [total.div_(weight.item()) for total in mean]
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from adapeft.measure.direction import NOISE
-from adapeft.measure.exact.elementwise import shrinkage_of
+from adapeft.measure.exact.elementwise import mean_gradient, shrinkage_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.low_rank.moments import (
@@ -79,7 +79,7 @@ def measure_direction_of_elements(passes: Passes, kind: str) -> ElementDirection
     right = {candidate: basis_of(one.left) for candidate, one in moments.of_matrices.items()}
     left = {candidate: basis_of(one.right) for candidate, one in moments.of_matrices.items()}
     shards.windows.look_along(right, left)
-    products, others = _mean_gradient(passes, "direction", passes.calibration.half_a)
+    products, others = _seen_gradient(passes, "direction", passes.calibration.half_a)
     if kind == "gradient":
         scale = root_mean_square_of_mean(shards, moments, others)
         products = {candidate: Product(one.rows / scale, one.columns) for candidate, one in products.items()}
@@ -111,7 +111,7 @@ def measure_elements_of_low_rank(
             rows and columns, whose noise is small.
     """
     shards, half_b = _seen(passes), passes.calibration.half_b
-    gradients, others = _mean_gradient(passes, "slope", half_b)
+    gradients, others = _seen_gradient(passes, "slope", half_b)
     shards.windows.look_randomly()
     fisher = measure_moments(passes, shards, "curvature", half_b, sampled_labels=True)
     if shrinkage:
@@ -134,7 +134,7 @@ def _seen(passes: Passes) -> SeenShards:
     return passes.shards
 
 
-def _mean_gradient(passes: Passes, name: str, batches: Sequence[np.ndarray]) -> tuple[dict[int, Product], list[Tensor]]:
+def _seen_gradient(passes: Passes, name: str, batches: Sequence[np.ndarray]) -> tuple[dict[int, Product], list[Tensor]]:
     """Return the mean gradient over the predictions of ``batches`` as seen through both windows. Collective.
 
     Returns:
@@ -142,15 +142,7 @@ def _mean_gradient(passes: Passes, name: str, batches: Sequence[np.ndarray]) -> 
     """
     shards = _seen(passes)
     windows = shards.windows
-    mean = [torch.zeros(piece.length, device=shards.device) for piece in shards.all.slices]
-    weight = torch.zeros(1, dtype=torch.float64)
-    everything = replace(passes, shards=shards.all)
-    for gradients, num_predictions in everything.gradients(name, batches, [*mean, weight]):
-        weight += num_predictions
-        for total, gradient in zip(mean, gradients, strict=True):
-            total.add_(gradient, alpha=num_predictions)
-    for total in mean:
-        total.div_(weight.item())
+    mean = mean_gradient(replace(passes, shards=shards.all), name, batches)
     num_candidates = len(windows.groups.parameters)
     leaves = {candidate: num_candidates + place for place, candidate in enumerate(windows.matrices)}
     shapes = {leaf: windows.shapes[leaf] for leaf in (*windows.matrices, *leaves.values())}

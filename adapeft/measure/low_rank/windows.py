@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
+from adapeft.measure.arriving import Take
 from adapeft.measure.groups import Groups
 from adapeft.measure.shards import Shards, Slice
 from adapeft.model.places import places_of
@@ -157,6 +158,7 @@ class SeenShards:
         self.names = (*candidates, *shards.names[len(windows.names) :])
         self._leaves = dict(zip(shards.names[: len(candidates)], candidates, strict=True))
         self._kept = [place for place, piece in enumerate(shards.slices) if piece.parameter < len(candidates)]
+        self._places = {place: own for own, place in enumerate(self._kept)}
         self.slices: tuple[Slice, ...] = tuple(shards.slices[place] for place in self._kept)
 
     @property
@@ -171,6 +173,15 @@ class SeenShards:
             seen = self.own(gradients)
             yield seen
             seen.clear()
+
+    def arriving(self, losses: Sequence[Loss], take: Take, *, by_micro_batch: bool = False) -> None:
+        """See ``Shards.arriving``."""
+
+        def take_seen(place: int, gradient: Tensor) -> None:
+            if place in self._places:
+                take(self._places[place], gradient)
+
+        self.all.arriving(losses, take_seen, by_micro_batch=by_micro_batch)
 
     def own(self, pieces: Sequence[Tensor]) -> list[Tensor]:
         """Return those of ``pieces``, aligned with ``all.slices``, that belong to ``slices``."""

@@ -90,10 +90,11 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
         passes.warm_up(passes.calibration.half_b)
         return measure_elements_of_low_rank(passes, groups, direction, shrinkage=settings.shrinkage)
 
-    def statistics_bytes(self, settings: AdaPEFTOptions) -> int:
-        averages = 8 if settings.direction == "adam" else 4  # of half A: gradients, and their squares
+    def statistics_bytes(self, settings: AdaPEFTOptions, num_micro: int) -> int:
+        batch = 0 if num_micro == 1 else 4  # the gradient that is squared
+        averages = 8 + batch if settings.direction == "adam" else 4  # of half A: gradients, and their squares
         if settings.granularity == "element":
-            averages = 12  # of half B: the direction, gradients, squares
+            averages = 12 + batch  # of half B: the direction, gradients, squares
         elif settings.curvature == "parabola":
             averages = 8  # the direction and the original weights
         if not settings.probe_steps:

@@ -95,8 +95,11 @@ class Method(ABC, Generic[Options]):
         """Return the ``scored`` statistic of each of these pretrained weights, float32, elementwise for any shape."""
         raise NotImplementedError(f"{self.name} scores no weights")
 
-    def statistics_bytes(self, settings: Options) -> int:
-        """Return the peak bytes that measuring keeps per element of the candidates, on the rank that holds it."""
+    def statistics_bytes(self, settings: Options, num_micro: int) -> int:
+        """Return the peak bytes that measuring keeps per element of the candidates, on the rank that holds it.
+
+        Squares need the gradient of a whole batch, which is kept if it is summed over ``num_micro`` > 1 micro-batches.
+        """
         return 0
 
     def drawing_bytes(self, groups: Groups, budget: int) -> int:

@@ -31,8 +31,8 @@ class ChildTuningD(ValuedMethod[ChildTuningDOptions]):
         fisher = mean_square_gradient(passes, "fisher")
         return element_statistics(passes.shards, groups, {"fisher": fisher})
 
-    def statistics_bytes(self, settings: ChildTuningDOptions) -> int:
-        return 4
+    def statistics_bytes(self, settings: ChildTuningDOptions, num_micro: int) -> int:
+        return 4 if num_micro == 1 else 8
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:
         return columns["fisher"]

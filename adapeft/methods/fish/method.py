@@ -32,7 +32,7 @@ class Fish(ValuedMethod[FishOptions]):
         fisher = mean_square_gradient(passes, "fisher")
         return element_statistics(passes.shards, groups, {"fisher": fisher})
 
-    def statistics_bytes(self, settings: FishOptions) -> int:
+    def statistics_bytes(self, settings: FishOptions, num_micro: int) -> int:
         return 4
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:

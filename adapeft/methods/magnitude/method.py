@@ -34,7 +34,7 @@ class Magnitude(ValuedMethod[MagnitudeOptions]):
     def score(self, weights: Tensor) -> Tensor:
         return weights.abs()
 
-    def statistics_bytes(self, settings: MagnitudeOptions) -> int:
+    def statistics_bytes(self, settings: MagnitudeOptions, num_micro: int) -> int:
         return 8  # the weights, and their magnitudes
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:

@@ -31,7 +31,7 @@ class SAM(ValuedMethod[SAMOptions]):
         gradient = mean_gradient(passes, "gradient", passes.calibration.batches)
         return element_statistics(passes.shards, groups, {"squared_gradient": [piece.square_() for piece in gradient]})
 
-    def statistics_bytes(self, settings: SAMOptions) -> int:
+    def statistics_bytes(self, settings: SAMOptions, num_micro: int) -> int:
         return 4
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:

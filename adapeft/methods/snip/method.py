@@ -34,7 +34,7 @@ class SNIP(ValuedMethod[SNIPOptions]):
         sensitivity = [g.mul_(w).abs_() for g, w in zip(gradient, weights, strict=True)]
         return element_statistics(passes.shards, groups, {"sensitivity": sensitivity})
 
-    def statistics_bytes(self, settings: SNIPOptions) -> int:
+    def statistics_bytes(self, settings: SNIPOptions, num_micro: int) -> int:
         return 8  # the gradient, which becomes the sensitivity, and the weights
 
     def value(self, columns: dict[str, Tensor], reach: float) -> Tensor:

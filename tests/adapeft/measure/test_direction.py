@@ -67,11 +67,13 @@ def test_micro_batches_only_round_differently(make, num_micro):
 def test_a_gradient_of_rounding_noise_gives_no_direction_whatever_the_scale_of_the_loss(scale):
     gradients = [torch.tensor([1.0, 2.0, -1e-9]) * scale, torch.tensor([3.0, 2.0, -1e-9]) * scale]
     shards = SimpleNamespace(slices=(Slice(0, 0, 3),), ranks=OneRank(), device=torch.device("cpu"))
-    passes = SimpleNamespace(
-        shards=shards,
-        calibration=SimpleNamespace(half_a=(0, 1)),
-        gradients=lambda name, batches, sums: (([gradients[i]], 1) for i in batches),
-    )
+
+    def fold(name, batches, sums, take, *, is_linear):
+        for batch in batches:
+            take(0, gradients[batch], 1)
+            yield 1
+
+    passes = SimpleNamespace(shards=shards, calibration=SimpleNamespace(half_a=(0, 1)), fold=fold)
     expected = torch.tensor([2 / 5**0.5, 1.0, 0.0])
     torch.testing.assert_close(measure_direction(passes, "adam")[0], expected, rtol=0, atol=1e-4)  # 1e-9 / NOISE
 

@@ -104,6 +104,31 @@ def test_every_method_can_be_estimated(classifier, method):
     assert held["training"].optimizer >= 8 * estimate.subset.count / 2
 
 
+@pytest.mark.parametrize(("method", "size"), {"sam": 4, "fish": 4, "child-tuning-d": 4, "snip": 8}.items())
+def test_scores_of_elements_need_their_sums_and_one_gradient(classifier, method, size, monkeypatch):
+    config = load_config(classifier, [f"select.method={method}", "groups=element"])
+    inspection, zero = inspect(config), zero_of(config.cluster)
+    held = estimate_of(config, inspection).memory(zero)["measuring"]
+    sizes = [info.count for info in inspection.groups.parameters]
+    assert held.statistics == size * sum(sizes) / 2
+    assert held.gradients == 0
+    head = sum(estimate_of(config, inspection)._count("measuring", 1).sizes) - sum(sizes)
+    assert held.optimizer <= 8 * head / 2
+    monkeypatch.setattr("cluster.inspection.estimate._free", lambda parameter: None)
+    kept = estimate_of(config, inspection).memory(zero)["measuring"].activations  # without gradients
+    assert kept <= held.activations <= kept + 4 * max(sizes)
+
+
+def test_squares_over_micro_batches_need_the_gradient_of_the_batch(classifier):
+    def statistics(method: str) -> int:
+        config = load_config(classifier, [f"select.method={method}", "groups=element", "select.micro_batch_size=2"])
+        estimate = estimate_of(config, inspect(config))
+        elements = int(estimate.groups.counts.sum())
+        return estimate.memory(zero_of(config.cluster))["measuring"].statistics / (elements / 2)
+
+    assert [statistics(method) for method in ("sam", "fish", "child-tuning-d")] == [4, 4, 8]
+
+
 @pytest.fixture(scope="module", params=["one-24gb-gpu.yaml", "one-12gb-gpu.yaml"])
 def eight_billion(request, tmp_path_factory):
     """A ready config for one GPU, with the shapes of Qwen3-8B and short texts."""

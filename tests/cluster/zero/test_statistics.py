@@ -105,10 +105,13 @@ def test_sharding_changes_rounding_only(measured, plain, run):
 
     assert all(found["restored"])
 
-    # No rank holds statistics of another, or optimizer state of measured parameters.
+    if case in ("row", "sam", "fish", "snip") and micro_batch_size is None:
+        assert 0 < found["live_gradients"] <= 3  # gloo frees what it has sent a moment later
+
+    # No rank holds statistics or optimizer state of another, or weights, moments or gradients of what is only measured.
     total = int(statistics.groups.counts.sum())
     if case.startswith("low-rank"):  # the leaves are divided
         total = sum(found["held"])
     assert sum(found["held"]) == total
     assert max(found["held"]) < 1.5 * total / world_size
-    assert found["state_elements"] <= 2 * found["always_trained"] + 16
+    assert found["state_elements"] <= 3 * found["always_trained"] / world_size + 16
