@@ -116,7 +116,7 @@ class _Training:
         progress = self.progress
         if not progress.before:
             self.engine.eval()
-            check_loss(self.engine, self.inputs, self.ranks.world_size)
+            check_loss(self.engine, self.inputs, self.ranks.world_size, self.report)
             before = score(self.engine, self.inputs, self.ranks, self.report, "before training")
             progress.before = before.scores
             self._save(before, self.folder.generations_before)

@@ -73,7 +73,7 @@ class Inputs:
         return epoch_batches(len(self.train), settings.batch_size, self.config.seed, epoch, lengths)
 
 
-def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
+def check_loss(model: nn.Module, inputs: Inputs, world_size: int, report: Report = ignore) -> None:
     """Compare the objective's loss with the model's own, and an example alone with the same example in a batch.
 
     Collective under ZeRO: every rank runs the same micro-batch, so all ranks reach the same result.
@@ -82,6 +82,7 @@ def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
         model: model or engine around it, in evaluation mode.
         inputs: inputs of the run.
         world_size: number of ranks that share a training batch.
+        report: callback for a note on what makes the loss need more memory than usual.
 
     Raises:
         AdapeftError: the losses differ, or padding changes the predictions of the model.
@@ -92,6 +93,8 @@ def check_loss(model: nn.Module, inputs: Inputs, world_size: int) -> None:
     first = next(micro for micro in micros if objective.num_predictions(micro.labels))
     device = next(model.parameters()).device
     check_own_loss(objective, first.to(device), model)
+    if (remark := objective.remark(model, first)) is not None:
+        report({"step": remark, "is_note": True})
     order = np.argsort(inputs.train.lengths, kind="stable")
     alone, batched = (collate(indices).to(device) for indices in (order[:1], order[[0, -1]]))
     check_padding(objective, alone, batched, model)

@@ -84,7 +84,7 @@ def measuring_passes(
     rank = get_method(config.select.method).window_rank(groups, config.select)
     with seen(model, groups, rank, config.seed) as view:
         engine = inference_engine(model, config.cluster.zero_stage, config.cluster.offload)
-        check_loss(engine, inputs, ranks.world_size)
+        check_loss(engine, inputs, ranks.world_size, report)
         yield Passes(
             view.shards(shards_of(engine, view.names, groups.always_train, num_micro, ranks)),
             inputs.objective,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -21,9 +22,14 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak() -> None:
-    """Reset the peaks. Without Linux's /proc, the peak of the process still counts from its start."""
+    """Return freed memory to the system and reset the peaks.
+
+    Without Linux's /proc, the peak of the process still counts from its start.
+    """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    with suppress(AttributeError):  # only glibc keeps what an earlier stage has freed
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         _CLEAR.write_text(_PEAK)

@@ -48,7 +48,7 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
         len(inputs.train), config.select.calibration, config.select.batch_size, 1, config.seed
     )
     with measuring_mode(model, restore=()):
-        check_loss(model, inputs, ranks.world_size)
+        check_loss(model, inputs, ranks.world_size, report)
         shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train)
         plain = Passes(
             shards,

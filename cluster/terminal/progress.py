@@ -36,7 +36,7 @@ class _Bars:
 
     def __call__(self, event: dict[str, Any]) -> None:
         text = f"{self.stage}: {_text(event)}"
-        if event["step"] == "evaluated":
+        if event["step"] == "evaluated" or event.get("is_note"):
             self.bars.console.print(Text(text), soft_wrap=True)
         else:
             self.bars.update(self.task, description=text, completed=event.get("done", 0), total=event.get("total"))

@@ -1,115 +1,133 @@
-"""Memory: estimates of ``adapeft estimate`` compared with measured peaks of ranks.
+"""Memory: estimates of ``adapeft estimate`` compared with the peaks that ``adapeft run`` reports.
 
-``python -m tests.benchmarks.memory MODEL DATA`` (DATA: a folder with CoLA as JSON lines) adds one row per setting to
-``results/memory.md``; ``… MODEL DATA 3:2`` runs only ZeRO stage 3 with two ranks. The ranks are CPU processes of
-torchrun and run the same functions as with Ray; the memory of a rank is its peak resident set size.
+``python -m tests.benchmarks.memory CASE MODEL DATA [STAGE:WORKERS …] [--methods NAME …]`` appends one row per setting
+and method to ``results/memory.md``. CASE: ``classifier`` (MODEL: an encoder such as MiniLM, DATA: a folder with CoLA as
+JSON lines) or ``language-model`` (MODEL: such as SmolLM2, DATA: a folder with ``train.txt`` and ``validation.txt``).
+The workers are CPU processes of the local launcher; the memory of a worker is its peak resident set size.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from adapeft.config.config import Config
-from adapeft.config.load import load_config, parse_select
-from adapeft.sections.select import Select
-from tests.support.torchrun import leave
+from adapeft.config.load import load_config
 
 SETTINGS = [(stage, workers) for workers in (1, 2) for stage in (0, 1, 2, 3)]
+METHODS: dict[str, dict[str, Any]] = {
+    "rows, exact": {"groups": "row", "measure": "exact"},
+    "rows, low rank": {"groups": "row", "measure": "low-rank"},
+    "elements, exact": {"groups": "element", "measure": "exact"},
+    "elements, low rank": {"groups": "element", "measure": "low-rank"},
+    "sam": {"method": "sam", "groups": "element"},
+    "random rows": {"method": "random", "groups": "row"},
+    "lora": {"method": "lora"},
+    "full": {"method": "full", "groups": "tensor", "budget": "100%"},
+}
 RESULTS = Path(__file__).parent / "results" / "memory.md"
-BATCH_SIZE, NUM_TOKENS = 32, 64
 
 
-def main(model: str, data: Path, settings: list[tuple[int, int]]) -> None:
-    """Measure by row, then train all parameters, and compare the peak memory of both for each setting."""
-    for stage, workers in settings:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            path = write_config(folder, model, data, stage, workers)
-            said = estimated(load_config(path), folder / "all.safetensors")
-            cells: list[object] = [stage, workers]
-            for what in ("measuring", "training"):
-                used = run(workers, path, what)
-                cells += [f"{said[what] / 2**20:.0f}", f"{used / 2**20:.0f}", f"{said[what] / used - 1:+.1%}"]
-        with RESULTS.open("a") as file:
-            file.write(f"| {' | '.join(map(str, cells))} |\n")
+@dataclass(frozen=True)
+class Case:
+    """A task, the size of its batches and how its data are written to a folder."""
+
+    model: dict[str, Any]
+    data: Callable[[Path, Path], dict[str, Any]]
+    batch_size: int
+    budget: str
 
 
-def write_config(folder: Path, model: str, data: Path, stage: int, workers: int) -> Path:
-    """Write a config, and data in which every example has the maximum length."""
+def sentences(source: Path, folder: Path) -> dict[str, Any]:
+    """Write examples that all have the maximum length, 64 tokens."""
     for name, number in (("train", 256), ("validation", 32)):
-        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (source / f"{name}.jsonl").read_text().splitlines()]
         texts = [" ".join(row["text"] for row in rows[start : start + 32]) for start in range(number)]
         lines = [json.dumps({"text": text, "label": index % 2}) + "\n" for index, text in enumerate(texts)]
         (folder / f"{name}.jsonl").write_text("".join(lines))
+    return {"train": str(folder / "train.jsonl"), "evaluation": str(folder / "validation.jsonl"), "max_length": 64}
+
+
+def texts(source: Path, folder: Path) -> dict[str, Any]:
+    """Write the beginning of each text; all blocks have 128 tokens."""
+    for name, number in (("train", 100_000), ("validation", 10_000)):
+        (folder / f"{name}.txt").write_text((source / f"{name}.txt").read_text()[:number])
+    return {"train": str(folder / "train.txt"), "evaluation": str(folder / "validation.txt"), "max_length": 128}
+
+
+CASES = {
+    "classifier": Case({"task": "sequence-classification"}, sentences, 32, "0.5%"),
+    "language-model": Case({"task": "causal-lm", "dtype": "bfloat16"}, texts, 8, "0.1%"),
+}
+
+
+def main(case: str, model: str, data: Path, settings: list[tuple[int, int]], methods: list[str]) -> None:
+    for stage, workers in settings:
+        for method in methods:
+            with tempfile.TemporaryDirectory() as temporary:
+                path = write_config(Path(temporary), CASES[case], METHODS[method], model, data, stage, workers)
+                said, used = estimated(path), run(path)
+            cells = [Path(model).name, method, f"{stage} x {workers}"]
+            for what in ("measuring", "training"):
+                cells += compared(said[what], used[what]) if what in used and what in said else ["", "", ""]
+            with RESULTS.open("a") as file:
+                file.write(f"| {' | '.join(cells)} |\n")
+
+
+def compared(said: int, used: int) -> list[str]:
+    return [f"{said / 2**20:.0f}", f"{used / 2**20:.0f}", f"{said / used - 1:+.1%}"]
+
+
+def write_config(
+    folder: Path, case: Case, method: dict[str, Any], model: str, data: Path, stage: int, workers: int
+) -> Path:
+    calibration = {"calibration": 4 * case.batch_size, "batch_size": case.batch_size, "warmup_steps": 2}
+    measures = method.get("method", "adapeft") in ("adapeft", "sam")
     tree = {
-        "model": {"name": model, "task": "sequence-classification"},
-        "data": {
-            "train": str(folder / "train.jsonl"),
-            "evaluation": str(folder / "validation.jsonl"),
-            "max_length": NUM_TOKENS,
-        },
+        "model": {"name": model, **case.model},
+        "data": case.data(data, folder),
         "output": str(folder / "run"),
-        "select": {"calibration": 4 * BATCH_SIZE, "batch_size": BATCH_SIZE, "warmup_steps": 2},
-        "train": {"batch_size": BATCH_SIZE, "max_steps": 3},
-        "cluster": {"workers": workers, "zero_stage": stage},
+        "select": {"budget": case.budget, **(calibration if measures else {}), **method},
+        "train": {"batch_size": case.batch_size, "max_steps": 4},
+        "cluster": {"workers": workers, "zero_stage": stage, "launcher": "local"},
     }
     path = folder / "config.yaml"
     path.write_text(json.dumps(tree))
     return path
 
 
-def estimated(config: Config, everything: Path) -> dict[str, int]:
-    """Return the estimated bytes on a device for each stage; write the subset to train to ``everything``."""
+def estimated(path: Path) -> dict[str, int]:
+    """Return the estimated bytes of a worker for each stage, before anything is measured."""
     from cluster.inspection.estimate import estimate_of
     from cluster.inspection.inspect import inspect
     from cluster.zero.settings import zero_of
 
-    zero = zero_of(config.cluster)
-    by_row = estimate_of(config, inspect(config))
-    common = config.select.model_dump(include=set(Select.model_fields))
-    settings = parse_select({**common, "method": "full", "groups": "tensor"})
-    full = config.model_copy(update={"select": settings})
-    of_all = estimate_of(full, inspect(full))
-    of_all.subset.save(everything)
-    return {"measuring": by_row.memory(zero)["measuring"].total, "training": of_all.memory(zero)["training"].total}
+    config = load_config(path)
+    held = estimate_of(config, inspect(config)).memory(zero_of(config.cluster))
+    return {stage: memory.total for stage, memory in held.items()}
 
 
-def run(workers: int, config: Path, what: str) -> int:
-    """Run a stage and return the largest peak memory of its ranks, in bytes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-    subprocess.run([*launch, "-m", "tests.benchmarks.memory", "--rank", str(config), what], check=True)
-    return int((config.parent / what).read_text())
-
-
-def on_rank(config: Config, folder: Path, what: str) -> None:
-    """Run one stage on this rank; rank 0 writes the peak memory."""
-    import torch.distributed as dist
-
-    from cluster.output.folder import RunFolder
-    from cluster.ranks.finetune import finetune
-    from cluster.ranks.measure import measure_and_choose
-
-    RunFolder.of(config).path.mkdir(exist_ok=True)
-    if what == "measuring":
-        peak = measure_and_choose(config, lambda event: None, limit=None)["measuring_peak_memory_bytes"]
-    else:
-        if os.environ["RANK"] == "0":  # the others wait for rank 0 when they join
-            shutil.copy(folder / "all.safetensors", RunFolder.of(config).subset)
-        peak = finetune(config, lambda event: None)["peak_memory_bytes"]
-    if dist.get_rank() == 0:
-        (folder / what).write_text(str(peak))
-    leave()
+def run(path: Path) -> dict[str, int]:
+    """Run the config and return the largest peak of its workers in each stage, in bytes."""
+    subprocess.run([sys.executable, "-m", "adapeft", "run", str(path)], check=True)
+    metrics = json.loads((path.parent / "run" / "metrics.json").read_text())
+    keys = {"measuring": "measuring_peak_memory_bytes", "training": "peak_memory_bytes"}
+    return {stage: metrics[key] for stage, key in keys.items() if metrics.get(key)}
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--rank":
-        on_rank(load_config(sys.argv[2]), Path(sys.argv[2]).parent, sys.argv[3])
-    else:
-        chosen = [(int(text[0]), int(text[2])) for text in sys.argv[3:]]
-        main(sys.argv[1], Path(sys.argv[2]).resolve(), chosen or SETTINGS)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("settings", nargs="*")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    given = parser.parse_args()
+    chosen = [(int(text[0]), int(text[2])) for text in given.settings]
+    main(given.case, given.model, given.data.resolve(), chosen or SETTINGS, given.methods)

@@ -14,7 +14,7 @@ from adapeft.data.refused_batch import naming_examples
 from adapeft.tasks.losses.draws import uniforms, wide
 from adapeft.tasks.losses.objective import IGNORED, Objective
 from adapeft.tasks.losses.pieces import Tail, losses_in_pieces, num_pieces, sample_categorical
-from adapeft.tasks.losses.split import split_of, with_decoder_inputs
+from adapeft.tasks.losses.split import pieces_of, split_of, with_decoder_inputs
 
 _SHORTEST = 16
 """Number of tokens, from the first prediction of a batch, that suffice to check the model's own loss."""
@@ -114,6 +114,16 @@ class TokenCrossEntropy(Objective):
 
         with naming_examples(batch):
             return split_model.run(model, self.split_inputs(model, batch), losses_of)
+
+    def remark(self, model: nn.Module, batch: Batch) -> str | None:
+        """See ``Objective.remark``. Collective under ZeRO-3."""
+        size = batch.labels.numel()
+        if pieces_of(model, size) == 1 or split_of(model, size) is not None:
+            return None
+        return (
+            f"the model cannot be split after its body, so the logits of all {size:,} positions of a micro-batch exist "
+            "at once instead of in pieces"
+        )
 
     def excerpt(self, model: nn.Module, batch: Batch) -> Batch:
         """See ``Objective.excerpt``."""

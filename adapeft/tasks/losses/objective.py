@@ -95,6 +95,10 @@ class Objective(ABC):
         rows = [slice(row, row + 1) for row in range(len(labels))]
         return torch.stack([self.loss_sum(logits[row], labels[row]) for row in rows])
 
+    def remark(self, model: nn.Module, batch: Batch) -> str | None:
+        """Return what makes the loss of such a micro-batch need more memory than usual; None if nothing does."""
+        return None
+
     def excerpt(self, model: nn.Module, batch: Batch) -> Batch:
         """Return the part of a batch on which the model can compute its own loss within the memory of one piece."""
         return batch

@@ -146,17 +146,22 @@ def split_of(model: nn.Module, num_positions: int) -> tuple[Split, int] | None:
         model: model, or an engine around it.
         num_positions: number of positions; under ZeRO-3 the same on all ranks, which must call the tail equally often.
     """
-    inner = unwrapped(model)
-    if not isinstance(inner, PreTrainedModel):
-        return None
-    num_outputs = getattr(inner.config.get_text_config(decoder=True), "vocab_size", 0)
-    pieces = num_pieces(num_positions, num_outputs)
+    inner, pieces = unwrapped(model), pieces_of(model, num_positions)
     if pieces == 1:
         return None
+    assert isinstance(inner, PreTrainedModel)
     if inner not in _SPLITS:
         _SPLITS[inner] = _tried(inner)
     split = _SPLITS[inner]
     return None if split is None else (split, pieces)
+
+
+def pieces_of(model: nn.Module, num_positions: int) -> int:
+    """Return the number of pieces in which the logits of a transformers model are computed if it can be split."""
+    inner = unwrapped(model)
+    if not isinstance(inner, PreTrainedModel):
+        return 1
+    return num_pieces(num_positions, getattr(inner.config.get_text_config(decoder=True), "vocab_size", 0))
 
 
 _SPLITS: WeakKeyDictionary[nn.Module, Split | None] = WeakKeyDictionary()

@@ -7,8 +7,9 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from adapeft.config.load import load_config
 from adapeft.errors import AdapeftError
+from adapeft.tasks.losses import pieces, split
 from cluster.ranks.inputs import check_loss, load_inputs
-from tests.support.checkpoints import WORDS, save_model, write_bert, write_colours, write_config, write_text
+from tests.support.checkpoints import WORDS, save_model, write_bert, write_colours, write_config, write_gpt2, write_text
 
 
 def test_a_model_is_computed_in_the_precision_of_its_config(tmp_path):
@@ -62,3 +63,19 @@ def test_the_loss_is_compared_with_the_models_own(tmp_path):
                 check_loss(model, inputs, world_size=2)
         else:
             check_loss(model, inputs, world_size=2)
+
+
+def test_a_model_whose_logits_cannot_be_split_is_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 64)
+    text = write_text(tmp_path / "train.txt", 400)
+    inputs = load_inputs(
+        load_config(write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), text, text, task="causal-lm"))
+    )
+    events = []
+    check_loss(inputs.model().eval(), inputs, 1, events.append)
+    assert events == []
+    monkeypatch.setattr(split, "_tried", lambda model: None)
+    check_loss(inputs.model().eval(), inputs, 1, events.append)
+    (event,) = events
+    assert event["is_note"]
+    assert "the model cannot be split after its body" in event["step"]

@@ -13,6 +13,7 @@ from transformers import (
     GPT2LMHeadModel,
     MixtralConfig,
     OPTConfig,
+    PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -171,6 +172,17 @@ def test_only_a_piece_of_the_logits_is_computed_at_a_time(case):
 @pytest.mark.parametrize("case", WHOLE)
 def test_other_models_are_not_split(case):
     assert split_of(WHOLE[case](), 10**6) is None
+
+
+@pytest.mark.parametrize("case", [*SPLIT, *WHOLE])
+def test_a_model_that_is_not_split_is_remarked_unless_its_logits_are_one_piece(case, monkeypatch):
+    model = (SPLIT[case][0] if case in SPLIT else WHOLE[case])()
+    found = objective_of(model).remark(model, BATCH)
+    assert (found is None) == (case in SPLIT or not isinstance(model, PreTrainedModel))
+    if found is not None:
+        assert f"the logits of all {LABELS.numel()} positions" in found
+        monkeypatch.setattr(pieces, "PIECE_BYTES", 2**26)
+        assert objective_of(model).remark(model, BATCH) is None
 
 
 def test_a_speech_model_is_not_split():

@@ -1,0 +1,27 @@
+"""Progress on a terminal: what stays there, and what the next event replaces."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from cluster.terminal import progress
+
+
+@pytest.mark.parametrize(("more", "stays"), [({}, False), ({"is_note": True}, True)])
+def test_notes_stay_on_a_terminal(more, stays, monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    printed = []
+    monkeypatch.setattr(console, "print", lambda text, **options: printed.append(str(text)))
+    with progress.watching(console, "training") as watch:
+        watch({"step": "logits are not split", **more})
+    assert ("training: logits are not split" in printed) == stays
+
+
+def test_notes_are_lines_elsewhere():
+    file = io.StringIO()
+    with progress.watching(Console(file=file), "training") as watch:
+        watch({"step": "logits are not split", "is_note": True})
+    assert "training: logits are not split\n" in file.getvalue()
