@@ -117,13 +117,15 @@ def complaint(detail: ErrorDetails) -> str:
 
 
 def suggestion(key: str) -> str:
-    """Suggest keys with the same last word in other sections, else those with a similar one."""
+    """Suggest keys with the same last word in other sections, else similar ones, of the same section if it has any."""
     word = last_word(key)
     names = [*KEYS, *SECTIONS]
     words = {last_word(name) for name in names}
     close = [word] if word in words else difflib.get_close_matches(word, sorted(words), n=2)
-    matches = [repr(name) for name in names if last_word(name) in close]
-    return f" Did you mean {' or '.join(matches)}?" if matches else " `adapeft config` lists all keys."
+    matches = [name for name in names if last_word(name) in close]
+    section = key.rpartition(".")[0]
+    matches = [name for name in matches if section and name.rpartition(".")[0] == section] or matches
+    return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else " `adapeft config` lists all keys."
 
 
 def listed(words: Sequence[str], conjunction: str = "and") -> str:
