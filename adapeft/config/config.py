@@ -43,6 +43,16 @@ class Config(Section):
             raise ValueError(f"{given}: does not support float32; set model.dtype: bfloat16, or use eager or sdpa")
         return self
 
+    @model_validator(mode="after")
+    def _attention_can_pack(self) -> Config:
+        attention = self.model.attn_implementation
+        if self.data.packed_length is not None and attention not in (None, "eager", "sdpa", "flex_attention"):
+            raise ValueError(
+                f"model.attn_implementation = {attention}: in a batch of several rows it does not separate the "
+                "examples of a row; set data.packing: false, or use sdpa, eager or flex_attention"
+            )
+        return self
+
     def paths(self) -> dict[str, str]:
         """Return the paths in the config as they are spelled, ``{"data.train": "train.jsonl", "output": "runs/mine"}``.
 

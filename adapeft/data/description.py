@@ -51,7 +51,7 @@ class DataDescription:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of n examples with T tokens each after padding.
+    """A batch of n examples with T tokens each after padding, or packed into fewer rows of T tokens.
 
     Attributes:
         inputs: keyword arguments of the model's forward (``input_ids``, ``attention_mask`` … int64 [n, T]); values that
@@ -60,11 +60,21 @@ class Batch:
             of an encoder-decoder's target, not shifted, −100 on padding.
         ids: int64 [n], indices of the examples in their data set. They seed everything that is drawn for an example,
             so that draws do not depend on the batching.
+        example_of: int64 [rows, T], the place in ``ids`` of each token's example, −1 on padding; None: one example
+            per row.
     """
 
     inputs: dict[str, Any]
     labels: Tensor
     ids: Tensor
+    example_of: Tensor | None = None
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sum of each example [n] over values of tokens [rows, T]."""
+        if self.example_of is None:
+            return values.sum(1)
+        sums = values.new_zeros(len(self.ids) + 1)
+        return sums.index_add(0, self.example_of.flatten() + 1, values.flatten())[1:]
 
     def example(self, index: int) -> Batch:
         """Return one example as a batch, with the padding of this batch.
@@ -72,7 +82,7 @@ class Batch:
         Raises:
             AdapeftError: the first dimension of an input tensor is not the number of examples.
         """
-        num_examples = len(self.labels)
+        num_examples = len(self.ids)
         if num_examples == 1:
             return self
         one = slice(index, index + 1)
@@ -88,4 +98,5 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         inputs = {name: value.to(device) if hasattr(value, "to") else value for name, value in self.inputs.items()}
-        return Batch(inputs, self.labels.to(device), self.ids.to(device))
+        example_of = None if self.example_of is None else self.example_of.to(device)
+        return Batch(inputs, self.labels.to(device), self.ids.to(device), example_of)

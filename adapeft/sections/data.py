@@ -43,6 +43,11 @@ class Data(Section):
         """Key → the columns that it names, of labels or of other values that are no texts."""
         return {}
 
+    @property
+    def packed_length(self) -> int | None:
+        """Maximum number of tokens of a row that examples share; None: one example per row."""
+        return None
+
 
 Padding = Annotated[
     Literal["longest", "max_length"],

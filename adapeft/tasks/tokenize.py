@@ -20,6 +20,7 @@ from adapeft.data.content import rows_hash
 from adapeft.data.description import Batch, DataDescription
 from adapeft.errors import AdapeftError
 from adapeft.tasks.losses.objective import IGNORED
+from adapeft.tasks.packing import packed_batch, rows_of
 from adapeft.tasks.tokenizer_state import tokenizer_key
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class TokenizedData:
         target_length: maximum number of labels of an example, where they are those of another text than the inputs,
             which a batch pads to the longest of its own; None where they are not.
         draw: what draws a part of the examples anew in every epoch, such as masks; None: they are the same in each.
+        packed_length: maximum number of tokens of a row that examples share; None: one example per row.
     """
 
     rows: datasets.Dataset
@@ -52,6 +54,7 @@ class TokenizedData:
     fixed_length: int | None = None
     target_length: int | None = None
     draw: Draw | None = None
+    packed_length: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,7 +78,7 @@ class TokenizedData:
         return pc.sum(self._column(TRUNCATED)).as_py() if TRUNCATED in self.rows.column_names else 0
 
     def collate(self, indices: Sequence[int] | np.ndarray, epoch: int = 0) -> Batch:
-        """Return the examples at ``indices`` (at least one), padded on the tokenizer's padding side.
+        """Return the examples at ``indices`` (at least one), padded on the tokenizer's padding side, or packed.
 
         Args:
             indices: indices of the examples.
@@ -88,6 +91,12 @@ class TokenizedData:
         if self.draw is not None:
             columns = self.draw(columns, ids.tolist(), epoch)
         token_labels = columns.pop(LABELS, None)
+        if self.packed_length is not None:
+            assert token_labels is not None
+            assert self.tokenizer.pad_token_id is not None
+            tokens = columns["input_ids"]
+            rows = rows_of([len(one) for one in tokens], self.packed_length)
+            return packed_batch(tokens, token_labels, ids, rows, self.tokenizer.pad_token_id)
         padding = "longest" if self.fixed_length is None else "max_length"
         inputs = dict(
             self.tokenizer.pad(columns, padding, self.fixed_length, return_attention_mask=True, return_tensors="pt")

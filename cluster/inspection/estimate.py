@@ -195,16 +195,21 @@ class Estimate:
     def _counted(self, stage: str, batch_size: int, micro_batch_size: int | None, workers: int) -> tuple[Counted, int]:
         num_micro = num_micro_batches(batch_size, workers, micro_batch_size)
         largest = math.ceil(math.ceil(batch_size / workers) / num_micro)
-        return self._count(stage, largest), num_micro
+        num_tokens = self.num_tokens
+        if (length := self.config.data.packed_length) is not None:
+            # Packed rows hold at most as many tokens as padded ones, in fewer and longer rows.
+            num_tokens = min(length, largest * self.num_tokens)
+            largest = math.ceil(largest * self.num_tokens / num_tokens)
+        return self._count(stage, largest, num_tokens), num_micro
 
     @cached_property
-    def _count(self) -> Callable[[str, int], Counted]:
+    def _count(self) -> Callable[[str, int, int], Counted]:
         model = self.config.model
         on_gpu = self.config.cluster.gpus_per_worker > 0
         model_config = _without_dropout(self.model_config) if on_gpu else self.model_config
 
         @cache
-        def count(stage: str, num_examples: int) -> Counted:
+        def count(stage: str, num_examples: int, num_tokens: int) -> Counted:
             return count_pass(
                 model_config,
                 model.task,
@@ -213,7 +218,7 @@ class Estimate:
                 else partial(_trained, self.subset, self.config),
                 self.objective,
                 num_examples=num_examples,
-                num_tokens=self.num_tokens,
+                num_tokens=num_tokens,
                 dtype=getattr(torch, model.dtype),
                 trust_remote_code=model.trust_remote_code,
             )

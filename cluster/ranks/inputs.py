@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from adapeft.model.load import describe_for, load_model, load_model_config, load
 from adapeft.model.unloaded.divided import Division, load_divided
 from adapeft.tasks.generation import Prompts
 from adapeft.tasks.losses.objective import Objective
-from adapeft.tasks.losses.own_loss import check_own_loss, check_padding
+from adapeft.tasks.losses.own_loss import check_own_loss, check_packing, check_padding
 from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.packing import packed_batch
 from adapeft.tasks.registry import TASKS
-from adapeft.tasks.tokenize import TokenizedData
+from adapeft.tasks.tokenize import LABELS, TokenizedData
 from cluster.events import Report, ignore
 from cluster.output.folder import RunFolder
 
@@ -74,7 +75,7 @@ class Inputs:
 
 
 def check_loss(model: nn.Module, inputs: Inputs, world_size: int, report: Report = ignore) -> None:
-    """Compare the objective's loss with the model's own, and an example alone with the same example in a batch.
+    """Compare the objective's loss with the model's own, and examples alone with the same examples in a batch.
 
     Collective under ZeRO: every rank runs the same micro-batch, so all ranks reach the same result.
 
@@ -85,7 +86,7 @@ def check_loss(model: nn.Module, inputs: Inputs, world_size: int, report: Report
         report: callback for a note on what makes the loss need more memory than usual.
 
     Raises:
-        AdapeftError: the losses differ, or padding changes the predictions of the model.
+        AdapeftError: the losses differ, or padding or packing changes the predictions of the model.
     """
     train, collate, objective = inputs.config.train, inputs.train.collate, inputs.objective
     size = train.micro_batch_size or math.ceil(train.batch_size / world_size)
@@ -96,8 +97,22 @@ def check_loss(model: nn.Module, inputs: Inputs, world_size: int, report: Report
     if (remark := objective.remark(model, first)) is not None:
         report({"step": remark, "is_note": True})
     order = np.argsort(inputs.train.lengths, kind="stable")
+    if inputs.train.packed_length is not None:
+        _check_packing(model, inputs, order[:3], device)
+        return
     alone, batched = (collate(indices).to(device) for indices in (order[:1], order[[0, -1]]))
     check_padding(objective, alone, batched, model)
+
+
+def _check_packing(model: nn.Module, inputs: Inputs, examples: np.ndarray, device: torch.device) -> None:
+    """Compare some examples alone with the same examples in rows of two, the last of which may be padded."""
+    train = inputs.train
+    columns, padded = train.rows[examples.tolist()], replace(train, packed_length=None)
+    alone = [padded.collate([example]).to(device) for example in examples]
+    rows = [list(range(start, min(start + 2, len(alone)))) for start in range(0, len(alone), 2)]
+    ids = torch.from_numpy(examples)
+    packed = packed_batch(columns["input_ids"], columns[LABELS], ids, rows, train.tokenizer.pad_token_id)
+    check_packing(inputs.objective, alone, packed.to(device), model)
 
 
 def count_examples(config: Config, description: DataDescription) -> int:

@@ -110,4 +110,5 @@ def sums_key(
         "cluster.workers": world_size,
         "cluster.zero_stage": config.cluster.zero_stage,
         "select.micro_batch_size": config.select.micro_batch_size,
+        **({} if config.data.packed_length is None else {"data.packing": True}),
     }

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PositiveInt, WithJsonSchema, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PositiveInt,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from adapeft.sections.data import AnsweredData, Generated, NewTokens, Padding
 from adapeft.sections.section import Harmless
@@ -38,6 +46,11 @@ class InstructData(AnsweredData):
     )
     max_length: PositiveInt = Field(default=1024, description="maximum tokens per example")
     padding: Padding = "longest"
+    packing: Harmless[bool] = Field(
+        default=False,
+        description="whether the examples of a micro-batch share rows of max_length tokens instead of being padded; "
+        "none attends to another, and the results are the same",
+    )
     too_long: Literal["truncate", "drop", "error"] = Field(
         default="truncate",
         description="what happens to longer examples; those left without a trained token are dropped",
@@ -50,6 +63,20 @@ class InstructData(AnsweredData):
     metric: Harmless[Literal["auto", "loss", "perplexity", "exact_match", "rouge_l", "bleu"]] = Field(
         default="auto", description="evaluation metric; the last three need data.generate"
     )
+
+    @property
+    def packed_length(self) -> int | None:
+        """See ``Data.packed_length``."""
+        return self.max_length if self.packing else None
+
+    @model_validator(mode="after")
+    def _pads_or_packs(self) -> Self:
+        if self.packing and self.padding == "max_length":
+            raise ValueError(
+                "packing: models whose predictions depend on the padding (padding: max_length) cannot be packed; leave "
+                "out one of the two"
+            )
+        return self
 
     @field_validator("chat_template")
     @classmethod

@@ -52,7 +52,7 @@ class Instruct(NextTokenTask[InstructData]):
         tokenizer = with_padding(tokenizer)
         columns = format_of(rows.column_names, "data.train", data.format, dict(data.columns))
         examples = conversations_of(rows, columns, data, tokenizer, cache)
-        return TokenizedData(examples, None, tokenizer, data.fixed_length)
+        return TokenizedData(examples, None, tokenizer, data.fixed_length, packed_length=data.packed_length)
 
     def metrics(self, description: DataDescription) -> Metrics:
         return InstructMetrics()

@@ -99,7 +99,7 @@ class TokenCrossEntropy(Objective):
             logits = self.forward(model, batch).flatten(0, 1)
             with naming_examples(batch):
                 losses = losses_in_pieces(logits, _same, targets.flatten(), draws, num_pieces(*logits.shape))
-            return losses.view(targets.shape).sum(1)
+            return batch.sums(losses.view(targets.shape))
         split_model, pieces = split
 
         def losses_of(states: Tensor, tail: Tail) -> Tensor:
@@ -110,7 +110,8 @@ class TokenCrossEntropy(Objective):
             positions = F.pad(positions, (0, spare))
             chosen = states.flatten(0, 1).index_select(0, positions)
             losses = losses_in_pieces(chosen, tail, predicted, None if draws is None else draws[positions], pieces)
-            return losses.new_zeros(targets.numel()).index_add(0, positions, losses).view(targets.shape).sum(1)
+            every = losses.new_zeros(targets.numel()).index_add(0, positions, losses)
+            return batch.sums(every.view(targets.shape))
 
         with naming_examples(batch):
             return split_model.run(model, self.split_inputs(model, batch), losses_of)
@@ -152,8 +153,12 @@ class NextToken(TokenCrossEntropy):
         return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
     def draws(self, batch: Batch, seed: int) -> Tensor:
-        draws = uniforms(batch.ids, batch.labels.shape[1] - 1, seed)
-        return F.pad(draws, (0, 1), value=0.5).to(batch.labels.device)
+        draws = F.pad(uniforms(batch.ids, batch.labels.shape[1] - 1, seed), (0, 1), value=0.5)
+        if batch.example_of is not None:
+            # Those that each example would have alone: the first ones of its own stream.
+            columns, example_of = batch.inputs["position_ids"].cpu(), batch.example_of.cpu()
+            draws = torch.where(example_of < 0, 0.5, draws[example_of, columns])
+        return draws.to(batch.labels.device)
 
     def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -213,15 +218,18 @@ def _same(logits: Tensor) -> Tensor:
 
 
 def _excerpt(batch: Batch, predicted: Tensor, most: int) -> Batch:
-    """Return the first tokens of some examples, about ``most`` in all, with some that are predicted.
+    """Return the first tokens of some rows, about ``most`` in all, with some that are predicted.
 
-    All of the batch if an input is not one value per token.
+    All of the batch if an input is neither one value per token nor a switch.
     """
     shape = batch.labels.shape
-    if any(getattr(value, "shape", None) != shape for value in batch.inputs.values()):
+    tokens = {name: value for name, value in batch.inputs.items() if not isinstance(value, bool)}
+    if any(getattr(value, "shape", None) != shape for value in tokens.values()):
         return batch
     first = predicted.any(0).nonzero()[0]
     num_tokens = min(shape[1], max(int(first) + _SHORTEST, most // shape[0]))
     rows = predicted[:, :num_tokens].any(1).nonzero().squeeze(1)[: max(1, most // num_tokens)]
-    inputs = {name: value[rows, :num_tokens] for name, value in batch.inputs.items()}
+    inputs = batch.inputs | {name: value[rows, :num_tokens] for name, value in tokens.items()}
+    if batch.example_of is not None:
+        return Batch(inputs, batch.labels[rows, :num_tokens], batch.ids, batch.example_of[rows, :num_tokens])
     return Batch(inputs, batch.labels[rows, :num_tokens], batch.ids[rows])

@@ -1,8 +1,9 @@
-"""Checks of a model's forward pass: its own loss equals the measured one, and padding does not change its logits."""
+"""Checks of a model's forward pass: its own loss equals the measured one; padding and packing change no logits."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -97,6 +98,40 @@ def check_padding(objective: Objective, alone: Batch, batched: Batch, model: nn.
             f"when it is padded to {padded_length} (by up to {difference:.3g}), so its results would depend on "
             "the other examples in the batch. Set data.padding: max_length."
         )
+
+
+@torch.no_grad()
+def check_packing(objective: Objective, alone: Sequence[Batch], packed: Batch, model: nn.Module) -> None:
+    """Check that a packed example has the logits that it has alone. Runs the model once more than there are examples.
+
+    State-space models and convolutions pass on what they have read, and models that count positions by themselves do
+    not start again.
+
+    Args:
+        objective: objective of the measurement.
+        alone: batches of one example each.
+        packed: batch of the same examples.
+        model: model, or an engine around it, in evaluation mode. Under ZeRO every rank must pass the same batches.
+
+    Raises:
+        AdapeftError: the model does not take positions, or logits differ by more than rounding.
+    """
+    try:
+        logits = logits_of(objective, packed, model)
+    except TypeError as error:
+        raise AdapeftError(
+            f"data.packing = true: {_name(model)} cannot be told where an example begins ({error}). Set data.packing: "
+            "false."
+        ) from error
+    assert packed.example_of is not None
+    for place, batch in enumerate(alone):
+        by_itself, beside = logits_of(objective, batch, model)[0], logits[packed.example_of == place]
+        if not are_alike(by_itself, beside):
+            raise AdapeftError(
+                f"data.packing = true: {_name(model)} computes different logits for an example next to others (by up "
+                f"to {float((by_itself - beside).abs().max()):.3g}), as if it had read them too. Set data.packing: "
+                "false."
+            )
 
 
 def logits_of(objective: Objective, batch: Batch, model: nn.Module) -> Tensor:

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 import adapeft as library
 from tests.support.chats import make_tokenizer
@@ -45,6 +45,39 @@ def config(tmp_path_factory):
 def turns(colour):
     answer = ANSWERS.get(colour, "stop")
     return [{"role": "user", "content": colour}, {"role": "assistant", "content": answer}]
+
+
+@pytest.mark.parametrize(("zero_stage", "workers"), [(2, 1), (3, 2)])
+def test_packing_changes_no_result(config, tmp_path, zero_stage, workers):
+    """Not even what is chosen; an update step amplifies differences of rounding."""
+    options = (
+        "train.max_steps=5",
+        "train.micro_batch_size=4",
+        f"zero_stage={zero_stage}",
+        f"cluster.workers={workers}",
+    )
+    found = []
+    for packing in ("true", "false"):
+        _, metrics = run(config, tmp_path / packing, f"data.packing={packing}", *options)
+        found.append((metrics, library.Subset.load(tmp_path / packing / "subset.safetensors")))
+    (packed, chosen), (padded, other) = found
+    assert chosen.parts.keys() == other.parts.keys()
+    assert packed["choice"]["value"] == pytest.approx(padded["choice"]["value"], rel=1e-4)
+    assert packed["before"]["loss"] == pytest.approx(padded["before"]["loss"], rel=1e-6)
+    assert packed["after"]["loss"] == pytest.approx(padded["after"]["loss"], rel=1e-3)
+    assert packed["after"]["loss"] < 0.9 * packed["before"]["loss"]
+
+
+def test_a_state_space_model_is_not_packed(config, tmp_path):
+    """Its state passes from one example to the next: the run ends before anything is measured."""
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "base")
+    sizes = {"hidden_size": 8, "state_size": 4, "num_hidden_layers": 1, "vocab_size": len(tokenizer)}
+    MambaForCausalLM(MambaConfig(**sizes, pad_token_id=tokenizer.pad_token_id)).save_pretrained(tmp_path / "base")
+    options = ("data.packing=true", "cluster.launcher=local", f"output={tmp_path / 'run'}")
+    done = adapeft("run", config, f"model.name={tmp_path / 'base'}", *options)
+    assert done.returncode == 2
+    assert "data.packing = true: MambaForCausalLM" in " ".join(done.stderr.split())
 
 
 def test_answers_are_generated_before_and_after(config, tmp_path):

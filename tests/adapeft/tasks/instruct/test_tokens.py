@@ -5,8 +5,10 @@ from __future__ import annotations
 import datasets
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from adapeft.config.load import parse_config
 from adapeft.data.cache import Cache
 from adapeft.errors import AdapeftError
 from adapeft.tasks.describe import describe
@@ -150,6 +152,30 @@ def test_a_batch_has_the_loss_of_its_examples(side):
     logits = model(**batch.inputs, position_ids=positions).logits
     # The model computes its own loss in float32.
     torch.testing.assert_close(objective.loss_sum(logits, batch.labels).float(), alone, rtol=1e-5, atol=0)
+
+
+def test_packing_is_refused_where_it_cannot_be():
+    with pytest.raises(ValidationError, match=r"\(padding: max_length\) cannot be packed; leave out one of the two"):
+        TASK.data(train="a.jsonl", evaluation="a.jsonl", packing=True, padding="max_length")
+    tree = {
+        "model": {"name": "base", "task": "instruct", "attn_implementation": "flash_attention_2", "dtype": "bfloat16"},
+        "data": {"train": "a.jsonl", "evaluation": "a.jsonl", "packing": True},
+        "cluster": {"gpus_per_worker": 1},
+        "output": "run",
+    }
+    with pytest.raises(
+        AdapeftError, match=r"flash_attention_2: in a batch of several rows .* set data\.packing: false"
+    ):
+        parse_config(tree)
+    for attention in ("sdpa", "eager", "flex_attention"):
+        tree["model"]["attn_implementation"] = attention
+        assert parse_config(tree).data.packed_length == 1024
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_examples_share_rows_if_the_config_says_so(packing):
+    found = tokenized([CHAT, CHAT], chats.make_tokenizer(), packing=packing)
+    assert len(found.collate([0, 1]).labels) == (1 if packing else 2)
 
 
 def test_a_column_may_be_in_one_split_alone(tmp_path, monkeypatch):
