@@ -89,7 +89,7 @@ def count_pass(
         except Exception as error:  # the model's own code may raise anything without weights, and still run with them
             unknown = str(error).strip().partition("\n")[0] or type(error).__name__
     if unknown is not None:
-        passes = bound_pass(model, num_examples, num_tokens)
+        passes = bound_pass(model, num_examples * objective.num_texts, num_tokens)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     stand_ins = [module for module in model.modules() if isinstance(module, StandIn)]
     quantized = {module._parameters["weight"] for module in stand_ins}
@@ -115,6 +115,8 @@ def repeated_token(config: PretrainedConfig, objective: Objective, num_examples:
     if isinstance(end, int) and end < getattr(text, "vocab_size", 0):
         ids[:, -1] = end
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if objective.num_texts > 1:
+        inputs = {name: value[:, None].repeat(1, objective.num_texts, 1) for name, value in inputs.items()}
     return Batch(inputs, objective.any_labels(ids, config.num_labels or 1), torch.arange(num_examples))
 
 

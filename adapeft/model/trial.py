@@ -7,7 +7,6 @@ position offsets, model-specific names of the maximum length, and models without
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import datasets
 import torch
@@ -49,8 +48,9 @@ class Trial:
         weightless.most_operations = most_operations
         weightless.forget(list(model.parameters()))
         lengths = sample.lengths
+        self._has_choices = sample.num_choices is not None
         self._longest, self._shortest = (
-            _numbers(sample.rows[lengths.index(length)]) for length in (max(lengths), min(lengths))
+            _text_of(sample, lengths.index(length)) for length in (max(lengths), min(lengths))
         )
 
     def check(self, max_length: int, largest_used: Callable[[], tuple[str, int]]) -> None:
@@ -193,6 +193,8 @@ class Trial:
         data = datasets.Dataset.from_list(list(rows))
         examples = TokenizedData(data, None, self._tokenizer, None, self._target_length).collate(range(len(rows)))
         inputs = examples.inputs
+        if self._has_choices:
+            inputs = {name: tensor[:, None] for name, tensor in inputs.items()}
         if self._is_pair:
             inputs = with_decoder_inputs(self._model, inputs, examples.labels)
         tensors = {
@@ -210,8 +212,13 @@ class Trial:
         return None
 
 
-def _numbers(row: Mapping[str, Any]) -> Row:
-    return {name: values for name, values in row.items() if isinstance(values, list)}
+def _text_of(sample: TokenizedData, index: int) -> Row:
+    """Return the columns of numbers of an example, those of its longest text where it has several."""
+    row = {name: values for name, values in sample.rows[index].items() if isinstance(values, list)}
+    if sample.num_choices is None:
+        return row
+    longest = max(range(sample.num_choices), key=lambda choice: len(row["input_ids"][choice]))
+    return {name: values[longest] for name, values in row.items()}
 
 
 def _is_certain(failure: Exception | None) -> bool:

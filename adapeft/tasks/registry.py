@@ -8,6 +8,7 @@ from adapeft.tasks.causal_lm import CausalLM
 from adapeft.tasks.instruct.task import Instruct
 from adapeft.tasks.masked_lm import MaskedLM
 from adapeft.tasks.multi_label_classification import MultiLabelClassification
+from adapeft.tasks.multiple_choice import MultipleChoice
 from adapeft.tasks.seq2seq import Seq2Seq
 from adapeft.tasks.sequence_classification import SequenceClassification
 from adapeft.tasks.task import Task
@@ -21,6 +22,7 @@ TASKS: dict[str, Task[Any]] = {
         Instruct(),
         MultiLabelClassification(),
         TokenClassification(),
+        MultipleChoice(),
         Seq2Seq(),
         MaskedLM(),  # after Seq2Seq: transformers also lists encoder-decoders such as BART for masked words
     )

@@ -35,12 +35,13 @@ class Task(ABC, Generic[D]):
         data: class of the config's ``data`` section; its ``task`` is the task's name.
         auto_class: transformers class that builds the model.
         export_type: PEFT ``TaskType`` of exported adapters; None where PEFT has no type for the task.
-        has_head: whether labels determine the outputs of a head on top; otherwise the model predicts tokens with its
-            own outputs, which may be tied to its embeddings.
+        has_head: whether labels determine the outputs of a head on top; otherwise the model has outputs of its own, for
+            tokens, which may be tied to its embeddings, or the score of a choice.
         problem_types: values of a model's ``config.problem_type`` that belong to this task, for tasks with a head.
         packs_texts: whether texts are joined and split into blocks of ``data.max_length`` tokens. The number of
             examples is then known only after tokenization, all have the same length, and none is padded.
-        drops_rows: whether tokenization may drop rows, so that only it tells the number of examples.
+        drops_rows: whether tokenization may drop rows, so that only it tells the number of examples, or rows do not
+            tell which of them are the longest.
     """
 
     data: ClassVar[type[Data]]

@@ -44,6 +44,7 @@ class TokenizedData:
         fixed_length: number of tokens of every batch; None: that of its longest example.
         target_length: maximum number of labels of an example, where they are those of another text than the inputs,
             which a batch pads to the longest of its own; None where they are not.
+        num_choices: number of texts of every example, whose columns hold a list for each; None: one text.
         draw: what draws a part of the examples anew in every epoch, such as masks; None: they are the same in each.
         packed_length: maximum number of tokens of a row that examples share; None: one example per row.
     """
@@ -53,6 +54,7 @@ class TokenizedData:
     tokenizer: PreTrainedTokenizerBase
     fixed_length: int | None = None
     target_length: int | None = None
+    num_choices: int | None = None
     draw: Draw | None = None
     packed_length: int | None = None
 
@@ -66,7 +68,10 @@ class TokenizedData:
 
     @property
     def lengths(self) -> list[int]:
-        """Number of tokens of each example; of a pair, that of the longer text."""
+        """Number of tokens of each example; of several texts, that of the longest."""
+        if self.num_choices is not None:
+            lengths = pc.list_value_length(pc.list_flatten(self._column("input_ids"))).to_numpy()
+            return lengths.reshape(-1, self.num_choices).max(1).tolist()
         lengths = pc.list_value_length(self._column("input_ids"))
         if self.is_pair:
             lengths = pc.max_element_wise(lengths, pc.list_value_length(self._column(LABELS)))
@@ -97,10 +102,14 @@ class TokenizedData:
             tokens = columns["input_ids"]
             rows = rows_of([len(one) for one in tokens], self.packed_length)
             return packed_batch(tokens, token_labels, ids, rows, self.tokenizer.pad_token_id)
+        if self.num_choices is not None:
+            columns = {name: [text for texts in values for text in texts] for name, values in columns.items()}
         padding = "longest" if self.fixed_length is None else "max_length"
         inputs = dict(
             self.tokenizer.pad(columns, padding, self.fixed_length, return_attention_mask=True, return_tensors="pt")
         )
+        if self.num_choices is not None:
+            inputs = {name: value.view(len(ids), self.num_choices, -1) for name, value in inputs.items()}
         if self.labels is not None:
             return Batch(inputs, self.labels[ids], ids)
         if token_labels is not None:

@@ -136,7 +136,7 @@ def _largest_token(splits: _Splits) -> tuple[str, int]:
     for field, split in splits.items():
         for column in ("input_ids", LABELS) if split.is_pair else ("input_ids",):
             chunks = split.rows.data.column(column).iterchunks()
-            largest.append((max(pc.max(pc.list_flatten(chunk)).as_py() for chunk in chunks), field))
+            largest.append((max(pc.max(pc.list_flatten(chunk, recursive=True)).as_py() for chunk in chunks), field))
     token, field = max(largest)
     return field, token
 

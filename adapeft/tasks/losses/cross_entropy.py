@@ -44,6 +44,15 @@ class Classification(Objective):
         return torch.where(self.predicted(batch.labels), sampled, IGNORED)
 
 
+class Choices(Classification):
+    """Cross-entropy over the choices of an example: logits [n, K], labels int64 [n], inputs [n, K, T]."""
+
+    summary = "cross-entropy over the choices"
+
+    def __init__(self, num_choices: int) -> None:
+        self.num_texts = num_choices
+
+
 class TokenClasses(Classification):
     """Cross-entropy over C classes of every token: logits [n, T, C], labels int64 [n, T], -100 where ignored."""
 

@@ -85,7 +85,7 @@ def check_padding(objective: Objective, alone: Batch, batched: Batch, model: nn.
     Raises:
         AdapeftError: the logits differ by more than rounding.
     """
-    length, padded_length = (batch.inputs["input_ids"].shape[1] for batch in (alone, batched))
+    length, padded_length = (batch.inputs["input_ids"].shape[-1] for batch in (alone, batched))
     if length == padded_length:
         return
     by_itself, padded = (logits_of(objective, batch, model)[0] for batch in (alone, batched))
