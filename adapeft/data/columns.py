@@ -20,7 +20,7 @@ def named_columns(data: Data) -> list[str]:
             training.
     """
     fields: dict[str, str] = {}
-    pairs = [(field, column) for field, column in data.text_columns.items()]
+    pairs = [*data.text_columns.items(), *data.image_columns.items()]
     pairs += [(field, column) for field, columns in data.label_columns.items() for column in columns]
     for field, column in pairs:
         if column in fields:

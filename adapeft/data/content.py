@@ -6,9 +6,10 @@ detects changes, not forgeries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -38,14 +39,28 @@ def file_hash(path: Path) -> str:
 def rows_hash(rows: datasets.Dataset, columns: Sequence[str]) -> str:
     """Return a hash of the values, types and class names in ``columns``, equal for equal values from any file format.
 
-    Columns hold strings, numbers, or lists and structures of them.
+    Columns hold strings, numbers, or lists and structures of them; or images, whose encoded bytes count.
     """
     digest = xxhash.xxh3_128()
     for column in columns:
         digest.update(f"{rows.features[column]}\0".encode())
         for batch in rows.select_columns(column).with_format("arrow").iter(batch_size=_BATCH):
-            _update(digest, batch[column].combine_chunks())
+            if isinstance(rows.features[column], datasets.Image):
+                _update_with_images(digest, batch[column].to_pylist())
+            else:
+                _update(digest, batch[column].combine_chunks())
     return digest.hexdigest()
+
+
+def _update_with_images(digest: xxhash.xxh3_128, images: Sequence[Mapping[str, Any] | None]) -> None:
+    """Add the bytes of images, or of their files, to the digest; what cannot be read is reported by the task."""
+    for image in images:
+        content = b"" if image is None else image["bytes"]
+        if content is None and image is not None:
+            path = Path(image["path"] or "")
+            content = path.read_bytes() if path.is_file() else b""
+        digest.update(len(content).to_bytes(8))
+        digest.update(content)
 
 
 def _update(digest: xxhash.xxh3_128, array: pa.Array) -> None:

@@ -45,9 +45,29 @@ def load_rows(source: str, field: str, texts: Collection[str] = ("text",)) -> da
 
 
 def rows_of(data: Data, field: str) -> datasets.Dataset:
-    """Load the rows of ``data.train`` or ``data.evaluation``."""
-    texts = set(data.text_columns.values())
-    return load_rows(data.train if field == "data.train" else data.evaluation, field, texts)
+    """Load the rows of ``data.train`` or ``data.evaluation``, with images as such."""
+    texts = {*data.text_columns.values(), *data.image_columns.values()}
+    source = data.train if field == "data.train" else data.evaluation
+    rows = load_rows(source, field, texts)
+    for column in data.image_columns.values():
+        if column in rows.column_names:
+            rows = _with_images(rows, column, source)
+    return rows
+
+
+def _with_images(rows: datasets.Dataset, column: str, source: str) -> datasets.Dataset:
+    """Return the rows with a column of files or bytes as images, which are not opened yet; as it is if it holds others.
+
+    Relative paths start at the folder of the source, as in the metadata of an image folder.
+    """
+    feature = rows.features[column]
+    kind = feature.dtype if isinstance(feature, datasets.Value) else ""
+    if "string" in kind and _looks_like_a_file(source):
+        folder = Path(source).expanduser().absolute().parent
+        paths = [path if path is None else str(folder / path) for path in rows[column][:]]
+        rows = rows.remove_columns(column).add_column(column, paths)
+    is_struct = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+    return rows.cast_column(column, datasets.Image()) if is_struct or "string" in kind or "binary" in kind else rows
 
 
 def num_lines(source: str) -> int | None:

@@ -106,8 +106,24 @@ def _followed(model: nn.Module, objective: Objective, batch: Batch) -> Pass:
     return Pass(allocations.peak(without=gradients), allocations.peak())
 
 
+def image_shape(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Return channels, height and width of the images of a model; 224 pixels if its config has no size, as ResNet's."""
+    size = getattr(config, "image_size", None) or 224
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return getattr(config, "num_channels", 3), height, width
+
+
 def repeated_token(config: PretrainedConfig, objective: Objective, num_examples: int, num_tokens: int) -> Batch:
-    """Return examples of one repeated ordinary token, each ending in EOS: encoder-decoders classify by its state."""
+    """Return examples of one repeated ordinary token, each ending in EOS: encoder-decoders classify by its state.
+
+    Images are black, of the size that the model is configured for.
+    """
+    if objective.reads_images:
+        return Batch(
+            {"pixel_values": torch.zeros(num_examples, *image_shape(config))},
+            objective.any_labels(torch.zeros(num_examples, 1), config.num_labels or 1),
+            torch.arange(num_examples),
+        )
     text = config.get_text_config()
     special = [getattr(text, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")]
     ids = torch.full((num_examples, num_tokens), next(token for token in range(5) if token not in special))

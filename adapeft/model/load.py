@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -69,7 +70,8 @@ def load_model_config(
     """
     config = _own_config(model, attn_implementation=model.attn_implementation, **label_options(model.task, description))
     check_quantization(model, config)
-    set_padding(config, tokenizer)
+    if not TASKS[model.task].reads_images:
+        set_padding(config, tokenizer)
     # Budget and memory estimate must count the parameters that the loaded model will have.
     has_head = TASKS[model.task].has_head
     if not has_head and getattr(config, "tie_word_embeddings", False) and Path(model.name).is_dir():
@@ -279,9 +281,13 @@ def finished(
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer, with the padding that the model expects; see ``with_padding``.
 
+    For tasks that read images it is the model's image processor.
+
     Raises:
-        AdapeftError: the model has no tokenizer.
+        AdapeftError: the model has no tokenizer, or no image processor.
     """
+    if TASKS[model.task].reads_images:
+        return _load_processor(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -291,6 +297,18 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
             f"model.name = {model.name!r}: its tokenizer cannot be loaded ({_first_line(error)})."
         ) from error
     return with_padding(tokenizer, _own_config(model))
+
+
+def _load_processor(model: Model) -> Any:
+    try:
+        return AutoImageProcessor.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise AdapeftError(
+            f"model.name = {model.name!r}: its image processor cannot be loaded ({_first_line(error)}). Give a folder "
+            "with a preprocessor_config.json."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -212,6 +212,31 @@ class Trial:
         return None
 
 
+def check_images(model: PreTrainedModel, weightless: Weightless, sample: TokenizedData) -> None:
+    """Check that a model without weights accepts an image as its processor prepares it.
+
+    Args:
+        model: model on the meta device, built while ``weightless`` was active.
+        weightless: the mode that holds the values of the model's buffers.
+        sample: some examples.
+
+    Raises:
+        AdapeftError: the model rejects it, mostly because of its size.
+    """
+    weightless.forget(list(model.parameters()))
+    inputs = sample.collate([0]).inputs
+    try:
+        with weightless, torch.no_grad():
+            model(**{name: weightless.known(tensor) for name, tensor in inputs.items()})
+    except Exception as error:  # the model's own code may raise anything
+        if _is_certain(error):
+            shape = list(inputs["pixel_values"].shape[1:])
+            raise AdapeftError(
+                f"model.name: the model rejects images of shape {shape}, as its preprocessor_config.json makes them: "
+                f"{str(error).strip().splitlines()[0]} Use the image processor that belongs to the model."
+            ) from error
+
+
 def _text_of(sample: TokenizedData, index: int) -> Row:
     """Return the columns of numbers of an example, those of its longest text where it has several."""
     row = {name: values for name, values in sample.rows[index].items() if isinstance(values, list)}

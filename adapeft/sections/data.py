@@ -39,6 +39,11 @@ class Data(Section):
         return {}
 
     @property
+    def image_columns(self) -> dict[str, str]:
+        """Key → the column of images that it names."""
+        return {}
+
+    @property
     def label_columns(self) -> dict[str, tuple[str, ...]]:
         """Key → the columns that it names, of labels or of other values that are no texts."""
         return {}

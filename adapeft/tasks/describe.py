@@ -27,6 +27,8 @@ def describe(task: Task, data: Data, head: Head | None = None) -> DataDescriptio
     columns = {split: task.columns(rows, split, data) for split, rows in splits.items()}
     for split, rows in splits.items():
         check_texts(rows, split, data)
+        for field, name in data.image_columns.items():
+            check_column(rows, split, f"data.{field}", name)
         for field, names in data.label_columns.items():
             for name in names:
                 check_column(rows, split, f"data.{field}", name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapeft.tasks.causal_lm import CausalLM
+from adapeft.tasks.image_classification import ImageClassification
 from adapeft.tasks.instruct.task import Instruct
 from adapeft.tasks.masked_lm import MaskedLM
 from adapeft.tasks.multi_label_classification import MultiLabelClassification
@@ -22,6 +23,7 @@ TASKS: dict[str, Task[Any]] = {
         Instruct(),
         MultiLabelClassification(),
         TokenClassification(),
+        ImageClassification(),
         MultipleChoice(),
         Seq2Seq(),
         MaskedLM(),  # after Seq2Seq: transformers also lists encoder-decoders such as BART for masked words

@@ -302,15 +302,17 @@ def made(
     key: Mapping[str, Any],
     rows: datasets.Dataset,
     columns: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     cache: Cache | None,
 ) -> datasets.Dataset:
-    """Return the examples in ``batches``, of which the cache holds those of the same texts, tokenizer and ``key``."""
+    """Return the examples in ``batches``, of which the cache holds those of the same rows, tokenizer and ``key``."""
     if cache is None:
         sink = pa.BufferOutputStream()
         _write(batches(lambda done, total: None), ArrowWriter(stream=sink))
         return datasets.Dataset.from_buffer(sink.getvalue())
-    whole = {**key, "content": rows_hash(rows, columns), "columns": len(columns), "tokenizer": tokenizer_key(tokenizer)}
+    whole = {**key, "content": rows_hash(rows, columns), "columns": len(columns)}
+    if tokenizer is not None:
+        whole["tokenizer"] = tokenizer_key(tokenizer)
     folder = cache.folder(
         "tokens", whole, lambda to, progress: _write(batches(progress), ArrowWriter(path=str(to / _ROWS)))
     )

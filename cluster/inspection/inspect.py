@@ -23,7 +23,7 @@ from adapeft.measure.measure import check_precision
 from adapeft.model.checkpoint.files import has_weights, weight_files
 from adapeft.model.load import build_structure, describe_for, load_model_config, load_tokenizer
 from adapeft.model.quantization import stored_quantization
-from adapeft.model.trial import Trial
+from adapeft.model.trial import Trial, check_images
 from adapeft.model.unloaded.weightless import Weightless
 from adapeft.sections.cluster import Cluster
 from adapeft.selection.choose import check_budget, check_limit
@@ -59,9 +59,12 @@ def inspect(config: Config) -> Inspection:
     with weightless:
         structure = build_structure(model_config, config.model.task, trust_remote_code=config.model.trust_remote_code)
     sample = _sample(config, description, tokenizer, splits)
-    trial = Trial(structure, weightless, sample)
-    trial.check(config.data.max_length, lambda: _largest_token(splits or _splits(config, tokenizer, description)))
-    _check_answers(config, tokenizer, trial)
+    if task.reads_images:
+        check_images(structure, weightless, sample)
+    else:
+        trial = Trial(structure, weightless, sample)
+        trial.check(config.data.max_length, lambda: _largest_token(splits or _splits(config, tokenizer, description)))
+        _check_answers(config, tokenizer, trial)
     select = config.select
     groups = groups_of(structure, select)
     if config.train.subset is not None:
@@ -122,9 +125,14 @@ def _check_answers(config: Config, tokenizer: PreTrainedTokenizerBase, trial: Tr
 def _notes(config: Config, description: DataDescription, splits: _Splits) -> tuple[str, ...]:
     """Return what tokenization changed in each split."""
     rows = {"data.train": description.num_train, "data.evaluation": description.num_evaluation}
+
+    def truncated(split: TokenizedData) -> str:
+        if TASKS[config.model.task].reads_images:
+            return ""
+        return f", {split.num_truncated:,} truncated to {config.data.max_length:,} tokens"
+
     return tuple(
-        f"{field}: {rows[field] - len(split):,} of {rows[field]:,} examples dropped, "
-        f"{split.num_truncated:,} truncated to {config.data.max_length:,} tokens"
+        f"{field}: {rows[field] - len(split):,} of {rows[field]:,} examples dropped{truncated(split)}"
         for field, split in splits.items()
         if len(split) < rows[field] or split.num_truncated
     )

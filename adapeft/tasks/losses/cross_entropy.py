@@ -53,6 +53,12 @@ class Choices(Classification):
         self.num_texts = num_choices
 
 
+class ImageClasses(Classification):
+    """Cross-entropy over the classes of images."""
+
+    reads_images = True
+
+
 class TokenClasses(Classification):
     """Cross-entropy over C classes of every token: logits [n, T, C], labels int64 [n, T], -100 where ignored."""
 

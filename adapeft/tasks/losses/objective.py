@@ -27,10 +27,12 @@ class Objective(ABC):
     Attributes:
         summary: description of the loss, for messages.
         num_texts: number of texts of an example, K; where there are several, the inputs are [n, K, T].
+        reads_images: whether the inputs are pixels [n, channels, height, width].
     """
 
     summary: str
     num_texts: int = 1
+    reads_images: bool = False
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of a micro-batch, in the model's dtype."""

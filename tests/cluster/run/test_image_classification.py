@@ -1,0 +1,74 @@
+"""Image classification through the command: every stage trains the same, and the delta reaches PEFT and merges."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+import adapeft as library
+from tests.support.checkpoints import adapeft, write_lines
+from tests.support.pictures import COLOURS, write_pictures, write_vit
+
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small random vision transformer, and pictures of colours, one of which is no image."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_vit(folder / "vit")
+    for seed, (split, count) in enumerate((("train", 120), ("validation", 41))):
+        rows = write_pictures(folder / split, count, seed)
+        write_lines(folder / f"{split}.jsonl", rows)
+    (folder / "train" / "17.png").write_text("no image")
+    return folder
+
+
+def run(folder, output, *overrides):
+    """Run the ready config on a small model and small data."""
+    fixed = [f"model.name={folder / 'vit'}", "select.budget=20%", "select.calibration=64", f"output={output}"]
+    fixed += [f"data.train={folder / 'train.jsonl'}", f"data.evaluation={folder / 'validation.jsonl'}"]
+    fixed += ["train.learning_rate=0.02", "cluster.launcher=local", "data.invalid=drop"]
+    done = adapeft("run", "deploy/configs/beans.yaml", *fixed, *overrides)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 120 examples dropped" in done.stderr + done.stdout
+    return json.loads((output / "metrics.json").read_text())
+
+
+def test_colours_are_learned_and_the_delta_reaches_peft(folder, tmp_path):
+    where = ("cluster.workers=1", "zero_stage=0", "train.epochs=6")
+    metrics = run(folder, tmp_path / "run", *where, "select.exclude=*embeddings*")
+    assert metrics["after"]["accuracy"] > max(0.8, metrics["before"]["accuracy"])
+    delta, peft = tmp_path / "run" / "delta.safetensors", tmp_path / "peft"
+    exported = adapeft("export", delta, "--to", "peft", "--model", folder / "vit", "--out", peft)
+    assert exported.returncode == 0, exported.stderr
+    library.merge(library.Delta.load(delta), str(folder / "vit"), tmp_path / "merged")
+    merged = AutoModelForImageClassification.from_pretrained(tmp_path / "merged").eval()
+    assert tuple(merged.config.id2label.values()) == COLOURS
+    plain = AutoModelForImageClassification.from_pretrained(folder / "vit", num_labels=3)
+    loaded = PeftModel.from_pretrained(plain, peft).eval()
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded(pixel_values=pixels).logits, merged(pixels).logits, rtol=1e-5, atol=1e-5)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "merged").size["height"] == 8
+
+
+def test_every_stage_trains_the_same(folder, tmp_path):
+    one = run(folder, tmp_path / "one", "train.max_steps=5", "zero_stage=3", "cluster.workers=2")
+    for zero_stage, workers in ((0, 1), (1, 2), (2, 2)):
+        options = ("train.max_steps=5", f"zero_stage={zero_stage}", f"cluster.workers={workers}")
+        other = run(folder, tmp_path / str(zero_stage), *options)
+        assert other["before"]["loss"] == pytest.approx(one["before"]["loss"], rel=1e-5)
+        assert other["after"]["loss"] == pytest.approx(one["after"]["loss"], rel=1e-3)
+        assert other["after"]["loss"] < 0.98 * other["before"]["loss"]
+
+
+def test_an_image_that_is_none_is_named_before_workers_start(folder, tmp_path):
+    fixed = [f"model.name={folder / 'vit'}", f"output={tmp_path}", "cluster.launcher=local"]
+    fixed += [f"data.train={folder / 'train.jsonl'}", f"data.evaluation={folder / 'validation.jsonl'}"]
+    done = adapeft("run", "deploy/configs/beans.yaml", *fixed)
+    assert done.returncode == 2
+    assert "data.train: data.image = 'image': row 17 (counted from 0) is not an image" in " ".join(done.stderr.split())
