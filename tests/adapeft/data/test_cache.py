@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tokenizers.normalizers import Lowercase
 
 from adapeft.data.cache import Cache
@@ -17,6 +18,7 @@ from adapeft.data.sources import load_rows
 from adapeft.errors import AdapeftError
 from adapeft.sections.data import TextData
 from adapeft.tasks.describe import describe
+from adapeft.tasks.losses.objective import IGNORED
 from adapeft.tasks.registry import TASKS
 from tests.adapeft.data.test_description import tokenizer
 from tests.support.processes import FORKS
@@ -70,12 +72,22 @@ def test_the_same_batches(task, tmp_path, cache):
         end = [] if own.eos_token_id is None else [own.eos_token_id]
         flat = [token for one in ids for token in one + end]
         expected = torch.tensor(flat[: len(flat) // 6 * 6]).view(-1, 6)
+    elif task == "masked-lm":
+        own.add_special_tokens({"mask_token": "[MASK]"})
+        flat = [
+            token for one in own(texts, add_special_tokens=False)["input_ids"] for token in [*one, own.sep_token_id]
+        ]
+        blocks = torch.tensor(flat[: len(flat) // 4 * 4]).view(-1, 4)
+        expected = F.pad(F.pad(blocks, (1, 0), value=own.cls_token_id), (0, 1), value=own.sep_token_id)
     else:
         expected = own(texts, truncation=True, max_length=6, padding=True, return_tensors="pt")["input_ids"]
     for _ in range(2):
-        found = tokens(data)
+        found = tokens(data, used=own)
         batch = found.collate(range(len(found)))
-        assert torch.equal(batch.inputs["input_ids"], expected)
+        ids = batch.inputs["input_ids"]
+        if task == "masked-lm":  # the labels are the tokens in the place of masks
+            ids = torch.where(batch.labels == IGNORED, ids, batch.labels)
+        assert torch.equal(ids, expected)
         assert found.lengths == batch.inputs["attention_mask"].sum(1).tolist()
         in_memory = TASKS[task].tokenize(load_rows(data.train, "data.train"), data, own, describe(TASKS[task], data))
         again = in_memory.collate(range(len(found)))
