@@ -41,7 +41,7 @@ def main(stop: int, path: str, *overrides: str) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     # At the usual threshold stage 3 would keep a tiny model whole on every rank.
     with (
-        patch.object(measuring, "measuring_engine", partial(measuring.measuring_engine, persistence_threshold=0)),
+        patch.object(measuring, "inference_engine", partial(measuring.inference_engine, persistence_threshold=0)),
         patch.object(finetuning, "training_engine", partial(finetuning.training_engine, persistence_threshold=0)),
     ):
         run(config, folder, report)
