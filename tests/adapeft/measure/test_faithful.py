@@ -50,7 +50,13 @@ def exact_forms(model, groups, direction):
     return slopes.numpy(), curvatures.numpy()
 
 
-@pytest.mark.parametrize(("make", "granularity"), [(make_bert, "tensor"), (make_bert, "role"), (make_gpt2, "role")])
+@pytest.mark.parametrize(
+    ("make", "granularity"),
+    [
+        (make_gpt2, "role"),
+        *(pytest.param(make_bert, granularity, marks=pytest.mark.slow) for granularity in ("tensor", "role")),
+    ],
+)
 def test_parabolas_are_gradient_and_hessian_to_second_order(make, granularity, monkeypatch):
     model = in_double(make())
     model.set_attn_implementation("eager")  # the fused kernel has no second derivative

@@ -155,6 +155,7 @@ def test_lengths_are_refused_where_the_model_crashes(task, config, limit):
             check(config, task, sample, length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "config", "limit"), CASES)
 def test_short_texts_are_held_against_the_longest_that_may_come(task, config, limit):
     """The same model and max_length are judged alike, whatever the first texts are."""

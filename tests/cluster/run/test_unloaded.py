@@ -65,6 +65,7 @@ WRITING = {
     ),
     "gpt2, tied": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, bos_token_id=2, eos_token_id=3)),
 }
+SLOW = ("xlnet", "t5")
 UNREACHED = {"xlnet": 5, "bert with cross-attention": 20}
 UNMEASURED = sorted(name for name, method in METHODS.items() if not method.measures_loss)
 
@@ -127,7 +128,9 @@ def check_equal(ours: Subset, theirs: Subset) -> None:
     assert (ours.always_train, ours.new) == (theirs.always_train, theirs.new)
 
 
-@pytest.mark.parametrize("name", [*CLASSIFYING, *WRITING])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in (*CLASSIFYING, *WRITING)]
+)
 def test_it_is_the_choice_with_a_loaded_model(name, tmp_path):
     if name in WRITING:
         path = config_of(tmp_path, WRITING[name](), "causal-lm")
@@ -148,8 +151,16 @@ def test_every_method_that_measures_nothing(method, bert, tmp_path):
     check_equal(*chosen_both_ways(bert, tmp_path, f"method={method}"))
 
 
-@pytest.mark.parametrize("groups", ["element", "row", "tensor", "role"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("groups", "dtype"),
+    [
+        *[("element", "float32"), ("row", "bfloat16"), ("tensor", "float32"), ("role", "bfloat16")],
+        *[
+            pytest.param(groups, dtype, marks=pytest.mark.slow)
+            for groups, dtype in zip(("element", "row", "tensor", "role"), ("bfloat16", "float32") * 2, strict=True)
+        ],
+    ],
+)
 def test_weights_are_scored_as_they_are_loaded(groups, dtype, bert, tmp_path):
     check_equal(*chosen_both_ways(bert, tmp_path, "method=magnitude", f"groups={groups}", f"dtype={dtype}"))
 
