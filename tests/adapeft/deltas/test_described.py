@@ -8,7 +8,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    BertForMultipleChoice,
+    BertForNextSentencePrediction,
     BertForSequenceClassification,
     GPT2LMHeadModel,
     PreTrainedModel,
@@ -99,21 +99,21 @@ def test_a_language_model_is_merged_and_what_its_maker_says_comes_first(tmp_path
 def test_a_model_of_another_task_says_what_can_be_done_and_that_can(tmp_path):
     make_bert().bert.save_pretrained(tmp_path / "base")
     torch.manual_seed(0)
-    model = BertForMultipleChoice.from_pretrained(tmp_path / "base")
+    model = BertForNextSentencePrediction.from_pretrained(tmp_path / "base")
     name, part = "bert.encoder.layer.1.output.dense.weight", Rows((12, 19), torch.tensor([1, 5]))
     adapeft.attach(model, Subset({name: part}, new_parameters(model), new_parameters(model)))
-    ids = torch.tensor([[[3, 4, 5], [3, 5, 4]]])
-    model(input_ids=ids, labels=torch.tensor([1])).loss.backward()
+    ids = torch.tensor([[3, 4, 5], [3, 5, 4]])
+    model(input_ids=ids, labels=torch.tensor([1, 0])).loss.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
     adapeft.delta(model).save(tmp_path / "delta.safetensors")
     found = Delta.load(tmp_path / "delta.safetensors")
     for call in (adapeft.merge, adapeft.save_for_peft):
-        with pytest.raises(AdapeftError, match=r"on a BertForMultipleChoice.*apply\(model\).*save_pretrained"):
+        with pytest.raises(AdapeftError, match=r"on a BertForNextSentencePrediction.*apply\(model\).*save_pretrained"):
             call(found, str(tmp_path / "base"), tmp_path / "out")
-    fresh = BertForMultipleChoice.from_pretrained(tmp_path / "base")
+    fresh = BertForNextSentencePrediction.from_pretrained(tmp_path / "base")
     found.apply(fresh)
     fresh.save_pretrained(tmp_path / "out")
-    loaded = BertForMultipleChoice.from_pretrained(tmp_path / "out")
+    loaded = BertForNextSentencePrediction.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, model.eval()(ids).logits, rtol=1e-4, atol=1e-5)
 

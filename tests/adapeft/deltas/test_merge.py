@@ -305,8 +305,8 @@ def test_a_delta_that_does_not_name_its_task_is_refused(tmp_path):
     for description, message in (
         ({}, r"does not name the model it was trained on.*Delta\.load\(path\)\.apply"),
         (
-            {"model": {"architecture": "BertForMultipleChoice", "task": None}},
-            "on a BertForMultipleChoice, and",
+            {"model": {"architecture": "BertForNextSentencePrediction", "task": None}},
+            "on a BertForNextSentencePrediction, and",
         ),
     ):
         delta = replace(trained_delta(make_bert)[0], description=description)
