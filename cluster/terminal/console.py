@@ -179,7 +179,8 @@ class Terminal:
             "merge": (
                 f"adapeft merge {short(folder.delta)} \\",
                 f"  --model {_short_name(config.model.name)} \\",
-                f"  {'--unquantized ' * (config.model.quantization in ('int8', 'nf4'))}--out DIR",
+                *_for_unquantized(config, folder),
+                "  --out DIR",
             ),
         }
         self.console.rule("done", style="dim")
@@ -250,6 +251,12 @@ def number_table(first: str, *numbers: str) -> Table:
     for title in numbers:
         table.add_column(title, justify="right")
     return table
+
+
+def _for_unquantized(config: Config, folder: RunFolder) -> Iterator[str]:
+    """Yield the options that merge what was trained on a quantized base, with the scores of both models."""
+    if config.model.quantization in ("int8", "nf4"):
+        yield f"  --unquantized --evaluate {short(folder.config)} \\"
 
 
 def _model(inspection: Inspection) -> str:

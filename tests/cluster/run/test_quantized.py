@@ -52,7 +52,7 @@ def loss_of(text: str) -> float:
 def test_what_is_trained_on_nf4_applies_and_merges(case, config, tmp_path):
     same = [*CASES[case], f"output={tmp_path / 'run'}"]
     shown = text_of(adapeft("run", config, *same))
-    assert "--unquantized --out DIR" in shown
+    assert "--unquantized --evaluate" in shown
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     before, after = metrics["before"]["loss"], metrics["after"]["loss"]
     assert after < 0.8 * before
