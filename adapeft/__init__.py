@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adapeft.selection.select import select
     from adapeft.subset.subset import Subset
     from adapeft.tune.attach import attach, detach
+    from adapeft.tune.base import base
     from adapeft.tune.follow import follow_rule
     from adapeft.tune.parameter_groups import parameter_groups
 
@@ -40,6 +41,7 @@ _EXPORTS = {
     "Deltas": ("adapeft.deltas.swap", "Deltas"),
     "Subset": ("adapeft.subset.subset", "Subset"),
     "attach": ("adapeft.tune.attach", "attach"),
+    "base": ("adapeft.tune.base", "base"),
     "conflict_of": ("adapeft.deltas.conflict", "conflict_of"),
     "delta": ("adapeft.deltas.extract", "extract_delta"),
     "detach": ("adapeft.tune.attach", "detach"),
@@ -61,6 +63,7 @@ __all__ = [
     "Deltas",
     "Subset",
     "attach",
+    "base",
     "conflict_of",
     "delta",
     "detach",

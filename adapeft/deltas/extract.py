@@ -19,7 +19,7 @@ from adapeft.model.load import describe_model
 from adapeft.model.wrappers import unwrap
 from adapeft.parts.change import Change
 from adapeft.parts.whole import Whole
-from adapeft.tune.attachment import Attachment, Owner, attachment_of
+from adapeft.tune.attachment import Attachment, Owner, attachment_of, check_is_on
 from adapeft.tune.buffers import changed_buffers
 from adapeft.tune.check import check_in_place, check_moved, check_reached
 from adapeft.tune.frozen import check_frozen
@@ -47,6 +47,7 @@ def extract_delta(
     inner = unwrap(model)
     check_resident(inner, "delta")
     attachment = attachment_of(inner)
+    check_is_on(attachment, "delta")
     check_in_place(inner, attachment)
     with unsharded(model), _as_shipped(attachment):
         check_frozen(inner, attachment)

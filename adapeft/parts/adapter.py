@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapeft.draw import uniform
 from adapeft.errors import AdapeftError
-from adapeft.parts.layers.bottleneck import add_bottleneck, has_bottleneck, remove_bottleneck
+from adapeft.parts.layers.bottleneck import add_bottleneck, has_bottleneck, remove_bottleneck, switch_bottleneck
 from adapeft.parts.part import AddedPart, Attached, PartHeader, Site
 
 
@@ -97,6 +97,11 @@ class Adapter(AddedPart):
     def remove(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
         for name in parts:
             remove_bottleneck(model, name)
+
+    @classmethod
+    def switch(cls, model: nn.Module, parts: Mapping[str, Self], on: bool) -> None:
+        for name in parts:
+            switch_bottleneck(model, name, on)
 
     def install(self, model: nn.Module, name: str, values: Tensor) -> None:
         for module, local_name in add_bottleneck(model, name, self.split(values)).values():

@@ -99,6 +99,12 @@ class Lora(AddedPart):
 
         unwrap(model, parts)
 
+    @classmethod
+    def switch(cls, model: nn.Module, parts: Mapping[str, Self], on: bool) -> None:
+        from adapeft.parts.layers.lora import switch
+
+        switch(model, parts, on)
+
     # --- the trained difference of a parameter ---
 
     @torch.no_grad()

@@ -198,6 +198,10 @@ class Part:
     def remove(cls, model: nn.Module, parts: Mapping[str, Self]) -> None:
         """Remove everything that ``prepare``, ``attach`` and ``install`` added for these parts, except leaves."""
 
+    @classmethod
+    def switch(cls, model: nn.Module, parts: Mapping[str, Self], on: bool) -> None:
+        """Make the layers use what ``attach`` added for these parts, except leaves, or compute without it."""
+
     def install(self, model: nn.Module, name: str, values: Tensor) -> None:
         """Add a trained part to a model for inference, after ``prepare``, if it cannot be added to the parameter."""
         raise NotImplementedError(self.kind)

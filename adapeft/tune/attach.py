@@ -20,7 +20,7 @@ from adapeft.parts.registry import by_kind
 from adapeft.parts.rule import Ruled
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
-from adapeft.tune.attachment import Attachment, Owner, attachment_of
+from adapeft.tune.attachment import Attachment, Owner, attachment_of, check_is_on
 from adapeft.tune.buffers import set_buffers, stored_buffers
 from adapeft.tune.check import check_step
 from adapeft.tune.saving import hook_saving, unhook_saving
@@ -109,6 +109,7 @@ def detach(model: nn.Module) -> nn.Module:
     """
     passed, model = model, bare(model, "detach")
     attachment = attachment_of(model)
+    check_is_on(attachment, "detach")
     for kind, parts in reversed(by_kind(attachment.subset.parts)):
         kind.remove(model, parts)
     for module in model.modules():

@@ -58,6 +58,7 @@ class Attachment:
             updated for copies of the model, or if a trainer replaces the parameters.
         is_checked: whether a training step has found the model as ``attach`` left it.
         follower: object that applies the rule, once there is an optimizer.
+        is_off: whether the model computes as the base, in ``adapeft.base``.
     """
 
     subset: Subset
@@ -75,6 +76,7 @@ class Attachment:
     reached: set[tuple[str, str]] = field(default_factory=set, repr=False)
     is_checked: bool = False
     follower: Follower | None = None
+    is_off: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A follower writes to the leaves that its optimizer updates, which a copy of the model does not share.
@@ -147,6 +149,19 @@ def attachment_of(model: nn.Module) -> Attachment:
     if attachment is None:
         raise AdapeftError("no subset is attached to this model. Call adapeft.attach(model, subset) first.")
     return attachment
+
+
+def check_is_on(attachment: Attachment, call: str) -> None:
+    """Check that the model is not within ``adapeft.base``.
+
+    Raises:
+        AdapeftError: it is, so its whole tensors hold the base's values.
+    """
+    if attachment.is_off:
+        raise AdapeftError(
+            f"{call}: the delta is switched off within adapeft.base(model), where tensors that are trained whole hold "
+            f"the pretrained values. Leave that context first."
+        )
 
 
 def _note(reached: set[tuple[str, str]], piece: tuple[str, str], gradient: Tensor) -> None:

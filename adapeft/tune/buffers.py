@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,19 @@ def set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, buffer in _stored(model):
         if name in values:
             buffer.copy_(values[name])
+
+
+@contextmanager
+def replaced_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Context in which buffers hold ``values``; what forward passes write into them there is discarded with it."""
+    own = {name: (buffer, buffer.data) for name, buffer in _stored(model) if name in values}
+    try:
+        for name, (buffer, value) in own.items():
+            buffer.data = values[name].to(value.device, value.dtype, copy=True)
+        yield
+    finally:
+        for buffer, value in own.values():
+            buffer.data = value
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

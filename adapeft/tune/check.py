@@ -25,11 +25,19 @@ def check_step(model: nn.Module, inputs: object) -> None:
 
     Raises:
         AdapeftError: gradients would not reach the whole subset, or would reach other parameters, or the model has
-            changed since ``attach``.
+            changed since ``attach``, or is within ``adapeft.base``.
     """
-    if not model.training or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return
-    _check_step(model, attachment_of(model))
+    attachment = attachment_of(model)
+    if attachment.is_off:
+        raise AdapeftError(
+            "a forward pass within adapeft.base(model) records gradients, but the subset takes no part in it, and its "
+            "whole tensors no longer hold the pretrained values when backward runs. Call the model without "
+            "torch.enable_grad() there, or leave the context before training."
+        )
+    if model.training:
+        _check_step(model, attachment)
 
 
 @torch.compiler.disable  # a compiled model may call its hooks untraced, but would then trace the functions they call

@@ -29,10 +29,12 @@ from adapeft.model.divided import full_value, is_divided
 from adapeft.model.quantized import quantization_of
 from adapeft.model.rounding import Rounding
 from adapeft.model.structure import reparametrized, unsaved_parameters
+from adapeft.model.wrappers import ATTACHMENT, unwrap
 from adapeft.parts.change import Change
 from adapeft.parts.layers.bottleneck import has_bottleneck
 from adapeft.parts.layers.lora import BASE_LAYER, wrapped_names
 from adapeft.parts.trained import TrainedWeight, trained_difference, trained_weights
+from adapeft.tune.attachment import check_is_on
 
 _MERGED = ".merged"
 """Suffix of the name of a leaf that is already merged into its weight."""
@@ -77,6 +79,8 @@ def save_trained(
         AdapeftError: the model has adapters or a quantized base, which cannot be merged, or shards that were not
             gathered.
     """
+    if (attachment := getattr(unwrap(model), ATTACHMENT, None)) is not None:
+        check_is_on(attachment, "save_pretrained")
     is_checkpoint = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(save_directory).name) is not None
     state = _whole_state(model) if state_dict is None else dict(state_dict)
     if obstacle := _obstacle(model):

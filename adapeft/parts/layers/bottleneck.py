@@ -26,6 +26,7 @@ class Bottleneck(nn.Module):
         bottleneck, width = pieces["down.weight"].shape
         self.down = nn.Linear(width, bottleneck, device="meta")
         self.up = nn.Linear(bottleneck, width, device="meta")
+        self.is_on = True
         self.load_state_dict({name: nn.Parameter(piece) for name, piece in pieces.items()}, assign=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,11 +61,17 @@ def remove_bottleneck(model: nn.Module, name: str) -> None:
     delattr(layer, _NAME)
 
 
+def switch_bottleneck(model: nn.Module, name: str, on: bool) -> None:
+    """Make the layer ``name`` apply its adapter, or not."""
+    vars(model.get_submodule(name).get_submodule(_NAME))["is_on"] = on
+
+
 def has_bottleneck(layer: nn.Module | None) -> bool:
     """Whether a layer has an adapter."""
     return hasattr(layer, _NAME)
 
 
 def _adapted(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    adapted: Tensor = layer.get_submodule(_NAME)(output)
+    adapter = layer.get_submodule(_NAME)
+    adapted: Tensor = adapter(output) if adapter.is_on else output
     return adapted

@@ -121,8 +121,14 @@ def remove_leaves(module: nn.Module) -> None:
                 delattr(module, _leaf_name(name, leaf))
             for buffer in module.buffer_names(name):
                 delattr(module, buffer)
-        del module.__dict__["leaf_parts"]
+        del module.__dict__["leaf_parts"], module.__dict__["leaves_are_off"]
         module.__class__ = type(module).__bases__[1]
+
+
+def switch_leaves(module: nn.Module, on: bool) -> None:
+    """Make ``module`` compute with its leaves, or without them as its own class does."""
+    if isinstance(module, _WithLeaves):
+        module.__dict__["leaves_are_off"] = not on
 
 
 def leaves_of(module: nn.Module) -> dict[str, dict[str, str]]:
@@ -149,7 +155,7 @@ def difference_of(module: nn.Module, name: str, leaves: Sequence[Tensor]) -> Par
 def _with_leaves(module: nn.Module) -> _WithLeaves:
     if not isinstance(module, _WithLeaves):
         module.__class__ = _class_with_leaves(type(module))  # type: ignore[arg-type]
-        module.__dict__.update(leaf_parts={})
+        module.__dict__.update(leaf_parts={}, leaves_are_off=False)
     assert isinstance(module, _WithLeaves)
     return module
 
@@ -166,12 +172,13 @@ class _WithLeaves(nn.Module):
     """
 
     leaf_parts: dict[str, LeafPart]
+    leaves_are_off: bool
 
     def __getattr__(self, name: str) -> Any:
         # Python calls this for names that are neither in the instance nor in its class, so for every parameter.
         # While FSDP replaces a parameter, it is briefly missing.
         with_leaves = name in self.__dict__.get("leaf_parts", ()) and name in self.__dict__["_parameters"]
-        if with_leaves and not _is_asked_for_the_parameter():
+        if with_leaves and not self.__dict__["leaves_are_off"] and not _is_asked_for_the_parameter():
             return self.summed(name)
         return super().__getattr__(name)
 
@@ -194,6 +201,8 @@ class _WithLeaves(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the forward of the module's own class with the sums as its parameters."""
+        if self.leaves_are_off:
+            return super().forward(*args, **kwargs)
         sums = {name: self.summed(name) for name in self.leaf_parts}
         # Instance attributes take precedence over nn.Module's parameters, which ZeRO's hooks still see.
         self.__dict__.update(sums)
@@ -232,6 +241,8 @@ class _LinearWithLeaves(_WithLeaves):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x [..., in] → [..., out]."""
+        if self.leaves_are_off:
+            return super(_WithLeaves, self).forward(x)
         if self._parameters.get("weight") is None:  # computed from other parameters, as in weight normalization
             return super().forward(x)
         transposed = isinstance(self, Conv1D)
@@ -254,6 +265,8 @@ class _QuantizedWithLeaves(_WithLeaves):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: x [..., in] → [..., out]."""
+        if self.leaves_are_off:
+            return super(_WithLeaves, self).forward(x)
         own = {name: self._parameters[name] for name in self.leaf_parts}
         self.__dict__.update(own)
         try:
@@ -285,6 +298,8 @@ class _EmbeddingWithLeaves(_WithLeaves):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Look up embeddings: tokens int64 [...] → [..., embedding]."""
+        if self.leaves_are_off:
+            return super(_WithLeaves, self).forward(tokens)
         part = self.leaf_parts.get("weight")
         if part is None or not part.looks_up or self.max_norm is not None or self.scale_grad_by_freq or self.sparse:
             return super().forward(tokens)
@@ -301,6 +316,8 @@ class _RecurrentWithLeaves(_WithLeaves):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the forward of the module's own class with the sums in its list of weights."""
+        if self.leaves_are_off:
+            return super(_WithLeaves, self).forward(*args, **kwargs)
         parameters = self._flat_weights
         self.__dict__["_flat_weights"] = [self.summed(name) for name in self._flat_weights_names]
         try:

@@ -112,6 +112,17 @@ def unwrap(model: nn.Module, names: Collection[str]) -> None:
     vars(model).pop("peft_config", None)  # missing if PEFT refused before it changed anything
 
 
+def switch(model: nn.Module, names: Collection[str], on: bool) -> None:
+    """Make the wrapped layers with the weights ``names`` add their LoRA, or not; what requires gradients stays so."""
+    for name in names:
+        layer = model.get_submodule(_layer(name))
+        assert isinstance(layer, LoraLayer)
+        required_grad = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
+        layer.enable_adapters(on)  # PEFT also freezes and unfreezes its factors here
+        for parameter, required in required_grad:
+            parameter.requires_grad_(required)
+
+
 def set_factors(model: nn.Module, name: str, factors: Mapping[str, Tensor]) -> dict[str, ModulePlace]:
     """Set A and B of the wrapped layer with the weight ``name``.
 
