@@ -19,6 +19,7 @@ from adapeft.files.artifact import check_new_folder, new_folder
 from adapeft.finite import check_finite
 from adapeft.formats.peft.lora import lora_for_peft, target_modules
 from adapeft.formats.peft.parts import PREFIX, REMEDY, PeftParts, shira_rank, sort_for_peft
+from adapeft.formats.peft.servable import check_targets, make_servable
 from adapeft.model.rounding import Rounding
 from adapeft.tasks.registry import TASKS
 
@@ -26,7 +27,7 @@ from adapeft.tasks.registry import TASKS
 _OPTIONAL_PREFIX = f"({PREFIX})?".replace(".", r"\.")
 
 
-def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
+def save_for_peft(delta: Delta, base: str, out: str | Path, *, servable: bool = False) -> list[Path]:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft.PeftModel.from_pretrained``.
 
     LoRA stays LoRA, and k rows of a linear layer are exactly LoRA of rank k: a loader that uses only r, lora_alpha and
@@ -40,24 +41,29 @@ def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
         delta: delta of a run; its description names the task.
         base: folder or hub name of the base of the delta, with safetensors weights.
         out: folder to write, which must not exist or be empty.
+        servable: whether the LoRA loaders of vLLM and SGLang must accept the adapter (see
+            ``formats/peft/servable.py``).
 
     Returns:
         The folders that hold an adapter.
 
     Raises:
-        AdapeftError: the base is another one, PEFT cannot hold a change, or ``out`` is not empty.
+        AdapeftError: the base is another one, PEFT, or with ``servable`` vLLM or SGLang, cannot hold a change,
+            or ``out`` is not empty.
     """
     out = Path(out)
     check_new_folder(out)
     found = base_of(delta, base)
     parts = sort_for_peft(delta, found.structure)
+    if servable:
+        make_servable(parts, found.structure)
     delta.check_fingerprint(found.checkpoint.fingerprint(delta.new), found.checkpoint.entries(delta.new))
     both = bool(parts.elements and parts.needs_lora)
     adapters: dict[str, tuple[LoraConfig | ShiraConfig, dict[str, Tensor]]] = {}
     if parts.elements:
         adapters["shira"] = _shira(parts, found, before=_OPTIONAL_PREFIX if both else "")
     if parts.needs_lora or not parts.elements:
-        adapters["lora"] = _lora(parts, delta, found, before=_OPTIONAL_PREFIX if both else "")
+        adapters["lora"] = _lora(parts, delta, found, before=_OPTIONAL_PREFIX if both else "", servable=servable)
     first, beside = adapters["shira" if parts.elements else "lora"]
     first.modules_to_save = sorted(parts.modules) or None
     beside.update(_modules(parts.modules, delta, found))
@@ -75,9 +81,13 @@ def save_for_peft(delta: Delta, base: str, out: str | Path) -> list[Path]:
     return [out / name for name in adapters] if both else [out]
 
 
-def _lora(parts: PeftParts, delta: Delta, base: Base, before: str) -> tuple[LoraConfig, dict[str, Tensor]]:
+def _lora(
+    parts: PeftParts, delta: Delta, base: Base, before: str, servable: bool
+) -> tuple[LoraConfig, dict[str, Tensor]]:
     if parts.lora:
-        config, factors = lora_for_peft(parts.lora, base.structure, before)
+        config, factors = lora_for_peft(parts.lora, base.structure, before, one_rank=servable)
+        if servable:
+            check_targets(config)
     else:
         config, factors = LoraConfig(r=1, lora_alpha=1, target_modules=DUMMY_TARGET_MODULES), {}
     config.lora_bias = bool(parts.biases)

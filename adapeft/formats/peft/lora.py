@@ -17,7 +17,7 @@ _MOST_PADDING = 1.5
 
 
 def lora_for_peft(
-    changes: Mapping[str, Change[Lora]], structure: nn.Module, before: str
+    changes: Mapping[str, Change[Lora]], structure: nn.Module, before: str, *, one_rank: bool = False
 ) -> tuple[LoraConfig, dict[str, tuple[Tensor, Tensor]]]:
     """Return PEFT's config, and A [r, in] and B [out, r] of every layer.
 
@@ -30,12 +30,13 @@ def lora_for_peft(
         changes: weight → LoRA.
         structure: model, for the names of its other modules.
         before: pattern of a prefix of the names.
+        one_rank: whether to pad to ``r`` however large the file becomes.
     """
     ranks = {_layer(name): change.part.rank for name, change in changes.items()}
     widths = {_layer(name): sum(change.part.shape) for name, change in changes.items()}
     r = max(ranks.values())
     own = sum(rank * widths[layer] for layer, rank in ranks.items())
-    is_padded = r * sum(widths.values()) <= _MOST_PADDING * own
+    is_padded = one_rank or r * sum(widths.values()) <= _MOST_PADDING * own
     factors = {}
     for name, change in changes.items():
         pieces = change.part.split(change.values)

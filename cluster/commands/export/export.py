@@ -9,6 +9,7 @@ from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.files.artifact import artifact_kind
 from adapeft.formats.peft.folder import save_for_peft
+from adapeft.formats.peft.servable import rank_to_serve
 from adapeft.formats.unfrozen import save_unfrozen_parameters
 from adapeft.subset.subset import Subset
 from cluster.terminal.console import Terminal
@@ -16,7 +17,7 @@ from cluster.terminal.console import Terminal
 _FORMATS = ("peft", "unfrozen-parameters")
 
 
-def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal) -> None:
+def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal, *, servable: bool = False) -> None:
     """Export the delta or subset at ``path`` and print the paths of the written files.
 
     Raises:
@@ -28,6 +29,8 @@ def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal
     if to == "unfrozen-parameters":
         if model is not None:
             raise AdapeftError("--model: not used by unfrozen-parameters, which only lists names. Leave it out.")
+        if servable:
+            raise AdapeftError("--servable: not used by unfrozen-parameters, which only lists names. Leave it out.")
         print(save_unfrozen_parameters(_load(path), out))
         return
     if model is None:
@@ -36,13 +39,16 @@ def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal
     if isinstance(found, Subset):
         raise AdapeftError(f"{path}: a subset, but a PEFT adapter holds trained values. Give the delta of a run.")
     with terminal.noting():
-        folders = save_for_peft(found, model, out)
+        folders = save_for_peft(found, model, out, servable=servable)
     beyond = [what for folder in folders for what in _beyond_lora(folder)]
     if beyond:
         terminal.note(
             f"the adapter has {', '.join(beyond)}. PEFT loads them, but loaders of plain LoRA, such as vLLM's, refuse "
             f"or ignore them. `adapeft merge` writes a checkpoint that holds everything."
         )
+    if servable:
+        rank = json.loads((folders[0] / "adapter_config.json").read_text())["r"]
+        terminal.note(f"the adapter has rank {rank}: serve it with max-lora-rank {rank_to_serve(rank)} in vLLM.")
     for folder in folders:
         print(folder)
     if len(folders) > 1:

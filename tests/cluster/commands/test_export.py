@@ -96,11 +96,14 @@ def test_to_a_list_of_patterns(command, files):
         ("lora", ("--to", "unfrozen-parameters"), f"'{QUERY}' is trained as lora"),
         ("subset", ("--to", "unfrozen-parameters", "--model", "x"), "--model: not used by unfrozen-parameters"),
         ("subset", ("--to", "peft", "--model", "x"), "a subset, but a PEFT adapter holds trained values"),
+        ("lora", ("--to", "unfrozen-parameters", "--servable"), "--servable: not used by unfrozen-parameters"),
+        ("lora", ("--to", "peft", "--servable", "--model", "BASE"), "the LoRA loaders of vLLM and SGLang"),
         ("nothing", ("--to", "peft", "--model", "x"), "no such file; expected a subset or a delta"),
         ("foreign", ("--to", "peft", "--model", "x"), "neither a delta nor a subset"),
     ],
 )
 def test_what_is_refused(command, files, name, arguments, message):
+    arguments = [files / "base" if word == "BASE" else word for word in arguments]
     status, _, errors = command("export", files / f"{name}.safetensors", *arguments, "--out", files / "out")
     assert status == 2
     assert message in errors
