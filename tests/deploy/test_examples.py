@@ -54,3 +54,15 @@ def test_dpo(tmp_path):
     losses = [float(value) for value in printed.split("losses", 1)[1].split()]
     assert losses[-1] < 0.693, "log 2: the preferred answers are no likelier than at the start"
     assert adapeft.Delta.load(out).changes
+
+
+@pytest.mark.slow
+def test_sft(tmp_path):
+    pairs = [{"prompt": f"{n} and {n}", "completion": " yes"} for n in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    out = tmp_path / "delta.safetensors"
+    printed = run("sft.py", make_model(tmp_path / "model"), tmp_path / "pairs.jsonl", out)
+    losses = [float(value) for value in printed.split("losses", 1)[1].split()]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0]
+    assert adapeft.Delta.load(out).changes
