@@ -85,6 +85,16 @@ class RunFolder:
         return self.path / "metrics.json"
 
     @property
+    def report(self) -> Path:
+        """Pictures and figures as one HTML file."""
+        return self.path / "report.html"
+
+    @property
+    def pictures(self) -> Path:
+        """Pictures of the report as PNG files."""
+        return self.path / "pictures"
+
+    @property
     def validation(self) -> Path:
         """Result of ``adapeft validate``."""
         return self.path / "validation.json"

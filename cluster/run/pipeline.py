@@ -83,6 +83,11 @@ def train(session: Session, subset: Subset) -> dict[str, Any]:
             **_sizes(session.inspection, Delta.load(folder.delta), folder),
             seconds={"train": time.perf_counter() - started},
         )
+        folder.report.unlink(missing_ok=True)
+    if not folder.report.is_file():
+        from cluster.output.report import write_report
+
+        write_report(folder, session.config, session.estimated)
     show_generations(
         session.terminal, load_generations(folder.generations), load_generations(folder.generations_before)
     )

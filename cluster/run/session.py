@@ -12,6 +12,7 @@ from filelock import FileLock
 from adapeft.config.config import Config
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import provenance, save_json
+from adapeft.memory.estimate import memory
 from adapeft.sections.paths import is_url
 from cluster.events import to_all
 from cluster.failure import WorkerError
@@ -25,6 +26,7 @@ from cluster.output.identity import job_metadata, run_id
 from cluster.output.log import EventLog
 from cluster.output.metrics import load_metrics
 from cluster.output.mirror import Mirror
+from cluster.output.pictures.estimated import Estimated
 from cluster.terminal.console import Terminal
 from cluster.zero.settings import zero_of
 
@@ -46,6 +48,8 @@ class Session:
         self.folder = RunFolder.of(config)
         self.inspection: Inspection
         self.contents: dict[str, str] = {}
+        self.estimated: dict[str, Estimated] = {}
+        """Memory of each stage, once ``check_memory`` has estimated it."""
         self._mirror = Mirror(config.output) if is_url(config.output) else None
         self._log = EventLog(self.folder.events, run_id(config))
         self._launched: tuple[Launcher, Config, Publisher | None] | None = None
@@ -121,7 +125,12 @@ class Session:
         with self.terminal.busy("estimating memory"):
             estimate = estimate_of(self.config, self.inspection)
             check_memory(estimate)
-            lines = remarks(estimate, zero_of(self.config.cluster))
+            zero = zero_of(self.config.cluster)
+            lines = remarks(estimate, zero)
+            self.estimated = {
+                stage: Estimated(memory(load, zero).parts, load.unknown is not None)
+                for stage, load in estimate.loads(zero).items()
+            }
         for line in lines:
             self.terminal.note(line)
 

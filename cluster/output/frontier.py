@@ -1,0 +1,61 @@
+"""The frontier of a run: its predicted loss decrease under other budgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from adapeft.choose.options import choice_problem
+from adapeft.measure.statistics import Statistics
+from adapeft.measure.storage import TABLE, load_groups, load_options
+from adapeft.methods.registry import get_method
+from adapeft.subset.subset import Subset
+from cluster.output.folder import RunFolder
+from solver import Frontier, choice_frontier, frontier
+
+
+class RunFrontier(NamedTuple):
+    """The frontier of a run.
+
+    Attributes:
+        curve: predicted loss decrease at each budget.
+        num_total: number of parameters of the model.
+        budget: budget of the run.
+    """
+
+    curve: Frontier
+    num_total: int
+    budget: int
+
+
+def frontier_of(folder: RunFolder, subset: Subset, shares: Sequence[Fraction]) -> RunFrontier | None:
+    """Return the frontier at the budget of the run and at ``shares`` of the model's parameters.
+
+    None if the run has no values of groups: it measured none, or single elements.
+    """
+    if not (folder.path / TABLE).is_file():
+        return None
+    groups, columns, key = load_groups(folder.path)
+    if not columns or groups.granularity == "element":
+        return None
+    said = subset.choice
+    method, reach = get_method(said.needed("method")), float(said.needed("reach"))
+    budget = said.needed("budget")
+    statistics = Statistics(groups, columns, options=load_options(folder.path, groups))
+    values = method.group_values(statistics, reach)
+    if values is None:
+        return None
+    available = int(groups.counts.sum())
+    # Rounded down like a budget of the config, so that the run's own budget does not appear twice.
+    counts = {budget, *(math.floor(share * groups.num_total) for share in shares)}
+    budgets = sorted(count for count in counts if groups.counts.min() <= count <= available)
+    if statistics.options is None:
+        return RunFrontier(frontier(values, groups.counts, budgets), groups.num_total, budget)
+    worth = method.option_values(statistics, reach)
+    assert worth is not None
+    options = key.get("select.options")
+    with_rows = isinstance(options, list) and "row" in options
+    problem = choice_problem(groups, values, statistics.options, worth, budget, with_rows=with_rows)
+    return RunFrontier(choice_frontier(problem, budgets), groups.num_total, budget)

@@ -1,0 +1,43 @@
+"""A picture: a PNG with its title and caption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+
+from matplotlib.figure import Figure
+
+WIDTH = 5.0
+"""Inches. Text of 10 points stays readable on a screen of 400 pixels."""
+DOTS_PER_INCH = 160
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a PNG on white, which is readable on light and dark pages.
+
+    Attributes:
+        name: name of its file, without the ending.
+        title: what it shows, in a few words.
+        caption: what is on its axes and how to read it.
+        png: content of the PNG file.
+    """
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+def new_figure(height: float) -> Figure:
+    """Return an empty figure of ``WIDTH`` by ``height`` inches, outside the global state of pyplot."""
+    return Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+
+
+def png_of(figure: Figure) -> bytes:
+    """Return the figure as the content of a PNG file."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

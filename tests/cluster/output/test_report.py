@@ -1,0 +1,261 @@
+"""The report of a run: one self-contained page, and pictures that are not blank."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adapeft.config.load import parse_config
+from adapeft.measure.groups import Groups
+from adapeft.measure.storage import save_groups
+from adapeft.model.structure import ParameterInfo
+from adapeft.parts.rows import Rows
+from adapeft.subset.choice import Choice
+from adapeft.subset.subset import Subset
+from adapeft.tasks.generation import Generation
+from cluster.output.folder import RunFolder
+from cluster.output.generations import save_generations
+from cluster.output.pictures.estimated import Estimated
+from cluster.output.pictures.frontier import knee_of
+from cluster.output.pictures.layers import place_of
+from cluster.output.report import write_report
+
+NAMES = ("model.embed.weight", "model.layers.0.mlp.weight", "model.layers.1.mlp.weight")
+WEIGHTS = tuple(
+    ParameterInfo(name, (8, 4), role, layer, 0.5, 0)
+    for name, role, layer in zip(NAMES, ("model.embed.weight", "mlp.weight", "mlp.weight"), (-1, 0, 1), strict=True)
+)
+MEASURED = {"frontier", "influence", "slopes"}
+ALWAYS = {"loss", "metric", "chosen"}
+
+
+class Page(HTMLParser):
+    """Collects the tags of a page, and the texts outside of its style."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def write_run(path, *, measured=True, method="adapeft", task="sequence-classification"):
+    """Write the artifacts of a finished run; return its folder and config."""
+    config = parse_config(
+        {
+            "model": {"name": "/models/<b>tiny</b>", "task": task},
+            "data": {"train": "train.jsonl", "evaluation": "validation.jsonl", "text": "text", "label": "label"},
+            "output": str(path),
+        }
+    )
+    folder = RunFolder(path)
+    groups = Groups(WEIGHTS, "row", 200)
+    slopes = np.linspace(0.5, 0.01, groups.num_groups)
+    columns = {"slope": slopes, "slope_error": slopes / 3, "curvature": np.full(groups.num_groups, 0.1)}
+    derived = {"chosen": np.zeros(groups.num_groups, dtype=np.int64)}
+    if measured:
+        derived["influence"] = slopes / 10
+    save_groups(path, groups, columns if measured else {}, {}, **derived)
+    parts = {NAMES[0]: Rows((8, 4), torch.tensor([0, 3]), 0), NAMES[1]: Rows((8, 4), torch.tensor([5]), 0)}
+    choice = Choice(
+        method=method, granularity="row", budget=12, reach=0.1, num_total=200, value=0.3, bound=0.3, gap=0.0
+    )
+    Subset(parts, choice=choice).save(folder.subset)
+    metrics = {
+        "metric": "accuracy",
+        "before": {"loss": 1.1, "accuracy": 0.25},
+        "after": {"loss": 0.6, "accuracy": 0.75},
+        "last": {"loss": 0.7, "accuracy": 0.7},
+        "best_step": 10,
+        "history": [{"step": 10, "loss": 0.6, "accuracy": 0.75}, {"step": 20, "loss": 0.7, "accuracy": 0.7}],
+        "total_parameters": 200,
+        "trainable_parameters": 12,
+        "always_trained_parameters": 5,
+        "delta_bytes": 2048,
+        "peak_memory_bytes": 800 * 2**20,
+        "seconds": {"select": 1.5, "train": 2.5},
+        "choice": {"method": method, "granularity": "row", "value": 0.3 if measured else None},
+    }
+    folder.metrics.write_text(json.dumps(metrics))
+    folder.logs.mkdir()
+    events = [{"message": "training", "done": step, "loss": 1.0 / step} for step in (5, 10, 15, 20)]
+    # The process was killed while it wrote the last line.
+    folder.events.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"message": "trai')
+    return folder, config
+
+
+ESTIMATED = {"training": Estimated({"weights": 100 * 2**20, "optimizer": 0, "process": 700 * 2**20}, is_bound=True)}
+
+
+def names_of(page):
+    return [attributes["id"] for attributes in page.all("figure")]
+
+
+def test_a_page_has_every_figure_and_refers_to_nothing_outside(tmp_path):
+    folder, config = write_run(tmp_path)
+    save_generations(folder.generations_before, [Generation(3, "2+2?<script>", "4", "five & six")])
+    save_generations(folder.generations, [Generation(3, "2+2?<script>", "4", "")])
+    write_report(folder, config, ESTIMATED)
+    text = folder.report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert set(names_of(page)) == ALWAYS | MEASURED | {"memory"}
+    assert len(page.all("img")) == len(names_of(page))
+    for image in page.all("img"):
+        assert len(image["alt"]) > 40
+        assert image["src"].startswith("data:image/png;base64,")
+    assert "http" not in text
+    assert "url(" not in text
+    assert not page.all("script")
+    assert not [attributes for _, attributes in page.tags if attributes.get("href") not in (None, "data:,")]
+    shown = " ".join(page.texts)
+    for expected in ("0.2500 → 0.7500", "12 of 200 parameters", "2.0 KiB", "<b>tiny</b>", "2+2?<script>", "five & six"):
+        assert expected in shown
+    assert not page.all("b")
+    assert "(empty)" in shown
+    assert [attributes for attributes in page.all("meta") if attributes.get("name") == "viewport"]
+
+
+def test_pictures_are_files_too_and_not_blank(tmp_path):
+    folder, config = write_run(tmp_path)
+    write_report(folder, config, ESTIMATED)
+    files = {path.stem: path.read_bytes() for path in folder.pictures.iterdir()}
+    assert files.keys() == ALWAYS | MEASURED | {"memory"}
+    for name, content in files.items():
+        with Image.open(BytesIO(content)) as image:
+            image.load()
+            assert image.format == "PNG"
+            dark = np.asarray(image.convert("L")) < 128
+            assert 0.002 < dark.mean() < 0.5, name
+
+
+def test_what_a_run_has_not_measured_is_left_out(tmp_path):
+    folder, config = write_run(tmp_path, measured=False, method="random")
+    write_report(folder, config, {})
+    page = Page(folder.report.read_text(encoding="utf-8"))
+    assert set(names_of(page)) == ALWAYS
+    assert {path.stem for path in folder.pictures.iterdir()} == ALWAYS
+    assert "influence" not in page.texts
+    assert not page.all("h3")
+
+
+def test_only_adapeft_predicts_losses(tmp_path):
+    captions = {}
+    for method in ("adapeft", "snip"):
+        folder, config = write_run(tmp_path / method, method="adapeft")
+        subset = Subset.load(folder.subset)
+        subset.described(method=method).save(folder.subset)
+        if method == "snip":  # a column of its own
+            groups = Groups(WEIGHTS, "row", 200)
+            values = np.linspace(1, 2, groups.num_groups)
+            save_groups(folder.path, groups, {"sensitivity": values}, {}, influence=values)
+        write_report(folder, config, {})
+        page = Page(folder.report.read_text(encoding="utf-8"))
+        captions[method] = " ".join(page.texts)
+    assert "predicted loss decrease" in captions["adapeft"]
+    assert "predicted loss decrease" not in captions["snip"]
+    assert "value to the method snip" in captions["snip"]
+
+
+def test_the_knee_is_where_the_marginal_value_falls_below_the_average():
+    costs = np.arange(1.0, 101.0)
+    # d/dx of sqrt(x / 100) equals 1 / 100 at x = 25.
+    assert costs[knee_of(costs, np.sqrt(costs / 100))] == 25
+    # Where no point is above the line, it is the last one or any on the line.
+    assert knee_of(np.array([1.0, 10.0]), np.array([0.01, 1.0])) == 1
+
+
+def test_places_of_names():
+    assert place_of("bert.encoder.layer.11.attention.self.query.weight") == (11, "attention.self.query.weight")
+    assert place_of("model.layers.3.experts.5.w1.weight") == (3, "experts.5.w1.weight")
+    assert place_of("model.embed_tokens.weight") == (-1, "model.embed_tokens.weight")
+
+
+CHROMIUM = shutil.which("chromium")
+PROBE = """
+<script>
+const errors = [];
+addEventListener("error", event => errors.push(event.message));
+addEventListener("load", () => {
+  const found = {
+    images: [...document.images].map(image => [image.naturalWidth, image.getBoundingClientRect().width]),
+    width: document.documentElement.clientWidth,
+    scroll: document.documentElement.scrollWidth,
+    back: getComputedStyle(document.body).backgroundColor,
+    text: getComputedStyle(document.body).color,
+    errors: errors,
+  };
+  document.body.setAttribute("data-found", JSON.stringify(found));
+});
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_every_figure_on_a_narrow_screen(tmp_path, dark):
+    folder, config = write_run(tmp_path / "run")
+    save_generations(folder.generations, [Generation(0, "word" * 200, "4", "x" * 500)])
+    write_report(folder, config, ESTIMATED)
+    # A frame of 400 pixels, because a window of Chromium is at least 500 wide.
+    probed = tmp_path / "probed.html"
+    page = folder.report.read_text(encoding="utf-8")
+    probed.write_text(page.replace("<head>", f"<head>{PROBE}"), encoding="utf-8")
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        '<iframe src="probed.html" width="400" height="800" style="border: 0"></iframe><script>addEventListener("load",'
+        '() => document.body.append(document.querySelector("iframe").contentDocument.body.dataset.found))</script>'
+    )
+    flags = [
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+        *(
+            "--disable-component-update",
+            "--disable-sync",
+            "--allow-file-access-from-files",
+        ),
+        *("--virtual-time-budget=5000", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"),
+        *(["--blink-settings=preferredColorScheme=0"] if dark else ["--blink-settings=preferredColorScheme=1"]),
+    ]
+    done = subprocess.run(
+        [str(CHROMIUM), *flags, "--dump-dom", f"file://{frame}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = json.loads(done.stdout[done.stdout.index('{"images"') : done.stdout.rindex("}") + 1])
+    assert found["errors"] == []
+    assert "CONSOLE" not in done.stderr
+    assert found["width"] <= 400
+    assert found["scroll"] == found["width"], "no horizontal scrolling"
+    assert len(found["images"]) == len(ALWAYS | MEASURED | {"memory"})
+    for natural, shown in found["images"]:
+        assert natural > 0
+        assert 250 < shown <= 400
+    colors = ("rgb(21, 24, 28)", "rgb(228, 230, 233)") if dark else ("rgb(255, 255, 255)", "rgb(28, 30, 33)")
+    assert (found["back"], found["text"]) == colors
