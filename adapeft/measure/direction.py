@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import Shards
+from adapeft.measure.shards.shards import Shards
 
 NOISE = 1e-5
 """Fraction of the model's root-mean-square gradient below which a coordinate's gradient may be rounding error.

@@ -24,7 +24,7 @@ from torch import Tensor
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import Projector, measure_curvatures, measure_slopes
-from adapeft.measure.shards import Shards, Slice
+from adapeft.measure.shards.shards import Shards, Slice
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import Ranks
 

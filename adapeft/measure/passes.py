@@ -16,7 +16,7 @@ from adapeft.data.batches import Calibration
 from adapeft.errors import AdapeftError
 from adapeft.finite import blame, is_finite
 from adapeft.measure.partial import PartialSums
-from adapeft.measure.shards import Shards
+from adapeft.measure.shards.shards import Shards
 from adapeft.tasks.losses.micro_batches import Collate, Watched, example_losses, micro_losses
 from adapeft.tasks.losses.objective import Objective
 

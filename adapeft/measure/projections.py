@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import Shards, Slice
+from adapeft.measure.shards.shards import Shards, Slice
 
 
 class Projector(NamedTuple):

@@ -14,7 +14,7 @@ from adapeft.errors import AdapeftError
 from adapeft.finite import is_finite
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.ranks import Ranks
 
 Value = Callable[[dict[str, Tensor]], Tensor]

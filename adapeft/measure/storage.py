@@ -23,7 +23,7 @@ from adapeft.finite import check_finite
 from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.options import Options
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics, check_columns, check_options
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import Ranks

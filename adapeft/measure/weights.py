@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapeft.measure.groups import Groups
 from adapeft.measure.measure import check_measured
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.measure.storage import load_elements, save_elements_one_by_one
 from adapeft.model.checkpoint.checkpoint import Checkpoint

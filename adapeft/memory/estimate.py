@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 
-from adapeft.measure.arriving import BUCKET
+from adapeft.measure.shards.arriving import BUCKET
 
 FLOAT32 = 4
 """Bytes per element of each Adam moment, master weight and statistic."""

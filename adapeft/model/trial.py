@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from adapeft.errors import AdapeftError
 from adapeft.model.unloaded.weightless import BeyondTableError, UnknownValueError, Weightless
 from adapeft.tasks.losses.split import with_decoder_inputs
-from adapeft.tasks.tokenize import LABELS, TokenizedData
+from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
 
 Row = Mapping[str, list[int]]
 

@@ -20,7 +20,7 @@ from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.measure import check_precision, measure, not_reached
 from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.model.wrappers import ATTACHMENT, bare
 from adapeft.selection.batches import as_batches, check_labels, examples_of

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 
 from adapeft.sections.data import Data, TextData
 from adapeft.sections.section import Harmless
-from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.metrics.metrics import Metrics
 from adapeft.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
     from adapeft.tasks.losses.objective import Objective
-    from adapeft.tasks.tokenize import TokenizedData
+    from adapeft.tasks.tokens.tokenize import TokenizedData
 
 
 class CausalLMData(TextData):
@@ -79,7 +79,7 @@ class CausalLM(NextTokenTask[CausalLMData]):
         cache: Cache | None = None,
     ) -> TokenizedData:
         from adapeft.data.padding import with_padding
-        from adapeft.tasks.tokenize import TokenizedData, blocks_of
+        from adapeft.tasks.tokens.tokenize import TokenizedData, blocks_of
 
         tokenizer = with_padding(tokenizer)
         return TokenizedData(blocks_of(rows, data.text, data.max_length, tokenizer, cache), None, tokenizer)

@@ -10,7 +10,7 @@ from pydantic import Field
 from adapeft.errors import AdapeftError
 from adapeft.sections.data import Data
 from adapeft.sections.section import Harmless
-from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.metrics.metrics import Metrics
 from adapeft.tasks.sequence_classification import ClassMetrics
 from adapeft.tasks.task import Task
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
     from adapeft.tasks.losses.objective import Objective
-    from adapeft.tasks.tokenize import TokenizedData
+    from adapeft.tasks.tokens.tokenize import TokenizedData
 
 
 class ImageData(Data):
@@ -89,7 +89,7 @@ class ImageClassification(Task[ImageData]):
 
         from adapeft.data.labels import class_numbers
         from adapeft.tasks.images import Images
-        from adapeft.tasks.tokenize import made
+        from adapeft.tasks.tokens.tokenize import made
 
         assert description is not None, "classes are numbered by the description of the training data"
         key = {"kind": "images", "invalid": data.invalid}

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from adapeft.data.description import Batch
-from adapeft.tasks.tokenize import TokenizedData
+from adapeft.tasks.tokens.tokenize import TokenizedData
 
 # What Pillow raises for files that are damaged, missing or no images.
 _ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

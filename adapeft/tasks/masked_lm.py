@@ -12,7 +12,7 @@ from adapeft.errors import AdapeftError
 from adapeft.sections.data import TextData
 from adapeft.sections.section import Harmless
 from adapeft.tasks.causal_lm import LanguageModelTask, TokenMetrics
-from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.metrics.metrics import Metrics
 
 if TYPE_CHECKING:
     import datasets
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription
     from adapeft.tasks.losses.objective import Objective
-    from adapeft.tasks.tokenize import TokenizedData
+    from adapeft.tasks.tokens.tokenize import TokenizedData
 
 
 class MaskedLMData(TextData):
@@ -58,7 +58,7 @@ class MaskedLM(LanguageModelTask[MaskedLMData]):
         cache: Cache | None = None,
     ) -> TokenizedData:
         from adapeft.data.padding import with_padding
-        from adapeft.tasks.tokenize import TokenizedData, blocks_of
+        from adapeft.tasks.tokens.tokenize import TokenizedData, blocks_of
 
         if tokenizer.mask_token_id is None:
             raise AdapeftError(
@@ -115,7 +115,7 @@ class Masking:
 
     def __call__(self, columns: Mapping[str, list[Any]], ids: Sequence[int], epoch: int) -> dict[str, list[Any]]:
         """Return the columns with masked ``input_ids``, and ``labels``."""
-        from adapeft.tasks.tokenize import LABELS
+        from adapeft.tasks.tokens.tokenize import LABELS
 
         drawn = [self._masked(row, example, epoch) for row, example in zip(columns["input_ids"], ids, strict=True)]
         return {**columns, "input_ids": [tokens for tokens, _ in drawn], LABELS: [labels for _, labels in drawn]}

@@ -10,7 +10,7 @@ from pydantic import Field
 from adapeft.errors import AdapeftError
 from adapeft.sections.section import Harmless
 from adapeft.tasks.losses.objective import Objective
-from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.metrics.metrics import Metrics
 from adapeft.tasks.sequence_classification import TextClassification, TextClassificationData
 
 if TYPE_CHECKING:

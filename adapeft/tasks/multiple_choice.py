@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from adapeft.errors import AdapeftError
 from adapeft.sections.data import PaddedData, Padding
 from adapeft.sections.section import Harmless
-from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.metrics.metrics import Metrics
 from adapeft.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
     from adapeft.tasks.losses.objective import Objective
-    from adapeft.tasks.tokenize import TokenizedData
+    from adapeft.tasks.tokens.tokenize import TokenizedData
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -93,7 +93,7 @@ class MultipleChoice(Task[MultipleChoiceData]):
 
         from adapeft.data.labels import values_of
         from adapeft.data.padding import with_padding
-        from adapeft.tasks.tokenize import TokenizedData, check_fast, labels_of, made
+        from adapeft.tasks.tokens.tokenize import TokenizedData, check_fast, labels_of, made
 
         assert description is not None, "the number of choices is that of the training data"
         tokenizer = with_padding(tokenizer)
@@ -196,7 +196,7 @@ def _encoded(
     rows: datasets.Dataset, data: MultipleChoiceData, tokenizer: PreTrainedTokenizerBase, progress: Progress
 ) -> Iterator[dict[str, list[Any]]]:
     """Yield columns with one list per choice: the tokens of the question with it."""
-    from adapeft.tasks.tokenize import TRUNCATED, batches_of
+    from adapeft.tasks.tokens.tokenize import TRUNCATED, batches_of
 
     for batch in batches_of(rows, data.all_columns, progress):
         questions, *columns = batch.values()

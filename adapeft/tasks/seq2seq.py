@@ -13,7 +13,7 @@ from adapeft.sections.data import AnsweredData, Generated, NewTokens, Padding
 from adapeft.sections.section import Harmless
 from adapeft.tasks.answers import AnswerMetrics
 from adapeft.tasks.causal_lm import LanguageModelTask
-from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.metrics.metrics import Metrics
 
 if TYPE_CHECKING:
     import datasets
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapeft.data.description import DataDescription
     from adapeft.tasks.generation import Prompts
     from adapeft.tasks.losses.objective import Objective
-    from adapeft.tasks.tokenize import TokenizedData
+    from adapeft.tasks.tokens.tokenize import TokenizedData
 
 
 class Seq2SeqData(AnsweredData):
@@ -70,7 +70,7 @@ class Seq2Seq(LanguageModelTask[Seq2SeqData]):
         cache: Cache | None = None,
     ) -> TokenizedData:
         from adapeft.data.padding import with_padding
-        from adapeft.tasks.tokenize import TokenizedData, check_fast, made
+        from adapeft.tasks.tokens.tokenize import TokenizedData, check_fast, made
 
         tokenizer = with_padding(tokenizer)
         check_fast(tokenizer, "whether a text was truncated")
@@ -145,7 +145,7 @@ def _kept(
     Raises:
         AdapeftError: a pair is too long and ``data.too_long`` is ``error``.
     """
-    from adapeft.tasks.tokenize import LABELS, TRUNCATED, batches_of
+    from adapeft.tasks.tokens.tokenize import LABELS, TRUNCATED, batches_of
 
     start = 0
     for batch in batches_of(rows, [data.source, data.target], progress):
@@ -173,7 +173,7 @@ def _kept(
 def _prompts(rows: datasets.Dataset, data: Seq2SeqData, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """Return the sources of the first ``data.generate`` pairs that are examples, with their whole targets."""
     from adapeft.tasks.generation import Prompts
-    from adapeft.tasks.tokenize import LABELS
+    from adapeft.tasks.tokens.tokenize import LABELS
 
     pairs = (pair for kept in _kept(rows, data, tokenizer, lambda done, total: None) for pair in kept)
     first = list(islice(pairs, None if data.generate == "all" else data.generate))

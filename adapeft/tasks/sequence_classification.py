@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 
 from adapeft.sections.data import PaddedData, Padding, TextData
 from adapeft.sections.section import Harmless
-from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.metrics.metrics import Metrics
 from adapeft.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
     from adapeft.tasks.losses.objective import Objective
-    from adapeft.tasks.tokenize import TokenizedData
+    from adapeft.tasks.tokens.tokenize import TokenizedData
 
 
 D = TypeVar("D", bound="TextClassificationData")
@@ -73,7 +73,7 @@ class TextClassification(Task[D]):
         cache: Cache | None = None,
     ) -> TokenizedData:
         from adapeft.data.padding import with_padding
-        from adapeft.tasks.tokenize import TokenizedData, examples_of, labels_of
+        from adapeft.tasks.tokens.tokenize import TokenizedData, examples_of, labels_of
 
         assert description is not None, "classes are numbered by the description of the training data"
         tokenizer = with_padding(tokenizer)
@@ -138,7 +138,7 @@ class ClassMetrics(Metrics):
         return logits[predicted].argmax(-1), labels[predicted]
 
     def scores(self, loss: float, predictions: Tensor | None, labels: Tensor | None) -> dict[str, float]:
-        from adapeft.tasks.scores import agreement
+        from adapeft.tasks.metrics.scores import agreement
 
         assert predictions is not None
         assert labels is not None
@@ -156,7 +156,7 @@ class TargetMetrics(Metrics):
         return logits[predicted].double().reshape(len(targets)), targets
 
     def scores(self, loss: float, predictions: Tensor | None, labels: Tensor | None) -> dict[str, float]:
-        from adapeft.tasks.scores import correlations
+        from adapeft.tasks.metrics.scores import correlations
 
         assert predictions is not None
         assert labels is not None

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from adapeft.data.labels import Head
     from adapeft.tasks.generation import Prompts
     from adapeft.tasks.losses.objective import Objective
-    from adapeft.tasks.metrics import Metrics
-    from adapeft.tasks.tokenize import TokenizedData
+    from adapeft.tasks.metrics.metrics import Metrics
+    from adapeft.tasks.tokens.tokenize import TokenizedData
 
 D = TypeVar("D", bound=Data)
 

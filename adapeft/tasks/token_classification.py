@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from adapeft.errors import AdapeftError
 from adapeft.sections.data import PaddedData, Padding
 from adapeft.sections.section import Harmless
-from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.metrics.metrics import Metrics
 from adapeft.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
     from adapeft.tasks.losses.objective import Objective
-    from adapeft.tasks.tokenize import TokenizedData
+    from adapeft.tasks.tokens.tokenize import TokenizedData
 
 
 class TokenClassificationData(PaddedData):
@@ -78,7 +78,7 @@ class TokenClassification(Task[TokenClassificationData]):
         cache: Cache | None = None,
     ) -> TokenizedData:
         from adapeft.data.padding import with_padding
-        from adapeft.tasks.tokenize import TokenizedData, check_fast, made
+        from adapeft.tasks.tokens.tokenize import TokenizedData, check_fast, made
 
         assert description is not None, "classes are numbered by the description of the training data"
         tokenizer = with_padding(tokenizer)
@@ -229,7 +229,7 @@ def _encoded(
     """
     from adapeft.data.labels import class_numbers
     from adapeft.tasks.losses.objective import IGNORED
-    from adapeft.tasks.tokenize import LABELS, TRUNCATED, batches_of
+    from adapeft.tasks.tokens.tokenize import LABELS, TRUNCATED, batches_of
 
     is_any_kept = False
     for batch in batches_of(rows, [data.words, data.label], progress):

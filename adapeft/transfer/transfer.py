@@ -24,7 +24,7 @@ from adapeft.choose.knapsack import knapsack
 from adapeft.errors import AdapeftError
 from adapeft.measure.exact.elementwise import element_statistics
 from adapeft.measure.groups import Groups
-from adapeft.measure.shards import Shards
+from adapeft.measure.shards.shards import Shards
 from adapeft.measure.statistics import Statistics, Value
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.part import Part

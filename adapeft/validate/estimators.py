@@ -15,7 +15,7 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.validate.draw import Draw
 
 Score = list[Tensor]

@@ -29,7 +29,7 @@ from adapeft.sections.cluster import Cluster
 from adapeft.selection.choose import check_budget, check_limit
 from adapeft.subset.subset import Subset
 from adapeft.tasks.registry import TASKS
-from adapeft.tasks.tokenize import LABELS, TokenizedData
+from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
 from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
 

@@ -18,7 +18,7 @@ from adapeft.errors import AdapeftError
 from adapeft.finite import listed
 from adapeft.tasks.answers import answer_scores
 from adapeft.tasks.generation import Generation
-from adapeft.tasks.metrics import Scorer
+from adapeft.tasks.metrics.metrics import Scorer
 from cluster.events import Report
 from cluster.output.folder import RunFolder
 from cluster.ranks.answers import generate

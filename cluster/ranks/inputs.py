@@ -22,10 +22,10 @@ from adapeft.model.unloaded.divided import Division, load_divided
 from adapeft.tasks.generation import Prompts
 from adapeft.tasks.losses.objective import Objective
 from adapeft.tasks.losses.own_loss import check_own_loss, check_packing, check_padding
-from adapeft.tasks.metrics import Metrics
-from adapeft.tasks.packing import packed_batch
+from adapeft.tasks.metrics.metrics import Metrics
 from adapeft.tasks.registry import TASKS
-from adapeft.tasks.tokenize import LABELS, TokenizedData
+from adapeft.tasks.tokens.packing import packed_batch
+from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
 from cluster.events import Report, ignore
 from cluster.output.folder import RunFolder
 

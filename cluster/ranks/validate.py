@@ -17,7 +17,7 @@ from adapeft.measure.influence import planned_reach
 from adapeft.measure.measure import ready
 from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.validate.correlation import correlate, fit_constant
 from adapeft.validate.draw import Draw, draw_subsets, subset_of_draw

@@ -15,7 +15,7 @@ from adapeft.errors import AdapeftError
 from adapeft.files.artifact import load_tensors
 from adapeft.files.rank_files import rank_paths, save_on_ranks
 from adapeft.finite import DIVERGED, check_finite, is_finite
-from adapeft.measure.always_trained import adam_state
+from adapeft.measure.shards.always_trained import adam_state
 from adapeft.ranks import Ranks
 from adapeft.tune.attachment import attachment_of
 from adapeft.tune.buffers import changed_buffers, set_buffers

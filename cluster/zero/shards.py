@@ -9,8 +9,8 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
-from adapeft.measure.arriving import Take
-from adapeft.measure.shards import Slice, WholeModel
+from adapeft.measure.shards.arriving import Take
+from adapeft.measure.shards.shards import Slice, WholeModel
 from adapeft.ranks import Ranks
 from adapeft.tasks.losses.micro_batches import Loss
 

@@ -14,7 +14,7 @@ from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
 from adapeft.finite import blame, check_finite, is_finite, listed
 from adapeft.measure.groups import groups_of
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.ranks import OneRank
 from adapeft.selection.choose import choose

@@ -25,7 +25,7 @@ from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import ready
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.methods.registry import get_method
 from adapeft.subset.subset import Subset
 from cluster.output.folder import RunFolder

@@ -23,7 +23,7 @@ from adapeft.data.sources import rows_of
 from adapeft.tasks.describe import describe
 from adapeft.tasks.registry import TASKS
 from transformers import AutoTokenizer
-import adapeft.tasks.tokenize
+import adapeft.tasks.tokens.tokenize
 try:
     from adapeft.data.cache import Cache
     more = (Cache(),)

@@ -16,13 +16,13 @@ import torch
 from adapeft.config.load import parse_select
 from adapeft.data.batches import Calibration, num_micro_batches
 from adapeft.data.description import Batch
-from adapeft.measure import arriving
 from adapeft.measure.exact import parabola
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.measure import measure
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import Shards
+from adapeft.measure.shards import arriving
+from adapeft.measure.shards.shards import Shards
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks

@@ -38,7 +38,7 @@ from adapeft.measure.low_rank.moments import (
 )
 from adapeft.measure.low_rank.windows import SeenShards, gathered
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.model.structure import ParameterInfo
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.windows import SeenShards, Windows
-from adapeft.measure.shards import Shards
+from adapeft.measure.shards.shards import Shards
 
 
 class Seen:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
-from adapeft.measure.arriving import Take
 from adapeft.measure.groups import Groups
-from adapeft.measure.shards import Shards, Slice
+from adapeft.measure.shards.arriving import Take
+from adapeft.measure.shards.shards import Shards, Slice
 from adapeft.model.places import places_of
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.layers.leaves import add_leaves, remove_leaves

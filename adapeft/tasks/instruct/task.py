@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from adapeft.tasks.answers import AnswerMetrics
 from adapeft.tasks.causal_lm import NextTokenTask
 from adapeft.tasks.instruct.section import InstructData
-from adapeft.tasks.metrics import Metrics
+from adapeft.tasks.metrics.metrics import Metrics
 
 if TYPE_CHECKING:
     import datasets
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription
     from adapeft.tasks.generation import Prompts
-    from adapeft.tasks.tokenize import TokenizedData
+    from adapeft.tasks.tokens.tokenize import TokenizedData
 
 
 class InstructMetrics(AnswerMetrics):
@@ -47,7 +47,7 @@ class Instruct(NextTokenTask[InstructData]):
         from adapeft.data.padding import with_padding
         from adapeft.tasks.instruct.formats import format_of
         from adapeft.tasks.instruct.tokens import conversations_of
-        from adapeft.tasks.tokenize import TokenizedData
+        from adapeft.tasks.tokens.tokenize import TokenizedData
 
         tokenizer = with_padding(tokenizer)
         columns = format_of(rows.column_names, "data.train", data.format, dict(data.columns))

@@ -13,7 +13,7 @@ from adapeft.tasks.instruct.formats import Conversation, InvalidRowError, Texts,
 from adapeft.tasks.instruct.section import InstructData
 from adapeft.tasks.instruct.template import ChatTemplate
 from adapeft.tasks.losses.objective import IGNORED
-from adapeft.tasks.tokenize import LABELS, TRUNCATED, batches_of, check_fast, made
+from adapeft.tasks.tokens.tokenize import LABELS, TRUNCATED, batches_of, check_fast, made
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -29,7 +29,7 @@ from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import ready
 from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.adapeft.options import AdaPEFTOptions

@@ -13,7 +13,7 @@ from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups, ParameterInfo
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.methods.options import OPTIONS
 from adapeft.ranks import OneRank

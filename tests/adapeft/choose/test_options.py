@@ -17,7 +17,7 @@ from adapeft.measure.groups import Groups, build_groups
 from adapeft.measure.measure import measure
 from adapeft.measure.options import Options, measure_with_options
 from adapeft.measure.projections import measure_curvatures, measure_slopes
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import load_options, save_groups, save_options
 from adapeft.methods.adapeft.options import AdaPEFTOptions

@@ -17,7 +17,7 @@ from adapeft.measure.exact.elementwise import measure_elements, shrink_to_mean
 from adapeft.measure.groups import Groups, build_groups
 from adapeft.measure.influence import influence
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import Slice, WholeModel
+from adapeft.measure.shards.shards import Slice, WholeModel
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
 from adapeft.tasks.losses.cross_entropy import Classification

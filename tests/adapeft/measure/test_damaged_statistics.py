@@ -19,7 +19,7 @@ from adapeft.files.artifact import load_table
 from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.options import Options
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.measure.storage import (
     ELEMENTS,

@@ -9,7 +9,7 @@ import torch
 
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.groups import build_groups
-from adapeft.measure.shards import Slice, WholeModel
+from adapeft.measure.shards.shards import Slice, WholeModel
 from adapeft.ranks import OneRank
 from tests.on_ranks.statistics import passes_for
 from tests.oracles.measuring import gradients, mean_gradients, num_predictions

@@ -16,9 +16,9 @@ from adapeft.measure.exact import parabola
 from adapeft.measure.exact.parabola import fit_parabolas, measure_parabolas
 from adapeft.measure.groups import build_groups
 from adapeft.measure.measure import measure
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
-from tests.adapeft.measure.test_shards import assert_same, state_of
+from tests.adapeft.measure.shards.test_shards import assert_same, state_of
 from tests.on_ranks.statistics import passes_for
 from tests.oracles.measuring import group_of_elements, in_double, num_predictions
 from tests.support.tiny import make_batches, make_bert, make_gpt2

@@ -13,7 +13,7 @@ from adapeft.data.batches import Calibration
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import measure, ready
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.ranks import OneRank
 from adapeft.tasks.losses.micro_batches import micro_losses

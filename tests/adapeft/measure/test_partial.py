@@ -12,7 +12,7 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import measure
 from adapeft.measure.partial import FOLDER, PartialSums
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.ranks import OneRank
 from tests.on_ranks.statistics import passes_for, settings_for

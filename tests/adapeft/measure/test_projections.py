@@ -11,7 +11,7 @@ import torch
 from adapeft.data.batches import Calibration
 from adapeft.measure.groups import build_groups
 from adapeft.measure.projections import measure_curvatures, measure_slopes
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from tests.on_ranks.statistics import passes_for
 from tests.oracles.measuring import class_scores, gradients, group_sums, num_predictions, sampled
 from tests.support.tiny import make_batches, make_bert, make_gpt2

@@ -17,7 +17,7 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import measure
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.measure.storage import load_statistics, save_groups
 from adapeft.methods.registry import METHODS, get_method
 from adapeft.parts.adapter import Adapter

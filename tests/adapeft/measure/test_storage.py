@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import load_table
 from adapeft.measure.groups import Groups
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard
 from adapeft.measure.storage import ELEMENTS, TABLE, load_groups, load_statistics, save_elements, save_groups
 from adapeft.model.structure import ParameterInfo

@@ -11,7 +11,7 @@ from adapeft.choose.knapsack import choose_groups, chosen_of, parts_of
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.methods.registry import METHODS
 from adapeft.model.structure import ParameterInfo

@@ -13,7 +13,7 @@ from adapeft.choose.knapsack import chosen_of
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import build_groups
 from adapeft.measure.influence import planned_reach
-from tests.adapeft.measure.test_shards import assert_same, state_of
+from tests.adapeft.measure.shards.test_shards import assert_same, state_of
 from tests.support.tiny import make_batches, make_bert, make_gpt2, make_t5
 
 

@@ -11,7 +11,7 @@ import adapeft
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import Plan, get_method

@@ -16,7 +16,7 @@ from adapeft.data.sources import rows_of
 from adapeft.errors import AdapeftError
 from adapeft.model.load import describe_model, label_options
 from adapeft.tasks.describe import describe
-from adapeft.tasks.metrics import Scorer
+from adapeft.tasks.metrics.metrics import Scorer
 from adapeft.tasks.multi_label_classification import IndependentLabels, MultiLabelData
 from adapeft.tasks.registry import TASKS
 from tests.support.tiny import VOCABULARY, make_bert

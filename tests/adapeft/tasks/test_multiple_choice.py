@@ -17,7 +17,7 @@ from adapeft.model.trial import Trial
 from adapeft.model.unloaded.weightless import Weightless
 from adapeft.tasks.describe import describe
 from adapeft.tasks.losses.own_loss import check_own_loss, check_padding
-from adapeft.tasks.metrics import Scorer
+from adapeft.tasks.metrics.metrics import Scorer
 from adapeft.tasks.registry import TASKS
 from tests.adapeft.model.test_trial import BERT, WORDS, tokenizer_of
 from tests.oracles.measuring import in_double

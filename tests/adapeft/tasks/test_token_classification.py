@@ -13,7 +13,7 @@ from adapeft.data.labels import Head
 from adapeft.errors import AdapeftError
 from adapeft.tasks.describe import describe
 from adapeft.tasks.losses.objective import IGNORED
-from adapeft.tasks.metrics import Scorer
+from adapeft.tasks.metrics.metrics import Scorer
 from adapeft.tasks.registry import TASKS
 from adapeft.tasks.token_classification import TagMetrics
 from tests.support.checkpoints import write_lines

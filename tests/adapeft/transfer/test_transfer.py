@@ -17,7 +17,7 @@ from adapeft.measure.direction import measure_direction
 from adapeft.measure.exact.elementwise import mean_gradient
 from adapeft.measure.groups import build_groups
 from adapeft.measure.measure import measure, ready
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.model.structure import describe_parameters
 from adapeft.selection.choose import choose

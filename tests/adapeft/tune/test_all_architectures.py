@@ -22,7 +22,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
 from adapeft import attach, delta
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.parts.elements import Elements
 from adapeft.parts.part import Part
 from adapeft.parts.rows import Rows

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from adapeft.config.load import parse_select
 from adapeft.measure.groups import build_groups
 from adapeft.measure.measure import measure
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.registry import Plan, get_method
 from adapeft.validate.horizons import across_horizons

@@ -17,7 +17,7 @@ from adapeft.measure.groups import build_groups
 from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.tasks.inference import infer_objective
 from adapeft.tasks.losses.squared_error import Regression
 from adapeft.validate.correlation import correlate, fit_constant

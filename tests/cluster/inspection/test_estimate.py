@@ -12,7 +12,7 @@ from transformers import JetMoeConfig, JetMoeForCausalLM, LlamaConfig, PreTraine
 
 from adapeft.config.load import load_config, parse_select
 from adapeft.errors import AdapeftError
-from adapeft.measure.shards import Slice
+from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.memory.estimate import Pass, memory, offloaded
 from adapeft.methods.registry import METHODS, get_method

@@ -32,7 +32,7 @@ from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.measure import measure
 from adapeft.measure.mode import set_measuring_mode
 from adapeft.measure.passes import Passes
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.registry import METHODS, get_method

@@ -12,7 +12,7 @@ from adapeft.measure.exact.parabola import LEAST_R2
 from adapeft.measure.groups import groups_of
 from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.mode import measuring_mode
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from tests.on_ranks.statistics import (
     CASES,
     FAST,

@@ -10,7 +10,7 @@ import torch
 
 from adapeft.measure.exact.elementwise import mean_gradient, measure_elements
 from adapeft.measure.groups import build_groups
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from tests.on_ranks.statistics import passes_for
 from tests.oracles.measuring import class_scores, gradients, group_sums, mean_gradients, num_predictions, sampled
 from tests.support.tiny import make_batches, make_bert, make_gpt2

@@ -27,7 +27,7 @@ from adapeft.measure.options import measure_with_options
 from adapeft.measure.partial import PartialSums
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import measure_curvatures, measure_slopes
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank

@@ -12,7 +12,7 @@ from adapeft.config.load import parse_select
 from adapeft.measure.groups import build_groups
 from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import WARMUP_LEARNING_RATE
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from tests.on_ranks.statistics import passes_for
 

@@ -10,7 +10,7 @@ import torch
 
 from adapeft.data.description import DataDescription
 from adapeft.errors import AdapeftError
-from adapeft.tasks.metrics import Scorer
+from adapeft.tasks.metrics.metrics import Scorer
 from adapeft.tasks.registry import TASKS
 
 TARGETS = DataDescription(0, 0, None, problem_type="regression", num_labels=1)

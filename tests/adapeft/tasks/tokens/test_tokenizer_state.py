@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from adapeft.tasks.tokenizer_state import tokenizer_key
+from adapeft.tasks.tokens.tokenizer_state import tokenizer_key
 from tests.adapeft.data.test_description import tokenizer
 
 

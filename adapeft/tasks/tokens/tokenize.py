@@ -20,8 +20,8 @@ from adapeft.data.content import rows_hash
 from adapeft.data.description import Batch, DataDescription
 from adapeft.errors import AdapeftError
 from adapeft.tasks.losses.objective import IGNORED
-from adapeft.tasks.packing import packed_batch, rows_of
-from adapeft.tasks.tokenizer_state import tokenizer_key
+from adapeft.tasks.tokens.packing import packed_batch, rows_of
+from adapeft.tasks.tokens.tokenizer_state import tokenizer_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from adapeft.measure import arriving
-from adapeft.measure.arriving import Backward
 from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import measure
-from adapeft.measure.shards import WholeModel
+from adapeft.measure.shards import arriving
+from adapeft.measure.shards.arriving import Backward
+from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.ranks import OneRank
 from tests.on_ranks.statistics import CASES, passes_for, settings_for

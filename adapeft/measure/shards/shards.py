@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from adapeft.measure.always_trained import AlwaysTrained
-from adapeft.measure.arriving import Backward, Take
+from adapeft.measure.shards.always_trained import AlwaysTrained
+from adapeft.measure.shards.arriving import Backward, Take
 from adapeft.ranks import OneRank, Ranks
 from adapeft.tasks.losses.micro_batches import Loss
 

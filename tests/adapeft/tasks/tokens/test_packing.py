@@ -24,8 +24,8 @@ from adapeft.tasks.losses.cross_entropy import NextToken
 from adapeft.tasks.losses.micro_batches import example_losses, micro_losses
 from adapeft.tasks.losses.objective import IGNORED
 from adapeft.tasks.losses.own_loss import check_own_loss, check_packing
-from adapeft.tasks.packing import packed_batch, rows_of
-from adapeft.tasks.tokenize import TokenizedData
+from adapeft.tasks.tokens.packing import packed_batch, rows_of
+from adapeft.tasks.tokens.tokenize import TokenizedData
 from tests.oracles.measuring import in_double
 from tests.support.chats import make_tokenizer
 from tests.support.questions import make_gpt2, make_llama

@@ -1,0 +1,1 @@
+"""Metrics of an evaluation, and which of two scores is better."""

@@ -1,0 +1,1 @@
+"""Tokens of the examples: tokenizing a split once per machine, and packing examples into rows."""
