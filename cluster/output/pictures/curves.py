@@ -46,5 +46,6 @@ def draw_metric(metrics: Mapping[str, Any]) -> Picture | None:
 def _draw_evaluations(axes: Any, metrics: Mapping[str, Any], name: str) -> None:
     points = {0: metrics["before"][name], **{scores["step"]: scores[name] for scores in metrics["history"]}}
     axes.plot(list(points), list(points.values()), color="C0", marker="o", markersize=4, label="evaluation")
-    axes.plot(metrics["best_step"], metrics["after"][name], "*", color="C3", markersize=13, label="kept")
+    if "best_step" in metrics:  # runs of earlier versions do not say which was kept
+        axes.plot(metrics["best_step"], metrics["after"][name], "*", color="C3", markersize=13, label="kept")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
