@@ -46,6 +46,10 @@ class Train(Section):
     eval_steps: Harmless[PositiveInt | None] = Field(
         default=None, description="steps between evaluations; null: once per epoch"
     )
+    early_stopping_patience: Harmless[PositiveInt | None] = Field(
+        default=None,
+        description="evaluations in a row without a better data.metric that end the training; null: train to the end",
+    )
     save_steps: Harmless[PositiveInt | None] = Field(
         default=None, description="steps between resumable checkpoints; null: once per epoch"
     )

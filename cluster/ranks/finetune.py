@@ -126,6 +126,8 @@ class _Training:
         losses: list[float] = []
         for epoch in range(math.ceil(self.plan.num_steps / self.plan.steps_per_epoch)):
             collate = partial(self.inputs.train.collate, epoch=epoch)
+            if self._is_stopped:
+                break
             for index, batch in enumerate(self.inputs.training_batches(epoch)):
                 step = epoch * self.plan.steps_per_epoch + index + 1
                 if step <= progress.step or step > self.plan.num_steps:
@@ -145,8 +147,11 @@ class _Training:
                 share_buffers(self.model, self.ranks)
                 if is_evaluated:
                     self._evaluate()
-                if step % self.save_steps == 0 or is_last:
+                if step % self.save_steps == 0 or is_last or self._is_stopped:
                     self.checkpoints.save(progress.step, vars(progress))
+                if self._is_stopped:
+                    self.report({"step": "stopped early", "at": step, "best_step": progress.best_step})
+                    break
         if self.writer is not None:
             self.writer.close()
         return {
@@ -158,9 +163,18 @@ class _Training:
             "skipped_steps": progress.skipped,
             "metric": self.metric,
             "num_steps": self.plan.num_steps,
+            **({"stopped_step": progress.step} if self._is_stopped else {}),
             "loop_seconds": time.perf_counter() - started,
             "peak_memory_bytes": max(self.ranks.all_gather_object(peak_memory(self.ranks.device))),
         }
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether the last ``train.early_stopping_patience`` evaluations were no better than the best one before."""
+        patience, progress = self.config.train.early_stopping_patience, self.progress
+        if patience is None or not progress.best or progress.step == self.plan.num_steps:
+            return False
+        return sum(entry["step"] > progress.best_step for entry in progress.history) >= patience
 
     def _step(self, batch: Any, collate: Collate) -> Step:
         """Take one optimizer step on the mean loss of the batch."""

@@ -44,6 +44,17 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-12"]
 
 
+def test_training_stops_when_the_metric_no_longer_improves(config, tmp_path):
+    """No learning rate, so no evaluation is better than the first: patience 2 stops at the third of six."""
+    still = ("learning_rate=1e-30", "metric=loss", "eval_steps=2", "save_steps=12", "early_stopping_patience=2")
+    for _ in range(2):  # the second run resumes from the last checkpoint and takes no further step
+        torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *still, f"output={tmp_path / 'run'}")
+        result = json.loads((tmp_path / "run" / "result.json").read_text())
+        assert [entry["step"] for entry in result["history"]] == [2, 4, 6]
+        assert (result["best_step"], result["stopped_step"], result["num_steps"]) == (2, 6, 12)
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-6"]
+
+
 def test_offloaded_weights_give_the_same_results(config, tmp_path):
     found = []
     for offload in ("none", "cpu"):
