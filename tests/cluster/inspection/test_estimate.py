@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -215,7 +216,9 @@ def test_each_of_eight_cards_holds_its_share_of_a_large_model(seventy_billion):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seventy_billion", ["one-24gb-gpu-70b.yaml"], indirect=True)
-def test_a_card_holds_a_piece_of_the_offloaded_weights_and_the_machine_its_share(seventy_billion, monkeypatch):
+def test_a_card_holds_a_piece_of_the_offloaded_weights_and_the_machine_its_share(
+    seventy_billion, tmp_path, monkeypatch
+):
     zero = zero_of(seventy_billion.cluster)
     estimate = estimate_of(seventy_billion, inspect(seventy_billion))
     held, loads = estimate.memory(zero), estimate.loads(zero)
@@ -233,6 +236,16 @@ def test_a_card_holds_a_piece_of_the_offloaded_weights_and_the_machine_its_share
     with pytest.raises(AdapeftError, match=r"cluster.offload = cpu does not fit: 1 workers keep 13\d.* which has 129"):
         fits.check_memory(estimate)
     free[False] = int(160e9)
+    fits.check_memory(estimate)
+
+    cluster = seventy_billion.cluster.model_copy(update={"offload": "nvme", "offload_folder": str(tmp_path)})
+    estimate = replace(estimate, config=seventy_billion.model_copy(update={"cluster": cluster}))
+    free[False] = int(10e9)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=int(139e9)))
+    with pytest.raises(AdapeftError, match=r"cluster.offload = nvme does not fit: 1 workers keep 13\d.* which has 129"):
+        fits.check_memory(estimate)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=int(160e9)))
     fits.check_memory(estimate)
 
 

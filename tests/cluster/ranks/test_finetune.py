@@ -56,17 +56,18 @@ def test_training_stops_when_the_metric_no_longer_improves(config, tmp_path):
 
 
 def test_offloaded_weights_give_the_same_results(config, tmp_path):
-    found = []
-    for offload in ("none", "cpu"):
+    def results(offload, *options):
         output = tmp_path / offload
-        overrides = (*OVERRIDES, "max_steps=4", f"cluster.offload={offload}", f"output={output}")
+        overrides = (*OVERRIDES, "max_steps=4", f"cluster.offload={offload}", f"output={output}", *options)
         torchrun(2, "tests.on_ranks.finetune", 0, config, *overrides)
-        found.append((json.loads((output / "result.json").read_text())["history"], load_groups(output)[1], output))
-    (history, columns, one), (again, others, two) = found
-    assert again == history
-    assert all(np.array_equal(others[name], column, equal_nan=True) for name, column in columns.items())
-    deltas = [adapeft.Delta.load(output / "delta.safetensors").changes for output in (one, two)]
-    assert all(torch.equal(deltas[1][name].values, change.values) for name, change in deltas[0].items())
+        delta = adapeft.Delta.load(output / "delta.safetensors")
+        return json.loads((output / "result.json").read_text())["history"], load_groups(output)[1], delta.changes
+
+    history, columns, changes = results("none")
+    for found in (results("cpu"), results("nvme", f"cluster.offload_folder={tmp_path}")):
+        assert found[0] == history
+        assert all(np.array_equal(found[1][name], column, equal_nan=True) for name, column in columns.items())
+        assert all(torch.equal(found[2][name].values, change.values) for name, change in changes.items())
 
 
 @pytest.mark.slow
