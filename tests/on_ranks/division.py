@@ -11,7 +11,6 @@ import sys
 import weakref
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -110,8 +109,9 @@ def main(path: Path, *overrides: str) -> None:
     delta.add_to(tuned)
     found["tuned"] = {name: full_value(parameter).clone() for name, parameter in tuned.named_parameters()}
     # At the usual threshold stage 3 would keep a tiny model whole on every rank.
-    with torch.no_grad(), patch("cluster.zero.engine.PERSISTENCE_THRESHOLD", 0):
-        found["logits"] = inputs.objective.forward(inference_engine(tuned, 3, config.cluster.offload), batch)
+    with torch.no_grad():
+        divided = inference_engine(tuned, 3, config.cluster.offload, persistence_threshold=0)
+        found["logits"] = inputs.objective.forward(divided, batch)
         whole = inputs.model().to(ranks.device).eval()
         delta.apply(whole)
         found["logits of the whole model"] = inputs.objective.forward(whole, batch)
