@@ -212,6 +212,17 @@ class _WithLeaves(nn.Module):
             for name in sums:
                 self.__dict__.pop(name, None)  # a nested forward may have removed them already
 
+    def extra_repr(self) -> str:
+        """Describe the module as its own class does, which may ask whether it has a bias: without computing sums.
+
+        DeepSpeed prints the model while it sets up an engine, when parameters are divided and cannot be summed.
+        """
+        were_off, self.leaves_are_off = self.leaves_are_off, True
+        try:
+            return super().extra_repr()
+        finally:
+            self.leaves_are_off = were_off
+
     def held(self, name: str) -> Held:
         """Return the leaves and buffers of the part of parameter ``name``."""
         leaves = tuple(self._parameters[_leaf_name(name, leaf)] for leaf in self.leaf_parts[name].leaf_names)

@@ -283,3 +283,16 @@ def test_a_forward_that_fails_leaves_no_sum_behind():
         module(torch.ones(2, 3, dtype=torch.float64))
     assert "weight" not in module.__dict__
     assert module.get_parameter("weight") is module._parameters["weight"]
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 6), lambda: nn.LayerNorm(6)])
+def test_a_module_whose_bias_is_divided_can_be_described(make):
+    """DeepSpeed prints the model while it sets up ZeRO-3; what is left of a divided bias has none of the elements."""
+    module = make()
+    described = module.extra_repr()
+    part = Elements((6,), torch.tensor([1, 5]))
+    add_leaves(module, "bias", part, {DIFFERENCE: nn.Parameter(torch.zeros(2))})
+    module._parameters["bias"].data = torch.empty(0)
+    assert module.extra_repr() == described
+    with pytest.raises(IndexError):
+        _ = module.bias
