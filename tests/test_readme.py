@@ -113,7 +113,7 @@ def test_the_trainer_trains_a_subset_by_the_first_lines_of_python(folder):
 
 
 def test_a_subset_lives_from_select_to_a_merged_checkpoint(folder):
-    choosing, shipping, swapping = blocks("adapeft/README.md", "python")[:3]
+    choosing, shipping, without_delta, swapping = blocks("adapeft/README.md", "python")[:4]
     model = load()
     names = {"model": model, "batches": make_batches(model), "fresh_model": load()}
     exec(choosing, names)
@@ -124,6 +124,9 @@ def test_a_subset_lives_from_select_to_a_merged_checkpoint(folder):
         loaded = AutoModelForSequenceClassification.from_pretrained(folder / checkpoint)
         torch.testing.assert_close(logits(loaded), trained, rtol=1e-4, atol=1e-5)
     assert torch.equal(logits(names["fresh_model"]), logits(load()))
+    names["batch"] = names["batches"][0]
+    exec(without_delta, names)
+    assert not torch.equal(names["reference"], model(**names["batch"]).logits)
 
     served = load()
     exec(swapping, {"adapeft": adapeft, "model": served, "a": names["delta"], "b": names["delta"]})

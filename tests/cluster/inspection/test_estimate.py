@@ -120,7 +120,7 @@ def test_scores_of_elements_need_their_sums_and_one_gradient(classifier, method,
     sizes = [info.count for info in inspection.groups.parameters]
     assert held.statistics == size * sum(sizes) / 2
     assert held.gradients == 0
-    head = sum(estimate_of(config, inspection)._count("measuring", 1).sizes) - sum(sizes)
+    head = sum(estimate_of(config, inspection)._count("measuring", 1, 8).sizes) - sum(sizes)
     assert held.optimizer <= 8 * head / 2
     monkeypatch.setattr("cluster.inspection.estimate._free", lambda parameter: None)
     kept = estimate_of(config, inspection).memory(zero)["measuring"].activations  # without gradients
