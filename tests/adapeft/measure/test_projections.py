@@ -74,6 +74,7 @@ def test_curvatures_from_the_same_sampled_labels(make, granularity):
     assert (actual >= 0).all()
 
 
+@pytest.mark.slow
 def test_curvatures_converge_to_the_fisher_form():
     model, passes, groups, direction = set_up(make_bert, "row")
     half_b = make_batches(model, num_batches=7)[3:]

@@ -41,7 +41,7 @@ TRANSPOSED = {("adapeft", "row"), ("adapeft", "element"), ("lora", "tensor"), ("
 
 
 def case_of(make, case, form):
-    is_fast = make is make_bert or (form is None and case[:2] in TRANSPOSED)
+    is_fast = (make is make_bert and form != "paper") or (form is None and case[:2] in TRANSPOSED)
     name = "-".join(filter(None, (make.__name__, *case[:2], form)))
     return pytest.param(make, *case, id=name, marks=[] if is_fast else pytest.mark.slow)
 

@@ -90,7 +90,7 @@ LANGUAGE_MODELS = {
     "bloom": (BloomConfig(**IDS, hidden_size=16, n_layer=2, n_head=2), None),
     "mixtral": (MixtralConfig(**BERT, **TABLE, num_key_value_heads=2, num_local_experts=4), None),
 }
-QUICK = ("roberta", "deberta", "bart", "gpt2", "opt", "llama")
+QUICK = ("roberta", "bart", "gpt2", "llama")
 CASES = [
     pytest.param(task, config, limit, id=f"{task} {name}", marks=() if name in QUICK else pytest.mark.slow)
     for task, configs in (("sequence-classification", CLASSIFIERS), ("causal-lm", LANGUAGE_MODELS))

@@ -54,7 +54,7 @@ def test_select_sees_the_model_inside_distributed_data_parallel(one_rank):
     assert (found.parts.keys(), found.new) == (expected.parts.keys(), expected.new)
 
 
-@pytest.mark.parametrize("wrap", [compiled, in_place, DataParallel])
+@pytest.mark.parametrize("wrap", [pytest.param(compiled, marks=pytest.mark.slow), in_place, DataParallel])
 def test_a_wrapped_model_trains_what_is_attached(wrap):
     """The wrapped model has run before, so a compiled model must be compiled again."""
     model, expected = make_bert().eval(), make_bert().eval()

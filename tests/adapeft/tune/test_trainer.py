@@ -29,8 +29,8 @@ def assert_shipped(model: torch.nn.Module, base: torch.nn.Module, tolerance: flo
     [
         pytest.param("row", {}, id="row"),
         pytest.param("element", {}, id="element"),
-        pytest.param("tensor", {}, id="tensor"),
-        pytest.param("row", {"gradient_checkpointing": True}, id="row-checkpointing"),
+        pytest.param("tensor", {}, id="tensor", marks=pytest.mark.slow),
+        pytest.param("row", {"gradient_checkpointing": True}, id="row-checkpointing", marks=pytest.mark.slow),
         pytest.param("element", {"bf16": True}, id="element-autocast"),
     ],
 )

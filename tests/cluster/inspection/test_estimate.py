@@ -72,6 +72,7 @@ def test_the_command_lists_every_part_and_stage(command, classifier, weightless)
     assert [line.split()[2] for line in done.stdout.splitlines() if line.startswith("ZeRO stage")] == list("0123")
 
 
+@pytest.mark.slow
 def test_a_range_of_workers_is_judged_by_the_fewest(command, classifier, weightless):
     done = command("estimate", classifier, "cluster.workers=12", "min_workers=2")
     assert done.returncode == 0, done.stderr
@@ -127,6 +128,7 @@ def test_scores_of_elements_need_their_sums_and_one_gradient(classifier, method,
     assert kept <= held.activations <= kept + 4 * max(sizes)
 
 
+@pytest.mark.slow
 def test_squares_over_micro_batches_need_the_gradient_of_the_batch(classifier):
     def statistics(method: str) -> int:
         config = load_config(classifier, [f"select.method={method}", "groups=element", "select.micro_batch_size=2"])

@@ -64,6 +64,7 @@ def test_a_checkpoint_that_lacks_a_shard(command, tmp_path):
         assert f"model.safetensors.index.json names {shard.name!r}, which is missing. Download the base again." in said
 
 
+@pytest.mark.slow
 def test_positions_with_an_offset(command, roberta):
     for name in ("run", "select", "estimate"):
         said = refusal(command, name, roberta, "max_length=33")
@@ -78,6 +79,7 @@ def test_blocks_longer_than_the_positions(command, tmp_path):
     assert "data.max_length = 33: the model has 32 positions" in said
 
 
+@pytest.mark.slow
 def test_answers_longer_than_the_positions(command, tmp_path):
     """The prompts have at most 5 words and a token before them, and the model has 32 positions."""
     rows = [{"prompt": f"the sea is {colour}", "completion": "blue"} for colour in ("old", "new", "big")]
@@ -133,6 +135,10 @@ def test_8_bit_weights_are_not_divided(command, config):
     said = refusal(command, "run", config, "quantization=int8", "groups=row", "rank=4")
     assert "cluster.zero_stage = 3: the base is quantized to int8" in said
     assert "Set cluster.zero_stage: 2, or model.quantization: nf4." in said
+
+
+@pytest.mark.slow
+def test_8_bit_weights_are_estimated_below_stage_3(command, config):
     assert command("estimate", config, "quantization=int8", "select.rank=4", "zero_stage=2").returncode == 0
 
 

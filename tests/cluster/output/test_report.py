@@ -140,6 +140,7 @@ def test_a_page_has_every_figure_and_refers_to_nothing_outside(tmp_path):
     assert [attributes for attributes in page.all("meta") if attributes.get("name") == "viewport"]
 
 
+@pytest.mark.slow
 def test_pictures_are_files_too_and_not_blank(tmp_path):
     folder, config = write_run(tmp_path)
     write_report(folder, config, ESTIMATED)
@@ -163,6 +164,7 @@ def test_what_a_run_has_not_measured_is_left_out(tmp_path):
     assert not page.all("h3")
 
 
+@pytest.mark.slow
 def test_only_adapeft_predicts_losses(tmp_path):
     captions = {}
     for method in ("adapeft", "snip"):

@@ -146,7 +146,12 @@ def bert(tmp_path_factory):
     return config_of(tmp_path_factory.mktemp("bert"), CLASSIFYING["bert"]())
 
 
-@pytest.mark.parametrize("method", UNMEASURED)
+QUICK = ("lora", "magnitude", "mixout", "random")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=() if method in QUICK else pytest.mark.slow) for method in UNMEASURED]
+)
 def test_every_method_that_measures_nothing(method, bert, tmp_path):
     check_equal(*chosen_both_ways(bert, tmp_path, f"method={method}"))
 
