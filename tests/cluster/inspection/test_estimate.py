@@ -251,6 +251,7 @@ def test_a_card_holds_a_piece_of_the_offloaded_weights_and_the_machine_its_share
     fits.check_memory(estimate)
 
 
+@pytest.mark.slow
 def test_less_is_held_with_smaller_micro_batches(classifier):
     def activations(micro_batch_size: int) -> int:
         config = load_config(classifier, [f"train.micro_batch_size={micro_batch_size}"])
