@@ -102,16 +102,27 @@ def training_engine(
     offload: str = "none",
 ) -> deepspeed.DeepSpeedEngine:
     """Return an engine that trains the attached parameters of ``model``; see ``parameter_groups``."""
-    return _engine(
-        model,
-        SkippableAdamW(parameter_groups(model, learning_rate, weight_decay)),
-        zero_stage,
-        num_micro,
-        persistence_threshold=persistence_threshold,
-        offload=offload,
-        max_grad_norm=max_grad_norm,
-        schedule=schedule,
+    _complete(model)
+    optimizer = SkippableAdamW(parameter_groups(model, learning_rate, weight_decay))
+    num_trained = sum(math.prod(shape_of(parameter)) for parameter in model.parameters() if parameter.requires_grad)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule(optimizer),
+        config={
+            # The engine gets losses, not batches: only the accumulation matters.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": num_micro,
+            "gradient_clipping": max_grad_norm or 0.0,
+            "bf16": {"enabled": _is_bf16(model)},
+            "zero_optimization": zero_config(
+                zero_stage, persistence_threshold, min(num_trained, REDUCE_BUCKET), offload
+            ),
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        },
     )
+    return engine
 
 
 def inference_engine(
@@ -135,39 +146,6 @@ def backward_of_sum(engine: deepspeed.DeepSpeedEngine, part: Tensor) -> None:
     """Run backward on one part of a loss, which is the sum of its parts over ranks and micro-batches."""
     # DeepSpeed averages over ranks and micro-batches.
     engine.backward(part * (dist.get_world_size() * engine.gradient_accumulation_steps()))
-
-
-def _engine(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    zero_stage: int,
-    num_micro: int,
-    *,
-    persistence_threshold: int,
-    offload: str,
-    max_grad_norm: float | None = None,
-    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
-) -> deepspeed.DeepSpeedEngine:
-    _complete(model)
-    num_trained = sum(math.prod(shape_of(parameter)) for parameter in model.parameters() if parameter.requires_grad)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        lr_scheduler=schedule(optimizer) if schedule else None,
-        config={
-            # The engine gets losses, not batches: only the accumulation matters.
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": num_micro,
-            "gradient_clipping": max_grad_norm or 0.0,
-            "bf16": {"enabled": _is_bf16(model)},
-            "zero_optimization": zero_config(
-                zero_stage, persistence_threshold, min(num_trained, REDUCE_BUCKET), offload
-            ),
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 2**31,
-        },
-    )
-    return engine
 
 
 def _complete(model: nn.Module) -> None:
