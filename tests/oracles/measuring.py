@@ -9,10 +9,12 @@ from itertools import product
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jvp
 
 from adapeft.data.description import Batch
 from adapeft.measure.groups import Groups
 from adapeft.tasks.inference import infer_objective
+from adapeft.tasks.losses.objective import Objective
 
 
 def in_double(model: nn.Module) -> nn.Module:
@@ -112,3 +114,39 @@ def _gradients_of(loss: Tensor, model: nn.Module, groups: Groups, retain: bool =
         (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
         for parameter, gradient in zip(wanted, found, strict=True)
     ]
+
+
+def check_curvature_of_classes(
+    model: nn.Module, objective: Objective, batch: Batch, *, reaches_all: bool = True
+) -> None:
+    """Check that the mean over draws of n (g̃·d)² is dᵀJᵀHJd, with H of the softmax over the classes.
+
+    Args:
+        model: float64 model, whose attention has a forward derivative.
+        objective: objective of the task.
+        batch: batch of n examples, each with one label.
+        reaches_all: whether the loss depends on every parameter.
+    """
+    num_draws = 300
+    num_examples, parameters = len(batch.ids), list(model.parameters())
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    along = {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in weights.items()}
+
+    def logits_at(weights):
+        return functional_call(model, weights, kwargs=batch.inputs).logits
+
+    logits, change = jvp(logits_at, (weights,), (along,))
+    p = logits.softmax(-1)
+    exact = float(((p * change**2).sum(-1) - (p * change).sum(-1) ** 2).mean())
+    squares = []
+    for seed in range(num_draws):
+        logits = objective.forward(model, batch)
+        mean = objective.loss_sum(logits, objective.sample_labels(logits, batch, seed)) / num_examples
+        gradient = torch.autograd.grad(mean, parameters, materialize_grads=not reaches_all)
+        slope = float(sum((g * d).sum() for g, d in zip(gradient, along.values(), strict=True)))
+        squares.append(num_examples * slope**2)
+    draws = torch.tensor(squares, dtype=torch.float64)
+    error = float(draws.std() / num_draws**0.5)
+    assert abs(float(draws.mean()) - exact) < 4 * error
+    assert error < 0.15 * exact

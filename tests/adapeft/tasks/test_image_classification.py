@@ -5,7 +5,6 @@ from __future__ import annotations
 import datasets
 import pytest
 import torch
-from torch.func import functional_call, jvp
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import adapeft
@@ -21,7 +20,7 @@ from adapeft.tasks.describe import describe
 from adapeft.tasks.losses.cross_entropy import ImageClasses
 from adapeft.tasks.losses.own_loss import check_own_loss
 from adapeft.tasks.registry import TASKS
-from tests.oracles.measuring import in_double
+from tests.oracles.measuring import check_curvature_of_classes, in_double
 from tests.support.checkpoints import write_lines
 from tests.support.pictures import COLOURS, picture, write_pictures, write_vit
 
@@ -170,27 +169,7 @@ def test_sampled_classes_have_the_exact_gauss_newton_form_as_mean(folder):
     model.set_attn_implementation("eager")  # the fused kernel has no forward derivative
     found = tokenized(folder, data_of(folder / "rows.jsonl")).collate([0, 1, 2, 3])
     batch = Batch({"pixel_values": found.inputs["pixel_values"].double()}, found.labels, found.ids)
-    objective, num_draws = ImageClasses(), 300
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    generator = torch.Generator().manual_seed(0)
-    along = {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in weights.items()}
-
-    def logits_at(weights):
-        return functional_call(model, weights, kwargs=batch.inputs).logits
-
-    logits, change = jvp(logits_at, (weights,), (along,))
-    p = logits.softmax(-1)
-    exact = float(((p * change**2).sum(-1) - (p * change).sum(-1) ** 2).mean())
-    draws, parameters = [], list(model.parameters())
-    for seed in range(num_draws):
-        logits = objective.forward(model, batch)
-        mean = objective.loss_sum(logits, objective.sample_labels(logits, batch, seed)) / 4
-        gradient = torch.autograd.grad(mean, parameters)
-        draws.append(4 * float(sum((g * d).sum() for g, d in zip(gradient, along.values(), strict=True))) ** 2)
-    draws = torch.tensor(draws, dtype=torch.float64)
-    error = float(draws.std() / num_draws**0.5)
-    assert abs(float(draws.mean()) - exact) < 4 * error
-    assert error < 0.15 * exact
+    check_curvature_of_classes(model, ImageClasses(), batch)
 
 
 def test_select_takes_batches_of_images(folder):
