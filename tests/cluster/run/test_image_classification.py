@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import adapeft as library
 from tests.support.checkpoints import adapeft, write_lines
 from tests.support.pictures import COLOURS, write_pictures, write_vit
+from tests.support.stages import check_stages
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -57,13 +59,7 @@ def test_colours_are_learned_and_the_delta_reaches_peft(folder, tmp_path):
 
 
 def test_every_stage_trains_the_same(folder, tmp_path):
-    one = run(folder, tmp_path / "one", "train.max_steps=5", "zero_stage=3", "cluster.workers=2")
-    for zero_stage, workers in ((0, 1), (1, 2), (2, 2)):
-        options = ("train.max_steps=5", f"zero_stage={zero_stage}", f"cluster.workers={workers}")
-        other = run(folder, tmp_path / str(zero_stage), *options)
-        assert other["before"]["loss"] == pytest.approx(one["before"]["loss"], rel=1e-5)
-        assert other["after"]["loss"] == pytest.approx(one["after"]["loss"], rel=1e-3)
-        assert other["after"]["loss"] < 0.98 * other["before"]["loss"]
+    check_stages(partial(run, folder), tmp_path)
 
 
 def test_an_image_that_is_none_is_named_before_workers_start(folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 import adapeft as library
 from tests.support.checkpoints import WITHOUT_DROPOUT, WORDS, adapeft, save_model
+from tests.support.stages import check_stages
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -63,13 +65,7 @@ def test_the_next_words_are_learned_and_the_delta_reaches_peft(base, tmp_path):
 
 def test_every_stage_trains_the_same(base, tmp_path):
     """Blocks have different numbers of masks, so means of each worker's own masks would train something else."""
-    one = run(base, tmp_path / "one", "train.max_steps=5", "zero_stage=3", "cluster.workers=2")
-    for zero_stage, workers in ((0, 1), (1, 2), (2, 2)):
-        options = ("train.max_steps=5", f"zero_stage={zero_stage}", f"cluster.workers={workers}")
-        other = run(base, tmp_path / str(zero_stage), *options)
-        assert other["before"]["loss"] == pytest.approx(one["before"]["loss"], rel=1e-5)
-        assert other["after"]["loss"] == pytest.approx(one["after"]["loss"], rel=1e-3)
-        assert other["after"]["loss"] < 0.98 * other["before"]["loss"]
+    check_stages(partial(run, base), tmp_path)
 
 
 def test_masks_of_training_change_with_the_epoch(base, tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 
 import pytest
 
 from tests.support.checkpoints import COLOURS, FILLING, adapeft, write_bert, write_config, write_lines
+from tests.support.stages import check_stages
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -49,10 +51,4 @@ def test_entities_are_learned(config, tmp_path):
 
 def test_every_stage_trains_the_same(config, tmp_path):
     """Sentences differ in length, so workers that averaged means of their own words would train something else."""
-    one = run(config, tmp_path / "one", "train.max_steps=5", "zero_stage=3", "cluster.workers=2")
-    for zero_stage, workers in ((0, 1), (2, 2)):
-        options = ("train.max_steps=5", f"zero_stage={zero_stage}", f"cluster.workers={workers}")
-        other = run(config, tmp_path / str(zero_stage), *options)
-        assert other["before"]["loss"] == pytest.approx(one["before"]["loss"], rel=1e-5)
-        assert other["after"]["loss"] == pytest.approx(one["after"]["loss"], rel=1e-3)
-        assert other["after"]["loss"] < 0.95 * other["before"]["loss"]
+    check_stages(partial(run, config), tmp_path, settings=((0, 1), (2, 2)), kept=0.95)
