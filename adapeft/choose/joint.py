@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from adapeft.choose.knapsack import check_values, knapsack, parts_of
+from adapeft.choose.knapsack import check_values, knapsack, most_valuable, parts_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
 from adapeft.subset.subset import Subset
@@ -23,18 +23,29 @@ _ROUNDS = 200
 """At most 1/200 of the budget is chosen per evaluation of all gains, so the cost is K·M·200 for every budget."""
 
 
-def choose_groups_jointly(groups: Groups, columns: Mapping[str, np.ndarray], budget: int, reach: float) -> Subset:
+def choose_groups_jointly(
+    groups: Groups,
+    columns: Mapping[str, np.ndarray],
+    budget: int,
+    reach: float,
+    *,
+    most_rows: int | None = None,
+) -> Subset:
     """Return the better, by joint value, of the joint greedy choice and of the knapsack on single values.
 
     In the description, ``value`` is the joint value and ``additive_value`` the sum for the same set. ``bound`` is None:
-    with cross terms of both signs there is no useful bound on the optimum.
+    with cross terms of both signs there is no useful bound on the optimum. Of each matrix the choice is among its
+    ``most_rows`` most valuable rows; None: among all.
     """
     slopes, projections = columns["slope"], columns["projections"]
     single = _value(slopes, columns["curvature"], reach)
     check_values(groups, single)
+    possible = most_valuable(groups, single, most_rows)
+    greedy = np.zeros_like(possible)
+    greedy[possible] = choose_jointly(slopes[possible], projections[possible], groups.counts[possible], budget, reach)
     sets = {
-        "joint greedy": choose_jointly(slopes, projections, groups.counts, budget, reach),
-        "knapsack": knapsack(single, groups.counts, budget).chosen,
+        "joint greedy": greedy,
+        "knapsack": knapsack(np.where(possible, single, 0.0), groups.counts, budget).chosen,
     }
     values = {name: joint_value(slopes, projections, chosen, reach) for name, chosen in sets.items()}
     best = max(values, key=lambda name: values[name])

@@ -21,10 +21,20 @@ density order is stable, and its cost is reported as the gap.
 
 
 def choose_groups(
-    groups: Groups, values: np.ndarray, budget: int, solver: Solver | None = None, costs: np.ndarray | None = None
+    groups: Groups,
+    values: np.ndarray,
+    budget: int,
+    solver: Solver | None = None,
+    costs: np.ndarray | None = None,
+    *,
+    most_rows: int | None = None,
 ) -> Subset:
-    """Choose the groups of largest total value [K] within ``budget``, in elements or in the unit of ``costs`` [K]."""
+    """Choose the groups of largest total value [K] within ``budget``, in elements or in the unit of ``costs`` [K].
+
+    At most ``most_rows`` rows of each matrix are chosen; None: any number.
+    """
     check_values(groups, values)
+    values = np.where(most_valuable(groups, values, most_rows), values, 0.0)  # which no solver chooses
     solution = knapsack(values, groups.counts if costs is None else costs, budget, solver)
     return with_solution(Subset(parts_of(groups, solution.chosen)), solution)
 
@@ -41,6 +51,19 @@ def with_solution(subset: Subset, solution: Solution) -> Subset:
         num_groups=solution.chosen.size,
         num_chosen=int(solution.chosen.sum()),
     )
+
+
+def most_valuable(groups: Groups, values: np.ndarray, most_rows: int | None) -> np.ndarray:
+    """Return a mask [K] of all groups except those after the ``most_rows`` most valuable rows of a matrix.
+
+    All rows of a matrix cost the same, so a best choice with at most as many rows of each consists of these.
+    """
+    mask = np.ones(groups.num_groups, dtype=bool)
+    if most_rows is not None:
+        for index in np.flatnonzero(groups.is_row).tolist():
+            members = groups.span(index)
+            mask[members][np.argsort(-values[members], kind="stable")[most_rows:]] = False
+    return mask
 
 
 def check_values(groups: Groups, values: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from adapeft.choose.knapsack import STABLE_GAP, check_values, parts_of, with_solution
+from adapeft.choose.knapsack import STABLE_GAP, check_values, most_valuable, parts_of, with_solution
 from adapeft.measure.groups import Groups
 from adapeft.measure.options import Options
 from adapeft.parts.lora import Lora
@@ -23,13 +23,16 @@ def choose_options(
     *,
     with_rows: bool = True,
     greedy: bool = False,
+    most_rows: int | None = None,
 ) -> Subset:
     """Choose the best rows and options within ``budget`` elements; see ``choice_problem``.
 
     Args:
         greedy: whether to choose greedily by value per element.
+        most_rows: largest number of rows of one matrix; None: any number.
     """
     check_values(groups, values)
+    values = np.where(most_valuable(groups, values, most_rows), values, 0.0)
     problem = choice_problem(groups, values, options, option_values, budget, with_rows=with_rows)
     solver = MultipleChoiceGreedy() if greedy else MultipleChoiceCore(relative_gap=STABLE_GAP)
     solution = solver.solve(problem)

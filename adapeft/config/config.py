@@ -53,6 +53,15 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _choice_can_be_servable(self) -> Config:
+        if self.select.servable and self.train.subset is not None:
+            raise ValueError(
+                f"select.servable = true: restricts what is chosen, but train.subset = {self.train.subset} is chosen "
+                "already; leave one of them out"
+            )
+        return self
+
     def paths(self) -> dict[str, str]:
         """Return the paths in the config as they are spelled, ``{"data.train": "train.jsonl", "output": "runs/mine"}``.
 

@@ -81,7 +81,7 @@ _READ = ("model.name", "data.train")
 _UNREAD: Mapping[str, str] = MappingProxyType({})
 
 
-_LEFT_OUT = {"select.measure": "exact", "model.quantization": "none"}
+_LEFT_OUT = {"select.measure": "exact", "select.servable": False, "model.quantization": "none"}
 """Entries that the key of a measurement leaves out if they have these values, as those of older versions do."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from adapeft.parts.part import Part
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.sections.select import OnQuantized
+from adapeft.servers import LAYERS, is_servable
 
 if TYPE_CHECKING:
     from adapeft.sections.select import Select
@@ -206,6 +207,7 @@ def build_groups(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     quantized_matrices: OnQuantized = "left out",
+    servable: bool = False,
 ) -> Groups:
     """Divide the candidates among the model's parameters into groups.
 
@@ -216,10 +218,12 @@ def build_groups(
         include: patterns of candidates; empty means all parameters.
         exclude: patterns of parameters removed from the candidates.
         quantized_matrices: what becomes of candidates that bitsandbytes has quantized.
+        servable: whether the candidates are only the weights on which vLLM and SGLang serve LoRA.
 
     Raises:
         AdapeftError: a pattern matches no parameter, no candidate has elements that can be changed, quantized
-            candidates are refused, or a quantized matrix is always trained.
+            candidates are refused, a quantized matrix is always trained, or with ``servable`` the delta would hold
+            something that the servers do not load.
     """
     parameters = describe_parameters(model)
     names = parameter_names(model)
@@ -234,6 +238,15 @@ def build_groups(
         )
     included = match_patterns("select.include", list(include), names) if include else set(names.values())
     candidates = included - match_patterns("select.exclude", list(exclude), names) - always - set(new)
+    if servable:
+        _check_servable(always | set(new), all_quantized)
+        candidates &= _servable(model, parameters)
+        if not candidates:
+            raise AdapeftError(
+                f"select.servable = true: no candidate is a linear layer on which vLLM and SGLang serve LoRA (layers "
+                f"called {', '.join(LAYERS)}). Widen select.include, or leave select.servable out and serve the merged "
+                f"checkpoint (adapeft merge)."
+            )
     unsaved = candidates & unsaved_parameters(model)
     if unsaved:
         warnings.warn(
@@ -267,6 +280,34 @@ def build_groups(
     )
 
 
+def _check_servable(outside: Collection[str], quantized: Mapping[str, str]) -> None:
+    if outside:
+        raise AdapeftError(
+            f"select.servable = true: {len(outside)} parameters such as {min(outside)!r} are new or in "
+            f"select.always_train, and vLLM and SGLang load them from no adapter. Leave them out of "
+            f"select.always_train, use a checkpoint that has its head, or leave select.servable out and serve the "
+            f"merged checkpoint (adapeft merge)."
+        )
+    if quantized:
+        name, kind = next(iter(quantized.items()))
+        raise AdapeftError(
+            f"select.servable = true: the base is quantized ({name!r} to {kind}), and adapeft export writes adapters "
+            f"only for unquantized bases. Load the model without quantization, or leave select.servable out."
+        )
+
+
+def _servable(model: torch.nn.Module, parameters: Sequence[ParameterInfo]) -> set[str]:
+    """Return the weights on which both servers load LoRA: those of untied linear layers that they know by name.
+
+    PEFT finds a layer by the end of its path. A path that is also the end of another module's could be named only by
+    a pattern, which SGLang does not interpret, so such a layer is left out.
+    """
+    words = [path.split(".") for path, _ in model.named_modules(remove_duplicate=False)]
+    ends = {".".join(path[start:]) for path in words for start in range(1, len(path))}
+    linear = {info.name for info in parameters if info.is_linear and is_servable(info.name)}
+    return {name for name in linear if name.removesuffix(".weight") not in ends}
+
+
 def _left_out(reasons: Mapping[str, str]) -> str:
     name, reason = next(iter(reasons.items()))
     return (
@@ -284,4 +325,5 @@ def groups_of(model: torch.nn.Module, settings: Select) -> Groups:
         include=settings.include,
         exclude=settings.exclude,
         quantized_matrices=settings.quantized_matrices,
+        servable=settings.servable,
     )

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from adapeft.sections.budget import Budget
 from adapeft.sections.section import Bytes, Harmless, Limit, Patterns, Reach, Section
+from adapeft.servers import MAX_RANK
 
 Granularity = Literal["tensor", "row", "element", "role"]
 OnQuantized = Literal["candidate", "left out", "refused"]
@@ -54,6 +55,11 @@ class Select(Section):
     )
     include: Patterns = Field(default=(), description="patterns of parameters that may be chosen; none: all parameters")
     exclude: Patterns = Field(default=(), description="patterns of parameters that may not be chosen")
+    servable: Harmless[bool] = Field(
+        default=False,
+        description="choose only what `adapeft export --servable` writes for vLLM and SGLang: rows and LoRA of the "
+        "linear layers that they know, without a new head",
+    )
     warmup_steps: Literal["auto"] | NonNegativeInt = Field(
         default="auto",
         description="steps that train only always_train before measuring; auto: the method's default",
@@ -81,6 +87,11 @@ class Select(Section):
         Raises:
             ValueError: keys that cannot be used together.
         """
+        if self.servable and (what := self.unservable) is not None:
+            raise ValueError(
+                f"servable = true: {what}, but vLLM and SGLang load only rows and LoRA, of rank {MAX_RANK} at most; "
+                "set groups: row, options: [row, lora] or method: lora, or leave servable out"
+            )
         if self.memory_per_device is None:
             return
         given = f"memory_per_device = {self.memory_per_device}"
@@ -103,6 +114,11 @@ class Select(Section):
     def counts_parameters(self) -> str | None:
         """Name, for messages, of the setting that needs a budget of parameters; None if it may be bytes."""
         return self.method
+
+    @property
+    def unservable(self) -> str | None:
+        """What the choice trains that vLLM and SGLang do not load, for messages; None if they load it."""
+        return None if self.granularity == "row" else f"{self.method} trains by {self.granularity}"
 
     @property
     def displacing(self) -> str | None:
@@ -128,7 +144,8 @@ class Select(Section):
 
         The arguments are those of ``window_rank``.
         """
-        return {"groups": self.granularity}
+        candidates = {"servable": True} if self.servable else {}
+        return {"groups": self.granularity, **candidates}
 
     def own(self) -> dict[str, Any]:
         """Return the method's own options as plain values."""

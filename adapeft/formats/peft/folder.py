@@ -41,8 +41,7 @@ def save_for_peft(delta: Delta, base: str, out: str | Path, *, servable: bool = 
         delta: delta of a run; its description names the task.
         base: folder or hub name of the base of the delta, with safetensors weights.
         out: folder to write, which must not exist or be empty.
-        servable: whether the LoRA loaders of vLLM and SGLang must accept the adapter (see
-            ``formats/peft/servable.py``).
+        servable: whether the LoRA loaders of vLLM and SGLang must accept the adapter (see ``adapeft/servers.py``).
 
     Returns:
         The folders that hold an adapter.

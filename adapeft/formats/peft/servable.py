@@ -1,18 +1,6 @@
-"""What the LoRA loaders of vLLM and SGLang accept, in one place: the adapters that both serve with the right outputs.
+"""Changes of a delta that the LoRA loaders of vLLM and SGLang accept, so that both serve base + delta.
 
-Sources, read in 2026: vLLM's ``lora/peft_helper.py`` (``PEFTHelper``), ``config/lora.py`` (``MaxLoRARanks``) and
-``lora/utils.py``; SGLang's ``srt/lora/lora_config.py``, ``lora.py`` and ``utils.py``. In short:
-
-- One adapter of type LoRA, without ``modules_to_save``, biases or DoRA, which vLLM refuses.
-- r of at most ``MAX_RANK``. Both scale by ``lora_alpha / r`` and do not use ``rank_pattern`` and ``alpha_pattern``:
-  vLLM ignores them, SGLang allocates by r. So all matrices are padded to one rank.
-- ``target_modules`` is a list: SGLang does not interpret a pattern.
-- The linear layers in ``LAYERS``. vLLM serves LoRA on every linear layer of a model, SGLang on those whose sizes it
-  knows (``get_hidden_dim``). Rows of embeddings and the output embeddings depend on their versions and are left out.
-- SGLang stacks the layers of ``STACKED`` and assumes that all of one stack have LoRA (``normalize_qkv_proj`` looks
-  up the values when it finds the queries, ``normalize_gate_up_proj`` starts from the gate): missing ones get zeros.
-
-Both convert the tensors to the served model's dtype.
+What they accept is in ``adapeft/servers.py``.
 """
 
 from __future__ import annotations
@@ -25,26 +13,12 @@ from adapeft.errors import AdapeftError
 from adapeft.formats.peft.parts import PeftParts, owner_of
 from adapeft.parts.change import Change
 from adapeft.parts.lora import Lora
+from adapeft.servers import LAYERS, MAX_RANK, STACKED, is_servable
 
-MAX_RANK = 256
-"""Largest rank that all versions of vLLM accept; newer ones also accept 320 and 512."""
-
-VLLM_RANKS = (8, 16, 32, 64, 128, 256)
-"""Values of vLLM's ``max_lora_rank`` in all versions."""
-
-STACKED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers that both servers compute as one matrix."""
-
-LAYERS = (*STACKED[0], "o_proj", *STACKED[1], "down_proj")
-"""Last names of the linear layers whose LoRA both serve."""
-
-_REMEDY = "Serve the merged checkpoint (adapeft merge)."
-
-
-def is_servable(name: str) -> bool:
-    """Return whether both serve LoRA on the weight called ``name``, by the name of its layer."""
-    layer, _, local = name.rpartition(".")
-    return local == "weight" and layer.rpartition(".")[2] in LAYERS
+_REMEDY = (
+    "Choose with select.servable: true, which leaves everything else out, or serve the merged checkpoint (adapeft "
+    "merge)."
+)
 
 
 def make_servable(parts: PeftParts, structure: nn.Module) -> None:
@@ -90,8 +64,7 @@ def check_rank(name: str, rank: int) -> None:
     """
     if rank > MAX_RANK:
         raise AdapeftError(
-            f"{name!r} has rank {rank} as LoRA (one per changed row): vLLM loads at most {MAX_RANK}. Lower "
-            f"select.budget, or serve the merged checkpoint (adapeft merge)."
+            f"{name!r} has rank {rank} as LoRA (one per changed row): vLLM loads at most {MAX_RANK}. {_REMEDY}"
         )
 
 
@@ -104,14 +77,8 @@ def check_targets(config: LoraConfig) -> None:
     if isinstance(config.target_modules, str):
         raise AdapeftError(
             f"PEFT can name the layers of this model only by a pattern ({config.target_modules[:60]}…), because the "
-            f"paths of other layers end alike; SGLang does not interpret it. Serve the merged checkpoint "
-            f"(adapeft merge)."
+            f"paths of other layers end alike; SGLang does not interpret it. {_REMEDY}"
         )
-
-
-def rank_to_serve(rank: int) -> int:
-    """Return the smallest ``max_lora_rank`` with which vLLM loads an adapter of ``rank``."""
-    return next(most for most in VLLM_RANKS if most >= rank)
 
 
 def _complete_stacks(parts: PeftParts, structure: nn.Module) -> None:

@@ -107,7 +107,7 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
         if jointly and groups.granularity == "element":
             return choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks)
         if jointly:
-            return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach)
+            return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach, most_rows=plan.most_rows)
         if statistics.options is not None:
             return choose_options(
                 groups,
@@ -117,6 +117,7 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
                 plan.budget,
                 with_rows="row" in plan.settings.options,
                 greedy=plan.settings.solver == "greedy",
+                most_rows=plan.most_rows,
             )
         return super().choose(groups, statistics, plan, ranks)
 

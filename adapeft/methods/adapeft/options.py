@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from adapeft.methods.base.options import ValuedOptions
 from adapeft.sections.section import Harmless, LearningRate, PartOf
 from adapeft.sections.select import OnQuantized
+from adapeft.servers import MAX_RANK
 
 _SMALL = 10**9
 """Parameters of a model up to which ``measure: auto`` is exact."""
@@ -146,6 +147,14 @@ class AdaPEFTOptions(ValuedOptions):
         if self.options:
             return f"options = {list(self.options)}"
         return "joint = true" if self.chooses_jointly and self.granularity != "element" else None
+
+    @property
+    def unservable(self) -> str | None:
+        if "tensor" in self.options:
+            return f"options = {list(self.options)} can train a matrix whole"
+        if "lora" in self.options and max(self.lora_ranks) > MAX_RANK:
+            return f"lora_ranks = {list(self.lora_ranks)}"
+        return super().unservable
 
     @property
     def kinds(self) -> tuple[str, ...]:

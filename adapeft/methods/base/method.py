@@ -20,6 +20,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.options import ValuedOptions
 from adapeft.ranks import Ranks
 from adapeft.sections.select import Select
+from adapeft.servers import MAX_RANK
 from adapeft.subset.subset import Subset
 from solver import Greedy
 
@@ -44,6 +45,11 @@ class Plan(Generic[Options]):
     seed: int
     settings: Options
     costs: np.ndarray | None = None
+
+    @property
+    def most_rows(self) -> int | None:
+        """Largest number of rows of one matrix, because vLLM and SGLang serve them as LoRA of that rank; None: all."""
+        return MAX_RANK if self.settings.servable else None
 
 
 class Method(ABC, Generic[Options]):
@@ -151,7 +157,8 @@ class ValuedMethod(Method[OptionsOfValued]):
                 by_tensor=plan.settings.scope == "tensor",
             )
         solver = Greedy() if plan.settings.solver == "greedy" else None
-        return choose_groups(groups, self.group_values(statistics, plan.reach), plan.budget, solver, plan.costs)
+        values = self.group_values(statistics, plan.reach)
+        return choose_groups(groups, values, plan.budget, solver, plan.costs, most_rows=plan.most_rows)
 
     def group_values(self, statistics: Statistics, reach: float) -> np.ndarray:
         return self.values(statistics.columns, reach)

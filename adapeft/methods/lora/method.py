@@ -11,6 +11,7 @@ from adapeft.model.structure import ParameterInfo
 from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part
 from adapeft.ranks import Ranks
+from adapeft.servers import MAX_RANK
 from adapeft.subset.subset import Subset
 
 
@@ -49,8 +50,10 @@ class LoRA(UnmeasuredMethod[LoRAOptions]):
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[LoRAOptions], ranks: Ranks) -> Subset:
         matrices = _matrices(groups)
-        rank = 1
-        while rank < max(min(info.shape) for info in matrices) and _count(matrices, rank + 1) <= plan.budget:
+        rank, largest = 1, max(min(info.shape) for info in matrices)
+        if plan.settings.servable:
+            largest = min(largest, MAX_RANK)
+        while rank < largest and _count(matrices, rank + 1) <= plan.budget:
             rank += 1
         parts: dict[str, Part] = {}
         for info in matrices:

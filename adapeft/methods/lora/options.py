@@ -13,5 +13,9 @@ class LoRAOptions(Select):
     method: Literal["lora"]
 
     @property
+    def unservable(self) -> None:
+        return None
+
+    @property
     def quantized_matrices(self) -> OnQuantized:
         return "candidate"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from adapeft.choose.elements import subset_at
-from adapeft.choose.knapsack import parts_of
+from adapeft.choose.knapsack import most_valuable, parts_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import Plan, UnmeasuredMethod
@@ -49,8 +49,10 @@ def _draw_elements(groups: Groups, plan: Plan[RandomOptions], draw: np.random.Ge
 def _draw_groups(groups: Groups, plan: Plan[RandomOptions], draw: np.random.Generator) -> Subset:
     mask = np.zeros(groups.num_groups, dtype=bool)
     costs, left = groups.counts if plan.costs is None else plan.costs, plan.budget
-    for group in draw.permutation(groups.num_groups):
-        if costs[group] <= left:
+    order = draw.permutation(groups.num_groups)
+    possible = most_valuable(groups, -np.argsort(order), plan.most_rows)  # the first ones of each matrix
+    for group in order:
+        if possible[group] and costs[group] <= left:
             mask[group] = True
             left -= int(costs[group])
     return Subset(parts_of(groups, mask)).described(num_groups=groups.num_groups, num_chosen=int(mask.sum()))

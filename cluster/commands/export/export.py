@@ -9,8 +9,8 @@ from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.files.artifact import artifact_kind
 from adapeft.formats.peft.folder import save_for_peft
-from adapeft.formats.peft.servable import rank_to_serve
 from adapeft.formats.unfrozen import save_unfrozen_parameters
+from adapeft.servers import rank_to_serve
 from adapeft.subset.subset import Subset
 from cluster.terminal.console import Terminal
 

@@ -123,6 +123,11 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
             f"inside = {settings.inside}: needs the gradients of single elements of the target, and select.measure is "
             "low-rank. Add select.measure=exact, or leave inside out."
         )
+    if config.select.servable:
+        raise AdapeftError(
+            "select.servable = true: transfer divides the budget among all parameters of the target. Choose for "
+            "servers by measuring the target (adapeft run), or set select.servable: false."
+        )
     other = _measured_differently(config, measured)
     if other:
         raise AdapeftError(

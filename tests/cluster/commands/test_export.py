@@ -16,6 +16,8 @@ from adapeft.parts.lora import Lora
 from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
 from tests.oracles.merged import random_delta, save_base
+from tests.oracles.parts import make_llama
+from tests.support.checkpoints import WORDS, adapeft, save_tokenizer, write_config, write_text
 from tests.support.tiny import make_bert
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
@@ -123,3 +125,23 @@ def test_a_delta_that_is_refused_is_called_a_delta(command, files, arguments):
     assert status == 2
     assert "values that are not finite" in errors
     assert "neither" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize("method", ["adapeft", "lora"])
+def test_a_run_for_servers_ends_in_an_adapter(method, tmp_path):
+    model = make_llama()
+    model.resize_token_embeddings(len(WORDS) + 4)
+    model.save_pretrained(tmp_path / "base")
+    save_tokenizer(tmp_path / "base")
+    text = write_text(tmp_path / "text.txt", 1500)
+    config = write_config(tmp_path / "run.yaml", tmp_path / "base", text, text, task="causal-lm")
+    same = [f"select.method={method}", "select.groups=auto", "select.calibration=32", "train.max_steps=4"]
+    done = adapeft("run", config, *same, "select.servable=true", "cluster.workers=1", "cluster.launcher=local")
+    assert done.returncode == 0, done.stderr
+    delta, out = tmp_path / "run" / "delta.safetensors", tmp_path / "out"
+    done = adapeft("export", delta, "--to", "peft", "--servable", "--model", tmp_path / "base", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "serve it with max-lora-rank" in " ".join((done.stdout + done.stderr).split())
+    assert (out / "adapter_model.safetensors").is_file()

@@ -164,6 +164,7 @@ def test_own_slopes_divide_the_budget_among_tensors(transferred, larger, tmp_pat
         (["select.measure=low-rank", "inside=slope"], "inside = slope: needs the gradients of single elements of"),
         (["select.direction=gradient"], "select.direction: gradient here, adam there"),
         (["select.options=[row,lora]"], "Give select.options=[] to transfer the rows"),
+        (["select.servable=true"], "select.servable = true: transfer divides the budget among all parameters"),
         (["quantization=nf4"], "is quantized (nf4), and a transferred subset belongs to the weights"),
     ],
 )

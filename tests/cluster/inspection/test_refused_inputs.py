@@ -131,6 +131,11 @@ def test_relative_positions_have_no_limit_and_are_remarked(tmp_path):
     assert remarks == [False, True]
 
 
+def test_a_new_head_that_servers_do_not_load(command, config):
+    said = refusal(command, "run", config, "select.servable=true")
+    assert "select.servable = true: 2 parameters such as 'classifier.bias' are new" in said
+
+
 def test_8_bit_weights_are_not_divided(command, config):
     said = refusal(command, "run", config, "quantization=int8", "groups=row", "rank=4")
     assert "cluster.zero_stage = 3: the base is quantized to int8" in said

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from adapeft import AdapeftError
 from adapeft.formats.peft.folder import save_for_peft
 from adapeft.formats.peft.parts import PREFIX
-from adapeft.formats.peft.servable import MAX_RANK, check_rank, rank_to_serve
+from adapeft.formats.peft.servable import check_rank
 from adapeft.parts.elements import Elements
 from adapeft.parts.lora import Lora
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
+from adapeft.servers import MAX_RANK, rank_to_serve
 from tests.oracles.leaves import logits
 from tests.oracles.merged import random_delta, save_base, summed
 from tests.oracles.parts import make_llama
