@@ -66,10 +66,15 @@ def load_model_config(
         always_train: patterns of ``select.always_train``; what they match is not quantized.
 
     Raises:
-        AdapeftError: the model does not exist, or ``model.quantization`` is impossible.
+        AdapeftError: the model does not exist, its kind is wrong for the task, or ``model.quantization`` is impossible.
     """
     config = _own_config(model, attn_implementation=model.attn_implementation, **label_options(model.task, description))
     check_quantization(model, config)
+    if TASKS[model.task].refuses_decoders and config.is_encoder_decoder:
+        raise AdapeftError(
+            f"model.task = {model.task}: {model.name!r} is an encoder-decoder, whose decoder reads the text that is to "
+            f"be predicted. Name an encoder, or set model.task: seq2seq with the masked text as the source."
+        )
     if not TASKS[model.task].reads_images:
         set_padding(config, tokenizer)
     # Budget and memory estimate must count the parameters that the loaded model will have.

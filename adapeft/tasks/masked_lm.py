@@ -48,6 +48,7 @@ class MaskedLM(LanguageModelTask[MaskedLMData]):
     auto_class = "AutoModelForMaskedLM"
     export_type = None
     packs_texts = True
+    refuses_decoders = True  # a decoder reads the labels
 
     def tokenize(
         self,

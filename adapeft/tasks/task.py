@@ -42,6 +42,7 @@ class Task(ABC, Generic[D]):
             examples is then known only after tokenization, all have the same length, and none is padded.
         drops_rows: whether tokenization may drop rows, so that only it tells the number of examples, or rows do not
             tell which of them are the longest.
+        refuses_decoders: whether the model must not be an encoder-decoder.
         reads_images: whether the examples are images, which the model's image processor prepares instead of a
             tokenizer.
     """
@@ -53,6 +54,7 @@ class Task(ABC, Generic[D]):
     problem_types: ClassVar[tuple[str | None, ...]] = (None,)
     packs_texts: ClassVar[bool] = False
     drops_rows: ClassVar[bool] = False
+    refuses_decoders: ClassVar[bool] = False
     reads_images: ClassVar[bool] = False
 
     @property

@@ -8,7 +8,15 @@ import json
 import pytest
 import ray
 from rich.console import Console
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from adapeft.config.load import load_config
 from cluster.inspection.inspect import inspect
@@ -134,6 +142,18 @@ def test_relative_positions_have_no_limit_and_are_remarked(tmp_path):
 def test_a_new_head_that_servers_do_not_load(command, config):
     said = refusal(command, "run", config, "select.servable=true")
     assert "select.servable = true: 2 parameters such as 'classifier.bias' are new" in said
+
+
+def test_masked_words_for_an_encoder_decoder(command, tmp_path):
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 32}
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    base = save_model(BartForConditionalGeneration(BartConfig(vocab_size=26, **sizes, **layers)), tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    tokenizer.save_pretrained(base)
+    text = write_text(tmp_path / "text.txt", 1600)
+    said = refusal(command, "run", write_config(tmp_path / "run.yaml", base, text, text, task="masked-lm"))
+    assert f"model.task = masked-lm: '{base}' is an encoder-decoder, whose decoder reads the text" in said
 
 
 def test_8_bit_weights_are_not_divided(command, config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.shira import ShiraLayer
 from safetensors.torch import load_file
 from torch import nn
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import BertForMultipleChoice, DistilBertConfig, DistilBertForSequenceClassification
 
 from adapeft import AdapeftError
 from adapeft.formats.peft.folder import save_for_peft
@@ -79,6 +80,32 @@ def test_rows_lora_biases_and_embeddings(name, kind, tmp_path):
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     assert len([key for key in tensors if key.endswith(".trainable_tokens_delta")]) > 0
     assert any(key.endswith("lora_B.bias") for key in tensors) == (name != "llama")
+
+
+@pytest.mark.parametrize("kind", ["rows", "lora"])
+def test_multiple_choice(kind, tmp_path):
+    """Its new layer, which scores a choice, is saved whole, although PEFT has no type for the task."""
+
+    def make():
+        model = BertForMultipleChoice(make_bert().config).eval()
+        model.bert.load_state_dict(make_bert().bert.state_dict())
+        torch.nn.init.constant_(model.classifier.weight, 0.1)
+        return model
+
+    def scores(model):
+        return model(torch.arange(1, 25).view(2, 3, 4)).logits
+
+    described = {"name": "base", "task": "multiple-choice", "labels": {}}
+    delta = replace(random_delta(make(), parts_of(make(), kind)), description={"model": described})
+    assert set(delta.new) == {"classifier.weight", "classifier.bias"}
+    (folder,) = save_for_peft(delta, save_base(make(), tmp_path / "base"), tmp_path / "peft")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"][-1]) == (None, "classifier")
+    loaded = PeftModel.from_pretrained(make(), folder).eval()
+    expected = scores(summed(make(), delta))
+    assert expected.shape == (2, 3)
+    torch.testing.assert_close(scores(loaded), expected, rtol=1e-5, atol=1e-5)
+    assert (scores(make()) - expected).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["roberta", "qwen2"])
