@@ -100,6 +100,11 @@ class RunFolder:
         return self.path / "validation.json"
 
     @property
+    def validation_report(self) -> Path:
+        """Pictures and figures of ``adapeft validate`` as one HTML file."""
+        return self.path / "validation.html"
+
+    @property
     def logs(self) -> Path:
         """Output and warnings of the workers, events, TensorBoard files; created when the folder is claimed."""
         return self.path / "logs"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
+
+import numpy as np
 
 from adapeft.choose.options import choice_problem
 from adapeft.measure.statistics import Statistics
@@ -14,6 +15,8 @@ from adapeft.methods.registry import get_method
 from adapeft.subset.subset import Subset
 from cluster.output.folder import RunFolder
 from solver import Frontier, choice_frontier, frontier
+
+_SHARES = (*(Fraction(n, 10**d) for d in range(5, 0, -1) for n in (1, 2, 5)), Fraction(1))
 
 
 class RunFrontier(NamedTuple):
@@ -30,8 +33,8 @@ class RunFrontier(NamedTuple):
     budget: int
 
 
-def frontier_of(folder: RunFolder, subset: Subset, shares: Sequence[Fraction]) -> RunFrontier | None:
-    """Return the frontier at the budget of the run and at ``shares`` of the model's parameters.
+def frontier_of(folder: RunFolder, subset: Subset) -> RunFrontier | None:
+    """Return the frontier at the budget of the run and at round shares of the model's parameters.
 
     None if the run has no values of groups: it measured none, or single elements.
     """
@@ -49,7 +52,7 @@ def frontier_of(folder: RunFolder, subset: Subset, shares: Sequence[Fraction]) -
         return None
     available = int(groups.counts.sum())
     # Rounded down like a budget of the config, so that the run's own budget does not appear twice.
-    counts = {budget, *(math.floor(share * groups.num_total) for share in shares)}
+    counts = {budget, *(math.floor(share * groups.num_total) for share in _SHARES)}
     budgets = sorted(count for count in counts if groups.counts.min() <= count <= available)
     if statistics.options is None:
         return RunFrontier(frontier(values, groups.counts, budgets), groups.num_total, budget)
@@ -59,3 +62,16 @@ def frontier_of(folder: RunFolder, subset: Subset, shares: Sequence[Fraction]) -
     with_rows = isinstance(options, list) and "row" in options
     problem = choice_problem(groups, values, statistics.options, worth, budget, with_rows=with_rows)
     return RunFrontier(choice_frontier(problem, budgets), groups.num_total, budget)
+
+
+def knee_of(costs: np.ndarray, values: np.ndarray) -> int:
+    """Return the index of the knee: the point farthest above the line from the origin to the last point.
+
+    Up to there a further parameter adds more value than the average parameter of the largest budget, and beyond it
+    less. The difference of the normalized curves is that of Satopää et al. 2011 (Kneedle), here on linear axes.
+
+    Args:
+        costs: numbers of parameters, ascending, positive. [B].
+        values: value of the best subset, never descending; the last is positive. [B].
+    """
+    return int(np.argmax(values / values[-1] - costs / costs[-1]))

@@ -1,35 +1,33 @@
-"""The report of a run: ``report.html``, and its pictures as PNG files."""
+"""The pages of a run, ``report.html`` and ``validation.html``, and their pictures as PNG files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adapeft.config.config import Config
-from adapeft.files.artifact import load_table, save, save_text
-from adapeft.measure.storage import TABLE, load_groups
-from adapeft.methods.adapeft.method import AdaPEFT
+from adapeft.files.artifact import save_text
 from adapeft.subset.subset import Subset
 from cluster.output.folder import RunFolder
 from cluster.output.frontier import frontier_of
 from cluster.output.generations import load_generations
+from cluster.output.measured import measured_of, predicted_decrease, unit_of
 from cluster.output.metrics import load_metrics
-from cluster.output.pictures.curves import draw_loss, draw_metric
+from cluster.output.pictures.curves import draw_loss, draw_metric, draw_prediction
 from cluster.output.pictures.estimated import Estimated
 from cluster.output.pictures.frontier import draw_frontier
 from cluster.output.pictures.layers import draw_chosen, draw_influence
 from cluster.output.pictures.memory import draw_memory
-from cluster.output.pictures.page import page_of
-from cluster.output.pictures.picture import Picture
+from cluster.output.pictures.page import answers, figure, grid, page_of, pairs
+from cluster.output.pictures.picture import Picture, save_pictures
 from cluster.output.pictures.slopes import draw_slopes
+from cluster.output.pictures.validation import draw_correlations, draw_gains
 from cluster.units import size_of
 
-_SHARES = (*(Fraction(n, 10**d) for d in range(5, 0, -1) for n in (1, 2, 5)), Fraction(1))
 _PEAKS = {"measuring": "measuring_peak_memory_bytes", "training": "peak_memory_bytes"}
 _ANSWERS = 5
 """Number of generated answers that are shown."""
@@ -45,28 +43,53 @@ def write_report(folder: RunFolder, config: Config, estimated: Mapping[str, Esti
     """
     metrics, subset = load_metrics(folder.metrics), Subset.load(folder.subset)
     pictures = _pictures(folder, subset, metrics, estimated)
-    for picture in pictures:
-        save(folder.pictures / f"{picture.name}.png", _writer(picture))
-    title = f"{Path(config.model.name).name} on {Path(config.data.train).name}"
+    save_pictures(folder.pictures, pictures)
+    title = title_of(config)
     generations = load_generations(folder.generations)[:_ANSWERS]
     before = load_generations(folder.generations_before)
-    save_text(folder.report, page_of(title, _figures(config, metrics), pictures, generations, before))
+    blocks = [pairs(_figures(config, metrics)), *map(figure, pictures), answers(generations, before)]
+    save_text(folder.report, page_of(title, blocks))
 
 
-def _writer(picture: Picture) -> Any:
-    return lambda temporary: temporary.write_bytes(picture.png)
+def write_validation_report(folder: RunFolder, config: Config, result: Mapping[str, Any]) -> None:
+    """Write the page of a validation, and its pictures next to those of the run.
+
+    Args:
+        folder: folder of the run.
+        config: config of the run.
+        result: content of ``validation.json``.
+    """
+    settings = result["settings"]
+    drawn = [draw_gains(result), draw_correlations(settings)]
+    pictures = [picture for picture in drawn if picture is not None]
+    save_pictures(folder.pictures, pictures)
+    titles = [f"learning rate {one['learning_rate']:g}, {one['steps']} steps" for one in settings]
+    found = [{name: values.get("all") for name, values in one["correlations"].items()} for one in settings]
+    cells = ([name, *("–" if one.get(name) is None else f"{one[name]:.2f}" for one in found)] for name in found[0])
+    said = {
+        title: f"τ = {one['planned_constant']:.3g} · Σ learning rates, fitted to the outcomes "
+        f"{one['fitted_constant']:.3g}; {one['overshooting']:.0%} of the subsets raised the loss"
+        for title, one in zip(titles, settings, strict=True)
+    }
+    blocks = [pairs(said), *map(figure, pictures), "<h2>Rank correlations</h2>", grid(["estimator", *titles], cells)]
+    save_text(folder.validation_report, page_of(f"Validation: {title_of(config)}", blocks))
+
+
+def title_of(config: Config) -> str:
+    """Return the model and the data of a run in a few words."""
+    return f"{Path(config.model.name).name} on {Path(config.data.train).name}"
 
 
 def _pictures(
     folder: RunFolder, subset: Subset, metrics: Mapping[str, Any], estimated: Mapping[str, Estimated]
 ) -> list[Picture]:
-    method = subset.choice.method
-    unit = "predicted loss decrease" if method == AdaPEFT().name else f"value to the method {method}"
-    front = frontier_of(folder, subset, _SHARES)
+    unit, predicted = unit_of(subset.choice), predicted_decrease(subset.choice, metrics)
+    front = frontier_of(folder, subset)
     peaks = {stage: metrics[key] for stage, key in _PEAKS.items() if key in metrics}
     drawn = [
         draw_loss(metrics, _training_losses(folder.events)),
         draw_metric(metrics),
+        None if predicted is None else draw_prediction(metrics, predicted),
         front and draw_frontier(front, unit),
         draw_chosen(subset),
         *_of_groups(folder, unit),
@@ -77,20 +100,14 @@ def _pictures(
 
 def _of_groups(folder: RunFolder, unit: str) -> list[Picture | None]:
     """Return the pictures of influence and slopes, as far as the run has measured them."""
-    path = folder.path / TABLE
-    if not path.is_file():
+    found = measured_of(folder)
+    if found is None:
         return []
-    table = load_table(path)
-    if "influence" not in table.column_names:
-        return []
-    _, columns, _ = load_groups(folder.path)
-    influence = table["influence"].to_numpy()
     pictures = []
-    # A group of several tensors has no layer.
-    if table["parameter"].null_count == 0:
-        pictures.append(draw_influence(table["parameter"].to_pylist(), influence, unit))
-    if {"slope", "slope_error"} <= columns.keys() and columns["slope"].ndim == 1:
-        pictures.append(draw_slopes(columns["slope"], columns["slope_error"], np.nan_to_num(influence)))
+    if found.names is not None:
+        pictures.append(draw_influence(found.names, found.influence, unit))
+    if found.slopes is not None and found.slope_errors is not None:
+        pictures.append(draw_slopes(found.slopes, found.slope_errors, np.nan_to_num(found.influence)))
     return pictures
 
 

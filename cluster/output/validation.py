@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from adapeft.config.experiments import Trials
 from adapeft.config.keys import differing
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import provenance, save_json
 from adapeft.files.damage import Header, Line, load_json, reading
-from adapeft.files.json_numbers import undefined_as_null
+from adapeft.files.json_numbers import decoded, undefined_as_null
 
 _REMEDY = "Remove it, and the same command writes it again."
 
@@ -27,10 +27,27 @@ class _Setting(Header):
     diverged: float = 0.0
     correlations: dict[Line, dict[Line, float | None]] = Field(min_length=1)
     at_fitted_reach: dict[Line, float | None]
+    decreases: list[float] = []
+    predictions: dict[Line, list[float]] = {}
+
+
+class _Draw(Header):
+    size: float
 
 
 class _Validation(Header):
-    settings: list[_Setting]
+    """Content of the file. Earlier versions kept no predictions."""
+
+    settings: list[_Setting] = Field(min_length=1)
+    granularity: Line = ""
+    draws: list[_Draw] = []
+
+    @model_validator(mode="after")
+    def _is_of_all_draws(self) -> Self:
+        for setting in self.settings:
+            if any(len(values) != len(self.draws) for values in (setting.decreases, *setting.predictions.values())):
+                raise ValueError("a setting is without the outcome of a draw")
+        return self
 
 
 def save_validation(path: Path, result: Mapping[str, Any], trials: Trials) -> None:
@@ -45,7 +62,7 @@ def load_validation(path: Path, trials: Trials) -> dict[str, Any]:
     Raises:
         AdapeftError: the file is damaged, or holds other trials.
     """
-    content = load_json(path, "a result of adapeft validate", _REMEDY)
+    content = decoded(load_json(path, "a result of adapeft validate", _REMEDY))
     with reading(f"{path} is damaged", _REMEDY):
         _Validation.model_validate(content)
         before = Trials.model_validate(content["trials"])

@@ -28,6 +28,8 @@ from cluster.ranks.inputs import check_loss, load_inputs
 from cluster.zero.engine import join
 
 _NUM_FISHER_EXAMPLES = 128
+_PREDICTED = ("influence (adam)", "joint influence (adam)", "least joint influence (adam)")
+"""Estimators whose predictions, which are loss decreases, are kept."""
 
 
 def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str, Any]:
@@ -92,7 +94,8 @@ def summarize(trials: Trials, draws: Sequence[Draw], measured: Measured, outcome
             decreases = outcomes[:, i, j]
             constant = fit_constant(_additive(measured, draws), decreases, rate * steps)
             reach = planned_reach(rate * steps, steps)
-            found = correlate(measured.predictions(draws, reach), decreases, draws)
+            predictions = measured.predictions(draws, reach)
+            found = correlate(predictions, decreases, draws)
             fitted = correlate(measured.predictions(draws, constant * rate * steps), decreases, draws)
             settings.append(
                 {
@@ -109,6 +112,7 @@ def summarize(trials: Trials, draws: Sequence[Draw], measured: Measured, outcome
                     },
                     "at_fitted_reach": {name: value.all for name, value in fitted.items() if "influence (" in name},
                     "decreases": decreases.tolist(),
+                    "predictions": {name: predictions[name].tolist() for name in _PREDICTED},
                 }
             )
     return {

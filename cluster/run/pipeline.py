@@ -123,8 +123,12 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
 
         save_validation(path, session.on_workers(validate_on_rank, "validate", trials=trials), trials)
     result = load_validation(path, trials)
+    if not session.folder.validation_report.is_file():
+        from cluster.output.report import write_validation_report
+
+        write_validation_report(session.folder, session.config, result)
     show_validation(result, session.terminal)
-    session.terminal.note(f"all figures: {short(path)}")
+    session.terminal.note(f"all figures: {short(path)}, pictures: {short(session.folder.validation_report)}")
     return result
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -62,7 +63,8 @@ def _compare(config: Config, comparison: Comparison, note: Note, run: Runner) ->
         swept = rates.get((contender, budget))
         job = job_of(folder, comparison, contender, budget, seed, swept.rate if swept else None)
         # If the sweep has failed, there is no rate to run at: the report would show one as if it had been found.
-        return line.give_up(job, f"sweep: {swept.failure}") if swept and swept.failure else line.run(job)
+        run = line.give_up(job, f"sweep: {swept.failure}") if swept and swept.failure else line.run(job)
+        return replace(run, swept=swept.scores) if swept else run
 
     def run_all(seed: int, contender: Contender) -> list[Run]:
         line = Line(examples[seed], run, done)

@@ -4,102 +4,24 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 from scipy import stats
 
 from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison
-from adapeft.files.artifact import provenance, save, save_json, save_text
-from adapeft.methods.registry import get_method
-from adapeft.sections.select import Granularity
+from adapeft.files.artifact import provenance, save_json, save_text
+from adapeft.files.json_numbers import undefined_as_null
 from adapeft.subset.empty import NOTHING
+from cluster.commands.compare.pictures import pictures_of
+from cluster.commands.compare.row import Row, rows_of
 from cluster.commands.compare.run import Run
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from cluster.output.pictures.page import figure, grid, page_of, paragraphs
+from cluster.output.pictures.picture import save_pictures
+from cluster.output.report import title_of
 
 BASELINE = "random"
-
-
-@dataclass(frozen=True)
-class Row:
-    """Results of one method at one budget.
-
-    Attributes:
-        method: contender as it is spelled.
-        granularity: granularity of its groups.
-        budget: budget as it is spelled; empty for a method without a budget.
-        scores: seed → score after the last step, in the metric's own units.
-        curves: seed → step → score at every evaluation.
-        trained: number of parameters trained within the budget, mean over the seeds like the values below.
-        delta_bytes: size of the delta.
-        peak_bytes: largest memory of a rank during training.
-        select_seconds: seconds of measuring and choosing; only choosing if another budget's statistics were reused.
-        train_seconds: seconds of training.
-        learning_rate: learning rate of training.
-        failures: reasons of the failed runs.
-        num_diverged: number of failed runs whose training diverged; they have no score, and count as the worst.
-    """
-
-    method: str
-    granularity: Granularity
-    budget: str
-    scores: dict[int, float]
-    curves: dict[int, dict[int, float]]
-    trained: float
-    delta_bytes: float
-    peak_bytes: float
-    select_seconds: float
-    train_seconds: float
-    learning_rate: float
-    failures: tuple[str, ...]
-    num_diverged: int = 0
-
-    @property
-    def mean(self) -> float:
-        """Mean score over the seeds."""
-        return float(np.mean(list(self.scores.values()))) if self.scores else float("nan")
-
-    @property
-    def std(self) -> float:
-        """Sample standard deviation over the seeds; NaN for a single seed."""
-        return float(np.std(list(self.scores.values()), ddof=1)) if len(self.scores) > 1 else float("nan")
-
-
-def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Return one row per method and budget, in the order of the runs."""
-    keys = dict.fromkeys((run.contender, run.budget) for run in runs)
-    rows = []
-    for contender, budget in keys:
-        group = [run for run in runs if (run.contender, run.budget) == (contender, budget)]
-        done = [run for run in group if run.metrics is not None]
-
-        def mean(*path: str, done: list[Run] = done) -> float:
-            return float(np.mean([_at(run.metrics, path) for run in done])) if done else float("nan")
-
-        rows.append(
-            Row(
-                method=str(contender),
-                granularity=contender.granularity,
-                budget=str(budget) if get_method(contender.method).is_budgeted else "",
-                scores={run.seed: run.scores[run.metrics["metric"]] for run in done if run.metrics and run.scores},
-                curves={run.seed: _curve(run.metrics) for run in done if run.metrics},
-                trained=mean("trainable_parameters"),
-                delta_bytes=mean("delta_bytes"),
-                peak_bytes=mean("peak_memory_bytes"),
-                select_seconds=mean("seconds", "select"),
-                train_seconds=mean("seconds", "train"),
-                learning_rate=group[0].learning_rate,
-                failures=tuple(run.failure for run in group if run.failure is not None),
-                num_diverged=sum(run.has_diverged for run in group),
-            )
-        )
-    return rows
 
 
 def against(row: Row, baseline: Row, higher_is_better: bool) -> str:
@@ -138,7 +60,7 @@ def steps_to(row: Row, score: float, higher_is_better: bool) -> float:
 
 
 def write_report(folder: Path, config: Config, comparison: Comparison, runs: Sequence[Run]) -> Path:
-    """Write ``comparison.md``, ``comparison.json`` and the plots; return the path of the first."""
+    """Write ``comparison.md``, ``.json`` and ``.html`` and the pictures; return the path of the first."""
     from adapeft.model.load import describe_for
     from adapeft.tasks.registry import TASKS
 
@@ -159,30 +81,30 @@ def write_report(folder: Path, config: Config, comparison: Comparison, runs: Seq
                     "learning_rate": run.learning_rate,
                     "metrics": run.metrics,
                     "failure": run.failure,
+                    "swept": undefined_as_null([{"learning_rate": r, metric: v} for r, v in run.swept.items()]),
                 }
                 for run in runs
             ],
             "provenance": provenance(),
         },
     )
-    plots = [plot_scores(folder / "scores.png", rows, metric)]
-    if len(comparison.seeds) > 1:
-        plots.append(plot_spread(folder / "spread.png", rows, metric))
+    pictures = pictures_of(rows, metric)
+    save_pictures(folder, pictures)
+    title, conditions = title_of(config), _conditions(comparison)
+    said = [*_comparisons(rows, higher_is_better), *_failures(rows)]
+    heads, cells = _cells(rows, metric)
+    blocks = [paragraphs([conditions]), grid(heads, cells), paragraphs(said), *map(figure, pictures)]
+    save_text(folder / "comparison.html", page_of(f"Comparison: {title}", blocks))
     lines = [
         f"# {Path(config.model.name).name} on {config.data.train}",
         "",
-        _conditions(comparison),
+        conditions,
         "",
         table(rows, metric),
         "",
-        *_comparisons(rows, higher_is_better),
-        *(
-            f"- {row.method} at {row.budget or 'no budget'} failed ({len(row.failures)} runs): {row.failures[0]}"
-            for row in rows
-            if row.failures
-        ),
+        *(f"- {line}" for line in said),
         "",
-        *(f"![{path.stem}]({path.name})" for path in plots),
+        *(f"![{picture.title}]({picture.name}.png)" for picture in pictures),
         "",
     ]
     save_text(folder / "comparison.md", "\n".join(lines))
@@ -191,12 +113,19 @@ def write_report(folder: Path, config: Config, comparison: Comparison, runs: Seq
 
 def table(rows: Sequence[Row], metric: str) -> str:
     """Return the results as a table in GitHub's Markdown."""
+    heads, cells = _cells(rows, metric)
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
+
+
+def _cells(rows: Sequence[Row], metric: str) -> tuple[list[str], list[list[str]]]:
+    """Return the headings of the results, and their cells."""
     score = f"{metric}, mean ± std"
     heads = [
         *("method", "budget", score, "by seed", "learning rate"),
         *("trained", "delta KiB", "peak MiB", "choose s", "train s"),
     ]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    found = []
     for row in rows:
         if row.scores:
             spread = "" if np.isnan(row.std) else f" ± {row.std:.4f}"
@@ -213,58 +142,14 @@ def table(rows: Sequence[Row], metric: str) -> str:
         else:
             is_empty = bool(row.failures) and all(NOTHING in failure for failure in row.failures)
             cells = [NOTHING if is_empty else "diverged" if row.num_diverged else "failed", *["–"] * (len(heads) - 3)]
-        lines.append(f"| {row.method} | {row.budget or '–'} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        found.append([row.method, row.budget or "–", *cells])
+    return heads, found
 
 
 def _diverged(row: Row) -> str:
     """Return a note on the seeds that the mean leaves out because their training diverged."""
     total = len(row.scores) + row.num_diverged
     return f", without {row.num_diverged} of {total} seeds, which diverged" if row.num_diverged else ""
-
-
-def plot_scores(path: Path, rows: Sequence[Row], metric: str) -> Path:
-    """Plot scores with standard deviations against trained parameters, as Figure 5 of Fu et al. 2023, upper half."""
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for index, line in enumerate(_lines(rows).values()):
-        error = [0.0 if np.isnan(row.std) else row.std for row in line]
-        x, y = [row.trained for row in line], [row.mean for row in line]
-        axes.errorbar(x, y, yerr=error, capsize=3, label=line[-1].method, **_style(index))
-    axes.set(xscale="log", xlabel="trained parameters", ylabel=metric)
-    return _save(figure, axes, path)
-
-
-def plot_spread(path: Path, rows: Sequence[Row], metric: str) -> Path:
-    """Plot standard deviations over the seeds against trained parameters, as Figure 5, lower half."""
-    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
-    for index, line in enumerate(_lines(rows).values()):
-        x, y = [row.trained for row in line], [row.std for row in line]
-        axes.plot(x, y, label=line[-1].method, **_style(index))
-    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"standard deviation of {metric}")
-    return _save(figure, axes, path)
-
-
-def _style(index: int) -> dict[str, Any]:
-    """Return the style of a line: after matplotlib's ten colours the marker changes, so that methods differ."""
-    return {"color": f"C{index % 10}", "marker": "osD^v"[index // 10 % 5], "markersize": 4}
-
-
-def _save(figure: Any, axes: Any, path: Path) -> Path:
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside right upper", frameon=False)
-    save(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
-    plt.close(figure)
-    return path
-
-
-def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return method → rows with scores, in the order of trained parameters."""
-    names = dict.fromkeys(row.method for row in rows if row.scores)
-    return {
-        name: sorted((row for row in rows if row.method == name and row.scores), key=lambda row: row.trained)
-        for name in names
-    }
 
 
 def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
@@ -285,10 +170,18 @@ def _comparisons(rows: Sequence[Row], higher_is_better: bool) -> list[str]:
         steps = [steps_to(one, lowest, higher_is_better) for one in (row, baseline)]
         mine, theirs = ("never" if np.isnan(count) else f"{count:,.0f} steps" for count in steps)
         said.append(
-            f"- {row.method} against {baseline.method} at {row.budget}: {verdict}. "
+            f"{row.method} against {baseline.method} at {row.budget}: {verdict}. "
             f"To reach {baseline.method}'s worst score ({lowest:.4g}) on all seeds: {mine}, {baseline.method} {theirs}."
         )
     return said
+
+
+def _failures(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"{row.method} at {row.budget or 'no budget'} failed ({len(row.failures)} runs): {row.failures[0]}"
+        for row in rows
+        if row.failures
+    ]
 
 
 def _conditions(comparison: Comparison) -> str:
@@ -303,13 +196,3 @@ def _conditions(comparison: Comparison) -> str:
         said += f", each seed without a random {comparison.perturb:.0%} of the training data"
     versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())
     return f"{said}; scores after the last step. {platform.machine()}, Python {platform.python_version()}, {versions}."
-
-
-def _curve(metrics: dict[str, Any]) -> dict[int, float]:
-    return {point["step"]: point[metrics["metric"]] for point in metrics["history"]}
-
-
-def _at(tree: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree

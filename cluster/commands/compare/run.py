@@ -51,6 +51,7 @@ class Run:
         learning_rate: learning rate of training.
         metrics: metrics of the finished run; None if it failed.
         failure: reason of the failure, if any.
+        swept: learning rate → score, of the sweep that found the learning rate; not finite where there was none.
     """
 
     contender: Contender
@@ -60,6 +61,7 @@ class Run:
     learning_rate: float
     metrics: dict[str, Any] | None = None
     failure: str | None = None
+    swept: Mapping[float, float] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, float] | None:

@@ -23,10 +23,12 @@ class Swept(NamedTuple):
 
     Attributes:
         rate: best learning rate.
+        scores: learning rate → score, for all that were tried; not finite where there was none.
         failure: reason why even this rate led to no score, or None.
     """
 
     rate: float
+    scores: dict[float, float]
     failure: str | None
 
 
@@ -57,23 +59,27 @@ def swept_rates(
         # A comparison with the NaN of a diverged training is never true, which would end the climb here.
         return values if all(map(math.isfinite, values)) else _WORST
 
-    def best_run(line: Line, contender: Contender, budget: Budget, start: int) -> tuple[int, Run]:
+    def best_run(line: Line, contender: Contender, budget: Budget, start: int) -> tuple[int, Run, dict[float, float]]:
+        tried: dict[float, float] = {}
+
         @cache
         def run_at(index: int) -> Run:
-            return line.run(job_of(folder / "sweep", comparison, contender, budget, seed, rates[index]))
+            swept = line.run(job_of(folder / "sweep", comparison, contender, budget, seed, rates[index]))
+            tried[rates[index]] = math.nan if swept.scores is None else swept.scores[metric]
+            return swept
 
         is_refused = run_at(start).is_refused  # as it would be at any other rate
         best = start if is_refused else climb(lambda index: value(run_at(index)), start, len(rates))
-        return best, run_at(best)
+        return best, run_at(best), dict(sorted(tried.items()))
 
     def sweep(contender: Contender) -> dict[tuple[Contender, Budget], Swept]:
         line, found = Line(tuning, run, done), {}
         index = len(rates) // 2
         for budget in budgets_of(contender, comparison):
-            index, best = best_run(line, contender, budget, index)
+            index, best, scores = best_run(line, contender, budget, index)
             has_score = value(best) != _WORST
             failure = None if has_score else best.failure or f"{metric} or loss was not finite"
-            found[contender, budget] = Swept(rates[index], failure)
+            found[contender, budget] = Swept(rates[index], scores, failure)
         return found
 
     with ThreadPoolExecutor(comparison.parallel) as pool:

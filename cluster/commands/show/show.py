@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 
 from adapeft.config.load import load_config
@@ -17,8 +16,6 @@ from cluster.output.frontier import frontier_of
 from cluster.output.metrics import load_metrics
 from cluster.output.mirror import fetched
 from cluster.terminal.console import Terminal
-
-_SHARES = tuple(Fraction(1, n) for n in (10_000, 2_000, 1_000, 200, 100, 50, 20, 10))
 
 
 def show(place: str, terminal: Terminal) -> None:
@@ -46,7 +43,7 @@ def _show_run(folder: RunFolder, terminal: Terminal) -> None:
     if folder.subset.is_file():
         subset = Subset.load(folder.subset)
         terminal.show_choice(subset)
-        front = frontier_of(folder, subset, _SHARES)
+        front = frontier_of(folder, subset)
         if front is not None:
             terminal.show_frontier(front.curve, front.num_total, front.budget)
     metrics = load_metrics(folder.metrics)

@@ -43,6 +43,33 @@ def draw_metric(metrics: Mapping[str, Any]) -> Picture | None:
     return Picture("metric", f"Metric: {name}", caption, png_of(figure))
 
 
+def draw_prediction(metrics: Mapping[str, Any], predicted: float) -> Picture:
+    """Draw the measured decrease of the loss, and the decrease that was predicted for the whole training.
+
+    Args:
+        metrics: content of ``metrics.json`` of a run that trained nothing outside the budget: the influence is the
+            decrease beyond that.
+        predicted: predicted decrease within the reach of the training.
+    """
+    start, last = metrics["before"]["loss"], metrics["num_steps"]
+    points = {0: 0.0, **{scores["step"]: start - scores["loss"] for scores in metrics["history"]}}
+    figure = new_figure(3.0)
+    axes = figure.subplots()
+    axes.plot(list(points), list(points.values()), color="C0", marker="o", markersize=4, label="measured")
+    axes.plot(last, predicted, "D", color="C3", markersize=8, label="predicted")
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    axes.set(xlabel="step", ylabel="decrease of the loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    reached = points[max(points)]
+    caption = (
+        "Decrease of the loss on the evaluation data by training step, and the influence of the choice, which predicts "
+        "the decrease of the whole training from calibration examples of the training data: "
+        f"{predicted:.3g} predicted, {reached:.3g} measured after the last step."
+    )
+    return Picture("prediction", "Predicted and measured", caption, png_of(figure))
+
+
 def _draw_evaluations(axes: Any, metrics: Mapping[str, Any], name: str) -> None:
     points = {0: metrics["before"][name], **{scores["step"]: scores[name] for scores in metrics["history"]}}
     axes.plot(list(points), list(points.values()), color="C0", marker="o", markersize=4, label="evaluation")

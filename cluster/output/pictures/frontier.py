@@ -4,21 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cluster.output.frontier import RunFrontier
+from cluster.output.frontier import RunFrontier, knee_of
 from cluster.output.pictures.picture import Picture, new_figure, png_of
-
-
-def knee_of(costs: np.ndarray, values: np.ndarray) -> int:
-    """Return the index of the knee: the point farthest above the line from the origin to the last point.
-
-    Up to there a further parameter adds more value than the average parameter of the largest budget, and beyond it
-    less. The difference of the normalized curves is that of Satopää et al. 2011 (Kneedle), here on linear axes.
-
-    Args:
-        costs: numbers of parameters, ascending, positive. [B].
-        values: value of the best subset, never descending; the last is positive. [B].
-    """
-    return int(np.argmax(values / values[-1] - costs / costs[-1]))
 
 
 def draw_frontier(front: RunFrontier, unit: str) -> Picture | None:

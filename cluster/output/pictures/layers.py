@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 
 from adapeft.subset.subset import Subset
+from cluster.output.pictures.map import OUTSIDE, map_of
 from cluster.output.pictures.picture import Picture, new_figure, png_of
 
 _MOST_ROLES = 24
-_PLACE = re.compile(r"(?:.*?\.)?(\d+)\.(.+)")
-_OUTSIDE = -1
-
-
-def place_of(name: str) -> tuple[int, str]:
-    """Return the layer and the role in a parameter's name; outside any layer -1 and the whole name."""
-    found = _PLACE.fullmatch(name)
-    return (int(found[1]), found[2]) if found else (_OUTSIDE, name)
 
 
 def draw_chosen(subset: Subset) -> Picture | None:
@@ -48,31 +39,22 @@ def draw_influence(names: Iterable[str], influence: Iterable[float], unit: str) 
 def _draw_map(
     name: str, title: str, caption: str, unit: str, values: Iterable[tuple[str, float]], *, log: bool
 ) -> Picture | None:
-    sums: defaultdict[str, defaultdict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for parameter, value in values:
-        if value > 0:
-            layer, role = place_of(parameter)
-            sums[role][layer] += value
-    if not sums:
+    found = map_of(values, _MOST_ROLES)
+    if found is None:
         return None
-    ranked = sorted(sums, key=lambda role: -sum(sums[role].values()))
-    shown = ranked[:_MOST_ROLES]
-    if len(ranked) > _MOST_ROLES:
-        caption += f" The {_MOST_ROLES} largest of {len(ranked)} roles are shown."
-    layers = sorted({layer for role in shown for layer in sums[role]})
-    if max(layers) > _OUTSIDE:
-        layers = [*([_OUTSIDE] if _OUTSIDE in layers else []), *range(max(layers) + 1)]
-    grid = np.array([[sums[role].get(layer, np.nan) for layer in layers] for role in shown])
+    if found.num_left_out:
+        caption += f" The {_MOST_ROLES} largest of {len(found.roles) + found.num_left_out} roles are shown."
+    layers, grid = found.layers, found.grid
     norm = LogNorm() if log and np.nanmin(grid) < np.nanmax(grid) else Normalize(vmin=0)
-    figure = new_figure(1.3 + 0.24 * len(shown))
+    figure = new_figure(1.3 + 0.24 * len(found.roles))
     axes = figure.subplots()
     image = axes.imshow(grid, aspect="auto", cmap="viridis_r", norm=norm, interpolation="nearest")
     step = -(-len(layers) // 12)
     ticks = range(0, len(layers), step)
-    axes.set_xticks(list(ticks), ["–" if layers[tick] == _OUTSIDE else str(layers[tick]) for tick in ticks])
+    axes.set_xticks(list(ticks), ["–" if layers[tick] == OUTSIDE else str(layers[tick]) for tick in ticks])
     # Names are no formulas, whatever they contain.
-    axes.set_yticks(range(len(shown)), [_short(role) for role in shown], fontsize=8, parse_math=False)
-    axes.set_xlabel("layer" + (" (–: outside of the layers)" if _OUTSIDE in layers else ""))
+    axes.set_yticks(range(len(found.roles)), [_short(role) for role in found.roles], fontsize=8, parse_math=False)
+    axes.set_xlabel("layer" + (" (–: outside of the layers)" if OUTSIDE in layers else ""))
     figure.colorbar(image, ax=axes, label=unit)
     return Picture(name, title, caption, png_of(figure))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from adapeft.tasks.generation import Generation
@@ -25,29 +25,17 @@ figure img { display: block; max-width: 100%; height: auto; background: #fff; bo
 figcaption { color: var(--dim); font-size: .9em; margin-top: .4em; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 4px 8px 4px 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; width: 35%; }
+th { font-weight: 600; }
+.pairs th { width: 35%; }
+.wide { overflow-x: auto; font-size: .85em; overflow-wrap: normal; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: .9em; }
 """
 _LONGEST = 1000
 """Characters of a generated text that are shown."""
 
 
-def page_of(
-    title: str,
-    figures: Mapping[str, str],
-    pictures: Sequence[Picture],
-    generations: Sequence[Generation],
-    before: Sequence[Generation],
-) -> str:
-    """Return the HTML of a report.
-
-    Args:
-        title: heading.
-        figures: name → value of the table.
-        pictures: pictures in order.
-        generations: answers after training to show.
-        before: answers before training; those to other examples are ignored.
-    """
+def page_of(title: str, blocks: Iterable[str]) -> str:
+    """Return the HTML of a page with a heading and these blocks of HTML."""
     return "\n".join(
         (
             "<!DOCTYPE html>",
@@ -56,15 +44,14 @@ def page_of(
             # Browsers otherwise ask the server for /favicon.ico.
             f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{_STYLE}</style></head>',
             f"<body><h1>{escape(title)}</h1>",
-            _table(figures),
-            *map(_figure, pictures),
-            *_answers(generations, before),
+            *blocks,
             "</body></html>\n",
         )
     )
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
+    """Return a picture with its title and caption."""
     image = b64encode(picture.png).decode("ascii")
     return (
         f'<h2>{escape(picture.title)}</h2>\n<figure id="{escape(picture.name)}">'
@@ -73,14 +60,34 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def _table(rows: Mapping[str, str]) -> str:
+def pairs(rows: Mapping[str, str]) -> str:
+    """Return a table of names and values."""
     lines = (f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows.items())
-    return "\n".join(("<table>", *lines, "</table>"))
+    return "\n".join(('<table class="pairs">', *lines, "</table>"))
 
 
-def _answers(generations: Sequence[Generation], before: Sequence[Generation]) -> list[str]:
+def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table with a heading for each column, which scrolls by itself where the screen is too narrow."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    lines = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
+    return "\n".join(
+        (f'<div class="wide"><table><tr>{head}</tr>', *(f"<tr>{line}</tr>" for line in lines), "</table></div>")
+    )
+
+
+def paragraphs(texts: Iterable[str]) -> str:
+    return "\n".join(f"<p>{escape(text)}</p>" for text in texts)
+
+
+def answers(generations: Sequence[Generation], before: Sequence[Generation]) -> str:
+    """Return generated answers next to those of the data; nothing if there are none.
+
+    Args:
+        generations: answers after training to show.
+        before: answers before training; those to other examples are ignored.
+    """
     if not generations:
-        return []
+        return ""
     earlier = {one.example: one.answer for one in before}
     lines = ["<h2>Generated answers</h2>"]
     for one in generations:
@@ -92,5 +99,5 @@ def _answers(generations: Sequence[Generation], before: Sequence[Generation]) ->
             f'<tr><th scope="row">{name}</th><td><pre>{escape(text) or "(empty)"}</pre></td></tr>'
             for name, text in texts.items()
         )
-        lines += [f"<h3>Evaluation example {one.example}</h3>", "<table>", *cells, "</table>"]
-    return lines
+        lines += [f"<h3>Evaluation example {one.example}</h3>", '<table class="pairs">', *cells, "</table>"]
+    return "\n".join(lines)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from adapeft.files.artifact import save
 
 WIDTH = 5.0
 """Inches. Text of 10 points stays readable on a screen of 400 pixels."""
@@ -28,10 +32,19 @@ class Picture:
     caption: str
     png: bytes
 
+    def write(self, path: Path) -> None:
+        path.write_bytes(self.png)
+
 
 def new_figure(height: float) -> Figure:
     """Return an empty figure of ``WIDTH`` by ``height`` inches, outside the global state of pyplot."""
     return Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+
+
+def save_pictures(folder: Path, pictures: Iterable[Picture]) -> None:
+    """Write each picture as a PNG file into ``folder``."""
+    for picture in pictures:
+        save(folder / f"{picture.name}.png", picture.write)
 
 
 def png_of(figure: Figure) -> bytes:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 from scipy import stats
 
@@ -19,14 +18,18 @@ from adapeft.data.sources import load_rows
 from adapeft.errors import AdapeftError
 from adapeft.tasks.describe import describe
 from adapeft.tasks.registry import TASKS
+from cluster.commands.compare import pictures
 from cluster.commands.compare.compare import check, compare, finished
 from cluster.commands.compare.examples import held_out, perturbed
-from cluster.commands.compare.report import Row, against, plot_spread, rows_of, steps_to, table, write_report
+from cluster.commands.compare.report import against, steps_to, table, write_report
+from cluster.commands.compare.row import Row, rows_of
 from cluster.commands.compare.run import run_apart, run_command, with_values
 from cluster.commands.compare.sweep import climb
 from cluster.inspection.inspect import inspect
 from cluster.output.contents import contents_of
 from cluster.output.folder import RunFolder
+from tests.cluster.output.test_report import Page
+from tests.support.browser import CHROMIUM, check_page
 from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
 
 
@@ -463,6 +466,42 @@ def test_one_failure_loses_nothing_of_the_rest(config):
     assert len(json.loads((report.parent / "comparison.json").read_text(encoding="utf-8"))["runs"]) == 9
 
 
+def test_the_page_has_the_table_and_every_picture(config):
+    """Scores against parameters and bytes, the spread over the seeds, and the sweep of the learning rates."""
+    comparison = settings("methods=[adapeft,sam,random]", "seeds=[0,1]", "learning_rates=[1e-3,1e-2,1e-1]")
+    runs = compare(config, comparison, lambda text: None, Runner())
+    folder = write_report(Path(config.output), config, comparison, runs).parent
+    page = Page((folder / "comparison.html").read_text(encoding="utf-8"))
+    names = [attributes["id"] for attributes in page.all("figure")]
+    assert names == ["scores", "bytes", "spread", "rates"]
+    assert all((folder / f"{name}.png").stat().st_size > 5000 for name in names)
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+    assert len(page.all("tr")) == 1 + len({run.contender for run in runs})
+    shown = " ".join(page.texts)
+    for expected in ("sam at 0.5% failed (1 runs): out of memory", "against random at 0.5%", "accuracy, mean ± std"):
+        assert expected in shown
+    content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    swept = next(run["swept"] for run in content["runs"] if run["method"] == "adapeft")
+    assert [point["learning_rate"] for point in swept] == [1e-3, 1e-2, 1e-1]
+    assert [point["accuracy"] for point in swept] == pytest.approx([0.6, 0.7, 0.6])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_the_comparison_on_a_narrow_screen(config, tmp_path, dark):
+    comparison = settings("methods=[adapeft,sam,random]", "seeds=[0,1]", "learning_rates=[1e-3,1e-2,1e-1]")
+    runs = compare(config, comparison, lambda text: None, Runner())
+    folder = write_report(Path(config.output), config, comparison, runs).parent
+    check_page(folder / "comparison.html", tmp_path, dark=dark, num_images=4)
+
+
+def test_what_was_not_swept_has_no_rates_and_one_seed_no_spread(config):
+    runs = compare(config, settings("methods=[random]", "seeds=[0]"), lambda text: None, Runner())
+    assert [one.name for one in pictures.pictures_of(rows_of(runs), "accuracy")] == ["scores", "bytes"]
+    assert pictures.pictures_of([], "accuracy") == []
+
+
 def test_a_baseline_is_of_the_same_granularity(config):
     """Granularities may be defaults: adapeft chooses by row, random by element."""
     comparison = settings("methods=[random:row,random,adapeft,adapeft:element,sam]", "seeds=[0,2]")
@@ -514,13 +553,13 @@ def test_bad_input(override, said):
     assert said in str(error.value)
 
 
-def test_every_method_has_its_own_look(tmp_path, monkeypatch):
+def test_every_method_has_its_own_look(monkeypatch):
     """Matplotlib has only ten default colours, and there are more methods."""
     figures = []
-    monkeypatch.setattr(plt, "close", figures.append)
+    monkeypatch.setattr(pictures, "png_of", figures.append)
     rest = (100.0, 1.0, 1.0, 1.0, 1.0, 1e-3, ())
     rows = [Row(f"method {i}", "element", "0.5%", {0: 0.5, 1: 0.6}, {}, *rest) for i in range(21)]
-    plot_spread(tmp_path / "spread.png", rows, "accuracy")
+    pictures.draw_spread(rows, "accuracy")
     looks = {(to_rgba(line.get_color()), line.get_marker()) for line in figures[0].axes[0].lines}
     assert len(looks) == 21
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adapeft.config.experiments import Trials
 from adapeft.config.load import parse_config
 from adapeft.measure.groups import Groups
 from adapeft.measure.storage import save_groups
@@ -22,11 +21,15 @@ from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from adapeft.tasks.generation import Generation
 from cluster.output.folder import RunFolder
+from cluster.output.frontier import knee_of
 from cluster.output.generations import save_generations
+from cluster.output.measured import predicted_decrease
+from cluster.output.metrics import load_metrics
 from cluster.output.pictures.estimated import Estimated
-from cluster.output.pictures.frontier import knee_of
-from cluster.output.pictures.layers import place_of
-from cluster.output.report import write_report
+from cluster.output.pictures.map import place_of
+from cluster.output.report import write_report, write_validation_report
+from cluster.output.validation import load_validation, save_validation
+from tests.support.browser import CHROMIUM, check_page
 
 NAMES = ("model.embed.weight", "model.layers.0.mlp.weight", "model.layers.1.mlp.weight")
 WEIGHTS = tuple(
@@ -64,7 +67,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def write_run(path, *, measured=True, method="adapeft", task="sequence-classification"):
+def write_run(path, *, measured=True, method="adapeft", task="sequence-classification", always=5):
     """Write the artifacts of a finished run; return its folder and config."""
     config = parse_config(
         {
@@ -95,7 +98,8 @@ def write_run(path, *, measured=True, method="adapeft", task="sequence-classific
         "history": [{"step": 10, "loss": 0.6, "accuracy": 0.75}, {"step": 20, "loss": 0.7, "accuracy": 0.7}],
         "total_parameters": 200,
         "trainable_parameters": 12,
-        "always_trained_parameters": 5,
+        "always_trained_parameters": always,
+        "num_steps": 20,
         "delta_bytes": 2048,
         "peak_memory_bytes": 800 * 2**20,
         "seconds": {"select": 1.5, "train": 2.5},
@@ -110,6 +114,21 @@ def write_run(path, *, measured=True, method="adapeft", task="sequence-classific
 
 
 ESTIMATED = {"training": Estimated({"weights": 100 * 2**20, "optimizer": 0, "process": 700 * 2**20}, is_bound=True)}
+
+
+def validation(num_draws=12):
+    """Return the result of a validation with two settings, in which two subsets raised the loss and one diverged."""
+    generator = np.random.default_rng(0)
+    predicted = generator.lognormal(-5, 2, num_draws)
+    decreases = [-0.01, -0.02, -np.inf, *(predicted * generator.lognormal(0, 0.5, num_draws))[3:]]
+    names = ("influence (adam)", "joint influence (adam)", "least joint influence (adam)")
+    correlations = {names[0]: {"all": 0.9, "0.1": 0.8}, "count": {"all": 0.5, "0.1": None}, "SNIP": {"all": None}}
+    setting = {"learning_rate": 1e-3, "planned_constant": 0.3, "fitted_constant": 0.75, "overshooting": 0.25}
+    setting |= {"correlations": correlations, "at_fitted_reach": {names[0]: 0.95}, "decreases": decreases}
+    setting["predictions"] = {name: predicted.tolist() for name in names}
+    draws = [{"size": (0.0, 0.1, 0.5)[index % 3], "count": 10, "tensors": 1} for index in range(num_draws)]
+    settings = [{**setting, "steps": steps} for steps in (20, 60)]
+    return {"settings": settings, "draws": draws, "granularity": "row"}
 
 
 def names_of(page):
@@ -164,6 +183,39 @@ def test_what_a_run_has_not_measured_is_left_out(tmp_path):
     assert not page.all("h3")
 
 
+def test_the_predicted_decrease_is_compared_where_nothing_else_is_trained(tmp_path):
+    """What is always trained lowers the loss too, and the influence does not count that."""
+    folder, config = write_run(tmp_path / "alone", always=0)
+    write_report(folder, config, {})
+    page = Page(folder.report.read_text(encoding="utf-8"))
+    assert set(names_of(page)) == ALWAYS | MEASURED | {"prediction"}
+    assert "0.3 predicted, 0.4 measured after the last step" in " ".join(page.texts)
+    subset = Subset.load(folder.subset)
+    metrics = load_metrics(folder.metrics)
+    assert predicted_decrease(subset.choice, metrics) == 0.3
+    for other in ({"source": {"subset": "a"}}, {"reach": "inf"}, {"method": "sam"}, {"value": None}):
+        assert predicted_decrease(subset.described(**other).choice, metrics) is None
+
+
+def test_a_validation_has_its_page(tmp_path):
+    folder, config = write_run(tmp_path)
+    path = tmp_path / "validation.json"
+    save_validation(path, validation(), Trials())
+    write_validation_report(folder, config, load_validation(path, Trials()))
+    page = Page(folder.validation_report.read_text(encoding="utf-8"))
+    assert names_of(page) == ["gains", "correlations"]
+    assert len(page.all("tr")) == 2 + 1 + 3
+    shown = " ".join(page.texts)
+    assert "subsets that raised the loss, 6 in all panels" in shown
+    assert "0.90" in page.texts
+    assert not folder.report.is_file()
+    old = validation()
+    for setting in old["settings"]:
+        del setting["predictions"]
+    write_validation_report(folder, config, old)
+    assert names_of(Page(folder.validation_report.read_text(encoding="utf-8"))) == ["correlations"]
+
+
 @pytest.mark.slow
 def test_only_adapeft_predicts_losses(tmp_path):
     captions = {}
@@ -197,26 +249,6 @@ def test_places_of_names():
     assert place_of("model.embed_tokens.weight") == (-1, "model.embed_tokens.weight")
 
 
-CHROMIUM = shutil.which("chromium")
-PROBE = """
-<script>
-const errors = [];
-addEventListener("error", event => errors.push(event.message));
-addEventListener("load", () => {
-  const found = {
-    images: [...document.images].map(image => [image.naturalWidth, image.getBoundingClientRect().width]),
-    width: document.documentElement.clientWidth,
-    scroll: document.documentElement.scrollWidth,
-    back: getComputedStyle(document.body).backgroundColor,
-    text: getComputedStyle(document.body).color,
-    errors: errors,
-  };
-  document.body.setAttribute("data-found", JSON.stringify(found));
-});
-</script>
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("dark", [False, True])
@@ -224,40 +256,13 @@ def test_a_browser_shows_every_figure_on_a_narrow_screen(tmp_path, dark):
     folder, config = write_run(tmp_path / "run")
     save_generations(folder.generations, [Generation(0, "word" * 200, "4", "x" * 500)])
     write_report(folder, config, ESTIMATED)
-    # A frame of 400 pixels, because a window of Chromium is at least 500 wide.
-    probed = tmp_path / "probed.html"
-    page = folder.report.read_text(encoding="utf-8")
-    probed.write_text(page.replace("<head>", f"<head>{PROBE}"), encoding="utf-8")
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        '<iframe src="probed.html" width="400" height="800" style="border: 0"></iframe><script>addEventListener("load",'
-        '() => document.body.append(document.querySelector("iframe").contentDocument.body.dataset.found))</script>'
-    )
-    flags = [
-        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-        *(
-            "--disable-component-update",
-            "--disable-sync",
-            "--allow-file-access-from-files",
-        ),
-        *("--virtual-time-budget=5000", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"),
-        *(["--blink-settings=preferredColorScheme=0"] if dark else ["--blink-settings=preferredColorScheme=1"]),
-    ]
-    done = subprocess.run(
-        [str(CHROMIUM), *flags, "--dump-dom", f"file://{frame}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    found = json.loads(done.stdout[done.stdout.index('{"images"') : done.stdout.rindex("}") + 1])
-    assert found["errors"] == []
-    assert "CONSOLE" not in done.stderr
-    assert found["width"] <= 400
-    assert found["scroll"] == found["width"], "no horizontal scrolling"
-    assert len(found["images"]) == len(ALWAYS | MEASURED | {"memory"})
-    for natural, shown in found["images"]:
-        assert natural > 0
-        assert 250 < shown <= 400
-    colors = ("rgb(21, 24, 28)", "rgb(228, 230, 233)") if dark else ("rgb(255, 255, 255)", "rgb(28, 30, 33)")
-    assert (found["back"], found["text"]) == colors
+    check_page(folder.report, tmp_path, dark=dark, num_images=len(ALWAYS | MEASURED | {"memory"}))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_a_validation_on_a_narrow_screen(tmp_path, dark):
+    folder, config = write_run(tmp_path / "run")
+    write_validation_report(folder, config, validation())
+    check_page(folder.validation_report, tmp_path, dark=dark, num_images=2)

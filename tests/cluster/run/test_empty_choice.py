@@ -13,7 +13,8 @@ from adapeft.measure.statistics import Statistics
 from adapeft.ranks import OneRank
 from adapeft.sections.budget import Budget
 from adapeft.subset.subset import Subset
-from cluster.commands.compare.report import rows_of, table
+from cluster.commands.compare.report import table
+from cluster.commands.compare.row import rows_of
 from cluster.commands.compare.run import Run, run_apart
 from cluster.inspection.inspect import inspect
 from cluster.output.contents import contents_of

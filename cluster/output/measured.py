@@ -1,0 +1,72 @@
+"""What a run has measured of its groups, and the loss decrease that its choice predicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adapeft.files.artifact import load_table
+from adapeft.measure.storage import TABLE, load_groups
+from adapeft.methods.adapeft.options import AdaPEFTOptions
+from adapeft.subset.choice import Choice
+from cluster.output.folder import RunFolder
+
+
+class MeasuredGroups(NamedTuple):
+    """Columns over the groups of a run.
+
+    Attributes:
+        names: parameter of each group; None if groups have several tensors.
+        indices: index of each group within its parameter, -1 for the whole of it. int64 [K].
+        influence: influence of each group. float64 [K].
+        slopes: slope of each group along its direction; None if there is none, or one per point of a probe. [K].
+        slope_errors: standard error of each slope, NaN where it is unknown; None without slopes. [K].
+    """
+
+    names: list[str] | None
+    indices: np.ndarray
+    influence: np.ndarray
+    slopes: np.ndarray | None
+    slope_errors: np.ndarray | None
+
+
+def measured_of(folder: RunFolder) -> MeasuredGroups | None:
+    """Return what the run has measured of its groups; None if it has not valued any."""
+    path = folder.path / TABLE
+    if not path.is_file():
+        return None
+    table = load_table(path)
+    if "influence" not in table.column_names:
+        return None
+    _, columns, _ = load_groups(folder.path)
+    # A group of several tensors has no parameter.
+    names = table["parameter"].to_pylist() if table["parameter"].null_count == 0 else None
+    has_slopes = {"slope", "slope_error"} <= columns.keys() and columns["slope"].ndim == 1
+    slopes, errors = (columns["slope"], columns["slope_error"]) if has_slopes else (None, None)
+    return MeasuredGroups(names, table["index"].to_numpy(), table["influence"].to_numpy(), slopes, errors)
+
+
+def unit_of(choice: Choice) -> str:
+    """Return what the values of groups are to the method of a choice."""
+    return "predicted loss decrease" if _predicts(choice) else f"value to the method {choice.method}"
+
+
+def predicted_decrease(choice: Choice, metrics: Mapping[str, Any]) -> float | None:
+    """Return the loss decrease that the choice predicts for the training of its run; None if it predicts another one.
+
+    The influence is the decrease beyond that of what is always trained, in the training that the choice was made for.
+
+    Args:
+        choice: choice of the subset.
+        metrics: content of ``metrics.json`` of the trained run.
+    """
+    is_of_this_run = choice.source is None and not metrics["always_trained_parameters"] and "num_steps" in metrics
+    is_planned = choice.reach not in (None, "inf", math.inf)
+    return (choice.value or None) if _predicts(choice) and is_of_this_run and is_planned else None
+
+
+def _predicts(choice: Choice) -> bool:
+    return choice.method == AdaPEFTOptions.model_fields["method"].default
