@@ -49,8 +49,10 @@ class _Trained(_Metrics):
     @model_validator(mode="after")
     def _is_scored(self) -> Self:
         for scores in (self.before, self.after, self.last, *self.history):
-            if not isinstance(scores.get(self.metric), float | int) or "loss" not in scores:
+            if not all(isinstance(scores.get(name), float | int) for name in (self.metric, "loss")):
                 raise ValueError(f"a score is without {self.metric} or loss")
+        if not all(isinstance(scores.get("step"), int) for scores in self.history):
+            raise ValueError("an evaluation is without its step")
         return self
 
 

@@ -190,12 +190,18 @@ class Terminal:
 
     def show_frontier(self, front: Frontier, num_total: int, chosen: int) -> None:
         """Show the predicted influence under other budgets."""
+        from cluster.output.frontier import knee_of
+
         table = plain_table()
         for name in ("budget", "parameters", "influence", "gap"):
             table.add_column(name, justify="right")
+        table.add_column("")
+        has_knee = len(front.budgets) > 1 and front.values[-1] > 0
+        knee = front.budgets[knee_of(front.costs, front.values)] if has_knee else None
         for budget, value, gap in zip(front.budgets, front.values, front.gaps, strict=True):
-            style = "bold" if budget == chosen else None
-            table.add_row(f"{budget / num_total:.3%}", f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", style=style)
+            said = ", ".join(name for name, marked in (("this run", chosen), ("knee", knee)) if budget == marked)
+            cells = (f"{budget / num_total:.3%}", f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", said)
+            table.add_row(*cells, style="bold" if budget == chosen else None)
         self.console.print(table)
 
     def show_delta(self, delta: Delta, path: Path) -> None:

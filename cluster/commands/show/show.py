@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from adapeft.config.load import load_config
 from adapeft.deltas.delta import Delta
@@ -11,11 +15,18 @@ from adapeft.files.artifact import artifact_kind
 from adapeft.sections.paths import is_url
 from adapeft.subset.locate import locate
 from adapeft.subset.subset import Subset
+from cluster.commands.show.tables import show_evaluations, show_map, show_slopes
 from cluster.output.folder import RunFolder
 from cluster.output.frontier import frontier_of
+from cluster.output.generations import load_generations
+from cluster.output.measured import measured_of, predicted_decrease
 from cluster.output.metrics import load_metrics
 from cluster.output.mirror import fetched
 from cluster.terminal.console import Terminal
+from cluster.terminal.generations import show_generations
+from cluster.units import size_of
+
+_CHOSEN = "trained parameters"
 
 
 def show(place: str, terminal: Terminal) -> None:
@@ -30,7 +41,9 @@ def show(place: str, terminal: Terminal) -> None:
     path = locate(place)
     kind = artifact_kind(path)
     if kind == "subset":
-        terminal.show_choice(Subset.load(path))
+        subset = Subset.load(path)
+        terminal.show_choice(subset)
+        show_map(terminal, _CHOSEN, _counts(subset))
     elif kind == "delta":
         terminal.show_delta(Delta.load(path), path)
     else:
@@ -40,14 +53,40 @@ def show(place: str, terminal: Terminal) -> None:
 def _show_run(folder: RunFolder, terminal: Terminal) -> None:
     if not folder.config.is_file():
         raise AdapeftError(f"{folder.path}: not the folder of a run (no config.yaml).")
-    if folder.subset.is_file():
-        subset = Subset.load(folder.subset)
-        terminal.show_choice(subset)
-        front = frontier_of(folder, subset)
-        if front is not None:
-            terminal.show_frontier(front.curve, front.num_total, front.budget)
     metrics = load_metrics(folder.metrics)
+    if folder.subset.is_file():
+        _show_choice(folder, Subset.load(folder.subset), metrics, terminal)
     if "after" in metrics:
+        show_evaluations(terminal, metrics)
+        show_generations(terminal, load_generations(folder.generations), load_generations(folder.generations_before))
         terminal.show_summary(load_config(folder.config), metrics, folder)
     else:
         terminal.note(f"{folder.path}: not trained yet")
+
+
+def _show_choice(folder: RunFolder, subset: Subset, metrics: Mapping[str, Any], terminal: Terminal) -> None:
+    terminal.show_choice(subset)
+    show_map(terminal, _CHOSEN, _counts(subset))
+    measured = measured_of(folder)
+    if measured is not None:
+        if measured.names is not None:
+            influence = np.nan_to_num(measured.influence).tolist()
+            show_map(terminal, "influence", zip(measured.names, influence, strict=True))
+        show_slopes(terminal, measured)
+    front = frontier_of(folder, subset)
+    if front is not None:
+        terminal.show_frontier(front.curve, front.num_total, front.budget)
+    if "after" not in metrics:
+        return
+    predicted = predicted_decrease(subset.choice, metrics)
+    said = {}
+    if predicted is not None:
+        decrease = metrics["before"]["loss"] - metrics["last"]["loss"]
+        said["decrease"] = f"of the evaluation loss: {predicted:.4g} predicted, {decrease:.4g} measured at the end"
+    peaks = {"measuring": "measuring_peak_memory_bytes", "training": "peak_memory_bytes"}
+    used = [f"{stage} {size_of(metrics[key])}" for stage, key in peaks.items() if key in metrics]
+    terminal.pairs({**said, "peak": f"{', '.join(used)} of memory per worker"})
+
+
+def _counts(subset: Subset) -> list[tuple[str, float]]:
+    return [(name, float(part.count)) for name, part in subset.parts.items()]

@@ -1,0 +1,58 @@
+"""``adapeft show``: the figures of a run's report as tables."""
+
+from __future__ import annotations
+
+import json
+
+from adapeft.config.write import to_yaml
+from adapeft.tasks.generation import Generation
+from cluster.output.generations import save_generations
+from tests.cluster.output.test_report import write_run
+
+
+def line_of(text, start):
+    """Return the words of the only line that starts with ``start``."""
+    (found,) = [line for line in text.splitlines() if line.startswith(start)]
+    return found.split()
+
+
+def test_a_run(command, tmp_path):
+    folder, config = write_run(tmp_path / "run", always=0)
+    folder.config.write_text(to_yaml(config))
+    save_generations(folder.generations_before, [Generation(3, "2+2?", "4", "five")])
+    save_generations(folder.generations, [Generation(3, "2+2?", "4", "four")])
+    status, shown, errors = command("show", folder.path)
+    assert status == 0, errors
+    # Two rows of four parameters in the embeddings, outside the layers, and one in layer 0.
+    chosen, influence = shown.split("influence by role")
+    assert line_of(chosen, "trained parameters by role")[-4:] == ["outside,", "layer", "0", "sum"]
+    assert [line.split() for line in chosen.splitlines() if line.split()[-1:] == ["8"]] == [
+        ["model.embed.weight", "█", "8"],
+    ]
+    assert ["mlp.weight", "▒", "4"] in [line.split() for line in chosen.splitlines()]
+    # The slopes fall from 0.5 to 0.01 over 24 rows, eight of each parameter, and an influence is a tenth of its slope.
+    lighter, lightest = line_of(influence, "mlp.weight")[1]
+    assert lightest == "·" != lighter
+    assert " outside, layers 0–1 " in influence
+    assert line_of(influence, "model.embed.weight    0") == ["model.embed.weight", "0", "0.5", "0.167", "0.05"]
+    (run_line,) = [line for line in shown.splitlines() if line.rstrip().endswith(("this run", "this run, knee"))]
+    assert run_line.split()[:2] == ["6.000%", "12"]
+    assert "knee" in shown
+    evaluations = [line.split() for line in shown.splitlines() if "0.75" in line and "kept" in line]
+    assert [(words[0], words[1], words[-2]) for words in evaluations] == [("10", "0.6000", "0.7500")]
+    assert len([line for line in shown.splitlines() if "██" in line]) >= 3, "a bar for each evaluation"
+    assert "0.3 predicted, 0.4 measured at the end" in " ".join(shown.split())
+    assert "training 800.0 MiB of memory per worker" in shown
+    assert line_of(shown, "before")[1:] == ["five"]
+    assert line_of(shown, "after")[1:] == ["four"]
+
+
+def test_a_run_that_has_not_trained_or_measured(command, tmp_path):
+    folder, config = write_run(tmp_path / "run", measured=False, method="random")
+    folder.config.write_text(to_yaml(config))
+    folder.metrics.write_text(json.dumps({"choice": {}, "seconds": {}}))
+    status, shown, errors = command("show", folder.path)
+    assert status == 0, errors
+    assert "trained parameters by role" in shown
+    assert "influence by role" not in shown
+    assert "not trained yet" in shown
