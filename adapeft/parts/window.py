@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapeft.parts.layers.functions import Projected
 from adapeft.parts.layers.leaves import Held, LeafPart
 from adapeft.parts.part import PartAndValues
 
@@ -54,11 +55,13 @@ class Window(LeafPart):
         return self.added_to_output(output, x, (output.shape[-1], x.shape[-1]), held, training)
 
     def added_to_output(self, output: Tensor, x: Tensor, shape: tuple[int, int], held: Held, training: bool) -> Tensor:
-        left, right = (leaf.to(x.dtype) for leaf in held.leaves)
-        output = output + F.linear(x @ held.buffers["right_window"].to(x.dtype), right)
-        if self.has_left:
-            output = output + F.linear(x @ left, held.buffers["left_window"].to(x.dtype))
-        return output
+        left, right = held.leaves
+        if not (torch.is_grad_enabled() and right.requires_grad):
+            return output
+        # An input without a gradient would still run the hooks that wait for one.
+        sides = (left, held.buffers["left_window"]) if self.has_left else (None, None)
+        projected: Tensor = Projected.apply(output, x, right, held.buffers["right_window"], *sides)
+        return projected
 
     @property
     def looks_up(self) -> bool:

@@ -125,3 +125,43 @@ def _effective_again(ruled: Ruled, leaves: Sequence[Tensor], training: bool) -> 
     with torch.enable_grad():
         again = [leaf.detach().requires_grad_() for leaf in leaves]
         return ruled.effective(again, training), again
+
+
+class Projected(torch.autograd.Function):
+    r"""The output of a linear layer; the gradients of two leaves that stay at zero are projections of the weight's.
+
+    The right leaf [out, m] gets :math:`g V` and the left leaf [in, m] gets :math:`g^\top \Omega` for the weight's
+    gradient :math:`g = \sum_t \delta_t x_t^\top`, in two thin products each. What autograd would compute besides is
+    zero, because the leaves are: what they add to the output, and their part of the gradient of x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: Tensor,
+        x: Tensor,
+        right: Tensor,
+        right_window: Tensor,
+        left: Tensor | None,
+        left_window: Tensor | None,
+    ) -> Tensor:
+        # Both sides need x itself, of which the right one alone needs only what it sees.
+        ctx.save_for_backward(x @ right_window.to(x.dtype) if left is None else x)
+        # Windows may be replaced between two backward passes through one graph, each of which uses those of its time.
+        ctx.windows = right_window, left_window
+        ctx.dtypes = right.dtype, left.dtype if left is not None else None
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (kept,) = ctx.saved_tensors
+        right_window, left_window = ctx.windows
+        of_right, of_left = ctx.dtypes
+        rows, kept = grad.reshape(-1, grad.shape[-1]), kept.reshape(-1, kept.shape[-1]).to(grad.dtype)
+        seen = kept if left_window is None else kept @ right_window.to(grad.dtype)
+        grad_right = (rows.t() @ seen).to(of_right)
+        grad_left = None
+        if left_window is not None:
+            grad_left = (kept.t() @ (rows @ left_window.to(grad.dtype))).to(of_left)
+        return grad, None, grad_right, None, grad_left, None
