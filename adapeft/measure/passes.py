@@ -174,7 +174,7 @@ class Passes:
             if not missing:
                 break
             watched, _ = self._losses(batch, sampled_labels=False)
-            self.shards.arriving(watched.losses, lambda place, gradient: None, by_micro_batch=True)
+            self.shards.reach(watched.losses)
             missing = self._unreached()
             self.progress("reach", index + 1, len(unseen))
         return missing

@@ -39,6 +39,10 @@ class DividedModel(WholeModel):
         # The engine's own forward would prepare a backward pass by DeepSpeed.
         super().__init__(engine.module, candidates, always_train, num_micro, ranks)
 
+    def reach(self, losses: Sequence[Loss]) -> None:
+        """See ``Shards.reach``; a forward pass alone would leave weights gathered."""
+        self.arriving(losses, lambda place, gradient: None, by_micro_batch=True)
+
     def _backward(self, losses: Sequence[Loss], trained: Sequence[nn.Parameter], take: Take) -> None:
         super()._backward(losses, trained, take)
         # Weights of modules whose inputs need no gradient, such as embeddings, are still gathered.

@@ -183,6 +183,10 @@ class SeenShards:
 
         self.all.arriving(losses, take_seen, by_micro_batch=by_micro_batch)
 
+    def reach(self, losses: Sequence[Loss]) -> None:
+        """See ``Shards.reach``."""
+        self.all.reach(losses)
+
     def own(self, pieces: Sequence[Tensor]) -> list[Tensor]:
         """Return those of ``pieces``, aligned with ``all.slices``, that belong to ``slices``."""
         return [pieces[place] for place in self._kept]

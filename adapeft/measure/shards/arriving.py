@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
+from adapeft.parts.layers.functions import Projected
 from adapeft.ranks import Ranks
 
 Take = Callable[[int, Tensor], None]
@@ -68,6 +70,15 @@ class Backward:
         bucket.empty()
         return computed
 
+    def in_graph(self, loss: Tensor) -> tuple[set[int], bool]:
+        """Return which parameters ``loss`` depends on, and whether its graph may hide more of them.
+
+        A function that is written in Python may run a graph of its own in its backward pass, as checkpoints that are
+        reentrant do.
+        """
+        leaves, hides = _leaves(loss)
+        return {self._places[found] for found in leaves if found in self._places}, hides
+
     def _in_graphs(self, loss: Tensor) -> tuple[set[int], list[int]]:
         """Return the parameters in the graphs of all ranks, and those only in the graphs of some.
 
@@ -76,7 +87,7 @@ class Backward:
         if self._ranks.world_size == 1:
             return set(range(len(self._parameters))), []
         counts = torch.zeros(len(self._parameters), dtype=torch.int64)
-        counts[[self._places[found] for found in _leaves(loss) if found in self._places]] = 1
+        counts[[*self.in_graph(loss)[0]]] = 1
         ranks = self._ranks.all_reduce(counts).tolist()
         everywhere = {place for place, count in enumerate(ranks) if count == self._ranks.world_size}
         return everywhere, [place for place, count in enumerate(ranks) if count and place not in everywhere]
@@ -115,9 +126,10 @@ class _Bucket:
         self._held, self._used = [], 0
 
 
-def _leaves(loss: Tensor) -> set[int]:
-    """Return the ids of the parameters in the graph of ``loss``."""
+def _leaves(loss: Tensor) -> tuple[set[int], bool]:
+    """Return the ids of the parameters in the graph of ``loss``, and whether others' Python functions are in it."""
     found, seen, ahead = set(), set(), [loss.grad_fn]
+    hides = False
     while ahead:
         node = ahead.pop()
         if node is None or node in seen:
@@ -125,5 +137,6 @@ def _leaves(loss: Tensor) -> set[int]:
         seen.add(node)
         if hasattr(node, "variable"):
             found.add(id(node.variable))
+        hides |= isinstance(node, BackwardCFunction) and not isinstance(node, Projected._backward_cls)
         ahead += [following for following, _ in node.next_functions]
-    return found
+    return found, hides

@@ -67,6 +67,13 @@ class Shards(Protocol):
         """
         ...
 
+    def reach(self, losses: Sequence[Loss]) -> None:
+        """Add the parameters to which ``losses`` give a gradient to ``reached``. Collective.
+
+        A backward pass is computed only where the graph of the losses does not show them.
+        """
+        ...
+
     def loss(self, losses: Sequence[Loss]) -> float:
         """Return the sum of ``losses`` over all ranks and micro-batches, without gradients. Collective."""
         ...
@@ -121,8 +128,8 @@ class WholeModel:
         self.slices = self._slices_of(self._candidates)
         self._places = {piece.parameter: place for place, piece in enumerate(self.slices)}
         self._always_slices = self._slices_of(self._always)
-        measured = [*self._candidates, *self._always]
-        self._passes = Backward(measured, [self._size(parameter) for parameter in measured], self.ranks)
+        self._measured = [*self._candidates, *self._always]
+        self._passes = Backward(self._measured, [self._size(parameter) for parameter in self._measured], self.ranks)
         self._trained = AlwaysTrained(
             [self._own(self._always[piece.parameter], piece) for piece in self._always_slices]
         )
@@ -159,7 +166,18 @@ class WholeModel:
                 piece = self.slices[self._places[index]]
                 take(self._places[index], gradient[piece.start : piece.start + piece.length].float())
 
-        self._backward(losses, [*self._candidates, *self._always], take_own)
+        self._backward(losses, self._measured, take_own)
+
+    def reach(self, losses: Sequence[Loss]) -> None:
+        """See ``Shards.reach``."""
+        takes_backward = self.ranks.world_size > 1  # ranks that decide for themselves would wait for each other
+        if not takes_backward:
+            self._train_only(self._measured)
+            graphs = [self._passes.in_graph(loss(self.model)) for loss in losses]
+            self.reached.update(self.names[index] for found, _ in graphs for index in found)
+            takes_backward = any(hides for _, hides in graphs) and not self.reached.issuperset(self.names)
+        if takes_backward:
+            self.arriving(losses, lambda place, gradient: None, by_micro_batch=True)
 
     @torch.no_grad()
     def loss(self, losses: Sequence[Loss]) -> float:
@@ -204,13 +222,16 @@ class WholeModel:
         self._set(self._always, [own.get(index) for index in range(len(self._always))])
 
     def _backward(self, losses: Sequence[Loss], trained: Sequence[nn.Parameter], take: Take) -> None:
+        self._train_only(trained)
+        for loss in losses:
+            computed = self._passes.run(loss(self.model), take)
+            self.reached.update(self.names[index] for index in computed)
+
+    def _train_only(self, trained: Sequence[nn.Parameter]) -> None:
         self.model.zero_grad(set_to_none=True)
         self.model.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
-        for loss in losses:
-            computed = self._passes.run(loss(self.model), take)
-            self.reached.update(self.names[index] for index in computed)
 
     def _slices_of(self, parameters: Sequence[nn.Parameter]) -> tuple[Slice, ...]:
         slices = []

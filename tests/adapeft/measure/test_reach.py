@@ -101,13 +101,25 @@ def test_saved_statistics_remember_what_was_left_out(tmp_path):
     assert load_statistics(tmp_path)[0].groups == statistics.groups
 
 
-def test_a_method_that_measures_nothing_takes_one_backward_pass():
-    model = make_bert().eval()
-    groups = groups_of(model, parse_select({"method": "random", "budget": "10%"}))
-    passes = passes_of(model, groups)
-    assert passes.unreached() == ()
-    assert passes.seen == set()
-    assert passes.shards.reached == {*passes.shards.names}
+@pytest.mark.parametrize("method", ["random", "magnitude", "lora", "bitfit", "full"])
+def test_a_method_that_measures_nothing_takes_no_backward_pass(method, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a backward pass")
+
+    monkeypatch.setattr(torch.autograd, "backward", refuse)
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    with pytest.warns(UserWarning, match=UNUSED):
+        assert select(with_unused(), make_batches(make_bert()), method=method, budget="20%").parts
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_what_a_checkpoint_hides_is_reached(use_reentrant):
+    """The graph of a reentrant checkpoint shows none of the parameters within it."""
+    model = with_unused(make_gpt2)
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    with pytest.warns(UserWarning, match=r"left out, .*: transformer\.h\.0\.unused\.weight\.$"):
+        subset = select(model, make_batches(model), method="full", groups="tensor")
+    assert len(subset.parts) == len(list(make_gpt2().parameters()))
 
 
 class Experts(nn.Module):
