@@ -3,7 +3,7 @@
 ``python -m tests.benchmarks.low_rank CONFIG --out DIR [key=value …]`` runs ``adapeft select`` for each seed exactly and
 through windows of each rank. A choice is judged by the exact measurements of the other seeds, whose calibration
 examples are others: it captures the influence of its groups (or elements) there, as a share of what the exact choice
-captures.
+captures. With ``--statistics DIR``, the output folder of an earlier comparison, only the choices are made again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 from functools import partial
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,8 @@ from cluster.output.folder import RunFolder
 
 RANKS = (8, 16, 32)
 SEEDS = (0, 1, 2)
+_RANKED = 10**6
+"""Number of drawn elements whose ranks are correlated, if there are more."""
 
 
 def main() -> None:
@@ -33,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--statistics", type=Path)
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("overrides", nargs="*", help="key=value of the runs' config")
@@ -41,18 +43,20 @@ def main() -> None:
     runs |= {f"rank {rank}": ["measure=low-rank", f"rank={rank}"] for rank in arguments.ranks}
     for name, own in runs.items():
         for seed in arguments.seeds:
-            _select(arguments, _folder(arguments, name, seed), *own, f"seed={seed}")
-    values = {seed: _values(_folder(arguments, "exact", seed)) for seed in arguments.seeds}
+            _select(arguments, name, seed, *own)
+    judges = {seed: _values(arguments, "exact", seed) for seed in arguments.seeds}
+    exact = {seed: _chosen(arguments, "exact", seed) for seed in arguments.seeds}
     print("| measurement | captured | from | to | rank correlation with the judges | seconds | peak memory |")
     print("|---|---|---|---|---|---|---|")
     for name in runs:
         shares, correlations = [], []
-        for seed, judge in permutations(arguments.seeds, 2):
-            folder, judged = _folder(arguments, name, seed), values[judge]
-            shares.append(_captured(folder, judged) / _captured(_folder(arguments, "exact", seed), judged))
-            correlations.append(float(spearmanr(_values(folder), judged).statistic))
+        for seed in arguments.seeds:
+            own, chosen = _values(arguments, name, seed), _chosen(arguments, name, seed)
+            for judge in {*arguments.seeds} - {seed}:
+                shares.append(_captured(chosen, judges[judge]) / _captured(exact[seed], judges[judge]))
+                correlations.append(_correlation(own, judges[judge]))
         metrics = [
-            json.loads(RunFolder(_folder(arguments, name, seed)).metrics.read_text()) for seed in arguments.seeds
+            json.loads(RunFolder(_measured(arguments, name, seed)).metrics.read_text()) for seed in arguments.seeds
         ]
         seconds = np.mean([one["seconds"]["select"] for one in metrics])
         peak = max(one["measuring_peak_memory_bytes"] for one in metrics) / 2**20
@@ -67,24 +71,32 @@ def _folder(arguments: argparse.Namespace, name: str, seed: int) -> Path:
     return arguments.out / f"{name}, seed {seed}"
 
 
-def _select(arguments: argparse.Namespace, folder: Path, *own: str) -> None:
+def _measured(arguments: argparse.Namespace, name: str, seed: int) -> Path:
+    """Return the folder of the run that has measured."""
+    return (arguments.statistics or arguments.out) / _folder(arguments, name, seed).name
+
+
+def _select(arguments: argparse.Namespace, name: str, seed: int, *own: str) -> None:
+    folder = _folder(arguments, name, seed)
     if not RunFolder(folder).subset.is_file():
-        command = ["adapeft", "select", arguments.config, *arguments.overrides, *own, f"output={folder}"]
-        subprocess.run([*map(str, command)], check=True)
+        again = [f"select.statistics={_measured(arguments, name, seed)}"] if arguments.statistics else []
+        keys = [*arguments.overrides, *own, *again, f"seed={seed}", f"output={folder}"]
+        subprocess.run(["adapeft", "select", str(arguments.config), *keys], check=True)
 
 
-def _values(folder: Path) -> np.ndarray:
+def _values(arguments: argparse.Namespace, name: str, seed: int) -> np.ndarray:
     """Return the influence of every group or, by element, of every element."""
-    statistics, _ = load_statistics(folder)
-    reach = float(Subset.load(RunFolder(folder).subset).choice.needed("reach"))
+    statistics, _ = load_statistics(_measured(arguments, name, seed))
+    reach = float(Subset.load(RunFolder(_folder(arguments, name, seed)).subset).choice.needed("reach"))
     value = partial(get_method("adapeft").value, reach=reach)  # type: ignore[attr-defined]
     parameters = range(len(statistics.groups.parameters))
     return torch.cat([statistics.values_of(parameter, value) for parameter in parameters]).numpy()
 
 
-def _captured(folder: Path, judged: np.ndarray) -> float:
-    statistics, _ = load_statistics(folder)
-    groups, subset = statistics.groups, Subset.load(RunFolder(folder).subset)
+def _chosen(arguments: argparse.Namespace, name: str, seed: int) -> np.ndarray:
+    """Return whether each group or element was chosen."""
+    statistics, _ = load_statistics(_measured(arguments, name, seed))
+    groups, subset = statistics.groups, Subset.load(RunFolder(_folder(arguments, name, seed)).subset)
     chosen = [
         subset.parts[info.name].mask().numpy() if info.name in subset.parts else np.zeros(info.count, dtype=bool)
         for info in groups.parameters
@@ -93,7 +105,19 @@ def _captured(folder: Path, judged: np.ndarray) -> float:
         chosen = [
             groups.sums(index, 0, torch.from_numpy(mask).float())[1].numpy() > 0 for index, mask in enumerate(chosen)
         ]
-    return float(judged[np.concatenate(chosen)].sum(dtype=np.float64))
+    return np.concatenate(chosen)
+
+
+def _captured(chosen: np.ndarray, judged: np.ndarray) -> float:
+    return float(judged[chosen].sum(dtype=np.float64))
+
+
+def _correlation(values: np.ndarray, judged: np.ndarray) -> float:
+    """Return Spearman's rank correlation."""
+    if len(values) > _RANKED:
+        drawn = np.random.default_rng(0).choice(len(values), _RANKED, replace=False, shuffle=False)
+        values, judged = values[drawn], judged[drawn]
+    return float(spearmanr(values, judged).statistic)
 
 
 if __name__ == "__main__":
