@@ -231,7 +231,9 @@ def test_saved_factors_load_as_they_were(statistics, tmp_path):
     for ours, expected in zip(loaded.elements, statistics.elements, strict=True):
         assert type(ours) is type(expected)
         assert ours.slice == expected.slice
-        assert all(torch.equal(ours.columns[name], column) for name, column in expected.columns.items())
+        # Their products round differently where the factors lie differently in memory.
+        assert ours.tensors.keys() == expected.tensors.keys()
+        assert all(torch.equal(ours.tensors[name], tensor) for name, tensor in expected.tensors.items())
 
 
 @pytest.mark.parametrize("name", [*OF_ROWS, *OF_COLUMNS])
