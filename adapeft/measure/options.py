@@ -23,7 +23,7 @@ from torch import Tensor
 
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
-from adapeft.measure.projections import Projector, measure_curvatures, measure_slopes
+from adapeft.measure.projections import Projector, measure_projections
 from adapeft.measure.shards.shards import Shards, Slice
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import Ranks
@@ -91,15 +91,14 @@ def measure_with_options(
     matrices = [i for i, info in enumerate(groups.parameters) if info.is_linear and "lora" in kinds]
     factors = _factors(shards, steps, direction, {i: _most(groups.parameters[i], ranks) for i in matrices})
     triplets = _projector(factors)
-    slopes = measure_slopes(passes, steps, direction, triplets)
-    curvatures = measure_curvatures(passes, steps, direction, triplets)
-    projections = curvatures["projections"].astype(np.float64)
+    columns = measure_projections(passes, steps, direction, triplets)
+    slopes, projections = columns["slope"], columns.pop("projections").astype(np.float64)
     found = []
     place = groups.num_groups
     for index, info in enumerate(groups.parameters):
         if "tensor" in kinds and groups.is_row[index]:
             rows = groups.span(index)
-            found.append((index, 0, info.count, slopes["slope"][rows].sum(), _squared(projections[rows])))
+            found.append((index, 0, info.count, slopes[rows].sum(), _squared(projections[rows])))
         if index in factors:
             width = factors[index].left.shape[1]
             own = slice(place, place + width)
@@ -109,15 +108,13 @@ def measure_with_options(
                     index,
                     rank,
                     _lora_count(info, rank),
-                    slopes["slope"][own][:rank].sum(),
+                    slopes[own][:rank].sum(),
                     _squared(projections[own][:rank]),
                 )
                 for rank in ranks
                 if rank <= width
             ]
-    columns = {name: column[: groups.num_groups] for name, column in {**slopes, **curvatures}.items()}
-    del columns["projections"]
-    return columns, _as_options(found)
+    return {name: column[: groups.num_groups] for name, column in columns.items()}, _as_options(found)
 
 
 def _as_options(found: Sequence[tuple]) -> Options:

@@ -16,12 +16,23 @@ from adapeft.data.batches import Calibration
 from adapeft.errors import AdapeftError
 from adapeft.finite import blame, is_finite
 from adapeft.measure.partial import PartialSums
+from adapeft.measure.shards.arriving import Receiver, Take
 from adapeft.measure.shards.shards import Shards
-from adapeft.tasks.losses.micro_batches import Collate, Watched, example_losses, micro_losses
+from adapeft.tasks.losses.micro_batches import (
+    Collate,
+    Watched,
+    example_losses,
+    micro_losses,
+    micro_pairs,
+    watched_pairs,
+)
 from adapeft.tasks.losses.objective import Objective
 
 Progress = Callable[[str, int, int], None]
 """Callback that receives the name of a pass, the number of batches done and the total number of batches."""
+
+Fold = Callable[[int, Tensor, int], None]
+"""Callback that receives the index of a slice, its gradient of a batch's mean loss and the batch's prediction count."""
 
 WARMUP_LEARNING_RATE = 3e-3
 """Peak AdamW learning rate of the warm-up of the always-trained part.
@@ -79,7 +90,7 @@ class Passes:
         name: str,
         batches: Sequence[np.ndarray],
         sums: Sequence[Tensor],
-        take: Callable[[int, Tensor, int], None],
+        take: Fold,
         *,
         sampled_labels: bool = False,
         is_linear: bool = False,
@@ -102,12 +113,49 @@ class Passes:
             watched, num_predictions = self._losses(batches[index], sampled_labels=sampled_labels)
             self.seen.add(int(batches[index][0]))
 
-            def arrived(place: int, gradient: Tensor, count: int = num_predictions) -> None:
-                take(place, gradient, count)
-
-            self.shards.arriving(watched.losses, arrived, by_micro_batch=is_linear)
+            self.shards.arriving(watched.losses, _counted(take, num_predictions), by_micro_batch=is_linear)
             yield num_predictions
             self._check(name, batches[index], watched, sums, sampled_labels=sampled_labels)
+
+    def fold_both(
+        self,
+        name: str,
+        batches: Sequence[np.ndarray],
+        sums: Sequence[Tensor],
+        true: Fold,
+        sampled: Fold,
+        prepare: Sequence[Callable[[], None]] = (),
+    ) -> Iterator[int]:
+        """Fold each batch's gradients at true and then at sampled labels, which share a forward pass where possible.
+
+        Args:
+            name: name of the pass.
+            batches: global batches.
+            sums: as for ``gradients``.
+            true: callback for the gradients at true labels, as ``take`` of ``fold``, which is called for the parts of a
+                gradient from micro-batches.
+            sampled: the same for those at sampled labels.
+            prepare: functions that are called before the backward pass at true and at sampled labels, if any.
+        """
+        for index in self.steps(name, len(batches), sums):
+            pairs, num_predictions = micro_pairs(
+                batches[index],
+                self.collate,
+                self.objective,
+                self.shards.ranks,
+                self.shards.num_micro,
+                self.shards.device,
+                self.seed,
+            )
+            pairs, watched = watched_pairs(pairs)
+            self.seen.add(int(batches[index][0]))
+            receivers = [Receiver(_counted(take, num_predictions)) for take in (true, sampled)]
+            for place, function in enumerate(prepare):
+                receivers[place] = receivers[place]._replace(prepare=function)
+            self.shards.arriving_both(pairs, receivers)
+            yield num_predictions
+            for labels, values in enumerate(watched):
+                self._check(name, batches[index], values, () if labels else sums, sampled_labels=bool(labels))
 
     def steps(self, name: str, total: int, sums: Sequence[Tensor]) -> Iterator[int]:
         """Yield the remaining steps of a pass; ``sums`` as for ``gradients``. Collective."""
@@ -243,3 +291,7 @@ class Passes:
             f"regression targets to about 1. If the weights are at fault, the base model is damaged, "
             f"select.probe_learning_rate is too high, or model.dtype must be float32."
         )
+
+
+def _counted(take: Fold, num_predictions: int) -> Take:
+    return lambda place, gradient: take(place, gradient, num_predictions)

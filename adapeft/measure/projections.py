@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,72 +27,72 @@ class Projector(NamedTuple):
     project: Callable[[Slice, Tensor], tuple[slice, Tensor]]
 
 
-def measure_slopes(
+def measure_projections(
     passes: Passes, groups: Groups, direction: list[Tensor], more: Projector | None = None
 ) -> dict[str, np.ndarray]:
-    r"""Return columns ``slope`` :math:`b_k = \bar g_k^\top d_k` over half B and its standard error ``slope_error``.
+    r"""Return slopes and curvatures of the groups over half B, in one pass.
 
-    Half B is independent of the noise that half A puts into d, so the estimate has no :math:`\|\bar g\|^2` bias. The
-    projections of ``more`` follow those of the groups.
-    """
-    projections, weights = _project(passes, groups, direction, more, sampled_labels=False)
-    mean = np.average(projections, axis=0, weights=weights)
-    spread = np.average((projections - mean) ** 2, axis=0, weights=weights)
-    degrees = len(weights) - 1
-    error = np.sqrt(spread / degrees) if degrees > 0 else np.full_like(mean, np.nan)
-    return {"slope": mean, "slope_error": error}
+    Column ``slope`` is :math:`b_k = \bar g_k^\top d_k`, and ``slope_error`` its standard error. Half B is independent
+    of the noise that half A puts into d, so the estimate has no :math:`\|\bar g\|^2` bias.
 
-
-def measure_curvatures(
-    passes: Passes, groups: Groups, direction: list[Tensor], more: Projector | None = None
-) -> dict[str, np.ndarray]:
-    r"""Return column ``curvature`` :math:`A_k = T\,\overline{(\tilde g_k^\top d_k)^2}` over half B at sampled labels.
-
-    With T predictions averaged in a global batch this is an unbiased estimate of :math:`d_k^\top F d_k` (F is the
-    Fisher, or Gauss-Newton, matrix). It is never negative, and needs no double backward and one all-reduce of K numbers
-    per batch.
+    Column ``curvature`` is :math:`A_k = T\,\overline{(\tilde g_k^\top d_k)^2}` at sampled labels. With T predictions
+    averaged in a global batch this is an unbiased estimate of :math:`d_k^\top F d_k` (F is the Fisher, or Gauss-Newton,
+    matrix). It is never negative, and needs no double backward and one all-reduce of K numbers per batch.
 
     Column ``projections`` is :math:`Z_{km} = \sqrt{T_m/M}\,\tilde g_{mk}^\top d_k`, float32 [K, M] for M batches: the
     cross terms are :math:`A_{jk} \approx \sum_m Z_{jm} Z_{km}`, and the curvature is their diagonal.
+
+    The projections of ``more`` follow those of the groups.
     """
-    projections, num_predictions = _project(passes, groups, direction, more, sampled_labels=True)
-    scaled = (projections * np.sqrt(num_predictions / len(num_predictions))[:, None]).T
-    return {"curvature": (scaled**2).sum(axis=1), "projections": scaled.astype(np.float32)}
+    true, sampled, num_predictions = _project(passes, groups, direction, more)
+    mean = np.average(true, axis=0, weights=num_predictions)
+    spread = np.average((true - mean) ** 2, axis=0, weights=num_predictions)
+    degrees = len(num_predictions) - 1
+    scaled = (sampled * np.sqrt(num_predictions / len(num_predictions))[:, None]).T
+    return {
+        "slope": mean,
+        "slope_error": np.sqrt(spread / degrees) if degrees > 0 else np.full_like(mean, np.nan),
+        "curvature": (scaled**2).sum(axis=1),
+        "projections": scaled.astype(np.float32),
+    }
 
 
 def sum_over_groups(shards: Shards, groups: Groups, values: Iterable[Tensor]) -> np.ndarray:
     """Return sums of sharded ``values`` (one tensor per slice) over each group: float64 [K], equal on every rank."""
     sums = torch.zeros(groups.num_groups, dtype=torch.float64, device=shards.device)
     for piece, value in zip(shards.slices, values, strict=True):
-        touched, partial = groups.sums(piece.parameter, piece.start, value)
-        sums[touched] += partial
+        touched, own = groups.sums(piece.parameter, piece.start, value)
+        sums[touched] += own
     return shards.ranks.all_reduce(sums).cpu().numpy()
 
 
 def _project(
-    passes: Passes, groups: Groups, direction: list[Tensor], more: Projector | None, *, sampled_labels: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the projections [M, K] of the M gradients of half B on the direction, and their prediction counts [M]."""
-    name = "curvature" if sampled_labels else "slope"
+    passes: Passes, groups: Groups, direction: list[Tensor], more: Projector | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Project the M gradients of half B on the direction.
+
+    Returns:
+        Projections [M, K] at true labels, those at sampled labels, and the numbers of predictions [M].
+    """
     half_b = passes.calibration.half_b
-    rows = torch.zeros(len(half_b), groups.num_groups + (more.size if more else 0), dtype=torch.float64)
+    num_columns = groups.num_groups + (more.size if more else 0)
+    tables = torch.zeros(2, len(half_b), num_columns, dtype=torch.float64)
     weights = torch.zeros(len(half_b), dtype=torch.float64)
     done = torch.zeros(1, dtype=torch.int64)
-    sums = [rows, weights, done]
-    row = torch.zeros(rows.shape[1], dtype=torch.float64, device=passes.shards.device)
-    own, additional = row.split([groups.num_groups, rows.shape[1] - groups.num_groups])
+    rows = torch.zeros(2, num_columns, dtype=torch.float64, device=passes.shards.device)
 
-    def project(place: int, gradient: Tensor, _: int) -> None:
+    def project(row: Tensor, place: int, gradient: Tensor, _: int) -> None:
         piece = passes.shards.slices[place]
-        touched, partial = groups.sums(piece.parameter, piece.start, gradient * direction[place])
-        own[touched] += partial
+        touched, sums = groups.sums(piece.parameter, piece.start, gradient * direction[place])
+        row[touched] += sums
         if more is not None:
-            touched, partial = more.project(piece, gradient)
-            additional[touched] += partial
+            touched, sums = more.project(piece, gradient)
+            row[groups.num_groups :][touched] += sums
 
-    for num_predictions in passes.fold(name, half_b, sums, project, sampled_labels=sampled_labels, is_linear=True):
-        rows[done] = passes.shards.ranks.all_reduce(row).cpu()
-        row.zero_()
+    true, sampled = (partial(project, row) for row in rows)
+    for num_predictions in passes.fold_both("slope and curvature", half_b, [tables, weights, done], true, sampled):
+        tables[:, done] = passes.shards.ranks.all_reduce(rows).cpu().unsqueeze(1)
+        rows.zero_()
         weights[done] = num_predictions
         done += 1
-    return rows.numpy(), weights.numpy()
+    return tables[0].numpy(), tables[1].numpy(), weights.numpy()

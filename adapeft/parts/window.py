@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapeft.parts.layers.functions import Projected
 from adapeft.parts.layers.leaves import Held, LeafPart
+from adapeft.parts.layers.projected import Projected, ProjectedLookUp, ProjectedWeight
 from adapeft.parts.part import PartAndValues
 
 
@@ -41,12 +41,10 @@ class Window(LeafPart):
         return {"left_window": self._left, "right_window": self._right}
 
     def added_to(self, parameter: Tensor, held: Held, training: bool) -> Tensor:
-        dtype = parameter.dtype  # not the leaves': a layer's experts in float32 are twice their memory in bfloat16
-        left, right = (leaf.to(dtype) for leaf in held.leaves)
-        added = right @ held.buffers["right_window"].to(dtype).mT
-        if self.has_left:
-            added = added + held.buffers["left_window"].to(dtype) @ left.mT
-        return parameter + (added.mT if self._output_dim else added)
+        if not _is_measured(held):
+            return parameter
+        projected: Tensor = ProjectedWeight.apply(parameter, bool(self._output_dim), *self._sides(held))
+        return projected
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, held: Held, training: bool, transposed: bool
@@ -55,12 +53,9 @@ class Window(LeafPart):
         return self.added_to_output(output, x, (output.shape[-1], x.shape[-1]), held, training)
 
     def added_to_output(self, output: Tensor, x: Tensor, shape: tuple[int, int], held: Held, training: bool) -> Tensor:
-        left, right = held.leaves
-        if not (torch.is_grad_enabled() and right.requires_grad):
+        if not _is_measured(held):
             return output
-        # An input without a gradient would still run the hooks that wait for one.
-        sides = (left, held.buffers["left_window"]) if self.has_left else (None, None)
-        projected: Tensor = Projected.apply(output, x, right, held.buffers["right_window"], *sides)
+        projected: Tensor = Projected.apply(output, x, *self._sides(held))
         return projected
 
     @property
@@ -68,19 +63,25 @@ class Window(LeafPart):
         return self._output_dim == 0
 
     def look_up(self, tokens: Tensor, weight: Tensor, held: Held, padding_idx: int | None) -> Tensor:
-        left, right = held.leaves
         output = F.embedding(tokens, weight, padding_idx)
-        # nn.Embedding gives the padding row no gradient, so neither leaf gets any from it.
-        added = F.embedding(tokens, right, padding_idx) @ held.buffers["right_window"].to(right.dtype).t()
-        if self.has_left:
-            seen = F.embedding(tokens, held.buffers["left_window"].to(left.dtype))
-            if padding_idx is not None:
-                seen = seen.masked_fill(tokens.eq(padding_idx).unsqueeze(-1), 0.0)
-            added = added + seen @ left.t()
-        return output + added.to(output.dtype)
+        if not _is_measured(held):
+            return output
+        projected: Tensor = ProjectedLookUp.apply(output, tokens, padding_idx, *self._sides(held))
+        return projected
 
     def merged(self, leaves: Sequence[Tensor]) -> PartAndValues:
         raise NotImplementedError("windows are removed after measuring")
+
+    def _sides(self, held: Held) -> tuple[Tensor | None, ...]:
+        """Return the right leaf and its window, and the left ones or None."""
+        left, right = held.leaves
+        if not self.has_left:  # a leaf that got no gradient would still run the hooks that wait for one
+            return right, held.buffers["right_window"], None, None
+        return right, held.buffers["right_window"], left, held.buffers["left_window"]
+
+
+def _is_measured(held: Held) -> bool:
+    return torch.is_grad_enabled() and held.leaves[1].requires_grad
 
 
 def random_window(sizes: tuple[int, ...], rank: int, seed: int, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from adapeft.measure.exact.elementwise import mean_gradient, measure_elements
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
 from adapeft.measure.passes import Passes
-from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.projections import measure_projections
 from adapeft.measure.shards.shards import WholeModel
 from adapeft.validate.draw import Draw
 
@@ -127,12 +127,11 @@ def _along(passes: Passes, groups: Groups, direction: list[Tensor], draws: Seque
         shards = measure_elements(passes, groups, direction, shrinkage=True).elements
         columns = [{name: column.double() for name, column in shard.columns.items()} for shard in shards]
         return Slopes([column["slope"] for column in columns], [column["curvature"] for column in columns], joint)
-    slopes = measure_slopes(passes, groups, direction)["slope"]
-    curvatures = measure_curvatures(passes, groups, direction)["curvature"]
+    measured = measure_projections(passes, groups, direction)
     cuts = groups.firsts[1:].tolist()
     return Slopes(
-        [torch.from_numpy(piece) for piece in np.split(slopes, cuts)],
-        [torch.from_numpy(piece) for piece in np.split(curvatures, cuts)],
+        [torch.from_numpy(piece) for piece in np.split(measured["slope"], cuts)],
+        [torch.from_numpy(piece) for piece in np.split(measured["curvature"], cuts)],
         joint,
     )
 

@@ -9,10 +9,10 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from torch import Tensor, nn
 
-from adapeft.measure.shards.arriving import Take
+from adapeft.measure.shards.arriving import Receiver, Take
 from adapeft.measure.shards.shards import Slice, WholeModel
 from adapeft.ranks import Ranks
-from adapeft.tasks.losses.micro_batches import Loss
+from adapeft.tasks.losses.micro_batches import Loss, LossPair
 
 
 def shards_of(
@@ -38,6 +38,12 @@ class DividedModel(WholeModel):
         self._division = engine.optimizer
         # The engine's own forward would prepare a backward pass by DeepSpeed.
         super().__init__(engine.module, candidates, always_train, num_micro, ranks)
+
+    def arriving_both(self, pairs: Sequence[LossPair], receivers: Sequence[Receiver]) -> None:
+        """See ``Shards.arriving_both``; DeepSpeed gathers weights for one backward pass per forward pass."""
+        for kind, receiver in enumerate(receivers):
+            receiver.prepare()
+            self.arriving([pair.each[kind] for pair in pairs], receiver.take, by_micro_batch=True)
 
     def reach(self, losses: Sequence[Loss]) -> None:
         """See ``Shards.reach``; a forward pass alone would leave weights gathered."""

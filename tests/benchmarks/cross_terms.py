@@ -24,7 +24,7 @@ from adapeft.measure.direction import measure_direction
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.measure import ready
 from adapeft.measure.passes import Passes
-from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.projections import measure_projections
 from adapeft.measure.shards.shards import Slice
 from adapeft.methods.registry import get_method
 from adapeft.subset.subset import Subset
@@ -44,8 +44,8 @@ def main(folders: list[Path]) -> None:
         for folder, subset in subsets.items():
             pieces = zip(passes.shards.slices, direction, strict=True)
             masked = [along * mask_of(subset, groups, piece) for piece, along in pieces]
-            slope = measure_slopes(passes, groups, masked)["slope"].sum()
-            of_tensors = measure_curvatures(passes, groups, masked)["projections"].astype(np.float64)
+            columns = measure_projections(passes, groups, masked)
+            slope, of_tensors = columns["slope"].sum(), columns["projections"].astype(np.float64)
             alone, joint = (of_tensors**2).sum(), (of_tensors.sum(axis=0) ** 2).sum()
             name = "/".join(folder.parts[-3:])
             figures = (f"{number:.3g}" for number in (slope, alone, joint, slope / joint, slope**2 / (2 * joint)))

@@ -28,6 +28,7 @@ from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.low_rank.moments import (
     Moments,
+    MomentSums,
     basis_of,
     column_scale,
     measure_moments,
@@ -100,7 +101,7 @@ def measure_direction_of_elements(passes: Passes, kind: str) -> ElementDirection
 def measure_elements_of_low_rank(
     passes: Passes, groups: Groups, direction: ElementDirection, *, shrinkage: bool
 ) -> Statistics:
-    """Measure ``slope`` and ``curvature`` of every element over half B in two passes. Collective.
+    """Measure ``slope`` and ``curvature`` of every element over half B in one pass. Collective.
 
     The elements of a matrix are divided among the ranks by its first dimension, whatever the ZeRO stage.
 
@@ -111,9 +112,7 @@ def measure_elements_of_low_rank(
             rows and columns, whose noise is small.
     """
     shards, half_b = _seen(passes), passes.calibration.half_b
-    gradients, others = _seen_gradient(passes, "slope", half_b)
-    shards.windows.look_randomly()
-    fisher = measure_moments(passes, shards, "curvature", half_b, sampled_labels=True)
+    gradients, others, fisher = gradient_and_fisher(passes)
     if shrinkage:
         for squares in fisher.squares.values():
             share = shrinkage_of(squares.double().mean(), squares.double().square().mean(), len(half_b))
@@ -134,6 +133,38 @@ def _seen(passes: Passes) -> SeenShards:
     return passes.shards
 
 
+def gradient_and_fisher(passes: Passes) -> tuple[dict[int, Product], list[Tensor], Moments]:
+    """Return the mean gradient of half B as ``_seen_gradient``, and the moments of the Fisher matrix. Collective.
+
+    A batch's gradients at true labels are seen through the windows as they are, those at sampled labels through random
+    ones. Moments are those of gradients whose loss is summed over all T predictions of a mean batch, so that they are
+    the diagonal of the Fisher matrix of one prediction times T.
+    """
+    shards, half_b = _seen(passes), passes.calibration.half_b
+    windows, seen = shards.windows, replace(passes, shards=shards.all)
+    mean, drawn = ([torch.zeros(piece.length, device=shards.device) for piece in seen.shards.slices] for _ in range(2))
+    weight, sums = torch.zeros(1, dtype=torch.float64), MomentSums(shards)
+
+    def add(place: int, gradient: Tensor, num_predictions: int) -> None:
+        mean[place].add_(gradient, alpha=num_predictions)
+
+    def keep(place: int, gradient: Tensor, _: int) -> None:
+        drawn[place].add_(gradient)
+
+    own = windows.views()
+    look = (lambda: windows.look_along(*own), windows.look_randomly)
+    for num_predictions in seen.fold_both(
+        "slope and curvature", half_b, [*mean, weight, *sums.totals], add, keep, prepare=look
+    ):
+        weight += num_predictions
+        sums.add(drawn, num_predictions)
+        for gradient in drawn:
+            gradient.zero_()
+    windows.look_along(*own)
+    products = _products(shards, [total.div_(weight.item()) for total in mean])
+    return products, shards.own(mean), sums.divided_by(len(half_b))
+
+
 def _seen_gradient(passes: Passes, name: str, batches: Sequence[np.ndarray]) -> tuple[dict[int, Product], list[Tensor]]:
     """Return the mean gradient over the predictions of ``batches`` as seen through both windows. Collective.
 
@@ -141,19 +172,24 @@ def _seen_gradient(passes: Passes, name: str, batches: Sequence[np.ndarray]) -> 
         Candidate with windows → its gradient; and this rank's pieces, aligned with the slices.
     """
     shards = _seen(passes)
-    windows = shards.windows
     mean = mean_gradient(replace(passes, shards=shards.all), name, batches)
+    return _products(shards, mean), shards.own(mean)
+
+
+def _products(shards: SeenShards, seen: Sequence[Tensor]) -> dict[int, Product]:
+    """Return the gradient of each candidate with windows from the gradients of everything seen. Collective."""
+    windows = shards.windows
     num_candidates = len(windows.groups.parameters)
     leaves = {candidate: num_candidates + place for place, candidate in enumerate(windows.matrices)}
     shapes = {leaf: windows.shapes[leaf] for leaf in (*windows.matrices, *leaves.values())}
-    whole = gathered(shapes, shards.all.slices, mean, shards)
+    whole = gathered(shapes, shards.all.slices, seen, shards)
     products = {}
     for candidate, leaf in leaves.items():
         u, v = windows.left_of(candidate), windows.right_of(candidate)
         of_rows, of_columns = whole[candidate], whole[leaf]
         rest = of_columns - v @ (of_rows.mT @ u)
         products[candidate] = Product(torch.cat([of_rows, u], -1), torch.cat([v, rest], -1))
-    return products, shards.own(mean)
+    return products
 
 
 def _of_the_others(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 
 import numpy as np
@@ -63,47 +64,65 @@ class Moments:
     squares: dict[int, Tensor]
 
 
-def measure_moments(
-    passes: Passes, shards: SeenShards, name: str, batches: Sequence[np.ndarray], *, sampled_labels: bool = False
-) -> Moments:
+def measure_moments(passes: Passes, shards: SeenShards, name: str, batches: Sequence[np.ndarray]) -> Moments:
     """Measure moments over ``batches`` in one pass, behind random windows on both sides. Collective.
 
-    Batches have weights in proportion to their predictions, whose sum is 1. At sampled labels it is T, the mean number
-    of predictions in a batch, so that the moments are those of the diagonal of the Fisher matrix.
+    Batches have weights in proportion to their predictions, whose sum is 1.
     """
-    windows = shards.windows
-    rank, places = windows.rank, {candidate: place for place, candidate in enumerate(windows.matrices)}
-    num_candidates = len(windows.groups.parameters)
-    shapes = windows.shapes
-    lefts = [torch.zeros(shapes[num_candidates + place], device=shards.device) for place in places.values()]
-    rights = [torch.zeros(shapes[candidate], device=shards.device) for candidate in places]
-    columns = [torch.zeros(left.shape[:-1], device=shards.device) for left in lefts]
-    rows = [torch.zeros(right.shape[:-1], device=shards.device) for right in rights]
-    others = [candidate for candidate in range(num_candidates) if candidate not in places]
-    squares = [torch.zeros(prod(shapes[candidate]), device=shards.device) for candidate in others]
+    sums = MomentSums(shards)
     weight = torch.zeros(1, dtype=torch.float64)
-    totals = [*lefts, *rights, *columns, *rows, *squares]
     everything = replace(passes, shards=shards.all)
-    for gradients, num_predictions in everything.gradients(
-        name, batches, [*totals, weight], sampled_labels=sampled_labels
-    ):
+    for gradients, num_predictions in everything.gradients(name, batches, [*sums.totals, weight]):
         weight += num_predictions
-        whole = gathered(dict(enumerate(shapes)), shards.all.slices, gradients, shards)
-        for candidate, place in places.items():
-            left, right = whole[num_candidates + place], whole[candidate]
-            lefts[place].add_(left, alpha=num_predictions)
-            rights[place].add_(right, alpha=num_predictions)
-            columns[place].add_(left.square().sum(-1), alpha=num_predictions / rank)
-            rows[place].add_(right.square().sum(-1), alpha=num_predictions / rank)
-        for square, candidate in zip(squares, others, strict=True):
-            square.addcmul_(whole[candidate].flatten(), whole[candidate].flatten(), value=num_predictions)
-    for total in totals:
-        total.div_(len(batches) if sampled_labels else weight.item())
-    of_matrices = {
-        candidate: MatrixMoments(lefts[place], rights[place], columns[place], rows[place])
-        for candidate, place in places.items()
-    }
-    return Moments(of_matrices, dict(zip(others, squares, strict=True)))
+        sums.add(gradients, num_predictions)
+    return sums.divided_by(weight.item())
+
+
+class MomentSums:
+    """Moments summed over the batches of a pass.
+
+    Attributes:
+        totals: all tensors that hold sums, equal on every rank.
+
+    Args:
+        shards: shards whose windows are random, at least while gradients of this pass are computed.
+    """
+
+    def __init__(self, shards: SeenShards) -> None:
+        self._shards, windows = shards, shards.windows
+        self._rank, self._shapes = windows.rank, windows.shapes
+        # Candidate → place of its left leaf; the right one is in the candidate's own place.
+        first = len(windows.groups.parameters)
+        self._lefts = {candidate: first + place for place, candidate in enumerate(windows.matrices)}
+        self._matrices = {
+            candidate: _zeros(self._shapes[left], self._shapes[candidate], shards.device)
+            for candidate, left in self._lefts.items()
+        }
+        self._squares = {
+            candidate: torch.zeros(prod(self._shapes[candidate]), device=shards.device)
+            for candidate in range(first)
+            if candidate not in self._lefts
+        }
+        of_matrices = [[one.left, one.right, one.columns, one.rows] for one in self._matrices.values()]
+        self.totals = [*chain(*of_matrices), *self._squares.values()]
+
+    def add(self, gradients: Sequence[Tensor], weight: float) -> None:
+        """Add what the gradients of a batch, aligned with the slices of everything seen, contribute. Collective."""
+        whole = gathered(dict(enumerate(self._shapes)), self._shards.all.slices, gradients, self._shards)
+        for candidate, one in self._matrices.items():
+            left, right = whole[self._lefts[candidate]], whole[candidate]
+            one.left.add_(left, alpha=weight)
+            one.right.add_(right, alpha=weight)
+            one.columns.add_(left.square().sum(-1), alpha=weight / self._rank)
+            one.rows.add_(right.square().sum(-1), alpha=weight / self._rank)
+        for candidate, squares in self._squares.items():
+            squares.addcmul_(whole[candidate].flatten(), whole[candidate].flatten(), value=weight)
+
+    def divided_by(self, weight: float) -> Moments:
+        """Return the moments, which are the sums themselves, divided in place."""
+        for total in self.totals:
+            total.div_(weight)
+        return Moments(self._matrices, self._squares)
 
 
 def root_mean_square(moments: Moments) -> float:
@@ -158,6 +177,10 @@ def basis_of(seen: Tensor) -> Tensor:
     basis, sizes, _ = torch.linalg.svd(seen.double(), full_matrices=False)
     basis = (basis * (sizes > _LEAST * sizes[..., :1]).unsqueeze(-2)).float()
     return torch.nn.functional.pad(basis, (0, seen.shape[-1] - basis.shape[-1]))
+
+
+def _zeros(left: tuple[int, ...], right: tuple[int, ...], device: torch.device) -> MatrixMoments:
+    return MatrixMoments(*(torch.zeros(shape, device=device) for shape in (left, right, left[:-1], right[:-1])))
 
 
 def _count(moments: Moments) -> int:

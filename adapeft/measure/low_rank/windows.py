@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
-from adapeft.measure.shards.arriving import Take
+from adapeft.measure.shards.arriving import Receiver, Take
 from adapeft.measure.shards.shards import Shards, Slice
 from adapeft.model.places import places_of
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.layers.leaves import add_leaves, remove_leaves
 from adapeft.parts.window import Window, random_window
 from adapeft.ranks import Ranks
-from adapeft.tasks.losses.micro_batches import Loss
+from adapeft.tasks.losses.micro_batches import Loss, LossPair
 
 
 class Windows:
@@ -119,6 +119,13 @@ class Windows:
         for one in self._windows.values():
             one.has_left = left is not None
 
+    def views(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Return copies of the windows in use, right and left, to look along them again."""
+        return (
+            {candidate: self.right_of(candidate).clone() for candidate in self.matrices},
+            {candidate: self.left_of(candidate).clone() for candidate in self.matrices},
+        )
+
     def look_randomly(self) -> None:
         """Look through the random windows of the start again, on both sides."""
         sides = {index: sides_of(self._infos[index]) for index in self.matrices}
@@ -177,11 +184,11 @@ class SeenShards:
     def arriving(self, losses: Sequence[Loss], take: Take, *, by_micro_batch: bool = False) -> None:
         """See ``Shards.arriving``."""
 
-        def take_seen(place: int, gradient: Tensor) -> None:
-            if place in self._places:
-                take(self._places[place], gradient)
+        self.all.arriving(losses, self._seen(take), by_micro_batch=by_micro_batch)
 
-        self.all.arriving(losses, take_seen, by_micro_batch=by_micro_batch)
+    def arriving_both(self, pairs: Sequence[LossPair], receivers: Sequence[Receiver]) -> None:
+        """See ``Shards.arriving_both``."""
+        self.all.arriving_both(pairs, [one._replace(take=self._seen(one.take)) for one in receivers])
 
     def reach(self, losses: Sequence[Loss]) -> None:
         """See ``Shards.reach``."""
@@ -214,6 +221,15 @@ class SeenShards:
     def publish(self) -> None:
         """See ``Shards.publish``."""
         self.all.publish()
+
+    def _seen(self, take: Take) -> Take:
+        """Return a callback for the gradients of ``all`` that hands on those of ``slices``."""
+
+        def take_seen(place: int, gradient: Tensor) -> None:
+            if place in self._places:
+                take(self._places[place], gradient)
+
+        return take_seen
 
 
 def gathered(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from adapeft.parts.layers.functions import Projected
+from adapeft.parts.layers import projected
 from adapeft.ranks import Ranks
 
 Take = Callable[[int, Tensor], None]
@@ -16,6 +17,24 @@ Take = Callable[[int, Tensor], None]
 
 BUCKET = 2**22
 """Number of gradient elements that several ranks sum at once; a larger gradient is summed alone."""
+
+_OF_WINDOWS = tuple(function._backward_cls for function in projected.FUNCTIONS)
+
+
+def _nothing() -> None:
+    pass
+
+
+class Receiver(NamedTuple):
+    """What receives the gradients of a backward pass.
+
+    Attributes:
+        take: callback for each gradient.
+        prepare: function that is called before the backward pass.
+    """
+
+    take: Take
+    prepare: Callable[[], None] = _nothing
 
 
 class Backward:
@@ -36,11 +55,16 @@ class Backward:
         for parameter in parameters:
             self._dtype = torch.promote_types(self._dtype, parameter.dtype)
 
-    def run(self, loss: Tensor, take: Take) -> set[int]:
+    def run(self, loss: Tensor, take: Take, *, keeps_graph: bool = False) -> set[int]:
         """Compute gradients of the sum of ``loss`` over the ranks; return which parameters got one on this rank.
 
         Those that require no gradient are left out. ``take`` is called for each parameter that got a gradient on any
         rank, on all ranks in the same order; gradients are float32, or float64 if the model is. Collective.
+
+        Args:
+            loss: this rank's loss.
+            take: callback for each gradient.
+            keeps_graph: whether another backward pass through the same graph follows.
         """
         bucket = _Bucket(self._ranks, min(BUCKET, sum(self._sizes)), self._dtype, take)
         everywhere, somewhere = self._in_graphs(loss)
@@ -60,7 +84,7 @@ class Backward:
         trained = [parameter for parameter in self._parameters if parameter.requires_grad]
         handles = [parameter.register_post_accumulate_grad_hook(arrive) for parameter in trained]
         try:
-            loss.backward()
+            loss.backward(retain_graph=keeps_graph)
         finally:
             for handle in handles:
                 handle.remove()
@@ -137,6 +161,6 @@ def _leaves(loss: Tensor) -> tuple[set[int], bool]:
         seen.add(node)
         if hasattr(node, "variable"):
             found.add(id(node.variable))
-        hides |= isinstance(node, BackwardCFunction) and not isinstance(node, Projected._backward_cls)
+        hides |= isinstance(node, BackwardCFunction) and not isinstance(node, _OF_WINDOWS)
         ahead += [following for following, _ in node.next_functions]
     return found, hides

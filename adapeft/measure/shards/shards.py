@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.measure.shards.always_trained import AlwaysTrained
-from adapeft.measure.shards.arriving import Backward, Take
+from adapeft.measure.shards.arriving import Backward, Receiver, Take
 from adapeft.ranks import OneRank, Ranks
-from adapeft.tasks.losses.micro_batches import Loss
+from adapeft.tasks.losses.micro_batches import Loss, LossPair
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,15 @@ class Shards(Protocol):
             take: callback; ``gradients`` without keeping them all.
             by_micro_batch: call ``take`` once per micro-batch with its part of the sum. Otherwise more than one
                 micro-batch takes as much memory as ``gradients``.
+        """
+        ...
+
+    def arriving_both(self, pairs: Sequence[LossPair], receivers: Sequence[Receiver]) -> None:
+        """Like ``arriving`` by micro-batch, for the losses at true and at sampled labels. Collective.
+
+        Args:
+            pairs: this rank's ``num_micro`` micro-batches.
+            receivers: what receives the gradients at true labels, and those at sampled labels.
         """
         ...
 
@@ -161,12 +170,18 @@ class WholeModel:
                     take(place, gradient)
             return
 
-        def take_own(index: int, gradient: Tensor) -> None:
-            if index in self._places:
-                piece = self.slices[self._places[index]]
-                take(self._places[index], gradient[piece.start : piece.start + piece.length].float())
+        self._backward(losses, self._measured, self._own_part(take))
 
-        self._backward(losses, self._measured, take_own)
+    def arriving_both(self, pairs: Sequence[LossPair], receivers: Sequence[Receiver]) -> None:
+        """See ``Shards.arriving_both``; both backward passes walk the graph of one forward pass."""
+        self._train_only(self._measured)
+        for pair in pairs:
+            losses = pair.both(self.model)
+            for loss, receiver in zip(losses, receivers, strict=True):
+                receiver.prepare()
+                keeps_graph = receiver is not receivers[-1]
+                computed = self._passes.run(loss, self._own_part(receiver.take), keeps_graph=keeps_graph)
+                self.reached.update(self.names[index] for index in computed)
 
     def reach(self, losses: Sequence[Loss]) -> None:
         """See ``Shards.reach``."""
@@ -220,6 +235,16 @@ class WholeModel:
         """See ``Shards.publish``."""
         own = {piece.parameter: value for piece, value in zip(self._always_slices, self._trained.values, strict=True)}
         self._set(self._always, [own.get(index) for index in range(len(self._always))])
+
+    def _own_part(self, take: Take) -> Take:
+        """Return a callback that receives whole gradients of everything measured and hands on those of the slices."""
+
+        def take_own(index: int, gradient: Tensor) -> None:
+            if index in self._places:
+                piece = self.slices[self._places[index]]
+                take(self._places[index], gradient[piece.start : piece.start + piece.length].float())
+
+        return take_own
 
     def _backward(self, losses: Sequence[Loss], trained: Sequence[nn.Parameter], take: Take) -> None:
         self._train_only(trained)

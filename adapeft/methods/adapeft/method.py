@@ -20,7 +20,7 @@ from adapeft.measure.low_rank.elements import measure_direction_of_elements, mea
 from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.options import measure_with_options
 from adapeft.measure.passes import Passes
-from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.projections import measure_projections
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.base.method import Plan, ValuedMethod
@@ -78,11 +78,10 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
             return Statistics(groups, columns, options=options)
         if settings.curvature == "parabola":
             return Statistics(groups, measure_parabolas(passes, groups, direction))
-        slopes = measure_slopes(passes, steps, direction)
-        curvatures = measure_curvatures(passes, steps, direction)
+        columns = measure_projections(passes, steps, direction)
         if not settings.chooses_jointly:
-            del curvatures["projections"]  # M numbers per group, which nothing else reads
-        return Statistics(groups, {**slopes, **curvatures})
+            del columns["projections"]  # M numbers per group, which nothing else reads
+        return Statistics(groups, columns)
 
     def _measure_factors(self, passes: Passes, groups: Groups, settings: AdaPEFTOptions) -> Statistics:
         """Return the statistics of single elements through windows, after the warm-up for half A."""

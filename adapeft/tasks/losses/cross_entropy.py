@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -97,36 +98,44 @@ class TokenCrossEntropy(Objective):
     def any_labels(self, ids: Tensor, num_outputs: int) -> Tensor:
         return ids.clone()
 
-    def loss(
-        self, model: nn.Module, batch: Batch, *, sample_seed: int | None = None, num_labels: int | None = None
-    ) -> Tensor:
-        """See ``Objective.loss``."""
-        return self.example_losses(model, batch, sample_seed=sample_seed, num_labels=num_labels).sum()
+    def losses(
+        self, model: nn.Module, batch: Batch, sample_seeds: Sequence[int | None], *, num_labels: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """See ``Objective.losses``."""
+        return tuple(one.sum() for one in self._losses(model, batch, sample_seeds, num_labels))
 
-    def example_losses(
-        self, model: nn.Module, batch: Batch, *, sample_seed: int | None = None, num_labels: int | None = None
-    ) -> Tensor:
+    def example_losses(self, model: nn.Module, batch: Batch, *, num_labels: int | None = None) -> Tensor:
         """See ``Objective.example_losses``."""
+        return self._losses(model, batch, [None], num_labels)[0]
+
+    def _losses(
+        self, model: nn.Module, batch: Batch, sample_seeds: Sequence[int | None], num_labels: int | None
+    ) -> tuple[Tensor, ...]:
+        """Return the summed loss of each example [n] for each of the seeds, from one forward pass."""
         targets = self.targets(batch.labels)
-        draws = None if sample_seed is None else self.draws(batch, sample_seed).flatten()
+        all_draws = [None if seed is None else self.draws(batch, seed).flatten() for seed in sample_seeds]
         split = split_of(model, num_labels or targets.numel())
         if split is None:
             logits = self.forward(model, batch).flatten(0, 1)
             with naming_examples(batch):
-                losses = losses_in_pieces(logits, _same, targets.flatten(), draws, num_pieces(*logits.shape))
-            return batch.sums(losses.view(targets.shape))
+                pieces = num_pieces(*logits.shape)
+                found = [losses_in_pieces(logits, _same, targets.flatten(), draws, pieces) for draws in all_draws]
+            return tuple(batch.sums(losses.view(targets.shape)) for losses in found)
         split_model, pieces = split
 
-        def losses_of(states: Tensor, tail: Tail) -> Tensor:
+        def losses_of(states: Tensor, tail: Tail) -> tuple[Tensor, ...]:
             positions = (targets != IGNORED).flatten().nonzero().squeeze(1)
             # All ranks must call the tail equally often, so every piece gets a position, if only one to be ignored.
             spare = max(0, pieces - len(positions))
             predicted = F.pad(targets.flatten()[positions], (0, spare), value=IGNORED)
             positions = F.pad(positions, (0, spare))
             chosen = states.flatten(0, 1).index_select(0, positions)
-            losses = losses_in_pieces(chosen, tail, predicted, None if draws is None else draws[positions], pieces)
-            every = losses.new_zeros(targets.numel()).index_add(0, positions, losses)
-            return batch.sums(every.view(targets.shape))
+            found = []
+            for draws in all_draws:
+                losses = losses_in_pieces(chosen, tail, predicted, None if draws is None else draws[positions], pieces)
+                every = losses.new_zeros(targets.numel()).index_add(0, positions, losses)
+                found.append(batch.sums(every.view(targets.shape)))
+            return tuple(found)
 
         with naming_examples(batch):
             return split_model.run(model, self.split_inputs(model, batch), losses_of)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,21 @@ Collate = Callable[[np.ndarray], Batch]
 
 Loss = Callable[[nn.Module], Tensor]
 """Model → one micro-batch's share of the mean loss over a global batch."""
+
+_Share = Callable[[nn.Module, Sequence[int | None]], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class LossPair:
+    """One micro-batch's shares of the mean losses at true labels and at labels sampled from the model.
+
+    Attributes:
+        each: the two losses, with a forward pass each.
+        both: function that returns both from one forward pass.
+    """
+
+    each: tuple[Loss, Loss]
+    both: Callable[[nn.Module], tuple[Tensor, ...]]
 
 
 def micro_losses(
@@ -46,6 +62,28 @@ def micro_losses(
     Returns:
         The losses, and the number of predictions in the mean; if it is 0, losses and gradients are 0 too.
     """
+    shares, total = _shares(batch, collate, objective, ranks, num_micro, device)
+    return [_loss_of(share, sample_seed) for share in shares], total
+
+
+def micro_pairs(
+    batch: np.ndarray,
+    collate: Collate,
+    objective: Objective,
+    ranks: Ranks,
+    num_micro: int,
+    device: torch.device,
+    sample_seed: int,
+) -> tuple[list[LossPair], int]:
+    """Return this rank's losses at true and at sampled labels; otherwise like ``micro_losses``."""
+    shares, total = _shares(batch, collate, objective, ranks, num_micro, device)
+    return [_pair_of(share, sample_seed) for share in shares], total
+
+
+def _shares(
+    batch: np.ndarray, collate: Collate, objective: Objective, ranks: Ranks, num_micro: int, device: torch.device
+) -> tuple[list[_Share], int]:
+    """Return functions of model and seeds of sampled labels, one per micro-batch, and the number of predictions."""
     shares = micro_batches(batch, ranks.rank, ranks.world_size, num_micro)
     # A rank without examples still takes part in every collective of the model's forward, at weight 0.
     micros = [(collate(share if len(share) else batch[:1]), bool(len(share))) for share in shares]
@@ -55,18 +93,27 @@ def micro_losses(
     ranks.all_reduce(sizes)
     total, largest = int(sizes[:, 0].sum()), sizes[:, 1:].amax(0).tolist()
 
-    def loss_of(micro: Batch, weight: float, num_labels: int) -> Loss:
-        def loss(model: nn.Module) -> Tensor:
-            return objective.loss(model, micro, sample_seed=sample_seed, num_labels=num_labels) * weight
+    def share_of(micro: Batch, weight: float, num_labels: int) -> _Share:
+        def share(model: nn.Module, sample_seeds: Sequence[int | None]) -> tuple[Tensor, ...]:
+            losses = objective.losses(model, micro, sample_seeds, num_labels=num_labels)
+            return tuple(loss * weight for loss in losses)
 
-        return loss
+        return share
 
     weights = [1.0 / total if counts and total else 0.0 for _, counts in micros]
-    losses = [
-        loss_of(micro.to(device), weight, num_labels)
+    return [
+        share_of(micro.to(device), weight, num_labels)
         for (micro, _), weight, num_labels in zip(micros, weights, largest, strict=True)
-    ]
-    return losses, total
+    ], total
+
+
+def _loss_of(share: _Share, sample_seed: int | None) -> Loss:
+    return lambda model: share(model, [sample_seed])[0]
+
+
+def _pair_of(share: _Share, sample_seed: int) -> LossPair:
+    each = _loss_of(share, None), _loss_of(share, sample_seed)
+    return LossPair(each, lambda model: share(model, [None, sample_seed]))
 
 
 class Watched:
@@ -88,6 +135,20 @@ class Watched:
         value = loss(model)
         self.values.append(value.detach())
         return value
+
+
+def watched_pairs(pairs: Sequence[LossPair]) -> tuple[list[LossPair], tuple[Watched, Watched]]:
+    """Return the pairs so that their values at true and at sampled labels are recorded, and the records."""
+    true, sampled = (Watched([pair.each[kind] for pair in pairs]) for kind in range(2))
+
+    def both(pair: LossPair, model: nn.Module) -> tuple[Tensor, ...]:
+        values = pair.both(model)
+        for watched, value in zip((true, sampled), values, strict=True):
+            watched.values.append(value.detach())
+        return values
+
+    losses = zip(pairs, true.losses, sampled.losses, strict=True)
+    return [LossPair(each, partial(both, pair)) for pair, *each in losses], (true, sampled)  # type: ignore[arg-type]
 
 
 def example_losses(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from adapeft.data.refused_batch import naming_examples
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
 
     from adapeft.data.description import Batch
@@ -81,10 +83,16 @@ class Objective(ABC):
             sample_seed: seed of labels that are sampled from the model; None: the true labels.
             num_labels: size of the labels, or the largest of any rank; None: those of this batch, which all ranks run.
         """
+        return self.losses(model, batch, [sample_seed], num_labels=num_labels)[0]
+
+    def losses(
+        self, model: nn.Module, batch: Batch, sample_seeds: Sequence[int | None], *, num_labels: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the summed loss for each of ``sample_seeds`` from one forward pass; otherwise like ``loss``."""
         logits = self.forward(model, batch)
-        labels = batch.labels if sample_seed is None else self.sample_labels(logits, batch, sample_seed)
+        labels = [batch.labels if seed is None else self.sample_labels(logits, batch, seed) for seed in sample_seeds]
         with naming_examples(batch):
-            return self.loss_sum(logits, labels)
+            return tuple(self.loss_sum(logits, one) for one in labels)
 
     def example_losses(self, model: nn.Module, batch: Batch, *, num_labels: int | None = None) -> Tensor:
         """Return the summed loss of each example [n]; arguments as for ``loss``. Collective under ZeRO-3."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from adapeft.tasks.losses.pieces import Tail, num_pieces
+
+Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
 
 _NUM_EXAMPLES, _NUM_TOKENS, _NUM_PIECES = 2, 8, 3
 """Size of the batch on which a split is tried."""
@@ -37,7 +39,7 @@ class Split:
     body: str
     before: tuple[str, ...] = ()
 
-    def run(self, model: nn.Module, inputs: Mapping[str, Any], rest: Callable[[Tensor, Tail], Tensor]) -> Tensor:
+    def run(self, model: nn.Module, inputs: Mapping[str, Any], rest: Callable[[Tensor, Tail], Result]) -> Result:
         """Return ``rest(hidden states [n, T, H], tail)``, called within the forward pass of ``model``.
 
         Wrappers such as engines see one forward pass whose output is that of ``rest``. The tail may be called later, to
@@ -51,7 +53,7 @@ class Split:
         inner = unwrapped(model)
         forward = inner.forward
 
-        def split_forward(**arguments: Any) -> Tensor:
+        def split_forward(**arguments: Any) -> Result:
             outputs = self._outputs(inner, forward, arguments)
 
             def tail(states: Tensor) -> Tensor:
@@ -68,7 +70,7 @@ class Split:
         own = inner.__dict__.get("forward")
         inner.__dict__["forward"] = split_forward
         try:
-            result: Tensor = model(**inputs)
+            result: Result = model(**inputs)
             return result
         finally:
             if own is None:

@@ -16,7 +16,7 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups, build_groups
 from adapeft.measure.measure import measure
 from adapeft.measure.options import Options, measure_with_options
-from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.projections import measure_projections
 from adapeft.measure.shards.shards import WholeModel
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import load_options, save_groups, save_options
@@ -81,10 +81,7 @@ def test_every_matrix_has_its_options(measured):
 
 def test_rows_are_measured_as_without_options(measured):
     _, passes, groups, direction, (columns, _) = measured
-    for name, expected in {
-        **measure_slopes(passes, groups, direction),
-        **measure_curvatures(passes, groups, direction),
-    }.items():
+    for name, expected in measure_projections(passes, groups, direction).items():
         if name != "projections":
             np.testing.assert_array_equal(columns[name], expected)
     assert "projections" not in columns

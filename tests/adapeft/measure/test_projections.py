@@ -10,7 +10,7 @@ import torch
 
 from adapeft.data.batches import Calibration
 from adapeft.measure.groups import build_groups
-from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.projections import measure_projections
 from adapeft.measure.shards.shards import WholeModel
 from tests.on_ranks.statistics import passes_for
 from tests.oracles.measuring import class_scores, gradients, group_sums, num_predictions, sampled
@@ -36,7 +36,7 @@ def project(groups, pieces, direction):
 @pytest.mark.parametrize(("make", "granularity"), CASES)
 def test_slopes_and_their_errors(make, granularity):
     model, passes, groups, direction = set_up(make, granularity)
-    actual = measure_slopes(passes, groups, direction)
+    actual = measure_projections(passes, groups, direction)
     half_b = make_batches(model, num_batches=7)[3:]
     weights = np.array([num_predictions(batch) for batch in half_b])
     assert len(set(weights)) > 1, "else weights are not tested"
@@ -50,7 +50,7 @@ def test_slopes_and_their_errors(make, granularity):
 def test_the_error_of_equal_batches_is_the_standard_error_of_the_mean(bert):
     _, passes, groups, direction = set_up(make_bert, "tensor")
     passes = replace(passes, calibration=Calibration(passes.calibration.half_a, passes.calibration.half_b[:3]))
-    actual = measure_slopes(passes, groups, direction)
+    actual = measure_projections(passes, groups, direction)
     half_b = make_batches(bert, num_batches=7)[3:6]
     each = np.stack([project(groups, gradients(bert, batch, groups), direction) for batch in half_b])
     np.testing.assert_allclose(actual["slope_error"], each.std(0, ddof=1) / np.sqrt(3), rtol=1e-3, atol=1e-5)
@@ -59,13 +59,13 @@ def test_the_error_of_equal_batches_is_the_standard_error_of_the_mean(bert):
 def test_one_batch_has_no_error_to_tell():
     _, passes, groups, direction = set_up(make_bert, "tensor")
     passes = replace(passes, calibration=Calibration(passes.calibration.half_a, passes.calibration.half_b[:1]))
-    assert np.isnan(measure_slopes(passes, groups, direction)["slope_error"]).all()
+    assert np.isnan(measure_projections(passes, groups, direction)["slope_error"]).all()
 
 
 @pytest.mark.parametrize(("make", "granularity"), CASES)
 def test_curvatures_from_the_same_sampled_labels(make, granularity):
     model, passes, groups, direction = set_up(make, granularity)
-    actual = measure_curvatures(passes, groups, direction)["curvature"]
+    actual = measure_projections(passes, groups, direction)["curvature"]
     half_b = sampled(model, make_batches(model, num_batches=7), passes.seed)[3:]
     draws = [
         num_predictions(batch) * project(groups, gradients(model, batch, groups), direction) ** 2 for batch in half_b
@@ -86,7 +86,7 @@ def test_curvatures_converge_to_the_fisher_form():
         axis=0,
     )
     draws = np.stack(
-        [measure_curvatures(replace(passes, seed=seed), groups, direction)["curvature"] for seed in range(100)]
+        [measure_projections(replace(passes, seed=seed), groups, direction)["curvature"] for seed in range(100)]
     )
     error = draws.std(0, ddof=1) / np.sqrt(len(draws))
     assert (np.abs(draws.mean(0) - exact) <= 5 * error + 1e-9).all()
@@ -99,7 +99,14 @@ def test_curvatures_converge_to_the_fisher_form():
 def test_micro_batches_only_round_differently(make, num_micro):
     _, passes, groups, direction = set_up(make, "row")
     _, split, _, _ = set_up(make, "row", num_micro)
-    for measure_columns in (measure_slopes, measure_curvatures):
-        whole = measure_columns(passes, groups, direction)
-        for name, column in measure_columns(split, groups, direction).items():
-            np.testing.assert_allclose(column, whole[name], rtol=1e-3, atol=1e-6)
+    whole = measure_projections(passes, groups, direction)
+    for name, column in measure_projections(split, groups, direction).items():
+        np.testing.assert_allclose(column, whole[name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_takes_one_forward_pass_for_both_labels():
+    _, passes, groups, direction = set_up(make_bert, "tensor")
+    calls = []
+    passes.shards.model.register_forward_hook(lambda *args: calls.append(1))
+    measure_projections(passes, groups, direction)
+    assert len(calls) == len(passes.calibration.half_b)

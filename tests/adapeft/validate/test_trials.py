@@ -16,7 +16,7 @@ from adapeft.measure.direction import measure_direction
 from adapeft.measure.groups import build_groups
 from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import Passes
-from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.projections import measure_projections
 from adapeft.measure.shards.shards import WholeModel
 from adapeft.tasks.inference import infer_objective
 from adapeft.tasks.losses.squared_error import Regression
@@ -97,11 +97,10 @@ def test_joint_curvature_of_one_group_is_its_own(bench):
         pytest.skip("a draw of one element is none of these")
     with measuring_mode(bench.model, restore=()):
         direction = measure_direction(bench.passes, "adam")
-        slopes = measure_slopes(bench.passes, bench.groups, direction)["slope"]
-        curvatures = measure_curvatures(bench.passes, bench.groups, direction)["curvature"]
+        columns = measure_projections(bench.passes, bench.groups, direction)
     along = bench.measured.along["adam"]
-    np.testing.assert_allclose(torch.cat(along.slope).numpy(), slopes, rtol=1e-5)
-    np.testing.assert_allclose(torch.cat(along.curvature).numpy(), curvatures, rtol=1e-5)
+    np.testing.assert_allclose(torch.cat(along.slope).numpy(), columns["slope"], rtol=1e-5)
+    np.testing.assert_allclose(torch.cat(along.curvature).numpy(), columns["curvature"], rtol=1e-5)
     for draw, joint in zip(bench.draws, along.joint_curvature, strict=True):
         own = sums(along.curvature, [draw])[0]
         if sum(len(units) for units in draw.units.values()) == 1:

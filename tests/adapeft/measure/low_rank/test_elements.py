@@ -16,7 +16,11 @@ from adapeft.choose.scores import Scores
 from adapeft.errors import AdapeftError
 from adapeft.measure.influence import influence
 from adapeft.measure.low_rank import elements as elements_of_low_rank
-from adapeft.measure.low_rank.elements import measure_direction_of_elements, measure_elements_of_low_rank
+from adapeft.measure.low_rank.elements import (
+    gradient_and_fisher,
+    measure_direction_of_elements,
+    measure_elements_of_low_rank,
+)
 from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.low_rank.moments import measure_moments
 from adapeft.measure.passes import Passes
@@ -103,11 +107,17 @@ def test_slopes_are_those_of_the_gradient_seen_from_both_sides(model, kind):
 def test_the_direction_is_adams_with_factored_moments(model, monkeypatch):
     batches = make_batches(model, num_batches=7)
     taken = []
-    monkeypatch.setattr(
-        elements_of_low_rank,
-        "measure_moments",
-        lambda *args, **options: taken.append(measure_moments(*args, **options)) or taken[-1],
-    )
+
+    def kept(measure, moments_of):
+        def measured(*args):
+            found = measure(*args)
+            taken.append(moments_of(found))
+            return found
+
+        return measured
+
+    for measure, moments_of in ((measure_moments, lambda found: found), (gradient_and_fisher, lambda found: found[2])):
+        monkeypatch.setattr(elements_of_low_rank, measure.__name__, kept(measure, moments_of))
     found = measured_elements(model)
     groups = found.statistics.groups
     mean = mean_gradients(model, batches[:3], groups)
@@ -140,8 +150,7 @@ def test_moments_at_sampled_labels_are_those_of_the_fisher_diagonal(model):
     sums = []
     for seed in range(30):
         with looking(model, "element", RANK, seed=seed) as (passes, groups):
-            half_b, shards = passes.calibration.half_b, passes.shards
-            moments = measure_moments(passes, shards, "curvature", half_b, sampled_labels=True).of_matrices
+            moments = gradient_and_fisher(passes)[2].of_matrices
             sums.append([(float(one.rows.sum()), float(one.columns.sum())) for one in moments.values()])
     drawn = sampled(model, batches, passes.seed)[3:]
     each = [[num_predictions(one) * g.square().sum() for g in gradients(model, one, groups)] for one in drawn]

@@ -26,7 +26,7 @@ from adapeft.measure.mode import measuring_mode
 from adapeft.measure.options import measure_with_options
 from adapeft.measure.partial import PartialSums
 from adapeft.measure.passes import Passes
-from adapeft.measure.projections import measure_curvatures, measure_slopes
+from adapeft.measure.projections import measure_projections
 from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.model.structure import ParameterInfo
@@ -106,8 +106,8 @@ def test_slopes_and_curvatures_are_exact_along_the_direction(model, rank, granul
     batches = make_batches(model, num_batches=7)
     with directed(model, granularity, rank) as found:
         leaves = found.windows.groups
-        slopes = measure_slopes(found.passes, leaves, found.direction)["slope"]
-        curvatures = measure_curvatures(found.passes, leaves, found.direction)["curvature"]
+        columns = measure_projections(found.passes, leaves, found.direction)
+        slopes, curvatures = columns["slope"], columns["curvature"]
 
     def project(pieces: list[Tensor]) -> np.ndarray:
         return group_sums(found.groups, [g * d for g, d in zip(pieces, found.dense, strict=True)])
@@ -201,7 +201,7 @@ def test_micro_batches_only_round_differently(model, num_micro):
     for number in (1, num_micro):
         with directed(model, "row", 3, num_micro=number) as measured:
             leaves = measured.windows.groups
-            found.append(measure_slopes(measured.passes, leaves, measured.direction)["slope"])
+            found.append(measure_projections(measured.passes, leaves, measured.direction)["slope"])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-5 * np.abs(found[0]).max())
 
 
@@ -324,7 +324,7 @@ def test_resumed_sums_give_the_same_statistics(tmp_path, granularity):
             return get_method("adapeft").measure(passes, groups, settings).columns
 
     whole = measured(None)
-    for stop_after in (2, 4, 8, 12):
+    for stop_after in (2, 4, 7, 9):
         shutil.rmtree(tmp_path / "partial-sums", ignore_errors=True)
         with pytest.raises(StoppedError):
             measured(stop_after)

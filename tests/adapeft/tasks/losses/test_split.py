@@ -125,9 +125,9 @@ def whole_loss(model, batch=BATCH, seed=None):
     return objective.loss_sum(logits, labels), labels
 
 
-def gradients(model, loss) -> dict[str, torch.Tensor]:
+def gradients(model, loss, retain_graph=False) -> dict[str, torch.Tensor]:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True, retain_graph=retain_graph)
     return dict(zip(trained, found, strict=True))
 
 
@@ -167,6 +167,23 @@ def test_only_a_piece_of_the_logits_is_computed_at_a_time(case):
     assert max(rows) <= PIECE
     assert len(rows) == 1 + 2 * number, "once for the body, and each piece in both passes"
     assert in_total == NUM_EXAMPLES + 2 * predicted, "only positions with a label have logits"
+
+
+@pytest.mark.parametrize("case", [*SPLIT, *WHOLE])
+def test_losses_at_true_and_sampled_labels_share_a_forward_pass(case):
+    model = in_double((SPLIT[case][0] if case in SPLIT else WHOLE[case])())
+    objective, seeds = objective_of(model), (None, 7)
+    split_of(model, LABELS.numel())  # tries it out
+    calls = []
+    embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
+    embedding.register_forward_hook(lambda *args: calls.append(1))
+    alone = [objective.loss(model, BATCH, sample_seed=seed) for seed in seeds]
+    calls_alone = len(calls)
+    both = objective.losses(model, BATCH, seeds)
+    assert 2 * (len(calls) - calls_alone) == calls_alone
+    for index, (one, expected) in enumerate(zip(both, alone, strict=True)):
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=0)
+        assert_same(gradients(model, one, retain_graph=not index), gradients(model, expected))
 
 
 @pytest.mark.parametrize("case", WHOLE)
