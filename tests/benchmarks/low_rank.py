@@ -1,16 +1,17 @@
-"""Low-rank and exact measurements compared: what their choices capture on other examples, time and memory.
+"""Low-rank and exact measurements compared: what their choices capture on other examples, and their processor time.
 
-``python -m tests.benchmarks.low_rank CONFIG --out DIR [key=value …]`` runs ``adapeft select`` for each seed exactly and
-through windows of each rank. A choice is judged by the exact measurements of the other seeds, whose calibration
-examples are others: it captures the influence of its groups (or elements) there, as a share of what the exact choice
-captures. With ``--statistics DIR``, the output folder of an earlier comparison, only the choices are made again.
+``python -m tests.benchmarks.low_rank CONFIG --out DIR [key=value …]`` chooses as ``adapeft select`` with one worker
+does, in this process, for each seed exactly and through windows of each rank. A choice is judged by the exact
+measurements of the other seeds, whose calibration examples are others: it captures the influence of its groups (or
+elements) there, as a share of what the exact choice captures. With ``--statistics DIR``, the output folder of an
+earlier comparison, only the choices are made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import time
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +19,18 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from adapeft.config.load import load_config
+from adapeft.files.artifact import save_json
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.registry import get_method
+from adapeft.ranks import OneRank
 from adapeft.subset.subset import Subset
+from cluster.events import ignore
 from cluster.output.folder import RunFolder
+from cluster.ranks.choose import choose_and_save
+from cluster.ranks.inputs import load_inputs
+from cluster.ranks.measure import measure_and_choose
+from tests.benchmarks.cross_terms import be_the_only_rank
 
 RANKS = (8, 16, 32)
 SEEDS = (0, 1, 2)
@@ -39,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("overrides", nargs="*", help="key=value of the runs' config")
     arguments = parser.parse_intermixed_args()
+    be_the_only_rank()
     runs = {"exact": ["measure=exact"]}
     runs |= {f"rank {rank}": ["measure=low-rank", f"rank={rank}"] for rank in arguments.ranks}
     for name, own in runs.items():
@@ -46,8 +56,8 @@ def main() -> None:
             _select(arguments, name, seed, *own)
     judges = {seed: _values(arguments, "exact", seed) for seed in arguments.seeds}
     exact = {seed: _chosen(arguments, "exact", seed) for seed in arguments.seeds}
-    print("| measurement | captured | from | to | rank correlation with the judges | seconds | peak memory |")
-    print("|---|---|---|---|---|---|---|")
+    print("| measurement | captured | from | to | rank correlation with the judges | processor seconds |")
+    print("|---|---|---|---|---|---|")
     for name in runs:
         shares, correlations = [], []
         for seed in arguments.seeds:
@@ -59,10 +69,9 @@ def main() -> None:
             json.loads(RunFolder(_measured(arguments, name, seed)).metrics.read_text()) for seed in arguments.seeds
         ]
         seconds = np.mean([one["seconds"]["select"] for one in metrics])
-        peak = max(one["measuring_peak_memory_bytes"] for one in metrics) / 2**20
         print(
             f"| {name} | {np.mean(shares):.3f} | {min(shares):.2f} | {max(shares):.2f} | {np.mean(correlations):.3f} "
-            f"| {seconds:.0f} | {peak:,.0f} MiB |",
+            f"| {seconds:.0f} |",
             flush=True,
         )
 
@@ -77,11 +86,20 @@ def _measured(arguments: argparse.Namespace, name: str, seed: int) -> Path:
 
 
 def _select(arguments: argparse.Namespace, name: str, seed: int, *own: str) -> None:
-    folder = _folder(arguments, name, seed)
-    if not RunFolder(folder).subset.is_file():
-        again = [f"select.statistics={_measured(arguments, name, seed)}"] if arguments.statistics else []
-        keys = [*arguments.overrides, *own, *again, f"seed={seed}", f"output={folder}"]
-        subprocess.run(["adapeft", "select", str(arguments.config), *keys], check=True)
+    folder = RunFolder(_folder(arguments, name, seed))
+    if folder.subset.is_file():
+        return
+    config = load_config(arguments.config, [*arguments.overrides, *own, f"seed={seed}", f"output={folder.path}"])
+    folder.path.mkdir(parents=True, exist_ok=True)
+    start = time.process_time()
+    if arguments.statistics:
+        statistics, _ = load_statistics(_measured(arguments, name, seed))
+        choose_and_save(config, {}, statistics, len(load_inputs(config).train), OneRank(), None)
+    else:
+        measure_and_choose(config, ignore)
+    seconds = time.process_time() - start
+    save_json(folder.metrics, {"seconds": {"select": seconds}})
+    print(f"{name}, seed {seed}: {seconds:.0f} processor seconds", flush=True)
 
 
 def _values(arguments: argparse.Namespace, name: str, seed: int) -> np.ndarray:
