@@ -3,7 +3,8 @@
     python -m tests.benchmarks.shared_cache --tokenizer FOLDER [--rows 1000000]
 
 Prints a table. Every figure is of new processes that read, check and tokenize both splits as a worker does; the first
-line of a number of processes starts with an empty cache, the second with what the first has left.
+line of a number of processes starts with an empty cache, the second with what the first has left. The line above them
+is the tokenizer alone, over the texts of the training split.
 """
 
 from __future__ import annotations
@@ -24,11 +25,7 @@ from adapeft.tasks.describe import describe
 from adapeft.tasks.registry import TASKS
 from transformers import AutoTokenizer
 import adapeft.tasks.tokens.tokenize
-try:
-    from adapeft.data.cache import Cache
-    more = (Cache(),)
-except ImportError:  # before there was a cache
-    more = ()
+from adapeft.data.cache import Cache
 path, evaluation = sys.argv[1:3]
 task = TASKS["sequence-classification"]
 data = task.data(train=path, evaluation=evaluation, max_length=32)
@@ -37,7 +34,7 @@ process = psutil.Process()
 before = process.memory_full_info()
 start = time.monotonic()
 description = describe(task, data)
-splits = [task.tokenize(rows_of(data, field), data, tokenizer, description, *more)
+splits = [task.tokenize(rows_of(data, field), data, tokenizer, description, Cache())
           for field in ("data.train", "data.evaluation")]
 seconds = time.monotonic() - start
 for first in range(0, len(splits[0]), 50_021):
@@ -49,6 +46,17 @@ print(seconds, (after.uss - before.uss) / 2**20, (after.pss - before.pss) / 2**2
 sys.stdin.readline()
 """
 
+TOKENIZER = """
+import json, sys, time
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
+texts = [json.loads(line)["text"] for line in open(sys.argv[1])]
+start = time.monotonic()
+for first in range(0, len(texts), 1000):
+    tokenizer(texts[first : first + 1000], truncation=True, max_length=32)
+print(time.monotonic() - start)
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -56,6 +64,10 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="folder of a model with a tokenizer")
     arguments = parser.parse_args()
     print("| workers | cache | seconds | USS per worker, MiB | PSS per worker, MiB |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        texts = _rows(Path(folder) / "train.jsonl", arguments.rows)
+        command = [sys.executable, "-c", TOKENIZER, texts, arguments.tokenizer]
+        print(f"| | tokenizer alone | {float(subprocess.check_output(command)):.1f} | | |", flush=True)
     for count in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
             paths = [
