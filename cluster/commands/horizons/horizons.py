@@ -8,7 +8,7 @@ from typing import Any
 
 from adapeft.config.load import load_config
 from adapeft.errors import AdapeftError
-from adapeft.files.artifact import provenance, save_json
+from adapeft.files.artifact import provenance, save_json, save_text
 from adapeft.files.json_numbers import infinity_in_words, undefined_as_null
 from adapeft.measure.exact.probe import probe_points
 from adapeft.measure.storage import load_statistics
@@ -18,11 +18,15 @@ from adapeft.selection.choose import check_budget
 from adapeft.subset.subset import Subset
 from adapeft.validate.horizons import across_horizons
 from cluster.output.folder import RunFolder
+from cluster.output.pictures.horizons import draw_captured
+from cluster.output.pictures.page import figure, grid, page_of
+from cluster.output.pictures.picture import save_pictures
+from cluster.output.report import title_of
 from cluster.terminal.console import Terminal, number_table, short
 
 
 def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
-    """Write ``horizons.json`` into the run's folder and show the influence that the choices capture.
+    """Write ``horizons.json`` and ``horizons.html`` into the run's folder and show what the choices capture.
 
     Args:
         source: folder of a run.
@@ -57,17 +61,28 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
     }
     path = source / "horizons.json"
     save_json(path, {**undefined_as_null(found), "provenance": provenance()})
-    _show(found, terminal)
-    terminal.note(f"all figures: {short(path)}")
+    heads, rows = _cells(found)
+    picture, page = draw_captured(found), source / "horizons.html"
+    save_pictures(folder.pictures, [picture])
+    save_text(page, page_of(f"Horizons: {title_of(config)}", [figure(picture), grid(heads, rows)]))
+    _show(found, heads, rows, terminal)
+    terminal.note(f"all figures: {short(path)}, picture: {short(page)}")
 
 
-def _show(found: Mapping[str, Any], terminal: Terminal) -> None:
-    """Print the influence that each choice captures at every point, one row per choice."""
-    table = number_table("influence captured: chosen", *(f"at step {step}" for step in found["steps"]))
+def _cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and rows of a table of the influence that each choice captures at every point."""
     chosen = {f"at step {step}": row for step, row in zip(found["steps"], found["captured"], strict=True)}
     chosen |= {f"{name}ly": found[name]["captured"] for name in ("uniform", "random") if name in found}
-    for name, shares in chosen.items():
-        table.add_row(name, *("–" if share is None else f"{share:.1%}" for share in shares))
+    heads = ["influence captured: chosen", *(f"at step {step}" for step in found["steps"])]
+    return heads, [
+        [name, *("–" if share is None else f"{share:.1%}" for share in shares)] for name, shares in chosen.items()
+    ]
+
+
+def _show(found: Mapping[str, Any], heads: list[str], rows: list[list[str]], terminal: Terminal) -> None:
+    table = number_table(*heads)
+    for row in rows:
+        table.add_row(*row)
     terminal.console.print(table)
     overlap, correlation = found["overlap"][0][-1], found["density_correlation"][0][-1]
     ranked = "undefined, as nothing is worth training at one of them" if correlation is None else f"{correlation:.2f}"

@@ -14,6 +14,7 @@ from adapeft.measure.groups import build_groups
 from adapeft.measure.storage import save_groups
 from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
+from tests.cluster.output.test_report import Page
 from tests.support.tiny import make_bert
 
 
@@ -39,6 +40,10 @@ def test_the_command(command, run):
     assert done.returncode == 0, done.stderr
     for word in ("at step 0", "at step 4", "at step 9", "uniformly", "randomly", "100.0%", "rank correlation"):
         assert word in done.stdout
+    page = Page((run / "horizons.html").read_text(encoding="utf-8"))
+    assert [attributes["id"] for attributes in page.all("figure")] == ["horizons"]
+    assert (run / "pictures" / "horizons.png").stat().st_size > 5000
+    assert {"at step 9", "uniformly", "100.0%"} <= set(page.texts)
     written = json.loads((run / "horizons.json").read_text())
     assert written["steps"] == [0, 4, 9]
     for name in ("captured", "overlap"):
