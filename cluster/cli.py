@@ -25,6 +25,7 @@ from cluster.commands.import_adapter import import_adapter
 from cluster.commands.jobs.cli import add_commands
 from cluster.commands.merge import merge
 from cluster.commands.methods import methods
+from cluster.commands.push.cli import push
 from cluster.commands.run import run
 from cluster.commands.select import select
 from cluster.commands.show.cli import show
@@ -56,6 +57,7 @@ app.command()(estimate)
 app.command()(merge)
 app.command()(export)
 app.command("import")(import_adapter)
+app.command()(push)
 app.command()(show)
 app.command()(methods)
 app.command()(doctor)

@@ -41,6 +41,12 @@ def has_password(text: str) -> bool:
     return re.search(r"://[^/@\s]*:[^/@\s]+@", text) is not None
 
 
+def without_secrets(text: str) -> str:
+    """Return ``text`` with the passwords and the queries, which may hold signatures, of its URLs left out."""
+    text = re.sub(r"(://[^/@\s\"':]*):[^/@\s\"']+@", r"\1:…@", text)
+    return re.sub(r"(://[^\s\"'?]+\?)[^\s\"']+", r"\1…", text)
+
+
 def is_path(place: str) -> bool:
     return not is_url(place)
 

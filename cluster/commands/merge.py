@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.commands.push.cli import Private
 from cluster.run.opening import opened
 from cluster.terminal.silence import silence_libraries
 
 if TYPE_CHECKING:
+    from cluster.commands.push.repository import Repository
     from cluster.terminal.console import Terminal
 
 
@@ -32,6 +34,10 @@ def merge(
         Path | None,
         typer.Option(help="config of the run: also report the scores of the delta on its base and of the merged model"),
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="also upload the checkpoint, with a model card, to this repository on the hub")
+    ] = None,
+    private: Private = True,
 ) -> None:
     """Write base + delta as a plain Hugging Face checkpoint, shard by shard."""
     from adapeft.config.load import load_config
@@ -44,6 +50,7 @@ def merge(
     terminal, path = Terminal.on_stderr(), locate(delta)
     if evaluate is not None:
         load_config(evaluate)
+    repository = None if push is None else _checked(push, path, private=private)
     with terminal.noting():
         merged = merge_into(Delta.load(path), model, out, dtype, unquantized=unquantized)
     if evaluate is not None:
@@ -53,6 +60,30 @@ def merge(
             "This is another model than the one that was trained: with --evaluate CONFIG the scores of both are shown."
         )
     print(merged)
+    if repository is not None:
+        print(_upload(repository, path, merged, model))
+
+
+def _checked(name: str, delta: Path, *, private: bool) -> Repository:
+    from adapeft.subset.store import hash_of
+    from cluster.commands.push.repository import Repository
+
+    repository = Repository(name, private=private)
+    repository.check(hash_of(delta))
+    return repository
+
+
+def _upload(repository: Repository, delta: Path, merged: Path, model: str) -> str:
+    from adapeft.deltas.delta import Delta
+    from adapeft.deltas.merge import REPORT
+    from adapeft.files.damage import load_json
+    from adapeft.subset.store import hash_of
+    from cluster.commands.push.card import card_of_merged
+
+    report = load_json(merged / REPORT, "a report of a merged checkpoint", "Merge again.")
+    card = card_of_merged(Delta.load(delta), model, report, repository.name, hash_of(delta))
+    files = {path.relative_to(merged).as_posix(): path for path in sorted(merged.rglob("*")) if path.is_file()}
+    return repository.upload(files, card, "Upload a merged checkpoint")
 
 
 def _compare(config: Path, delta: Path, merged: Path, terminal: Terminal) -> None:

@@ -47,7 +47,7 @@ def write_report(folder: RunFolder, config: Config, estimated: Mapping[str, Esti
     title = title_of(config)
     generations = load_generations(folder.generations)[:_ANSWERS]
     before = load_generations(folder.generations_before)
-    blocks = [pairs(_figures(config, metrics)), *map(figure, pictures), answers(generations, before)]
+    blocks = [pairs(figures_of(config, metrics)), *map(figure, pictures), answers(generations, before)]
     save_text(folder.report, page_of(title, blocks))
 
 
@@ -124,8 +124,8 @@ def _training_losses(path: Path) -> dict[int, float]:
     return dict(sorted(losses.items()))
 
 
-def _figures(config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return name → value of the table."""
+def figures_of(config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the figures of a trained run as name → text."""
     before, after, choice = metrics["before"], metrics["after"], metrics["choice"]
     trained, total = metrics["trainable_parameters"], metrics["total_parameters"]
     rows = {name: f"{before[name]:.4f} → {after[name]:.4f}" for name in after if name in before}
