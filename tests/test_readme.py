@@ -113,7 +113,7 @@ def test_the_trainer_trains_a_subset_by_the_first_lines_of_python(folder):
 
 
 def test_a_subset_lives_from_select_to_a_merged_checkpoint(folder):
-    choosing, shipping, without_delta, swapping = blocks("adapeft/README.md", "python")[:4]
+    choosing, shipping, without_delta, resuming, swapping = blocks("adapeft/README.md", "python")[:5]
     model = load()
     names = {"model": model, "batches": make_batches(model), "fresh_model": load()}
     exec(choosing, names)
@@ -127,6 +127,9 @@ def test_a_subset_lives_from_select_to_a_merged_checkpoint(folder):
     names["batch"] = names["batches"][0]
     exec(without_delta, names)
     assert not torch.equal(names["reference"], model(**names["batch"]).logits)
+    model.save_pretrained("out/checkpoint-500", is_main_process=True, state_dict=None)  # as the Trainer calls it
+    exec(resuming, {"adapeft": adapeft, "fresh_model": (resumed := load())})
+    assert torch.equal(logits(resumed), logits(model))
 
     served = load()
     exec(swapping, {"adapeft": adapeft, "model": served, "a": names["delta"], "b": names["delta"]})

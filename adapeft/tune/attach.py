@@ -23,6 +23,7 @@ from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import Attachment, Owner, attachment_of, check_is_on
 from adapeft.tune.buffers import set_buffers, stored_buffers
 from adapeft.tune.check import check_step
+from adapeft.tune.checkpoint import hook_loading
 from adapeft.tune.saving import hook_saving, unhook_saving
 
 
@@ -41,7 +42,8 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     may already be divided by ``deepspeed.zero.Init``; attaching is then collective.
 
     The model's ``state_dict`` holds the base and the leaves under separate names, and loads into a model with the same
-    subset attached. ``save_pretrained``, and so the Trainer, writes the trained model; see ``adapeft.tune.saving``.
+    subset attached. ``save_pretrained``, and so the Trainer's ``save_model``, writes the trained model, and the
+    Trainer's checkpoints hold what is trained; see ``adapeft.tune.saving`` and ``adapeft.tune.checkpoint``.
 
     Raises:
         AdapeftError: the model already has a subset or is sharded or wrapped for training, the subset is empty or was
@@ -90,7 +92,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     warn_of_coarse_training({name: parameters[name] for name in whole if not parameters[name].is_meta})
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
     in_place = keep_codes_in_place(model)
-    hooks = [model.register_forward_pre_hook(check_step), *hook_saving(model)]
+    hooks = [model.register_forward_pre_hook(check_step), *hook_loading(model), *hook_saving(model)]
     attachment = Attachment(
         subset, fingerprint, digests, trained, base, required_grad, rule, dense, buffers, dropout, hooks, in_place
     )

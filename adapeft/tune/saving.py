@@ -1,13 +1,12 @@
-"""``save_pretrained`` of a model with an attached subset, and loading of the Trainer's checkpoints.
+"""``save_pretrained`` of a model with an attached subset, and loading of weights into it.
 
 A state dict of such a model holds the base and the leaves separately; ``from_pretrained`` would load it as the
 untrained base with some unknown keys. Therefore the ``save_pretrained`` of the instance is replaced by one that merges
 first. The class is unchanged: state dicts keep their names and values for everything else that uses them, such as
 checkpoints of DeepSpeed and FSDP, averages of weights, and DistributedDataParallel.
 
-The Trainer's checkpoints, from which it resumes, also hold the leaves, under names that end in ``.merged``. Hooks on
-the modules that own leaves separate them again: they restore exactly the base's weights of the model and the leaves of
-the checkpoint.
+The Trainer's checkpoints hold only what is trained; see ``adapeft.tune.checkpoint``. Hooks on the modules that own
+leaves accept the base's own weights and refuse those of a merged model.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ from adapeft.parts.layers.bottleneck import has_bottleneck
 from adapeft.parts.layers.lora import BASE_LAYER, wrapped_names
 from adapeft.parts.trained import TrainedWeight, trained_difference, trained_weights
 from adapeft.tune.attachment import check_is_on
-
-_MERGED = ".merged"
-"""Suffix of the name of a leaf that is already merged into its weight."""
+from adapeft.tune.checkpoint import save_checkpoint
 
 
 def hook_saving(model: nn.Module) -> list[RemovableHandle]:
@@ -46,9 +43,7 @@ def hook_saving(model: nn.Module) -> list[RemovableHandle]:
         if isinstance(module, PreTrainedModel):
             # An instance attribute that is a partial of a function is pickled and copied with its model.
             module.__dict__["save_pretrained"] = partial(save_trained, module)
-    return [
-        module.register_load_state_dict_pre_hook(_take_apart) for module in model.modules() if trained_weights(module)
-    ]
+    return [module.register_load_state_dict_pre_hook(_check) for module in model.modules() if trained_weights(module)]
 
 
 def unhook_saving(model: nn.Module) -> None:
@@ -60,18 +55,18 @@ def unhook_saving(model: nn.Module) -> None:
 def save_trained(
     model: PreTrainedModel,
     save_directory: str | Path,
-    is_main_process: bool = True,
+    is_main_process: bool | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> None:
     """Write the trained model: base + difference, rounded once to the base's dtype. Replaces ``save_pretrained``.
 
-    A checkpoint folder of the Trainer also gets the leaves, so that training can resume.
+    The Trainer's own call for a folder ``checkpoint-N`` writes only what is trained.
 
     Args:
         model: model with an attached subset, or a submodel of one.
         save_directory: folder to write.
-        is_main_process: whether this process writes.
+        is_main_process: whether this process writes, as trainers pass it; None: it does.
         state_dict: state dict of ``model``, if a trainer has gathered it.
         options: options of ``PreTrainedModel.save_pretrained``.
 
@@ -81,32 +76,30 @@ def save_trained(
     """
     if (attachment := getattr(unwrap(model), ATTACHMENT, None)) is not None:
         check_is_on(attachment, "save_pretrained")
-    is_checkpoint = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(save_directory).name) is not None
     state = _whole_state(model) if state_dict is None else dict(state_dict)
+    writes = is_main_process is not False
+    is_checkpoint = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", Path(save_directory).name) is not None
+    if attachment is not None and is_checkpoint and is_main_process is not None and not options:
+        save_checkpoint(model, attachment, Path(save_directory), state, writes=writes)
+        return
     if obstacle := _obstacle(model):
         raise AdapeftError(
             f"save_pretrained: {obstacle}, so a plain checkpoint cannot hold the trained weights. Call "
-            f"adapeft.delta(model).save(path), and adapeft.Delta.load(path).apply(base) to use it. With the Trainer, "
-            f"set save_strategy='no' and call it after training or in a callback."
+            f"adapeft.delta(model).save(path), and adapeft.Delta.load(path).apply(base) to use it. The Trainer's "
+            f"checkpoints during training are not affected; with it, call adapeft.delta instead of save_model."
         )
-    merged, rounding = _merged(model, state, keep_leaves=is_checkpoint)
-    if is_checkpoint:
-        # The Trainer loads by the names in memory, which differ from those in the original checkpoints of some
-        # mixtures of experts; from_pretrained accepts both.
-        options = {"save_original_format": False, **options}
-    else:
-        rounding.warn('adapeft.delta(model) keeps them, and adapeft.merge(..., dtype="float32") writes them.')
-    type(model).save_pretrained(model, save_directory, is_main_process, merged, **options)
+    merged, rounding = _merged(model, state)
+    rounding.warn('adapeft.delta(model) keeps them, and adapeft.merge(..., dtype="float32") writes them.')
+    type(model).save_pretrained(model, save_directory, writes, merged, **options)
 
 
 @torch.no_grad()
-def _merged(model: nn.Module, state: Mapping[str, Tensor], *, keep_leaves: bool) -> tuple[dict[str, Tensor], Rounding]:
+def _merged(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Rounding]:
     """Return the state dict of the plain model equivalent to ``model`` in evaluation mode, and its rounding losses.
 
     Args:
         model: model with leaves or LoRA.
         state: its state dict, or the part of it that a trainer saves.
-        keep_leaves: whether to include the merged leaves, under names that end in ``.merged``.
     """
     merged, rounding = dict(state), Rounding()
     done: dict[tuple[int, ...], Tensor] = {}
@@ -130,15 +123,13 @@ def _merged(model: nn.Module, state: Mapping[str, Tensor], *, keep_leaves: bool)
                 done[place], lost = _sum(prefix + trained.plain, module, trained, weight, list(leaves.values()))
                 rounding += lost
             merged[keys[0]] = done[place]
-            if keep_leaves:
-                merged.update({key + _MERGED: leaf for key, leaf in leaves.items()})
     inside = [f"{path}.{BASE_LAYER}." for path, module in model.named_modules() if wrapped_names(module)]
     return {_plain_name(key, inside): value for key, value in merged.items()}, rounding
 
 
 def _plain_name(key: str, inside: Sequence[str]) -> str:
     """Return the name that a key of the state dict has in the plain model, without the layers of LoRA."""
-    place = next((place for place in inside if key.startswith(place) and not key.endswith(_MERGED)), None)
+    place = next((place for place in inside if key.startswith(place)), None)
     return key if place is None else place.removesuffix(f"{BASE_LAYER}.") + key.removeprefix(place)
 
 
@@ -183,30 +174,16 @@ def _whole_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _take_apart(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Split merged weights into the base's weight and its leaves, before ``module`` loads ``state``.
+def _check(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Check that weights without leaves are the base's, and name those of layers with LoRA as in the model.
 
     Raises:
-        AdapeftError: the weights are not those of the model's base, or were merged without their leaves.
+        AdapeftError: they are not, as those of a merged model.
     """
     for trained in trained_weights(module):
-        plain, inside = prefix + trained.plain, prefix + trained.weight
-        own = module.get_parameter(trained.weight).detach()
-        leaves = [f"{prefix}{leaf}{_MERGED}" for leaf in trained.leaves]
-        if all(leaf in state for leaf in leaves):
-            values = [state.pop(leaf) for leaf in leaves]
-            found = state.pop(plain)
-            base = own.to(found.device, found.dtype)
-            if not is_divided(own) and not _nearly_equal(_sum(plain, module, trained, base, values)[0], found):
-                raise AdapeftError(
-                    f"the checkpoint's {plain!r} is not the sum of this model's base weight and the checkpoint's "
-                    f"leaves: the checkpoint was trained on another base. Load that base, attach the subset, and "
-                    f"resume again."
-                )
-            state[inside] = own
-            state.update(zip((f"{prefix}{leaf}" for leaf in trained.leaves), values, strict=True))
-        elif plain in state and not any(prefix + leaf in state for leaf in trained.leaves):
-            found = state[plain]
+        plain = prefix + trained.plain
+        if plain in state and not any(prefix + leaf in state for leaf in trained.leaves):
+            found, own = state[plain], module.get_parameter(trained.weight).detach()
             if is_divided(own) or not _nearly_equal(own.to(found.device, found.dtype), found):
                 raise AdapeftError(
                     f"the state dict has {plain!r} without its trained leaves, and with other values than the base: it "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,16 +21,21 @@ def examples(model: nn.Module) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def saving_trainer(model: nn.Module, folder: Path, steps: int) -> Trainer:
-    """Return a Trainer with a constant learning rate that saves a checkpoint into ``folder`` every two steps."""
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        save_steps=2,
-        learning_rate=2e-2,
-        lr_scheduler_type="constant",
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-    )
-    return Trainer(model, arguments, train_dataset=examples(model))
+def saving_trainer(model: nn.Module, folder: Path, steps: int, **options: Any) -> Trainer:
+    """Return a Trainer with a constant learning rate that saves a checkpoint into ``folder`` every two steps.
+
+    Args:
+        options: more arguments of ``TrainingArguments``.
+    """
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "save_steps": 2,
+        "learning_rate": 2e-2,
+        "lr_scheduler_type": "constant",
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    data = examples(model)
+    return Trainer(model, TrainingArguments(**{**arguments, **options}), train_dataset=data, eval_dataset=data[:4])
