@@ -14,6 +14,10 @@ from torch import nn
 from adapeft.errors import AdapeftError
 from adapeft.model.stand_in import StandIn
 
+_HAS_ADAPTERS = "_hf_peft_config_loaded"
+"""Attribute by which transformers knows of trainable parts in a model; with gradient checkpointing it then lets the
+inputs of frozen layers require gradients."""
+
 
 def is_quantized_layer(cls: type[nn.Module]) -> bool:
     """Whether ``cls`` is a linear layer of bitsandbytes, or stands in for one without weights."""
@@ -81,3 +85,14 @@ def let_codes_be_repacked(layers: Collection[nn.Module]) -> None:
     """Undo ``keep_codes_in_place``, which returned ``layers``."""
     for layer in layers:
         layer.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
+
+
+def admit_to_trainer(model: nn.Module) -> None:
+    """Let the Trainer of transformers train a quantized model, which it otherwise refuses without PEFT's adapters."""
+    if quantized_weights(model):
+        model.__dict__[_HAS_ADAPTERS] = True
+
+
+def undo_admission(model: nn.Module) -> None:
+    """Undo ``admit_to_trainer``."""
+    model.__dict__.pop(_HAS_ADAPTERS, None)

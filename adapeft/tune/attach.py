@@ -11,7 +11,14 @@ from adapeft.model.dense import check_dense
 from adapeft.model.divided import own_part
 from adapeft.model.fingerprint import digests_of, entries_of, fingerprint_model
 from adapeft.model.places import places_of
-from adapeft.model.quantized import check_not_whole, keep_codes_in_place, let_codes_be_repacked, quantized_weights
+from adapeft.model.quantized import (
+    admit_to_trainer,
+    check_not_whole,
+    keep_codes_in_place,
+    let_codes_be_repacked,
+    quantized_weights,
+    undo_admission,
+)
 from adapeft.model.rounding import warn_of_coarse_training
 from adapeft.model.wrappers import ATTACHMENT, bare, check_before_trainer
 from adapeft.parts.layers.leaves import remove_leaves
@@ -92,6 +99,7 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     warn_of_coarse_training({name: parameters[name] for name in whole if not parameters[name].is_meta})
     dropout = _turn_dropout_off(model) if rule.turns_dropout_off else {}
     in_place = keep_codes_in_place(model)
+    admit_to_trainer(model)
     hooks = [model.register_forward_pre_hook(check_step), *hook_loading(model), *hook_saving(model)]
     attachment = Attachment(
         subset, fingerprint, digests, trained, base, required_grad, rule, dense, buffers, dropout, hooks, in_place
@@ -126,6 +134,7 @@ def detach(model: nn.Module) -> nn.Module:
     for (module, attribute), probability in attachment.dropout.items():
         setattr(module, attribute, probability)
     let_codes_be_repacked(attachment.in_place)
+    undo_admission(model)
     unhook_saving(model)
     for hook in attachment.hooks:
         hook.remove()

@@ -19,6 +19,7 @@ from adapeft.tune.attachment import attachment_of
 from tests.oracles.leaves import gather, logits, train
 from tests.support.quantized import TYPES, as_dense, load_quantized, make_wide
 from tests.support.tiny import make_batches, make_bert
+from tests.support.trainers import saving_trainer
 
 LAYER = "bert.encoder.layer.0.intermediate.dense"
 WEIGHT, BIAS = f"{LAYER}.weight", f"{LAYER}.bias"
@@ -172,3 +173,28 @@ def test_evaluating_does_not_change_gradients(quantization, tmp_path):
     fresh = load_quantized(make_wide, quantization, tmp_path / "base", repacks=True)
     can = [getattr(module, "support_avx512bf16_for_cpu", None) for module in fresh.modules()]
     assert [getattr(module, "support_avx512bf16_for_cpu", None) for module in model.modules()] == can
+
+
+@pytest.mark.parametrize("kind", [pytest.param("rows and bias", marks=pytest.mark.slow), "lora"])
+def test_the_trainer_trains_it_and_resumes_exactly(kind, load, tmp_path):
+    through, resumed = (attach(load(), Subset(PARTS[kind])) for _ in range(2))
+    saving_trainer(through, tmp_path, 4, gradient_checkpointing=True).train()
+    saving_trainer(resumed, tmp_path, 4, gradient_checkpointing=True).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+    )
+    expected, found = delta(through), delta(resumed)
+    for name, change in expected.changes.items():
+        assert change.values.any()
+        assert torch.equal(found.changes[name].values, change.values)
+
+
+@pytest.mark.parametrize("kind", ["rows and bias", "few elements", "lora"])
+def test_a_delta_is_switched_off_in_place(kind, load):
+    model, untouched = load(), logits(load())
+    attach(model, Subset(PARTS[kind]))
+    train(model)
+    after = logits(model)
+    assert not torch.equal(after, untouched)
+    with adapeft.base(model):
+        assert torch.equal(logits(model), untouched)
+    assert torch.equal(logits(model), after)
