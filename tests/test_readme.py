@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def test_the_trainer_trains_a_subset_by_the_first_lines_of_python(folder):
 
 
 def test_a_subset_lives_from_select_to_a_merged_checkpoint(folder):
-    choosing, shipping, without_delta, resuming, swapping = blocks("adapeft/README.md", "python")[:5]
+    choosing, shipping, preferring, without_delta, resuming, swapping = blocks("adapeft/README.md", "python")[:6]
     model = load()
     names = {"model": model, "batches": make_batches(model), "fresh_model": load()}
     exec(choosing, names)
@@ -125,6 +126,11 @@ def test_a_subset_lives_from_select_to_a_merged_checkpoint(folder):
         torch.testing.assert_close(logits(loaded), trained, rtol=1e-4, atol=1e-5)
     assert torch.equal(logits(names["fresh_model"]), logits(load()))
     names["batch"] = names["batches"][0]
+    inputs = [{key: value for key, value in batch.items() if key != "labels"} for batch in names["batches"][:-1]]
+    pairs = [{"chosen": one, "rejected": other} for one, other in pairwise(inputs)]
+    preferred = {"adapeft": adapeft, "model": load(), "pairs": pairs}
+    exec(preferring, preferred)
+    assert preferred["subset"].count
     exec(without_delta, names)
     assert not torch.equal(names["reference"], model(**names["batch"]).logits)
     model.save_pretrained("out/checkpoint-500", is_main_process=True, state_dict=None)  # as the Trainer calls it

@@ -26,7 +26,7 @@ from adapeft.tasks.losses.micro_batches import (
     micro_pairs,
     watched_pairs,
 )
-from adapeft.tasks.losses.objective import Objective
+from adapeft.tasks.losses.objective import MeanLoss
 
 Progress = Callable[[str, int, int], None]
 """Callback that receives the name of a pass, the number of batches done and the total number of batches."""
@@ -60,7 +60,7 @@ class Passes:
     """
 
     shards: Shards
-    objective: Objective
+    objective: MeanLoss
     calibration: Calibration
     collate: Collate
     seed: int

@@ -9,14 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
+from adapeft.tasks.losses.function import FunctionLoss
 from adapeft.tasks.losses.objective import IGNORED, Objective
 from adapeft.tasks.losses.own_loss import logits_of
 
 _DIVISOR = "num_items_in_batch"
 """Divisor of summed losses in the Trainer; measuring divides by its own count of predictions over all batches."""
+
+_SPAN = ("start_positions", "end_positions")
+"""Labels of question answering, which transformers passes separately."""
 
 
 def as_batches(batches: Iterable[Mapping[str, Any]], model: nn.Module) -> list[Batch]:
@@ -29,23 +34,54 @@ def as_batches(batches: Iterable[Mapping[str, Any]], model: nn.Module) -> list[B
     device = next(model.parameters()).device
     known = _known_inputs(model)
     found, seen = [], 0
-    for index, batch in enumerate(batches):
-        if not isinstance(batch, Mapping):
-            raise AdapeftError(
-                f"batch {index} is a {type(batch).__name__}. Pass mappings of the model's inputs and 'labels', such as "
-                "those of the data collators of transformers."
-            )
+    for index, given in enumerate(mappings(batches)):
+        batch = _with_spans(given, index)
         inputs = {name: value for name, value in batch.items() if name not in ("labels", _DIVISOR)}
         for name, value in inputs.items():
             _check_input(name, value, index, known)
         labels = _labels(batch, index)
         found.append(Batch(inputs, labels, torch.arange(seen, seen + len(labels))).to(device))
         seen += len(labels)
+    return found
+
+
+def mappings(batches: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the batches.
+
+    Raises:
+        AdapeftError: there are fewer than two, or one is not a mapping.
+    """
+    found = list(batches)
+    for index, batch in enumerate(found):
+        if not isinstance(batch, Mapping):
+            raise AdapeftError(
+                f"batch {index} is a {type(batch).__name__}. Pass mappings of the model's inputs and 'labels', such as "
+                "those of the data collators of transformers."
+            )
     if len(found) < 2:
         raise AdapeftError(
             f"batches: {len(found)} given, but at least 2 are needed to measure direction and gain on different ones."
         )
     return found
+
+
+def batches_of_function(loss: FunctionLoss, batches: Iterable[Mapping[str, Any]], model: nn.Module) -> list[Batch]:
+    """Return the batches on the device of ``model``, as batches of ``loss``. Computes their loss once.
+
+    Args:
+        loss: loss that the user gave as a function.
+        batches: batches as the user gave them.
+        model: model, in the mode in which it is measured.
+
+    Raises:
+        AdapeftError: there are fewer than two batches, or the function does not take one.
+    """
+    device = next(model.parameters()).device
+    moved = [
+        tree_map(lambda value: value.to(device) if hasattr(value, "to") else value, dict(batch))
+        for batch in mappings(batches)
+    ]
+    return [loss.batch(model, batch, index) for index, batch in enumerate(moved)]
 
 
 def examples_of(batches: list[Batch], method: str) -> list[Batch]:
@@ -83,13 +119,28 @@ def check_labels(objective: Objective, batches: Sequence[Batch], model: nn.Modul
     valid = torch.where(first.labels == IGNORED, first.labels, 0)  # an encoder-decoder reads them
     num_outputs = logits_of(objective, replace(first, labels=valid), model).shape[-1]
     for index, batch in enumerate(batches):
-        outside = objective.outside(batch.labels, num_outputs)
+        own_outputs = objective.num_outputs(batch, num_outputs)
+        outside = objective.outside(batch.labels, own_outputs)
         if len(outside):
-            where, _, remedy = objective.outputs(num_outputs).partition(". ")
+            where, _, remedy = objective.outputs(own_outputs).partition(". ")
             raise AdapeftError(
                 f"labels of batch {index} (counted from 0): {outside[0].item()} is outside {where} "
                 f"({len(outside)} such labels in the batch). {remedy}."
             )
+
+
+def _with_spans(batch: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    """Return the batch with the labels of question answering, if it has such and no others."""
+    start, end = (batch.get(name) for name in _SPAN)
+    if batch.get("labels") is not None or not (isinstance(start, Tensor) and isinstance(end, Tensor)):
+        return batch
+    if start.numel() != end.numel():
+        raise AdapeftError(
+            f"batch {index} has {start.numel()} start_positions and {end.numel()} end_positions. Pass one of each per "
+            f"example."
+        )
+    rest = {name: value for name, value in batch.items() if name not in _SPAN}
+    return {**rest, "labels": torch.stack([start.flatten(), end.flatten()], 1)}
 
 
 def _known_inputs(model: nn.Module) -> set[str] | None:
@@ -116,7 +167,8 @@ def _labels(batch: Mapping[str, Any], index: int) -> Tensor:
     """Return the labels of a batch, integers converted to int64, which every loss accepts."""
     if batch.get("labels") is None:
         raise AdapeftError(
-            f"a batch has no 'labels', only {', '.join(map(repr, batch))}. Measuring needs labels in every batch."
+            f"a batch has no 'labels', only {', '.join(map(repr, batch))}. Measuring needs labels in every batch, or a "
+            f"function of the model and a batch as loss=."
         )
     labels = batch["labels"]
     if not isinstance(labels, Tensor) or labels.ndim == 0:

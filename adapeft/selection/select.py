@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adapeft.config.load import parse_select
 from adapeft.data.batches import Calibration
@@ -23,13 +23,13 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.model.wrappers import ATTACHMENT, bare
-from adapeft.selection.batches import as_batches, check_labels, examples_of
+from adapeft.selection.batches import examples_of
 from adapeft.selection.choose import check_budget, choose
+from adapeft.selection.loss import check_loss, measured_loss
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
-from adapeft.tasks.inference import infer_objective
-from adapeft.tasks.losses.objective import Objective
-from adapeft.tasks.losses.own_loss import check_own_loss
+from adapeft.tasks.losses.function import LossFunction
+from adapeft.tasks.losses.objective import MeanLoss
 
 _OF_THE_COMMAND = {"calibration", "batch_size", "micro_batch_size", "statistics", "memory_per_device"}
 
@@ -37,9 +37,10 @@ _OF_THE_COMMAND = {"calibration", "batch_size", "micro_batch_size", "statistics"
 @torch.enable_grad()
 def select(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Mapping[str, Any]],
     *,
     budget: str | float | int = "0.5%",
+    loss: str | LossFunction | None = None,
     learning_rate: float = 1e-3,
     num_steps: int = 1000,
     seed: int = 0,
@@ -54,6 +55,12 @@ def select(
             to 64 batches of about 16 examples suffice. The first half gives the direction, the second half the gain
             along it.
         budget: fraction (``"0.5%"``) or count of the base model's parameters.
+        loss: loss to measure. None: the model's own, for ``labels`` or ``start_positions`` and ``end_positions``. The
+            name of a task, such as ``"token-classification"``: the plain loss of that task, which the model need not
+            compute itself. A function ``loss(model, batch, generator=None)`` of a batch as it was given, which returns
+            the terms [T] whose mean is the loss, one per label that counts; with a ``torch.Generator``, at labels that
+            it draws with it from the model's own distribution instead of the true ones. Without that parameter, only
+            methods that sample no labels can measure it, and it may also return a scalar, which counts as one term.
         learning_rate: learning rate of the planned training, whose reach limits the influence.
         num_steps: number of steps of the planned training.
         seed: random seed of sampled labels and draws.
@@ -77,8 +84,7 @@ def select(
         )
     settings = parse_select({"budget": budget, **options})
     method = get_method(settings.method)
-    given = as_batches(batches, model)
-    objective = infer_objective(model, given[0].labels)
+    objective, given = measured_loss(loss, batches, model, method, settings)
     examples = examples_of(given, method.name) if method.measures_examples else given
     groups = groups_of(model, settings)
     check_budget(groups, settings)
@@ -91,17 +97,15 @@ def select(
     ):
         shards = view.shards(WholeModel(model, view.names, groups.always_train))
         if method.measures_loss:
-            check_labels(objective, given, model)
-            counted = [batch for batch in given if objective.num_predictions(batch.labels)]
-            for batch in counted[:1]:  # a whole batch, because a weighted mean of one example is a plain mean
-                check_own_loss(objective, batch, model)
+            samples = method.samples_labels(settings)
+            check_loss(objective, given, model, is_own=loss is None, samples=samples)
         passes = Passes(
             shards,
             objective,
             _calibration(objective, examples),
             lambda indices: examples[int(indices[0])],
             seed,
-            source="the batches",
+            source="the batches, each taken as one example" if callable(loss) else "the batches",
         )
         statistics = measure(method, passes, groups, settings)
     if statistics.groups.unreached:
@@ -112,7 +116,7 @@ def select(
     return subset
 
 
-def _calibration(objective: Objective, examples: Sequence[Batch]) -> Calibration:
+def _calibration(objective: MeanLoss, examples: Sequence[Batch]) -> Calibration:
     """Return the two halves of the examples that contain a prediction, one example (or batch) per calibration batch."""
     order = [np.array([index]) for index, batch in enumerate(examples) if objective.num_predictions(batch.labels)]
     middle = len(order) // 2

@@ -1,10 +1,12 @@
-"""Inference of the objective from a model and its labels, without a config."""
+"""The objective of a model and its labels without a config: inferred, or by the name of a task."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from adapeft.errors import AdapeftError
+from adapeft.data.description import DataDescription
+from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.tasks.losses.answer_spans import AnswerSpans
 from adapeft.tasks.losses.cross_entropy import (
     Classification,
     MaskedTokens,
@@ -17,8 +19,9 @@ from adapeft.tasks.losses.squared_error import Regression
 from adapeft.tasks.registry import TASKS
 
 _KNOWN = (
-    "classes [n], targets [n] (or [n, K] with config.problem_type = 'regression'), classes of tokens [n, T], and the "
-    "tokens [n, T] of a causal or masked language model or an encoder-decoder"
+    "classes [n], targets [n] (or [n, K] with config.problem_type = 'regression'), classes of tokens [n, T], the "
+    "tokens [n, T] of a causal or masked language model or an encoder-decoder, and start_positions and end_positions "
+    "[n] of question answering"
 )
 _CLASSIFIERS = {
     "ForSequenceClassification",
@@ -27,7 +30,7 @@ _CLASSIFIERS = {
     "ForAudioClassification",
 }
 _LANGUAGE_MODELS = {"ForCausalLM", "ForConditionalGeneration"}
-_OF_TOKENS, _OF_MASKS = "ForTokenClassification", "ForMaskedLM"
+_OF_TOKENS, _OF_MASKS, _OF_SPANS = "ForTokenClassification", "ForMaskedLM", "ForQuestionAnswering"
 
 
 def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
@@ -42,8 +45,13 @@ def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
     config = getattr(model, "config", None)
     problem = getattr(config, "problem_type", None)
     is_encoder_decoder = getattr(config, "is_encoder_decoder", False)
-    if loss is not None and loss not in _CLASSIFIERS | _LANGUAGE_MODELS | {_OF_TOKENS, _OF_MASKS}:
-        raise AdapeftError(f"a model with the loss {loss!r} cannot be measured: supported are {_KNOWN}.")
+    if loss is not None and loss not in _CLASSIFIERS | _LANGUAGE_MODELS | {_OF_TOKENS, _OF_MASKS, _OF_SPANS}:
+        raise AdapeftError(
+            f"the loss {loss!r} of this model is unknown: known are those of {_KNOWN}. Say in adapeft.select which one "
+            f"to measure: loss= with the name of a task or a function."
+        )
+    if loss == _OF_SPANS:
+        return _of_spans(labels)
     for task in TASKS.values():
         if (objective := task.objective_of(problem, labels)) is not None:
             return objective
@@ -68,3 +76,28 @@ def infer_objective(model: nn.Module, labels: Tensor) -> Objective:
         )
     # As in transformers: one output means regression, for any dtype of the targets.
     return Regression() if labels.is_floating_point() or one_output else Classification()
+
+
+def objective_named(name: str, model: nn.Module, labels: Tensor) -> Objective:
+    """Return the objective of the task ``name`` for labels of this dtype.
+
+    Raises:
+        AdapeftError: there is no such task.
+    """
+    if name not in TASKS:
+        raise AdapeftError(
+            f"loss = {name!r} is not a task.{did_you_mean(name, TASKS)} Give {', '.join(TASKS)}, or a function of the "
+            f"model and a batch."
+        )
+    num_labels = getattr(getattr(model, "config", None), "num_labels", 0)
+    problem = "regression" if labels.is_floating_point() or num_labels == 1 else None
+    return TASKS[name].objective(DataDescription(0, 0, None, problem, num_labels))
+
+
+def _of_spans(labels: Tensor) -> Objective:
+    if labels.ndim != 2 or labels.shape[1] != 2 or labels.is_floating_point():
+        raise AdapeftError(
+            f"labels of shape {list(labels.shape)} do not fit a model for question answering, which needs "
+            f"start_positions and end_positions, integers [n], in every batch."
+        )
+    return AnswerSpans()

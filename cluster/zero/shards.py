@@ -41,9 +41,7 @@ class DividedModel(WholeModel):
 
     def arriving_both(self, pairs: Sequence[LossPair], receivers: Sequence[Receiver]) -> None:
         """See ``Shards.arriving_both``; DeepSpeed gathers weights for one backward pass per forward pass."""
-        for kind, receiver in enumerate(receivers):
-            receiver.prepare()
-            self.arriving([pair.each[kind] for pair in pairs], receiver.take, by_micro_batch=True)
+        self._arriving_each(pairs, receivers)
 
     def reach(self, losses: Sequence[Loss]) -> None:
         """See ``Shards.reach``; a forward pass alone would leave weights gathered."""

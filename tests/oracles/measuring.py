@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,34 +120,62 @@ def _gradients_of(loss: Tensor, model: nn.Module, groups: Groups, retain: bool =
 def check_curvature_of_classes(
     model: nn.Module, objective: Objective, batch: Batch, *, reaches_all: bool = True
 ) -> None:
-    """Check that the mean over draws of n (g̃·d)² is dᵀJᵀHJd, with H of the softmax over the classes.
+    """Check that the mean over draws of T (g̃·d)² is dᵀJᵀHJd, with H of the softmax over the classes.
 
     Args:
         model: float64 model, whose attention has a forward derivative.
         objective: objective of the task.
-        batch: batch of n examples, each with one label.
+        batch: batch of which every label counts.
         reaches_all: whether the loss depends on every parameter.
     """
-    num_draws = 300
-    num_examples, parameters = len(batch.ids), list(model.parameters())
+
+    def exact(logits: Tensor, change: Tensor) -> float:
+        p = logits.softmax(-1)
+        return float(((p * change**2).sum(-1) - (p * change).sum(-1) ** 2).mean())
+
+    def outputs(model: Callable[..., Any]) -> Tensor:
+        return objective.logits_in(model(**batch.inputs))
+
+    def loss(seed: int) -> Tensor:
+        return objective.loss(model, batch, sample_seed=seed)
+
+    check_curvature(model, outputs, exact, loss, objective.num_predictions(batch.labels), reaches_all=reaches_all)
+
+
+def check_curvature(
+    model: nn.Module,
+    outputs: Callable[[Callable[..., Any]], Tensor],
+    exact: Callable[[Tensor, Tensor], float],
+    loss: Callable[[int], Tensor],
+    num_predictions: int,
+    *,
+    reaches_all: bool = True,
+) -> None:
+    """Check that the mean over draws of T (g̃·d)² is dᵀJᵀHJd.
+
+    Args:
+        model: float64 model, whose attention has a forward derivative.
+        outputs: function from the model, called as it is, to the outputs that the loss depends on.
+        exact: function from these outputs and their change along d to dᵀJᵀHJd of the mean loss.
+        loss: function from a seed to the sum of the loss at labels sampled from the model.
+        num_predictions: number T of its terms.
+        reaches_all: whether the loss depends on every parameter.
+    """
+    num_draws, parameters = 300, list(model.parameters())
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     along = {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in weights.items()}
 
-    def logits_at(weights):
-        return functional_call(model, weights, kwargs=batch.inputs).logits
+    def outputs_at(weights: dict[str, Tensor]) -> Tensor:
+        return outputs(lambda **inputs: functional_call(model, weights, kwargs=inputs))
 
-    logits, change = jvp(logits_at, (weights,), (along,))
-    p = logits.softmax(-1)
-    exact = float(((p * change**2).sum(-1) - (p * change).sum(-1) ** 2).mean())
+    expected = exact(*jvp(outputs_at, (weights,), (along,)))
     squares = []
     for seed in range(num_draws):
-        logits = objective.forward(model, batch)
-        mean = objective.loss_sum(logits, objective.sample_labels(logits, batch, seed)) / num_examples
-        gradient = torch.autograd.grad(mean, parameters, materialize_grads=not reaches_all)
+        gradient = torch.autograd.grad(loss(seed) / num_predictions, parameters, materialize_grads=not reaches_all)
         slope = float(sum((g * d).sum() for g, d in zip(gradient, along.values(), strict=True)))
-        squares.append(num_examples * slope**2)
+        squares.append(num_predictions * slope**2)
     draws = torch.tensor(squares, dtype=torch.float64)
     error = float(draws.std() / num_draws**0.5)
-    assert abs(float(draws.mean()) - exact) < 4 * error
-    assert error < 0.15 * exact
+    assert abs(float(draws.mean()) - expected) < 4 * error
+    assert error < 0.15 * expected

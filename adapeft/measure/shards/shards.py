@@ -173,15 +173,24 @@ class WholeModel:
         self._backward(losses, self._measured, self._own_part(take))
 
     def arriving_both(self, pairs: Sequence[LossPair], receivers: Sequence[Receiver]) -> None:
-        """See ``Shards.arriving_both``; both backward passes walk the graph of one forward pass."""
+        """See ``Shards.arriving_both``; both backward passes walk the graph of one forward pass, if there is one."""
+        shared = [pair.both for pair in pairs if pair.both is not None]
+        if len(shared) < len(pairs):
+            self._arriving_each(pairs, receivers)
+            return
         self._train_only(self._measured)
-        for pair in pairs:
-            losses = pair.both(self.model)
-            for loss, receiver in zip(losses, receivers, strict=True):
+        for both in shared:
+            for loss, receiver in zip(both(self.model), receivers, strict=True):
                 receiver.prepare()
                 keeps_graph = receiver is not receivers[-1]
                 computed = self._passes.run(loss, self._own_part(receiver.take), keeps_graph=keeps_graph)
                 self.reached.update(self.names[index] for index in computed)
+
+    def _arriving_each(self, pairs: Sequence[LossPair], receivers: Sequence[Receiver]) -> None:
+        """Like ``arriving_both``, with a forward pass for each of the two losses."""
+        for kind, receiver in enumerate(receivers):
+            receiver.prepare()
+            self.arriving([pair.each[kind] for pair in pairs], receiver.take, by_micro_batch=True)
 
     def reach(self, losses: Sequence[Loss]) -> None:
         """See ``Shards.reach``."""

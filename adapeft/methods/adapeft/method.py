@@ -52,6 +52,9 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
                 f"quantized matrices out with select.exclude, or load the model without quantization."
             )
 
+    def samples_labels(self, settings: AdaPEFTOptions) -> bool:
+        return settings.curvature == "sampled-labels"
+
     def measure(self, passes: Passes, groups: Groups, settings: AdaPEFTOptions) -> Statistics:
         if settings.probe_steps:
             return measure_along_probe(passes, groups, settings, lambda: self._measure_here(passes, groups, settings))

@@ -93,6 +93,10 @@ class Method(ABC, Generic[Options]):
         """Return the rank of the windows through which ``groups`` are measured; None: their own gradients are."""
         return settings.window_rank(groups.num_total, is_quantized=groups.is_quantized)
 
+    def samples_labels(self, settings: Options) -> bool:
+        """Whether measuring needs gradients at labels that are sampled from the model."""
+        return False
+
     @abstractmethod
     def measure(self, passes: Passes, groups: Groups, settings: Options) -> Statistics:
         """Return the statistics of the groups, without columns if the method measures nothing. Collective."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapeft.data.batches import micro_batches
 from adapeft.data.description import Batch
 from adapeft.ranks import Ranks
-from adapeft.tasks.losses.objective import Objective
+from adapeft.tasks.losses.objective import MeanLoss
 
 Collate = Callable[[np.ndarray], Batch]
 """Example indices → a micro-batch."""
@@ -30,17 +30,17 @@ class LossPair:
 
     Attributes:
         each: the two losses, with a forward pass each.
-        both: function that returns both from one forward pass.
+        both: function that returns both from one forward pass; None if each needs its own.
     """
 
     each: tuple[Loss, Loss]
-    both: Callable[[nn.Module], tuple[Tensor, ...]]
+    both: Callable[[nn.Module], tuple[Tensor, ...]] | None
 
 
 def micro_losses(
     batch: np.ndarray,
     collate: Collate,
-    objective: Objective,
+    objective: MeanLoss,
     ranks: Ranks,
     num_micro: int,
     device: torch.device,
@@ -53,7 +53,7 @@ def micro_losses(
     Args:
         batch: example indices of the global batch.
         collate: function that builds a micro-batch.
-        objective: objective of the task.
+        objective: loss of the task.
         ranks: ranks that share the batch.
         num_micro: number of micro-batches per rank, the same on all ranks.
         device: device of the model.
@@ -69,7 +69,7 @@ def micro_losses(
 def micro_pairs(
     batch: np.ndarray,
     collate: Collate,
-    objective: Objective,
+    objective: MeanLoss,
     ranks: Ranks,
     num_micro: int,
     device: torch.device,
@@ -77,11 +77,11 @@ def micro_pairs(
 ) -> tuple[list[LossPair], int]:
     """Return this rank's losses at true and at sampled labels; otherwise like ``micro_losses``."""
     shares, total = _shares(batch, collate, objective, ranks, num_micro, device)
-    return [_pair_of(share, sample_seed) for share in shares], total
+    return [_pair_of(share, sample_seed, shares_forward=objective.shares_forward) for share in shares], total
 
 
 def _shares(
-    batch: np.ndarray, collate: Collate, objective: Objective, ranks: Ranks, num_micro: int, device: torch.device
+    batch: np.ndarray, collate: Collate, objective: MeanLoss, ranks: Ranks, num_micro: int, device: torch.device
 ) -> tuple[list[_Share], int]:
     """Return functions of model and seeds of sampled labels, one per micro-batch, and the number of predictions."""
     shares = micro_batches(batch, ranks.rank, ranks.world_size, num_micro)
@@ -111,9 +111,9 @@ def _loss_of(share: _Share, sample_seed: int | None) -> Loss:
     return lambda model: share(model, [sample_seed])[0]
 
 
-def _pair_of(share: _Share, sample_seed: int) -> LossPair:
+def _pair_of(share: _Share, sample_seed: int, *, shares_forward: bool) -> LossPair:
     each = _loss_of(share, None), _loss_of(share, sample_seed)
-    return LossPair(each, lambda model: share(model, [None, sample_seed]))
+    return LossPair(each, (lambda model: share(model, [None, sample_seed])) if shares_forward else None)
 
 
 class Watched:
@@ -141,20 +141,23 @@ def watched_pairs(pairs: Sequence[LossPair]) -> tuple[list[LossPair], tuple[Watc
     """Return the pairs so that their values at true and at sampled labels are recorded, and the records."""
     true, sampled = (Watched([pair.each[kind] for pair in pairs]) for kind in range(2))
 
-    def both(pair: LossPair, model: nn.Module) -> tuple[Tensor, ...]:
-        values = pair.both(model)
+    def both(compute: Callable[[nn.Module], tuple[Tensor, ...]], model: nn.Module) -> tuple[Tensor, ...]:
+        values = compute(model)
         for watched, value in zip((true, sampled), values, strict=True):
             watched.values.append(value.detach())
         return values
 
     losses = zip(pairs, true.losses, sampled.losses, strict=True)
-    return [LossPair(each, partial(both, pair)) for pair, *each in losses], (true, sampled)  # type: ignore[arg-type]
+    return [
+        LossPair(each, None if pair.both is None else partial(both, pair.both))  # type: ignore[arg-type]
+        for pair, *each in losses
+    ], (true, sampled)
 
 
 def example_losses(
     batch: np.ndarray,
     collate: Collate,
-    objective: Objective,
+    objective: MeanLoss,
     device: torch.device,
     evaluate: Callable[[Loss], float],
     sample_seed: int | None = None,
@@ -164,7 +167,7 @@ def example_losses(
     Args:
         batch: example indices of the global batch.
         collate: function that builds a micro-batch.
-        objective: objective of the task.
+        objective: loss of the task.
         device: device of the model.
         evaluate: function that computes a loss without gradients; if it is collective, every rank must pass the same
             batch.

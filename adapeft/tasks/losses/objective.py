@@ -8,7 +8,7 @@ on the natural gradient method", 2020, section 9).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapeft.data.refused_batch import naming_examples
 
@@ -23,31 +23,80 @@ IGNORED = -100
 """Label of positions that are ignored by the loss, as in transformers."""
 
 
-class Objective(ABC):
-    """One task's loss. Shapes: logits [n, C] or [n, T, C]; labels as in ``Batch``; n examples, T tokens, C classes.
+class MeanLoss(ABC):
+    """A loss that is a mean over predictions, as measuring needs it: their sum and their number.
 
     Attributes:
         summary: description of the loss, for messages.
+        shares_forward: whether several of ``losses`` need only one forward pass.
+    """
+
+    summary: str
+    shares_forward: bool = False
+
+    @abstractmethod
+    def num_predictions(self, labels: Tensor) -> int:
+        """Return the number of predictions that the loss sums over: examples, targets or tokens."""
+
+    @abstractmethod
+    def loss(
+        self, model: nn.Module, batch: Batch, *, sample_seed: int | None = None, num_labels: int | None = None
+    ) -> Tensor:
+        """Return the summed loss of a micro-batch. Collective under ZeRO-3.
+
+        Args:
+            model: model, or an engine around it.
+            batch: micro-batch.
+            sample_seed: seed of labels that are sampled from the model; None: the true labels.
+            num_labels: size of the labels, or the largest of any rank; None: those of this batch, which all ranks run.
+        """
+
+    def losses(
+        self, model: nn.Module, batch: Batch, sample_seeds: Sequence[int | None], *, num_labels: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return the summed loss for each of ``sample_seeds``; otherwise like ``loss``."""
+        return tuple(self.loss(model, batch, sample_seed=seed, num_labels=num_labels) for seed in sample_seeds)
+
+
+class Objective(MeanLoss):
+    """One task's loss. Shapes: logits [n, C] or [n, T, C]; labels as in ``Batch``; n examples, T tokens, C classes.
+
+    Attributes:
+        output_names: names of the fields of the model's output that hold the logits.
         num_texts: number of texts of an example, K; where there are several, the inputs are [n, K, T].
         reads_images: whether the inputs are pixels [n, channels, height, width].
     """
 
-    summary: str
+    shares_forward = True
+    output_names: tuple[str, ...] = ("logits",)
     num_texts: int = 1
     reads_images: bool = False
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of a micro-batch, in the model's dtype."""
         with naming_examples(batch):
-            return model(**batch.inputs).logits
+            return self.logits_in(model(**batch.inputs))
+
+    def logits_in(self, output: Any) -> Tensor:
+        """Return the logits in the model's output, which has the fields ``output_names``."""
+        logits: Tensor = output.logits
+        return logits
+
+    def label_inputs(self, labels: Tensor) -> dict[str, Tensor]:
+        """Return the labels as inputs of the model's forward, which then computes its own loss."""
+        return {"labels": labels}
 
     @abstractmethod
     def predicted(self, labels: Tensor) -> Tensor:
         """Return the mask of the labels that the loss sums over, bool of the labels' shape; metrics use it too."""
 
     def num_predictions(self, labels: Tensor) -> int:
-        """Return the number of predictions that the loss sums over: examples, targets or tokens."""
+        """See ``MeanLoss.num_predictions``."""
         return int(self.predicted(labels).sum())
+
+    def num_outputs(self, batch: Batch, of_another: int) -> int:
+        """Return the number of the model's outputs for ``batch``, given that for another batch."""
+        return of_another
 
     def outside(self, labels: Tensor, num_outputs: int) -> Tensor:
         """Return the labels that match none of the model's ``num_outputs`` outputs, 1-D."""
@@ -75,20 +124,13 @@ class Objective(ABC):
     def loss(
         self, model: nn.Module, batch: Batch, *, sample_seed: int | None = None, num_labels: int | None = None
     ) -> Tensor:
-        """Return the summed loss of a micro-batch, as ``loss_sum`` of the model's logits. Collective under ZeRO-3.
-
-        Args:
-            model: model, or an engine around it.
-            batch: micro-batch.
-            sample_seed: seed of labels that are sampled from the model; None: the true labels.
-            num_labels: size of the labels, or the largest of any rank; None: those of this batch, which all ranks run.
-        """
+        """See ``MeanLoss.loss``: ``loss_sum`` of the model's logits."""
         return self.losses(model, batch, [sample_seed], num_labels=num_labels)[0]
 
     def losses(
         self, model: nn.Module, batch: Batch, sample_seeds: Sequence[int | None], *, num_labels: int | None = None
     ) -> tuple[Tensor, ...]:
-        """Return the summed loss for each of ``sample_seeds`` from one forward pass; otherwise like ``loss``."""
+        """See ``MeanLoss.losses``; all come from one forward pass."""
         logits = self.forward(model, batch)
         labels = [batch.labels if seed is None else self.sample_labels(logits, batch, seed) for seed in sample_seeds]
         with naming_examples(batch):

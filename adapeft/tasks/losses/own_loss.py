@@ -22,7 +22,8 @@ in any precision, was 1.3."""
 _REMEDY = (
     "Usual causes: config.output_router_logits adds the auxiliary loss of a mixture of experts; class weights or label "
     "smoothing; the sum of several tasks' losses; or labels of a language model that are shifted twice or not at all. "
-    "Switch this off for measuring, or give a model and batches with a supported loss."
+    "Switch this off for measuring, give a model and batches with a supported loss, or name the loss to measure in "
+    "adapeft.select: loss= with a task or a function."
 )
 
 
@@ -44,7 +45,7 @@ def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None
     batch = objective.excerpt(model, batch)
     labels = batch.labels
     logits = logits_of(objective, batch, model)
-    output = _with_labels(model, batch)
+    output = _with_labels(objective, model, batch)
     own = getattr(output, "loss", None)
     if not isinstance(own, Tensor) or own.numel() != 1:
         given = "no loss" if own is None else f"{own!r} as its loss"
@@ -52,7 +53,7 @@ def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None
             f"{_name(model)} returns {given} for a batch with labels, so the measured loss ({objective.summary}) "
             f"cannot be checked. Make its forward return the loss that it is trained with."
         )
-    if not are_alike(logits, output.logits):
+    if not are_alike(logits, objective.logits_in(output)):
         if not are_alike(logits, logits_of(objective, batch, model)):
             raise AdapeftError(
                 f"{_name(model)} computes different logits each time for the same batch, even in evaluation mode, so "
@@ -62,8 +63,9 @@ def check_own_loss(objective: Objective, batch: Batch, model: nn.Module) -> None
             f"{_name(model)} computes different logits with labels than without. Add to the batches the inputs that "
             "it derives from the labels, such as decoder_input_ids."
         )
-    ours = float(objective.loss_sum(output.logits, labels)) / objective.num_predictions(labels)
-    if math.isfinite(ours) and not abs(float(own) - ours) <= _tolerance(own.dtype, ours, output.logits):
+    logits = objective.logits_in(output)
+    ours = float(objective.loss_sum(logits, labels)) / objective.num_predictions(labels)
+    if math.isfinite(ours) and not abs(float(own) - ours) <= _tolerance(own.dtype, ours, logits):
         raise AdapeftError(
             f"the loss that {_name(model)} computes for the first batch is {float(own):.6g}, but the loss that would "
             f"be measured ({objective.summary}) is {ours:.6g}. {_REMEDY}"
@@ -145,9 +147,9 @@ def logits_of(objective: Objective, batch: Batch, model: nn.Module) -> Tensor:
     try:
         logits = objective.forward(model, batch)
     except AttributeError as error:
-        if error.name != "logits":
+        if error.name not in objective.output_names:
             raise
-        raise AdapeftError(_no_logits(_name(model), error.obj)) from error
+        raise AdapeftError(_no_logits(_name(model), error.name, error.obj)) from error
     if not isinstance(logits, Tensor) or not objective.fits(logits, batch.labels):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise AdapeftError(
@@ -157,12 +159,12 @@ def logits_of(objective: Objective, batch: Batch, model: nn.Module) -> Tensor:
     return logits
 
 
-def _with_labels(model: nn.Module, batch: Batch) -> Any:
+def _with_labels(objective: Objective, model: nn.Module, batch: Batch) -> Any:
     config = getattr(model, "config", None)
     problem = getattr(config, "problem_type", None)
     try:
         with naming_examples(batch):
-            return model(**batch.inputs, labels=batch.labels)
+            return model(**batch.inputs, **objective.label_inputs(batch.labels))
     except AdapeftError:
         raise
     except (TypeError, ValueError) as error:
@@ -201,13 +203,13 @@ def _name(model: nn.Module) -> str:
     return type(getattr(model, "module", model)).__name__
 
 
-def _no_logits(name: str, output: Any) -> str:
-    """Return the error message for an output without an attribute ``logits``."""
-    if isinstance(output, tuple) or (type(output) is dict and "logits" in output):
+def _no_logits(name: str, field: str, output: Any) -> str:
+    """Return the error message for an output without an attribute ``field`` that holds logits."""
+    if isinstance(output, tuple) or (type(output) is dict and field in output):
         return (
             f"{name} returns a {type(output).__name__}, whose values cannot be read as attributes: set "
             f"model.config.return_dict = True, or make its forward return a transformers ModelOutput with loss and "
-            f"logits."
+            f"{field}."
         )
     found = ", ".join(map(repr, output)) if hasattr(output, "keys") else f"a {type(output).__name__}"
-    return f"{name} returns no logits, only {found}, so it cannot be measured."
+    return f"{name} returns no {field}, only {found}, so it cannot be measured. Give its loss as a function, loss=."

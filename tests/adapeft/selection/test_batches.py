@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification, DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    DataCollatorWithFlattening,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import adapeft
 from adapeft.data.description import Batch
@@ -52,6 +59,23 @@ def transcribed() -> dict:
     return {"labels": labels}
 
 
+def make_answerer() -> BertForQuestionAnswering:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 10}
+    return BertForQuestionAnswering(BertConfig(vocab_size=VOCABULARY, **sizes))
+
+
+def answered() -> dict:
+    """Return questions of any length with the positions of their answers."""
+    length = int(drawn(1, low=5, high=9))
+    start = drawn(4, low=0, high=length)
+    return {
+        **tokens(length),
+        "start_positions": start,
+        "end_positions": torch.maximum(start, drawn(4, low=0, high=length)),
+    }
+
+
 def tokens(length: int = 6) -> dict:
     return {"input_ids": drawn(4, length)}
 
@@ -68,6 +92,7 @@ KINDS = {
     "bart-other-length": (make_bart, lambda: {**tokens(9), **transcribed()}),
     "packed": (make_llama, lambda: packed()[0]),
     "divided-by-the-trainer": (make_gpt2, lambda: {**tokens(), "num_items_in_batch": 7, **transcribed()}),
+    "questions": (make_answerer, answered),
     "shared-values": (make_gpt2, lambda: {**tokens(), "use_cache": False, "past_key_values": None, **transcribed()}),
 }
 
@@ -81,7 +106,8 @@ def test_the_gradient_is_that_of_the_models_own_loss(kind):
     total, weight = 0, 0
     for batch in batches:
         own = {name: value for name, value in batch.items() if name != "num_items_in_batch"}
-        labels = batch["labels"][:, 1:] if make in (make_gpt2, make_llama) else batch["labels"]
+        labels = batch["labels"] if "labels" in batch else batch["start_positions"]
+        labels = labels[:, 1:] if make in (make_gpt2, make_llama) else labels
         count = int((labels != -100).sum())
         total += count * torch.cat(gradients(model, {n: to_double(value) for n, value in own.items()}, groups))
         weight += count
@@ -194,3 +220,18 @@ def test_columns_that_the_model_does_not_know():
 def test_a_batch_that_is_no_mapping(bert):
     with pytest.raises(AdapeftError, match=r"batch 0 is a tuple\. Pass mappings of the model's inputs and 'labels'"):
         adapeft.select(bert, [(torch.ones(2, 3), torch.ones(2))] * 2, budget=100)
+
+
+@pytest.mark.parametrize("position", [-100, 40])
+def test_answers_outside_their_text(position):
+    """transformers would take the first for position 0, and leave out the second."""
+    GENERATOR.manual_seed(0)
+    batches = [answered() for _ in range(4)]
+    batches[2]["end_positions"][1] = position
+    length = batches[2]["input_ids"].shape[1]
+    message = rf"labels of batch 2 .* {position} is outside the {length} tokens of its text, .*\. Set both positions of"
+    with pytest.raises(AdapeftError, match=message):
+        adapeft.select(make_answerer(), batches, budget="5%")
+    batches[1]["end_positions"] = batches[1]["end_positions"][:3]
+    with pytest.raises(AdapeftError, match="batch 1 has 4 start_positions and 3 end_positions"):
+        adapeft.select(make_answerer(), batches, budget="5%")

@@ -17,7 +17,8 @@ from transformers import (
 
 from adapeft.data.description import Batch
 from adapeft.errors import AdapeftError
-from adapeft.tasks.inference import infer_objective
+from adapeft.tasks.inference import infer_objective, objective_named
+from adapeft.tasks.losses.answer_spans import AnswerSpans
 from adapeft.tasks.losses.cross_entropy import (
     Classification,
     MaskedTokens,
@@ -25,10 +26,11 @@ from adapeft.tasks.losses.cross_entropy import (
     SequenceToSequence,
     TokenClasses,
 )
-from adapeft.tasks.losses.objective import IGNORED
+from adapeft.tasks.losses.objective import IGNORED, Objective
 from adapeft.tasks.losses.squared_error import Regression
 from adapeft.tasks.multi_label_classification import IndependentLabels
-from tests.oracles.measuring import in_double
+from adapeft.tasks.registry import TASKS
+from tests.oracles.measuring import check_curvature_of_classes, in_double
 from tests.support.tiny import VOCABULARY, make_bart, make_bert, make_gpt2, make_t5, make_vit, make_whisper
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
@@ -49,6 +51,11 @@ def make_tagger() -> BertForTokenClassification:
 def make_masked() -> BertForMaskedLM:
     torch.manual_seed(0)
     return BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **SIZES))
+
+
+def make_answerer() -> BertForQuestionAnswering:
+    torch.manual_seed(0)
+    return BertForQuestionAnswering(BertConfig(vocab_size=VOCABULARY, **SIZES))
 
 
 def make_labeller() -> BertForSequenceClassification:
@@ -86,6 +93,7 @@ LOSSES = {
     "targets": (lambda: make_regressor(3), TEXT, floats(4, 3), Regression, 12),
     "labels": (make_labeller, TEXT, drawn(4, 3, high=2).double(), IndependentLabels, 12),
     "classes-of-tokens": (make_tagger, TEXT, torch.where(MASKED == IGNORED, IGNORED, MASKED % 3), TokenClasses, 10),
+    "answer-spans": (make_answerer, TEXT, drawn(4, 2, high=6), AnswerSpans, 8),
     "next-token": (make_gpt2, TEXT, TOKENS, NextToken, 20),
     "next-token-masked": (make_gpt2, TEXT, MASKED, NextToken, 8),
     "masked-tokens": (make_masked, TEXT, MASKED, MaskedTokens, 10),
@@ -108,7 +116,7 @@ def test_the_loss_and_its_mean_are_those_of_transformers(case):
     assert objective.fits(logits, labels)
     assert objective.num_predictions(labels) == num_predictions
     # transformers computes the loss of a language model in float32, whatever the model's precision.
-    expected = model(**inputs, labels=labels).loss
+    expected = model(**inputs, **objective.label_inputs(labels)).loss
     rounding = 4 * torch.finfo(expected.dtype).eps
     mean = objective.loss_sum(logits, labels) / num_predictions
     torch.testing.assert_close(
@@ -205,6 +213,7 @@ def second_moment(objective, features, labels, num_samples):
         (Regression(), (1, 3), [[0.3, 2.0]]),
         (IndependentLabels(), (1, 3), [[1.0, 0.0, 0.0, 1.0]]),
         (TokenClasses(), (1, 4, 3), [[IGNORED, 3, 0, IGNORED]]),
+        (AnswerSpans(), (1, 2, 3), [[2, 3]]),
         (NextToken(), (1, 6, 3), [[1, 0, 3, 2, IGNORED, IGNORED]]),
         (NextToken(), (1, 6, 3), [[IGNORED, IGNORED, 3, IGNORED, 1, 1]]),
         (MaskedTokens(), (1, 4, 3), [[IGNORED, 2, IGNORED, 0]]),
@@ -216,6 +225,7 @@ def second_moment(objective, features, labels, num_samples):
         "regressions",
         "labels",
         "classes-of-tokens",
+        "answer-spans",
         "tokens-padded-right",
         "tokens-masked",
         "masked-tokens",
@@ -359,8 +369,42 @@ def test_no_gradient_flows_through_sampled_labels():
     assert not draws.requires_grad
 
 
+def test_answer_spans_have_the_exact_gauss_newton_form_as_mean():
+    model = in_double(make_answerer())
+    model.set_attn_implementation("eager")  # the fused kernel has no forward derivative
+    batch = Batch(TEXT, drawn(4, 2, high=6), torch.arange(4))
+    check_curvature_of_classes(model, AnswerSpans(), batch, reaches_all=False)
+
+
 def test_refuses_losses_it_does_not_know():
     tokens = torch.ones(2, 5, dtype=torch.long)
-    config = BertConfig(vocab_size=7, **SIZES)
-    with pytest.raises(AdapeftError, match="ForQuestionAnswering"):
-        infer_objective(BertForQuestionAnswering(config), tokens)
+    with pytest.raises(AdapeftError, match=r"labels of shape \[2, 5\] do not fit .* needs start_positions and end_"):
+        infer_objective(make_answerer(), tokens)
+    model = make_bert()
+    model.loss_type = "ForObjectDetection"
+    with pytest.raises(
+        AdapeftError, match=r"the loss 'ForObjectDetection' of this model is unknown.*loss= with the name"
+    ):
+        infer_objective(model, tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "labels", "kind"),
+    [
+        ("sequence-classification", make_bert, CLASSES, Classification),
+        ("sequence-classification", make_bert, floats(4), Regression),
+        ("sequence-classification", make_regressor, CLASSES, Regression),
+        ("token-classification", make_gpt2, TOKENS, TokenClasses),
+        ("causal-lm", make_masked, TOKENS, NextToken),
+        ("multi-label-classification", make_bert, floats(4, 3), IndependentLabels),
+    ],
+)
+def test_a_task_by_name(name, make, labels, kind):
+    assert type(objective_named(name, make(), labels)) is kind
+
+
+def test_every_task_has_an_objective_by_name():
+    for name in TASKS:
+        assert isinstance(objective_named(name, make_bert(), CLASSES), Objective)
+    with pytest.raises(AdapeftError, match=r"loss = 'token-clasification' is not a task.*Did you mean 'token-class"):
+        objective_named("token-clasification", make_bert(), CLASSES)
