@@ -9,11 +9,34 @@ MODEL: folder or hub name of a causal language model; pairs.jsonl: lines with `p
 import sys
 
 import torch
+import torch.nn.functional as F
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 import adapeft
+
+BETA = 0.1
+
+
+def preference_loss(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Return DPO's loss of every pair at the start, where the model is its own reference.
+
+    Args:
+        generator: generator of the preferences that are drawn from the model; None: the true ones.
+    """
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    tokens, mask = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
+    log_probs = (logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0] * mask).sum(1)
+    chosen, rejected = (log_probs - log_probs.detach()).chunk(2)
+    margins = BETA * (chosen - rejected)
+    preferred = torch.ones_like(margins)
+    if generator is not None:
+        preferred = torch.bernoulli(margins.sigmoid(), generator=generator)
+    return F.binary_cross_entropy_with_logits(margins, preferred, reduction="none")
 
 
 def main(name: str, pairs: str, out: str) -> None:
@@ -21,14 +44,18 @@ def main(name: str, pairs: str, out: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(name)
     data = load_dataset("json", data_files=pairs, split="train")
 
-    # Chosen by the likelihood of the preferred answers.
-    texts = [row["prompt"] + row["chosen"] for row in data.select(range(min(64, len(data))))]
-    batches = []
-    for start in range(0, len(texts), 4):
-        batch = tokenizer(texts[start : start + 4], padding=True, return_tensors="pt")
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        batches.append({**batch, "labels": labels})
-    adapeft.attach(model, adapeft.select(model, batches, budget="1%"))
+    # Chosen by the loss of DPO itself, on the batches of TRL's own collator.
+    collate = DataCollatorForPreference(tokenizer.pad_token_id)
+    rows = [
+        {
+            "prompt_ids": tokenizer(row["prompt"])["input_ids"],
+            "chosen_ids": [*tokenizer(row["chosen"])["input_ids"], tokenizer.eos_token_id],
+            "rejected_ids": [*tokenizer(row["rejected"])["input_ids"], tokenizer.eos_token_id],
+        }
+        for row in data.select(range(min(64, len(data))))
+    ]
+    batches = [collate(rows[start : start + 4]) for start in range(0, len(rows), 4)]
+    adapeft.attach(model, adapeft.select(model, batches, loss=preference_loss, budget="1%"))
 
     # The log probabilities of the starting policy are computed once, before the first step.
     options = DPOConfig(
@@ -36,6 +63,7 @@ def main(name: str, pairs: str, out: str) -> None:
         max_steps=10,
         per_device_train_batch_size=4,
         learning_rate=1e-2,
+        beta=BETA,
         precompute_ref_log_probs=True,
         save_strategy="no",
         report_to=[],
