@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -61,10 +62,18 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class HashableDict(dict[str, Any]):
+    """A dictionary of hashable values in a config, all of which can be hashed; nothing changes it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+Options = Annotated[dict[str, str | int | float | bool | None], AfterValidator(HashableDict)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Reach = Annotated[Literal["auto"] | PositiveFloat, PlainSerializer(infinity_in_words)]
 Limit = Annotated[

@@ -4,9 +4,31 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
-from adapeft.sections.section import Harmless, LearningRate, Section
+from adapeft.sections.section import Harmless, LearningRate, Options, Section
+
+# Those of transformers whose learning rates are known beforehand. Not from its SchedulerType, which imports torch.
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+]
+_UNPLANNED = ("greedy", "reduce_lr_on_plateau")
 
 
 class Train(Section):
@@ -31,10 +53,16 @@ class Train(Section):
         default=0.01, description="decoupled weight decay", allow_inf_nan=False
     )
     warmup_ratio: Harmless[float] = Field(
-        default=0.1, ge=0, lt=1, description="fraction of the steps over which the learning rate rises"
+        default=0.1, ge=0, lt=1, description="fraction of the steps over which the learning rate rises; 0 for constant"
     )
-    lr_scheduler_type: Harmless[Literal["linear", "cosine", "constant"]] = Field(
-        default="linear", description="schedule of the learning rate after the warmup"
+    lr_scheduler_type: Harmless[Schedule] = Field(
+        default="linear",
+        description="schedule of the learning rate, by its name in transformers; constant has no warmup",
+    )
+    lr_scheduler_kwargs: Harmless[Options] = Field(
+        default={},
+        description="options of the schedule, as in the Trainer: {num_decay_steps: 100}, {min_lr_rate: 0.1}",
+        validate_default=True,
     )
     max_grad_norm: Harmless[NonNegativeFloat | None] = Field(
         default=1.0, description="gradients are clipped to this norm; null or 0: off"
@@ -58,3 +86,13 @@ class Train(Section):
         description="saved subset to train instead of choosing: file, URL, or name in $ADAPEFT_STORE",
     )
     logging_steps: Harmless[PositiveInt] = Field(default=10, description="steps between progress lines")
+
+    @field_validator("lr_scheduler_type", mode="before")
+    @classmethod
+    def _is_planned(cls, value: object) -> object:
+        if value in _UNPLANNED:
+            raise ValueError(
+                f"lr_scheduler_type = {value}: its learning rates depend on the training, but the choice needs the sum "
+                "of all of them beforehand. Give another schedule, such as cosine or warmup_stable_decay."
+            )
+        return value

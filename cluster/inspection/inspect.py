@@ -32,6 +32,7 @@ from adapeft.tasks.registry import TASKS
 from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
 from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
+from cluster.inspection.plan import plan_training
 
 _LONG_TEXTS = 64
 _Splits = Mapping[str, TokenizedData]
@@ -49,6 +50,7 @@ def inspect(config: Config) -> Inspection:
     description = describe_for(config.model, config.data)
     task = TASKS[config.model.task]
     task.metrics(description).primary(config.data.metric)
+    plan_training(config.train, description.num_train).learning_rates()
     tokenizer = load_tokenizer(config.model)
     splits = _splits(config, tokenizer, description) if task.drops_rows else {}
     _check_calibration(config, description, tokenizer, splits)

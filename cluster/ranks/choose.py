@@ -17,8 +17,8 @@ from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
 from adapeft.selection.choose import choose
 from adapeft.subset.subset import Subset
+from cluster.inspection.plan import plan_training
 from cluster.output.folder import RunFolder
-from cluster.ranks.plan import plan_training
 
 
 def choose_and_save(

@@ -32,12 +32,12 @@ from adapeft.tasks.losses.micro_batches import Collate, example_losses, micro_lo
 from adapeft.tune.attach import attach
 from adapeft.tune.attachment import attachment_of
 from cluster.events import Report
+from cluster.inspection.plan import TrainingPlan, plan_training
 from cluster.output.folder import RunFolder
 from cluster.output.generations import save_generations
 from cluster.ranks.evaluate import Evaluation, score
 from cluster.ranks.inputs import Inputs, check_loss, load_inputs
 from cluster.ranks.peak import peak_memory
-from cluster.ranks.plan import TrainingPlan, plan_training
 from cluster.ranks.reach import ReachCheck
 from cluster.zero.buffers import share_buffers
 from cluster.zero.checkpoint import Checkpoints

@@ -1,7 +1,8 @@
 """Run under torchrun: ``finetune`` on a config, called as by Ray, optionally stopped at a step.
 
 ``torchrun --nproc-per-node 2 -m tests.on_ranks.finetune STOP CONFIG key=value …`` raises after the
-step STOP, unless that is 0. An error of a rank is written to ``error-RANK.txt`` in the run folder.
+step STOP, unless that is 0. An error of a rank is written to ``error-RANK.txt`` in the run folder, and the learning
+rates that were reported to ``rates.json``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,11 @@ class StoppedError(Exception):
 
 
 def main(stop: int, path: str, *overrides: str) -> None:
+    rates = {}
+
     def report(event: dict[str, Any]) -> None:
+        if event["step"] == "training":
+            rates[event["done"]] = event["lr"]
         if stop and event["step"] == "training" and event["done"] > stop:
             raise StoppedError
 
@@ -45,6 +50,8 @@ def main(stop: int, path: str, *overrides: str) -> None:
         patch.object(finetuning, "training_engine", partial(finetuning.training_engine, persistence_threshold=0)),
     ):
         run(config, folder, report)
+    if dist.get_rank() == 0:
+        (folder.path / "rates.json").write_text(json.dumps(rates))
 
 
 def run(config: Config, folder: RunFolder, report: Report) -> None:

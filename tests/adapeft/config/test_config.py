@@ -77,6 +77,9 @@ def test_frozen_and_hashable(load):
     with pytest.raises(ValidationError, match="frozen"):
         config.select.budget = Budget.parse("1%")
     assert hash(config) == hash(load())
+    scheduled = [load(MINIMAL, "train.lr_scheduler_kwargs.num_cycles=3") for _ in range(2)]
+    assert hash(scheduled[0]) == hash(scheduled[1]) != hash(config)
+    assert scheduled[0].train.lr_scheduler_kwargs == {"num_cycles": 3}
 
 
 def test_no_torch_is_imported():
@@ -213,6 +216,14 @@ def test_attention_that_could_not_train(load, attention, overrides, message):
         ("train.batch_size=2.5", r"train\.batch_size = 2\.5: should be a whole number"),
         ("train.learning_rate=high", r"train\.learning_rate = high: should be a number"),
         ("train.warmup_ratio=1", r"train\.warmup_ratio = 1: should be less than 1"),
+        (
+            "lr_scheduler_type=greedy",
+            r"lr_scheduler_type = greedy: its learning rates depend on the training, but",
+        ),
+        ("lr_scheduler_type=reduce_lr_on_plateau", r"= reduce_lr_on_plateau: .* Give another schedule, such as cosine"),
+        ("lr_scheduler_type=cosin", r"lr_scheduler_type = cosin: should be 'linear', .* mean 'cosine'\?"),
+        ("lr_scheduler_kwargs=3", r"lr_scheduler_kwargs = 3: should be keys and values"),
+        ("train.lr_scheduler_kwargs.power=[1]", r"lr_scheduler_kwargs = \{power: \[1\]\}: should be a string"),
         ("data.max_length=0", r"data\.max_length = 0: should be greater than 0"),
         ("data.metric=accurate", r"data\.metric = accurate: should be 'auto', .*Did you mean 'accuracy'"),
         ("cluster.zero_stage=4", r"cluster\.zero_stage = 4: should be less than or equal to 3"),

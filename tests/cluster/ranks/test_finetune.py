@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import adapeft
+from adapeft.config.load import load_config
 from adapeft.measure.storage import load_groups
+from cluster.inspection.plan import plan_training
 from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_colours, write_config
 from tests.support.torchrun import torchrun
 
@@ -29,11 +31,19 @@ OVERRIDES = [
 
 def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={undisturbed}")
-    torchrun(2, "tests.on_ranks.finetune", 6, config, *OVERRIDES, f"output={stopped}")
+    # Its options are relative to the optimizer's own learning rate.
+    options = (*OVERRIDES, "lr_scheduler_type=polynomial", "train.lr_scheduler_kwargs={lr_end: 2e-3, power: 2}")
+    torchrun(2, "tests.on_ranks.finetune", 0, config, *options, f"output={undisturbed}")
+    torchrun(2, "tests.on_ranks.finetune", 6, config, *options, f"output={stopped}")
     assert not (stopped / "result.json").exists()
     assert (stopped / "checkpoints" / "step-4").is_dir()
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={stopped}")
+    torchrun(2, "tests.on_ranks.finetune", 0, config, *options, f"output={stopped}")
+
+    planned = plan_training(load_config(config, options).train, 160).learning_rates()
+    for folder, first in ((undisturbed, 1), (stopped, 5)):
+        rates = json.loads((folder / "rates.json").read_text())
+        # A rate is reported after a step, when the next one is set.
+        assert rates == {str(step): planned[step] if step < 12 else 2e-3 for step in range(first, 13)}
 
     results = [json.loads((folder / "result.json").read_text()) for folder in (undisturbed, stopped)]
     for key in ("before", "after", "last", "history"):

@@ -1,0 +1,91 @@
+"""The training plan: steps and learning rates, known before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import SchedulerType, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.sections.train import Train
+
+_PLANNED = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+"""Parameters of the schedules of transformers that the plan gives."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Number of steps and learning-rate schedule of a training."""
+
+    num_steps: int
+    steps_per_epoch: int
+    train: Train
+
+    def schedule(self, optimizer: Optimizer) -> LambdaLR:
+        """Return the transformers schedule that ``train.lr_scheduler_type`` names.
+
+        Raises:
+            AdapeftError: the schedule has no such ``train.lr_scheduler_kwargs``, refuses their values or needs others,
+                or it has no warmup and ``train.warmup_ratio`` is not 0.
+        """
+        name, options = self.train.lr_scheduler_type, self.train.lr_scheduler_kwargs
+        if name == "constant" and self.train.warmup_ratio:
+            raise AdapeftError(
+                f"train.lr_scheduler_type = constant: has no warmup, but train.warmup_ratio is "
+                f"{self.train.warmup_ratio:g}. Set warmup_ratio: 0, or lr_scheduler_type: constant_with_warmup."
+            )
+        make: Callable[..., LambdaLR] = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]  # type: ignore[assignment]
+        known = sorted(signature(make).parameters.keys() - _PLANNED)
+        for option in options.keys() - known:
+            has = f"options: {', '.join(known)}" if known else "no options"
+            raise AdapeftError(
+                f"train.lr_scheduler_kwargs = {options}: {option!r} is no option of the schedule {name}, which has "
+                f"{has}.{did_you_mean(option, known)}"
+            )
+        try:
+            return get_scheduler(
+                name,
+                optimizer,
+                num_warmup_steps=math.ceil(self.train.warmup_ratio * self.num_steps),
+                num_training_steps=self.num_steps,
+                scheduler_specific_kwargs=options,
+            )
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise self._refused(str(error)) from error
+
+    def learning_rates(self) -> list[float]:
+        """Return the learning rate of every step.
+
+        Raises:
+            AdapeftError: a learning rate is negative or not finite, or see ``schedule``.
+        """
+        peak = self.train.learning_rate
+        (factor,) = self.schedule(torch.optim.SGD([torch.zeros(1)], lr=peak)).lr_lambdas
+        try:
+            rates = [float(peak * factor(step)) for step in range(self.num_steps)]
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise self._refused(str(error)) from error
+        for step, rate in enumerate(rates):
+            if not 0 <= rate < math.inf:
+                raise self._refused(f"the learning rate of step {step + 1} would be {rate:g}")
+        return rates
+
+    def _refused(self, reason: str) -> AdapeftError:
+        return AdapeftError(
+            f"train.lr_scheduler_kwargs = {self.train.lr_scheduler_kwargs}: {self.train.lr_scheduler_type} refuses "
+            f"them: {reason.rstrip('.')}. Correct them, or name another train.lr_scheduler_type."
+        )
+
+
+def plan_training(train: Train, num_examples: int) -> TrainingPlan:
+    """Return the plan for ``num_examples`` training examples."""
+    steps_per_epoch = math.ceil(num_examples / train.batch_size)
+    num_steps = train.max_steps or max(1, math.ceil(train.epochs * steps_per_epoch))
+    return TrainingPlan(num_steps, steps_per_epoch, train)
