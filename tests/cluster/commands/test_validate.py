@@ -63,6 +63,9 @@ def test_figures_are_of_what_was_trained(alone):
         assert count["all"] == pytest.approx(spearmanr(counts, decreases).statistic)
         assert count["single tensors"] == pytest.approx(spearmanr(counts[sizes == 0], decreases[sizes == 0]).statistic)
         assert count["0.1"] is None, "two draws have no correlation"
+        for name, predicted in setting["predictions"].items():
+            found = setting["correlations"][name]["all"]
+            assert found == pytest.approx(spearmanr(predicted, decreases).statistic), name
         assert set(setting["at_fitted_reach"]) == {name for name in setting["correlations"] if "influence (" in name}
         best = [value["all"] for value in setting["correlations"].values()]
         assert best == sorted(best, reverse=True)
