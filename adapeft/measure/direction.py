@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards.shards import Shards
+from adapeft.measure.sums import sum_of_squares
 
 NOISE = 1e-5
 """Fraction of the model's root-mean-square gradient below which a coordinate's gradient may be rounding error.
@@ -52,6 +53,6 @@ def _root_mean_square(shards: Shards, pieces: list[Tensor]) -> float:
     """Return the root mean square over all elements of all ranks, or 1 if all are zero."""
     moments = torch.zeros(2, dtype=torch.float64, device=shards.device)
     for piece in pieces:
-        moments += torch.stack([piece.double().square().sum(), moments.new_tensor(float(len(piece)))])
+        moments += torch.stack([sum_of_squares(piece), moments.new_tensor(float(len(piece)))])
     squared, count = shards.ranks.all_reduce(moments).tolist()
     return (squared / count) ** 0.5 if squared > 0 else 1.0

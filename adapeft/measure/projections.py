@@ -13,6 +13,7 @@ from torch import Tensor
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards.shards import Shards, Slice
+from adapeft.measure.sums import parts_of
 
 
 class Projector(NamedTuple):
@@ -61,8 +62,9 @@ def sum_over_groups(shards: Shards, groups: Groups, values: Iterable[Tensor]) ->
     """Return sums of sharded ``values`` (one tensor per slice) over each group: float64 [K], equal on every rank."""
     sums = torch.zeros(groups.num_groups, dtype=torch.float64, device=shards.device)
     for piece, value in zip(shards.slices, values, strict=True):
-        touched, own = groups.sums(piece.parameter, piece.start, value)
-        sums[touched] += own
+        for start, (part,) in parts_of(piece.start, value):
+            touched, own = groups.sums(piece.parameter, start, part)
+            sums[touched] += own
     return shards.ranks.all_reduce(sums).cpu().numpy()
 
 
@@ -83,8 +85,9 @@ def _project(
 
     def project(row: Tensor, place: int, gradient: Tensor, _: int) -> None:
         piece = passes.shards.slices[place]
-        touched, sums = groups.sums(piece.parameter, piece.start, gradient * direction[place])
-        row[touched] += sums
+        for start, (part, along) in parts_of(piece.start, gradient, direction[place]):
+            touched, sums = groups.sums(piece.parameter, start, part * along)
+            row[touched] += sums
         if more is not None:
             touched, sums = more.project(piece, gradient)
             row[groups.num_groups :][touched] += sums

@@ -13,6 +13,7 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.projections import sum_over_groups
 from adapeft.measure.shards.shards import Shards
 from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.measure.sums import sum_of, sum_of_squares
 
 
 def measure_elements(passes: Passes, groups: Groups, direction: list[Tensor], *, shrinkage: bool) -> Statistics:
@@ -88,8 +89,8 @@ def shrink_to_mean(shards: Shards, groups: Groups, fisher: list[Tensor], num_dra
     first = torch.zeros(len(counts), dtype=torch.float64, device=shards.device)
     second = torch.zeros_like(first)
     for piece, values in zip(shards.slices, fisher, strict=True):
-        first[piece.parameter] += values.sum(dtype=torch.float64)
-        second[piece.parameter] += values.double().square().sum()
+        first[piece.parameter] += sum_of(values)
+        second[piece.parameter] += sum_of_squares(values)
     mean, mean_square = shards.ranks.all_reduce(torch.stack([first, second])).cpu() / counts
     weight = shrinkage_of(mean, mean_square, num_draws)
     for piece, values in zip(shards.slices, fisher, strict=True):

@@ -87,7 +87,7 @@ def fit_parabolas(losses: np.ndarray, displacements: np.ndarray) -> tuple[np.nda
 def _steps(passes: Passes, groups: Groups, base: list[torch.Tensor], direction: list[torch.Tensor]) -> np.ndarray:
     """Return h of each group, float64 [K]; 0 where the direction is zero."""
     weights, along = (
-        np.sqrt(sum_over_groups(passes.shards, groups, [piece.double().square() for piece in pieces]))
+        np.sqrt(sum_over_groups(passes.shards, groups, (piece.double().square() for piece in pieces)))
         for pieces in (base, direction)
     )
     length = STEP * np.median(weights)
