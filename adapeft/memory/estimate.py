@@ -29,6 +29,7 @@ class Zero:
         live: maximum number of elements that stage 3 keeps gathered at once, unless one parameter is larger.
         offload: where stage 3 keeps the weights that are not in use: ``none`` (on the device), ``cpu`` or
             ``nvme``.
+        on_cpu: whether the workers compute on CPUs, where gloo gathers into a copy.
     """
 
     stage: int
@@ -37,6 +38,7 @@ class Zero:
     reduce_bucket: int
     live: int
     offload: str = "none"
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Load:
         statistics: bytes of statistics that each worker keeps.
         base: bytes of pretrained values kept next to tensors that are trained whole; stage 3 divides them.
         process: bytes of a process that has loaded its libraries and data.
-        freed: fraction of the activations that the allocator keeps reserved after they are freed.
+        freed: bytes that the allocator keeps in holes at the peak.
         unknown: reason why ``passes`` is only a bound; None if it was counted.
     """
 
@@ -86,7 +88,7 @@ class Load:
     statistics: int = 0
     base: int = 0
     process: int = 0
-    freed: float = 0.0
+    freed: int = 0
     unknown: str | None = None
 
 
@@ -133,7 +135,7 @@ def moments(load: Load, zero: Zero) -> tuple[Memory, Memory]:
         statistics=load.statistics,
         activations=load.passes.activations,
         buffers=(share(load.base, zero) if zero.stage == 3 else load.base) + _bucket(load, zero),
-        allocator=int(load.freed * load.passes.activations),
+        allocator=load.freed,
         process=load.process,
     )
     stepping = replace(
@@ -238,7 +240,10 @@ def _packed(load: Load, zero: Zero) -> int:
 
 def _gathered(load: Load, zero: Zero) -> int:
     divided = _divided(load, zero)
-    return min(divided, max(zero.live, *load.sizes)) * load.element_bytes if divided else 0
+    if not divided:
+        return 0
+    copied = max(load.sizes) if zero.on_cpu and zero.workers > 1 else 0
+    return (min(divided, max(zero.live, *load.sizes)) + copied) * load.element_bytes
 
 
 def _gradients(load: Load, zero: Zero) -> int:

@@ -89,6 +89,12 @@ class Cluster(Section):
         """Minimum number of workers to start with."""
         return self.min_workers or self.workers
 
+    def launched_by(self, ray_address: str | None) -> str:
+        """Return what ``launcher`` means, ``local`` or ``ray``, where RAY_ADDRESS has this value; None if not set."""
+        if self.launcher != "auto":
+            return self.launcher
+        return "local" if self.workers == 1 and ray_address is None else "ray"
+
     def with_workers(self, workers: int) -> Cluster:
         """Return a copy with exactly ``workers`` workers."""
         return self.model_copy(update={"workers": workers, "min_workers": None})

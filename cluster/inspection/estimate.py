@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -23,9 +24,11 @@ from adapeft.measure.reach import unreached_without_weights
 from adapeft.measure.statistics import Statistics
 from adapeft.memory.activations import Counted, count_pass, repeated_token
 from adapeft.memory.estimate import FLOAT32, Load, Memory, Pass, Zero, memory, offloaded, share
+from adapeft.memory.heap import LARGEST_THRESHOLD, RETURNED
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
 from adapeft.model.checkpoint.files import has_weights
+from adapeft.model.quantization import stored_quantization
 from adapeft.model.unloaded.unloaded import NeedsLoadingError, build_unloaded, open_unloaded
 from adapeft.ranks import OneRank
 from adapeft.subset.subset import Subset
@@ -35,18 +38,13 @@ from adapeft.tune.attach import attach
 from cluster.inspection.inspection import Inspection
 from cluster.output.folder import RunFolder
 from cluster.units import size_of
-from cluster.zero.settings import zero_of
+from cluster.zero.settings import can_divide, zero_of
 
-PROCESS = 700 * 2**20
-"""Bytes of a worker with its libraries and a small data set, on a CPU: Python, torch, transformers, DeepSpeed.
+PROCESS = {"local": 620 * 2**20, "ray": 760 * 2**20}
+"""Bytes of a worker with its libraries and a small data set, on a CPU, by launcher.
 
-Measured before the model is loaded: 694 to 718 MiB. On a GPU it is host memory, and CUDA's own context is not counted.
-"""
-FREED = 0.8
-"""Freed memory that glibc keeps fragmented in its heap on a CPU, as a share of the activations.
-
-Measured: 0.62 to 1.17, mean 0.83, of MiniLM at 7 settings of stages and workers. glibc returns all of it if large
-blocks are mapped one by one (M_MMAP_THRESHOLD), but then a training step takes 30 % longer.
+Measured: 450 to 480 MiB of its own and 80 to 190 of mapped libraries in a fork, 530 and 230 in a worker of Ray. On a
+GPU it is host memory, and CUDA's own context is not counted.
 """
 GRID = (1, 2, 4, 8)
 """Numbers of workers that a run is estimated for, in addition to its own."""
@@ -116,7 +114,7 @@ class Estimate:
             num_stepped=0,
             passes=Pass(0, 0),
             statistics=scores + method.drawing_bytes(self.groups, self.subset.count),
-            process=PROCESS,
+            process=PROCESS["local"],
         )
 
     def measuring(self, zero: Zero) -> Load:
@@ -148,7 +146,7 @@ class Estimate:
             num_warmed=always,
             statistics=statistics,
             process=self._process,
-            freed=0.0 if self.config.cluster.gpus_per_worker else FREED,
+            freed=self._freed(counted, zero),
             unknown=counted.unknown,
         )
 
@@ -167,7 +165,7 @@ class Estimate:
             num_micro=num_micro,
             base=0 if self.config.cluster.gpus_per_worker else FLOAT32 * whole,
             process=self._process,
-            freed=0.0 if self.config.cluster.gpus_per_worker else FREED,
+            freed=self._freed(counted, zero),
             unknown=counted.unknown,
         )
 
@@ -178,10 +176,17 @@ class Estimate:
     def grid(self, zero: Zero) -> dict[tuple[int, int], dict[str, int]]:
         """Return (ZeRO stage, workers) → bytes on a device by stage of the run.
 
-        For every ZeRO stage, 1 to 8 workers, and the numbers of workers that the run may have.
+        For every ZeRO stage, 1 to 8 workers, and the numbers of workers that the run may have, without what a run
+        would refuse.
         """
         numbers = sorted({*GRID, zero.workers, self.config.cluster.workers})
-        zeros = [replace(zero, stage=stage, workers=workers) for stage in range(4) for workers in numbers]
+        quantization = stored_quantization(self.model_config)
+        zeros = [
+            replace(zero, stage=stage, workers=workers)
+            for stage in range(4)
+            for workers in numbers
+            if can_divide(quantization, stage, workers)
+        ]
         return {(z.stage, z.workers): {name: held.total for name, held in self.memory(z).items()} for z in zeros}
 
     @property
@@ -190,7 +195,13 @@ class Estimate:
 
     @property
     def _process(self) -> int:
-        return 0 if self.config.cluster.gpus_per_worker else PROCESS
+        cluster = self.config.cluster
+        return 0 if cluster.gpus_per_worker else PROCESS[cluster.launched_by(os.environ.get("RAY_ADDRESS"))]
+
+    def _freed(self, counted: Counted, zero: Zero) -> int:
+        if self.config.cluster.gpus_per_worker:
+            return 0
+        return counted.kept[RETURNED if zero.stage == 3 else LARGEST_THRESHOLD]
 
     def _counted(self, stage: str, batch_size: int, micro_batch_size: int | None, workers: int) -> tuple[Counted, int]:
         num_micro = num_micro_batches(batch_size, workers, micro_batch_size)
@@ -220,6 +231,7 @@ class Estimate:
                 num_examples=num_examples,
                 num_tokens=num_tokens,
                 dtype=getattr(torch, model.dtype),
+                thresholds=() if on_gpu else (LARGEST_THRESHOLD, RETURNED),
                 trust_remote_code=model.trust_remote_code,
             )
 

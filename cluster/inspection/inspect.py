@@ -33,6 +33,7 @@ from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
 from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
 from cluster.inspection.plan import plan_training
+from cluster.zero.settings import can_divide
 
 _LONG_TEXTS = 64
 _Splits = Mapping[str, TokenizedData]
@@ -164,8 +165,7 @@ def _check_model_folder(name: str) -> None:
 def _check_divides(cluster: Cluster, quantization: str) -> None:
     """Check that ZeRO-3 divides and offloads the weights.
 
-    The state of an 8-bit layer of bitsandbytes keeps a whole copy; a 4-bit layer keeps the gathered codes until its
-    backward pass.
+    A 4-bit layer of bitsandbytes keeps the gathered codes until its backward pass.
 
     Raises:
         AdapeftError: it does not.
@@ -175,7 +175,7 @@ def _check_divides(cluster: Cluster, quantization: str) -> None:
             f"cluster.offload = {cluster.offload}: the base is quantized ({quantization}), and its codes stay on the "
             "device until the backward pass, so this saves nothing. Set cluster.offload: none."
         )
-    if quantization == "int8" and cluster.zero_stage == 3 and cluster.workers > 1:
+    if not can_divide(quantization, cluster.zero_stage, cluster.workers):
         raise AdapeftError(
             "cluster.zero_stage = 3: the base is quantized to int8, of which bitsandbytes keeps a copy of all weights "
             "on every worker, so they cannot be divided. Set cluster.zero_stage: 2, or model.quantization: nf4."

@@ -18,30 +18,22 @@ def prepare(cluster: Cluster) -> None:
 
     The fork server then imports the workers' libraries while this process imports its own, which takes as long.
     """
-    if _launcher_of(cluster) == "local":
+    if cluster.launched_by(os.environ.get("RAY_ADDRESS")) == "local":
         forks.prepare(cluster)
 
 
 def open_launcher(cluster: Cluster, metadata: Mapping[str, str] | None = None) -> Launcher:
     """Return the launcher that ``cluster.launcher`` names.
 
-    ``auto`` is ``local`` for one worker if ``RAY_ADDRESS`` is not set, and otherwise ``ray``.
-
     Args:
         cluster: number, resources and settings of the workers.
         metadata: metadata of this run in the cluster's list of jobs.
     """
     # Imported here: torch and Ray take seconds.
-    if _launcher_of(cluster) == "local":
+    if cluster.launched_by(os.environ.get("RAY_ADDRESS")) == "local":
         from cluster.launch.local import LocalLauncher
 
         return LocalLauncher(cluster)
     from cluster.launch.ray.launcher import RayLauncher
 
     return RayLauncher(cluster, metadata or {})
-
-
-def _launcher_of(cluster: Cluster) -> str:
-    if cluster.launcher != "auto":
-        return cluster.launcher
-    return "local" if cluster.workers == 1 and "RAY_ADDRESS" not in os.environ else "ray"

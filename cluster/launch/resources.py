@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from adapeft.errors import AdapeftError
+from adapeft.memory.heap import RETURNED, TRIM
 from adapeft.sections.cluster import Cluster
+
+COMPACT = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+"""Tunables with which glibc merges small freed blocks with their neighbours at once.
+
+PyTorch allocates aligned blocks, for which glibc (before 2.38) takes a larger one and frees the ends. While these are
+in one of its caches of small blocks, the hole that such a block leaves is too small for the next of the same size. On
+the peak of a training step this takes 1.30 instead of 1.60 GB (MiniLM, 32 x 64 tokens) and 2.14 instead of 2.52 GB
+(SmolLM2-135M, 8 x 128 tokens), and no more time.
+"""
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(RETURNED), "MALLOC_TRIM_THRESHOLD_": str(TRIM)}
+"""Variables with which glibc returns freed blocks of 4 MiB and more to the system at once, for ZeRO-3 on a CPU.
+
+By default it keeps blocks of up to 32 MiB, and so holes between gathered weights. A threshold of 1 MiB takes 24 to 65 %
+more time.
+"""
 
 
 def per_worker(cluster: Cluster) -> dict[str, float]:
@@ -48,8 +65,13 @@ def room_in(cluster: Cluster, there: Mapping[str, float], waited: float = 0.0) -
 
 
 def environment_of(cluster: Cluster) -> dict[str, str]:
-    """Return the environment variables of a worker."""
+    """Return the environment variables of a worker; allocator settings in the environment of this process win."""
     environment = {"OMP_NUM_THREADS": str(cluster.cpus_per_worker), "TOKENIZERS_PARALLELISM": "false"}
     if not cluster.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cpu"
+        # The last value of a tunable counts.
+        own = os.environ.get("GLIBC_TUNABLES", "").removeprefix(COMPACT).removeprefix(":")
+        environment["GLIBC_TUNABLES"] = f"{COMPACT}:{own}".removesuffix(":")
+        if cluster.zero_stage == 3:
+            environment |= {name: os.environ.get(name, value) for name, value in RETURNING.items()}
     return environment

@@ -24,7 +24,7 @@ from cluster.output.folder import RunFolder
 from cluster.ranks.answers import generate
 from cluster.ranks.inputs import Inputs, load_inputs
 from cluster.zero.division import division_of
-from cluster.zero.engine import DistributedRanks, inference_engine, join
+from cluster.zero.engine import DistributedRanks, inference_engine, join, release
 
 
 @dataclass(frozen=True)
@@ -118,4 +118,5 @@ def evaluate(config: Config, report: Report, delta: str | None, base: bool) -> d
         trained.add_to(model)
     engine = inference_engine(model, config.cluster.zero_stage, config.cluster.offload)
     found = score(engine, inputs, ranks, report)
+    release(engine)
     return {"scores": found.scores, "generations": found.generations}

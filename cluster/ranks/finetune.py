@@ -42,7 +42,7 @@ from cluster.ranks.reach import ReachCheck
 from cluster.zero.buffers import share_buffers
 from cluster.zero.checkpoint import Checkpoints
 from cluster.zero.division import division_of
-from cluster.zero.engine import DistributedRanks, join, training_engine
+from cluster.zero.engine import DistributedRanks, join, release, training_engine
 from cluster.zero.leaves import follow_in_engine
 from cluster.zero.steps import FiniteSteps, Step
 
@@ -68,7 +68,9 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
         schedule=plan.schedule,
         offload=config.cluster.offload,
     )
-    return _Training(config, inputs, contents, plan, engine, model, ranks, report).run()
+    result = _Training(config, inputs, contents, plan, engine, model, ranks, report).run()
+    release(engine)
+    return result
 
 
 @dataclass

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from deepspeed import DeepSpeedEngine
 from torch import nn
 
 from adapeft.config.config import Config
@@ -27,7 +26,7 @@ from cluster.ranks.choose import choose_and_save
 from cluster.ranks.inputs import Inputs, check_loss, load_inputs
 from cluster.ranks.peak import peak_memory
 from cluster.zero.division import division_of
-from cluster.zero.engine import DistributedRanks, inference_engine, join
+from cluster.zero.engine import DistributedRanks, inference_engine, join, release
 from cluster.zero.shards import shards_of
 
 
@@ -94,8 +93,7 @@ def measuring_passes(
             lambda step, done, total: report({"step": step, "done": done, "total": total}),
             saved=saved,
         )
-        if isinstance(engine, DeepSpeedEngine):
-            engine.destroy()
+        release(engine)
 
 
 def sums_key(

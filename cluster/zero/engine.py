@@ -24,7 +24,7 @@ from adapeft.model.divided import is_divided, shape_of
 from adapeft.tune.parameter_groups import parameter_groups
 from cluster.zero.compiled import load_compiled
 from cluster.zero.optimizer import SkippableAdamW
-from cluster.zero.settings import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, zero_config
+from cluster.zero.settings import PERSISTENCE_THRESHOLD, REDUCE_BUCKET, uses_cuda, zero_config
 
 _CHUNK = 2**26
 """Bytes of a file that are sent at once."""
@@ -37,7 +37,7 @@ class DistributedRanks:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         # NCCL sends only GPU tensors, gloo CPU tensors.
-        self.device = torch.device("cuda", torch.cuda.current_device()) if _uses_cuda() else torch.device("cpu")
+        self.device = torch.device("cuda", torch.cuda.current_device()) if uses_cuda() else torch.device("cpu")
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum ``tensor`` over the ranks in place and return it."""
@@ -82,10 +82,10 @@ class DistributedRanks:
 
 def join() -> DistributedRanks:
     """Join the process group that the launcher described in the environment variables, as torchrun does."""
-    if _uses_cuda():
+    if uses_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     load_compiled()
-    deepspeed.init_distributed(dist_backend="nccl" if _uses_cuda() else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if uses_cuda() else "gloo", verbose=False)
     return DistributedRanks()
 
 
@@ -142,6 +142,21 @@ def inference_engine(
     return engine
 
 
+def release(engine: nn.Module) -> None:
+    """Free the weights of an engine, whose model is unusable afterwards.
+
+    DeepSpeed keeps references to every model that stage 3 has divided (a list of modules, caches of methods), so the
+    next stage of a run would start with its memory.
+    """
+    if not isinstance(engine, deepspeed.DeepSpeedEngine):
+        return
+    engine.destroy()
+    for tensor in (*engine.module.parameters(), *engine.module.buffers()):
+        if is_divided(tensor):
+            tensor.ds_tensor.data = torch.empty(0, dtype=tensor.dtype)
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
+
+
 def backward_of_sum(engine: deepspeed.DeepSpeedEngine, part: Tensor) -> None:
     """Run backward on one part of a loss, which is the sum of its parts over ranks and micro-batches."""
     # DeepSpeed averages over ranks and micro-batches.
@@ -172,7 +187,3 @@ def runs_in_step(model: nn.Module) -> bool:
         and model.zero_optimization_stage() == 3
         and dist.get_world_size() > 1
     )
-
-
-def _uses_cuda() -> bool:
-    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"

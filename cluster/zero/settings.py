@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from adapeft.memory.estimate import Zero
 from adapeft.sections.cluster import Cluster
@@ -32,7 +35,13 @@ def zero_of(cluster: Cluster) -> Zero:
     """Return the ZeRO settings of a run, with the minimum number of workers."""
     # The memory of a worker without a GPU is that of its machine.
     offload = "none" if cluster.offload == "cpu" and not cluster.gpus_per_worker else cluster.offload
-    return Zero(cluster.zero_stage, cluster.fewest, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, LIVE, offload)
+    on_cpu = not cluster.gpus_per_worker
+    return Zero(cluster.zero_stage, cluster.fewest, PERSISTENCE_THRESHOLD, REDUCE_BUCKET, LIVE, offload, on_cpu)
+
+
+def can_divide(quantization: str, zero_stage: int, workers: int) -> bool:
+    """Return whether a stage can divide weights of this type: an 8-bit layer of bitsandbytes keeps a copy of them."""
+    return not (quantization == "int8" and zero_stage == 3 and workers > 1)
 
 
 def zero_config(stage: int, persistence_threshold: int, reduce_bucket: int, offload: str) -> Mapping[str, Any]:
@@ -43,8 +52,15 @@ def zero_config(stage: int, persistence_threshold: int, reduce_bucket: int, offl
         "stage3_param_persistence_threshold": persistence_threshold,
         "stage3_max_live_parameters": LIVE,
         "stage3_max_reuse_distance": LIVE,
+        # On a CPU one at a time: gathered together, weights lie in one block until the last of them is released.
+        "stage3_allgather_sequential": not uses_cuda(),
         # DeepSpeed's linear for stage 3 replaces torch's everywhere, and runs at half its speed on a CPU.
         "memory_efficient_linear": False,
     }
     # Parts in mapped files are tensors of the CPU. DeepSpeed's own swapping to NVMe needs libaio.
     return section if offload == "none" else section | {"offload_param": {"device": "cpu"}}
+
+
+def uses_cuda() -> bool:
+    """Return whether the ranks compute on GPUs."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"

@@ -29,6 +29,7 @@ from adapeft.deltas.delta import Delta
 from adapeft.deltas.merge import merge
 from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
+from cluster.launch.resources import environment_of
 from cluster.output.folder import RunFolder
 from tests.support.checkpoints import save_tokenizer, write_text
 from tests.support.torchrun import leave
@@ -104,6 +105,8 @@ def peaks(count: int, config: Path, stage: str) -> tuple[int, int]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    if stage != "merging":
+        common |= environment_of(load_config(config).cluster)
     command = [sys.executable, "-m", "tests.benchmarks.divided", "--rank", str(config), stage]
     ranks = [
         subprocess.Popen(command, env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})

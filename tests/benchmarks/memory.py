@@ -1,9 +1,10 @@
 """Memory: estimates of ``adapeft estimate`` compared with the peaks that ``adapeft run`` reports.
 
-``python -m tests.benchmarks.memory CASE MODEL DATA [STAGE:WORKERS …] [--methods NAME …]`` appends one row per setting
-and method to ``results/memory.md``. CASE: ``classifier`` (MODEL: an encoder such as MiniLM, DATA: a folder with CoLA as
-JSON lines) or ``language-model`` (MODEL: such as SmolLM2, DATA: a folder with ``train.txt`` and ``validation.txt``).
-The workers are CPU processes of the local launcher; the memory of a worker is its peak resident set size.
+``python -m tests.benchmarks.memory CASE MODEL DATA [STAGE:WORKERS[:LAUNCHER] …] [--methods NAME …]`` appends one row
+per setting and method to ``results/memory.md``. CASE: ``classifier`` (MODEL: an encoder such as MiniLM, DATA: a folder
+with CoLA as JSON lines) or ``language-model`` (MODEL: such as SmolLM2, DATA: a folder with ``train.txt`` and
+``validation.txt``). LAUNCHER: ``local`` (the default) or ``ray``. The workers run on CPUs; the memory of a worker is
+its peak resident set size.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any
 
 from adapeft.config.load import load_config
 
-SETTINGS = [(stage, workers) for workers in (1, 2) for stage in (0, 1, 2, 3)]
+Setting = tuple[int, int, str]
+"""ZeRO stage, workers, launcher."""
+SETTINGS: list[Setting] = [(stage, workers, "local") for workers in (1, 2) for stage in (0, 1, 2, 3)]
 METHODS: dict[str, dict[str, Any]] = {
     "rows, exact": {"groups": "row", "measure": "exact"},
     "rows, low rank": {"groups": "row", "measure": "low-rank"},
@@ -67,26 +70,30 @@ CASES = {
 }
 
 
-def main(case: str, model: str, data: Path, settings: list[tuple[int, int]], methods: list[str]) -> None:
-    for stage, workers in settings:
+def main(case: str, model: str, data: Path, settings: list[Setting], methods: list[str]) -> None:
+    for setting in settings:
         for method in methods:
             with tempfile.TemporaryDirectory() as temporary:
-                path = write_config(Path(temporary), CASES[case], METHODS[method], model, data, stage, workers)
+                path = write_config(Path(temporary), CASES[case], METHODS[method], model, data, setting)
                 said, used = estimated(path), run(path)
-            cells = [Path(model).name, method, f"{stage} x {workers}"]
+            cells = [Path(model).name, method, "{} x {}, {}".format(*setting)]
             for what in ("measuring", "training"):
                 cells += compared(said[what], used[what]) if what in used and what in said else ["", "", ""]
             with RESULTS.open("a") as file:
                 file.write(f"| {' | '.join(cells)} |\n")
 
 
+def setting_of(text: str) -> Setting:
+    stage, workers, *launcher = text.split(":")
+    return int(stage), int(workers), launcher[0] if launcher else "local"
+
+
 def compared(said: int, used: int) -> list[str]:
     return [f"{said / 2**20:.0f}", f"{used / 2**20:.0f}", f"{said / used - 1:+.1%}"]
 
 
-def write_config(
-    folder: Path, case: Case, method: dict[str, Any], model: str, data: Path, stage: int, workers: int
-) -> Path:
+def write_config(folder: Path, case: Case, method: dict[str, Any], model: str, data: Path, setting: Setting) -> Path:
+    stage, workers, launcher = setting
     calibration = {"calibration": 4 * case.batch_size, "batch_size": case.batch_size, "warmup_steps": 2}
     measures = method.get("method", "adapeft") in ("adapeft", "sam")
     tree = {
@@ -95,7 +102,7 @@ def write_config(
         "output": str(folder / "run"),
         "select": {"budget": case.budget, **(calibration if measures else {}), **method},
         "train": {"batch_size": case.batch_size, "max_steps": 4},
-        "cluster": {"workers": workers, "zero_stage": stage, "launcher": "local"},
+        "cluster": {"workers": workers, "zero_stage": stage, "launcher": launcher},
     }
     path = folder / "config.yaml"
     path.write_text(json.dumps(tree))
@@ -126,8 +133,7 @@ if __name__ == "__main__":
     parser.add_argument("case", choices=CASES)
     parser.add_argument("model")
     parser.add_argument("data", type=Path)
-    parser.add_argument("settings", nargs="*")
+    parser.add_argument("settings", nargs="*", type=setting_of)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     given = parser.parse_args()
-    chosen = [(int(text[0]), int(text[2])) for text in given.settings]
-    main(given.case, given.model, given.data.resolve(), chosen or SETTINGS, given.methods)
+    main(given.case, given.model, given.data.resolve(), given.settings or SETTINGS, given.methods)

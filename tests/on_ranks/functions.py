@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import signal
 import time
@@ -23,6 +25,36 @@ def count_to_three(config, report, start):
 def hold(config, report, mebibytes):
     torch.ones(mebibytes * 2**20, dtype=torch.uint8)
     return {"peak": peak_memory(torch.device("cpu"))}
+
+
+def map_again(config, report, mebibytes):
+    """Return how many bytes glibc maps for a block after it has freed one of the same size."""
+    torch.empty(mebibytes * 2**20, dtype=torch.uint8)
+    before = _Mallinfo.now().hblkhd
+    block = torch.empty(mebibytes * 2**20, dtype=torch.uint8)
+    return {"mapped": _Mallinfo.now().hblkhd - before, "held": len(block)}
+
+
+class _Mallinfo(ctypes.Structure):
+    """See mallinfo2(3)."""
+
+    _fields_ = [
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks")),
+        *((name, ctypes.c_size_t) for name in ("fsmblks", "uordblks", "fordblks", "keepcost")),
+    ]
+
+    @staticmethod
+    def now():
+        library = ctypes.CDLL(None)
+        library.mallinfo2.restype = _Mallinfo
+        return library.mallinfo2()
+
+
+def count_weights(config, report):
+    """Return the number of elements of the parameters that exist in this process."""
+    gc.collect()
+    found = [value for value in gc.get_objects() if isinstance(value, torch.nn.Parameter)]
+    return {"elements": sum(p.numel() + p.ds_tensor.numel() if hasattr(p, "ds_tensor") else p.numel() for p in found)}
 
 
 def refuse(config, report):

@@ -27,6 +27,7 @@ def show_estimate(
     numbers = sorted({workers for _, workers in grid})
     table = number_table("largest stage, by workers", *map(str, numbers))
     for zero_stage in sorted({zero_stage for zero_stage, _ in grid}):
-        totals = [max(grid[zero_stage, workers].values()) for workers in numbers]
-        table.add_row(f"ZeRO stage {zero_stage}", *(max(most) + size_of(total) for total in totals))
+        held_by = [grid.get((zero_stage, workers)) for workers in numbers]
+        cells = (max(most) + size_of(max(held.values())) if held else "refused" for held in held_by)
+        table.add_row(f"ZeRO stage {zero_stage}", *cells)
     terminal.console.print(table)

@@ -204,6 +204,15 @@ def test_quantized_weights_are_counted_as_they_are_stored(classifier, quantizati
     assert memory(load, zero).weights - memory(replace(load, packed=0), zero).weights == packed + -(-packed // 2)
 
 
+def test_what_a_run_would_refuse_has_no_estimate(command, classifier):
+    """int8 under ZeRO-3 with several workers: see ``test_refused_inputs``."""
+    done = command("estimate", classifier, "quantization=int8", "zero_stage=0", "groups=row", "rank=4")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[2]: line for line in done.stdout.splitlines() if line.startswith("ZeRO stage")}
+    assert {stage: row.count("refused") for stage, row in rows.items()} == {"0": 0, "1": 0, "2": 0, "3": 3}
+    assert rows["3"].split()[-3:] == ["refused"] * 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seventy_billion", ["one-node-8-gpus.yaml"], indirect=True)
 def test_each_of_eight_cards_holds_its_share_of_a_large_model(seventy_billion):
@@ -368,12 +377,14 @@ def test_what_cannot_be_counted_is_bounded_and_said(command, uncountable, weight
 def test_a_bound_forbids_nothing(uncountable, monkeypatch):
     """Only the rest of the estimate can refuse a run."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("cluster.inspection.estimate.PROCESS", 0)  # otherwise this tiny model would hardly matter
+    monkeypatch.setattr(
+        "cluster.inspection.estimate.PROCESS", {"local": 0, "ray": 0}
+    )  # otherwise this tiny model would hardly matter
     config = load_config(uncountable, [])
     estimate = estimate_of(config, inspect(config))
     zero = zero_of(config.cluster)
     loads = estimate.loads(zero).values()
-    rest = max(2 * memory(replace(load, passes=Pass(0, 0)), zero).total for load in loads)
+    rest = max(2 * memory(replace(load, passes=Pass(0, 0), freed=0), zero).total for load in loads)
     assert rest < min(2 * memory(load, zero).total for load in loads) / fits.TOLERANCE
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.01 * rest / fits.TOLERANCE))
     fits.check_memory(estimate)

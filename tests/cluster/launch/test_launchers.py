@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -80,6 +81,12 @@ def test_results_and_events_come_back(launcher, config, capfd):
     assert (again["sum"], again["process"]) == (8, process), "the workers of the first stage"
     said = capfd.readouterr()
     assert said.out + said.err == ""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the settings are glibc's")
+def test_freed_blocks_of_ranks_go_back_to_the_system(launcher, config):
+    """By default glibc maps no block that is as large as one it has freed: it would keep that in its heap."""
+    assert launcher.run(rank_functions.map_again, config, "map", print, mebibytes=8)["mapped"] >= 8 * 2**20
 
 
 @pytest.mark.parametrize("launcher", SLOW_ON_RAY, indirect=True)
