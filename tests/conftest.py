@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Remove settings of the user, so that no test joins their cluster, writes into their store, formats output for their
 # terminal, or sends requests for a local server to their proxy.
 for _name in list(os.environ):
-    if _name.startswith(("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_", "ADAPEFT_")):
+    if _name.startswith(("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_", "ADAPEFT_", "WANDB_", "MLFLOW_")):
         del os.environ[_name]
 # A Ray that a test starts in this process would otherwise require the token in the user's home, create it if there is
 # none, and set this variable, on which later tests then depend.

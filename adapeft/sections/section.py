@@ -69,12 +69,12 @@ class HashableDict(dict[str, Any]):
         return hash(frozenset(self.items()))
 
 
-def _as_list(value: object) -> object:
+def as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
 Options = Annotated[dict[str, str | int | float | bool | None], AfterValidator(HashableDict)]
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Reach = Annotated[Literal["auto"] | PositiveFloat, PlainSerializer(infinity_in_words)]
 Limit = Annotated[
     Budget,

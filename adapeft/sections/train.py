@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -13,7 +14,7 @@ from pydantic import (
     field_validator,
 )
 
-from adapeft.sections.section import Harmless, LearningRate, Options, Section
+from adapeft.sections.section import Harmless, LearningRate, Options, Section, as_list
 
 # Those of transformers whose learning rates are known beforehand. Not from its SchedulerType, which imports torch.
 Schedule = Literal[
@@ -28,6 +29,7 @@ Schedule = Literal[
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 _UNPLANNED = ("greedy", "reduce_lr_on_plateau")
 
 
@@ -86,6 +88,10 @@ class Train(Section):
         description="saved subset to train instead of choosing: file, URL, or name in $ADAPEFT_STORE",
     )
     logging_steps: Harmless[PositiveInt] = Field(default=10, description="steps between progress lines")
+    report_to: Harmless[Annotated[tuple[Tracker, ...], BeforeValidator(as_list)]] = Field(
+        default=("tensorboard",),
+        description="trackers of config, losses, scores and choice; their environment variables apply; []: none",
+    )
 
     @field_validator("lr_scheduler_type", mode="before")
     @classmethod

@@ -25,9 +25,10 @@ from cluster.output.place import RECORD, working_folder
 
 CONFIG = "config.yaml"
 CONTENTS = "contents.json"
+TRACKING = "tracking.json"
 
 # Entries that a folder may hold before its run: the demo's data, and files of a run that failed before it had measured.
-_WELCOME = ("data", "logs", CONTENTS, LOCK, ELEMENTS, PARTIAL_SUMS, RECORD)
+_WELCOME = ("data", "logs", CONTENTS, TRACKING, LOCK, ELEMENTS, PARTIAL_SUMS, RECORD)
 
 _REMEDY = "Give another folder: output=…"
 _UNREAD: Mapping[str, str] = MappingProxyType({})
@@ -105,6 +106,11 @@ class RunFolder:
         return self.path / "validation.html"
 
     @property
+    def tracking(self) -> Path:
+        """Ids of the run in its trackers."""
+        return self.path / TRACKING
+
+    @property
     def logs(self) -> Path:
         """Output and warnings of the workers, events, TensorBoard files; created when the folder is claimed."""
         return self.path / "logs"
@@ -161,6 +167,8 @@ class RunFolder:
             )
         lock = hold(self.path)
         self.logs.mkdir(exist_ok=True)
+        if self.tracking.is_file() and not self._is_of(config, contents):
+            self.tracking.unlink()  # another run begins, so its trackers begin another one too
         self._write(config)
         save_json(self.contents_path, dict(contents))
         return lock
@@ -182,6 +190,13 @@ class RunFolder:
             )
 
         self.check_contents(contents, flatten(config))
+
+    def _is_of(self, config: Config, contents: Mapping[str, str]) -> bool:
+        try:
+            self.check_is_of(config, contents)
+        except AdapeftError:
+            return False
+        return True
 
     def check_contents(self, contents: Mapping[str, str], places: Mapping[str, Any]) -> None:
         """Check that the inputs are the same as when the run began.

@@ -15,7 +15,6 @@ import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from adapeft.config.config import Config
 from adapeft.config.write import to_yaml
@@ -111,7 +110,6 @@ class _Training:
         self.steps = FiniteSteps(engine, ranks)
         self.follower = follow_in_engine(engine, model, ranks, plan.num_steps, self.progress.step)
         self.reach_check = ReachCheck(attachment_of(model), ranks)
-        self.writer = SummaryWriter(str(self.folder.logs)) if ranks.rank == 0 else None
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the plan."""
@@ -122,7 +120,7 @@ class _Training:
             before = score(self.engine, self.inputs, self.ranks, self.report, "before training")
             progress.before = before.scores
             self._save(before, self.folder.generations_before)
-            self._log(progress.before, "evaluation")
+            self._report_scores(progress.before)
         self.engine.train()  # transformers loads models in evaluation mode
         started = time.perf_counter()
         losses: list[float] = []
@@ -154,8 +152,6 @@ class _Training:
                 if self._is_stopped:
                     self.report({"step": "stopped early", "at": step, "best_step": progress.best_step})
                     break
-        if self.writer is not None:
-            self.writer.close()
         return {
             "before": progress.before,
             "after": progress.best,
@@ -227,7 +223,7 @@ class _Training:
         subject = f"{DIVERGED}, as the evaluation after step {progress.step} shows"
         found = score(self.engine, self.inputs, self.ranks, self.report, subject)
         progress.last = found.scores
-        self._log(progress.last, "evaluation")
+        self._report_scores(progress.last)
         progress.history.append({"step": progress.step, **progress.last})
         if not self.follower.is_ready:  # a subset that still exceeds the budget is no candidate for the delta
             return
@@ -273,14 +269,9 @@ class _Training:
         self.report(
             {"step": "training", "done": self.progress.step, "total": self.plan.num_steps, "loss": mean, "lr": rate}
         )
-        self._log({"loss": mean, "learning_rate": rate}, "train")
 
-    def _log(self, values: dict[str, float], group: str) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, self.progress.step)
-        if group == "evaluation":
-            self.report({"step": "evaluated", "at": self.progress.step, "metric": self.metric, **values})
+    def _report_scores(self, scores: dict[str, float]) -> None:
+        self.report({"step": "evaluated", "at": self.progress.step, "metric": self.metric, **scores})
 
 
 def _mixed(*numbers: int) -> int:

@@ -32,6 +32,7 @@ def run(session: Session) -> dict[str, Any]:
     """Measure, choose, train and evaluate; stages that an earlier call of the same run finished are not repeated."""
     if not session.folder.delta.is_file():
         session.check_memory()
+        session.track()
     return train(session, select(session))
 
 
@@ -75,6 +76,7 @@ def train(session: Session, subset: Subset) -> dict[str, Any]:
     else:
         from cluster.ranks.finetune import finetune
 
+        session.track()
         started = time.perf_counter()
         result = session.on_workers(finetune, "train")
         metrics = session.record(

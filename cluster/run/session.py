@@ -14,7 +14,7 @@ from adapeft.errors import AdapeftError
 from adapeft.files.artifact import provenance, save_json
 from adapeft.memory.estimate import memory
 from adapeft.sections.paths import is_url
-from cluster.events import to_all
+from cluster.events import Report, to_all
 from cluster.failure import WorkerError
 from cluster.inspection.estimate import estimate_of, remarks
 from cluster.inspection.fits import check_memory
@@ -28,6 +28,7 @@ from cluster.output.metrics import load_metrics
 from cluster.output.mirror import Mirror
 from cluster.output.pictures.estimated import Estimated
 from cluster.terminal.console import Terminal
+from cluster.tracking.trackers import Trackers
 from cluster.zero.settings import zero_of
 
 if TYPE_CHECKING:  # torch.distributed and Ray, which a command without a stage does not need
@@ -53,6 +54,7 @@ class Session:
         self._mirror = Mirror(config.output) if is_url(config.output) else None
         self._log = EventLog(self.folder.events, run_id(config))
         self._launched: tuple[Launcher, Config, Publisher | None] | None = None
+        self._trackers: Trackers | None = None
         self._lock: FileLock | None = None
         self._stack = ExitStack()
 
@@ -77,6 +79,8 @@ class Session:
     ) -> None:
         if error is not None and self.folder.logs.is_dir():
             self._log.write("failed", logging.ERROR, cause=f"{type(error).__name__}: {error}")
+        if self._trackers is not None:
+            self._trackers.close(failed=error is not None)
         self._log.close()
         self._stack.__exit__(kind, error, trace)
         try:
@@ -93,6 +97,15 @@ class Session:
         """Log that the user interrupted the command, which then ends without leaving the session."""
         if self.folder.logs.is_dir():
             self._log.write("interrupted", logging.WARNING)
+        if self._trackers is not None:
+            self._trackers.close(failed=True, interrupted=True)
+
+    def track(self) -> None:
+        """Start the run in the trackers that the config names, or continue it there; what is known so far is sent."""
+        if self._trackers is None:
+            self._trackers = Trackers(self.config, self.folder, self._tracker_failed)
+            self._put()
+            self._trackers.record(self.metrics())
 
     def on_workers(self, function: Any, stage: str, **arguments: Any) -> dict[str, Any]:
         """Run a rank function on the config's workers, with progress on the terminal, and return its result.
@@ -100,7 +113,8 @@ class Session:
         If workers fail, new ones resume from what was saved, up to ``cluster.max_failures`` times.
         """
         launcher, present, metrics = self._launched = self._launched or self._launch()
-        reports = (self._log, self._look) if metrics is None else (self._log, metrics, self._look)
+        publishers: list[Publisher] = [each for each in (metrics, self._trackers) if each is not None]
+        reports: list[Report] = [self._log, *publishers, self._look]
         for failures_left in reversed(range(self.config.cluster.max_failures + 1)):
             self._log.write("started", stage=stage, workers=present.cluster.workers)
             try:
@@ -146,8 +160,14 @@ class Session:
         save_json(self.folder.metrics, content)
         if self._launched is not None and (metrics_of_cluster := self._launched[2]) is not None:
             metrics_of_cluster.record(content)
+        if self._trackers is not None:
+            self._trackers.record(content)
         self._put()
         return content
+
+    def _tracker_failed(self, name: str, reason: str) -> None:
+        self._log.write("tracker failed", logging.WARNING, tracker=name, cause=reason)
+        self.terminal.note(f"train.report_to: {name} has failed and gets nothing more of this command: {reason}")
 
     def _launch(self) -> tuple[Launcher, Config, Publisher | None]:
         """Return the launcher, the config with the number of workers that fit, and the publisher of metrics, if any."""

@@ -42,6 +42,7 @@ def features() -> list[Feature]:
         Feature("Ray: several machines, submit", commands or _first_error(_reach_ray)),
         Feature("GPUs", None if torch.cuda.is_available() else "torch finds no CUDA device."),
         Feature("outputs at s3:// URLs", _missing("s3")),
+        Feature("W&B and MLflow", _missing("tracking")),
         Feature(
             "bases of 8 and 4 bits",
             _lacking([Requirement("bitsandbytes")], "pip install 'adapeft[quantization]'"),

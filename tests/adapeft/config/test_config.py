@@ -224,6 +224,8 @@ def test_attention_that_could_not_train(load, attention, overrides, message):
         ("lr_scheduler_type=cosin", r"lr_scheduler_type = cosin: should be 'linear', .* mean 'cosine'\?"),
         ("lr_scheduler_kwargs=3", r"lr_scheduler_kwargs = 3: should be keys and values"),
         ("train.lr_scheduler_kwargs.power=[1]", r"lr_scheduler_kwargs = \{power: \[1\]\}: should be a string"),
+        ("report_to=wandbs", r"report_to = wandbs: should be 'tensorboard', .* mean 'wandb'"),
+        ("report_to=[wandbs]", r"train\.report_to = \[wandbs\]: should be 'tensorboard', 'wandb' or 'mlflow'"),
         ("data.max_length=0", r"data\.max_length = 0: should be greater than 0"),
         ("data.metric=accurate", r"data\.metric = accurate: should be 'auto', .*Did you mean 'accuracy'"),
         ("cluster.zero_stage=4", r"cluster\.zero_stage = 4: should be less than or equal to 3"),

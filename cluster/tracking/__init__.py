@@ -1,0 +1,1 @@
+"""Trackers that a run reports to: TensorBoard, Weights & Biases, MLflow."""
