@@ -1,7 +1,7 @@
 """The interface of a tracker, and what it learns of a run when it starts.
 
-The clients are called directly: the integrations of accelerate and transformers belong on a rank. Both need accelerate's
-``PartialState``, which in the launching process waits for a process group where the environment has a ``WORLD_SIZE``.
+The clients are called directly: the integrations of accelerate and transformers belong on a rank. Both need the
+``PartialState`` of accelerate, which in the launching process waits for a process group if ``WORLD_SIZE`` is set.
 """
 
 from __future__ import annotations
