@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,29 @@ from tests.support.chats import make_tokenizer
 ROOT = Path(__file__).parents[2]
 
 
-def run(example: str, *arguments: Path) -> str:
-    """Run an example in a process of its own, offline, and return what it prints."""
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(arguments[-1].parent / "cache")}
+def run(example: str, *arguments: Path, launcher: Sequence[str] = ()) -> str:
+    """Run an example in a process of its own, offline, and return what it prints.
+
+    Args:
+        launcher: module and options that start the example instead of Python.
+    """
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(arguments[-1].parent / "cache"), "DS_ACCELERATOR": "cpu"}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(ROOT / "deploy" / "examples" / example), *map(str, arguments)]
+    command = [sys.executable, *launcher, str(ROOT / "deploy" / "examples" / example), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **offline, "PYTHONPATH": path})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def numbers(printed: str, name: str) -> list[float]:
+    """Return the numbers in the line that begins with ``name``."""
+    (line,) = (line for line in printed.splitlines() if line.startswith(f"{name} "))
+    return [float(value) for value in line.split()[1:]]
+
+
+def write(path: Path, rows: Iterable[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def make_model(folder: Path) -> Path:
@@ -48,10 +65,9 @@ def make_model(folder: Path) -> Path:
 @pytest.mark.slow
 def test_dpo(tmp_path):
     pairs = [{"prompt": f"{n} and {n}", "chosen": " yes", "rejected": " no"} for n in range(16)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     out = tmp_path / "delta.safetensors"
-    printed = run("dpo.py", make_model(tmp_path / "model"), tmp_path / "pairs.jsonl", out)
-    losses = [float(value) for value in printed.split("losses", 1)[1].split()]
+    printed = run("dpo.py", make_model(tmp_path / "model"), write(tmp_path / "pairs.jsonl", pairs), out)
+    losses = numbers(printed, "losses")
     assert losses[-1] < 0.693, "log 2: the preferred answers are no likelier than at the start"
     assert adapeft.Delta.load(out).changes
 
@@ -59,10 +75,56 @@ def test_dpo(tmp_path):
 @pytest.mark.slow
 def test_sft(tmp_path):
     pairs = [{"prompt": f"{n} and {n}", "completion": " yes"} for n in range(16)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     out = tmp_path / "delta.safetensors"
-    printed = run("sft.py", make_model(tmp_path / "model"), tmp_path / "pairs.jsonl", out)
-    losses = [float(value) for value in printed.split("losses", 1)[1].split()]
+    printed = run("sft.py", make_model(tmp_path / "model"), write(tmp_path / "pairs.jsonl", pairs), out)
+    losses = numbers(printed, "losses")
     assert len(losses) == 10
+    assert losses[-1] < losses[0]
+    assert adapeft.Delta.load(out).changes
+
+
+@pytest.mark.slow
+def test_grpo(tmp_path):
+    questions = [{"prompt": f"{n}{n}", "answer": "a"} for n in range(4)]
+    out = tmp_path / "delta.safetensors"
+    printed = run("grpo.py", make_model(tmp_path / "model"), write(tmp_path / "questions.jsonl", questions), out)
+    rewards = numbers(printed, "rewards")
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.2
+    assert 0 < adapeft.Delta.load(out).count <= 1000
+
+
+@pytest.mark.slow
+def test_the_trainer_resumes(tmp_path):
+    rows = [{"text": f"{n} is {'odd' if n % 2 else 'even'}", "label": "odd" if n % 2 else "even"} for n in range(64)]
+    files = write(tmp_path / "train.jsonl", rows), write(tmp_path / "validation.jsonl", rows[:16])
+    model, out = make_model(tmp_path / "model"), tmp_path / "delta.safetensors"
+    printed = run("trainer.py", model, *files, out)
+    before, after = numbers(printed, "losses")
+    assert after < before
+    checkpoints = sorted((tmp_path / "delta.safetensors.trainer").iterdir())
+    assert len(checkpoints) == 3
+    shutil.rmtree(checkpoints[-1])  # as if it had been interrupted in the last epoch
+    first = adapeft.Delta.load(out)
+    assert numbers(run("trainer.py", model, *files, out), "losses")[1] == after
+    again = adapeft.Delta.load(out)
+    assert all(torch.equal(again.changes[name].values, change.values) for name, change in first.changes.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--cpu", "--num_processes", "1"], id="plain"),
+        pytest.param(["--cpu", "--num_processes", "2"], id="two-processes", marks=pytest.mark.ranks),
+        pytest.param(
+            ["--use_deepspeed", "--zero_stage", "2", "--num_processes", "1"], id="zero2", marks=pytest.mark.ranks
+        ),
+    ],
+)
+def test_a_plain_loop_with_accelerate(options, tmp_path):
+    texts = write(tmp_path / "texts.jsonl", [{"text": f"{n} and {n}"} for n in range(32)])
+    model, out = make_model(tmp_path / "model"), tmp_path / "delta.safetensors"
+    launcher = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no", *options]
+    losses = numbers(run("accelerate_loop.py", model, texts, out, launcher=launcher), "losses")
     assert losses[-1] < losses[0]
     assert adapeft.Delta.load(out).changes
