@@ -243,6 +243,7 @@ def test_mlflow_keeps_one_run(monkeypatch, tmp_path):
     ]
 
 
+@pytest.mark.ranks  # its service is another process
 def test_wandb_writes_offline_runs_of_one_id(monkeypatch, tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
