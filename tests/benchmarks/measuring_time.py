@@ -1,9 +1,9 @@
 """Processor time of a measurement in plain forward-and-backward passes of the same model over the same batches.
 
-``python -m tests.benchmarks.measuring_time CONFIG [--rounds 5] [key=value …]`` prints a table. A plain pass computes
-the gradients of all candidates, as training everything would, in evaluation mode. In every round each measurement is
-timed once, with its decompositions and sums and without the warm-up of a head, all in one process. The figures are
-medians over the rounds.
+``python -m tests.benchmarks.measuring_time CONFIG [--rounds 5] [--how low-rank] [key=value …]`` prints a table. A
+plain pass computes the gradients of all candidates, as training everything would, in evaluation mode. In every round
+each measurement is timed once, with its decompositions and sums and without the warm-up of a head, all in one process.
+The figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--how", nargs="+", default=["low-rank", "exact"], choices=["low-rank", "exact"])
     parser.add_argument("overrides", nargs="*", help="key=value of the config")
     arguments = parser.parse_intermixed_args()
 
@@ -50,7 +51,7 @@ def main() -> None:
     measurements = {
         f"{unit}s, {how}": config(f"select.groups={unit}", f"select.measure={how}", "select.warmup_steps=0")
         for unit in ("row", "element")
-        for how in ("low-rank", "exact")
+        for how in arguments.how
     }
     inputs = load_inputs(config())
     model = inputs.model()
