@@ -1,6 +1,6 @@
 """Processor time of a measurement in plain forward-and-backward passes of the same model over the same batches.
 
-``python -m tests.benchmarks.measuring_time CONFIG [--rounds 5] [--how low-rank] [key=value …]`` prints a table. A
+``python -m tests.benchmarks.measuring_time CONFIG [key=value …] [--rounds 5] [--how low-rank]`` prints a table. A
 plain pass computes the gradients of all candidates, as training everything would, in evaluation mode. In every round
 each measurement is timed once, with its decompositions and sums and without the warm-up of a head, all in one process.
 The figures are medians over the rounds.
