@@ -58,6 +58,8 @@ def _line(key: str, details: Sequence[ErrorDetails], tree: Mapping[Any, Any]) ->
     if kind == "extra_forbidden":
         others = variants_with(key)
         return _of_others(key, others, tree) if others else f"{key}: unknown key.{suggestion(key)}"
+    if not key:  # a conflict between sections, whose message names its keys
+        return str(details[0]["ctx"]["error"])
     if key not in KEYS and key not in SECTIONS:
         return f"{key}: {details[0]['msg']}"
     variant = str(details[0]["loc"][1]) if section in VARIANTS and len(details[0]["loc"]) > 1 else None
