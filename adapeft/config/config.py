@@ -62,6 +62,22 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _streams(self) -> Config:
+        if not self.data.is_streamed:
+            return self
+        if self.train.max_steps is None:
+            raise ValueError(
+                "train.max_steps = null: with data.streaming the number of examples, and so of an epoch's steps, is "
+                "unknown; set train.max_steps, the number of optimizer steps"
+            )
+        if self.train.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train.train_sampling_strategy = {self.train.train_sampling_strategy}: with data.streaming the "
+                "lengths of the examples are unknown; set random"
+            )
+        return self
+
     def paths(self) -> dict[str, str]:
         """Return the paths in the config as they are spelled, ``{"data.train": "train.jsonl", "output": "runs/mine"}``.
 

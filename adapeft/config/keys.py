@@ -14,7 +14,7 @@ from adapeft.config.data import DATA
 from adapeft.methods.options import OPTIONS
 from adapeft.model.section import Model
 from adapeft.sections.cluster import Cluster
-from adapeft.sections.data import Data
+from adapeft.sections.data import Data, StreamableData
 from adapeft.sections.paths import PLACES, without_job_folder
 from adapeft.sections.section import Section, is_harmless
 from adapeft.sections.select import Select
@@ -81,7 +81,13 @@ _READ = ("model.name", "data.train")
 _UNREAD: Mapping[str, str] = MappingProxyType({})
 
 
-_LEFT_OUT = {"select.measure": "exact", "select.servable": False, "model.quantization": "none"}
+_LEFT_OUT = {
+    "select.measure": "exact",
+    "select.servable": False,
+    "model.quantization": "none",
+    "data.streaming": False,
+    "data.shuffle_buffer": StreamableData.model_fields["shuffle_buffer"].default,
+}
 """Entries that the key of a measurement leaves out if they have these values, as those of older versions do."""
 
 
@@ -106,6 +112,8 @@ def measurement_key(
     key.update({content_key(name): contents[name] for name in _READ if name in contents})
     if config.model.quantization not in (None, "none"):
         key["model.quantization"] = config.model.quantization
+    if config.data.is_streamed:  # the examples that are measured on are drawn in another way
+        key |= {name: flat[name] for name in ("data.streaming", "data.shuffle_buffer")}
     measured = config.select.measured(num_parameters, is_quantized=is_quantized)
     return key | {f"select.{name}": value for name, value in measured.items()}
 

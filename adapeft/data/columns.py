@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 
 from adapeft.data.labels import values_of
+from adapeft.data.streams import Rows
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.sections.data import Data
 
@@ -36,7 +37,7 @@ def check_texts(rows: datasets.Dataset, split: str, data: Data) -> None:
         check_values(rows, split, f"data.{field}", column, _is_no_text, "not a text. Correct or drop such rows")
 
 
-def check_column(rows: datasets.Dataset, split: str, field: str, column: str) -> None:
+def check_column(rows: Rows, split: str, field: str, column: str) -> None:
     if column not in rows.column_names:
         raise AdapeftError(
             f"{field} = {column!r}: {split} has no such column.{did_you_mean(column, rows.column_names)} "

@@ -37,16 +37,21 @@ class DataDescription:
 
     ``label_names``, ``problem_type`` and ``num_labels`` are the ``names``, ``problem_type`` and ``num_outputs`` of
     ``Labels``. ``lines`` (counted by ``num_lines``) and ``content`` (hashes of the rows) are by ``data.train`` and
-    ``data.evaluation``; they do not count in comparisons.
+    ``data.evaluation``; they do not count in comparisons. ``num_train`` is None for a stream.
     """
 
-    num_train: int
+    num_train: int | None
     num_evaluation: int
     label_names: tuple[str, ...] | None
     problem_type: str | None
     num_labels: int
     lines: Mapping[str, int | None] = dataclasses.field(default_factory=dict, compare=False)
     content: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+
+    @property
+    def training(self) -> str:
+        """Number of training rows, for messages."""
+        return "streamed" if self.num_train is None else f"{self.num_train:,}"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def load_rows(source: str, field: str, texts: Collection[str] = ("text",)) -> da
     Raises:
         AdapeftError: there is no such file or data set, it cannot be read, or it is empty.
     """
-    rows = _read_file(source, field, texts) if _looks_like_a_file(source) else _read_hub(source, field)
+    rows = _read_file(source, field, texts) if is_file(source) else _read_hub(source, field)
     if not len(rows):
         raise AdapeftError(f"{field} = {source}: holds no rows. Name a source that has some.")
     return rows
@@ -62,7 +62,7 @@ def _with_images(rows: datasets.Dataset, column: str, source: str) -> datasets.D
     """
     feature = rows.features[column]
     kind = feature.dtype if isinstance(feature, datasets.Value) else ""
-    if "string" in kind and _looks_like_a_file(source):
+    if "string" in kind and is_file(source):
         folder = Path(source).expanduser().absolute().parent
         paths = [path if path is None else str(folder / path) for path in rows[column][:]]
         rows = rows.remove_columns(column).add_column(column, paths)
@@ -79,7 +79,7 @@ def num_lines(source: str) -> int | None:
     path, suffix = Path(source).expanduser(), Path(source).suffix.lower()
     if suffix == ".parquet":
         return pq.read_metadata(path).num_rows
-    if not _looks_like_a_file(source) or suffix == ".json":
+    if not is_file(source) or suffix == ".json":
         return None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         if suffix == ".txt":
@@ -101,7 +101,7 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _looks_like_a_file(source: str) -> bool:
+def is_file(source: str) -> bool:
     """Return whether ``source`` means a file, even a missing one. Hub names may hold versions: ``owner/corpus-1.0``."""
     if Path(source).suffix.lower() in DATA_SUFFIXES or Path(source).expanduser().exists():
         return True
@@ -110,7 +110,12 @@ def _looks_like_a_file(source: str) -> bool:
     return is_rooted or bool("/" in name and re.fullmatch(r"\.[A-Za-z]\w*", Path(name).suffix))
 
 
-def _read_file(source: str, field: str, texts: Collection[str]) -> datasets.Dataset:
+def file_of(source: str, field: str) -> tuple[Path, str, str]:
+    """Return the path of a file, its suffix, and what to check if it cannot be read.
+
+    Raises:
+        AdapeftError: there is no such file, it is of no known kind, or it is empty.
+    """
     path = Path(source).expanduser()
     known = ", ".join(DATA_SUFFIXES)
     suffix = path.suffix.lower()
@@ -127,7 +132,12 @@ def _read_file(source: str, field: str, texts: Collection[str]) -> datasets.Data
     if not path.stat().st_size:
         raise AdapeftError(f"{field} = {source}: is empty. Name a file with rows.")
     remedy = f"Check that it is {'plain text in UTF-8' if suffix == '.txt' else f'well-formed {suffix[1:]} in UTF-8'}"
-    with _reading(field, source, remedy):
+    return path, suffix, remedy
+
+
+def _read_file(source: str, field: str, texts: Collection[str]) -> datasets.Dataset:
+    path, suffix, remedy = file_of(source, field)
+    with reading(field, source, remedy):
         rows = _rows_of_file(path, suffix, texts)
         lines = num_lines(source)
     if lines is not None and (len(rows) > lines or (len(rows) < lines and suffix != ".csv")):
@@ -140,14 +150,20 @@ def _read_file(source: str, field: str, texts: Collection[str]) -> datasets.Data
 def _rows_of_file(path: Path, suffix: str, texts: Collection[str]) -> datasets.Dataset:
     if suffix in _PARSED:
         return _parsed(path, suffix, texts)
-    builder, options = ("parquet", {}) if suffix == ".parquet" else ("text", _TEXT)
+    builder, options = builder_of(path)
     # The hash as name of the configuration: the cache of ``datasets`` otherwise identifies files by path and
-    # modification time. The path is escaped, because the builders read brackets and stars in it as a pattern.
-    files = glob.escape(str(path.absolute()))
+    # modification time.
     with quiet():
-        rows = datasets.load_dataset(builder, file_hash(path), data_files=files, split="train", **options)
+        rows = datasets.load_dataset(builder, file_hash(path), split="train", **options)
     rows.data.validate(full=True)  # a Parquet file may claim that any bytes are UTF-8
     return rows
+
+
+def builder_of(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the builder of ``datasets`` that reads a Parquet or text file, and its options."""
+    # The path is escaped, because the builders read brackets and stars in it as a pattern.
+    files = {"data_files": glob.escape(str(path.absolute()))}
+    return ("parquet", files) if path.suffix.lower() == ".parquet" else ("text", {**files, **_TEXT})
 
 
 _PARSED = (".csv", ".tsv", ".json", ".jsonl")
@@ -176,8 +192,12 @@ _ROWS, _BATCH = "rows.arrow", 10_000
 _TEXT: dict[str, Any] = {"keep_linebreaks": True, "encoding": "utf-8-sig"}
 
 
-def _read_hub(source: str, field: str) -> datasets.Dataset:
-    """Load a split with ``datasets.load_dataset``, which runs no code of the data set."""
+def hub_split(source: str, field: str) -> tuple[str, str | None, str, str]:
+    """Return the name, configuration and split of a hub data set, and what to do if it cannot be read.
+
+    Raises:
+        AdapeftError: it is not spelled like one.
+    """
     spelling = _HUB_SOURCE.fullmatch(source)
     if spelling is None:
         raise AdapeftError(
@@ -189,14 +209,20 @@ def _read_hub(source: str, field: str) -> datasets.Dataset:
         f"It was read as a hub data set, split {split!r} (write name:config@split for another one); without network "
         f"access, name a file ({', '.join(DATA_SUFFIXES)})"
     )
-    with _reading(field, source, remedy), quiet():
-        rows = datasets.load_dataset(spelling["name"], name=spelling["config"], split=split)
+    return spelling["name"], spelling["config"], split, remedy
+
+
+def _read_hub(source: str, field: str) -> datasets.Dataset:
+    """Load a split with ``datasets.load_dataset``, which runs no code of the data set."""
+    name, configuration, split, remedy = hub_split(source, field)
+    with reading(field, source, remedy), quiet():
+        rows = datasets.load_dataset(name, name=configuration, split=split)
         rows.data.validate(full=True)
         return rows
 
 
 @contextlib.contextmanager
-def _reading(field: str, source: str, remedy: str) -> Iterator[None]:
+def reading(field: str, source: str, remedy: str) -> Iterator[None]:
     """Turn the various errors of readers into ``AdapeftError`` within the context."""
     try:
         yield

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +25,7 @@ _FLOAT = r"^(-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(nan
 _BOOLEAN = r"^(True|False|true|false|TRUE|FALSE)$"
 
 _CHUNK = 65_536
+_STREAMED_CHUNK = 1000
 
 
 def read_csv(path: Path, texts: Collection[str]) -> datasets.Dataset:
@@ -39,28 +41,34 @@ def read_csv(path: Path, texts: Collection[str]) -> datasets.Dataset:
         ValueError: a line has more or fewer cells than the first one, a quote is not closed, two columns have the same
             name, or a TSV has CSV quoting. Names the line or the column.
     """
-    is_tsv = path.suffix.lower() == ".tsv"
-    csv.field_size_limit(2**31 - 1)  # of one text; the module's own limit is 128 KiB
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, **(_TSV if is_tsv else _CSV))
-        rows = _cells(lines, is_tsv)
-        header = next(rows, [])
-        names = [name for name in header if name]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"two columns have the name {twice!r}; rename one of them")
-        chunks: dict[str, list[pa.Array]] = {name: [] for name in names}
+    with _table(path) as (header, rows):
+        chunks: dict[str, list[pa.Array]] = {name: [] for name in header if name}
         for rows_of_chunk in _chunked(rows):
             for name, cells in zip(header, zip(*rows_of_chunk, strict=True), strict=True):
                 if name:
                     chunks[name].append(pa.array([cell or None for cell in cells], pa.string()))
     columns = {name: pa.chunked_array(arrays, pa.string()) for name, arrays in chunks.items()}
-    if is_tsv:
+    if _is_tsv(path):
         for name, column in columns.items():
             _check_unquoted(name, column)
     return datasets.Dataset(
         pa.table({name: column if name in texts else _typed(column) for name, column in columns.items()})
     )
+
+
+def stream_csv(path: Path) -> Iterator[dict[str, str | None]]:
+    """Yield the rows of a file that ``read_csv`` reads, one by one, with all values as texts.
+
+    Raises:
+        ValueError: as ``read_csv``; the quoting of a TSV is judged by its first rows.
+    """
+    with _table(path) as (header, rows):
+        for number, rows_of_chunk in enumerate(_chunked(rows, _STREAMED_CHUNK)):
+            if number == 0 and _is_tsv(path):
+                for name, column in zip(header, zip(*rows_of_chunk, strict=True), strict=True):
+                    _check_unquoted(name, pa.chunked_array([pa.array(column, pa.string())]))
+            for cells in rows_of_chunk:
+                yield {name: cell or None for name, cell in zip(header, cells, strict=True) if name}
 
 
 def read_json(path: Path) -> datasets.Dataset:
@@ -73,15 +81,28 @@ def read_json(path: Path) -> datasets.Dataset:
         ValueError: a row is not an object, or a field occurs twice in an object. Names the row or the field.
     """
     with path.open(encoding="utf-8-sig") as file:
-        columns: dict[str, list[Any]] = {}
-        for count, row in enumerate(_objects(file, path.suffix.lower() == ".json")):
-            if not isinstance(row, dict):  # a line or an entry of an array may be any JSON
-                raise ValueError(f"row {count} (counted from 0) is {_shown(row)}, not an object of fields and values")
-            for name in row:
-                if name not in columns:
-                    columns[name] = [None] * count
-            for name, values in columns.items():
-                values.append(row.get(name))
+        return table_of(_checked(_objects(file, path.suffix.lower() == ".json")))
+
+
+def stream_json(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file with one JSON object per line, one by one.
+
+    Raises:
+        ValueError: as ``read_json``.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        yield from _checked(_lines(file))
+
+
+def table_of(rows: Iterable[Mapping[str, Any]]) -> datasets.Dataset:
+    """Return rows of JSON values in memory, with the types that ``read_json`` infers."""
+    columns: dict[str, list[Any]] = {}
+    for count, row in enumerate(rows):
+        for name in row:
+            if name not in columns:
+                columns[name] = [None] * count
+        for name, values in columns.items():
+            values.append(row.get(name))
     found = {name: _column(values) for name, values in columns.items()}
     features = datasets.Features({name: feature for name, (_, feature) in found.items()})
     table = pa.table({name: array for name, (array, _) in found.items()})
@@ -90,6 +111,25 @@ def read_json(path: Path) -> datasets.Dataset:
 
 _CSV: dict[str, Any] = {"strict": True}
 _TSV: dict[str, Any] = {"strict": True, "delimiter": "\t", "quoting": csv.QUOTE_NONE}
+
+
+def _is_tsv(path: Path) -> bool:
+    return path.suffix.lower() == ".tsv"
+
+
+@contextmanager
+def _table(path: Path) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
+    """Open a file with cells, and return the names of its columns and its rows."""
+    is_tsv = _is_tsv(path)
+    csv.field_size_limit(2**31 - 1)  # of one text; the module's own limit is 128 KiB
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = _cells(csv.reader(file, **(_TSV if is_tsv else _CSV)), is_tsv)
+        header = next(rows, [])
+        names = [name for name in header if name]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two columns have the name {twice!r}; rename one of them")
+        yield header, rows
 
 
 def _cells(lines: Any, is_tsv: bool) -> Iterator[list[str]]:
@@ -113,14 +153,8 @@ def _cells(lines: Any, is_tsv: bool) -> Iterator[list[str]]:
         ) from error
 
 
-def _chunked(rows: Iterator[list[str]]) -> Iterator[list[list[str]]]:
-    chunk: list[list[str]] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
+def _chunked(rows: Iterator[list[str]], size: int = _CHUNK) -> Iterator[list[list[str]]]:
+    while chunk := list(islice(rows, size)):
         yield chunk
 
 
@@ -162,7 +196,18 @@ def _objects(file: TextIO, may_be_whole: bool) -> Iterable[Any]:
         with suppress(json.JSONDecodeError):
             return _rows_of(_parsed(file.read(), ""))
         file.seek(0)
+    return _lines(file)
+
+
+def _lines(file: TextIO) -> Iterator[Any]:
     return (_parsed(line, f"line {number}: ") for number, line in enumerate(file, 1) if line.strip())
+
+
+def _checked(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    for count, row in enumerate(rows):
+        if not isinstance(row, dict):  # a line or an entry of an array may be any JSON
+            raise ValueError(f"row {count} (counted from 0) is {_shown(row)}, not an object of fields and values")
+        yield row
 
 
 def _parsed(text: str, place: str) -> Any:

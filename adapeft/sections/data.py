@@ -53,6 +53,47 @@ class Data(Section):
         """Maximum number of tokens of a row that examples share; None: one example per row."""
         return None
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the training examples are read and tokenized while they are trained on."""
+        return False
+
+
+class StreamableData(Data):
+    """Examples that can be read while they are trained on: no label of theirs has to be known beforehand."""
+
+    streaming: Harmless[bool] = Field(
+        default=False,
+        description="whether data.train is read and tokenized during the training, for data that fit neither into "
+        "memory nor on the disk; needs train.max_steps",
+    )
+    shuffle_buffer: Harmless[PositiveInt] = Field(
+        default=10_000,
+        description="with streaming: training examples in memory, from which calibration and batches are drawn; 1: in "
+        "the order of the data",
+    )
+    evaluation_examples: Harmless[PositiveInt | None] = Field(
+        default=None, description="with streaming: rows of data.evaluation that are read, the first ones; null: all"
+    )
+
+    @property
+    def is_streamed(self) -> bool:
+        """See ``Data.is_streamed``."""
+        return self.streaming
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """Columns that only some rows may have, and that are read where they exist."""
+        return ()
+
+    @model_validator(mode="after")
+    def _streams(self) -> Self:
+        for name in ("shuffle_buffer", "evaluation_examples"):
+            value, field = getattr(self, name), type(self).model_fields[name]
+            if not self.streaming and value != field.default:
+                raise ValueError(f"{name} = {value}: is read only with streaming: true; leave it out, or set that")
+        return self
+
 
 Padding = Annotated[
     Literal["longest", "max_length"],

@@ -74,14 +74,15 @@ class Train(Section):
         description="steps that may be skipped because their loss or gradient is not finite; one more ends the run",
     )
     eval_steps: Harmless[PositiveInt | None] = Field(
-        default=None, description="steps between evaluations; null: once per epoch"
+        default=None, description="steps between evaluations; null: once per epoch, or every 500 with data.streaming"
     )
     early_stopping_patience: Harmless[PositiveInt | None] = Field(
         default=None,
         description="evaluations in a row without a better data.metric that end the training; null: train to the end",
     )
     save_steps: Harmless[PositiveInt | None] = Field(
-        default=None, description="steps between resumable checkpoints; null: once per epoch"
+        default=None,
+        description="steps between resumable checkpoints; null: once per epoch, or every 500 with data.streaming",
     )
     subset: Harmless[str | None] = Field(
         default=None,

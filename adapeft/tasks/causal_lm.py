@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, PositiveInt
 
-from adapeft.sections.data import Data, TextData
+from adapeft.sections.data import Data, StreamableData, TextData
 from adapeft.sections.section import Harmless
 from adapeft.tasks.metrics.metrics import Metrics
 from adapeft.tasks.task import Task
 
 if TYPE_CHECKING:
-    import datasets
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
+    from adapeft.data.streams import Rows
     from adapeft.tasks.losses.objective import Objective
     from adapeft.tasks.tokens.tokenize import TokenizedData
 
 
-class CausalLMData(TextData):
+class CausalLMData(TextData, StreamableData):
     """Texts to train and evaluate on."""
 
     task: ClassVar[str] = "causal-lm"
@@ -43,7 +43,7 @@ D = TypeVar("D", bound=Data)
 class LanguageModelTask(Task[D]):
     """Base class of tasks whose model predicts tokens with its own outputs."""
 
-    def labels(self, splits: Mapping[str, datasets.Dataset], data: D, head: Head | None) -> Labels:
+    def labels(self, splits: Mapping[str, Rows], data: D, head: Head | None) -> Labels:
         from adapeft.data.description import Labels
 
         return Labels()
@@ -72,7 +72,7 @@ class CausalLM(NextTokenTask[CausalLMData]):
 
     def tokenize(
         self,
-        rows: datasets.Dataset,
+        rows: Rows,
         data: CausalLMData,
         tokenizer: PreTrainedTokenizerBase,
         description: DataDescription | None = None,
@@ -86,7 +86,7 @@ class CausalLM(NextTokenTask[CausalLMData]):
 
     def summary(self, description: DataDescription, data: CausalLMData) -> str:
         return (
-            f"{description.num_train:,} training texts, {description.num_evaluation:,} evaluation texts, in blocks of "
+            f"{description.training} training texts, {description.num_evaluation:,} evaluation texts, in blocks of "
             f"{data.max_length} tokens"
         )
 

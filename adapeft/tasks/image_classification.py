@@ -108,7 +108,7 @@ class ImageClassification(Task[ImageData]):
 
     def summary(self, description: DataDescription, data: ImageData) -> str:
         return (
-            f"{description.num_train:,} training images, {description.num_evaluation:,} evaluation images, "
+            f"{description.training} training images, {description.num_evaluation:,} evaluation images, "
             f"{description.num_labels} classes"
         )
 

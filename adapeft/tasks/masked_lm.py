@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from adapeft.errors import AdapeftError
-from adapeft.sections.data import TextData
+from adapeft.sections.data import StreamableData, TextData
 from adapeft.sections.section import Harmless
 from adapeft.tasks.causal_lm import LanguageModelTask, TokenMetrics
 from adapeft.tasks.metrics.metrics import Metrics
 
 if TYPE_CHECKING:
-    import datasets
     from transformers import PreTrainedTokenizerBase
 
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription
+    from adapeft.data.streams import Rows
     from adapeft.tasks.losses.objective import Objective
     from adapeft.tasks.tokens.tokenize import TokenizedData
 
 
-class MaskedLMData(TextData):
+class MaskedLMData(TextData, StreamableData):
     """Texts to train and evaluate on."""
 
     task: ClassVar[str] = "masked-lm"
@@ -52,7 +52,7 @@ class MaskedLM(LanguageModelTask[MaskedLMData]):
 
     def tokenize(
         self,
-        rows: datasets.Dataset,
+        rows: Rows,
         data: MaskedLMData,
         tokenizer: PreTrainedTokenizerBase,
         description: DataDescription | None = None,
@@ -84,7 +84,7 @@ class MaskedLM(LanguageModelTask[MaskedLMData]):
 
     def summary(self, description: DataDescription, data: MaskedLMData) -> str:
         return (
-            f"{description.num_train:,} training texts, {description.num_evaluation:,} evaluation texts, in blocks of "
+            f"{description.training} training texts, {description.num_evaluation:,} evaluation texts, in blocks of "
             f"{data.max_length} tokens, {data.mask_probability:.0%} of them predicted"
         )
 

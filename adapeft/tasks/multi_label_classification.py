@@ -95,7 +95,7 @@ class MultiLabelClassification(TextClassification[MultiLabelData]):
 
     def summary(self, description: DataDescription, data: MultiLabelData) -> str:
         return (
-            f"{description.num_train:,} training examples, {description.num_evaluation:,} evaluation examples, "
+            f"{description.training} training examples, {description.num_evaluation:,} evaluation examples, "
             f"{description.num_labels} labels, any number per example"
         )
 

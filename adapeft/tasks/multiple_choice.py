@@ -131,7 +131,7 @@ class MultipleChoice(Task[MultipleChoiceData]):
 
     def summary(self, description: DataDescription, data: MultipleChoiceData) -> str:
         return (
-            f"{description.num_train:,} training questions, {description.num_evaluation:,} evaluation questions, "
+            f"{description.training} training questions, {description.num_evaluation:,} evaluation questions, "
             f"{description.num_labels} choices each"
         )
 

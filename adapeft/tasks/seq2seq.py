@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from adapeft.errors import AdapeftError
-from adapeft.sections.data import AnsweredData, Generated, NewTokens, Padding
+from adapeft.sections.data import AnsweredData, Generated, NewTokens, Padding, StreamableData
 from adapeft.sections.section import Harmless
 from adapeft.tasks.answers import AnswerMetrics
 from adapeft.tasks.causal_lm import LanguageModelTask
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
     from adapeft.data.cache import Cache, Progress
     from adapeft.data.description import DataDescription
+    from adapeft.data.streams import Rows
     from adapeft.tasks.generation import Prompts
     from adapeft.tasks.losses.objective import Objective
     from adapeft.tasks.tokens.tokenize import TokenizedData
 
 
-class Seq2SeqData(AnsweredData):
+class Seq2SeqData(AnsweredData, StreamableData):
     """Pairs of texts to train and evaluate on."""
 
     task: ClassVar[str] = "seq2seq"
@@ -63,7 +64,7 @@ class Seq2Seq(LanguageModelTask[Seq2SeqData]):
 
     def tokenize(
         self,
-        rows: datasets.Dataset,
+        rows: Rows,
         data: Seq2SeqData,
         tokenizer: PreTrainedTokenizerBase,
         description: DataDescription | None = None,
@@ -106,7 +107,7 @@ class Seq2Seq(LanguageModelTask[Seq2SeqData]):
         return _prompts(rows, data, with_padding(tokenizer)) if data.generate else None
 
     def summary(self, description: DataDescription, data: Seq2SeqData) -> str:
-        return f"{description.num_train:,} training pairs, {description.num_evaluation:,} evaluation pairs"
+        return f"{description.training} training pairs, {description.num_evaluation:,} evaluation pairs"
 
 
 class TargetMetrics(AnswerMetrics):
@@ -116,7 +117,7 @@ class TargetMetrics(AnswerMetrics):
 
 
 def _encoded(
-    rows: datasets.Dataset, data: Seq2SeqData, tokenizer: PreTrainedTokenizerBase, progress: Progress
+    rows: Rows, data: Seq2SeqData, tokenizer: PreTrainedTokenizerBase, progress: Progress
 ) -> Iterator[dict[str, list[Any]]]:
     """Yield batches of tokenized pairs.
 
@@ -130,13 +131,13 @@ def _encoded(
             yield {name: [pair[name] for _, pair in kept] for name in kept[0][1]}
     if not is_any_kept:
         raise AdapeftError(
-            f"all {len(rows)} pairs are dropped: each is longer than data.max_length = {data.max_length} or "
+            f"all pairs are dropped: each is longer than data.max_length = {data.max_length} or "
             f"data.max_target_length = {data.max_target_length}, or has a text without tokens. Raise these."
         )
 
 
 def _kept(
-    rows: datasets.Dataset, data: Seq2SeqData, tokenizer: PreTrainedTokenizerBase, progress: Progress
+    rows: Rows, data: Seq2SeqData, tokenizer: PreTrainedTokenizerBase, progress: Progress
 ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
     """Yield batches of the numbers of rows and of their tokens, without those of rows that are dropped.
 

@@ -109,7 +109,7 @@ class SequenceClassification(TextClassification[ClassificationData]):
 
     def summary(self, description: DataDescription, data: ClassificationData) -> str:
         kind = ", regression targets" if self._is_regression(description) else f", {description.num_labels} classes"
-        return f"{description.num_train:,} training examples, {description.num_evaluation:,} evaluation examples{kind}"
+        return f"{description.training} training examples, {description.num_evaluation:,} evaluation examples{kind}"
 
     def label_tensor(self, rows: datasets.Dataset, data: ClassificationData, description: DataDescription) -> Tensor:
         """Return targets float32 [N] or classes int64 [N]."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription, Labels
     from adapeft.data.labels import Head
+    from adapeft.data.streams import Rows
     from adapeft.tasks.generation import Prompts
     from adapeft.tasks.losses.objective import Objective
     from adapeft.tasks.metrics.metrics import Metrics
@@ -62,7 +63,7 @@ class Task(ABC, Generic[D]):
         """Name of the task in ``model.task``."""
         return self.data.task
 
-    def columns(self, rows: datasets.Dataset, split: str, data: D) -> list[str]:
+    def columns(self, rows: Rows, split: str, data: D) -> list[str]:
         """Return the columns that the task reads of the rows of ``split``, a field of the config.
 
         Raises:
@@ -73,7 +74,7 @@ class Task(ABC, Generic[D]):
         return named_columns(data)
 
     @abstractmethod
-    def labels(self, splits: Mapping[str, datasets.Dataset], data: D, head: Head | None) -> Labels:
+    def labels(self, splits: Mapping[str, Rows], data: D, head: Head | None) -> Labels:
         """Return a description of the labels of ``data.train`` and ``data.evaluation``, whose columns exist.
 
         Args:
@@ -88,18 +89,18 @@ class Task(ABC, Generic[D]):
     @abstractmethod
     def tokenize(
         self,
-        rows: datasets.Dataset,
+        rows: Rows,
         data: D,
         tokenizer: PreTrainedTokenizerBase,
         description: DataDescription | None = None,
         cache: Cache | None = None,
     ) -> TokenizedData:
-        """Tokenize rows from ``load_rows`` that ``describe`` has checked.
+        """Tokenize rows from ``open_rows`` that ``describe`` has checked.
 
         Any number of processes can do this concurrently, with the same result.
 
         Args:
-            rows: rows with the columns that ``data`` names.
+            rows: rows with the columns that ``data`` names; a stream only if ``data`` is a ``StreamableData``.
             data: the config's ``data`` section.
             tokenizer: tokenizer, which is not changed; the result has a copy that can pad.
             description: description of the training data, which numbers the classes; None for tasks without classes.

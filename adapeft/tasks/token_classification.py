@@ -105,7 +105,7 @@ class TokenClassification(Task[TokenClassificationData]):
 
     def summary(self, description: DataDescription, data: TokenClassificationData) -> str:
         return (
-            f"{description.num_train:,} training examples, {description.num_evaluation:,} evaluation examples, "
+            f"{description.training} training examples, {description.num_evaluation:,} evaluation examples, "
             f"{description.num_labels} tags"
         )
 

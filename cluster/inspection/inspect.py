@@ -17,6 +17,7 @@ from adapeft.data.batches import draw_calibration
 from adapeft.data.cache import Cache
 from adapeft.data.description import DataDescription
 from adapeft.data.sources import rows_of
+from adapeft.data.streams import open_rows
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.measure.groups import groups_of
 from adapeft.measure.measure import check_precision
@@ -29,6 +30,7 @@ from adapeft.sections.cluster import Cluster
 from adapeft.selection.choose import check_budget, check_limit
 from adapeft.subset.subset import Subset
 from adapeft.tasks.registry import TASKS
+from adapeft.tasks.tokens.stream import ExampleStream
 from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
 from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
@@ -37,7 +39,7 @@ from cluster.zero.settings import can_divide
 
 _LONG_TEXTS = 64
 _Splits = Mapping[str, TokenizedData]
-"""Tokenized examples by field of the config; empty for tasks whose examples are their rows."""
+"""Tokenized examples by field of the config, the first of a stream; empty for tasks whose examples are their rows."""
 
 
 def inspect(config: Config) -> Inspection:
@@ -53,7 +55,7 @@ def inspect(config: Config) -> Inspection:
     task.metrics(description).primary(config.data.metric)
     plan_training(config.train, description.num_train).learning_rates()
     tokenizer = load_tokenizer(config.model)
-    splits = _splits(config, tokenizer, description) if task.drops_rows else {}
+    splits = _splits(config, tokenizer, description) if task.drops_rows or config.data.is_streamed else {}
     _check_calibration(config, description, tokenizer, splits)
     model_config = load_model_config(config.model, description, tokenizer, config.select.always_train)
     _check_divides(config.cluster, stored_quantization(model_config))
@@ -66,13 +68,14 @@ def inspect(config: Config) -> Inspection:
         check_images(structure, weightless, sample)
     else:
         trial = Trial(structure, weightless, sample)
-        trial.check(config.data.max_length, lambda: _largest_token(splits or _splits(config, tokenizer, description)))
+        trial.check(config.data.max_length, lambda: _largest_token(config, tokenizer, description, splits))
         _check_answers(config, tokenizer, trial)
     select = config.select
     groups = groups_of(structure, select)
     if config.train.subset is not None:
         Subset.load(config.train.subset).check_fits(structure)
-    num_tokens = sample.fixed_length or max(sample.lengths)
+    longest = max(config.data.max_length, sample.target_length or 0) if config.data.is_streamed else max(sample.lengths)
+    num_tokens = sample.fixed_length or longest
     limit = limit_of(config, model_config, groups, num_tokens, task.objective(description))
     counts = {name: parameter.numel() for name, parameter in structure.named_parameters()}
     return Inspection(
@@ -91,8 +94,13 @@ def inspect(config: Config) -> Inspection:
 def _sample(
     config: Config, description: DataDescription, tokenizer: PreTrainedTokenizerBase, splits: _Splits
 ) -> TokenizedData:
-    """Return tokenized training examples that include the longest, judged by characters if not tokenized before."""
+    """Return tokenized training examples, the first of a stream.
+
+    Otherwise they include the longest, judged by characters if not tokenized before.
+    """
     data, task = config.data, TASKS[config.model.task]
+    if data.is_streamed:
+        return splits["data.train"]
     if task.packs_texts:  # all have the same length
         return _blocks(config, "data.train", tokenizer, at_least=1)
     if splits:
@@ -107,26 +115,34 @@ def _sample(
 
 
 def _splits(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> _Splits:
-    """Return both splits as a whole, from the cache that the workers of this machine use as well."""
+    """Return both splits, from the cache that the workers of this machine use as well; of a stream the first examples.
+
+    These are as many as the workers need, and more.
+    """
     task, splits = TASKS[config.model.task], {}
     for field in ("data.train", "data.evaluation"):
-        rows = rows_of(config.data, field)
+        rows = open_rows(config.data, field)
         try:
-            splits[field] = task.tokenize(rows, config.data, tokenizer, description, Cache())
+            split = task.tokenize(rows, config.data, tokenizer, description, Cache())
         except AdapeftError as error:
             raise AdapeftError(f"{field}: {error}") from error
+        is_stream = config.data.is_streamed and field == "data.train"
+        most = max(_LONG_TEXTS, config.cluster.workers)
+        splits[field] = ExampleStream(split, buffer=1, seed=config.seed).first(most) if is_stream else split
     return splits
 
 
 def _check_answers(config: Config, tokenizer: PreTrainedTokenizerBase, trial: Trial) -> None:
     """Check that prompts can be told from their answers, and that both fit into the model."""
-    prompts = TASKS[config.model.task].prompts(rows_of(config.data, "data.evaluation"), config.data, tokenizer)
+    prompts = TASKS[config.model.task].prompts(open_rows(config.data, "data.evaluation"), config.data, tokenizer)
     if prompts is not None:
         trial.check_answers(max(map(len, prompts.ids)), prompts.max_new_tokens)
 
 
 def _notes(config: Config, description: DataDescription, splits: _Splits) -> tuple[str, ...]:
     """Return what tokenization changed in each split."""
+    if TASKS[config.model.task].packs_texts:
+        return ()
     rows = {"data.train": description.num_train, "data.evaluation": description.num_evaluation}
 
     def truncated(split: TokenizedData) -> str:
@@ -135,15 +151,19 @@ def _notes(config: Config, description: DataDescription, splits: _Splits) -> tup
         return f", {split.num_truncated:,} truncated to {config.data.max_length:,} tokens"
 
     return tuple(
-        f"{field}: {rows[field] - len(split):,} of {rows[field]:,} examples dropped{truncated(split)}"
+        f"{field}: {count - len(split):,} of {count:,} examples dropped{truncated(split)}"
         for field, split in splits.items()
-        if len(split) < rows[field] or split.num_truncated
+        if (count := rows[field]) is not None and (len(split) < count or split.num_truncated)
     )
 
 
-def _largest_token(splits: _Splits) -> tuple[str, int]:
-    """Return the split that has the largest token id of all examples, and that id."""
-    largest = []
+def _largest_token(
+    config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription, splits: _Splits
+) -> tuple[str, int]:
+    """Return the split that has the largest token id of all examples, and that id; of a stream, of all tokens."""
+    if config.data.is_streamed:
+        return "data.train (a stream, which may hold any token)", max(tokenizer.get_vocab().values())
+    largest, splits = [], splits or _splits(config, tokenizer, description)
     for field, split in splits.items():
         for column in ("input_ids", LABELS) if split.is_pair else ("input_ids",):
             chunks = split.rows.data.column(column).iterchunks()
@@ -197,8 +217,12 @@ def _check_calibration(
     Blocks exist only after tokenizing: this tokenizes only as many texts as it takes to find enough of them.
     """
     workers = config.cluster.workers
-    num_examples = len(splits["data.train"]) if splits else description.num_train
-    if TASKS[config.model.task].packs_texts:
+    if splits:
+        num_examples = len(splits["data.train"])
+    elif not TASKS[config.model.task].packs_texts:
+        assert description.num_train is not None, "not a stream"
+        num_examples = description.num_train
+    else:
         num_examples = len(_blocks(config, "data.train", tokenizer, at_least=max(2, workers)))
         _blocks(config, "data.evaluation", tokenizer, at_least=1)
     draw_calibration(num_examples, config.select.calibration, config.select.batch_size, workers, config.seed)

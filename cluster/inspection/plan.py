@@ -22,10 +22,16 @@ _PLANNED = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Number of steps and learning-rate schedule of a training."""
+    """Number of steps and learning-rate schedule of a training.
+
+    Attributes:
+        num_steps: number of optimizer steps.
+        interval: steps between evaluations, and between checkpoints, for which the config gives no number.
+        train: the config's ``train`` section.
+    """
 
     num_steps: int
-    steps_per_epoch: int
+    interval: int
     train: Train
 
     def schedule(self, optimizer: Optimizer) -> LambdaLR:
@@ -84,8 +90,15 @@ class TrainingPlan:
         )
 
 
-def plan_training(train: Train, num_examples: int) -> TrainingPlan:
-    """Return the plan for ``num_examples`` training examples."""
+_STREAMED_INTERVAL = 500
+"""``interval`` where epochs are unknown; the ``save_steps`` of transformers' Trainer."""
+
+
+def plan_training(train: Train, num_examples: int | None) -> TrainingPlan:
+    """Return the plan for ``num_examples`` training examples; None: a stream, for which ``train`` has ``max_steps``."""
+    if num_examples is None:
+        assert train.max_steps is not None, "the config was checked"
+        return TrainingPlan(train.max_steps, _STREAMED_INTERVAL, train)
     steps_per_epoch = math.ceil(num_examples / train.batch_size)
     num_steps = train.max_steps or max(1, math.ceil(train.epochs * steps_per_epoch))
     return TrainingPlan(num_steps, steps_per_epoch, train)

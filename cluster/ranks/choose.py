@@ -25,7 +25,7 @@ def choose_and_save(
     config: Config,
     contents: Mapping[str, str],
     statistics: Statistics,
-    num_examples: int,
+    num_examples: int | None,
     ranks: Ranks,
     limit: MemoryLimit | None,
 ) -> Subset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
@@ -27,7 +28,7 @@ from adapeft.finite import DIVERGED, blame
 from adapeft.model.load import label_options
 from adapeft.model.quantized import describe_quantization
 from adapeft.subset.subset import Subset
-from adapeft.tasks.losses.micro_batches import Collate, example_losses, micro_losses
+from adapeft.tasks.losses.micro_batches import example_losses, micro_losses
 from adapeft.tune.attach import attach
 from adapeft.tune.attachment import attachment_of
 from cluster.events import Report
@@ -35,7 +36,7 @@ from cluster.inspection.plan import TrainingPlan, plan_training
 from cluster.output.folder import RunFolder
 from cluster.output.generations import save_generations
 from cluster.ranks.evaluate import Evaluation, score
-from cluster.ranks.inputs import Inputs, check_loss, load_inputs
+from cluster.ranks.inputs import Inputs, StepBatch, check_loss, load_inputs
 from cluster.ranks.peak import peak_memory
 from cluster.ranks.reach import ReachCheck
 from cluster.zero.buffers import share_buffers
@@ -52,7 +53,7 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
     report({"step": "loading model and data"})
     inputs = load_inputs(config, report=report)
     contents = inputs.claimed_contents()
-    plan = plan_training(config.train, len(inputs.train))
+    plan = plan_training(config.train, inputs.num_examples)
     with warnings.catch_warnings():
         # No rounding with DeepSpeed: it steps float32 copies.
         warnings.simplefilter("ignore", RoundingWarning)
@@ -83,6 +84,7 @@ class _Progress:
     last: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    stream: dict[str, int] = field(default_factory=dict)
 
 
 class _Training:
@@ -103,8 +105,8 @@ class _Training:
         self.engine, self.model, self.ranks, self.report = engine, model, ranks, report
         self.folder = RunFolder.of(config)
         self.metric, self.higher_is_better = inputs.metrics.primary(config.data.metric)
-        self.eval_steps = config.train.eval_steps or plan.steps_per_epoch
-        self.save_steps = config.train.save_steps or plan.steps_per_epoch
+        self.eval_steps = config.train.eval_steps or plan.interval
+        self.save_steps = config.train.save_steps or plan.interval
         self.checkpoints = Checkpoints(self.folder.checkpoints, engine, ranks)
         self.progress = self._resumed() or _Progress()
         self.steps = FiniteSteps(engine, ranks)
@@ -124,34 +126,30 @@ class _Training:
         self.engine.train()  # transformers loads models in evaluation mode
         started = time.perf_counter()
         losses: list[float] = []
-        for epoch in range(math.ceil(self.plan.num_steps / self.plan.steps_per_epoch)):
-            collate = partial(self.inputs.train.collate, epoch=epoch)
+        left = 0 if self._is_stopped else self.plan.num_steps - progress.step
+        for batch in itertools.islice(self.inputs.steps(progress.step, self.report), left):
+            taken = self._step(batch)
+            step = progress.step = progress.step + 1
+            if batch.counts is not None:
+                progress.stream = vars(batch.counts)
+            if taken.is_taken:
+                losses.append(taken.loss)
+            else:
+                self._skip(batch, taken)
+            is_last = step == self.plan.num_steps
+            is_evaluated = step % self.eval_steps == 0 or is_last
+            self.reach_check.after_step(is_last_chance=is_evaluated)
+            if losses and (step % self.config.train.logging_steps == 0 or is_last):
+                self._log_loss(losses)
+                losses = []
+            share_buffers(self.model, self.ranks)
+            if is_evaluated:
+                self._evaluate()
+            if step % self.save_steps == 0 or is_last or self._is_stopped:
+                self.checkpoints.save(progress.step, vars(progress))
             if self._is_stopped:
+                self.report({"step": "stopped early", "at": step, "best_step": progress.best_step})
                 break
-            for index, batch in enumerate(self.inputs.training_batches(epoch)):
-                step = epoch * self.plan.steps_per_epoch + index + 1
-                if step <= progress.step or step > self.plan.num_steps:
-                    continue
-                taken = self._step(batch, collate)
-                progress.step = step
-                if taken.is_taken:
-                    losses.append(taken.loss)
-                else:
-                    self._skip(batch, taken, collate)
-                is_last = step == self.plan.num_steps
-                is_evaluated = step % self.eval_steps == 0 or is_last
-                self.reach_check.after_step(is_last_chance=is_evaluated)
-                if losses and (step % self.config.train.logging_steps == 0 or is_last):
-                    self._log_loss(losses)
-                    losses = []
-                share_buffers(self.model, self.ranks)
-                if is_evaluated:
-                    self._evaluate()
-                if step % self.save_steps == 0 or is_last or self._is_stopped:
-                    self.checkpoints.save(progress.step, vars(progress))
-                if self._is_stopped:
-                    self.report({"step": "stopped early", "at": step, "best_step": progress.best_step})
-                    break
         return {
             "before": progress.before,
             "after": progress.best,
@@ -162,6 +160,7 @@ class _Training:
             "metric": self.metric,
             "num_steps": self.plan.num_steps,
             **({"stopped_step": progress.step} if self._is_stopped else {}),
+            **({"stream": progress.stream} if progress.stream else {}),
             "loop_seconds": time.perf_counter() - started,
             "peak_memory_bytes": max(self.ranks.all_gather_object(peak_memory(self.ranks.device))),
         }
@@ -174,24 +173,26 @@ class _Training:
             return False
         return sum(entry["step"] > progress.best_step for entry in progress.history) >= patience
 
-    def _step(self, batch: Any, collate: Collate) -> Step:
+    def _step(self, batch: StepBatch) -> Step:
         """Take one optimizer step on the mean loss of the batch."""
         num_micro = self.engine.gradient_accumulation_steps()
         # Dropout is seeded by step and rank: a resumed run draws the same as an uninterrupted one.
         torch.manual_seed(_mixed(self.config.seed, self.progress.step, self.ranks.rank))
-        losses, _ = micro_losses(batch, collate, self.inputs.objective, self.ranks, num_micro, self.ranks.device)
+        losses, _ = micro_losses(
+            batch.indices, batch.collate, self.inputs.objective, self.ranks, num_micro, self.ranks.device
+        )
         step = self.steps.take(losses)
         self.follower.after_step()  # its schedule counts skipped steps too
         return step
 
-    def _skip(self, batch: Any, step: Step, collate: Collate) -> None:
+    def _skip(self, batch: StepBatch, step: Step) -> None:
         """Record a skipped step.
 
         Raises:
             AdapeftError: more than ``train.max_skipped_steps`` steps were skipped. Saved checkpoints are kept.
         """
         progress, most = self.progress, self.config.train.max_skipped_steps
-        losses = self._example_losses(batch, collate)
+        losses = self._example_losses(batch)
         said = f"{step.problem}. {blame(losses, 'data.train')}"
         if len(progress.skipped) >= most:
             before = f", after {most} skipped step{'s' * (most > 1)}" if most else ""
@@ -206,11 +207,11 @@ class _Training:
         self.report({"step": "skipped a step", "at": progress.step, "problem": said})
 
     @torch.no_grad()
-    def _example_losses(self, batch: Any, collate: Collate) -> dict[int, float]:
+    def _example_losses(self, batch: StepBatch) -> dict[int, float]:
         """Return the loss of each example by id. Collective."""
         self.engine.eval()
         objective, device = self.inputs.objective, self.ranks.device
-        found = example_losses(batch, collate, objective, device, lambda loss: float(loss(self.engine)))
+        found = example_losses(batch.indices, batch.collate, objective, device, lambda loss: float(loss(self.engine)))
         self.engine.train()
         return found
 

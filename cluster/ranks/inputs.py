@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,23 +19,46 @@ from adapeft.data.batches import epoch_batches
 from adapeft.data.cache import Cache
 from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
-from adapeft.data.sources import rows_of
+from adapeft.data.streams import open_rows
 from adapeft.model.load import describe_for, load_model, load_model_config, load_tokenizer
 from adapeft.model.unloaded.divided import Division, load_divided
+from adapeft.sections.data import StreamableData
 from adapeft.tasks.generation import Prompts
+from adapeft.tasks.losses.micro_batches import Collate
 from adapeft.tasks.losses.objective import Objective
 from adapeft.tasks.losses.own_loss import check_own_loss, check_packing, check_padding
 from adapeft.tasks.metrics.metrics import Metrics
 from adapeft.tasks.registry import TASKS
 from adapeft.tasks.tokens.packing import packed_batch
+from adapeft.tasks.tokens.stream import Counts, ExampleStream
 from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
 from cluster.events import Report, ignore
 from cluster.output.folder import RunFolder
 
 
 @dataclass(frozen=True)
+class StepBatch:
+    """The global batch of a training step: indices of its examples, what collates them, and counts of a stream."""
+
+    indices: np.ndarray
+    collate: Collate
+    counts: Counts | None = None
+
+
+@dataclass(frozen=True)
 class Inputs:
-    """Inputs of a run; ``prompts`` are those whose answers an evaluation generates, None if it generates none."""
+    """Inputs of a run.
+
+    Attributes:
+        config: config of the run.
+        description: description of the data.
+        train: training examples; with ``data.streaming`` the first of them, which are measured on.
+        evaluation: evaluation examples.
+        objective: loss of the task.
+        metrics: metrics of the task.
+        prompts: prompts whose answers an evaluation generates; None if it generates none.
+        stream: all training examples of a streamed data set; None without ``data.streaming``.
+    """
 
     config: Config
     description: DataDescription
@@ -41,6 +67,12 @@ class Inputs:
     objective: Objective
     metrics: Metrics
     prompts: Prompts | None
+    stream: ExampleStream | None = None
+
+    @property
+    def num_examples(self) -> int | None:
+        """Number of training examples; None for a stream."""
+        return len(self.train) if self.stream is None else None
 
     def model(self, division: Division | None = None) -> PreTrainedModel:
         """Load a new copy of the base model, and set the matmul precision of this process.
@@ -67,8 +99,34 @@ class Inputs:
             folder.check_contents(self.description.content, flatten(self.config))
         return claimed
 
+    def steps(self, done: int, report: Report) -> Iterator[StepBatch]:
+        """Yield the global batches of all epochs after the first ``done``, without end.
+
+        Args:
+            done: number of batches that are left out.
+            report: callback for a note when a stream begins anew.
+        """
+        if self.stream is None:
+            every = (
+                StepBatch(batch, partial(self.train.collate, epoch=epoch))
+                for epoch in itertools.count()
+                for batch in self.training_batches(epoch)
+            )
+            yield from itertools.islice(every, done, None)
+            return
+        if done:
+            report({"step": f"reading data.train again up to step {done:,}"})
+        before = None
+        for batch in self.stream.batches(self.config.train.batch_size, done):
+            if before is not None and before.passes < batch.counts.passes:
+                said = f"data.train is exhausted after {before.rows:,} rows"
+                report({"step": f"{said}; pass {batch.counts.passes} over it begins", "is_note": True})
+            before = batch.counts
+            collate = partial(batch.examples.collate, epoch=batch.epoch)
+            yield StepBatch(np.arange(len(batch.examples)), collate, batch.counts)
+
     def training_batches(self, epoch: int) -> tuple[np.ndarray, ...]:
-        """Return the global batches of a training epoch, counted from 0."""
+        """Return the global batches of an epoch of ``train``, counted from 0."""
         settings = self.config.train
         lengths = self.train.lengths if settings.train_sampling_strategy == "group_by_length" else None
         return epoch_batches(len(self.train), settings.batch_size, self.config.seed, epoch, lengths)
@@ -115,9 +173,11 @@ def _check_packing(model: nn.Module, inputs: Inputs, examples: np.ndarray, devic
     check_packing(inputs.objective, alone, packed.to(device), model)
 
 
-def count_examples(config: Config, description: DataDescription) -> int:
-    """Return the number of training examples: rows, or what the task makes of them."""
+def count_examples(config: Config, description: DataDescription) -> int | None:
+    """Return the number of training examples: rows, or what the task makes of them; None for a stream."""
     task = TASKS[config.model.task]
+    if config.data.is_streamed:
+        return None
     return len(load_inputs(config).train) if task.packs_texts or task.drops_rows else description.num_train
 
 
@@ -132,13 +192,18 @@ def load_inputs(config: Config, head: Head | None = None, report: Report = ignor
     description = describe_for(config.model, config.data, head)
     tokenizer = load_tokenizer(config.model)
     task = TASKS[config.model.task]
-    splits = [
-        task.tokenize(rows_of(config.data, field), config.data, tokenizer, description, _cache(field, report))
+    train, evaluation = (
+        task.tokenize(open_rows(config.data, field), config.data, tokenizer, description, _cache(field, report))
         for field in ("data.train", "data.evaluation")
-    ]
-    prompts = task.prompts(rows_of(config.data, "data.evaluation"), config.data, tokenizer)
+    )
+    prompts = task.prompts(open_rows(config.data, "data.evaluation"), config.data, tokenizer)
     objective, metrics = task.objective(description), task.metrics(description)
-    return Inputs(config, description, splits[0], splits[1], objective, metrics, prompts)
+    stream = None
+    if isinstance(config.data, StreamableData) and config.data.streaming:
+        stream = ExampleStream(train, config.data.shuffle_buffer, config.seed)
+        report({"step": "filling data.shuffle_buffer"})
+        train = stream.first(config.select.calibration)
+    return Inputs(config, description, train, evaluation, objective, metrics, prompts, stream)
 
 
 def _cache(field: str, report: Report) -> Cache:

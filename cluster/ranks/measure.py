@@ -59,7 +59,7 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
         save_elements(folder.path, statistics.elements, ranks)
     peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
     report({"step": "choosing"})
-    choose_and_save(config, contents, statistics, len(inputs.train), ranks, limit)
+    choose_and_save(config, contents, statistics, inputs.num_examples, ranks, limit)
     saved.remove()
     return {"measuring_peak_memory_bytes": peak}
 

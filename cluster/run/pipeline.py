@@ -117,6 +117,11 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
             f"model.name = {session.config.model.name!r} is quantized: validate compares estimators that need the "
             "gradients of single elements, which quantized matrices do not have. Give the base without quantization."
         )
+    if session.config.data.is_streamed:
+        raise AdapeftError(
+            "data.streaming = true: validate trains on batches of the whole data, again and again. Set "
+            "data.streaming: false, and name a part of the data in data.train."
+        )
     path = session.folder.validation
     if path.is_file():
         session.terminal.note(f"validation: already done, {short(path)}")

@@ -34,7 +34,7 @@ def choose_unloaded(session: Session) -> Subset | None:
                 session.config,
                 session.contents,
                 statistics,
-                len(inputs.train),
+                inputs.num_examples,
                 OneRank(),
                 session.inspection.limit,
             )

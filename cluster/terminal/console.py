@@ -300,9 +300,11 @@ def _beyond_training(config: Config, inspection: Inspection) -> dict[str, str]:
     return {"positions": f"{said}; positions are relative, so it runs, but results may be worse beyond them"}
 
 
-def _counted(source: str, num_rows: int, num_lines: int | None) -> str:
+def _counted(source: str, num_rows: int | None, num_lines: int | None) -> str:
     """Return the number of rows and of the lines they came from: a CSV with line breaks in its texts has more lines."""
     name = source.rpartition("/")[2]
+    if num_rows is None:
+        return f"{name} as a stream"
     of = "" if num_lines is None else f" of {num_lines:,} {'in all' if name.endswith('.parquet') else 'lines'}"
     return f"{num_rows:,} rows{of} in {name}"
 

@@ -16,8 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from adapeft.sections.data import AnsweredData, Generated, NewTokens, Padding
+from adapeft.sections.data import AnsweredData, Generated, NewTokens, Padding, StreamableData
 from adapeft.sections.section import Harmless
+from adapeft.tasks.instruct.formats import FORMATS
 
 Renamed = Annotated[
     tuple[tuple[str, str], ...],
@@ -28,7 +29,7 @@ Renamed = Annotated[
 """A mapping that can be hashed, as sections are."""
 
 
-class InstructData(AnsweredData):
+class InstructData(AnsweredData, StreamableData):
     """Conversations to train and evaluate on."""
 
     task: ClassVar[str] = "instruct"
@@ -68,6 +69,12 @@ class InstructData(AnsweredData):
     def packed_length(self) -> int | None:
         """See ``Data.packed_length``."""
         return self.max_length if self.packing else None
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """See ``StreamableData.optional_columns``; those of ``columns`` have to exist."""
+        names = {name: None for one in FORMATS.values() for name in one.optional}
+        return tuple(name for name in names if name not in dict(self.columns))
 
     @model_validator(mode="after")
     def _pads_or_packs(self) -> Self:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from adapeft.data.cache import Cache
     from adapeft.data.description import DataDescription
+    from adapeft.data.streams import Rows
     from adapeft.tasks.generation import Prompts
     from adapeft.tasks.tokens.tokenize import TokenizedData
 
@@ -31,14 +32,14 @@ class Instruct(NextTokenTask[InstructData]):
     data = InstructData
     drops_rows = True
 
-    def columns(self, rows: datasets.Dataset, split: str, data: InstructData) -> list[str]:
+    def columns(self, rows: Rows, split: str, data: InstructData) -> list[str]:
         from adapeft.tasks.instruct.formats import format_of
 
         return list(format_of(rows.column_names, split, data.format, dict(data.columns)).values())
 
     def tokenize(
         self,
-        rows: datasets.Dataset,
+        rows: Rows,
         data: InstructData,
         tokenizer: PreTrainedTokenizerBase,
         description: DataDescription | None = None,
@@ -70,6 +71,6 @@ class Instruct(NextTokenTask[InstructData]):
     def summary(self, description: DataDescription, data: InstructData) -> str:
         trained = {"completion": "last answers", "assistant": "answers", "all": "all tokens"}[data.train_on]
         return (
-            f"{description.num_train:,} training conversations, {description.num_evaluation:,} evaluation "
+            f"{description.training} training conversations, {description.num_evaluation:,} evaluation "
             f"conversations; {trained} are trained"
         )

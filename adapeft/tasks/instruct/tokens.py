@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 
 from adapeft.data.cache import Cache, Progress
+from adapeft.data.streams import Rows
 from adapeft.errors import AdapeftError
 from adapeft.tasks.instruct.formats import Conversation, InvalidRowError, Texts, conversation_of
 from adapeft.tasks.instruct.section import InstructData
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def conversations_of(
-    rows: datasets.Dataset,
+    rows: Rows,
     columns: Mapping[str, str],
     data: InstructData,
     tokenizer: PreTrainedTokenizerBase,
@@ -60,7 +61,7 @@ def conversations_of(
             if kept:
                 yield {name: [example[name] for example in kept] for name in kept[0]}
         if not num_kept:
-            raise AdapeftError(f"all {len(rows)} conversations are dropped; the first is {dropped}.")
+            raise AdapeftError(f"all {start} conversations are dropped; the first is {dropped}.")
 
     rules = data.model_dump(include={"max_length", "too_long", "invalid", "train_on", "chat_template"})
     key = {"kind": "conversations", "format": dict(columns), **rules}

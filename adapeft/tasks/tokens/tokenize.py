@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -18,6 +20,7 @@ from torch import Tensor
 from adapeft.data.cache import Cache, Progress
 from adapeft.data.content import rows_hash
 from adapeft.data.description import Batch, DataDescription
+from adapeft.data.streams import Rows, RowStream
 from adapeft.errors import AdapeftError
 from adapeft.tasks.losses.objective import IGNORED
 from adapeft.tasks.tokens.packing import packed_batch, rows_of
@@ -47,6 +50,7 @@ class TokenizedData:
         num_choices: number of texts of every example, whose columns hold a list for each; None: one text.
         draw: what draws a part of the examples anew in every epoch, such as masks; None: they are the same in each.
         packed_length: maximum number of tokens of a row that examples share; None: one example per row.
+        numbers: numbers of the examples in the data set, if they are not their places in ``rows``: int64 [N].
     """
 
     rows: datasets.Dataset
@@ -57,6 +61,7 @@ class TokenizedData:
     num_choices: int | None = None
     draw: Draw | None = None
     packed_length: int | None = None
+    numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,12 +91,13 @@ class TokenizedData:
         """Return the examples at ``indices`` (at least one), padded on the tokenizer's padding side, or packed.
 
         Args:
-            indices: indices of the examples.
+            indices: places of the examples in ``rows``.
             epoch: number of the training epoch, on which only what is drawn depends.
         """
-        ids = torch.tensor([int(index) for index in indices])
-        assert len(ids), "a batch has at least one example"
-        columns = self.rows[ids.tolist()]
+        places = [int(index) for index in indices]
+        assert places, "a batch has at least one example"
+        ids = torch.tensor(places) if self.numbers is None else torch.from_numpy(self.numbers[places])
+        columns = self.rows[places]
         columns.pop(TRUNCATED, None)
         if self.draw is not None:
             columns = self.draw(columns, ids.tolist(), epoch)
@@ -111,7 +117,7 @@ class TokenizedData:
         if self.num_choices is not None:
             inputs = {name: value.view(len(ids), self.num_choices, -1) for name, value in inputs.items()}
         if self.labels is not None:
-            return Batch(inputs, self.labels[ids], ids)
+            return Batch(inputs, self.labels[places], ids)
         if token_labels is not None:
             length = max(map(len, token_labels)) if self.is_pair else inputs["attention_mask"].shape[1]
             return Batch(inputs, self._padded(token_labels, length), ids)
@@ -129,6 +135,8 @@ class TokenizedData:
 
 LABELS, TRUNCATED = "labels", "is_truncated"
 """Columns of tokenized examples that are no inputs of the model."""
+NUMBER, READ, MADE = "number", "num_read", "num_made"
+"""Columns of the examples of a stream: their number, and the rows read and examples made when they were made."""
 
 
 def check_fast(tokenizer: PreTrainedTokenizerBase, needed: str) -> None:
@@ -190,7 +198,7 @@ def examples_of(
 
 
 def blocks_of(
-    rows: datasets.Dataset,
+    rows: Rows,
     column: str,
     max_length: int,
     tokenizer: PreTrainedTokenizerBase,
@@ -295,17 +303,24 @@ def labels_of(
 
 _ROWS, _LABELS = "rows.arrow", "labels.safetensors"
 _BATCH = 1000
+_HOPELESS = 100_000
+"""Number of rows of a stream of which at least one has to be an example."""
 
 
 def made(
     batches: Callable[[Progress], Iterable[dict[str, Any]]],
     key: Mapping[str, Any],
-    rows: datasets.Dataset,
+    rows: Rows,
     columns: Sequence[str],
     tokenizer: PreTrainedTokenizerBase | None,
     cache: Cache | None,
 ) -> datasets.Dataset:
-    """Return the examples in ``batches``, of which the cache holds those of the same rows, tokenizer and ``key``."""
+    """Return the examples in ``batches``, of which the cache holds those of the same rows, tokenizer and ``key``.
+
+    Those of a stream are a ``datasets.IterableDataset``, which makes them whenever it is read.
+    """
+    if isinstance(rows, RowStream):
+        return datasets.IterableDataset.from_generator(partial(_one_by_one, batches))
     if cache is None:
         sink = pa.BufferOutputStream()
         _write(batches(lambda done, total: None), ArrowWriter(stream=sink))
@@ -319,6 +334,44 @@ def made(
     return datasets.Dataset.from_file(str(folder / _ROWS))
 
 
+def _one_by_one(batches: Callable[[Progress], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Yield the examples in ``batches``, with the columns of a stream.
+
+    Raises:
+        AdapeftError: as ``batches``, or none of many rows is an example.
+    """
+    made, read, waiting = 0, 0, dict[str, Any]()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal read
+        read = done
+        if not made and not waiting and read >= _HOPELESS:
+            raise AdapeftError(
+                f"data.train: its first {read:,} rows are all dropped, by the rules of data.invalid, data.too_long and "
+                "data.max_length. Change these, or correct the data."
+            )
+
+    # A batch waits for the next one, so that the counts of the last are those of all rows.
+    for batch in itertools.chain(_named(batches(progress)), [dict[str, Any]()]):
+        first, made = made, made + (len(next(iter(waiting.values()))) if waiting else 0)
+        for number, values in enumerate(zip(*waiting.values(), strict=True), first):
+            example = dict(zip(waiting, values, strict=True))
+            # Numbers of 4 bytes, not views of the whole batch: lists of Python take several times as much.
+            tokens = {name: np.array(value, np.int32) for name, value in example.items() if name != TRUNCATED}
+            yield {**example, **tokens, NUMBER: number, READ: read, MADE: made}
+        waiting = batch
+
+
+def _named(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the batches; errors name the split."""
+    try:
+        yield from batches
+    except AdapeftError as error:
+        if "data.train" in str(error):
+            raise
+        raise AdapeftError(f"data.train: {error}") from error
+
+
 def _write(batches: Iterable[dict[str, Any]], writer: ArrowWriter) -> None:
     with writer:
         for batch in batches:
@@ -326,10 +379,10 @@ def _write(batches: Iterable[dict[str, Any]], writer: ArrowWriter) -> None:
         writer.finalize()
 
 
-def batches_of(rows: datasets.Dataset, columns: Sequence[str], progress: Progress) -> Iterator[dict[str, list[str]]]:
-    """Yield the texts of the columns, and report the rows that are done."""
-    done = 0
+def batches_of(rows: Rows, columns: Sequence[str], progress: Progress) -> Iterator[dict[str, list[str]]]:
+    """Yield the texts of the columns, and report the rows that are done, of how many unless the rows are a stream."""
+    done, total = 0, 0 if isinstance(rows, RowStream) else len(rows)
     for batch in rows.select_columns(list(columns)).iter(_BATCH):
         yield batch
         done += len(batch[columns[0]])
-        progress(done, len(rows))
+        progress(done, total)

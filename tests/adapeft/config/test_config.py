@@ -189,8 +189,33 @@ def test_attention_that_could_not_train(load, attention, overrides, message):
     if message is None:
         assert load(*arguments).model.attn_implementation == attention
     else:
-        with pytest.raises(AdapeftError, match=f"model.attn_implementation = {attention}: {message}"):
+        with pytest.raises(AdapeftError, match=f"\n  model.attn_implementation = {attention}: {message}"):
             load(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["streaming=true"], r"\n  train.max_steps = null: with data.streaming .*; set train.max_steps, the number of"),
+        (
+            ["streaming=true", "max_steps=9", "train_sampling_strategy=group_by_length"],
+            r"train.train_sampling_strategy = group_by_length: with data.streaming .* unknown; set random",
+        ),
+        (
+            ["shuffle_buffer=9"],
+            r"data.shuffle_buffer = 9: is read only with streaming: true; leave it out, or set that",
+        ),
+        (["evaluation_examples=9"], r"data.evaluation_examples = 9: is read only with streaming: true"),
+        (["streaming=true", "shuffle_buffer=0"], r"data.shuffle_buffer = 0: should be greater than 0 \(with streaming"),
+        (
+            ["streaming=true", "task=sequence-classification"],
+            r"data.streaming = true: is an option of the tasks .*causal-lm.*model.task is sequence-classif",
+        ),
+    ],
+)
+def test_streaming_without_what_it_needs(load, overrides, message):
+    with pytest.raises(AdapeftError, match=message):
+        load(MINIMAL, "task=causal-lm", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +310,8 @@ OLDER = {
 def test_whole_data_sections_of_older_versions_load(load, unread):
     text = yaml.safe_dump({"model": {"name": "gpt2", "task": "causal-lm"}, "data": OLDER | unread, "output": "runs/a"})
     data = load(text).data
-    assert data.model_dump().keys() == {"train", "evaluation", "text", "max_length", "metric"}
+    streaming = {"streaming", "shuffle_buffer", "evaluation_examples"}
+    assert data.model_dump().keys() == {"train", "evaluation", "text", "max_length", "metric", *streaming}
     assert (data.max_length, data.metric) == (64, "perplexity")
 
 
@@ -461,6 +487,19 @@ def test_statistics_of_a_quantized_base_are_others(load):
     assert measured_differently(nf4, plain) == ["model.quantization: nf4 here, none there"]
     assert measured_differently(plain, nf4) == ["model.quantization: none here, nf4 there"]
     assert measured_differently(nf4, nf4) == measured_differently(none, plain) == []
+
+
+def test_statistics_of_a_stream_are_others(load):
+    text = MINIMAL.replace("sequence-classification", "causal-lm").replace("glue:cola", "wikitext")
+    plain, streamed, other = (
+        measurement_key(load(text, "max_steps=5", *given))
+        for given in ([], ["streaming=true"], ["streaming=true", "shuffle_buffer=9"])
+    )
+    assert not plain.keys() & {"data.streaming", "data.shuffle_buffer"}, "as older versions measured"
+    assert measured_differently(streamed, plain) == ["data.streaming: true here, false there"]
+    assert measured_differently(other, streamed) == ["data.shuffle_buffer: 9 here, 10000 there"]
+    assert measured_differently(plain, plain) == measured_differently(streamed, streamed) == []
+    assert measurement_key(load(text, "max_steps=9", "streaming=true", "evaluation_examples=7")) == streamed
 
 
 def test_statistics_of_elements_serve_either_way_of_valuing_them(load):

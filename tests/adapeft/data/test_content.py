@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from adapeft.data.content import file_hash, model_hash, rows_hash
+from adapeft.data.content import file_hash, model_hash, rows_hash, sampled_hash
 from adapeft.data.sources import load_rows
 from adapeft.tasks.describe import describe
 from adapeft.tasks.registry import TASKS
@@ -209,3 +209,30 @@ def test_a_file_is_hashed_by_all_its_bytes(tmp_path):
         (tmp_path / "a").write_bytes(content)
         found.add(file_hash(tmp_path / "a"))
     assert len(found) == 4
+
+
+def test_samples_of_a_file_are_all_of_a_small_one(tmp_path):
+    content = bytes(range(256)) * 10_000  # three blocks
+    path = tmp_path / "a"
+
+    def hashed(content: bytes) -> str:
+        path.write_bytes(content)
+        return sampled_hash(path)
+
+    whole = hashed(content)
+    assert hashed(content) == whole
+    places = (0, 1_500_000, len(content) - 1)
+    others = [hashed(content[:place] + b"X" + content[place + 1 :]) for place in places]
+    others += [hashed(content[:-1]), hashed(content + b"X"), hashed(b"")]
+    assert len({whole, *others}) == 7
+
+
+def test_samples_of_a_large_file_include_its_end(tmp_path):
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.truncate(100 * 2**20)  # takes no space on the disk
+    whole = sampled_hash(path)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"X")
+    assert sampled_hash(path) != whole
