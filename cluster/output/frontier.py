@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adapeft.choose.knapsack import most_valuable
 from adapeft.choose.options import choice_problem
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import TABLE, load_groups, load_options
 from adapeft.methods.registry import get_method
+from adapeft.servers import MAX_RANK
 from adapeft.subset.subset import Subset
 from cluster.output.folder import RunFolder
 from solver import Frontier, choice_frontier, frontier
@@ -50,6 +52,8 @@ def frontier_of(folder: RunFolder, subset: Subset) -> RunFrontier | None:
     values = method.group_values(statistics, reach)
     if values is None:
         return None
+    if key.get("select.servable"):
+        values = np.where(most_valuable(groups, values, MAX_RANK), values, 0.0)
     available = int(groups.counts.sum())
     # Rounded down like a budget of the config, so that the run's own budget does not appear twice.
     counts = {budget, *(math.floor(share * groups.num_total) for share in _SHARES)}

@@ -20,6 +20,7 @@ from adapeft.parts.rows import Rows
 from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from adapeft.tasks.generation import Generation
+from cluster.output import frontier
 from cluster.output.folder import RunFolder
 from cluster.output.frontier import knee_of
 from cluster.output.generations import save_generations
@@ -233,6 +234,19 @@ def test_only_adapeft_predicts_losses(tmp_path):
     assert "predicted loss decrease" in captions["adapeft"]
     assert "predicted loss decrease" not in captions["snip"]
     assert "value to the method snip" in captions["snip"]
+
+
+def test_the_frontier_of_a_servable_choice_keeps_the_rank(tmp_path, monkeypatch):
+    folder, _ = write_run(tmp_path)
+    monkeypatch.setattr(frontier, "MAX_RANK", 2)
+    subset, groups = Subset.load(folder.subset), Groups(WEIGHTS, "row", 200)
+    slopes = np.linspace(0.5, 0.01, groups.num_groups)
+    columns = {"slope": slopes, "curvature": np.full(groups.num_groups, 0.1)}
+    most = []
+    for key in ({}, {"select.servable": True}):
+        save_groups(folder.path, groups, columns, key, influence=slopes / 10)
+        most.append(frontier.frontier_of(folder, subset).curve.counts.max())
+    assert most[1] == 3 * 2 < most[0]
 
 
 def test_the_knee_is_where_the_marginal_value_falls_below_the_average():
