@@ -13,9 +13,9 @@ COMPACT = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 """Tunables with which glibc merges small freed blocks with their neighbours at once.
 
 PyTorch allocates aligned blocks, for which glibc (before 2.38) takes a larger one and frees the ends. While these are
-in one of its caches of small blocks, the hole that such a block leaves is too small for the next of the same size. On
-the peak of a training step this takes 1.30 instead of 1.60 GB (MiniLM, 32 x 64 tokens) and 2.14 instead of 2.52 GB
-(SmolLM2-135M, 8 x 128 tokens), and no more time.
+in one of its caches of small blocks, the hole that such a block leaves is too small for the next of the same size. At
+the peak of a training step a process holds 1299 instead of 1602 MiB (MiniLM, 32 x 64 tokens) and 2138 instead of 2524
+(SmolLM2-135M, 8 x 128 tokens); see tests/benchmarks/results/memory.md.
 """
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(RETURNED), "MALLOC_TRIM_THRESHOLD_": str(TRIM)}
 """Variables with which glibc returns freed blocks of 4 MiB and more to the system at once, for ZeRO-3 on a CPU.
