@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp._common_utils import FSDP_FLATTENED
 from torch.distributed.tensor import DTensor
 
 
@@ -17,6 +18,11 @@ def is_divided(parameter: Tensor) -> str:
     if isinstance(parameter, DTensor):
         return "a DTensor, as in FSDP2 and tensor parallelism"
     return "ZeRO-3" if hasattr(parameter, "ds_id") else ""
+
+
+def is_flattened(parameter: Tensor) -> bool:
+    """Whether FullyShardedDataParallel has made ``parameter`` a view of a flat one."""
+    return bool(getattr(parameter, FSDP_FLATTENED, False))
 
 
 def shape_of(parameter: Tensor) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
-from adapeft.model.divided import is_divided
+from adapeft.model.divided import is_divided, is_flattened
 from adapeft.model.wrappers import unwrap
 from adapeft.parts.layers.leaves import switch_leaves
 from adapeft.parts.registry import by_kind
@@ -68,7 +68,7 @@ def _base_values(attachment: Attachment) -> Iterator[None]:
     """Context in which the tensors that are trained whole hold their pretrained values."""
     parameters = {name: attachment.pieces(name)[""] for name in attachment.base}
     for name, parameter in parameters.items():
-        if how := is_divided(parameter):
+        if how := is_divided(parameter) or "FullyShardedDataParallel" * is_flattened(parameter):
             raise AdapeftError(
                 f"base: {name!r} is trained whole and divided over ranks ({how}), so its pretrained values cannot be "
                 f"put in its place. Train rows, elements or LoRA, which can be switched off under any trainer, or load "

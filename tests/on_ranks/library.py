@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,13 +33,26 @@ def subset_of(model: nn.Module, kind: str) -> adapeft.Subset:
     return mixed_subset(model) if kind == "lora" else make_subset(model, kind)
 
 
-def train_on(model: nn.Module, batches: list[dict[str, torch.Tensor]], ranks: range, world_size: int) -> None:
-    """Train by SGD on the mean loss of ``ranks``' shares of each batch; its steps differ as little as the gradients."""
+def train_on(
+    model: nn.Module,
+    batches: list[dict[str, torch.Tensor]],
+    ranks: range,
+    world_size: int,
+    reference: Callable[[dict[str, torch.Tensor]], None] | None = None,
+) -> None:
+    """Train by SGD on the mean loss of ``ranks``' shares of each batch; its steps differ as little as the gradients.
+
+    Args:
+        reference: called with each share between the forward and the backward pass, as in DPO.
+    """
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2)
     for batch in batches:
         for rank in ranks:
             mine = {name: value[rank::world_size] for name, value in batch.items()}
-            (model(**mine).loss / len(ranks)).backward()
+            loss = model(**mine).loss / len(ranks)
+            if reference is not None:
+                reference(mine)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -72,6 +86,17 @@ def refusal(call: Callable[[], object]) -> str:
     return ""
 
 
+def based(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the logits of the model without its delta."""
+    with adapeft.base(model):
+        return model(**batch).logits
+
+
+def note_base(messages: list[str], model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
+    """Run the model without its delta and append the refusal, empty if there is none."""
+    messages.append(refusal(partial(based, model, batch)))
+
+
 def main(out: Path) -> None:
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -83,7 +108,15 @@ def main(out: Path) -> None:
                 adapeft.attach(model, subset_of(model, kind))
                 batches = batches_of(model)
                 wrapped = wrap(model)
-                train_on(wrapped, batches, range(rank, rank + 1), world_size)
+                messages: list[str] = []
+                reference = partial(note_base, messages, wrapped)
+                train_on(wrapped, batches, range(rank, rank + 1), world_size, reference)
+                refused[f"base {wrapper} {name} {kind}"] = messages[0]
+                if not messages[0]:
+                    with torch.no_grad():
+                        before = wrapped(**batches[0]).logits
+                        found = before, based(wrapped, batches[0]), wrapped(**batches[0]).logits
+                    torch.save(found, out / f"based-{wrapper}-{name}-{kind}-{rank}.pt")
                 adapeft.delta(wrapped).save(out / f"{wrapper}-{name}-{kind}-{rank}.safetensors")
         model = MODELS["bert"]().eval()
         wrapped = wrap(model)

@@ -43,9 +43,33 @@ def test_the_delta_is_that_of_one_process(wrapper, name, kind, out):
 def test_what_is_sharded_already_is_refused_on_every_rank(out):
     for rank in range(2):
         refused = torch.load(out / f"refused-{rank}.pt")
-        assert len(refused) == 7
+        assert len([call for call in refused if not call.startswith("base")]) == 7
         assert "wrapped in DistributedDataParallel" in refused["attach ddp"]
         for call in ("attach", "select", "Delta.apply"):
             assert "sharded by FullyShardedDataParallel" in refused[f"{call} fsdp1"]
             assert "DTensor" in refused[f"{call} fsdp2"]
             assert f"Call adapeft.{call} " in refused[f"{call} fsdp2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_delta_is_switched_off_in_place_except_for_tensors_that_are_divided(wrapper, name, kind, out):
+    """Also between the forward and the backward pass of the training, whose delta is compared above."""
+    untouched = MODELS[name]().eval()
+    for rank in range(2):
+        message = torch.load(out / f"refused-{rank}.pt")[f"base {wrapper} {name} {kind}"]
+        if wrapper != "ddp" and kind in ("tensor", "lora"):  # this LoRA comes with whole norms
+            how = "FullyShardedDataParallel" if wrapper == "fsdp1" else "a DTensor"
+            assert f"is trained whole and divided over ranks ({how}" in message
+            continue
+        assert not message
+        before, inside, after = torch.load(out / f"based-{wrapper}-{name}-{kind}-{rank}.pt")
+        assert torch.equal(before, after)
+        new = Delta.load(out / f"{wrapper}-{name}-{kind}-{rank}.safetensors").new
+        with torch.no_grad():
+            for key, value in new.items():  # a new head keeps its trained values
+                untouched.get_parameter(key).copy_(value)
+            expected = untouched(**batches_of(untouched)[0]).logits
+        torch.testing.assert_close(inside, expected)
+        assert not torch.allclose(inside, before)
