@@ -53,7 +53,7 @@ def choose_elements(
     for scores, picks in zip(values, local, strict=True):
         total += scores[picks].sum(dtype=torch.float64).cpu()
     value_sum = float(ranks.all_reduce(total))
-    return subset_of_picks(groups, local, positions, ranks).described(
+    return subset_at(groups, gathered_positions(local, positions, ranks)).described(
         value=value_sum, bound=value_sum, gap=0.0, status="optimal"
     )
 
@@ -64,17 +64,30 @@ def positions_of(groups: Groups, elements: Sequence[ElementShard]) -> list[int]:
     return [int(starts[shard.slice.parameter]) + shard.slice.start for shard in elements]
 
 
-def subset_of_picks(groups: Groups, picks: Sequence[Tensor], positions: Sequence[int], ranks: Ranks) -> Subset:
-    """Return the subset of all ranks' picks. Collective.
+def gathered_positions(picks: Sequence[Tensor], positions: Sequence[int], ranks: Ranks) -> np.ndarray:
+    """Return the positions of all ranks' picks among the elements of all candidates, int64. Collective.
 
     Args:
-        groups: the candidates.
         picks: chosen indices into each of this rank's shards.
         positions: start positions of the shards, from ``positions_of``.
     """
     mine = [(pick + position).cpu() for pick, position in zip(picks, positions, strict=True)]
-    chosen = torch.cat(ranks.all_gather(torch.cat([torch.empty(0, dtype=torch.int64), *mine])))
-    return subset_at(groups, chosen.numpy())
+    return torch.cat(ranks.all_gather(torch.cat([torch.empty(0, dtype=torch.int64), *mine]))).numpy()
+
+
+def draw_others(chosen: np.ndarray, total: int, count: int, draw: np.random.Generator) -> np.ndarray:
+    """Draw ``count`` of the elements 0 … ``total`` that are not ``chosen`` uniformly; returns their positions, int64.
+
+    Args:
+        chosen: positions of elements, unique, in any order.
+        total: number of elements.
+        count: number of elements to draw.
+        draw: source of randomness.
+    """
+    drawn = draw.choice(total - len(chosen), count, replace=False, shuffle=False)
+    # The j-th chosen element moves every draw from position chosen[j] - j on by one.
+    ordered = np.sort(chosen)
+    return drawn + np.searchsorted(ordered - np.arange(len(ordered)), drawn, side="right")
 
 
 def subset_at(groups: Groups, positions: np.ndarray) -> Subset:

@@ -24,6 +24,7 @@ class Choice(Header):
         solve_seconds: time of the solver.
         num_groups, num_chosen: number of candidate and of chosen groups or elements.
         unspent: elements of the budget that are left because more would not lower the predicted loss.
+        num_drawn: elements that were drawn for the part of the budget that the choice left.
         rank: rank of LoRA or size of bottlenecks, if all have the same.
         rule: method, seed, budget and options of the rule under which dense parts are trained.
         drawn_for_empty_choice: whether nothing was chosen and a random draw was used instead.
@@ -56,6 +57,7 @@ class Choice(Header):
     num_groups: Count | None = None
     num_chosen: Count | None = None
     unspent: Count | None = None
+    num_drawn: Count | None = None
     rank: Count | None = None
     rule: dict[str, Any] | None = None
     drawn_for_empty_choice: bool = False

@@ -21,6 +21,7 @@ class _Choice(Header):
     memory_per_device: Count | None = None
     memory_bytes: Count | None = None
     unspent: Count | None = None
+    num_drawn: Count | None = None
 
 
 class _Metrics(Header):

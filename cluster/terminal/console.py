@@ -353,6 +353,10 @@ def _bought(choice: Choice, count: int) -> dict[str, str]:
     if choice.unspent:
         left = f"{choice.unspent:,} parameters of the budget"
         said["unspent"] = f"{left}: more parameters would not lower the predicted loss"
+    if choice.num_drawn:
+        said["drawn"] = (
+            f"{choice.num_drawn:,} parameters of the budget: more choices would not lower the predicted loss"
+        )
     return said
 
 

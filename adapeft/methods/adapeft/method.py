@@ -107,7 +107,8 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[AdaPEFTOptions], ranks: Ranks) -> Subset:
         jointly = plan.settings.chooses_jointly
         if jointly and groups.granularity == "element":
-            return choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks)
+            fill = np.random.default_rng([plan.seed, 2]) if plan.settings.fill else None
+            return choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks, fill)
         if jointly:
             return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach, most_rows=plan.most_rows)
         if statistics.options is not None:

@@ -51,6 +51,10 @@ class AdaPEFTOptions(ValuedOptions):
         description="value groups jointly, with the cross terms of their curvature, and single elements with an upper "
         "bound of these; auto: only single elements, and not with reach: inf, scope: tensor or probe_steps",
     )
+    fill: Annotated[Harmless[bool], PartOf("joint")] = Field(
+        default=True,
+        description="spend what the joint choice of single elements leaves of the budget on a uniform draw of others",
+    )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),
         description="kinds that adapeft may choose for a matrix, such as [row, tensor, lora] for some of its rows, the "
@@ -69,6 +73,11 @@ class AdaPEFTOptions(ValuedOptions):
             raise ValueError(f"rank = {self.rank}: the measurement is exact and has no rank; leave rank out")
         if self.joint is True:
             self._check_joint()
+        if not self.fill and not (self.chooses_jointly and self.granularity == "element"):
+            raise ValueError(
+                "fill = false: only the joint choice of single elements leaves budget unspent (groups: element without "
+                "joint: false, reach: inf, scope: tensor or probe_steps); leave fill out"
+            )
         if self.curvature != "sampled-labels":
             self._check_parabola()
         self._check_probe()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import adapeft
+from adapeft.choose.elements import draw_others
 from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
@@ -84,6 +85,38 @@ def test_the_farther_the_flatter_and_the_fewer():
     assert mean_roots == sorted(mean_roots, reverse=True)
     assert [len(sets[0]), len(sets[1])] == [500, 500]
     assert 500 > len(sets[2]) > len(sets[3]), "what would add more curvature than slope is left"
+
+
+def test_the_rest_of_the_budget_is_drawn_among_the_others():
+    slopes, curvatures = drawn(2, 5000)
+    given = candidates(slopes, curvatures)
+    chosen = choose_elements_jointly(*given, 500, 100.0, OneRank()).parts["w"].indices.tolist()
+    seen = set()
+    for seed in range(20):
+        filled = choose_elements_jointly(*given, 500, 100.0, OneRank(), np.random.default_rng(seed))
+        indices, said = filled.parts["w"].indices.tolist(), filled.choice.said()
+        assert len(set(indices)) == 500
+        assert set(chosen) < set(indices)
+        assert (said["num_chosen"], said["num_drawn"], said["unspent"]) == (len(chosen), 500 - len(chosen), 0)
+        seen |= set(indices) - set(chosen)
+    # Each of the others is missed by 20 draws with probability (1 - 1/10)^20 = 0.12.
+    assert 0.85 < len(seen) / (5000 - len(chosen)) < 0.91
+    spread = np.histogram(sorted(seen), bins=10, range=(0, 5000))[0]
+    assert spread.min() > 0.75 * spread.max()
+
+
+def test_draws_reach_exactly_the_elements_that_were_not_chosen():
+    for chosen in ([], [0], [4], [0, 1, 4], [1, 3], [0, 1, 2, 3]):
+        drawn_all = draw_others(np.array(chosen, dtype=np.int64), 5, 5 - len(chosen), np.random.default_rng(0))
+        assert sorted(drawn_all.tolist()) == sorted(set(range(5)) - set(chosen))
+
+
+def test_nothing_is_drawn_if_nothing_is_chosen_or_all_is_spent():
+    slopes, curvatures = drawn(2, 50)
+    none = choose_elements_jointly(*candidates(-abs(slopes), curvatures), 5, 1.0, OneRank(), np.random.default_rng(0))
+    assert none.count == 0
+    spent = choose_elements_jointly(*candidates(slopes, curvatures), 5, 1e-6, OneRank(), np.random.default_rng(0))
+    assert (spent.count, spent.choice.num_drawn) == (5, None)
 
 
 def test_it_does_not_depend_on_the_shards():
