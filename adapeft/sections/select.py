@@ -111,6 +111,11 @@ class Select(Section):
         return (self.granularity,)
 
     @property
+    def depends_on_reach(self) -> bool:
+        """Whether the choice depends on how far the planned training moves, and so on its learning rate."""
+        return False
+
+    @property
     def counts_parameters(self) -> str | None:
         """Name, for messages, of the setting that needs a budget of parameters; None if it may be bytes."""
         return self.method

@@ -43,7 +43,10 @@ class Train(Section):
     max_steps: Harmless[PositiveInt | None] = Field(
         default=None, le=10_000_000, description="number of optimizer steps; replaces epochs"
     )
-    learning_rate: Harmless[LearningRate] = Field(default=1e-3, description="peak learning rate of AdamW")
+    learning_rate: Harmless[Literal["auto"] | LearningRate] = Field(
+        default=1e-3,
+        description="peak learning rate of AdamW; auto: the best of short trainings on a part of data.train",
+    )
     batch_size: Harmless[PositiveInt] = Field(default=32, description="examples per optimizer step, over all workers")
     micro_batch_size: Harmless[PositiveInt | None] = Field(
         default=None, description="examples per forward pass of a worker; null: its share of the batch"

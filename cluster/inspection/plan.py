@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 
 import torch
@@ -15,6 +15,9 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.sections.train import Train
+
+ASSUMED_RATE = 1e-3
+"""Learning rate of the reach of a first choice with ``train.learning_rate: auto``, before any was tried."""
 
 _PLANNED = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 """Parameters of the schedules of transformers that the plan gives."""
@@ -33,6 +36,21 @@ class TrainingPlan:
     num_steps: int
     interval: int
     train: Train
+
+    @property
+    def peak(self) -> float:
+        """Peak learning rate; with ``train.learning_rate: auto``, the one that is assumed before a rate is found."""
+        rate = self.train.learning_rate
+        return ASSUMED_RATE if rate == "auto" else rate
+
+    def shortened(self, num_steps: int) -> TrainingPlan:
+        """Return the same schedule over fewer steps; numbers of steps among its options shrink with it."""
+        share = num_steps / self.num_steps
+        options = {
+            name: max(1, round(value * share)) if name.endswith("_steps") and isinstance(value, int) else value
+            for name, value in self.train.lr_scheduler_kwargs.items()
+        }
+        return replace(self, num_steps=num_steps, train=self.train.model_copy(update={"lr_scheduler_kwargs": options}))
 
     def schedule(self, optimizer: Optimizer) -> LambdaLR:
         """Return the transformers schedule that ``train.lr_scheduler_type`` names.
@@ -72,7 +90,7 @@ class TrainingPlan:
         Raises:
             AdapeftError: a learning rate is negative or not finite, or see ``schedule``.
         """
-        peak = self.train.learning_rate
+        peak = self.peak
         (factor,) = self.schedule(torch.optim.SGD([torch.zeros(1)], lr=peak)).lr_lambdas
         try:
             rates = [float(peak * factor(step)) for step in range(self.num_steps)]

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine
 from deepspeed.utils import safe_get_full_fp32_param
@@ -28,7 +27,7 @@ from adapeft.finite import DIVERGED, blame
 from adapeft.model.load import label_options
 from adapeft.model.quantized import describe_quantization
 from adapeft.subset.subset import Subset
-from adapeft.tasks.losses.micro_batches import example_losses, micro_losses
+from adapeft.tasks.losses.micro_batches import example_losses
 from adapeft.tune.attach import attach
 from adapeft.tune.attachment import attachment_of
 from cluster.events import Report
@@ -39,12 +38,12 @@ from cluster.ranks.evaluate import Evaluation, score
 from cluster.ranks.inputs import Inputs, StepBatch, check_loss, load_inputs
 from cluster.ranks.peak import peak_memory
 from cluster.ranks.reach import ReachCheck
+from cluster.ranks.steps import TrainingSteps
 from cluster.zero.buffers import share_buffers
 from cluster.zero.checkpoint import Checkpoints
 from cluster.zero.division import division_of
 from cluster.zero.engine import DistributedRanks, join, release, training_engine
-from cluster.zero.leaves import follow_in_engine
-from cluster.zero.steps import FiniteSteps, Step
+from cluster.zero.steps import Step
 
 
 def finetune(config: Config, report: Report) -> dict[str, Any]:
@@ -54,6 +53,16 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
     inputs = load_inputs(config, report=report)
     contents = inputs.claimed_contents()
     plan = plan_training(config.train, inputs.num_examples)
+    model, engine = attached(config, inputs, plan, ranks)
+    result = _Training(config, inputs, contents, plan, engine, model, ranks, report).run()
+    release(engine)
+    return result
+
+
+def attached(
+    config: Config, inputs: Inputs, plan: TrainingPlan, ranks: DistributedRanks
+) -> tuple[nn.Module, DeepSpeedEngine]:
+    """Return the base model with the run's subset attached, and the engine that trains it. Collective."""
     with warnings.catch_warnings():
         # No rounding with DeepSpeed: it steps float32 copies.
         warnings.simplefilter("ignore", RoundingWarning)
@@ -62,15 +71,13 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
         model,
         zero_stage=config.cluster.zero_stage,
         num_micro=num_micro_batches(config.train.batch_size, ranks.world_size, config.train.micro_batch_size),
-        learning_rate=config.train.learning_rate,
+        learning_rate=plan.peak,
         weight_decay=config.train.weight_decay,
         max_grad_norm=config.train.max_grad_norm,
         schedule=plan.schedule,
         offload=config.cluster.offload,
     )
-    result = _Training(config, inputs, contents, plan, engine, model, ranks, report).run()
-    release(engine)
-    return result
+    return model, engine
 
 
 @dataclass
@@ -109,8 +116,8 @@ class _Training:
         self.save_steps = config.train.save_steps or plan.interval
         self.checkpoints = Checkpoints(self.folder.checkpoints, engine, ranks)
         self.progress = self._resumed() or _Progress()
-        self.steps = FiniteSteps(engine, ranks)
-        self.follower = follow_in_engine(engine, model, ranks, plan.num_steps, self.progress.step)
+        self.steps = TrainingSteps(config.seed, inputs, plan, engine, model, ranks, self.progress.step)
+        self.follower = self.steps.follower
         self.reach_check = ReachCheck(attachment_of(model), ranks)
 
     def run(self) -> dict[str, Any]:
@@ -128,7 +135,7 @@ class _Training:
         losses: list[float] = []
         left = 0 if self._is_stopped else self.plan.num_steps - progress.step
         for batch in itertools.islice(self.inputs.steps(progress.step, self.report), left):
-            taken = self._step(batch)
+            taken = self.steps.take(batch, progress.step)
             step = progress.step = progress.step + 1
             if batch.counts is not None:
                 progress.stream = vars(batch.counts)
@@ -172,18 +179,6 @@ class _Training:
         if patience is None or not progress.best or progress.step == self.plan.num_steps:
             return False
         return sum(entry["step"] > progress.best_step for entry in progress.history) >= patience
-
-    def _step(self, batch: StepBatch) -> Step:
-        """Take one optimizer step on the mean loss of the batch."""
-        num_micro = self.engine.gradient_accumulation_steps()
-        # Dropout is seeded by step and rank: a resumed run draws the same as an uninterrupted one.
-        torch.manual_seed(_mixed(self.config.seed, self.progress.step, self.ranks.rank))
-        losses, _ = micro_losses(
-            batch.indices, batch.collate, self.inputs.objective, self.ranks, num_micro, self.ranks.device
-        )
-        step = self.steps.take(losses)
-        self.follower.after_step()  # its schedule counts skipped steps too
-        return step
 
     def _skip(self, batch: StepBatch, step: Step) -> None:
         """Record a skipped step.
@@ -273,10 +268,6 @@ class _Training:
 
     def _report_scores(self, scores: dict[str, float]) -> None:
         self.report({"step": "evaluated", "at": self.progress.step, "metric": self.metric, **scores})
-
-
-def _mixed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _discarded(value: Tensor) -> Tensor:

@@ -7,22 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from adapeft.config.experiments import Trials
-from adapeft.config.keys import measured_differently, measurement_key
-from adapeft.config.load import load_config
 from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
-from adapeft.measure.storage import ELEMENTS, OPTIONS, TABLE, load_statistics
 from adapeft.methods.registry import get_method
-from adapeft.ranks import OneRank
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.locate import locate
 from adapeft.subset.store import hash_of
 from adapeft.subset.subset import Subset
 from cluster.inspection.inspection import Inspection
-from cluster.output.folder import CONFIG, RunFolder
+from cluster.output.folder import RunFolder
 from cluster.output.generations import load_generations
-from cluster.output.mirror import fetched
-from cluster.ranks.inputs import count_examples
 from cluster.run.session import Session
 from cluster.terminal.console import short
 from cluster.terminal.generations import show_generations
@@ -39,9 +33,26 @@ def run(session: Session) -> dict[str, Any]:
 def select(session: Session) -> Subset:
     """Return the run's subset: a saved one, one chosen by an earlier call, or one chosen now.
 
+    With ``train.learning_rate: auto``, also find the learning rate, on which the choice may depend.
+
     Raises:
         AdapeftError: the subset is empty.
     """
+    metrics = session.metrics()
+    is_searched = session.config.train.learning_rate == "auto"
+    if is_searched:
+        from cluster.run.search import FIRST, search_learning_rate
+
+        session.settle(metrics.get("learning_rate", FIRST))
+    subset = _chosen(session)
+    if is_searched and "learning_rate" not in metrics:
+        subset = search_learning_rate(session, subset)
+        session.record(**_choice_of(subset))
+        session.terminal.show_choice(subset)
+    return subset
+
+
+def _chosen(session: Session) -> Subset:
     config, folder = session.config, session.folder
     if folder.subset.is_file():
         session.terminal.note(f"subset: already chosen, {short(folder.subset)}")
@@ -57,7 +68,9 @@ def select(session: Session) -> Subset:
         subset = Subset.load(path).described(source={"subset": config.train.subset, "sha256": hash_of(path)})
         subset.save(folder.subset)
     elif config.select.statistics is not None:
-        subset = _choose_again(session, _measured(config.select.statistics))
+        from cluster.run.again import choose_again
+
+        subset = choose_again(session)
     else:
         subset, measured = _choose(session)
     session.record(**_choice_of(subset), **measured, seconds={"select": time.perf_counter() - started})
@@ -82,6 +95,7 @@ def train(session: Session, subset: Subset) -> dict[str, Any]:
         metrics = session.record(
             **_choice_of(subset),
             **result,
+            learning_rate=session.config.train.learning_rate,
             **_sizes(session.inspection, Delta.load(folder.delta), folder),
             seconds={"train": time.perf_counter() - started},
         )
@@ -139,16 +153,6 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
     return result
 
 
-def _measured(place: str) -> Path:
-    """Return the folder of the run in ``place``, or of the run it chose from: statistics of elements are not copied."""
-    folder = RunFolder(fetched(place, (CONFIG, TABLE, OPTIONS, ELEMENTS)))
-    if folder.config.is_file():
-        select = load_config(folder.config).select
-        if select.granularity == "element" and select.statistics is not None:
-            return _measured(select.statistics)
-    return folder.path
-
-
 def _choose(session: Session) -> tuple[Subset, dict[str, Any]]:
     """Return the subset of the run's method and the entries of ``metrics.json`` about its measurement, if any."""
     if not get_method(session.config.select.method).measures_loss:
@@ -163,34 +167,10 @@ def _choose(session: Session) -> tuple[Subset, dict[str, Any]]:
     return Subset.load(session.folder.subset), measured
 
 
-def _choose_again(session: Session, source: Path) -> Subset:
-    """Choose from another run's measurements, which must have been made under the same conditions."""
-    from cluster.ranks.choose import choose_and_save
-
-    statistics, measured = load_statistics(source)
-    num_parameters = session.inspection.groups.num_total
-    is_quantized = statistics.groups.is_quantized
-    wanted = measurement_key(session.config, session.contents, num_parameters, is_quantized=is_quantized)
-    other = measured_differently(wanted, measured)
-    if other:
-        raise AdapeftError(
-            f"select.statistics = {source} was measured under other conditions:\n  " + "\n  ".join(other) + "\nLeave "
-            "select.statistics out to measure again."
-        )
-    return choose_and_save(
-        session.config,
-        session.contents,
-        statistics,
-        count_examples(session.config, session.inspection.description),
-        OneRank(),
-        session.inspection.limit,
-    )
-
-
 def _choice_of(subset: Subset) -> dict[str, Any]:
     keys = (
         *("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen"),
-        *("memory_per_device", "memory_bytes", "unspent"),
+        *("memory_per_device", "memory_bytes", "unspent", "num_drawn"),
     )
     return {"choice": {key: getattr(subset.choice, key) for key in keys}, "trainable_parameters": subset.count}
 

@@ -134,6 +134,18 @@ class Session:
         self._sync()
         return result
 
+    def settle(self, learning_rate: float) -> None:
+        """Give the stages that follow this learning rate instead of ``train.learning_rate: auto``."""
+
+        def settled(config: Config) -> Config:
+            train = config.train.model_copy(update={"learning_rate": learning_rate})
+            return config.model_copy(update={"train": train})
+
+        self.config = settled(self.config)
+        if self._launched is not None:
+            launcher, present, metrics = self._launched
+            self._launched = launcher, settled(present), metrics
+
     def check_memory(self) -> None:
         """See ``cluster.inspection.fits.check_memory``."""
         with self.terminal.busy("estimating memory"):

@@ -152,6 +152,10 @@ class AdaPEFTOptions(ValuedOptions):
         return "curvature = parabola" if self.curvature == "parabola" else None
 
     @property
+    def depends_on_reach(self) -> bool:
+        return self.reach == "auto"
+
+    @property
     def counts_parameters(self) -> str | None:
         if self.options:
             return f"options = {list(self.options)}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import datasets
 import numpy as np
@@ -86,6 +86,11 @@ class TokenizedData:
     def num_truncated(self) -> int:
         """Number of examples of which tokens were cut off."""
         return pc.sum(self._column(TRUNCATED)).as_py() if TRUNCATED in self.rows.column_names else 0
+
+    def select(self, indices: np.ndarray) -> Self:
+        """Return the examples at ``indices``, in that order."""
+        labels = None if self.labels is None else self.labels[torch.from_numpy(indices)]
+        return replace(self, rows=self.rows.select(indices), labels=labels)
 
     def collate(self, indices: Sequence[int] | np.ndarray, epoch: int = 0) -> Batch:
         """Return the examples at ``indices`` (at least one), padded on the tokenizer's padding side, or packed.

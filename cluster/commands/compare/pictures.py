@@ -75,8 +75,8 @@ def draw_rates(rows: Sequence[Row], metric: str) -> Picture:
         style = _style(methods.index(row.method)) | {"linestyle": _DASHES[budgets.index(row.budget) % len(_DASHES)]}
         label = f"{row.method}, {row.budget}" if row.budget else row.method
         axes.plot(list(row.swept), list(row.swept.values()), label=label, **style)
-        best = row.swept.get(row.learning_rate, np.nan)
-        axes.plot(row.learning_rate, best, "o", color=style["color"], fillstyle="none", markersize=11)
+        best = [row.swept.get(rate, np.nan) for rate in row.learning_rates]
+        axes.plot(row.learning_rates, best, "o", color=style["color"], fillstyle="none", markersize=11)
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"{metric} on held-out training data")
     caption = (
         f"Sweep of the learning rate: {metric} of the first seed on a part of the training data that was held out, for "

@@ -132,7 +132,7 @@ def _cells(rows: Sequence[Row], metric: str) -> tuple[list[str], list[list[str]]
             cells = [
                 f"{row.mean:.4f}{spread}{_diverged(row)}",
                 ", ".join(f"{score:.3f}" for _, score in sorted(row.scores.items())),
-                f"{row.learning_rate:g}",
+                ", ".join(f"{rate:.3g}" for rate in row.learning_rates),
                 f"{row.trained:,.0f}",
                 f"{row.delta_bytes / 2**10:,.0f}",
                 f"{row.peak_bytes / 2**20:,.0f}",

@@ -28,7 +28,7 @@ class Row:
         peak_bytes: largest memory of a rank during training.
         select_seconds: seconds of measuring and choosing; only choosing if another budget's statistics were reused.
         train_seconds: seconds of training.
-        learning_rate: learning rate of training.
+        learning_rates: learning rates of training, one unless each run finds its own.
         failures: reasons of the failed runs.
         num_diverged: number of failed runs whose training diverged; they have no score, and count as the worst.
         swept: learning rate → score on the held-out part of the training data, of the sweep.
@@ -44,7 +44,7 @@ class Row:
     peak_bytes: float
     select_seconds: float
     train_seconds: float
-    learning_rate: float
+    learning_rates: tuple[float, ...]
     failures: tuple[str, ...]
     num_diverged: int = 0
     swept: Mapping[float, float] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
                 peak_bytes=mean("peak_memory_bytes"),
                 select_seconds=mean("seconds", "select"),
                 train_seconds=mean("seconds", "train"),
-                learning_rate=group[0].learning_rate,
+                learning_rates=tuple(sorted({run.learning_rate for run in done})),
                 failures=tuple(run.failure for run in group if run.failure is not None),
                 num_diverged=sum(run.has_diverged for run in group),
                 swept=group[0].swept,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
@@ -48,7 +49,7 @@ class Run:
         budget: budget.
         seed: seed.
         folder: output folder.
-        learning_rate: learning rate of training.
+        learning_rate: learning rate of training; NaN if it failed before it found one.
         metrics: metrics of the finished run; None if it failed.
         failure: reason of the failure, if any.
         swept: learning rate → score, of the sweep that found the learning rate; not finite where there was none.
@@ -143,7 +144,8 @@ class Line:
         return self._told(job, None, reason)
 
     def _told(self, job: Job, metrics: dict[str, Any] | None, failure: str | None) -> Run:
-        rate = self._config.train.learning_rate if job.learning_rate is None else job.learning_rate
+        given = self._config.train.learning_rate if job.learning_rate is None else job.learning_rate
+        rate = (metrics or {}).get("learning_rate", math.nan) if given == "auto" else given
         run = Run(job.contender, job.budget, job.seed, job.folder, rate, metrics, failure)
         self._done(run)
         return run

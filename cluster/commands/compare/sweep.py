@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison, Contender
@@ -16,6 +15,7 @@ from adapeft.sections.budget import Budget
 from adapeft.tasks.registry import TASKS
 from cluster.commands.compare.examples import held_out
 from cluster.commands.compare.run import Counter, Line, Note, Run, Runner, budgets_of, job_of
+from cluster.run.climb import climb
 
 
 class Swept(NamedTuple):
@@ -84,28 +84,3 @@ def swept_rates(
 
     with ThreadPoolExecutor(comparison.parallel) as pool:
         return {key: swept for found in pool.map(sweep, comparison.methods) for key, swept in found.items()}
-
-
-def climb(score: Callable[[int], Any], start: int, count: int) -> int:
-    """Return the index of the peak that is reached from ``start`` by steps to the best-scoring neighbour.
-
-    A peak is above two neighbours on each side: runs are noisy, so one above its direct neighbours may be no peak.
-
-    Args:
-        score: score of an index, called once per index, only for those on and next to the path.
-        start: index to start from.
-        count: number of indices.
-    """
-    found = {start: score(start)}
-    best = start
-    while True:
-        for step in (1, 2):
-            for index in (best - step, best + step):
-                if 0 <= index < count and index not in found:
-                    found[index] = score(index)
-            peak = max(found, key=found.__getitem__)
-            if peak != best:
-                best = peak
-                break
-        else:
-            return best

@@ -24,10 +24,10 @@ from cluster.commands.compare.examples import held_out, perturbed
 from cluster.commands.compare.report import against, steps_to, table, write_report
 from cluster.commands.compare.row import Row, rows_of
 from cluster.commands.compare.run import run_apart, run_command, with_values
-from cluster.commands.compare.sweep import climb
 from cluster.inspection.inspect import inspect
 from cluster.output.contents import contents_of
 from cluster.output.folder import RunFolder
+from cluster.run.climb import climb
 from tests.cluster.output.test_report import Page
 from tests.support.browser import CHROMIUM, check_page
 from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
@@ -106,6 +106,24 @@ def test_the_learning_rate_is_swept_on_a_part_of_the_training_data(config):
     assert sorted(held_out + rest, key=str) == sorted(map(json.loads, original), key=str)
     assert {one.data.evaluation for one in final} == {config.data.evaluation}
     assert {one.data.train for one in final} == {config.data.train}
+
+
+def test_each_run_finds_its_own_learning_rate(config):
+    runner = Runner()
+
+    def run(settings):
+        assert settings.train.learning_rate == "auto"
+        found = 1e-2 if settings.seed else 3e-3
+        metrics, failure = runner(with_values(settings, "train", learning_rate=found))
+        return (metrics and {**metrics, "learning_rate": found}), failure
+
+    searching = with_values(config, "train", learning_rate="auto")
+    runs = compare(searching, settings("methods=[random,sam]", "seeds=[0,1]"), lambda text: None, run)
+    assert [one.learning_rate for one in runs[:3]] == [3e-3, 1e-2, 3e-3]
+    assert np.isnan(runs[3].learning_rate), "it failed before it found one"
+    rows = rows_of(runs)
+    assert [row.learning_rates for row in rows] == [(3e-3, 1e-2), (3e-3,)]
+    assert "| 0.003, 0.01 |" in table(rows, "accuracy")
 
 
 def test_every_budget_has_a_learning_rate_of_its_own(config):

@@ -1,0 +1,64 @@
+"""The rank function of a trial: a short training that shows how well a learning rate trains the run's subset."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain, count, islice
+from typing import Any
+
+import numpy as np
+
+from adapeft.config.config import Config
+from adapeft.errors import AdapeftError
+from adapeft.finite import DIVERGED
+from cluster.events import Report
+from cluster.ranks.evaluate import score
+from cluster.ranks.finetune import attached
+from cluster.ranks.inputs import Inputs, load_inputs
+from cluster.inspection.plan import plan_training
+from cluster.ranks.steps import TrainingSteps
+from cluster.zero.engine import join
+
+MOST_HELD_OUT = 256
+"""Training examples that evaluate a trial, which are left out of its training."""
+
+
+def try_learning_rate(config: Config, report: Report, num_steps: int) -> dict[str, Any]:
+    """Train the run's subset for a few steps, with the schedule of a whole training, and score held-out examples.
+
+    Nothing is written: neither a checkpoint nor a delta.
+
+    Args:
+        config: config of the run, with the learning rate to try.
+        report: callback for progress events.
+        num_steps: number of optimizer steps.
+
+    Returns:
+        ``scores`` on the held-out part of the training data, or None and ``problem`` if the training diverged.
+    """
+    ranks = join()
+    report({"step": "loading model and data"})
+    inputs = _held_out(load_inputs(config, report=report), config.seed)
+    plan = replace(plan_training(config.train, len(inputs.train)), num_steps=num_steps)
+    model, engine = attached(config, inputs, plan, ranks)
+    steps = TrainingSteps(config.seed, inputs, plan, engine, model, ranks)
+    engine.train()
+    batches = chain.from_iterable(((epoch, batch) for batch in inputs.training_batches(epoch)) for epoch in count())
+    for number, (epoch, batch) in enumerate(islice(batches, num_steps)):
+        taken = steps.take(batch, epoch, number)
+        if not taken.is_taken:
+            return {"scores": None, "problem": f"{DIVERGED} at step {number + 1}: {taken.problem}"}
+        report({"step": "trying", "done": number + 1, "total": num_steps, "loss": taken.loss})
+    with steps.follower.as_shipped():
+        try:
+            return {"scores": score(engine, inputs, ranks, report, DIVERGED).scores, "problem": None}
+        except AdapeftError as error:  # the same on every rank
+            return {"scores": None, "problem": str(error)}
+
+
+def _held_out(inputs: Inputs, seed: int) -> Inputs:
+    """Return inputs that evaluate on a random part of the training data, a tenth at most, and train on the rest."""
+    train = inputs.train
+    order = np.random.default_rng([seed, 6]).permutation(len(train))
+    size = max(1, min(MOST_HELD_OUT, len(train) // 10))
+    return replace(inputs, train=train.select(order[size:]), evaluation=train.select(order[:size]), prompts=None)

@@ -1,0 +1,82 @@
+"""``train.learning_rate: auto``, through the command and DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from adapeft.parts.elements import Elements
+from adapeft.subset.subset import Subset
+from cluster.run.search import _RATES, _start
+from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
+
+AUTO = ("learning_rate=auto", "cluster.launcher=local", "cluster.workers=1", "zero_stage=2", "calibration=32")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Arguments and folder of a run that has found its learning rate and not yet trained, and what it printed."""
+    folder = tmp_path_factory.mktemp("search")
+    config = write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
+    arguments = (config, *AUTO, "max_steps=16", f"output={folder / 'run'}")
+    done = adapeft("select", *arguments)
+    assert done.returncode == 0, done.stderr
+    return arguments, folder / "run", done.stdout
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.ranks
+def test_the_rate_of_the_lowest_held_out_loss_is_found(found):
+    _, folder, output = found
+    metrics = metrics_of(folder)
+    losses = {float(rate): trial["scores"]["loss"] for rate, trial in metrics["trials"].items() if trial["scores"]}
+    best = min(losses, key=losses.__getitem__)
+    assert metrics["learning_rate"] == pytest.approx(best * (8 / 16) ** 0.32, rel=0.05)
+    place = _RATES.index(best)
+    assert {float(rate) for rate in metrics["trials"]} >= set(_RATES[place - 2 : place + 3]), "its neighbours are worse"
+    assert f"learning rate {metrics['learning_rate']:g}, from the best of {len(metrics['trials'])} trials" in output
+    assert len(set(losses.values())) == len(losses), "each trial trains at its own rate"
+
+
+@pytest.mark.ranks
+def test_the_choice_is_that_of_the_rate(found, tmp_path):
+    arguments, folder, _ = found
+    rate = metrics_of(folder)["learning_rate"]
+    own = Subset.load(folder / "subset.safetensors")
+    fixed = (f"learning_rate={rate}", f"select.statistics={folder}", f"output={tmp_path / 'fixed'}")
+    done = adapeft("select", *arguments, *fixed)
+    assert done.returncode == 0, done.stderr
+    other = Subset.load(tmp_path / "fixed" / "subset.safetensors")
+    assert own.choice.reach == other.choice.reach
+    assert own.parts.keys() == other.parts.keys()
+    for name, part in own.parts.items():
+        size = math.prod(part.shape)
+        assert torch.equal(part.mask(0, size), other.parts[name].mask(0, size))
+
+
+@pytest.mark.ranks
+def test_the_training_goes_on_at_that_rate_without_another_search(found):
+    arguments, folder, _ = found
+    before = metrics_of(folder)
+    done = adapeft("run", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "search:" not in done.stdout
+    metrics = metrics_of(folder)
+    assert (metrics["learning_rate"], metrics["trials"]) == (before["learning_rate"], before["trials"])
+    assert metrics["num_steps"] == 16
+    events = [json.loads(line) for line in (folder / "logs" / "events.jsonl").read_text().splitlines()]
+    rates = [event["lr"] for event in events if "lr" in event]
+    assert rates, "the schedule is logged"
+    assert max(rates) <= metrics["learning_rate"] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("count", "first"), [(1_000_000, 1e-4), (5_000, 3e-3), (100, 3e-2)])
+def test_the_fewer_parameters_the_higher_the_first_rate(count, first):
+    subset = Subset({"w": Elements((1_000_000,), torch.arange(count))}).described(num_total=1_000_000)
+    assert _RATES[_start(subset)] == first
