@@ -575,7 +575,7 @@ def test_every_method_has_its_own_look(monkeypatch):
     """Matplotlib has only ten default colours, and there are more methods."""
     figures = []
     monkeypatch.setattr(pictures, "png_of", figures.append)
-    rest = (100.0, 1.0, 1.0, 1.0, 1.0, 1e-3, ())
+    rest = (100.0, 1.0, 1.0, 1.0, 1.0, (1e-3,), ())
     rows = [Row(f"method {i}", "element", "0.5%", {0: 0.5, 1: 0.6}, {}, *rest) for i in range(21)]
     pictures.draw_spread(rows, "accuracy")
     looks = {(to_rgba(line.get_color()), line.get_marker()) for line in figures[0].axes[0].lines}
