@@ -135,6 +135,9 @@ def figures_of(config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
     rows["method"] = f"{choice.get('method') or 'not named'}, {choice.get('granularity') or 'not named'}"
     if choice.get("value") is not None:
         rows["influence"] = f"{choice['value']:.4g}"
+    if "learning_rate" in metrics:
+        found = f", found by {len(metrics['trials'])} trials" if "trials" in metrics else ""
+        rows["learning rate"] = f"{metrics['learning_rate']:g}{found}"
     rows["delta"] = size_of(metrics["delta_bytes"])
     rows["peak memory"] = f"{size_of(metrics['peak_memory_bytes'])} per worker while training"
     rows["seconds"] = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items())

@@ -40,7 +40,8 @@ def card_of_run(
         "evaluated on": _shown(config.data.evaluation),
         "budget": str(config.select.budget),
         "training": f"{metrics['num_steps']:,} steps of {train.batch_size} examples, AdamW, learning rate "
-        f"{train.learning_rate:g}, {train.lr_scheduler_type}; best at step {metrics['best_step']:,}",
+        f"{metrics.get('learning_rate', train.learning_rate):g}, {train.lr_scheduler_type}; best at step "
+        f"{metrics['best_step']:,}",
         "seed": str(config.seed),
     }
     versions = metrics.get("provenance", {}).get("versions", {})

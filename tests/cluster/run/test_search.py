@@ -70,6 +70,8 @@ def test_the_training_goes_on_at_that_rate_without_another_search(found):
     metrics = metrics_of(folder)
     assert (metrics["learning_rate"], metrics["trials"]) == (before["learning_rate"], before["trials"])
     assert metrics["num_steps"] == 16
+    said = f"{metrics['learning_rate']:g}, found by {len(metrics['trials'])} trials"
+    assert said in (folder / "report.html").read_text()
     events = [json.loads(line) for line in (folder / "logs" / "events.jsonl").read_text().splitlines()]
     rates = [event["lr"] for event in events if "lr" in event]
     assert rates, "the schedule is logged"
