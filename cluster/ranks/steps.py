@@ -8,8 +8,8 @@ from deepspeed import DeepSpeedEngine
 from torch import nn
 
 from adapeft.tasks.losses.micro_batches import micro_losses
-from cluster.ranks.inputs import Inputs, StepBatch
 from cluster.inspection.plan import TrainingPlan
+from cluster.ranks.inputs import Inputs, StepBatch
 from cluster.zero.engine import DistributedRanks
 from cluster.zero.leaves import follow_in_engine
 from cluster.zero.steps import FiniteSteps, Step

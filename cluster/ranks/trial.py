@@ -12,10 +12,10 @@ from adapeft.config.config import Config
 from adapeft.errors import AdapeftError
 from adapeft.finite import DIVERGED
 from cluster.events import Report
+from cluster.inspection.plan import plan_training
 from cluster.ranks.evaluate import score
 from cluster.ranks.finetune import attached
 from cluster.ranks.inputs import Inputs, load_inputs
-from cluster.inspection.plan import plan_training
 from cluster.ranks.steps import TrainingSteps
 from cluster.zero.engine import join
 
@@ -39,7 +39,7 @@ def try_learning_rate(config: Config, report: Report, num_steps: int) -> dict[st
     ranks = join()
     report({"step": "loading model and data"})
     inputs = _held_out(load_inputs(config, report=report), config.seed)
-    plan = replace(plan_training(config.train, len(inputs.train)), num_steps=num_steps)
+    plan = plan_training(config.train, len(inputs.train)).shortened(num_steps)
     model, engine = attached(config, inputs, plan, ranks)
     steps = TrainingSteps(config.seed, inputs, plan, engine, model, ranks)
     engine.train()

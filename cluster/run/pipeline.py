@@ -38,14 +38,13 @@ def select(session: Session) -> Subset:
     Raises:
         AdapeftError: the subset is empty.
     """
-    metrics = session.metrics()
-    is_searched = session.config.train.learning_rate == "auto"
-    if is_searched:
-        from cluster.run.search import FIRST, search_learning_rate
-
-        session.settle(metrics.get("learning_rate", FIRST))
+    found = session.metrics().get("learning_rate")
+    if session.config.train.learning_rate == "auto" and found is not None:
+        session.settle(found)
     subset = _chosen(session)
-    if is_searched and "learning_rate" not in metrics:
+    if session.config.train.learning_rate == "auto":
+        from cluster.run.search import search_learning_rate
+
         subset = search_learning_rate(session, subset)
         session.record(**_choice_of(subset))
         session.terminal.show_choice(subset)

@@ -9,14 +9,11 @@ from typing import Any
 
 from adapeft.errors import AdapeftError
 from adapeft.subset.subset import Subset
-from cluster.ranks.inputs import count_examples
 from cluster.inspection.plan import plan_training
+from cluster.ranks.inputs import count_examples
 from cluster.run.again import choose_again
 from cluster.run.climb import climb
 from cluster.run.session import Session
-
-FIRST = 1e-3
-"""Learning rate that the reach of the first choice assumes, before any was tried."""
 
 _RATES = tuple(float(f"{digit}e{exponent}") for exponent in range(-7, 2) for digit in (1, 3))
 """1e-7, 3e-7, 1e-6, … 30. In the sweeps of tests/benchmarks/results scores differ little within such a step."""

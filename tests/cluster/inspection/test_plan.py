@@ -74,3 +74,13 @@ def test_options_that_the_schedule_refuses_are_named(name, options, message):
 def test_constant_has_no_warmup_as_in_transformers():
     with pytest.raises(AdapeftError, match=r"constant: has no warmup, but train\.warmup_ratio is 0\.1\. Set .* or .*"):
         plan("constant", warmup_ratio=0.1).learning_rates()
+
+
+def test_a_shortened_schedule_has_the_same_shape():
+    whole = plan("warmup_stable_decay", {"num_decay_steps": 100, "min_lr_ratio": 0.1}, max_steps=400)
+    short = whole.shortened(40)
+    rates, few = whole.learning_rates(), short.learning_rates()
+    assert len(few) == 40
+    for step in range(1, 40):
+        assert few[step] == pytest.approx(rates[10 * step], rel=0.15), step
+    assert short.train.lr_scheduler_kwargs == {"num_decay_steps": 10, "min_lr_ratio": 0.1}
