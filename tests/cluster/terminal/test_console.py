@@ -31,4 +31,4 @@ def test_what_a_choice_left_of_its_budget_is_told():
     Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, unspent=0))
     assert "unspent" not in output.getvalue()
     Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, num_drawn=7))
-    assert "drawn      7 parameters of the budget: choosing more would not lower the" in output.getvalue()
+    assert "drawn      7 parameters of the budget: more choices would not lower the" in output.getvalue()
