@@ -17,7 +17,7 @@ from cluster.ranks.evaluate import score
 from cluster.ranks.finetune import attached
 from cluster.ranks.inputs import Inputs, load_inputs
 from cluster.ranks.steps import TrainingSteps
-from cluster.zero.engine import join
+from cluster.zero.engine import join, release
 
 MOST_HELD_OUT = 256
 """Training examples that evaluate a trial, which are left out of its training."""
@@ -44,16 +44,21 @@ def try_learning_rate(config: Config, report: Report, num_steps: int) -> dict[st
     steps = TrainingSteps(config.seed, inputs, plan, engine, model, ranks)
     engine.train()
     batches = chain.from_iterable(((epoch, batch) for batch in inputs.training_batches(epoch)) for epoch in count())
+    found: dict[str, Any] = {"scores": None, "problem": None}
     for number, (epoch, batch) in enumerate(islice(batches, num_steps)):
         taken = steps.take(batch, epoch, number)
         if not taken.is_taken:
-            return {"scores": None, "problem": f"{DIVERGED} at step {number + 1}: {taken.problem}"}
+            found["problem"] = f"{DIVERGED} at step {number + 1}: {taken.problem}"
+            break
         report({"step": "trying", "done": number + 1, "total": num_steps, "loss": taken.loss})
-    with steps.follower.as_shipped():
-        try:
-            return {"scores": score(engine, inputs, ranks, report, DIVERGED).scores, "problem": None}
-        except AdapeftError as error:  # the same on every rank
-            return {"scores": None, "problem": str(error)}
+    else:
+        with steps.follower.as_shipped():
+            try:
+                found["scores"] = score(engine, inputs, ranks, report, DIVERGED).scores
+            except AdapeftError as error:  # the same on every rank
+                found["problem"] = str(error)
+    release(engine)
+    return found
 
 
 def _held_out(inputs: Inputs, seed: int) -> Inputs:

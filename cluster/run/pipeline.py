@@ -45,8 +45,10 @@ def select(session: Session) -> Subset:
     if session.config.train.learning_rate == "auto":
         from cluster.run.search import search_learning_rate
 
+        started = time.perf_counter()
         subset = search_learning_rate(session, subset)
-        session.record(**_choice_of(subset))
+        rate, seconds = session.config.train.learning_rate, time.perf_counter() - started
+        session.record(**_choice_of(subset), learning_rate=rate, seconds={"search": seconds})
         session.terminal.show_choice(subset)
     return subset
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from functools import cache
 from typing import Any
 
@@ -46,7 +45,6 @@ def search_learning_rate(session: Session, subset: Subset) -> Subset:
     plan = plan_training(config.train, count_examples(config, session.inspection.description))
     num_steps = min(plan.num_steps, max(_FEWEST_STEPS, plan.num_steps // _SHARE))
     is_chosen_again = config.train.subset is None and config.select.depends_on_reach
-    started = time.perf_counter()
     trials: dict[str, Any] = dict(session.metrics().get("trials", {}))
 
     def settle(rate: float) -> None:
@@ -78,7 +76,6 @@ def search_learning_rate(session: Session, subset: Subset) -> Subset:
         )
     rate = float(f"{_RATES[best] * (num_steps / plan.num_steps) ** _EXPONENT:.2g}")
     settle(rate)
-    session.record(learning_rate=rate, seconds={"search": time.perf_counter() - started})
     session.terminal.note(f"search: learning rate {rate:g}, from the best of {len(trials)} trials, {_RATES[best]:g}")
     return Subset.load(session.folder.subset)
 

@@ -65,7 +65,7 @@ class Trackers:
         self._path, self._failed = folder.tracking, failed
         self._record = _load(self._path)
         self._senders: dict[str, _Sender] = {}
-        self._has_choice = False
+        self._has_choice, self._is_searched = False, config.train.learning_rate == "auto"
         values = {
             key: without_secrets(value) if isinstance(value, str) else value
             for key, value in comparable(config).items()
@@ -97,12 +97,15 @@ class Trackers:
 
     def record(self, content: dict[str, Any]) -> None:
         """Record the choice in the content of ``metrics.json``, and the result once there is one."""
-        if "choice" in content and not self._has_choice:
+        # With a searched learning rate the choice may be another one before the rate is found.
+        is_final = "learning_rate" in content or not self._is_searched
+        if "choice" in content and is_final and not self._has_choice:
             self._has_choice = True
             choice = content["choice"]
             names = {"influence": "value", "bound": "bound", "gap": "gap", "budget": "budget", "reach": "reach"}
             values = {name: choice.get(key) for name, key in names.items()}
-            self._log("choice", {**values, "trainable_parameters": content.get("trainable_parameters")}, 0)
+            more = {name: content.get(name) for name in ("trainable_parameters", "learning_rate")}
+            self._log("choice", {**values, **more}, 0)
         if "after" in content:
             sizes = {name: content.get(name) for name in ("delta_bytes", "peak_memory_bytes")}
             self._log("result", {**content["after"], **sizes}, content["best_step"])
