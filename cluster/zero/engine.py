@@ -103,7 +103,8 @@ def training_engine(
 ) -> deepspeed.DeepSpeedEngine:
     """Return an engine that trains the attached parameters of ``model``; see ``parameter_groups``."""
     _complete(model)
-    optimizer = SkippableAdamW(parameter_groups(model, learning_rate, weight_decay))
+    # Some schedules of transformers read the optimizer's default instead of the rates of its groups.
+    optimizer = SkippableAdamW(parameter_groups(model, learning_rate, weight_decay), lr=learning_rate)
     num_trained = sum(math.prod(shape_of(parameter)) for parameter in model.parameters() if parameter.requires_grad)
     engine, *_ = deepspeed.initialize(
         model=model,
