@@ -71,6 +71,11 @@ class Config(Section):
                 "train.max_steps = null: with data.streaming the number of examples, and so of an epoch's steps, is "
                 "unknown; set train.max_steps, the number of optimizer steps"
             )
+        if self.train.learning_rate == "auto":
+            raise ValueError(
+                "train.learning_rate = auto: short trainings hold out a part of the training data, and data.streaming "
+                "divides none; set a number"
+            )
         if self.train.train_sampling_strategy != "random":
             raise ValueError(
                 f"train.train_sampling_strategy = {self.train.train_sampling_strategy}: with data.streaming the "

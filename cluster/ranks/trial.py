@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain, count, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,9 @@ def try_learning_rate(config: Config, report: Report, num_steps: int) -> dict[st
     model, engine = attached(config, inputs, plan, ranks)
     steps = TrainingSteps(config.seed, inputs, plan, engine, model, ranks)
     engine.train()
-    batches = chain.from_iterable(((epoch, batch) for batch in inputs.training_batches(epoch)) for epoch in count())
     found: dict[str, Any] = {"scores": None, "problem": None}
-    for number, (epoch, batch) in enumerate(islice(batches, num_steps)):
-        taken = steps.take(batch, epoch, number)
+    for number, batch in enumerate(islice(inputs.steps(0, report), num_steps)):
+        taken = steps.take(batch, number)
         if not taken.is_taken:
             found["problem"] = f"{DIVERGED} at step {number + 1}: {taken.problem}"
             break

@@ -196,6 +196,10 @@ def test_attention_that_could_not_train(load, attention, overrides, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["streaming=true", "max_steps=9", "train.learning_rate=auto"],
+            r"train.learning_rate = auto: short trainings hold out .* data.streaming divides none; set a number",
+        ),
         (["streaming=true"], r"\n  train.max_steps = null: with data.streaming .*; set train.max_steps, the number of"),
         (
             ["streaming=true", "max_steps=9", "train_sampling_strategy=group_by_length"],
