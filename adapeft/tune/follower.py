@@ -27,7 +27,9 @@ class Follower:
         self.rule, self.leaves, self.num_steps = rule, leaves, num_steps
         self.rule.step = step
         self._is_projected = False
+        self._is_edited = False
         optimizer.register_step_pre_hook(self._edit_gradients)
+        optimizer.register_step_post_hook(self._stepped)
 
     @property
     def is_ready(self) -> bool:
@@ -37,7 +39,7 @@ class Follower:
     def after_step(self) -> None:
         """Count an optimizer step, and project if the rule requires it. Collective."""
         self.rule.step += 1
-        self._is_projected = False
+        self._is_projected = self._is_edited = False
         if self.rule.projects_after(self.rule.step, self.num_steps):
             self._project()
 
@@ -66,9 +68,17 @@ class Follower:
         self._is_projected = True
 
     def _edit_gradients(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # Of a subclass whose step calls that of its base, torch runs the hooks twice once the process has created an
+        # optimizer of the base class itself.
+        if self._is_edited:
+            return
+        self._is_edited = True
         for group in optimizer.param_groups:
             for flat in group["params"]:
                 if flat.grad is not None:
                     gradient = flat.grad.view(-1)
                     for offset, shard in self.leaves.flats.get(id(flat), ()):
                         self.rule.edit_gradient(shard, gradient.narrow(0, offset, len(shard.values)))
+
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._is_edited = False
