@@ -52,7 +52,7 @@ class AdaPEFTOptions(ValuedOptions):
         "bound of these; auto: only single elements, and not with reach: inf, scope: tensor or probe_steps",
     )
     fill: Annotated[Harmless[bool], PartOf("joint")] = Field(
-        default=True,
+        default=False,
         description="spend what the joint choice of single elements leaves of the budget on a uniform draw of others",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
@@ -73,9 +73,9 @@ class AdaPEFTOptions(ValuedOptions):
             raise ValueError(f"rank = {self.rank}: the measurement is exact and has no rank; leave rank out")
         if self.joint is True:
             self._check_joint()
-        if not self.fill and not (self.chooses_jointly and self.granularity == "element"):
+        if self.fill and not (self.chooses_jointly and self.granularity == "element"):
             raise ValueError(
-                "fill = false: only the joint choice of single elements leaves budget unspent (groups: element without "
+                "fill = true: only the joint choice of single elements leaves budget unspent (groups: element without "
                 "joint: false, reach: inf, scope: tensor or probe_steps); leave fill out"
             )
         if self.curvature != "sampled-labels":

@@ -239,6 +239,7 @@ def test_streaming_without_what_it_needs(load, overrides, message):
         ("train.epochs=.inf", r"train\.epochs = \.inf: should be finite"),
         ("train.epochs=1e6", r"train\.epochs = .*: should be less than or equal to 100000"),
         ("train.max_steps=10000001", r"train\.max_steps = 10000001: should be less than or equal to 10000000"),
+        ("select.fill=true", r"select\.fill = true: only the joint choice of single elements leaves budget unspent"),
         ("train.learning_rate=1e38", r"train\.learning_rate = .*: should be 'auto' or less than or equal to 10{37} "),
         ("train.learning_rate=.nan", r"train\.learning_rate = \.nan: should be"),
         ("select.probe_learning_rate=0", r"select\.probe_learning_rate = 0: should be greater than 0"),

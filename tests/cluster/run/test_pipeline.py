@@ -192,9 +192,17 @@ def test_a_language_model_by_element(command, language_model):
     config, folder, output = language_model
     assert "in blocks of 16 tokens" in output
     chosen = Subset.load(folder / "run" / "subset.safetensors")
-    assert (chosen.count, chosen.choice.unspent) == (300, 0)
-    assert chosen.choice.num_chosen > 0
-    assert ("drawn" in output.split()) == (chosen.choice.num_chosen < 300)
+    assert chosen.count + chosen.choice.unspent == 300
+    assert chosen.count > 0
+    assert ("unspent" in output.split()) == (chosen.count < 300)
+    # At this reach a part of the budget is left, which fill draws.
+    again = ("groups=element", "budget=300", f"select.statistics={folder / 'run'}", "reach=100")
+    left = text_of(command("select", config, *again, f"output={folder / 'left'}"))
+    filled = text_of(command("select", config, *again, f"output={folder / 'filled'}", "fill=true"))
+    part, whole = (Subset.load(folder / name / "subset.safetensors") for name in ("left", "filled"))
+    assert part.count < 300 == whole.count
+    assert (whole.choice.num_chosen, whole.choice.num_drawn) == (part.count, 300 - part.count)
+    assert ("drawn" in left.split(), "drawn" in filled.split()) == (False, True)
     fewer, alone = folder / "fewer", ("groups=element", "joint=false")
     arguments = (*alone, "budget=100", f"select.statistics={folder / 'run'}", f"output={fewer}")
     assert "starting" not in text_of(command("select", config, *arguments))
