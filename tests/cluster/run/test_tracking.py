@@ -23,14 +23,15 @@ OPTIONS = (
 
 
 @pytest.mark.ranks
-def test_a_run_and_its_continuation_are_one_run_of_mlflow(config, tmp_path):
+def test_a_run_and_its_continuation_are_one_run_of_mlflow(config, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     store, output = (tmp_path / "store").as_uri(), tmp_path / "run"
-    environment = {"MLFLOW_TRACKING_URI": store, "MLFLOW_ALLOW_FILE_STORE": "true"}
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     options = (*OPTIONS, "train.logging_steps=1", "report_to=[mlflow]", f"output={output}")
     client, ids = mlflow.MlflowClient(store), []
     for _ in range(2):
-        done = adapeft("run", config, *options, **environment)
+        done = adapeft("run", config, *options)
         assert done.returncode == 0, done.stdout + done.stderr
         (run,) = client.search_runs(["0"])
         assert run.info.status == "FINISHED"
