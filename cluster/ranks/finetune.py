@@ -53,16 +53,15 @@ def finetune(config: Config, report: Report) -> dict[str, Any]:
     inputs = load_inputs(config, report=report)
     contents = inputs.claimed_contents()
     plan = plan_training(config.train, inputs.num_examples)
-    model, engine = attached(config, inputs, plan, ranks)
+    model, engine = attached(inputs, plan, ranks)
     result = _Training(config, inputs, contents, plan, engine, model, ranks, report).run()
     release(engine)
     return result
 
 
-def attached(
-    config: Config, inputs: Inputs, plan: TrainingPlan, ranks: DistributedRanks
-) -> tuple[nn.Module, DeepSpeedEngine]:
+def attached(inputs: Inputs, plan: TrainingPlan, ranks: DistributedRanks) -> tuple[nn.Module, DeepSpeedEngine]:
     """Return the base model with the run's subset attached, and the engine that trains it. Collective."""
+    config = inputs.config
     with warnings.catch_warnings():
         # No rounding with DeepSpeed: it steps float32 copies.
         warnings.simplefilter("ignore", RoundingWarning)
@@ -116,7 +115,7 @@ class _Training:
         self.save_steps = config.train.save_steps or plan.interval
         self.checkpoints = Checkpoints(self.folder.checkpoints, engine, ranks)
         self.progress = self._resumed() or _Progress()
-        self.steps = TrainingSteps(config.seed, inputs, plan, engine, model, ranks, self.progress.step)
+        self.steps = TrainingSteps(inputs, plan, engine, model, ranks, self.progress.step)
         self.follower = self.steps.follower
         self.reach_check = ReachCheck(attachment_of(model), ranks)
 

@@ -24,7 +24,6 @@ class TrainingSteps:
 
     def __init__(
         self,
-        seed: int,
         inputs: Inputs,
         plan: TrainingPlan,
         engine: DeepSpeedEngine,
@@ -33,14 +32,14 @@ class TrainingSteps:
         done: int = 0,
     ) -> None:
         self.follower = follow_in_engine(engine, model, ranks, plan.num_steps, done)
-        self._seed, self._inputs, self._engine, self._ranks = seed, inputs, engine, ranks
+        self._inputs, self._engine, self._ranks = inputs, engine, ranks
         self._steps = FiniteSteps(engine, ranks)
 
     def take(self, batch: StepBatch, done: int) -> Step:
         """Take a step on the mean loss of a batch, after ``done`` steps. Collective."""
         num_micro = self._engine.gradient_accumulation_steps()
         # Dropout is seeded by step and rank: a resumed run draws the same as an uninterrupted one.
-        torch.manual_seed(_mixed(self._seed, done, self._ranks.rank))
+        torch.manual_seed(_mixed(self._inputs.config.seed, done, self._ranks.rank))
         losses, _ = micro_losses(
             batch.indices, batch.collate, self._inputs.objective, self._ranks, num_micro, self._ranks.device
         )

@@ -38,10 +38,10 @@ def try_learning_rate(config: Config, report: Report, num_steps: int) -> dict[st
     """
     ranks = join()
     report({"step": "loading model and data"})
-    inputs = _held_out(load_inputs(config, report=report), config.seed)
+    inputs = _held_out(load_inputs(config, report=report))
     plan = plan_training(config.train, len(inputs.train)).shortened(num_steps)
-    model, engine = attached(config, inputs, plan, ranks)
-    steps = TrainingSteps(config.seed, inputs, plan, engine, model, ranks)
+    model, engine = attached(inputs, plan, ranks)
+    steps = TrainingSteps(inputs, plan, engine, model, ranks)
     engine.train()
     found: dict[str, Any] = {"scores": None, "problem": None}
     for number, batch in enumerate(islice(inputs.steps(0, report), num_steps)):
@@ -60,9 +60,9 @@ def try_learning_rate(config: Config, report: Report, num_steps: int) -> dict[st
     return found
 
 
-def _held_out(inputs: Inputs, seed: int) -> Inputs:
+def _held_out(inputs: Inputs) -> Inputs:
     """Return inputs that evaluate on a random part of the training data, a tenth at most, and train on the rest."""
     train = inputs.train
-    order = np.random.default_rng([seed, 6]).permutation(len(train))
+    order = np.random.default_rng([inputs.config.seed, 6]).permutation(len(train))
     size = max(1, min(MOST_HELD_OUT, len(train) // 10))
     return replace(inputs, train=train.select(order[size:]), evaluation=train.select(order[:size]), prompts=None)
