@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cluster.commands.compare.row import Row
-from cluster.output.pictures.picture import Picture, new_figure, png_of
+from cluster.output.pictures.picture import Picture, add_legend, new_figure, png_of
 
 _COLUMNS = 2
 _DASHES = ("-", "--", ":", "-.")
@@ -104,7 +104,7 @@ def _new(num_lines: int) -> tuple[Any, Any]:
 
 
 def _finished(figure: Any) -> bytes:
-    figure.legend(loc="outside lower center", ncols=_COLUMNS, frameon=False, fontsize=8)
+    add_legend(figure, _COLUMNS)
     return png_of(figure)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cluster.output.pictures.picture import Picture, new_figure, png_of
+from cluster.output.pictures.picture import Picture, add_legend, new_figure, png_of
 
 _BASELINES = {"uniform": ("0.3", "--"), "random": ("0.6", ":")}
 
@@ -30,7 +30,7 @@ def draw_captured(found: Mapping[str, Any]) -> Picture:
     axes.set(xlabel="step of the training", ylabel="influence captured", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    add_legend(figure, 2)
     caption = (
         "Influence of the choice made at each point of a training, measured at every point, as a share of that of the "
         "best choice there. Dashed: the same share of every tensor, its best groups at the first point; dotted: a "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.output.pictures.estimated import Estimated
-from cluster.output.pictures.picture import Picture, new_figure, png_of
+from cluster.output.pictures.picture import Picture, add_legend, new_figure, png_of
 
 _MIB = 2**20
 
@@ -35,7 +35,7 @@ def draw_memory(estimated: Mapping[str, Estimated], peaks: Mapping[str, int]) ->
     axes.set_yticks([2.4 * index + shift for index in range(len(stages)) for shift in (0.0, 0.9)], labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("MiB on one device")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    add_legend(figure, 3)
     caption = "Memory of one worker in MiB: the estimate before the run by part, and the largest peak of a worker."
     if any(estimated[stage].is_bound for stage in stages):
         caption += " “At most”: activations depend on the weights, so only a bound is known before."

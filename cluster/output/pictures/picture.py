@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -39,6 +40,11 @@ class Picture:
 def new_figure(height: float) -> Figure:
     """Return an empty figure of ``WIDTH`` by ``height`` inches, outside the global state of pyplot."""
     return Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+
+
+def add_legend(figure: Figure, num_columns: int, *handles_and_labels: list[Any]) -> None:
+    """Put the legend below the axes; without handles and labels, of everything that is labelled."""
+    figure.legend(*handles_and_labels, loc="outside lower center", ncols=num_columns, frameon=False, fontsize=8)
 
 
 def save_pictures(folder: Path, pictures: Iterable[Picture]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.output.pictures.picture import Picture, new_figure, png_of
+from cluster.output.pictures.picture import Picture, add_legend, new_figure, png_of
 
 _COLUMNS = 2
 
@@ -35,7 +35,7 @@ def draw_gains(result: Mapping[str, Any]) -> Picture | None:
     for axes in panels[len(settings) :]:
         axes.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    add_legend(figure, 3, handles, labels)
     caption = (
         f"Gain of every random subset, the decrease of the held-out loss beyond that of training the head alone, "
         f"against its predicted gain ({name}), one panel per learning rate and number of steps. On the dashed line "
@@ -93,7 +93,7 @@ def draw_correlations(settings: Sequence[Mapping[str, Any]]) -> Picture:
     axes.set(xlabel="rank correlation with the measured gains", ylim=(-0.6, len(names) - 0.4))
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    add_legend(figure, 2)
     caption = (
         "Spearman's rank correlation of every estimator's predictions with the measured gains of all subsets; 1: it "
         "orders them as training does, 0: it knows nothing of them. Estimators without a marker predict the same for "
