@@ -111,6 +111,20 @@ def test_the_trainer_resumes(tmp_path):
 
 
 @pytest.mark.slow
+def test_copied_compiled_and_merged_models_compute_what_the_attached_one_does(tmp_path):
+    texts = write(tmp_path / "texts.jsonl", [{"text": f"{n} and {n}"} for n in range(32)])
+    printed = run("inference.py", make_model(tmp_path / "model"), texts, tmp_path / "merged")
+    lines = [line.split(maxsplit=2) for line in printed.splitlines()]
+    differences = {words[1]: float(words[2]) for words in lines if words[0] == "difference"}
+    assert differences.pop("base") > 0.1, "training has changed nothing"
+    assert set(differences) == {"attached", "copied", "compiled", "merged"}
+    assert max(differences.values()) < 1e-5
+    generated = {words[1]: words[2] for words in lines if words[0] == "generated"}
+    assert set(generated) == set(differences)
+    assert len(set(generated.values())) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
