@@ -57,7 +57,8 @@ class InstructData(AnsweredData, StreamableData):
         description="what happens to longer examples; those left without a trained token are dropped",
     )
     invalid: Literal["error", "drop"] = Field(
-        default="error", description="what happens to rows with an empty answer, or roles out of order"
+        default="error",
+        description="what happens to rows with an empty answer, with roles out of order, or that the template rejects",
     )
     generate: Harmless[Generated] = 0
     max_new_tokens: Harmless[NewTokens] = 128

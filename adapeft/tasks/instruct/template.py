@@ -100,7 +100,12 @@ class ChatTemplate:
                 [chat.messages[:num_messages]], chat.tools, chat_template=source, **options
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise InvalidRowError(f"the chat template rejects it: {error}") from error
+            needs_tools = chat.tools is None and re.search(r"\btools\b", source)
+            hint = " The template reads tools, of which the row has none (column 'tools')." if needs_tools else ""
+            raise InvalidRowError(
+                f"the chat template rejects it: {str(error).rstrip('.')}.{hint} Correct or drop such rows, or set "
+                "data.invalid: drop"
+            ) from error
         texts, spans = rendered
         return texts[0], spans[0] if spans else []
 

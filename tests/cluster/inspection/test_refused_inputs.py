@@ -6,7 +6,6 @@ import io
 import json
 
 import pytest
-import ray
 from rich.console import Console
 from transformers import (
     AutoTokenizer,
@@ -30,14 +29,6 @@ from tests.support.checkpoints import (
     write_lines,
     write_text,
 )
-
-
-@pytest.fixture(autouse=True)
-def without_workers(monkeypatch):
-    def must_not_be_called(*_, **__):
-        raise AssertionError("workers start for what they cannot do")
-
-    monkeypatch.setattr(ray, "init", must_not_be_called)
 
 
 def refusal(command, *arguments):
