@@ -102,10 +102,19 @@ def save_elements_one_by_one(folder: Path, pieces: Iterable[tuple[ElementShard, 
 
 
 def _as_file(elements: Sequence[ElementShard]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {
-        f"{i}.{name}": tensor.contiguous() for i, shard in enumerate(elements) for name, tensor in shard.tensors.items()
-    }
-    return tensors, {"slices": [asdict(shard.slice) for shard in elements]}
+    """Return the tensors to write, each once, and the header, which says for the others where they are."""
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    keys: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
+    for index, shard in enumerate(elements):
+        for name, tensor in shard.tensors.items():
+            # The pieces of a large matrix have one factor of columns, and safetensors writes no memory twice.
+            own, key = f"{index}.{name}", (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+            if tensor.numel() and key in keys:
+                shared[own] = keys[key]
+            else:
+                tensors[own], keys[key] = tensor, own
+    return tensors, {"slices": [asdict(shard.slice) for shard in elements], "shared": shared}
 
 
 def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, Any]]:
@@ -230,16 +239,18 @@ class _Slice(Header):
 
 class _ShardHeader(Header):
     slices: list[_Slice]
+    shared: dict[str, str] = {}
 
 
 def _load_shard(path: Path, groups: Groups) -> list[ElementShard]:
     tensors, content = load_tensors(path, _SHARD)
     with reading(f"{path}: damaged shard of statistics", "Measure again."):
+        header = _ShardHeader.model_validate(content)
         of_slices: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
+        for key, tensor in {**tensors, **{own: tensors[key] for own, key in header.shared.items()}}.items():
             index, _, name = key.partition(".")
             of_slices.setdefault(int(index), {})[name] = tensor
-        slices = [Slice(**dict(piece)) for piece in _ShardHeader.model_validate(content).slices]
+        slices = [Slice(**dict(piece)) for piece in header.slices]
         found = [_shard_of(piece, of_slices.pop(index), groups) for index, piece in enumerate(slices)]
         if of_slices:
             raise ValueError(f"tensors of {max(of_slices) + 1} slices, but it describes {len(slices)}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 import adapeft
@@ -25,7 +26,7 @@ from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.low_rank.moments import measure_moments
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import ElementShard, Statistics
-from adapeft.measure.storage import load_statistics, save_elements, save_groups
+from adapeft.measure.storage import ELEMENTS, load_statistics, save_elements, save_groups
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
 from tests.adapeft.measure.low_rank.test_low_rank import looking, oriented
@@ -243,6 +244,31 @@ def test_saved_factors_load_as_they_were(statistics, tmp_path):
         # Their products round differently where the factors lie differently in memory.
         assert ours.tensors.keys() == expected.tensors.keys()
         assert all(torch.equal(ours.tensors[name], tensor) for name, tensor in expected.tensors.items())
+
+
+def test_pieces_of_one_matrix_are_saved_with_their_common_factors_once(statistics, tmp_path, monkeypatch):
+    monkeypatch.setattr(elements_of_low_rank, "_LARGEST", 60)
+    groups = statistics.groups
+    pieces = []
+    for shard in statistics.elements:
+        info = groups.parameters[shard.slice.parameter]
+        if not shard.is_factored or len(info.shape) == 3:
+            pieces.append(shard)
+            continue
+        for place in elements_of_low_rank._ranges(info, 0, 1):
+            pieces.append(elements_of_low_rank._shard(shard.slice.parameter, info, *place, shard.tensors))
+    assert len(pieces) > len(statistics.elements)
+    save_groups(tmp_path, groups, statistics.columns, {})
+    save_elements(tmp_path, tuple(pieces), OneRank())
+    loaded, _ = load_statistics(tmp_path)
+    for ours, expected in zip(loaded.elements, pieces, strict=True):
+        assert ours.slice == expected.slice
+        assert ours.tensors.keys() == expected.tensors.keys()
+        assert all(torch.equal(ours.tensors[name], tensor) for name, tensor in expected.tensors.items())
+    held = {(tensor.data_ptr(), tensor.shape) for shard in pieces for tensor in shard.tensors.values()}
+    (file,) = (tmp_path / ELEMENTS).iterdir()
+    with safe_open(file, "pt") as content:
+        assert len(content.keys()) == len(held)
 
 
 @pytest.mark.parametrize("name", [*OF_ROWS, *OF_COLUMNS])
