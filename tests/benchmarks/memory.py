@@ -66,7 +66,7 @@ def texts(source: Path, folder: Path) -> dict[str, Any]:
 
 CASES = {
     "classifier": Case({"task": "sequence-classification"}, sentences, 32, "0.5%"),
-    "language-model": Case({"task": "causal-lm", "dtype": "bfloat16"}, texts, 8, "0.1%"),
+    "language-model": Case({"task": "causal-lm", "dtype": "bfloat16"}, texts, 8, "0.25%"),
 }
 
 
