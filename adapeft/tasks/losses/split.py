@@ -125,7 +125,9 @@ class _Recorder(_StandIn):
         if not self._is_last:
             return output
         torch.set_grad_enabled(False)
-        return _with_states(output, output.last_hidden_state[:, :1])
+        # Contiguous, because torch multiplies a strided batch by a frozen weight that it has copied for every example:
+        # 432 MB and 0.7 s for SmolLM2's output layer and a batch of 8, instead of 1 MB and 5 ms.
+        return _with_states(output, output.last_hidden_state[:, :1].contiguous())
 
 
 class _Given(_StandIn):

@@ -169,6 +169,16 @@ def test_only_a_piece_of_the_logits_is_computed_at_a_time(case):
     assert in_total == NUM_EXAMPLES + 2 * predicted, "only positions with a label have logits"
 
 
+@pytest.mark.parametrize("case", SPLIT)
+def test_the_output_layer_reads_states_without_gaps(case):
+    """Given a strided batch, torch copies a frozen weight once for every example."""
+    model, seen = SPLIT[case][0]().eval(), []
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].is_contiguous()))
+    objective_of(model).loss(model, BATCH)
+    assert len(seen) > 1
+    assert all(seen)
+
+
 @pytest.mark.parametrize("case", [*SPLIT, *WHOLE])
 def test_losses_at_true_and_sampled_labels_share_a_forward_pass(case):
     model = in_double((SPLIT[case][0] if case in SPLIT else WHOLE[case])())
