@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
+_RUN = 2**20
+"""Scores whose keys are computed at once; they and what follows from them take up to 30 MB."""
 
 Reduce = Callable[[Tensor], Tensor]
 """Function that sums a tensor over the ranks; the identity for one process."""
@@ -33,24 +35,42 @@ def top_k(scores: Sequence[Tensor], positions: Sequence[int], k: int, all_reduce
     if k <= 0:
         return [torch.empty(0, dtype=torch.int64, device=device) for _ in scores]
     # The bit patterns of positive floats have the same order as the floats; the k largest become the k smallest keys.
-    threshold, num_below, num_tied = _kth_smallest(lambda: map(_descending_key, scores), k, 32, all_reduce, device)
+    threshold, num_below, num_tied = _kth_smallest(lambda: _keys(scores), k, 32, all_reduce, device)
     if num_below + num_tied == k:  # nearly always: all tied scores fit
-        return [torch.nonzero(_descending_key(score) <= threshold).squeeze(1) for score in scores]
+        return [_where(score, lambda keys: keys <= threshold) for score in scores]
 
-    def tied_positions() -> Iterable[Tensor]:
+    def tied_in(score: Tensor) -> Tensor:
+        return _where(score, lambda keys: keys == threshold)
+
+    def tied_positions() -> Iterator[Tensor]:
         for score, position in zip(scores, positions, strict=True):
-            yield torch.nonzero(_descending_key(score) == threshold).squeeze(1) + position
+            yield tied_in(score) + position
 
     last, *_ = _kth_smallest(tied_positions, k - num_below, 48, all_reduce, device)
 
     def chosen(score: Tensor, position: int) -> Tensor:
-        keys = _descending_key(score)
-        mask = keys < threshold
-        tied = torch.nonzero(keys == threshold).squeeze(1)
-        mask[tied[tied + position <= last]] = True
-        return torch.nonzero(mask).squeeze(1)
+        tied = tied_in(score)
+        return torch.cat([_where(score, lambda keys: keys < threshold), tied[tied + position <= last]]).sort().values
 
     return [chosen(score, position) for score, position in zip(scores, positions, strict=True)]
+
+
+def _runs(score: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the scores of a piece a few at a time, with the index of the first."""
+    for start in range(0, len(score), _RUN):
+        yield start, score[start : start + _RUN]
+
+
+def _keys(scores: Iterable[Tensor]) -> Iterator[Tensor]:
+    for score in scores:
+        for _, run in _runs(score):
+            yield _descending_key(run)
+
+
+def _where(score: Tensor, holds: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the indices of a piece at whose keys a condition holds, int64, ascending."""
+    found = [torch.nonzero(holds(_descending_key(run))).squeeze(1) + start for start, run in _runs(score)]
+    return torch.cat([torch.empty(0, dtype=torch.int64, device=score.device), *found])
 
 
 def _descending_key(score: Tensor) -> Tensor:

@@ -57,11 +57,10 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
         report({"step": not_reached(statistics.groups.unreached)})
     if groups.granularity == "element" and statistics.columns:  # also on a rank that holds none
         save_elements(folder.path, statistics.elements, ranks)
-    peak = max(ranks.all_gather_object(peak_memory(ranks.device)))
     report({"step": "choosing"})
     choose_and_save(config, contents, statistics, inputs.num_examples, ranks, limit)
     saved.remove()
-    return {"measuring_peak_memory_bytes": peak}
+    return {"measuring_peak_memory_bytes": max(ranks.all_gather_object(peak_memory(ranks.device)))}
 
 
 @contextmanager

@@ -43,8 +43,8 @@ from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.model.structure import ParameterInfo
 
-_LARGEST = 2**23
-"""Elements of one shard at most, so that choosing holds 32 MB of a column at once."""
+_LARGEST = 2**21
+"""Elements of one shard at most, so that choosing holds 8 MB of a column at once."""
 
 
 class Product(NamedTuple):

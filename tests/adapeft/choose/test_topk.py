@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adapeft.choose import topk
 from adapeft.choose.topk import top_k
 from tests.oracles.measuring import top_k_by_sort
 
@@ -90,6 +91,18 @@ number = st.one_of(
 def test_is_the_sorts_for_any_pieces(scores, k, cuts):
     scores = torch.tensor(scores, dtype=torch.float32)
     assert chosen(scores, k, cuts) == top_k_by_sort(scores, k)
+
+
+@pytest.mark.parametrize("k", [1, 9, 57, 150])
+def test_runs_of_a_piece_change_nothing(k, monkeypatch):
+    # Few distinct values, so scores of several runs tie for the last place.
+    scores = torch.randint(-2, 6, (200,), generator=torch.Generator().manual_seed(0)).float()
+    monkeypatch.setattr(topk, "_RUN", 7)
+    largest = []
+    keys_of = topk._descending_key
+    monkeypatch.setattr(topk, "_descending_key", lambda run: largest.append(len(run)) or keys_of(run))
+    assert chosen(scores, k, [50]) == top_k_by_sort(scores, k)
+    assert max(largest) == 7
 
 
 @pytest.mark.parametrize("owners", [[0], [0, 1], [1, 0], [0, 1, 0, 1], [2, 0, 0, 1, 2], [0, 1, 2, 3]])
