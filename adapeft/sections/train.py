@@ -47,6 +47,10 @@ class Train(Section):
         default=1e-3,
         description="peak learning rate of AdamW; auto: the best of short trainings on a part of data.train",
     )
+    head_learning_rate: Harmless[LearningRate | None] = Field(
+        default=None,
+        description="peak learning rate of what is always trained, such as a new head; null: learning_rate",
+    )
     batch_size: Harmless[PositiveInt] = Field(default=32, description="examples per optimizer step, over all workers")
     micro_batch_size: Harmless[PositiveInt | None] = Field(
         default=None, description="examples per forward pass of a worker; null: its share of the batch"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from adapeft.model.quantization import stored_quantization
 from adapeft.model.trial import Trial, check_images
 from adapeft.model.unloaded.weightless import Weightless
 from adapeft.sections.cluster import Cluster
+from adapeft.sections.train import Train
 from adapeft.selection.choose import check_budget, check_limit
 from adapeft.subset.subset import Subset
 from adapeft.tasks.registry import TASKS
@@ -72,8 +73,12 @@ def inspect(config: Config) -> Inspection:
         _check_answers(config, tokenizer, trial)
     select = config.select
     groups = groups_of(structure, select)
+    always_train = groups.always_train
     if config.train.subset is not None:
-        Subset.load(config.train.subset).check_fits(structure)
+        subset = Subset.load(config.train.subset)
+        subset.check_fits(structure)
+        always_train = subset.always_train
+    _check_has_head(config.train, always_train)
     longest = max(config.data.max_length, sample.target_length or 0) if config.data.is_streamed else max(sample.lengths)
     num_tokens = sample.fixed_length or longest
     limit = limit_of(config, model_config, groups, num_tokens, task.objective(description))
@@ -89,6 +94,14 @@ def inspect(config: Config) -> Inspection:
         limit,
         _notes(config, description, splits),
     )
+
+
+def _check_has_head(train: Train, always_train: Sequence[str]) -> None:
+    if train.head_learning_rate is not None and not always_train:
+        raise AdapeftError(
+            f"train.head_learning_rate = {train.head_learning_rate:g}: nothing is always trained here, since the model "
+            "needs no new head. Leave it out, or name parameters in select.always_train."
+        )
 
 
 def _sample(

@@ -71,6 +71,7 @@ def attached(inputs: Inputs, plan: TrainingPlan, ranks: DistributedRanks) -> tup
         zero_stage=config.cluster.zero_stage,
         num_micro=num_micro_batches(config.train.batch_size, ranks.world_size, config.train.micro_batch_size),
         learning_rate=plan.peak,
+        head_learning_rate=config.train.head_learning_rate,
         weight_decay=config.train.weight_decay,
         max_grad_norm=config.train.max_grad_norm,
         schedule=plan.schedule,

@@ -98,13 +98,16 @@ def training_engine(
     weight_decay: float,
     max_grad_norm: float | None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler],
+    head_learning_rate: float | None = None,
     persistence_threshold: int = PERSISTENCE_THRESHOLD,
     offload: str = "none",
 ) -> deepspeed.DeepSpeedEngine:
     """Return an engine that trains the attached parameters of ``model``; see ``parameter_groups``."""
     _complete(model)
     # Some schedules of transformers read the optimizer's default instead of the rates of its groups.
-    optimizer = SkippableAdamW(parameter_groups(model, learning_rate, weight_decay), lr=learning_rate)
+    optimizer = SkippableAdamW(
+        parameter_groups(model, learning_rate, weight_decay, head_learning_rate), lr=learning_rate
+    )
     num_trained = sum(math.prod(shape_of(parameter)) for parameter in model.parameters() if parameter.requires_grad)
     engine, *_ = deepspeed.initialize(
         model=model,

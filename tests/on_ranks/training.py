@@ -36,6 +36,7 @@ from tests.support.tiny import make_batches
 from tests.support.torchrun import leave
 
 LEARNING_RATE = 0.05
+HEAD_RATE = 0.02
 NUM_STEPS = 5
 # Softmax does not depend on a bias of the keys: its gradient is rounding, to which Adam would apply full steps.
 BLIND = ("key.bias", "c_attn.bias")
@@ -97,6 +98,7 @@ def engine_of(model: nn.Module, zero_stage: int, num_micro: int, max_grad_norm: 
         zero_stage=zero_stage,
         num_micro=num_micro,
         learning_rate=LEARNING_RATE,
+        head_learning_rate=HEAD_RATE,
         weight_decay=0.1,
         max_grad_norm=max_grad_norm,
         schedule=lambda optimizer: LambdaLR(optimizer, falling),
@@ -108,13 +110,15 @@ def train_plainly(name: str, kind: str) -> dict[str, torch.Tensor]:
     """Train in plain torch: one process, AdamW with decay of matrices, a falling learning rate and clipping."""
     model = MODELS[name]().eval()
     attach(model, subset_of(model, kind))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = list(named.values())
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": 0.1},
-            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=LEARNING_RATE,
+        {
+            "params": [parameter],
+            "weight_decay": 0.1 if parameter.ndim > 1 else 0.0,
+            "lr": HEAD_RATE if name.startswith("classifier") else LEARNING_RATE,
+        }
+        for name, parameter in named.items()
     )
     schedule = LambdaLR(optimizer, falling)
     for step in range(NUM_STEPS):

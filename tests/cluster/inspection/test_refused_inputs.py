@@ -180,3 +180,12 @@ def test_an_unknown_quantization(command, config):
     assert "model.quantization = int4: should be 'none', 'int8' or 'nf4'" in refusal(
         command, "run", config, "quantization=int4"
     )
+
+
+def test_a_rate_of_a_head_where_there_is_none(command, tmp_path):
+    data = tmp_path / "data.txt"
+    write_text(data, 400)
+    config = write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), data, data, task="causal-lm")
+    said = refusal(command, "run", config, "head_learning_rate=1e-2")
+    assert "train.head_learning_rate = 0.01: nothing is always trained here" in said
+    assert "Leave it out, or name parameters in select.always_train." in said

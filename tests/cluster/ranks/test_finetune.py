@@ -54,6 +54,16 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-12"]
 
 
+def test_the_head_has_a_learning_rate_of_its_own(config, tmp_path):
+    rates = ("learning_rate=1e-30", "head_learning_rate=1e-2", "max_steps=4")
+    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *rates, f"output={tmp_path}")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["after"]["loss"] != result["before"]["loss"]
+    changes = adapeft.Delta.load(tmp_path / "delta.safetensors").changes
+    subset = adapeft.Subset.load(tmp_path / "subset.safetensors")
+    assert max(float(changes[name].values.abs().max()) for name in subset.parts) < 1e-28
+
+
 def test_training_stops_when_the_metric_no_longer_improves(config, tmp_path):
     """No learning rate, so no evaluation is better than the first: patience 2 stops at the third of six."""
     still = ("learning_rate=1e-30", "metric=loss", "eval_steps=2", "save_steps=12", "early_stopping_patience=2")
