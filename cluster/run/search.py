@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from adapeft.errors import AdapeftError
+from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
 from cluster.inspection.plan import plan_training
 from cluster.ranks.inputs import count_examples
@@ -56,10 +57,8 @@ def search_learning_rate(session: Session, subset: Subset) -> Subset:
     def score(index: int) -> float:
         rate = _RATES[index]
         if (key := f"{rate:g}") not in trials:
-            from cluster.ranks.trial import try_learning_rate
-
             settle(rate)
-            trials[key] = session.on_workers(try_learning_rate, "search", num_steps=num_steps)
+            trials[key] = _try(session, num_steps)
             session.record(trials=trials)
         found = trials[key]
         loss = math.inf if found["scores"] is None else float(found["scores"]["loss"])
@@ -78,6 +77,17 @@ def search_learning_rate(session: Session, subset: Subset) -> Subset:
     settle(rate)
     session.terminal.note(f"search: learning rate {rate:g}, from the best of {len(trials)} trials, {_RATES[best]:g}")
     return Subset.load(session.folder.subset)
+
+
+def _try(session: Session, num_steps: int) -> dict[str, Any]:
+    """Return the result of a trial; that of a rate at which nothing promises a lower loss is no score."""
+    from cluster.ranks.trial import try_learning_rate
+
+    try:
+        check_not_empty(Subset.load(session.folder.subset))
+    except AdapeftError as error:
+        return {"scores": None, "problem": str(error)}
+    return session.on_workers(try_learning_rate, "search", num_steps=num_steps)
 
 
 def _start(subset: Subset) -> int:

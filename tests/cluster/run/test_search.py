@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from adapeft.parts.elements import Elements
 from adapeft.subset.subset import Subset
-from cluster.run.search import _RATES, _start
+from cluster.run.search import _RATES, _start, _try
 from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
 
 AUTO = ("learning_rate=auto", "cluster.launcher=local", "cluster.workers=1", "zero_stage=2", "calibration=32")
@@ -76,6 +77,19 @@ def test_the_training_goes_on_at_that_rate_without_another_search(found):
     rates = [event["lr"] for event in events if "lr" in event]
     assert rates, "the schedule is logged"
     assert max(rates) <= metrics["learning_rate"] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("parts", "ran"), [({}, False), ({"w": Elements((4,), torch.tensor([1]))}, True)])
+def test_a_rate_at_which_nothing_is_chosen_is_a_trial_without_a_score(parts, ran, tmp_path):
+    called = []
+    Subset(parts).save(tmp_path / "subset.safetensors")
+    session = SimpleNamespace(
+        folder=SimpleNamespace(subset=tmp_path / "subset.safetensors"),
+        on_workers=lambda *args, **kwargs: called.append(kwargs) or {"scores": {"loss": 1.0}, "problem": None},
+    )
+    found = _try(session, 8)
+    assert called == ([{"num_steps": 8}] if ran else [])
+    assert (found["scores"] is None) == ("nothing to train" in str(found["problem"])) == (not ran)
 
 
 @pytest.mark.parametrize(("count", "first"), [(1_000_000, 1e-4), (5_000, 3e-3), (100, 3e-2)])
