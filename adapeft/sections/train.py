@@ -49,7 +49,7 @@ class Train(Section):
     )
     head_learning_rate: Harmless[LearningRate | None] = Field(
         default=None,
-        description="peak learning rate of what is always trained, such as a new head; null: learning_rate",
+        description="peak learning rate of a new head, for which 1e-2 is a good start; null: learning_rate",
     )
     batch_size: Harmless[PositiveInt] = Field(default=32, description="examples per optimizer step, over all workers")
     micro_batch_size: Harmless[PositiveInt | None] = Field(

@@ -28,12 +28,12 @@ def parameter_groups(
         model: the model.
         learning_rate: learning rate of the subset.
         weight_decay: weight decay of matrices.
-        head_learning_rate: learning rate of what is always trained, such as a new head; None: ``learning_rate``.
+        head_learning_rate: learning rate of a new head; None: ``learning_rate``.
     """
     attachment = attachment_of(model)
     dense = [attachment.pieces(name) for name in attachment.dense]
     own = {id(leaf) for leaves in dense for leaf in leaves.values()}
-    head = [attachment.pieces(name)[""] for name in attachment.subset.always_train]
+    head = [attachment.pieces(name)[""] for name in attachment.subset.new]
     of_head = {id(parameter) for parameter in head}
     others = [
         parameter

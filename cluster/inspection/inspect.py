@@ -73,12 +73,12 @@ def inspect(config: Config) -> Inspection:
         _check_answers(config, tokenizer, trial)
     select = config.select
     groups = groups_of(structure, select)
-    always_train = groups.always_train
+    new = groups.new
     if config.train.subset is not None:
         subset = Subset.load(config.train.subset)
         subset.check_fits(structure)
-        always_train = subset.always_train
-    _check_has_head(config.train, always_train)
+        new = subset.new
+    _check_has_head(config.train, new)
     longest = max(config.data.max_length, sample.target_length or 0) if config.data.is_streamed else max(sample.lengths)
     num_tokens = sample.fixed_length or longest
     limit = limit_of(config, model_config, groups, num_tokens, task.objective(description))
@@ -96,11 +96,11 @@ def inspect(config: Config) -> Inspection:
     )
 
 
-def _check_has_head(train: Train, always_train: Sequence[str]) -> None:
-    if train.head_learning_rate is not None and not always_train:
+def _check_has_head(train: Train, new: Sequence[str]) -> None:
+    if train.head_learning_rate is not None and not new:
         raise AdapeftError(
-            f"train.head_learning_rate = {train.head_learning_rate:g}: nothing is always trained here, since the model "
-            "needs no new head. Leave it out, or name parameters in select.always_train."
+            f"train.head_learning_rate = {train.head_learning_rate:g}: the base model has all parameters of this task, "
+            "so there is no new head. Leave it out."
         )
 
 

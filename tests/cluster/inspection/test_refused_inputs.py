@@ -187,5 +187,5 @@ def test_a_rate_of_a_head_where_there_is_none(command, tmp_path):
     write_text(data, 400)
     config = write_config(tmp_path / "run.yaml", write_gpt2(tmp_path / "base"), data, data, task="causal-lm")
     said = refusal(command, "run", config, "head_learning_rate=1e-2")
-    assert "train.head_learning_rate = 0.01: nothing is always trained here" in said
-    assert "Leave it out, or name parameters in select.always_train." in said
+    assert "train.head_learning_rate = 0.01: the base model has all parameters of this task" in said
+    assert "so there is no new head. Leave it out." in said
