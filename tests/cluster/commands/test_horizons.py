@@ -15,6 +15,7 @@ from adapeft.measure.storage import save_groups
 from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from tests.cluster.output.test_report import Page
+from tests.support.browser import CHROMIUM, check_page
 from tests.support.tiny import make_bert
 
 
@@ -53,6 +54,14 @@ def test_the_command(command, run):
         assert f"{table[0, 2]:.1%}" in done.stdout
     assert command("horizons", run, "--budget", "1%").returncode == 0
     assert json.loads((run / "horizons.json").read_text())["budget"] < written["budget"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_the_horizons_on_a_narrow_screen(command, run, tmp_path, dark):
+    assert command("horizons", run).returncode == 0
+    check_page(run / "horizons.html", tmp_path, dark=dark, num_images=1)
 
 
 def test_what_has_no_horizons(command, run, tmp_path):
