@@ -138,6 +138,17 @@ def test_answers_are_learned(config, tmp_path):
         assert tokenizer.decode(said[0, asked["input_ids"].shape[1] :]) == f"{answer}<|im_end|>"
 
 
+def test_the_ready_config(config, tmp_path):
+    """Pairs of texts in columns of other names, of which only the answers are trained."""
+    rows = [{"prompt": colour, "completion": answer} for _ in range(20) for colour, answer in ANSWERS.items()]
+    data = write_lines(tmp_path / "rows.jsonl", rows)
+    options = [f"model.name={config.parent / 'base'}", "model.dtype=float32", f"data.train={data}"]
+    options += [f"data.evaluation={data}", "select.budget=20%", "select.calibration=16", "select.batch_size=4"]
+    options += ["train.learning_rate=0.03", "train.max_steps=30"]
+    _, metrics = run("deploy/configs/nl2bash.yaml", tmp_path / "run", *options)
+    assert metrics["after"]["loss"] < 0.5 * metrics["before"]["loss"]
+
+
 @pytest.mark.parametrize(("zero_stage", "workers"), [(0, 1), (1, 2), (2, 2), (3, 2)])
 def test_every_stage_trains_the_same(config, tmp_path, zero_stage, workers):
     """Answers differ in length, so workers that averaged means of their own tokens would train something else."""

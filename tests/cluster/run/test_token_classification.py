@@ -7,16 +7,20 @@ import random
 from functools import partial
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForTokenClassification
 
-from tests.support.checkpoints import COLOURS, FILLING, adapeft, write_bert, write_config, write_lines
+import adapeft as library
+from tests.support.checkpoints import COLOURS, FILLING, adapeft, write_bert, write_lines
 from tests.support.stages import check_stages
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    """A run on sentences whose colours are entities, of one or two words."""
+def options(tmp_path_factory):
+    """Options for a small random encoder, and for sentences whose colours are entities of one or two words."""
     folder, rng = tmp_path_factory.mktemp("tags"), random.Random(0)
     words = [colour for group in COLOURS.values() for colour in group]
 
@@ -35,20 +39,40 @@ def config(tmp_path_factory):
     )
     # Without dropout, whose masks differ between divisions of a batch.
     base = write_bert(folder / "base", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    return write_config(folder / "run.yaml", base, train, evaluation, "token-classification")
+    options = [f"model.name={base}", f"data.train={train}", f"data.evaluation={evaluation}", "data.max_length=16"]
+    options += ["select.budget=20%", "select.calibration=160", "train.learning_rate=0.05", "train.batch_size=16"]
+    return options
 
 
-def run(config, folder, *overrides):
-    done = adapeft("run", config, "cluster.launcher=local", f"output={folder}", *overrides)
+def run(options, folder, *overrides):
+    """Run the ready config on a small model and small data."""
+    fixed = ("deploy/configs/conll2003.yaml", *options, "cluster.launcher=local", f"output={folder}")
+    done = adapeft("run", *fixed, *overrides)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_entities_are_learned(config, tmp_path):
-    metrics = run(config, tmp_path)
+def test_entities_are_learned_and_the_delta_reaches_peft(options, tmp_path):
+    metrics = run(options, tmp_path / "run", "train.epochs=6")
     assert metrics["after"]["entity_f1"] > metrics["before"]["entity_f1"] + 0.3
+    base, delta, peft = options[0].partition("=")[2], tmp_path / "run" / "delta.safetensors", tmp_path / "peft"
+    exported = adapeft("export", delta, "--to", "peft", "--model", base, "--out", peft)
+    assert exported.returncode == 0, exported.stderr
+
+    def make():
+        torch.manual_seed(0)
+        return AutoModelForTokenClassification.from_pretrained(base, num_labels=3).eval()
+
+    applied = make()
+    library.Delta.load(delta).apply(applied)
+    loaded = PeftModel.from_pretrained(make(), peft).eval()
+    assert loaded.active_peft_config.task_type == "TOKEN_CLS"
+    ids = torch.arange(4, 16)[None]
+    expected = applied(input_ids=ids).logits
+    torch.testing.assert_close(loaded(input_ids=ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(make()(input_ids=ids).logits, expected, atol=0.1)
 
 
-def test_every_stage_trains_the_same(config, tmp_path):
+def test_every_stage_trains_the_same(options, tmp_path):
     """Sentences differ in length, so workers that averaged means of their own words would train something else."""
-    check_stages(partial(run, config), tmp_path, settings=((0, 1), (2, 2)), kept=0.95)
+    check_stages(partial(run, options), tmp_path, settings=((0, 1), (2, 2)), kept=0.95)
