@@ -86,6 +86,9 @@ class Contender(NamedTuple):
 Rival = Annotated[Contender, PlainValidator(Contender.parse), PlainSerializer(str, return_type=str)]
 
 
+_REFERENCES = ("lora", "full", "random")
+
+
 class Comparison(Section):
     """Settings of ``adapeft compare``, which runs every method at every budget with every seed."""
 
@@ -98,8 +101,13 @@ class Comparison(Section):
     budgets: tuple[Limit, ...] = Field(default=(Budget.parse("0.5%"),), description="one run per budget", min_length=1)
     learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         default=(),
-        description="learning rates tried for every method on a held-out part of the training data, from the middle "
-        "one in the direction of better scores; none: the config's for all methods",
+        description="learning rates tried for every method on a held-out part of the training data; none: the config's "
+        "for all methods",
+    )
+    sweep: Literal["climb", "asha"] = Field(
+        default="climb",
+        description="how learning_rates are tried; climb: by whole runs, from the middle one towards better scores; "
+        "asha: all of them, of which those behind at a ninth or a third of the steps are stopped; needs Ray",
     )
     tune_fraction: float = Field(
         default=0.1, gt=0, lt=1, description="fraction of the training data held out to tune learning rates"
@@ -107,9 +115,23 @@ class Comparison(Section):
     perturb: float = Field(
         default=0.0, ge=0, lt=1, description="fraction of the training data that each seed leaves out"
     )
-    parallel: PositiveInt = Field(default=1, description="runs at once")
+    parallel: PositiveInt | None = Field(
+        default=None,
+        description="most runs at once; null: one, or, with Ray, as many as there is room for",
+    )
+    reference: Rival | None = Field(
+        default=None,
+        description="method to whose last score the steps of the others are counted; null: lora, full or random, the "
+        "first that is compared",
+    )
 
     _keys: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def referred(self) -> Contender | None:
+        """Method that ``reference`` means; None if it is not given and none of the usual ones is compared."""
+        usual = (one for name in _REFERENCES for one in self.methods if one.method == name)
+        return self.reference or next(usual, None)
 
     @property
     def keys(self) -> dict[str, Any]:

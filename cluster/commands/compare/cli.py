@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
 from cluster.commands.arguments import ConfigPath, Overrides
 from cluster.terminal.exit_status import ExitStatus
@@ -18,15 +18,22 @@ def compare(config: ConfigPath, overrides: Overrides = None) -> None:
     (comparison, loaded), terminal = load_comparison(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
         from cluster.commands.compare.compare import check, compare, finished
-        from cluster.commands.compare.report import write_report
+        from cluster.commands.compare.opening import machines_of
+        from cluster.commands.compare.report import Report
         from cluster.inspection.inspect import inspect
 
         silence_libraries()
     with terminal.busy("checking config, data and model"):
         check(loaded, comparison, inspect)
-    runs = compare(loaded, comparison, terminal.note)
-    report = write_report(Path(loaded.output), loaded, comparison, runs)
-    terminal.show_markdown(report.read_text(encoding="utf-8"))
-    terminal.note(f"table and plots: {report.parent}/")
+    report = Report(loaded, comparison)
+    try:
+        with machines_of(loaded, comparison) as machines:
+            runs = compare(loaded, comparison, terminal.note, machines, report.write)
+    except KeyboardInterrupt:
+        terminal.note(f"stopped; the same command resumes from {report.path.parent}/")
+        sys.stdout.flush()
+        os._exit(ExitStatus.INTERRUPTED)  # a cleaner exit would wait for the threads; runs end with this process
+    terminal.show_markdown(report.path.read_text(encoding="utf-8"))
+    terminal.note(f"table and plots: {report.path.parent}/")
     if not finished(runs):
         sys.exit(ExitStatus.FAILED)

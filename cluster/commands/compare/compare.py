@@ -6,11 +6,10 @@ Finished runs are not repeated. A failed run is reported and does not affect the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from adapeft.config.config import Config
@@ -18,10 +17,14 @@ from adapeft.config.experiments import Comparison, Contender
 from adapeft.config.keys import flatten
 from adapeft.errors import AdapeftError
 from adapeft.sections.budget import Budget
+from cluster.commands.compare.counter import Counter
 from cluster.commands.compare.examples import perturbed
-from cluster.commands.compare.run import Counter, Job, Line, Note, Run, Runner, budgets_of, job_of, run_command
+from cluster.commands.compare.line import Line
+from cluster.commands.compare.machines import Machines
+from cluster.commands.compare.opening import is_on_ray
+from cluster.commands.compare.run import Job, Note, Run, budgets_of, job_of, num_runs
 from cluster.commands.compare.sweep import swept_rates
-from cluster.output.contents import KnownContents
+from cluster.commands.compare.swept import Swept
 from cluster.output.lock import hold
 from cluster.output.place import check_is_folder
 
@@ -33,46 +36,73 @@ _NOT_COMPARED = {
 """Keys that would fix for all methods what the comparison varies, and the reason why each is refused."""
 
 
-def compare(config: Config, comparison: Comparison, note: Note, run: Runner | None = None) -> list[Run]:
+def compare(
+    config: Config, comparison: Comparison, note: Note, machines: Machines, show: Callable[[Sequence[Run]], None]
+) -> list[Run]:
     """Sweep the learning rates, then run everything, and return the runs.
 
     Args:
         config: config of every run, except for the keys that are compared.
         comparison: methods, budgets, seeds and learning rates.
         note: function that is called with a line for every run that ends.
-        run: function that executes one run; ``run_command`` by default.
+        machines: what executes the runs.
+        show: function that is called with all runs that have ended, after each of them.
 
     Raises:
         AdapeftError: another comparison is running in the folder.
     """
     lock = hold(Path(config.output))
     try:
-        return _compare(config, comparison, note, run or partial(run_command, contents=KnownContents()))
+        return _compare(config, comparison, note, machines, show)
     finally:
         lock.release()
 
 
-def _compare(config: Config, comparison: Comparison, note: Note, run: Runner) -> list[Run]:
+def _compare(
+    config: Config, comparison: Comparison, note: Note, machines: Machines, show: Callable[[Sequence[Run]], None]
+) -> list[Run]:
     folder = Path(config.output)
-    rates = swept_rates(config, comparison, note, run) if comparison.learning_rates else {}
-
+    rates = _rates(config, comparison, note, machines)
     examples = {seed: perturbed(config, comparison.perturb, seed, folder / "data") for seed in comparison.seeds}
-    done = Counter(len(comparison.seeds) * sum(len(budgets_of(one, comparison)) for one in comparison.methods), note)
+    done = Counter(num_runs(comparison), note)
+    lines = list(product(comparison.seeds, comparison.methods))
+    ended: dict[int, list[Run]] = {number: [] for number in range(len(lines))}
+    lock = Lock()
 
     def one_run(line: Line, contender: Contender, budget: Budget, seed: int) -> Run:
         swept = rates.get((contender, budget))
         job = job_of(folder, comparison, contender, budget, seed, swept.rate if swept else None)
         # If the sweep has failed, there is no rate to run at: the report would show one as if it had been found.
         run = line.give_up(job, f"sweep: {swept.failure}") if swept and swept.failure else line.run(job)
-        return replace(run, swept=swept.scores) if swept else run
+        return replace(run, swept=swept)
 
-    def run_all(seed: int, contender: Contender) -> list[Run]:
-        line = Line(examples[seed], run, done)
-        return [one_run(line, contender, budget, seed) for budget in budgets_of(contender, comparison)]
+    def run_all(number: int) -> None:
+        seed, contender = lines[number]
+        line = Line(examples[seed], machines.run, done)
+        for budget in budgets_of(contender, comparison):
+            run = one_run(line, contender, budget, seed)
+            with lock:
+                ended[number].append(run)
+                show(list(chain(*ended.values())))
 
-    with ThreadPoolExecutor(comparison.parallel) as pool:
-        lines = pool.map(lambda line: run_all(*line), product(comparison.seeds, comparison.methods))
-        return [run for line in lines for run in line]
+    with machines.pool(len(lines)) as pool:
+        list(pool.map(run_all, ended))
+    return list(chain(*ended.values()))
+
+
+def _rates(
+    config: Config, comparison: Comparison, note: Note, machines: Machines
+) -> dict[tuple[Contender, Budget], Swept]:
+    """Return the result of the sweep, if there is one."""
+    if not comparison.learning_rates:
+        return {}
+    if comparison.sweep == "asha":
+        from cluster.commands.compare.asha import asha_rates
+        from cluster.commands.compare.on_ray import RayMachines
+
+        assert isinstance(machines, RayMachines), "the settings were checked"
+        return asha_rates(config, comparison, note, machines)
+    return swept_rates(config, comparison, note, machines)
 
 
 def check(config: Config, comparison: Comparison, inspect: Callable[[Config], Any]) -> None:
@@ -82,7 +112,7 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
 
     Raises:
         AdapeftError: the config fixes a key that is compared, a value is given twice, a method would choose by other
-            groups than the config gives, or a method does not work with the config.
+            groups than the config gives, a method does not work with the config, or Ray is needed and missing.
     """
     check_is_folder(config.output, "compare")
     given = flatten(config)
@@ -94,10 +124,26 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise AdapeftError(f"{name}: {twice[0]} is given twice. Give each value once.")
+    _check_sweep_and_reference(comparison)
+    is_on_ray(config, comparison)
     largest = max(comparison.budgets, key=lambda budget: budget.count(10**12))
     for contender in comparison.methods:
         _check_groups(config, contender)
         inspect(Job(contender, largest, 0, None, Path(config.output), comparison.keys).applied_to(config))
+
+
+def _check_sweep_and_reference(comparison: Comparison) -> None:
+    rates, reference = comparison.learning_rates, comparison.reference
+    if comparison.sweep == "asha" and len(rates) < 2:
+        raise AdapeftError(
+            f"learning_rates = [{', '.join(f'{rate:g}' for rate in rates)}]: sweep = asha compares several. Give at "
+            "least two, or leave out sweep."
+        )
+    if reference is not None and reference not in comparison.methods:
+        raise AdapeftError(
+            f"reference = {reference}: is not among methods = [{', '.join(map(str, comparison.methods))}]. Add it, or "
+            "name one of them."
+        )
 
 
 def _check_groups(config: Config, contender: Contender) -> None:

@@ -26,7 +26,7 @@ def pictures_of(rows: Sequence[Row], metric: str) -> list[Picture]:
     drawn = [draw_scores(rows, metric), draw_bytes(rows, metric)]
     if any(len(row.scores) > 1 for row in rows):
         drawn.append(draw_spread(rows, metric))
-    if any(np.isfinite(list(row.swept.values())).any() for row in rows):
+    if any(row.swept and np.isfinite(list(row.swept.scores.values())).any() for row in rows):
         drawn.append(draw_rates(rows, metric))
     return drawn
 
@@ -66,23 +66,26 @@ def draw_spread(rows: Sequence[Row], metric: str) -> Picture:
 
 def draw_rates(rows: Sequence[Row], metric: str) -> Picture:
     """Draw the scores of the sweep by learning rate; the rate at which each method was then run is circled."""
-    swept = [row for row in rows if row.swept]
-    methods, budgets = (
-        list(dict.fromkeys(column)) for column in ([r.method for r in swept], [r.budget for r in swept])
-    )
-    figure, axes = _new(len(swept))
-    for row in swept:
+    lines = [(row, row.swept) for row in rows if row.swept]
+    methods, budgets = (list(dict.fromkeys(getattr(row, name) for row, _ in lines)) for name in ("method", "budget"))
+    figure, axes = _new(len(lines))
+    for row, swept in lines:
         style = _style(methods.index(row.method)) | {"linestyle": _DASHES[budgets.index(row.budget) % len(_DASHES)]}
         label = f"{row.method}, {row.budget}" if row.budget else row.method
-        axes.plot(list(row.swept), list(row.swept.values()), label=label, **style)
-        best = [row.swept.get(rate, np.nan) for rate in row.learning_rates]
+        axes.plot(list(swept.scores), list(swept.scores.values()), label=label, **style)
+        best = [swept.scores.get(rate, np.nan) for rate in row.learning_rates]
         axes.plot(row.learning_rates, best, "o", color=style["color"], fillstyle="none", markersize=11)
+        axes.plot(list(swept.stopped), [swept.scores[rate] for rate in swept.stopped], "kx", markersize=8)
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"{metric} on held-out training data")
     caption = (
         f"Sweep of the learning rate: {metric} of the first seed on a part of the training data that was held out, for "
-        "each method and budget. A climb from the middle rate tries only as many as it needs; the circle is the one "
-        "taken. Rates at which training failed are left out."
+        "each method and budget; the circle is the one taken. "
     )
+    if any(swept.stopped for _, swept in lines):
+        caption += "At a cross the training was stopped early, because others had better scores at the same step. "
+    else:
+        caption += "A climb from the middle rate tries only as many as it needs. "
+    caption += "Rates at which training failed are left out."
     return Picture("rates", "Learning rates", caption, _finished(figure))
 
 

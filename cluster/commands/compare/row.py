@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from adapeft.methods.registry import get_method
 from adapeft.sections.select import Granularity
 from cluster.commands.compare.run import Run
+from cluster.commands.compare.swept import Swept
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Row:
         learning_rates: learning rates of training, one unless each run finds its own.
         failures: reasons of the failed runs.
         num_diverged: number of failed runs whose training diverged; they have no score, and count as the worst.
-        swept: learning rate → score on the held-out part of the training data, of the sweep.
+        swept: the sweep of the learning rate, if any.
+        run_search_seconds: seconds in which a run searched its own learning rate.
     """
 
     method: str
@@ -47,12 +49,23 @@ class Row:
     learning_rates: tuple[float, ...]
     failures: tuple[str, ...]
     num_diverged: int = 0
-    swept: Mapping[float, float] = field(default_factory=dict)
+    swept: Swept | None = None
+    run_search_seconds: float = 0.0
 
     @property
     def mean(self) -> float:
         """Mean score over the seeds."""
         return float(np.mean(list(self.scores.values()))) if self.scores else float("nan")
+
+    @property
+    def search_seconds(self) -> float:
+        """Seconds in which the learning rate was searched: by all runs of the sweep, or by each run itself."""
+        return self.run_search_seconds + (self.swept.seconds if self.swept else 0.0)
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds to one trained delta: choosing, searching and training."""
+        return self.select_seconds + self.search_seconds + self.train_seconds
 
     @property
     def std(self) -> float:
@@ -68,8 +81,8 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         group = [run for run in runs if (run.contender, run.budget) == (contender, budget)]
         done = [run for run in group if run.metrics is not None]
 
-        def mean(*path: str, done: list[Run] = done) -> float:
-            return float(np.mean([_at(run.metrics, path) for run in done])) if done else float("nan")
+        def mean(*path: str, default: float | None = None, done: list[Run] = done) -> float:
+            return float(np.mean([_at(run.metrics, path, default) for run in done])) if done else float("nan")
 
         rows.append(
             Row(
@@ -87,6 +100,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
                 failures=tuple(run.failure for run in group if run.failure is not None),
                 num_diverged=sum(run.has_diverged for run in group),
                 swept=group[0].swept,
+                run_search_seconds=mean("seconds", "search", default=0.0),
             )
         )
     return rows
@@ -96,7 +110,9 @@ def _curve(metrics: dict[str, Any]) -> dict[int, float]:
     return {point["step"]: point[metrics["metric"]] for point in metrics["history"]}
 
 
-def _at(tree: Any, path: Sequence[str]) -> Any:
-    for key in path:
+def _at(tree: Any, path: Sequence[str], default: float | None) -> Any:
+    """Return the value at the path; ``default`` for a last key that is missing, unless that is None."""
+    *outer, last = path
+    for key in outer:
         tree = tree[key]
-    return tree
+    return tree[last] if default is None else tree.get(last, default)

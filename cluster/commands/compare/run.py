@@ -1,11 +1,7 @@
-"""A run of a comparison: its config, folder, execution and result."""
+"""A run of a comparison: its config, folder and result."""
 
 from __future__ import annotations
 
-import math
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,25 +12,22 @@ from pydantic import ValidationError
 
 from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison, Contender
-from adapeft.config.load import load_config
-from adapeft.config.write import to_yaml
-from adapeft.errors import AdapeftError
-from adapeft.files.artifact import save_text
 from adapeft.finite import DIVERGED
 from adapeft.methods.options import OPTIONS
 from adapeft.methods.registry import get_method
+from adapeft.model.load import describe_for
 from adapeft.sections.budget import Budget
 from adapeft.sections.section import together
 from adapeft.sections.select import Select
-from cluster.output.contents import KnownContents
+from adapeft.tasks.registry import TASKS
+from cluster.commands.compare.events import seconds_of_stages
+from cluster.commands.compare.swept import Swept
 from cluster.output.folder import RunFolder
-from cluster.output.metrics import load_metrics
 
 Note = Callable[[str], None]
 Outcome = tuple[dict[str, Any] | None, str | None]
 """Metrics of a run, or the reason why there are none."""
 Runner = Callable[[Config], Outcome]
-Contents = Callable[[Config], Mapping[str, str]]
 
 REFUSED = "error "
 """Beginning of a command's message if its input is invalid."""
@@ -52,7 +45,7 @@ class Run:
         learning_rate: learning rate of training; NaN if it failed before it found one.
         metrics: metrics of the finished run; None if it failed.
         failure: reason of the failure, if any.
-        swept: learning rate → score, of the sweep that found the learning rate; not finite where there was none.
+        swept: the sweep that found the learning rate, if any.
     """
 
     contender: Contender
@@ -62,12 +55,19 @@ class Run:
     learning_rate: float
     metrics: dict[str, Any] | None = None
     failure: str | None = None
-    swept: Mapping[float, float] = field(default_factory=dict)
+    swept: Swept | None = None
 
     @property
     def scores(self) -> dict[str, float] | None:
         """Scores after the last step, because the best evaluation would be chosen on the data that is scored."""
         return None if self.metrics is None else self.metrics["last"]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of choosing, searching and training; of an unfinished run, those of its stages so far."""
+        if self.metrics is None:
+            return seconds_of_stages(RunFolder(self.folder).events)
+        return sum(self.metrics.get("seconds", {}).values())
 
     @property
     def is_refused(self) -> bool:
@@ -116,64 +116,20 @@ class Job:
         return options.model_validate(mine)
 
 
-class Line:
-    """Runs of one method on one set of examples, in sequence: all choose from the first one's statistics.
-
-    Runs that an earlier comparison began keep the statistics they began with.
-    """
-
-    def __init__(self, config: Config, run: Runner, done: Counter) -> None:
-        self._config, self._run, self._done = config, run, done
-        self._measured: str | None = None
-
-    def run(self, job: Job) -> Run:
-        """Execute the run and report its end."""
-        begun = RunFolder(job.folder).config
-        try:
-            statistics = load_config(begun).select.statistics if begun.is_file() else self._measured
-        except AdapeftError as error:
-            return self.give_up(job, f"{REFUSED}{error}")
-        config = with_values(job.applied_to(self._config), "select", statistics=statistics)
-        metrics, failure = self._run(config)
-        if failure is None and self._measured is None:
-            self._measured = str(job.folder)
-        return self._told(job, metrics, failure)
-
-    def give_up(self, job: Job, reason: str) -> Run:
-        """Report a run that cannot be executed."""
-        return self._told(job, None, reason)
-
-    def _told(self, job: Job, metrics: dict[str, Any] | None, failure: str | None) -> Run:
-        given = self._config.train.learning_rate if job.learning_rate is None else job.learning_rate
-        rate = (metrics or {}).get("learning_rate", math.nan) if given == "auto" else given
-        run = Run(job.contender, job.budget, job.seed, job.folder, rate, metrics, failure)
-        self._done(run)
-        return run
-
-
-class Counter:
-    """Reports runs as they end, from any thread; ``total`` is None for a sweep, whose number of runs is not known."""
-
-    def __init__(self, total: int | None, note: Note) -> None:
-        self.total, self.note = total, note
-        self.done = 0
-        self.lock = threading.Lock()
-
-    def __call__(self, run: Run) -> None:
-        with self.lock:
-            self.done += 1
-            number = f"sweep {self.done}" if self.total is None else f"run {self.done}/{self.total}"
-            head = f"{number}: {run.contender}, {run.budget}, seed {run.seed}, learning rate {run.learning_rate:g}"
-            if run.metrics is None or run.scores is None:
-                self.note(f"{head}: {run.failure}")
-            else:
-                metric = run.metrics["metric"]
-                self.note(f"{head}: {metric} {run.scores[metric]:.4f}")
-
-
 def budgets_of(contender: Contender, comparison: Comparison) -> tuple[Budget, ...]:
     """Return all budgets, or only the first for a method without a budget."""
     return comparison.budgets if get_method(contender.method).is_budgeted else comparison.budgets[:1]
+
+
+def primary_metric(config: Config) -> tuple[str, bool]:
+    """Return the name of the score that is compared, and whether a higher one is better."""
+    metrics = TASKS[config.model.task].metrics(describe_for(config.model, config.data))
+    return metrics.primary(config.data.metric)
+
+
+def num_runs(comparison: Comparison) -> int:
+    """Return the number of runs of a comparison, without those of a sweep."""
+    return len(comparison.seeds) * sum(len(budgets_of(one, comparison)) for one in comparison.methods)
 
 
 def job_of(
@@ -188,49 +144,6 @@ def job_of(
 
 def _slug(contender: Contender) -> str:
     return str(contender).replace(":", "-").replace("+", "-")
-
-
-def run_command(config: Config, contents: Contents | None = None) -> Outcome:
-    """Execute ``adapeft run`` in a separate process; see ``run_apart``."""
-    return run_apart(config, _command, contents)
-
-
-def run_apart(config: Config, execute: Callable[[Path, Path], int], contents: Contents | None = None) -> Outcome:
-    """Execute a run in another process unless an earlier call has finished it; return metrics or reason of failure.
-
-    Args:
-        config: config of the run.
-        execute: function that runs a config file in a separate process with all output to a log file, and returns the
-            exit status.
-        contents: function that returns the hashes of a run's inputs, to recognize a finished run; None hashes them
-            anew.
-    """
-    place = Path(config.output)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder(place)
-    try:
-        if "after" in (content := load_metrics(folder.metrics)):
-            folder.check_is_of(config, (contents or KnownContents())(config))
-            return content, None
-    except AdapeftError as error:
-        return None, f"{REFUSED}{error}"
-    # Not with_suffix: a learning rate in the name contains a point.
-    settings, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("yaml", "log"))
-    save_text(settings, to_yaml(config))
-    status = execute(settings, log)
-    if status == 0:
-        return load_metrics(folder.metrics), None
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    # A command prints its message last, and the message may have several lines.
-    starts = [number for number, line in enumerate(lines) if line.startswith((REFUSED, "failed "))]
-    said = lines[starts[-1] :] if starts else [f"it exited with status {status}:", *(lines or ["no output"])[-1:]]
-    return None, f"{' '.join(map(str.strip, said))} (full log: {log})"
-
-
-def _command(settings: Path, log: Path) -> int:
-    command = [sys.executable, "-m", "cluster.cli", "run", str(settings)]
-    with log.open("w") as output:
-        return subprocess.run(command, stdout=output, stderr=output, check=False).returncode
 
 
 def with_values(config: Config, section: str, **values: Any) -> Config:

@@ -11,19 +11,25 @@ from datasets import ClassLabel, Dataset, Features, Value
 from matplotlib.colors import to_rgba
 from scipy import stats
 
-from adapeft.config.experiments import Comparison, load_comparison
+from adapeft.config.experiments import Comparison, Contender, load_comparison
 from adapeft.config.load import load_config, parse_section
 from adapeft.data.content import model_hash
 from adapeft.data.sources import load_rows
 from adapeft.errors import AdapeftError
 from adapeft.tasks.describe import describe
 from adapeft.tasks.registry import TASKS
+from cluster.commands.compare import compare as comparing
 from cluster.commands.compare import pictures
-from cluster.commands.compare.compare import check, compare, finished
+from cluster.commands.compare.apart import run_apart, run_command
+from cluster.commands.compare.compare import check, finished
+from cluster.commands.compare.events import evaluations, seconds_of_stages
 from cluster.commands.compare.examples import held_out, perturbed
-from cluster.commands.compare.report import against, steps_to, table, write_report
+from cluster.commands.compare.machines import Machines
+from cluster.commands.compare.report import Report, against
 from cluster.commands.compare.row import Row, rows_of
-from cluster.commands.compare.run import run_apart, run_command, with_values
+from cluster.commands.compare.run import with_values
+from cluster.commands.compare.table import cells_of, steps_to
+from cluster.commands.compare.table import table as in_markdown
 from cluster.inspection.inspect import inspect
 from cluster.output.contents import contents_of
 from cluster.output.folder import RunFolder
@@ -72,6 +78,24 @@ class Runner:
 
 def settings(*overrides):
     return parse_section(Comparison, overrides)[0]
+
+
+def compare(config, comparison, note, run=None, show=lambda runs: None):
+    """Compare on this machine, with ``run`` in place of the command."""
+    machines = Machines(comparison.parallel or 1)
+    if run is not None:
+        machines.run = run
+    return comparing.compare(config, comparison, note, machines, show)
+
+
+def table(rows, metric, reference=None):
+    return in_markdown(*cells_of(rows, metric, True, reference))
+
+
+def write_report(config, comparison, runs):
+    report = Report(config, comparison)
+    report.write(runs)
+    return report.path
 
 
 def test_every_method_budget_and_seed_is_run(config):
@@ -202,10 +226,11 @@ def test_a_seed_that_diverges_is_counted_and_never_reaches_a_score(config):
 
     comparison = settings("methods=[adapeft,random]", "seeds=[0,1,2]")
     rows = rows_of(compare(config, comparison, print, run))
-    row = next(row for row in rows if row.method.startswith("adapeft"))
+    row, random = rows
     assert (len(row.scores), row.num_diverged) == (2, 1)
     assert "without 1 of 3 seeds, which diverged" in table([row], "accuracy")
-    assert np.isnan(steps_to(row, -1.0, higher_is_better=True))
+    assert steps_to(row, random, higher_is_better=True) == {0: 10, 2: 10}
+    assert "| never on 1 of 3 seeds |" in table(rows, "accuracy", comparison.referred).splitlines()[2]
 
 
 def test_a_budget_that_excludes_a_method_is_tried_at_one_rate(config):
@@ -376,7 +401,7 @@ def test_a_finished_run_of_data_that_has_changed_is_refused(config):
 
 def test_data_and_base_are_hashed_once_for_all_finished_runs(config, monkeypatch):
     comparison = settings("methods=[random,adapeft]", "seeds=[0,1]", "budgets=[20%,40%]")
-    monkeypatch.setattr("cluster.commands.compare.run._command", finished_run)
+    monkeypatch.setattr(Machines, "execute", lambda self, command, settings, log: finished_run(settings, log))
     compare(config, comparison, print)
     read = []
 
@@ -385,7 +410,7 @@ def test_data_and_base_are_hashed_once_for_all_finished_runs(config, monkeypatch
         return model_hash(name, revision)
 
     monkeypatch.setattr("cluster.output.contents.model_hash", counted)
-    monkeypatch.setattr("cluster.commands.compare.run._command", never)
+    monkeypatch.setattr(Machines, "execute", lambda *arguments: never(*arguments[2:]))
     assert finished(compare(config, comparison, print))
     assert read == [config.model.name]
     path = Path(config.data.evaluation)
@@ -475,7 +500,7 @@ def test_keys_of_several_methods_reach_each_its_own(tmp_path):
 def test_one_failure_loses_nothing_of_the_rest(config):
     runs = compare(config, settings("methods=[adapeft,sam,random]"), lambda text: None, Runner())
     assert not finished(runs)
-    report = write_report(Path(config.output), config, settings(), runs)
+    report = write_report(config, settings(), runs)
     text = report.read_text(encoding="utf-8")
     assert "| adapeft | 0.5% | 0.6401 ± 0.0100 |" in text
     assert "sam at 0.5% failed (1 runs): out of memory" in text
@@ -488,7 +513,7 @@ def test_the_page_has_the_table_and_every_picture(config):
     """Scores against parameters and bytes, the spread over the seeds, and the sweep of the learning rates."""
     comparison = settings("methods=[adapeft,sam,random]", "seeds=[0,1]", "learning_rates=[1e-3,1e-2,1e-1]")
     runs = compare(config, comparison, lambda text: None, Runner())
-    folder = write_report(Path(config.output), config, comparison, runs).parent
+    folder = write_report(config, comparison, runs).parent
     page = Page((folder / "comparison.html").read_text(encoding="utf-8"))
     names = [attributes["id"] for attributes in page.all("figure")]
     assert names == ["scores", "bytes", "spread", "rates"]
@@ -510,7 +535,7 @@ def test_the_page_has_the_table_and_every_picture(config):
 def test_a_browser_shows_the_comparison_on_a_narrow_screen(config, tmp_path, dark):
     comparison = settings("methods=[adapeft,sam,random]", "seeds=[0,1]", "learning_rates=[1e-3,1e-2,1e-1]")
     runs = compare(config, comparison, lambda text: None, Runner())
-    folder = write_report(Path(config.output), config, comparison, runs).parent
+    folder = write_report(config, comparison, runs).parent
     check_page(folder / "comparison.html", tmp_path, dark=dark, num_images=4)
 
 
@@ -523,22 +548,115 @@ def test_what_was_not_swept_has_no_rates_and_one_seed_no_spread(config):
 def test_a_baseline_is_of_the_same_granularity(config):
     """Granularities may be defaults: adapeft chooses by row, random by element."""
     comparison = settings("methods=[random:row,random,adapeft,adapeft:element,sam]", "seeds=[0,2]")
-    text = write_report(
-        Path(config.output), config, comparison, compare(config, comparison, print, Runner())
-    ).read_text(encoding="utf-8")
+    text = write_report(config, comparison, compare(config, comparison, print, Runner())).read_text(encoding="utf-8")
     pairs = (("adapeft", "random:row"), ("adapeft:element", "random"), ("sam", "random"))
     for method, baseline in pairs:
         assert f"- {method} against {baseline} at 0.5%:" in text
     assert (Path(config.output) / "spread.png").stat().st_size > 5000
 
 
-def test_the_report_says_how_many_steps_the_baselines_score_took(config):
-    runs = compare(config, settings("methods=[adapeft,random,sam]", "seeds=[0,2]"), print, Runner())
-    text = write_report(Path(config.output), config, settings(), runs).read_text(encoding="utf-8")
-    assert "To reach random's worst score (0.4301) on all seeds: 10 steps, random 20 steps." in text
-    rows = {row.method: row for row in rows_of(runs)}
-    assert steps_to(rows["random"], rows["random"].scores[0], higher_is_better=True) == 20
-    assert np.isnan(steps_to(rows["random"], rows["adapeft"].mean, higher_is_better=True))
+def row(method, budget, scores, curves, **more):
+    """Return a row with seconds 1 of choosing and 4 of training, unless ``more`` has others."""
+    seconds = {"select_seconds": 1.0, "train_seconds": 4.0, "learning_rates": (1e-3,), "failures": ()}
+    sizes = {"trained": 100.0, "delta_bytes": 4096.0, "peak_bytes": 2.0**20}
+    return Row(method, "row", budget, scores, curves, **(sizes | seconds | more))
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_steps_to_a_score_are_counted_to_the_references_last_with_the_same_seed(higher_is_better):
+    sign = 1 if higher_is_better else -1
+    scores = {0: 0.6, 1: 0.7}
+    lora = row("lora", "1%", scores, {0: {10: 0.5, 20: 0.6}, 1: {10: 0.8, 20: 0.7}})
+    other = row("sam", "1%", {0: 0.7, 1: 0.7}, {0: {5: 0.59, 10: 0.6, 20: 0.7}, 1: {5: 0.7, 10: 0.7, 20: 0.69}})
+    slow = row("magnitude", "1%", {0: 0.6, 1: 0.4}, {0: {10: 0.1, 20: 0.6}, 1: {10: 0.3, 20: 0.4}})
+    free = row("full", "", {0: 0.1}, {0: {10: 0.2, 20: 0.1}})
+    rows = [lora, other, slow, free]
+    for one in rows:
+        one.scores.update({seed: sign * score for seed, score in one.scores.items()})
+        one.curves.update({seed: {at: sign * score for at, score in c.items()} for seed, c in one.curves.items()})
+    heads, cells = cells_of(rows, "accuracy", higher_is_better, Contender.parse("lora"))
+    column = heads.index("steps to lora's score")
+    assert [line[column] for line in cells] == ["15", "8", "never on 1 of 2 seeds", "never"], "8: of 10 and 5"
+    to_full = cells_of(rows, "accuracy", higher_is_better, Contender.parse("full"))[1]
+    assert [line[column] for line in to_full] == ["10", "5", "10", "10"], "full has no budget"
+    two = [*rows, row("lora", "2%", {0: 0.1}, {0: {10: 0.1}})]
+    again = cells_of(two, "accuracy", higher_is_better, Contender.parse("lora"))[1]
+    assert [line[column] for line in again] == ["15", "8", "never on 1 of 2 seeds", "–", "10"], "which of full's?"
+
+
+@pytest.mark.parametrize(
+    ("given", "referred"),
+    [
+        (["methods=[random,full,lora]"], "lora"),
+        (["methods=[random,full,sam]"], "full"),
+        (["methods=[sam,random:row]"], "random:row"),
+        (["methods=[sam,adapeft]"], None),
+        (["methods=[lora,sam]", "reference=sam"], "sam"),
+    ],
+)
+def test_the_reference_is_that_of_the_config_or_a_usual_one(given, referred):
+    found = settings(*given).referred
+    assert (found and str(found)) == referred
+    heads, _ = cells_of([], "accuracy", True, found)
+    assert (f"steps to {referred}'s score" in heads) == (referred is not None)
+
+
+def test_the_total_cost_counts_the_runs_of_the_sweep(config):
+    """Every run of the runner takes 1 s to choose and 2 s to train; the sweep tries three rates."""
+    comparison = settings("methods=[random]", "seeds=[0,1]", "learning_rates=[1e-3,1e-2,1e-1]")
+    (row,) = rows_of(compare(config, comparison, print, Runner()))
+    assert (row.select_seconds, row.search_seconds, row.train_seconds, row.total_seconds) == (1, 9, 2, 12)
+    heads, (cells,) = cells_of([row], "accuracy", True, None)
+    costs = dict(zip(heads, cells, strict=True))
+    assert [costs[name] for name in ("delta KiB", "choose s", "search s", "train s", "total s")] == [
+        *("1", "1", "9", "2", "12")
+    ]
+
+
+def test_the_total_cost_counts_what_a_run_has_searched_itself(config):
+    def run(settings):
+        metrics, _ = Runner()(settings)
+        return {**metrics, "seconds": {"select": 1.0, "search": 5.0 + 2 * settings.seed, "train": 2.0}}, None
+
+    (row,) = rows_of(compare(config, settings("methods=[random]", "seeds=[0,1]"), print, run))
+    assert (row.search_seconds, row.total_seconds) == (6, 9)
+
+
+def test_the_cost_of_an_unfinished_run_is_that_of_its_stages(tmp_path):
+    """1 s of measuring, 3 of training until it was killed, and 2 more of an attempt that diverged an hour later."""
+    events = [
+        *(("00:00:00.000", "started"), ("00:00:01.000", "ended"), ("00:00:09.000", "started")),
+        *(("00:00:10.500", "evaluated"), ("00:00:12.000", "training"), ("01:00:00.000", "started")),
+        *(("01:00:01.500", "evaluated"), ("01:00:02.000", "failed")),
+    ]
+    path = tmp_path / "events.jsonl"
+    scores = {"metric": "accuracy", "accuracy": 0.5, "loss": "inf"}
+    lines = [
+        json.dumps({"time": f"2026-01-01T{at}+00:00", "message": said, "at": 10 + number, **scores})
+        for number, (at, said) in enumerate(events)
+    ]
+    path.write_text("\n".join([*lines, '{"time": "2026-01-01T09', ""])[:-1])
+    assert seconds_of_stages(path) == pytest.approx(6)
+    assert evaluations(path) == {at: {"accuracy": 0.5, "loss": np.inf} for at in (13, 16)}
+    assert seconds_of_stages(tmp_path / "none") == 0
+
+
+def test_the_report_shows_what_has_ended_after_every_run(config, monkeypatch):
+    monkeypatch.setattr("cluster.commands.compare.report.pictures_of", lambda *arguments: [])
+    comparison, shown = settings("methods=[adapeft,random]", "seeds=[0,1]"), []
+    report = Report(config, comparison)
+
+    def show(runs):
+        report.write(runs)
+        shown.append(report.path.read_text(encoding="utf-8"))
+
+    runs = compare(config, comparison, print, Runner(), show)
+    assert [text.count("\n| adapeft |") for text in shown] == [1, 1, 1, 1]
+    assert [f"{number} of 4 runs so far" in text for number, text in enumerate(shown, 1)] == [True, True, True, False]
+    assert ["| random |" in text for text in shown] == [False, True, True, True]
+    assert "0.630, 0.640" in shown[2]
+    content = json.loads(report.path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert [one["folder"] for one in content["runs"]] == [str(run.folder) for run in runs]
 
 
 def test_the_paired_tests_are_those_of_scipy(config):
@@ -594,6 +712,18 @@ def test_what_would_decide_for_every_method(config, key, given):
     """Each would be silently ignored, or make all methods train the same subset."""
     with pytest.raises(AdapeftError, match=rf"{key} = .+ in a comparison .* or add {key}=null"):
         check(with_values(config, key.partition(".")[0], **given), settings(), inspect)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("reference=lora", r"reference = lora: is not among methods = \[adapeft, random\]\. Add it, or name one"),
+        ("sweep=asha", r"learning_rates = \[\]: sweep = asha compares several. Give at least two"),
+    ],
+)
+def test_what_does_not_go_together(config, given, said):
+    with pytest.raises(AdapeftError, match=said):
+        check(config, settings(given), inspect)
 
 
 def test_the_same_twice(config):

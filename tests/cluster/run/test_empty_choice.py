@@ -13,9 +13,10 @@ from adapeft.measure.statistics import Statistics
 from adapeft.ranks import OneRank
 from adapeft.sections.budget import Budget
 from adapeft.subset.subset import Subset
-from cluster.commands.compare.report import table
+from cluster.commands.compare.apart import run_apart
 from cluster.commands.compare.row import rows_of
-from cluster.commands.compare.run import Run, run_apart
+from cluster.commands.compare.run import Run
+from cluster.commands.compare.table import cells_of, table
 from cluster.inspection.inspect import inspect
 from cluster.output.contents import contents_of
 from cluster.ranks.measure import choose_and_save
@@ -112,4 +113,4 @@ def test_a_row_of_a_comparison_says_so(uphill, tmp_path):
     metrics, failure = run_apart(config, refused)
     assert metrics is None
     runs = [Run(Contender("adapeft", "auto"), Budget.parse("1%"), 0, tmp_path, 1e-3, None, failure)]
-    assert "| adapeft | 1% | nothing to train |" in table(rows_of(runs), "accuracy")
+    assert "| adapeft | 1% | nothing to train |" in table(*cells_of(rows_of(runs), "accuracy", True, None))
