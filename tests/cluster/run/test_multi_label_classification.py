@@ -1,0 +1,51 @@
+"""Multi-label classification through the command: every stage trains the same, and labels are learned."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import partial
+
+import pytest
+
+from tests.support.checkpoints import COLOURS, FILLING, WITHOUT_DROPOUT, adapeft, write_bert, write_lines
+from tests.support.stages import check_stages
+
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random encoder, and texts with words of any number of colours."""
+    folder, rng = tmp_path_factory.mktemp("labels"), random.Random(0)
+    write_bert(folder / "base", **WITHOUT_DROPOUT)
+
+    def row():
+        labels = [colour for colour in COLOURS if rng.random() < 0.5]
+        words = [*rng.choices(FILLING, k=rng.randint(1, 5)), *(rng.choice(COLOURS[label]) for label in labels)]
+        rng.shuffle(words)
+        return {"text": " ".join(words), "labels": labels}
+
+    for split, count in (("train", 160), ("validation", 41)):
+        write_lines(folder / f"{split}.jsonl", [row() for _ in range(count)])
+    return folder
+
+
+def run(folder, output, *overrides):
+    """Run the ready config on a small model and small data."""
+    fixed = [f"model.name={folder / 'base'}", "data.max_length=16", "select.budget=20%", "select.calibration=64"]
+    fixed += [f"data.train={folder / 'train.jsonl'}", f"data.evaluation={folder / 'validation.jsonl'}"]
+    fixed += ["train.learning_rate=0.05", "train.batch_size=16", "cluster.launcher=local", f"output={output}"]
+    done = adapeft("run", "deploy/configs/go-emotions.yaml", *fixed, *overrides)
+    assert done.returncode == 0, done.stderr
+    return json.loads((output / "metrics.json").read_text())
+
+
+def test_labels_are_learned(folder, tmp_path):
+    metrics = run(folder, tmp_path / "run", "train.epochs=6", "cluster.workers=1", "zero_stage=0")
+    assert metrics["after"]["micro_f1"] > metrics["before"]["micro_f1"] + 0.2
+
+
+def test_every_stage_trains_the_same(folder, tmp_path):
+    """Five steps at this rate find more labels, but do not yet lower the loss."""
+    check_stages(partial(run, folder), tmp_path, settings=((0, 1),), kept=1.02, same=["micro_f1"])
