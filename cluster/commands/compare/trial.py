@@ -57,7 +57,7 @@ class Trial(Trainable):
     def step(self) -> dict[str, Any]:
         while not self._reads_next():
             if self._status is not None:
-                return {**self._last, "status": self._status, "done": True}
+                return {**self._last, **self._at_end(), "status": self._status, "done": True}
             if self._process is None:
                 environment = {**os.environ, **self._tried.environment}
                 self._process = Process("run", self._tried.settings, log=Path(self._tried.log), environment=environment)
@@ -71,10 +71,14 @@ class Trial(Trainable):
             self._process.stop()
 
     def _reads_next(self) -> bool:
-        """Take the next evaluation from the log; that of the last step only counts once the process has ended."""
-        last = self._tried.num_steps if self._status is not None else self._tried.num_steps - 1
+        """Take the next evaluation from the log; at that of the last step there is nothing left to stop."""
         for step, scores in evaluations(Path(self._tried.events)).items():
-            if self._last["step"] < step <= last:
+            if self._last["step"] < step < self._tried.num_steps:
                 self._last = {"step": step, **scores}
                 return True
         return False
+
+    def _at_end(self) -> dict[str, Any]:
+        """Return the evaluation of the last step, if it was reached."""
+        scores = evaluations(Path(self._tried.events)).get(self._tried.num_steps)
+        return {} if scores is None else {"step": self._tried.num_steps, **scores}
