@@ -26,7 +26,7 @@ from adapeft.measure.storage import load_statistics
 from adapeft.methods.registry import get_method
 from adapeft.subset.subset import Subset
 from adapeft.transfer.verify import agreement, uniform
-from cluster.commands.compare.apart import run_command
+from cluster.commands.compare.machines.apart import run_command
 from cluster.commands.transfer.transfer import target_config, transfer
 from deploy.demo.docstrings import model_folder
 from tests.benchmarks.language_model import train_language_model

@@ -18,8 +18,8 @@ def compare(config: ConfigPath, overrides: Overrides = None) -> None:
     (comparison, loaded), terminal = load_comparison(config, overrides or []), Terminal()
     with terminal.busy("loading libraries"):
         from cluster.commands.compare.compare import check, compare, finished
-        from cluster.commands.compare.opening import machines_of
-        from cluster.commands.compare.report import Report
+        from cluster.commands.compare.machines.opening import machines_of
+        from cluster.commands.compare.output.report import Report
         from cluster.inspection.inspect import inspect
 
         silence_libraries()

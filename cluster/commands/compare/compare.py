@@ -20,8 +20,8 @@ from adapeft.sections.budget import Budget
 from cluster.commands.compare.counter import Counter
 from cluster.commands.compare.examples import perturbed
 from cluster.commands.compare.line import Line
-from cluster.commands.compare.machines import Machines
-from cluster.commands.compare.opening import is_on_ray
+from cluster.commands.compare.machines.local import Machines
+from cluster.commands.compare.machines.opening import is_on_ray
 from cluster.commands.compare.run import Job, Note, Run, budgets_of, job_of, num_runs
 from cluster.commands.compare.sweep import swept_rates
 from cluster.commands.compare.swept import Swept
@@ -97,8 +97,8 @@ def _rates(
     if not comparison.learning_rates:
         return {}
     if comparison.sweep == "asha":
-        from cluster.commands.compare.asha import asha_rates
-        from cluster.commands.compare.on_ray import RayMachines
+        from cluster.commands.compare.halving.asha import asha_rates
+        from cluster.commands.compare.machines.on_ray import RayMachines
 
         assert isinstance(machines, RayMachines), "the settings were checked"
         return asha_rates(config, comparison, note, machines)

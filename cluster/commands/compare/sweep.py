@@ -12,7 +12,7 @@ from adapeft.sections.budget import Budget
 from cluster.commands.compare.counter import Counter
 from cluster.commands.compare.examples import held_out
 from cluster.commands.compare.line import Line
-from cluster.commands.compare.machines import Machines
+from cluster.commands.compare.machines.local import Machines
 from cluster.commands.compare.run import Note, Run, budgets_of, job_of, primary_metric
 from cluster.commands.compare.swept import WORST, Swept, value_of
 from cluster.run.climb import climb

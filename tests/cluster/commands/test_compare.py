@@ -19,17 +19,17 @@ from adapeft.errors import AdapeftError
 from adapeft.tasks.describe import describe
 from adapeft.tasks.registry import TASKS
 from cluster.commands.compare import compare as comparing
-from cluster.commands.compare import pictures
-from cluster.commands.compare.apart import run_apart, run_command
 from cluster.commands.compare.compare import check, finished
 from cluster.commands.compare.events import evaluations, seconds_of_stages
 from cluster.commands.compare.examples import held_out, perturbed
-from cluster.commands.compare.machines import Machines
-from cluster.commands.compare.report import Report, against
-from cluster.commands.compare.row import Row, rows_of
+from cluster.commands.compare.machines.apart import run_apart, run_command
+from cluster.commands.compare.machines.local import Machines
+from cluster.commands.compare.output import pictures
+from cluster.commands.compare.output.report import Report, against
+from cluster.commands.compare.output.row import Row, rows_of
+from cluster.commands.compare.output.table import cells_of, steps_to
+from cluster.commands.compare.output.table import table as in_markdown
 from cluster.commands.compare.run import with_values
-from cluster.commands.compare.table import cells_of, steps_to
-from cluster.commands.compare.table import table as in_markdown
 from cluster.inspection.inspect import inspect
 from cluster.output.contents import contents_of
 from cluster.output.folder import RunFolder
@@ -642,7 +642,7 @@ def test_the_cost_of_an_unfinished_run_is_that_of_its_stages(tmp_path):
 
 
 def test_the_report_shows_what_has_ended_after_every_run(config, monkeypatch):
-    monkeypatch.setattr("cluster.commands.compare.report.pictures_of", lambda *arguments: [])
+    monkeypatch.setattr("cluster.commands.compare.output.report.pictures_of", lambda *arguments: [])
     comparison, shown = settings("methods=[adapeft,random]", "seeds=[0,1]"), []
     report = Report(config, comparison)
 

@@ -18,9 +18,10 @@ from ray.cluster_utils import Cluster as RayCluster
 from adapeft.config.experiments import Comparison
 from adapeft.config.load import load_config, parse_section
 from adapeft.errors import AdapeftError
-from cluster.commands.compare import opening, trial
+from cluster.commands.compare.halving import trial
+from cluster.commands.compare.halving.trial import Trial, Tried
+from cluster.commands.compare.machines import opening
 from cluster.commands.compare.swept import Swept, load_swept, save_swept
-from cluster.commands.compare.trial import Trial, Tried
 from tests.support.checkpoints import COMMAND, adapeft
 
 QUICKLY = ("workers=1", "max_steps=18", "train.warmup_ratio=0", "seeds=[0]")
@@ -178,7 +179,7 @@ def test_a_process_ends_when_what_has_started_it_is_killed(tmp_path):
     os.mkfifo(tmp_path / "config.yaml")
     code = f"""
 from pathlib import Path
-from cluster.commands.compare.process import Process
+from cluster.commands.compare.machines.process import Process
 process = Process("run", {str(tmp_path / "config.yaml")!r}, log=Path({str(tmp_path / "log")!r}))
 print(process._process.pid, flush=True)
 process.wait()

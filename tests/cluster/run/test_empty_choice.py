@@ -13,10 +13,10 @@ from adapeft.measure.statistics import Statistics
 from adapeft.ranks import OneRank
 from adapeft.sections.budget import Budget
 from adapeft.subset.subset import Subset
-from cluster.commands.compare.apart import run_apart
-from cluster.commands.compare.row import rows_of
+from cluster.commands.compare.machines.apart import run_apart
+from cluster.commands.compare.output.row import rows_of
+from cluster.commands.compare.output.table import cells_of, table
 from cluster.commands.compare.run import Run
-from cluster.commands.compare.table import cells_of, table
 from cluster.inspection.inspect import inspect
 from cluster.output.contents import contents_of
 from cluster.ranks.measure import choose_and_save

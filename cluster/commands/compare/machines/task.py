@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.commands.compare.process import Process
+from cluster.commands.compare.machines.process import Process
 
 
 def command_on_machine(command: str, settings: str, log: str, environment: Mapping[str, str]) -> int:

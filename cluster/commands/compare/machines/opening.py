@@ -10,7 +10,7 @@ from importlib import import_module
 from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison
 from adapeft.errors import AdapeftError
-from cluster.commands.compare.machines import Machines
+from cluster.commands.compare.machines.local import Machines
 
 
 def is_on_ray(config: Config, comparison: Comparison) -> bool:
@@ -49,7 +49,7 @@ def machines_of(config: Config, comparison: Comparison) -> Iterator[Machines]:
     if not is_on_ray(config, comparison):
         yield Machines(comparison.parallel or 1)
         return
-    from cluster.commands.compare.on_ray import ray_machines
+    from cluster.commands.compare.machines.on_ray import ray_machines
 
     with ray_machines(config, comparison.parallel) as machines:
         yield machines

@@ -8,7 +8,7 @@ import numpy as np
 
 from adapeft.config.experiments import Contender
 from adapeft.subset.empty import NOTHING
-from cluster.commands.compare.row import Row
+from cluster.commands.compare.output.row import Row
 
 
 def cells_of(

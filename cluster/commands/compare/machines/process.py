@@ -22,7 +22,7 @@ class Process:
     """
 
     def __init__(self, *arguments: str, log: Path, environment: Mapping[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "cluster.commands.compare.child", *arguments]
+        command = [sys.executable, "-m", "cluster.commands.compare.machines.child", *arguments]
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment

@@ -25,8 +25,8 @@ from ray.tune import (
 )
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from cluster.commands.compare.on_ray import RayMachines
-from cluster.commands.compare.trial import Trial, Tried
+from cluster.commands.compare.halving.trial import Trial, Tried
+from cluster.commands.compare.machines.on_ray import RayMachines
 
 REDUCTION = 3
 """Of the trials that reach a rung, about one in three goes on."""

@@ -21,8 +21,8 @@ from ray.exceptions import RayError
 
 from adapeft.config.config import Config
 from adapeft.sections.cluster import Cluster
-from cluster.commands.compare.machines import Machines
-from cluster.commands.compare.task import command_on_machine
+from cluster.commands.compare.machines.local import Machines
+from cluster.commands.compare.machines.task import command_on_machine
 from cluster.launch.ray.connection import connect, room_for
 from cluster.launch.resources import per_worker
 from cluster.output.identity import job_metadata

@@ -1,4 +1,4 @@
-"""The machine that executes the runs of a comparison; see ``on_ray.py`` for those of a Ray cluster."""
+"""The machine that executes the runs of a comparison; see ``on_ray`` for those of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from adapeft.config.config import Config
-from cluster.commands.compare.apart import run_apart
-from cluster.commands.compare.process import Process
+from cluster.commands.compare.machines.apart import run_apart
+from cluster.commands.compare.machines.process import Process
 from cluster.commands.compare.run import Outcome
 from cluster.output.contents import KnownContents
 

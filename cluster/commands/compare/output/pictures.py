@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.commands.compare.row import Row
+from cluster.commands.compare.output.row import Row
 from cluster.output.pictures.picture import Picture, add_legend, new_figure, png_of
 
 _COLUMNS = 2

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from ray.tune import Trainable
 
 from cluster.commands.compare.events import evaluations
-from cluster.commands.compare.process import Process
-from cluster.commands.compare.task import check_is_visible
+from cluster.commands.compare.machines.process import Process
+from cluster.commands.compare.machines.task import check_is_visible
 
 _POLL_SECONDS = 0.2
 

@@ -14,10 +14,10 @@ from adapeft.config.config import Config
 from adapeft.config.experiments import Comparison
 from adapeft.files.artifact import provenance, save_json, save_text
 from adapeft.files.json_numbers import undefined_as_null
-from cluster.commands.compare.pictures import pictures_of
-from cluster.commands.compare.row import Row, rows_of
+from cluster.commands.compare.output.pictures import pictures_of
+from cluster.commands.compare.output.row import Row, rows_of
+from cluster.commands.compare.output.table import cells_of, table
 from cluster.commands.compare.run import Run, num_runs, primary_metric
-from cluster.commands.compare.table import cells_of, table
 from cluster.output.pictures.page import figure, grid, page_of, paragraphs
 from cluster.output.pictures.picture import save_pictures
 from cluster.output.report import title_of

@@ -17,14 +17,14 @@ from adapeft.methods.registry import get_method
 from adapeft.model.load import describe_for
 from adapeft.sections.budget import Budget
 from adapeft.sections.cluster import Cluster
-from cluster.commands.compare.apart import finished, outcome_of, written
 from cluster.commands.compare.counter import Counter
 from cluster.commands.compare.examples import held_out
-from cluster.commands.compare.on_ray import RayMachines
+from cluster.commands.compare.halving.trial import Tried
+from cluster.commands.compare.halving.trials import REDUCTION, Ended, run_trials
+from cluster.commands.compare.machines.apart import finished, outcome_of, written
+from cluster.commands.compare.machines.on_ray import RayMachines
 from cluster.commands.compare.run import Job, Note, Outcome, Run, budgets_of, job_of, primary_metric, with_values
 from cluster.commands.compare.swept import WORST, Swept, load_swept, save_swept, value_of
-from cluster.commands.compare.trial import Tried
-from cluster.commands.compare.trials import REDUCTION, Ended, run_trials
 from cluster.inspection.plan import plan_training
 from cluster.output.folder import RunFolder
 from cluster.output.identity import run_id

@@ -9,7 +9,7 @@ from adapeft.config.config import Config
 from adapeft.config.write import to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_text
-from cluster.commands.compare.process import Process
+from cluster.commands.compare.machines.process import Process
 from cluster.commands.compare.run import REFUSED, Outcome
 from cluster.output.contents import KnownContents
 from cluster.output.folder import RunFolder

@@ -1,0 +1,1 @@
+"""The sweep of learning rates by successive halving (ASHA), with Ray Tune."""

@@ -1,0 +1,1 @@
+"""What a comparison writes: table, plots and page."""
