@@ -98,6 +98,20 @@ def read_bound(read: tuple[Tensor, Tensor], change) -> Tensor:
     return read[1].t() if change.part.dim == 1 else read[1]
 
 
+@pytest.mark.parametrize("kind", ["ranks that are alike", "alike"])
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_loads_the_adapter_itself(name, kind, tmp_path):
+    model = MODELS[name]()
+    delta = random_delta(model, parts_of(model, kind))
+    (folder,) = save_for_peft(delta, save_base(MODELS[name](), tmp_path / "base"), tmp_path / "peft")
+    loaded = MODELS[name]()
+    before = logits(loaded)
+    loaded.load_adapter(str(folder))
+    found = logits(loaded)
+    assert (found - before).abs().max() > 1e-3
+    torch.testing.assert_close(found, logits(summed(model, delta)), rtol=1e-5, atol=1e-5)
+
+
 def test_the_file_is_padded_up_to_half_as_much_again(tmp_path):
     """With two equal matrices: 6 columns instead of 4 are padded, 8 instead of 5 are not."""
     names = [f"bert.encoder.layer.0.attention.self.{name}.weight" for name in ("query", "key")]
