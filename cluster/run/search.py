@@ -48,17 +48,15 @@ def search_learning_rate(session: Session, subset: Subset) -> Subset:
     is_chosen_again = config.train.subset is None and config.select.depends_on_reach
     trials: dict[str, Any] = dict(session.metrics().get("trials", {}))
 
-    def settle(rate: float) -> None:
+    def settle(rate: float) -> Subset:
         session.settle(rate)
-        if is_chosen_again:
-            choose_again(session)
+        return choose_again(session) if is_chosen_again else subset
 
     @cache
     def score(index: int) -> float:
         rate = _RATES[index]
         if (key := f"{rate:g}") not in trials:
-            settle(rate)
-            trials[key] = _try(session, num_steps)
+            trials[key] = _try(session, settle(rate), num_steps)
             session.record(trials=trials)
         found = trials[key]
         loss = math.inf if found["scores"] is None else float(found["scores"]["loss"])
@@ -74,17 +72,17 @@ def search_learning_rate(session: Session, subset: Subset) -> Subset:
             f"the reason, the data or the base model is; set train.learning_rate to a number to train with it."
         )
     rate = float(f"{_RATES[best] * (num_steps / plan.num_steps) ** _EXPONENT:.2g}")
-    settle(rate)
+    chosen = settle(rate)
     session.terminal.note(f"search: learning rate {rate:g}, from the best of {len(trials)} trials, {_RATES[best]:g}")
-    return Subset.load(session.folder.subset)
+    return chosen
 
 
-def _try(session: Session, num_steps: int) -> dict[str, Any]:
-    """Return the result of a trial; that of a rate at which nothing promises a lower loss is no score."""
+def _try(session: Session, subset: Subset, num_steps: int) -> dict[str, Any]:
+    """Return the result of a trial of ``subset``; it has no score where nothing promises a lower loss."""
     from cluster.ranks.trial import try_learning_rate
 
     try:
-        check_not_empty(Subset.load(session.folder.subset))
+        check_not_empty(subset)
     except AdapeftError as error:
         return {"scores": None, "problem": str(error)}
     return session.on_workers(try_learning_rate, "search", num_steps=num_steps)

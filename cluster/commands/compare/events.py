@@ -13,8 +13,9 @@ def evaluations(path: Path) -> dict[int, dict[str, float]]:
     """Return step → scores of all evaluations after the first step, in order; those of a resumed run included."""
     found = {line["at"]: line for line in _lines(path) if line["message"] == "evaluated" and line["at"]}
     # Numbers that are not finite are written as text.
-    names = {step: (line["metric"], "loss") for step, line in found.items()}
-    return {step: {name: float(line[name]) for name in names[step]} for step, line in sorted(found.items())}
+    return {
+        step: {name: float(line[name]) for name in (line["metric"], "loss")} for step, line in sorted(found.items())
+    }
 
 
 def seconds_of_stages(path: Path) -> float:

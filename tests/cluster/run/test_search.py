@@ -80,14 +80,12 @@ def test_the_training_goes_on_at_that_rate_without_another_search(found):
 
 
 @pytest.mark.parametrize(("parts", "ran"), [({}, False), ({"w": Elements((4,), torch.tensor([1]))}, True)])
-def test_a_rate_at_which_nothing_is_chosen_is_a_trial_without_a_score(parts, ran, tmp_path):
+def test_a_rate_at_which_nothing_is_chosen_is_a_trial_without_a_score(parts, ran):
     called = []
-    Subset(parts).save(tmp_path / "subset.safetensors")
     session = SimpleNamespace(
-        folder=SimpleNamespace(subset=tmp_path / "subset.safetensors"),
         on_workers=lambda *args, **kwargs: called.append(kwargs) or {"scores": {"loss": 1.0}, "problem": None},
     )
-    found = _try(session, 8)
+    found = _try(session, Subset(parts), 8)
     assert called == ([{"num_steps": 8}] if ran else [])
     assert (found["scores"] is None) == ("nothing to train" in str(found["problem"])) == (not ran)
 
