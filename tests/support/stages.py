@@ -1,12 +1,33 @@
-"""Short runs that differ only in the ZeRO stage and the number of workers."""
+"""Short runs, and a check of those that differ only in the ZeRO stage and the number of workers."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.checkpoints import adapeft
+
+TWELVE_STEPS = (
+    "calibration=32",
+    "max_steps=12",
+    "train.batch_size=8",
+    "learning_rate=1e-2",
+    "save_steps=4",
+    "eval_steps=4",
+    "logging_steps=1",
+)
+"""Overrides of a training with three checkpoints, each after an evaluation."""
+
+
+def run_locally(config: str, output: Path, *overrides: str) -> dict[str, Any]:
+    """Run a config on local workers and return its metrics."""
+    done = adapeft("run", config, "cluster.launcher=local", f"output={output}", *overrides)
+    assert done.returncode == 0, done.stderr
+    return json.loads((output / "metrics.json").read_text())
 
 
 def check_stages(

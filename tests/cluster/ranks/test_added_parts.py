@@ -8,20 +8,12 @@ import pytest
 import torch
 
 import adapeft
+from tests.support.stages import TWELVE_STEPS
 from tests.support.torchrun import torchrun
 
 pytestmark = pytest.mark.ranks
 
-OVERRIDES = [
-    "budget=2000",
-    "calibration=32",
-    "max_steps=12",
-    "train.batch_size=8",
-    "learning_rate=1e-2",
-    "save_steps=4",
-    "eval_steps=4",
-    "logging_steps=1",
-]
+OVERRIDES = ["budget=2000", *TWELVE_STEPS]
 METHODS = {"lora": ["method=lora"], "adapter": ["method=adapter", "placement=houlsby"]}
 
 

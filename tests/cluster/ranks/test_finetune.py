@@ -13,20 +13,12 @@ from adapeft.config.load import load_config
 from adapeft.measure.storage import load_groups
 from cluster.inspection.plan import plan_training
 from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_colours, write_config
+from tests.support.stages import TWELVE_STEPS
 from tests.support.torchrun import torchrun
 
 pytestmark = pytest.mark.ranks
 
-OVERRIDES = [
-    "groups=row",
-    "calibration=32",
-    "max_steps=12",
-    "train.batch_size=8",
-    "learning_rate=1e-2",
-    "save_steps=4",
-    "eval_steps=4",
-    "logging_steps=1",
-]
+OVERRIDES = ["groups=row", *TWELVE_STEPS]
 
 
 def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):

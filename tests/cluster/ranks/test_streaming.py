@@ -17,19 +17,10 @@ from cluster.events import ignore
 from cluster.inspection.plan import plan_training
 from cluster.ranks.inputs import count_examples, load_inputs
 from tests.support.checkpoints import save_model, vocabulary, write_config, write_text
+from tests.support.stages import TWELVE_STEPS
 from tests.support.torchrun import torchrun
 
-OVERRIDES = [
-    "data.streaming=true",
-    "groups=row",
-    "calibration=32",
-    "max_steps=12",
-    "train.batch_size=8",
-    "learning_rate=1e-2",
-    "save_steps=4",
-    "eval_steps=4",
-    "logging_steps=1",
-]
+OVERRIDES = ["data.streaming=true", "groups=row", *TWELVE_STEPS]
 
 
 @pytest.fixture(scope="module")

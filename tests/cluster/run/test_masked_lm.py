@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from functools import partial
 
@@ -15,7 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 import adapeft as library
 from tests.support.checkpoints import WITHOUT_DROPOUT, WORDS, adapeft, save_model
-from tests.support.stages import check_stages
+from tests.support.stages import check_stages, run_locally
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -40,10 +39,8 @@ def run(base, output, *overrides):
     """Run the ready config on the small model and text."""
     data = [f"data.{split}={base / 'text.txt'}" for split in ("train", "evaluation")]
     fixed = [f"model.name={base / 'base'}", *data, "data.max_length=16", "select.budget=20%", "select.calibration=64"]
-    fixed += ["train.learning_rate=0.03", "select.batch_size=16", "cluster.launcher=local", f"output={output}"]
-    done = adapeft("run", "deploy/configs/wikitext2-masked.yaml", *fixed, *overrides)
-    assert done.returncode == 0, done.stderr
-    return json.loads((output / "metrics.json").read_text())
+    fixed += ["train.learning_rate=0.03", "select.batch_size=16"]
+    return run_locally("deploy/configs/wikitext2-masked.yaml", output, *fixed, *overrides)
 
 
 def test_the_next_words_are_learned_and_the_delta_reaches_peft(base, tmp_path):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from functools import partial
 
 import pytest
 
-from tests.support.checkpoints import COLOURS, FILLING, WITHOUT_DROPOUT, adapeft, write_bert, write_lines
-from tests.support.stages import check_stages
+from tests.support.checkpoints import COLOURS, FILLING, WITHOUT_DROPOUT, write_bert, write_lines
+from tests.support.stages import check_stages, run_locally
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -35,10 +34,8 @@ def run(folder, output, *overrides):
     """Run the ready config on a small model and small data."""
     fixed = [f"model.name={folder / 'base'}", "data.max_length=16", "select.budget=20%", "select.calibration=64"]
     fixed += [f"data.train={folder / 'train.jsonl'}", f"data.evaluation={folder / 'validation.jsonl'}"]
-    fixed += ["train.learning_rate=0.05", "train.batch_size=16", "cluster.launcher=local", f"output={output}"]
-    done = adapeft("run", "deploy/configs/go-emotions.yaml", *fixed, *overrides)
-    assert done.returncode == 0, done.stderr
-    return json.loads((output / "metrics.json").read_text())
+    fixed += ["train.learning_rate=0.05", "train.batch_size=16"]
+    return run_locally("deploy/configs/go-emotions.yaml", output, *fixed, *overrides)
 
 
 def test_labels_are_learned(folder, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from functools import partial
 
@@ -13,7 +12,7 @@ from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 import adapeft as library
 from tests.support.checkpoints import FILLING, TELLING, WORDS, adapeft, save_tokenizer, write_lines
-from tests.support.stages import check_stages
+from tests.support.stages import check_stages, run_locally
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -59,10 +58,8 @@ def run(folder, name, output, *overrides):
     """Run the ready config on a small model and small data."""
     fixed = [f"model.name={folder / name}", "data.prefix=is ", "data.max_length=16", "data.max_target_length=8"]
     fixed += [f"data.train={folder / 'train.jsonl'}", f"data.evaluation={folder / 'validation.jsonl'}"]
-    fixed += ["select.budget=30%", "select.calibration=64", "cluster.launcher=local", f"output={output}"]
-    done = adapeft("run", "deploy/configs/nl2bash-t5.yaml", *fixed, *overrides)
-    assert done.returncode == 0, done.stderr
-    return json.loads((output / "metrics.json").read_text())
+    fixed += ["select.budget=30%", "select.calibration=64"]
+    return run_locally("deploy/configs/nl2bash-t5.yaml", output, *fixed, *overrides)
 
 
 def test_targets_are_learned_and_the_delta_reaches_peft(folder, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from functools import partial
 
@@ -13,7 +12,7 @@ from transformers import AutoModelForTokenClassification
 
 import adapeft as library
 from tests.support.checkpoints import COLOURS, FILLING, adapeft, write_bert, write_lines
-from tests.support.stages import check_stages
+from tests.support.stages import check_stages, run_locally
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -46,10 +45,7 @@ def options(tmp_path_factory):
 
 def run(options, folder, *overrides):
     """Run the ready config on a small model and small data."""
-    fixed = ("deploy/configs/conll2003.yaml", *options, "cluster.launcher=local", f"output={folder}")
-    done = adapeft("run", *fixed, *overrides)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / "metrics.json").read_text())
+    return run_locally("deploy/configs/conll2003.yaml", folder, *options, *overrides)
 
 
 def test_entities_are_learned_and_the_delta_reaches_peft(options, tmp_path):
