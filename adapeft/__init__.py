@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adapeft.tune.attach import attach, detach
     from adapeft.tune.base import base
     from adapeft.tune.follow import follow_rule
+    from adapeft.tune.head_rate import head_learning_rate
     from adapeft.tune.parameter_groups import parameter_groups
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ _EXPORTS = {
     "detach": ("adapeft.tune.attach", "detach"),
     "difference": ("adapeft.deltas.arithmetic", "difference"),
     "follow_rule": ("adapeft.tune.follow", "follow_rule"),
+    "head_learning_rate": ("adapeft.tune.head_rate", "head_learning_rate"),
     "interpolation": ("adapeft.deltas.arithmetic", "interpolation"),
     "load_from_peft": ("adapeft.formats.peft.reader", "load_from_peft"),
     "merge": ("adapeft.deltas.merge", "merge"),
@@ -69,6 +71,7 @@ __all__ = [
     "detach",
     "difference",
     "follow_rule",
+    "head_learning_rate",
     "interpolation",
     "load_from_peft",
     "merge",

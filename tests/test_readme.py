@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 from typer.main import get_command
 
 import adapeft
@@ -114,10 +115,17 @@ def test_the_trainer_trains_a_subset_by_the_first_lines_of_python(folder):
 
 
 def test_a_subset_lives_from_select_to_a_merged_checkpoint(folder):
-    choosing, shipping, preferring, without_delta, resuming, swapping = blocks("adapeft/README.md", "python")[:6]
+    every = iter(blocks("adapeft/README.md", "python"))
+    choosing, shipping, preferring, of_head, without_delta, resuming, swapping = islice(every, 7)
     model = load()
     names = {"model": model, "batches": make_batches(model), "fresh_model": load()}
     exec(choosing, names)
+    more = {"train_dataset": examples(model), "arguments": TrainingArguments("out", max_steps=1, report_to=[])}
+    tried = {"torch": torch, "Trainer": Trainer, **more, **names, "model": copy.deepcopy(model)}
+    exec(of_head, tried)
+    (rate,) = {group["lr"] for group in tried["optimizer"].param_groups if group.get("is_head")}
+    assert rate == tried["rate"] != 1e-3
+    tried["trainer"].train()
     train(model)
     trained = logits(model)
     exec(shipping, names)

@@ -47,9 +47,9 @@ class Train(Section):
         default=1e-3,
         description="peak learning rate of AdamW; auto: the best of short trainings on a part of data.train",
     )
-    head_learning_rate: Harmless[LearningRate | None] = Field(
-        default=None,
-        description="peak learning rate of a new head, for which 1e-2 is a good start; null: learning_rate",
+    head_learning_rate: Harmless[Literal["auto"] | LearningRate | None] = Field(
+        default="auto",
+        description="peak learning rate of a new head; auto: from the size of its inputs; null: learning_rate",
     )
     batch_size: Harmless[PositiveInt] = Field(default=32, description="examples per optimizer step, over all workers")
     micro_batch_size: Harmless[PositiveInt | None] = Field(

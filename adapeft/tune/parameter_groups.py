@@ -28,7 +28,8 @@ def parameter_groups(
         model: the model.
         learning_rate: learning rate of the subset.
         weight_decay: weight decay of matrices.
-        head_learning_rate: learning rate of a new head; None: ``learning_rate``.
+        head_learning_rate: learning rate of a new head, such as that of ``adapeft.head_learning_rate``; None:
+            ``learning_rate``. Its groups have ``is_head``.
     """
     attachment = attachment_of(model)
     dense = [attachment.pieces(name) for name in attachment.dense]
@@ -42,7 +43,8 @@ def parameter_groups(
     ]
     groups = _groups([leaves[DIFFERENCE] for leaves in dense], learning_rate, weight_decay)
     groups += _groups(others, learning_rate, weight_decay)
-    groups += _groups(head, learning_rate if head_learning_rate is None else head_learning_rate, weight_decay)
+    rate = learning_rate if head_learning_rate is None else head_learning_rate
+    groups += [{**group, "is_head": True} for group in _groups(head, rate, weight_decay)]
     rule = attachment.rule
     for name in rule.extra_leaves:
         groups += _groups([leaves[name] for leaves in dense], rule.extra_learning_rate, 0.0)

@@ -97,7 +97,7 @@ def inspect(config: Config) -> Inspection:
 
 
 def _check_has_head(train: Train, new: Sequence[str]) -> None:
-    if train.head_learning_rate is not None and not new:
+    if isinstance(train.head_learning_rate, float) and not new:
         raise AdapeftError(
             f"train.head_learning_rate = {train.head_learning_rate:g}: the base model has all parameters of this task, "
             "so there is no new head. Leave it out."

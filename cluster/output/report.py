@@ -138,6 +138,8 @@ def figures_of(config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
     if "learning_rate" in metrics:
         found = f", found by {len(metrics['trials'])} trials" if "trials" in metrics else ""
         rows["learning rate"] = f"{metrics['learning_rate']:g}{found}"
+    if "head_learning_rate" in metrics:
+        rows["learning rate of the new head"] = f"{metrics['head_learning_rate']:.3g}"
     rows["delta"] = size_of(metrics["delta_bytes"])
     rows["peak memory"] = f"{size_of(metrics['peak_memory_bytes'])} per worker while training"
     rows["seconds"] = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in metrics["seconds"].items())

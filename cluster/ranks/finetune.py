@@ -35,6 +35,7 @@ from cluster.inspection.plan import TrainingPlan, plan_training
 from cluster.output.folder import RunFolder
 from cluster.output.generations import save_generations
 from cluster.ranks.evaluate import Evaluation, score
+from cluster.ranks.head_rate import find_head_rate
 from cluster.ranks.inputs import Inputs, StepBatch, check_loss, load_inputs
 from cluster.ranks.peak import peak_memory
 from cluster.ranks.reach import ReachCheck
@@ -42,7 +43,7 @@ from cluster.ranks.steps import TrainingSteps
 from cluster.zero.buffers import share_buffers
 from cluster.zero.checkpoint import Checkpoints
 from cluster.zero.division import division_of
-from cluster.zero.engine import DistributedRanks, join, release, training_engine
+from cluster.zero.engine import DistributedRanks, head_rate_of, join, release, training_engine
 from cluster.zero.steps import Step
 
 
@@ -66,17 +67,20 @@ def attached(inputs: Inputs, plan: TrainingPlan, ranks: DistributedRanks) -> tup
         # No rounding with DeepSpeed: it steps float32 copies.
         warnings.simplefilter("ignore", RoundingWarning)
         model = attach(inputs.model(division_of(config.cluster)), Subset.load(RunFolder.of(config).subset))
+    train, world_size = config.train, ranks.world_size
     engine = training_engine(
         model,
         zero_stage=config.cluster.zero_stage,
-        num_micro=num_micro_batches(config.train.batch_size, ranks.world_size, config.train.micro_batch_size),
+        num_micro=num_micro_batches(train.batch_size, world_size, train.micro_batch_size),
         learning_rate=plan.peak,
-        head_learning_rate=config.train.head_learning_rate,
-        weight_decay=config.train.weight_decay,
-        max_grad_norm=config.train.max_grad_norm,
+        head_learning_rate=None if train.head_learning_rate == "auto" else train.head_learning_rate,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
         schedule=plan.schedule,
         offload=config.cluster.offload,
     )
+    if train.head_learning_rate == "auto":
+        find_head_rate(engine, inputs, train.micro_batch_size or math.ceil(train.batch_size / world_size), ranks)
     return model, engine
 
 
@@ -116,6 +120,7 @@ class _Training:
         self.save_steps = config.train.save_steps or plan.interval
         self.checkpoints = Checkpoints(self.folder.checkpoints, engine, ranks)
         self.progress = self._resumed() or _Progress()
+        self.head_rate = head_rate_of(engine)
         self.steps = TrainingSteps(inputs, plan, engine, model, ranks, self.progress.step)
         self.follower = self.steps.follower
         self.reach_check = ReachCheck(attachment_of(model), ranks)
@@ -123,6 +128,8 @@ class _Training:
     def run(self) -> dict[str, Any]:
         """Train to the end of the plan."""
         progress = self.progress
+        if self.head_rate is not None:
+            self.report({"step": f"learning rate of the new head: {self.head_rate:.3g}", "is_note": True})
         if not progress.before:
             self.engine.eval()
             check_loss(self.engine, self.inputs, self.ranks.world_size, self.report)
@@ -166,6 +173,7 @@ class _Training:
             "skipped_steps": progress.skipped,
             "metric": self.metric,
             "num_steps": self.plan.num_steps,
+            **({"head_learning_rate": self.head_rate} if self.head_rate is not None else {}),
             **({"stopped_step": progress.step} if self._is_stopped else {}),
             **({"stream": progress.stream} if progress.stream else {}),
             "loop_seconds": time.perf_counter() - started,

@@ -129,6 +129,21 @@ def training_engine(
     return engine
 
 
+def set_head_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
+    """Give the new head of an engine's model another peak learning rate, before the first step."""
+    schedule = engine.lr_scheduler
+    for index, group in enumerate(schedule.optimizer.param_groups):
+        if group.get("is_head"):
+            group["lr"] *= rate / schedule.base_lrs[index]
+            group["initial_lr"] = schedule.base_lrs[index] = rate
+
+
+def head_rate_of(engine: deepspeed.DeepSpeedEngine) -> float | None:
+    """Return the peak learning rate of the new head of an engine's model; None if it has none."""
+    groups = engine.lr_scheduler.optimizer.param_groups
+    return next((float(group["initial_lr"]) for group in groups if group.get("is_head")), None)
+
+
 def inference_engine(
     model: nn.Module, zero_stage: int, offload: str = "none", persistence_threshold: int = PERSISTENCE_THRESHOLD
 ) -> nn.Module:

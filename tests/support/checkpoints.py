@@ -86,14 +86,19 @@ def write_text(path: Path, num_words: int) -> Path:
     return path
 
 
-def write_config(path: Path, model: Path, train: Path, evaluation: Path, task: str = "sequence-classification") -> Path:
-    """Write a config with two workers and ZeRO-3, whose output is the folder ``run`` next to it."""
+def write_config(
+    path: Path, model: Path, train: Path, evaluation: Path, task: str = "sequence-classification", **training: object
+) -> Path:
+    """Write a config with two workers and ZeRO-3, whose output is the folder ``run`` next to it.
+
+    ``training`` adds to its ``train`` section.
+    """
     content = {
         "model": {"name": str(model), "task": task},
         "data": {"train": str(train), "evaluation": str(evaluation), "max_length": 16},
         "output": str(path.parent / "run"),
         "select": {"budget": "20%", "calibration": 160, "batch_size": 16},
-        "train": {"epochs": 6, "learning_rate": 5e-2, "batch_size": 16},
+        "train": {"epochs": 6, "learning_rate": 5e-2, "batch_size": 16, **training},
         "cluster": {"workers": 2, "zero_stage": 3},
     }
     path.write_text(yaml.safe_dump(content))

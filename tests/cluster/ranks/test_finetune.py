@@ -12,6 +12,7 @@ import adapeft
 from adapeft.config.load import load_config
 from adapeft.measure.storage import load_groups
 from cluster.inspection.plan import plan_training
+from cluster.ranks.inputs import load_inputs
 from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_colours, write_config
 from tests.support.stages import TWELVE_STEPS
 from tests.support.torchrun import torchrun
@@ -54,6 +55,24 @@ def test_the_head_has_a_learning_rate_of_its_own(config, tmp_path):
     changes = adapeft.Delta.load(tmp_path / "delta.safetensors").changes
     subset = adapeft.Subset.load(tmp_path / "subset.safetensors")
     assert max(float(changes[name].values.abs().max()) for name in subset.parts) < 1e-28
+
+
+def test_the_rate_of_the_head_follows_from_its_inputs(config, tmp_path):
+    def trained(workers, *options):
+        output = tmp_path / str(workers)
+        rates = ("learning_rate=1e-30", "max_steps=2", "warmup_ratio=0", f"output={output}")
+        torchrun(workers, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *rates, *options)
+        return json.loads((output / "result.json").read_text()), output
+
+    (two, output), (one, _) = trained(2, "zero_stage=3", "train.micro_batch_size=3"), trained(1, "zero_stage=0")
+    inputs = load_inputs(load_config(config, OVERRIDES))
+    model = adapeft.attach(inputs.model().eval(), adapeft.Subset.load(output / "subset.safetensors"))
+    expected = adapeft.head_learning_rate(model, [inputs.train.collate(inputs.training_batches(0)[0][:32]).inputs])
+    assert [result["head_learning_rate"] for result in (one, two)] == pytest.approx([expected, expected], rel=1e-5)
+    # AdamW's first step is the rate, whatever the gradient; the schedule halves the second.
+    trained = adapeft.Delta.load(output / "delta.safetensors").new["classifier.weight"]
+    change = trained - model.get_parameter("classifier.weight").detach()
+    assert expected < float(change.abs().max()) < 1.6 * expected
 
 
 def test_training_stops_when_the_metric_no_longer_improves(config, tmp_path):

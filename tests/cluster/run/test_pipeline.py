@@ -45,7 +45,7 @@ def classifier(tmp_path_factory):
     """Return config, folder and output of a finished ``adapeft run``."""
     folder = tmp_path_factory.mktemp("classifier")
     model = write_bert(folder / "base")
-    config = write_config(folder / "run.yaml", model, *write_colours(folder))
+    config = write_config(folder / "run.yaml", model, *write_colours(folder), head_learning_rate=1e-2)
     return config, folder, text_of(adapeft("run", config))
 
 

@@ -1,0 +1,33 @@
+"""The learning rate of a new head on ranks, ``train.head_learning_rate: auto``."""
+
+from __future__ import annotations
+
+from deepspeed import DeepSpeedEngine
+
+from adapeft.tune.head_rate import reading_head
+from cluster.ranks.inputs import Inputs
+from cluster.zero.engine import DistributedRanks, set_head_rate
+
+_EXAMPLES = 32
+
+
+def find_head_rate(engine: DeepSpeedEngine, inputs: Inputs, micro_batch_size: int, ranks: DistributedRanks) -> None:
+    """Give the new head of an engine's model the rate of ``adapeft.head_learning_rate``; does nothing without one.
+
+    Collective: every rank reads the same training examples, so all find the same rate.
+
+    Args:
+        engine: engine of the training, before its first step.
+        inputs: inputs of the run; the first examples of the first epoch are read.
+        micro_batch_size: largest number of examples of a forward pass.
+        ranks: ranks that train.
+    """
+    examples = inputs.training_batches(epoch=0)[0][:_EXAMPLES]
+    with reading_head(engine.module) as read:
+        if not read.layers:
+            return
+        for start in range(0, len(examples), micro_batch_size):
+            batch = inputs.train.collate(examples[start : start + micro_batch_size]).to(ranks.device)
+            read.mask = batch.inputs.get("attention_mask")
+            inputs.objective.example_losses(engine, batch)
+    set_head_rate(engine, read.learning_rate())
