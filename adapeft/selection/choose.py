@@ -6,7 +6,10 @@ import math
 
 from adapeft.errors import AdapeftError
 from adapeft.files.json_numbers import infinity_in_words
+from adapeft.measure.directions import measure_directions
 from adapeft.measure.groups import Groups
+from adapeft.measure.passes import Passes
+from adapeft.measure.reliability import reliability_of
 from adapeft.measure.statistics import Statistics
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.base.options import ValuedOptions
@@ -53,6 +56,8 @@ def choose(
         subset = or_random(subset, lambda: get_method("random").choose(groups, statistics, plan, ranks))
     if groups.unreached:
         subset = subset.described(unreached=list(groups.unreached))
+    if (reliability := reliability_of(statistics, ranks)) is not None:
+        subset = subset.described(reliability=reliability)
     if limit is not None:
         subset = subset.described(memory_per_device=limit.limit, memory_bytes=limit.price_of(subset))
     return subset.of_model(groups.always_train, groups.new).described(
@@ -64,6 +69,20 @@ def choose(
         seed=seed,
         fingerprint=groups.fingerprint,
     )
+
+
+def with_directions(subset: Subset, passes: Passes, groups: Groups) -> Subset:
+    """Return the subset with its numbers of directions, if its slopes were measured and they can be. Collective.
+
+    Args:
+        subset: a subset that ``choose`` returned.
+        passes: the passes of its measurement.
+        groups: the candidates.
+    """
+    found = None if subset.choice.reliability is None else measure_directions(passes, groups, subset.parts)
+    if found is None:
+        return subset
+    return subset.described(directions=found.chosen, candidate_directions=found.candidates)
 
 
 def _check_value(subset: Subset, reach: float) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from adapeft.config.config import Config
 from adapeft.files.artifact import save_text
 from adapeft.subset.subset import Subset
+from adapeft.subset.verdict import Verdict
 from cluster.output.folder import RunFolder
 from cluster.output.frontier import frontier_of
 from cluster.output.generations import load_generations
@@ -135,6 +136,8 @@ def figures_of(config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
     rows["method"] = f"{choice.get('method') or 'not named'}, {choice.get('granularity') or 'not named'}"
     if choice.get("value") is not None:
         rows["influence"] = f"{choice['value']:.4g}"
+    if (verdict := metrics.get("verdict")) is not None:
+        rows["verdict"] = Verdict(**verdict).said
     if "learning_rate" in metrics:
         found = f", found by {len(metrics['trials'])} trials" if "trials" in metrics else ""
         rows["learning rate"] = f"{metrics['learning_rate']:g}{found}"

@@ -10,12 +10,13 @@ from adapeft.config.config import Config
 from adapeft.config.keys import measurement_key
 from adapeft.config.write import to_yaml
 from adapeft.measure.influence import reach_of
+from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import save_groups, save_options
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
-from adapeft.selection.choose import choose
+from adapeft.selection.choose import choose, with_directions
 from adapeft.subset.subset import Subset
 from cluster.inspection.plan import plan_training
 from cluster.output.folder import RunFolder
@@ -28,15 +29,19 @@ def choose_and_save(
     num_examples: int | None,
     ranks: Ranks,
     limit: MemoryLimit | None,
+    passes: Passes | None = None,
 ) -> Subset:
     """Choose from ``statistics`` and write ``groups.parquet`` and ``subset.safetensors``. Collective.
 
     The launching process also calls this, as a single rank, if the statistics exist or no worker is needed for them.
+    It has no passes, and so no number of directions.
     """
     groups = statistics.groups
     training = plan_training(config.train, num_examples)
     reach = reach_of(config.select, sum(training.learning_rates()), training.num_steps)
     subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
+    if passes is not None:
+        subset = with_directions(subset, passes, groups)
     subset = subset.described(config=to_yaml(config), contents=dict(contents))
     if ranks.rank == 0:
         derived = {"chosen": chosen_of(groups, subset)}

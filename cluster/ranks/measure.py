@@ -53,12 +53,12 @@ def measure_and_choose(config: Config, report: Report, limit: MemoryLimit | None
         report({"step": f"measuring from the start: saved sums belong to a different {', '.join(saved.dropped)}"})
     with measuring_passes(config, inputs, model, groups, batch_size, ranks, report, saved) as passes:
         statistics = measure(method, passes, groups, settings)
-    if statistics.groups.unreached:
-        report({"step": not_reached(statistics.groups.unreached)})
-    if groups.granularity == "element" and statistics.columns:  # also on a rank that holds none
-        save_elements(folder.path, statistics.elements, ranks)
-    report({"step": "choosing"})
-    choose_and_save(config, contents, statistics, inputs.num_examples, ranks, limit)
+        if statistics.groups.unreached:
+            report({"step": not_reached(statistics.groups.unreached)})
+        if groups.granularity == "element" and statistics.columns:  # also on a rank that holds none
+            save_elements(folder.path, statistics.elements, ranks)
+        report({"step": "choosing"})
+        choose_and_save(config, contents, statistics, inputs.num_examples, ranks, limit, passes)
     saved.remove()
     return {"measuring_peak_memory_bytes": max(ranks.all_gather_object(peak_memory(ranks.device)))}
 

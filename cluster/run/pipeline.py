@@ -14,6 +14,7 @@ from adapeft.subset.empty import check_not_empty
 from adapeft.subset.locate import locate
 from adapeft.subset.store import hash_of
 from adapeft.subset.subset import Subset
+from adapeft.subset.verdict import verdict_of
 from cluster.inspection.inspection import Inspection
 from cluster.output.folder import RunFolder
 from cluster.output.generations import load_generations
@@ -172,8 +173,12 @@ def _choice_of(subset: Subset) -> dict[str, Any]:
     keys = (
         *("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen"),
         *("memory_per_device", "memory_bytes", "unspent", "num_drawn"),
+        *("reliability", "directions", "candidate_directions"),
     )
-    return {"choice": {key: getattr(subset.choice, key) for key in keys}, "trainable_parameters": subset.count}
+    choice = {key: getattr(subset.choice, key) for key in keys}
+    verdict = verdict_of(subset.choice)
+    said = {} if verdict is None else {"verdict": verdict._asdict()}
+    return {"choice": choice, **said, "trainable_parameters": subset.count}
 
 
 def _sizes(inspection: Inspection, delta: Delta, folder: RunFolder) -> dict[str, Any]:

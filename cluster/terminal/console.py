@@ -22,6 +22,7 @@ from adapeft.config.config import Config
 from adapeft.errors import RoundingWarning
 from adapeft.sections.cluster import Cluster
 from adapeft.sections.paths import is_url
+from adapeft.subset.verdict import verdict_of
 from adapeft.tasks.registry import TASKS
 from cluster.events import Report
 from cluster.terminal.progress import watching
@@ -130,6 +131,8 @@ class Terminal:
             self.console.print(table)
         self.show_empty(subset)
         said = {"influence": _influence(subset.choice), **_bought(subset.choice, subset.count)}
+        if (verdict := verdict_of(subset.choice)) is not None:
+            said["verdict"] = verdict.said
         if unreached := subset.choice.unreached:
             said["left out"] = f"{', '.join(unreached)}: no calibration batch gives them a gradient"
         self.pairs(said)

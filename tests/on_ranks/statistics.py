@@ -26,7 +26,7 @@ from adapeft.measure.shards.shards import Shards
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
-from adapeft.selection.choose import choose
+from adapeft.selection.choose import choose, with_directions
 from adapeft.tasks.inference import infer_objective
 from adapeft.tasks.losses import pieces
 from tests.support.gradients import LiveGradients
@@ -113,7 +113,8 @@ def passes_for(model, shards: Shards, *, by_example: bool = False) -> Passes:
     return Passes(shards, objective, calibration, lambda ids: joined(examples, ids), seed=3)
 
 
-def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Statistics, dict]:
+def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Statistics, dict, list]:
+    """Return statistics, chosen parts, and the figures of the verdict."""
     settings = settings_for(case)
     method = get_method(settings.method)
     passes = passes_for(model, shards, by_example=method.measures_examples)
@@ -121,7 +122,8 @@ def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Stat
     with patch.object(parabola, "STEP", 0.05):
         statistics = measure(method, passes, groups, settings)
     subset = choose(settings, statistics, reach=REACH, seed=3, ranks=shards.ranks)
-    return statistics, dict(subset.parts)
+    said = with_directions(subset, passes, groups).choice
+    return statistics, dict(subset.parts), [said.reliability, said.directions, said.candidate_directions]
 
 
 def whole_elements(statistics: Statistics, ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -179,12 +181,13 @@ def main(out: Path, runs: list[tuple]) -> None:
             measured = shards_of(engine, view.names, groups.always_train, num_micro, ranks)
             shards = view.shards(measured)
             before = weights_on_rank(measured)
-            statistics, chosen = measure_case(model, shards, groups, case)
+            statistics, chosen, verdict = measure_case(model, shards, groups, case)
             restored = all(map(torch.equal, before, weights_on_rank(measured)))
         content = {
             "columns": statistics.columns,
             "elements": whole_elements(statistics, ranks),
             "chosen": chosen,
+            "verdict": verdict,
             "options": statistics.options,
             "held": [sum(piece.length for piece in measured.slices)],
             "state_elements": sum(tensor.numel() for tensor in measured.trained_state() if tensor.ndim),

@@ -50,8 +50,8 @@ def plain():
             seen(model, groups, rank_for(case, groups), seed=3) as view,
         ):
             shards = view.shards(WholeModel(model, view.names, groups.always_train))
-            statistics, chosen = measure_case(model, shards, groups, case)
-        results[name, case] = statistics, whole_elements(statistics, shards.ranks), chosen
+            statistics, chosen, verdict = measure_case(model, shards, groups, case)
+        results[name, case] = statistics, whole_elements(statistics, shards.ranks), chosen, verdict
     return results
 
 
@@ -75,7 +75,7 @@ def test_sharding_changes_rounding_only(measured, plain, run):
     folder, world_size = measured
     name, case, stage, micro_batch_size = run
     found = torch.load(folder / f"{name}-{case}-{stage}-{micro_batch_size}.pt", weights_only=False)
-    statistics, elements, chosen = plain[name, case]
+    statistics, elements, chosen, verdict = plain[name, case]
 
     # Differences of float32 losses have fewer correct digits than gradients.
     rtol, atol = (2e-2, 2e-2) if case == "parabola" else (1e-4, 2e-5)
@@ -102,6 +102,10 @@ def test_sharding_changes_rounding_only(measured, plain, run):
         for name, expected in vars(statistics.options).items():
             atol = 1e-4 * np.abs(expected).max()
             np.testing.assert_allclose(getattr(found["options"], name), expected, rtol=1e-3, atol=atol)
+
+    assert [number is None for number in found["verdict"]] == [number is None for number in verdict]
+    for number, expected in zip(found["verdict"], verdict, strict=True):
+        assert expected is None or number == pytest.approx(expected, rel=2e-2, abs=1e-3)
 
     assert all(found["restored"])
 

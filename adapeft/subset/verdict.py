@@ -1,0 +1,45 @@
+"""The verdict on a choice: whether it can be expected to beat a uniform draw, from its measurement alone."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from adapeft.subset.choice import Choice
+
+_NOISE = 0.1
+_FEW = 0.25
+_SAID = {"choose": "choosing pays", "draw": "a random draw is at least as good"}
+
+
+class Verdict(NamedTuple):
+    """The advice, and the reason for it in a sentence."""
+
+    advice: Literal["choose", "draw"]
+    reason: str
+
+    @property
+    def said(self) -> str:
+        """The verdict in one line."""
+        return f"{_SAID[self.advice]}: {self.reason}"
+
+
+def verdict_of(choice: Choice) -> Verdict | None:
+    """Return the verdict on a choice; None if its slopes were not measured.
+
+    A draw is advised where the slopes are noise, and where the chosen parameters change the outputs in less than a
+    quarter of the directions of all candidates, which a draw shares: training then soon has nothing left to lower.
+    tests/benchmarks/results/verdict.md has the figures.
+    """
+    if choice.reliability is None:
+        return None
+    held = f"reliability of the slopes {choice.reliability:.2f}"
+    if choice.reliability < _NOISE:
+        return Verdict("draw", f"{held} of 1, so they are mostly noise")
+    if choice.directions is None or choice.candidate_directions is None:
+        return Verdict("choose", f"{held} of 1")
+    spanned = (
+        f"the chosen parameters change the outputs in {choice.directions:.0f} directions, a draw in "
+        f"{choice.candidate_directions:.0f}"
+    )
+    is_narrow = choice.directions < _FEW * choice.candidate_directions
+    return Verdict("draw" if is_narrow else "choose", f"{held} of 1; {spanned}")

@@ -1,0 +1,38 @@
+"""The verdict on a choice."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapeft.subset.choice import Choice
+from adapeft.subset.verdict import verdict_of
+
+
+@pytest.mark.parametrize(
+    ("figures", "advice"),
+    [
+        ({"reliability": 0.4}, "choose"),
+        ({"reliability": 0.4, "directions": 18.0, "candidate_directions": 29.0}, "choose"),
+        ({"reliability": 0.91, "directions": 4.6, "candidate_directions": 78.0}, "draw"),
+        ({"reliability": 0.03, "directions": 62.0, "candidate_directions": 14.0}, "draw"),
+        ({"reliability": -0.2}, "draw"),
+    ],
+)
+def test_advice(figures, advice):
+    verdict = verdict_of(Choice(**figures))
+    assert verdict.advice == advice
+    assert verdict.said.startswith("choosing pays: " if advice == "choose" else "a random draw is at least as good: ")
+
+
+def test_the_reason_has_the_figures():
+    said = verdict_of(Choice(reliability=0.912, directions=4.6, candidate_directions=78.3)).reason
+    assert said == (
+        "reliability of the slopes 0.91 of 1; the chosen parameters change the outputs in 5 directions, a draw in 78"
+    )
+    assert (
+        verdict_of(Choice(reliability=0.03)).reason == "reliability of the slopes 0.03 of 1, so they are mostly noise"
+    )
+
+
+def test_without_slopes_there_is_none():
+    assert verdict_of(Choice(directions=3.0, candidate_directions=4.0)) is None
