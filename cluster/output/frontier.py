@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adapeft.choose.elements_frontier import elements_frontier
 from adapeft.choose.knapsack import most_valuable
 from adapeft.choose.options import choice_problem
+from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
-from adapeft.measure.storage import TABLE, load_groups, load_options
+from adapeft.measure.storage import ELEMENTS, TABLE, load_elements, load_groups, load_options
 from adapeft.methods.registry import get_method
 from adapeft.servers import MAX_RANK
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from cluster.output.folder import RunFolder
 from solver import Frontier, choice_frontier, frontier
@@ -38,14 +41,16 @@ class RunFrontier(NamedTuple):
 def frontier_of(folder: RunFolder, subset: Subset) -> RunFrontier | None:
     """Return the frontier at the budget of the run and at round shares of the model's parameters.
 
-    None if the run has no values of groups: it measured none, or single elements.
+    None if the run has no values of groups: it measured none, or single elements that count one by one.
     """
     if not (folder.path / TABLE).is_file():
         return None
     groups, columns, key = load_groups(folder.path)
-    if not columns or groups.granularity == "element":
+    if not columns:
         return None
     said = subset.choice
+    if groups.granularity == "element":
+        return _of_elements(folder, groups, said) if said.unspent is not None else None
     method, reach = get_method(said.needed("method")), float(said.needed("reach"))
     budget = said.needed("budget")
     statistics = Statistics(groups, columns, options=load_options(folder.path, groups))
@@ -66,6 +71,16 @@ def frontier_of(folder: RunFolder, subset: Subset) -> RunFrontier | None:
     with_rows = isinstance(options, list) and "row" in options
     problem = choice_problem(groups, values, statistics.options, worth, budget, with_rows=with_rows)
     return RunFrontier(choice_frontier(problem, budgets), groups.num_total, budget)
+
+
+def _of_elements(folder: RunFolder, groups: Groups, said: Choice) -> RunFrontier | None:
+    if not (folder.path / ELEMENTS).is_dir():  # a choice from the statistics of another run
+        return None
+    elements = load_elements(folder.path, groups)
+    budget, reach = int(said.needed("budget")), float(said.needed("reach"))
+    counts = {budget, *(math.floor(share * groups.num_total) for share in _SHARES)}
+    budgets = sorted(count for count in counts if 0 < count <= int(groups.counts.sum()))
+    return RunFrontier(elements_frontier(elements, budgets, reach), groups.num_total, budget)
 
 
 def knee_of(costs: np.ndarray, values: np.ndarray) -> int:

@@ -36,7 +36,7 @@ def draw_frontier(front: RunFrontier, unit: str) -> Picture | None:
     axes.legend(frameon=False, labelspacing=0.9)
     caption = (
         f"Sum of the {unit} over the best subset of each budget, on a logarithmic axis of parameters.{said} The knee "
-        f"is at {knee:,} parameters ({knee / front.num_total:.2%} of the model): beyond it, a further parameter adds "
+        f"is at {knee:,} parameters ({knee / front.num_total:.3%} of the model): beyond it, a further parameter adds "
         "less than the average parameter of the largest budget drawn."
     )
     return Picture("frontier", "Frontier", caption, png_of(figure))

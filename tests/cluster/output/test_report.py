@@ -11,12 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.config.experiments import Trials
 from adapeft.config.load import parse_config
 from adapeft.measure.groups import Groups
-from adapeft.measure.storage import save_groups
+from adapeft.measure.shards.shards import Slice
+from adapeft.measure.statistics import ElementShard
+from adapeft.measure.storage import save_elements, save_groups
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.rows import Rows
+from adapeft.ranks import OneRank
 from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from adapeft.tasks.generation import Generation
@@ -247,6 +251,27 @@ def test_the_frontier_of_a_servable_choice_keeps_the_rank(tmp_path, monkeypatch)
         save_groups(folder.path, groups, columns, key, influence=slopes / 10)
         most.append(frontier.frontier_of(folder, subset).curve.counts.max())
     assert most[1] == 3 * 2 < most[0]
+
+
+def test_the_frontier_of_single_elements(tmp_path):
+    folder, _ = write_run(tmp_path)
+    draw = torch.Generator().manual_seed(0)
+    groups = Groups(WEIGHTS, "element", 200)
+    elements = tuple(
+        ElementShard(
+            Slice(index, 0, info.count),
+            {name: torch.rand(info.count, generator=draw) for name in ("slope", "curvature")},
+        )
+        for index, info in enumerate(WEIGHTS)
+    )
+    save_groups(folder.path, groups, {"slope": np.ones(len(WEIGHTS))}, {})
+    save_elements(folder.path, elements, OneRank())
+    chosen = choose_elements_jointly(groups, elements, 20, 0.1, OneRank()).described(budget=20, reach=0.1)
+    found = frontier.frontier_of(folder, chosen)
+    assert (found.num_total, found.budget) == (200, 20)
+    assert found.curve.values[found.curve.budgets.tolist().index(20)] == pytest.approx(chosen.choice.value, rel=0.02)
+    one_by_one = Subset(chosen.parts).described(budget=20, reach=0.1)
+    assert frontier.frontier_of(folder, one_by_one) is None
 
 
 def test_the_knee_is_where_the_marginal_value_falls_below_the_average():
