@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from adapeft.formats.unfrozen import unfrozen_parameters
     from adapeft.selection.select import select
     from adapeft.subset.subset import Subset
+    from adapeft.subset.verdict import verdict_of
     from adapeft.tune.attach import attach, detach
     from adapeft.tune.base import base
     from adapeft.tune.follow import follow_rule
@@ -58,6 +59,7 @@ _EXPORTS = {
     "select": ("adapeft.selection.select", "select"),
     "sum_of": ("adapeft.deltas.arithmetic", "sum_of"),
     "unfrozen_parameters": ("adapeft.formats.unfrozen", "unfrozen_parameters"),
+    "verdict_of": ("adapeft.subset.verdict", "verdict_of"),
 }
 __all__ = [
     "AdapeftError",
@@ -81,6 +83,7 @@ __all__ = [
     "select",
     "sum_of",
     "unfrozen_parameters",
+    "verdict_of",
 ]
 
 

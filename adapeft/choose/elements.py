@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -88,6 +89,28 @@ def draw_others(chosen: np.ndarray, total: int, count: int, draw: np.random.Gene
     # The j-th chosen element moves every draw from position chosen[j] - j on by one.
     ordered = np.sort(chosen)
     return drawn + np.searchsorted(ordered - np.arange(len(ordered)), drawn, side="right")
+
+
+def filled_by_draw(groups: Groups, subset: Subset, seed: int) -> Subset:
+    """Return a choice of single elements with a uniform draw of others for what it left of the budget.
+
+    An empty choice stays empty: ``select.if_empty`` decides about it.
+
+    Args:
+        groups: the candidates.
+        subset: the choice; its ``unspent`` elements are drawn.
+        seed: random seed of the draw.
+    """
+    rest, starts = subset.choice.unspent, _starts(groups)
+    if not rest or not subset.parts:
+        return subset
+    places = {info.name: start for info, start in zip(groups.parameters, starts[:-1].tolist(), strict=True)}
+    chosen = np.concatenate(
+        [part.mask().nonzero().squeeze(1).numpy() + places[name] for name, part in subset.parts.items()]
+    )
+    drawn = draw_others(chosen, int(starts[-1]), rest, np.random.default_rng([seed, 2]))
+    parts = subset_at(groups, np.concatenate([chosen, drawn])).parts
+    return replace(subset, parts=parts).described(num_drawn=rest, unspent=0)
 
 
 def subset_at(groups: Groups, positions: np.ndarray) -> Subset:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from adapeft.choose.elements import draw_others, gathered_positions, positions_of, subset_at
+from adapeft.choose.elements import gathered_positions, positions_of, subset_at
 from adapeft.choose.scores import Scores
 from adapeft.choose.topk import top_k
 from adapeft.measure.groups import Groups
@@ -50,7 +49,6 @@ def choose_elements_jointly(
     budget: int,
     reach: float,
     ranks: Ranks,
-    fill: np.random.Generator | None = None,
 ) -> Subset:
     r"""Choose at most ``budget`` elements of largest joint influence, the same on every rank. Collective.
 
@@ -66,9 +64,8 @@ def choose_elements_jointly(
 
     The bound is convex in λ. At its minimum, :math:`\lambda = \tau\sum_S\sqrt A` for the elements S in its sum, and
     these attain it up to the contribution of one element. Bisection finds them. Part of the budget may stay unspent,
-    where more elements would add more curvature than slope, unless ``fill`` draws others for it. The description has
-    ``value`` G of the elements that were not drawn, ``bound``, ``gap``, and either ``unspent`` or ``num_drawn``, the
-    number of elements that were left or drawn.
+    where more elements would add more curvature than slope. The description has ``value`` G, ``bound``, ``gap`` and
+    ``unspent``, the number of elements that were left.
 
     Args:
         groups: the candidates.
@@ -76,7 +73,6 @@ def choose_elements_jointly(
         budget: number of elements.
         reach: reach τ of the planned training.
         ranks: ranks that hold the statistics.
-        fill: source of randomness for the rest of the budget, the same on every rank; None: it stays unspent.
     """
     slopes, roots = Scores(elements, _slope), Scores(elements, _root)
     positions = positions_of(groups, elements)
@@ -104,14 +100,8 @@ def choose_elements_jointly(
     value = best.value(reach)
     gap = max(0.0, 1 - value / bound) if bound else 0.0
     chosen = gathered_positions(best.picks, positions, ranks)
-    rest = budget - len(chosen)
-    if fill is not None and rest and len(chosen):  # nothing chosen: select.if_empty decides
-        total = int(groups.counts.sum())
-        subset = subset_at(groups, np.concatenate([chosen, draw_others(chosen, total, rest, fill)]))
-        subset = subset.described(num_chosen=len(chosen), num_drawn=rest, unspent=0)
-    else:
-        subset = subset_at(groups, chosen).described(unspent=rest)
-    return subset.described(
+    return subset_at(groups, chosen).described(
+        unspent=budget - len(chosen),
         value=value,
         bound=bound,
         gap=gap,

@@ -28,8 +28,8 @@ class Select(Section):
     method: str = Field(description="method that chooses parameters")
     groups: Literal["auto", Granularity] = Field(
         default="auto",
-        description="parameters that are chosen together; auto: row for adapeft, the method's default for others; "
-        "role: the tensors of one name in all layers",
+        description="parameters that are chosen together; auto: the method's default, for adapeft element, or row with "
+        "servable or options; role: the tensors of one name in all layers",
     )
     budget: Harmless[Limit] = Field(
         default=Budget.parse("0.5%"),

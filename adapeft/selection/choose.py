@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from adapeft.choose.elements import filled_by_draw
 from adapeft.errors import AdapeftError
 from adapeft.files.json_numbers import infinity_in_words
 from adapeft.measure.directions import measure_directions
@@ -12,12 +13,14 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.reliability import reliability_of
 from adapeft.measure.statistics import Statistics
 from adapeft.memory.limit import MemoryLimit
+from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.base.options import ValuedOptions
 from adapeft.methods.registry import Plan, get_method
 from adapeft.ranks import Ranks
 from adapeft.sections.select import Select
 from adapeft.subset.empty import or_random
 from adapeft.subset.subset import Subset
+from adapeft.subset.verdict import is_narrow
 
 
 def choose(
@@ -71,18 +74,24 @@ def choose(
     )
 
 
-def with_directions(subset: Subset, passes: Passes, groups: Groups) -> Subset:
-    """Return the subset with its numbers of directions, if its slopes were measured and they can be. Collective.
+def judged(subset: Subset, passes: Passes, groups: Groups, settings: Select, seed: int) -> Subset:
+    """Return the subset with its numbers of directions, if they can be measured, and filled if ``fill`` asks for it.
+
+    Collective.
 
     Args:
         subset: a subset that ``choose`` returned.
         passes: the passes of its measurement.
         groups: the candidates.
+        settings: ``select`` section of the config.
+        seed: random seed of draws.
     """
     found = None if subset.choice.reliability is None else measure_directions(passes, groups, subset.parts)
     if found is None:
         return subset
-    return subset.described(directions=found.chosen, candidate_directions=found.candidates)
+    subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
+    fills = isinstance(settings, AdaPEFTOptions) and settings.fill == "auto" and settings.granularity == "element"
+    return filled_by_draw(groups, subset, seed) if fills and is_narrow(subset.choice) else subset
 
 
 def _check_value(subset: Subset, reach: float) -> None:

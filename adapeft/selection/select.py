@@ -24,7 +24,7 @@ from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.model.wrappers import ATTACHMENT, bare
 from adapeft.selection.batches import examples_of
-from adapeft.selection.choose import check_budget, choose, with_directions
+from adapeft.selection.choose import check_budget, choose, judged
 from adapeft.selection.loss import check_loss, measured_loss
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
@@ -110,7 +110,7 @@ def select(
         statistics = measure(method, passes, groups, settings)
         reach = reach_of(settings, learning_rate * num_steps, num_steps)
         subset = choose(settings, statistics, reach=reach, seed=seed, ranks=shards.ranks)
-        subset = with_directions(subset, passes, groups)
+        subset = judged(subset, passes, groups, settings, seed)
     if statistics.groups.unreached:
         warnings.warn(f"adapeft.select: {not_reached(statistics.groups.unreached)}.", stacklevel=2)
     check_not_empty(subset)

@@ -8,13 +8,17 @@ from adapeft.subset.choice import Choice
 
 _NOISE = 0.1
 _FEW = 0.25
-_SAID = {"choose": "choosing pays", "draw": "a random draw is at least as good"}
+_SAID = {
+    "choose": "choosing pays",
+    "draw": "a random draw is at least as good",
+    "fill": "the chosen parameters alone are too few, so a random draw was added",
+}
 
 
 class Verdict(NamedTuple):
     """The advice, and the reason for it in a sentence."""
 
-    advice: Literal["choose", "draw"]
+    advice: Literal["choose", "draw", "fill"]
     reason: str
 
     @property
@@ -41,5 +45,14 @@ def verdict_of(choice: Choice) -> Verdict | None:
         f"the chosen parameters change the outputs in {choice.directions:.0f} directions, a draw in "
         f"{choice.candidate_directions:.0f}"
     )
-    is_narrow = choice.directions < _FEW * choice.candidate_directions
-    return Verdict("draw" if is_narrow else "choose", f"{held} of 1; {spanned}")
+    advice: Literal["choose", "draw", "fill"] = "choose"
+    if is_narrow(choice):
+        advice = "fill" if choice.num_drawn else "draw"
+    return Verdict(advice, f"{held} of 1; {spanned}")
+
+
+def is_narrow(choice: Choice) -> bool:
+    """Whether the chosen parameters change the outputs in less than a quarter of the directions of all candidates."""
+    if choice.directions is None or choice.candidate_directions is None:
+        return False
+    return choice.directions < _FEW * choice.candidate_directions

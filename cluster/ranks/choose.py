@@ -16,7 +16,7 @@ from adapeft.measure.storage import save_groups, save_options
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
-from adapeft.selection.choose import choose, with_directions
+from adapeft.selection.choose import choose, judged
 from adapeft.subset.subset import Subset
 from cluster.inspection.plan import plan_training
 from cluster.output.folder import RunFolder
@@ -41,7 +41,7 @@ def choose_and_save(
     reach = reach_of(config.select, sum(training.learning_rates()), training.num_steps)
     subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
     if passes is not None:
-        subset = with_directions(subset, passes, groups)
+        subset = judged(subset, passes, groups, config.select, config.seed)
     subset = subset.described(config=to_yaml(config), contents=dict(contents))
     if ranks.rank == 0:
         derived = {"chosen": chosen_of(groups, subset)}

@@ -46,6 +46,7 @@ class Pair:
     metric: str
     write: Callable[[Path], tuple[Path, Path]]
     """Function that writes missing models into a folder and returns the folders of the small and the large model."""
+    overrides: tuple[str, ...] = ()
 
 
 def minilm(out: Path) -> tuple[Path, Path]:
@@ -76,6 +77,7 @@ PAIRS = {
         budget="0.5%",
         metric="accuracy",
         write=minilm,
+        overrides=("groups=row", "train.learning_rate=3e-3", "head_learning_rate=null"),
     ),
     "llama": Pair(
         title="A subset for a Llama with four layers of width 192 from one with two of width 128, on WikiText-2",
@@ -98,7 +100,7 @@ def main() -> None:
     pair, out = PAIRS[arguments.pair], arguments.out
 
     small, large = pair.write(out)
-    common = [f"budget={pair.budget}", *arguments.overrides]
+    common = [f"budget={pair.budget}", *pair.overrides, *arguments.overrides]
     once("select", out / "small", pair.config, f"model.name={small}", *common)
     once("select", out / "large", pair.config, f"model.name={large}", *common)
     once("select", out / "again", pair.config, f"model.name={large}", *common, "seed=1000")

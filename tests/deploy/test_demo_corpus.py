@@ -184,7 +184,7 @@ def test_demo_config_needs_only_the_model():
         load_config(DEMO / "demo.yaml")
     config = load_config(DEMO / "demo.yaml", ["model.name=/somewhere", "budget=1%"])
     assert config.select.exclude == ("*embeddings*",)
-    assert config.train.learning_rate == 3e-3
+    assert config.train.learning_rate == 1.6e-2
 
 
 @pytest.mark.skipif(importlib.util.find_spec(corpus.MODEL_PACKAGE) is None, reason="adapeft[demo] is not installed")

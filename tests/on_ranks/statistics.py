@@ -26,7 +26,7 @@ from adapeft.measure.shards.shards import Shards
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
-from adapeft.selection.choose import choose, with_directions
+from adapeft.selection.choose import choose, judged
 from adapeft.tasks.inference import infer_objective
 from adapeft.tasks.losses import pieces
 from tests.support.gradients import LiveGradients
@@ -122,7 +122,8 @@ def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Stat
     with patch.object(parabola, "STEP", 0.05):
         statistics = measure(method, passes, groups, settings)
     subset = choose(settings, statistics, reach=REACH, seed=3, ranks=shards.ranks)
-    said = with_directions(subset, passes, groups).choice
+    subset = judged(subset, passes, groups, settings, 3)
+    said = subset.choice
     return statistics, dict(subset.parts), [said.reliability, said.directions, said.candidate_directions]
 
 

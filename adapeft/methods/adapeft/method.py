@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from adapeft.choose.elements import filled_by_draw
 from adapeft.choose.joint import choose_groups_jointly
 from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.choose.options import choose_options
@@ -107,8 +108,8 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[AdaPEFTOptions], ranks: Ranks) -> Subset:
         jointly = plan.settings.chooses_jointly
         if jointly and groups.granularity == "element":
-            fill = np.random.default_rng([plan.seed, 2]) if plan.settings.fill else None
-            return choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks, fill)
+            subset = choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks)
+            return filled_by_draw(groups, subset, plan.seed) if plan.settings.fill is True else subset
         if jointly:
             return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach, most_rows=plan.most_rows)
         if statistics.options is not None:

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from adapeft.methods.base.options import ValuedOptions
 from adapeft.sections.section import Harmless, LearningRate, PartOf
-from adapeft.sections.select import OnQuantized
+from adapeft.sections.select import Granularity, OnQuantized
 from adapeft.servers import MAX_RANK
 
 _SMALL = 10**9
@@ -19,7 +19,7 @@ _SMALL = 10**9
 class AdaPEFTOptions(ValuedOptions):
     """Options of ``select.method: adapeft``, the default."""
 
-    granularities = ("row", "element", "tensor", "role")
+    granularities = ("element", "row", "tensor", "role")
 
     method: Literal["adapeft"] = "adapeft"
     measure: Harmless[Literal["auto", "low-rank", "exact"]] = Field(
@@ -51,9 +51,10 @@ class AdaPEFTOptions(ValuedOptions):
         description="value groups jointly, with the cross terms of their curvature, and single elements with an upper "
         "bound of these; auto: only single elements, and not with reach: inf, scope: tensor or probe_steps",
     )
-    fill: Annotated[Harmless[bool], PartOf("joint")] = Field(
-        default=False,
-        description="spend what the joint choice of single elements leaves of the budget on a uniform draw of others",
+    fill: Annotated[Harmless[Literal["auto"] | bool], PartOf("joint")] = Field(
+        default="auto",
+        description="spend what the joint choice of single elements leaves of the budget on a uniform draw of others; "
+        "auto: where the chosen ones change the outputs in few directions, which is measured with the choice",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),
@@ -73,7 +74,7 @@ class AdaPEFTOptions(ValuedOptions):
             raise ValueError(f"rank = {self.rank}: the measurement is exact and has no rank; leave rank out")
         if self.joint is True:
             self._check_joint()
-        if self.fill and not (self.chooses_jointly and self.granularity == "element"):
+        if self.fill is True and not (self.chooses_jointly and self.granularity == "element"):
             raise ValueError(
                 "fill = true: only the joint choice of single elements leaves budget unspent (groups: element without "
                 "joint: false, reach: inf, scope: tensor or probe_steps); leave fill out"
@@ -132,6 +133,12 @@ class AdaPEFTOptions(ValuedOptions):
                 f"probe_points = {self.probe_points}: {self.probe_steps} steps have {self.probe_steps + 1} points; "
                 "lower probe_points or raise probe_steps"
             )
+
+    @property
+    def granularity(self) -> Granularity:
+        """``groups``; auto: single elements, but rows where only these can be served or are the unit of the options."""
+        is_of_rows = self.groups == "auto" and (self.servable or self.options)
+        return "row" if is_of_rows else super().granularity
 
     @property
     def quantized_matrices(self) -> OnQuantized:

@@ -39,8 +39,8 @@ class ValuedOptions(Select):
             )
         if self.solver != "knapsack" and self.granularity == "element":
             raise ValueError(
-                f"solver = {self.solver}: {self.method} by {self.granularity} does not solve a knapsack; leave solver "
-                "out"
+                f"solver = {self.solver}: {self.method} by {self.granularity} does not solve a knapsack; set "
+                "groups: row, or leave solver out"
             )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import adapeft
-from adapeft.choose.elements import draw_others
+from adapeft.choose.elements import draw_others, filled_by_draw
 from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
@@ -90,10 +90,10 @@ def test_the_farther_the_flatter_and_the_fewer():
 def test_the_rest_of_the_budget_is_drawn_among_the_others():
     slopes, curvatures = drawn(2, 5000)
     given = candidates(slopes, curvatures)
-    chosen = choose_elements_jointly(*given, 500, 100.0, OneRank()).parts["w"].indices.tolist()
-    seen = set()
+    subset = choose_elements_jointly(*given, 500, 100.0, OneRank())
+    chosen, seen = subset.parts["w"].indices.tolist(), set()
     for seed in range(20):
-        filled = choose_elements_jointly(*given, 500, 100.0, OneRank(), np.random.default_rng(seed))
+        filled = filled_by_draw(given[0], subset, seed)
         indices, said = filled.parts["w"].indices.tolist(), filled.choice.said()
         assert len(set(indices)) == 500
         assert set(chosen) < set(indices)
@@ -113,10 +113,12 @@ def test_draws_reach_exactly_the_elements_that_were_not_chosen():
 
 def test_nothing_is_drawn_if_nothing_is_chosen_or_all_is_spent():
     slopes, curvatures = drawn(2, 50)
-    none = choose_elements_jointly(*candidates(-abs(slopes), curvatures), 5, 1.0, OneRank(), np.random.default_rng(0))
-    assert none.count == 0
-    spent = choose_elements_jointly(*candidates(slopes, curvatures), 5, 1e-6, OneRank(), np.random.default_rng(0))
-    assert (spent.count, spent.choice.num_drawn) == (5, None)
+    for given, reach, count in (
+        (candidates(-abs(slopes), curvatures), 1.0, 0),
+        (candidates(slopes, curvatures), 1e-6, 5),
+    ):
+        subset = filled_by_draw(given[0], choose_elements_jointly(*given, 5, reach, OneRank()), 0)
+        assert (subset.count, subset.choice.num_drawn) == (count, None)
 
 
 def test_it_does_not_depend_on_the_shards():

@@ -53,10 +53,23 @@ def test_three_lines_are_enough(load):
     assert (config.train.learning_rate, config.cluster.workers, config.seed) == (1e-3, 1, 0)
 
 
-@pytest.mark.parametrize(("method", "granularity"), [("adapeft", "row"), ("sam", "element"), ("random", "element")])
+@pytest.mark.parametrize(("method", "granularity"), [("adapeft", "element"), ("sam", "element"), ("random", "element")])
 def test_groups_are_the_methods_own(method, granularity):
     assert parse_select({"method": method}).granularity == granularity
     assert parse_select({"method": method, "groups": "tensor"}).granularity == "tensor"
+
+
+@pytest.mark.parametrize("given", [{"servable": True}, {"options": ["row", "lora"]}])
+def test_rows_are_the_default_where_elements_cannot_be(given):
+    assert parse_select(given).granularity == "row"
+    with pytest.raises(AdapeftError, match="element"):
+        parse_select({**given, "groups": "element"})
+
+
+def test_only_a_joint_choice_of_elements_is_filled():
+    assert parse_select({"groups": "row"}).fill == "auto"
+    with pytest.raises(AdapeftError, match=r"fill = true: only the joint choice of single elements leaves budget"):
+        parse_select({"groups": "row", "fill": True})
 
 
 def test_every_key_is_described():
@@ -239,7 +252,6 @@ def test_streaming_without_what_it_needs(load, overrides, message):
         ("train.epochs=.inf", r"train\.epochs = \.inf: should be finite"),
         ("train.epochs=1e6", r"train\.epochs = .*: should be less than or equal to 100000"),
         ("train.max_steps=10000001", r"train\.max_steps = 10000001: should be less than or equal to 10000000"),
-        ("select.fill=true", r"select\.fill = true: only the joint choice of single elements leaves budget unspent"),
         ("train.learning_rate=1e38", r"train\.learning_rate = .*: should be 'auto' or less than or equal to 10{37} "),
         ("train.learning_rate=.nan", r"train\.learning_rate = \.nan: should be"),
         ("select.probe_learning_rate=0", r"select\.probe_learning_rate = 0: should be greater than 0"),
@@ -428,7 +440,7 @@ def test_defaults_are_a_config_to_fill_in(load):
     data = ["data.train=glue:cola@train", "evaluation=glue:cola@validation"]
     assert load(text, *required, *data) == load(MINIMAL)
     assert "on a part of data.train\n  learning_rate: 0.001\n" in text
-    assert "  # parameters that are chosen together; auto: row" in text
+    assert "  # parameters that are chosen together; auto: the method's default, for adapeft element" in text
     assert list(yaml.safe_load(text)) == list(Config.model_fields)
     with pytest.raises(AdapeftError, match="has 5 problems"):
         load(text)
@@ -448,7 +460,7 @@ def test_json_schema():
 
 @pytest.mark.parametrize(
     "override",
-    ["budget=1%", "reach=0.1", "workers=4", "zero_stage=1", "epochs=9", "output=x", "groups=row", "metric=f1"],
+    ["budget=1%", "reach=0.1", "workers=4", "zero_stage=1", "epochs=9", "output=x", "groups=element", "metric=f1"],
 )
 def test_statistics_serve_other_budgets_machines_and_training(load, override):
     assert measurement_key(load(MINIMAL, override)) == measurement_key(load())
@@ -472,9 +484,10 @@ def test_statistics_of_another_curvature_differ(load):
 
 
 def test_what_auto_measures_depends_on_the_method(load):
-    assert measurement_key(load())["select.groups"] == "row"
-    assert measurement_key(load(MINIMAL, "method=sam"))["select.groups"] == "element"
-    assert measurement_key(load(MINIMAL, "groups=row")) == measurement_key(load())
+    assert measurement_key(load())["select.groups"] == "element"
+    assert measurement_key(load(MINIMAL, "servable=true"))["select.groups"] == "row"
+    assert measurement_key(load(MINIMAL, "method=lora"))["select.groups"] == "tensor"
+    assert measurement_key(load(MINIMAL, "groups=element")) == measurement_key(load())
 
 
 def test_statistics_of_a_quantized_model_depend_on_the_rank(load):
@@ -510,7 +523,9 @@ def test_statistics_of_a_stream_are_others(load):
 def test_statistics_of_elements_serve_either_way_of_valuing_them(load):
     keys = [measurement_key(load(MINIMAL, "groups=element", f"joint={joint}")) for joint in ("auto", "true", "false")]
     assert keys[0] == keys[1] == keys[2]
-    assert measurement_key(load(MINIMAL, "joint=true")) != measurement_key(load(MINIMAL, "joint=auto"))
+    assert measurement_key(load(MINIMAL, "groups=row", "joint=true")) != measurement_key(
+        load(MINIMAL, "groups=row", "joint=auto")
+    )
 
 
 @pytest.mark.parametrize("place", ["data.train", "model.name"])

@@ -230,7 +230,7 @@ def test_the_direction_is_measured_anew_at_every_point(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"curvature": "parabola"}, r"curvature = parabola: 4K \+ 1 forward passes .* too many by row"),
+        ({"curvature": "parabola"}, r"curvature = parabola: 4K \+ 1 forward passes .* too many by element"),
         ({"curvature": "parabola", "groups": "element"}, "too many by element; set groups: tensor or role"),
         (
             {"curvature": "parabola", "method": "sam", "groups": "tensor"},

@@ -10,13 +10,15 @@ from adapeft.choose.elements import choose_elements
 from adapeft.choose.knapsack import choose_groups, chosen_of, parts_of
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
+from adapeft.measure.directions import Directions
 from adapeft.measure.groups import Groups
 from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.methods.registry import METHODS
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
-from adapeft.selection.choose import check_budget, choose
+from adapeft.selection import choose as choosing
+from adapeft.selection.choose import check_budget, choose, judged
 from tests.oracles.measuring import best_subset_value, top_k_by_sort
 
 PARAMETERS = (
@@ -154,3 +156,30 @@ def test_the_reach_decides():
     assert (set(near.parts), set(far.parts)) == ({"a"}, {"b"})
     values = METHODS["adapeft"].group_values(statistics, float("inf"))
     assert values.tolist() == [0.02, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("fill", "directions", "is_filled"),
+    [
+        ("auto", Directions(2.0, 10.0), True),
+        ("auto", Directions(3.0, 10.0), False),
+        ("auto", None, False),
+        (True, Directions(3.0, 10.0), True),
+        (False, Directions(2.0, 10.0), False),
+    ],
+)
+def test_a_narrow_choice_is_filled_by_a_draw(monkeypatch, fill, directions, is_filled):
+    monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: directions)
+    statistics = statistics_of("element", 0)
+    settings = parse_select({"budget": 30, "fill": fill})
+    plain, filled = (
+        judged(choose(one, statistics, reach=100.0, seed=4, ranks=OneRank()), None, statistics.groups, one, seed=4)
+        for one in (settings.model_copy(update={"fill": False}), settings)
+    )
+    left = plain.choice.unspent
+    assert 0 < left < 30
+    assert filled.choice.directions == (directions and directions.chosen)
+    assert (filled.count, filled.choice.num_drawn) == ((30, left) if is_filled else (30 - left, None))
+    assert (filled.always_train, filled.new) == (plain.always_train, plain.new) == (("head",), ("head",))
+    for name, part in plain.parts.items():
+        assert set(part.indices.tolist()) <= set(filled.parts[name].indices.tolist())

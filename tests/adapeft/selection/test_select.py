@@ -84,7 +84,7 @@ def test_the_seed_samples_other_labels():
 
 
 def test_value_is_that_of_the_chosen_groups(bert):
-    subset = adapeft.select(bert, make_batches(bert), budget=300)
+    subset = adapeft.select(bert, make_batches(bert), budget=300, groups="row")
     groups = build_groups(bert, "row")
     chosen = chosen_of(groups, subset)
     assert chosen.sum() == subset.count
@@ -99,7 +99,7 @@ def test_value_is_that_of_the_chosen_groups(bert):
         ({"groups": "rows"}, "select.groups = rows: .*Did you mean 'row'"),
         ({"budget": "lots"}, "select.budget = lots: write a fraction"),
         ({"budget": 10**9}, "more than the .* candidates"),
-        ({"budget": 5, "include": ["*word_embeddings*"]}, r"less than the cheapest row group \(12\)"),
+        ({"budget": 5, "groups": "row", "include": ["*word_embeddings*"]}, r"less than the cheapest row group \(12\)"),
         ({"include": "*qurey*"}, "select.include: the pattern .* matches no parameter.*query"),
         ({"exclude": "*"}, "leave no parameter to choose"),
         ({"reach": -1}, "select.reach = -1: should be"),

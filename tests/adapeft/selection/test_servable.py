@@ -54,8 +54,8 @@ def test_what_is_chosen_is_exported(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in CHOICES if "LoRA" not in name])
 def test_without_the_key_it_would_not_be(name, tmp_path):
-    model = make_llama()
-    subset = adapeft.select(model, make_batches(model), budget="30%", **CHOICES[name])
+    model, options = make_llama(), {"groups": "row", **CHOICES[name]}
+    subset = adapeft.select(model, make_batches(model), budget="30%", **options)
     base = save_base(make_llama(), tmp_path / "base")
     with pytest.raises(AdapeftError, match=r"Choose with select\.servable: true"):
         save_for_peft(random_delta(make_llama(), subset.parts), base, tmp_path / "out", servable=True)
@@ -183,7 +183,9 @@ def test_a_chosen_subset_and_the_key_are_refused_together():
 
 def test_statistics_of_other_candidates_are_not_reused():
     tree = {"model": {"name": "m", "task": "causal-lm"}, "data": {"train": "t", "evaluation": "e"}, "output": "o"}
-    plain, servable = (parse_config({**tree, "select": {"servable": value}}) for value in (False, True))
+    plain, servable = (
+        parse_config({**tree, "select": {"groups": "row", "servable": value}}) for value in (False, True)
+    )
     assert "select.servable" not in measurement_key(plain)  # like those of versions without the key
     assert measured_differently(measurement_key(servable), measurement_key(servable)) == []
     for here, there, said in (

@@ -14,6 +14,7 @@ from adapeft.subset.verdict import verdict_of
         ({"reliability": 0.4}, "choose"),
         ({"reliability": 0.4, "directions": 18.0, "candidate_directions": 29.0}, "choose"),
         ({"reliability": 0.91, "directions": 4.6, "candidate_directions": 78.0}, "draw"),
+        ({"reliability": 0.91, "directions": 4.6, "candidate_directions": 78.0, "num_drawn": 9}, "fill"),
         ({"reliability": 0.03, "directions": 62.0, "candidate_directions": 14.0}, "draw"),
         ({"reliability": -0.2}, "draw"),
     ],
@@ -21,7 +22,8 @@ from adapeft.subset.verdict import verdict_of
 def test_advice(figures, advice):
     verdict = verdict_of(Choice(**figures))
     assert verdict.advice == advice
-    assert verdict.said.startswith("choosing pays: " if advice == "choose" else "a random draw is at least as good: ")
+    start = {"choose": "choosing pays", "draw": "a random draw is at least", "fill": "the chosen parameters alone"}
+    assert verdict.said.startswith(start[advice])
 
 
 def test_the_reason_has_the_figures():

@@ -470,7 +470,7 @@ def test_a_key_need_fit_only_one_of_the_methods(tmp_path):
     random, sam = sorted((one.select for one in runner.configs), key=lambda select: select.method)
     assert (random.method, sam.method, sam.scope) == ("random", "sam", "tensor")
     with pytest.raises(AdapeftError, match="adapeft by row chooses none by value; leave scope out"):
-        load_comparison(path, ["methods=[random:row]", "select.scope=tensor"])
+        load_comparison(path, ["methods=[random:row]", "groups=row", "select.scope=tensor"])
     with pytest.raises(AdapeftError, match=r"method = smm: .*Did you mean 'sam'"):
         load_comparison(path, ["methods=[sam]", "select.method=smm"])
 
@@ -546,10 +546,10 @@ def test_what_was_not_swept_has_no_rates_and_one_seed_no_spread(config):
 
 
 def test_a_baseline_is_of_the_same_granularity(config):
-    """Granularities may be defaults: adapeft chooses by row, random by element."""
-    comparison = settings("methods=[random:row,random,adapeft,adapeft:element,sam]", "seeds=[0,2]")
+    """Granularities may be defaults: all of these choose by element."""
+    comparison = settings("methods=[random:row,random,adapeft:row,adapeft,sam]", "seeds=[0,2]")
     text = write_report(config, comparison, compare(config, comparison, print, Runner())).read_text(encoding="utf-8")
-    pairs = (("adapeft", "random:row"), ("adapeft:element", "random"), ("sam", "random"))
+    pairs = (("adapeft:row", "random:row"), ("adapeft", "random"), ("sam", "random"))
     for method, baseline in pairs:
         assert f"- {method} against {baseline} at 0.5%:" in text
     assert (Path(config.output) / "spread.png").stat().st_size > 5000

@@ -67,10 +67,6 @@ def refused(files, tmp_path, command, monkeypatch):
         ("select.budget=0", "select.budget = 0: must be above 0; write a fraction such as 0.5%"),
         ("select.budget=101%", "select.budget = 101%: is more than all parameters; write at most 100%"),
         ("budget=1M", "select.budget = 1000000 is 1,000,000 parameters, more than the 5,168 candidates"),
-        (
-            "budget=3",
-            "select.budget = 3 is 3 parameters, less than the cheapest row group (16). Raise it, or set a finer select",
-        ),
         ("exclude=*qurey*", "select.exclude: the pattern '*qurey*' matches no parameter. Did you mean 'query'?"),
         ("include=querry", "select.include: the pattern 'querry' matches no parameter. Did you mean 'query'?"),
         ("data.train=tran.jsonl", "tran.jsonl: no such file. Did you mean"),
@@ -92,6 +88,13 @@ def refused(files, tmp_path, command, monkeypatch):
 )
 def test_refusals(refused, override, message):
     assert message in refused(override)
+
+
+def test_a_budget_below_the_cheapest_group(refused):
+    message = refused("budget=3", "groups=row")
+    assert (
+        "select.budget = 3 is 3 parameters, less than the cheapest row group (16). Raise it, or set a finer" in message
+    )
 
 
 def test_offload_without_the_stage_that_divides_weights(refused):

@@ -29,7 +29,7 @@ def source(tmp_path_factory):
     """Return the folder of the base and data, and the folder of a run that measured rows."""
     folder = tmp_path_factory.mktemp("source")
     config = write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
-    text_of(adapeft("select", config, "budget=10%", "cluster.launcher=local"))
+    text_of(adapeft("select", config, "groups=row", "budget=10%", "cluster.launcher=local"))
     return folder, folder / "run"
 
 

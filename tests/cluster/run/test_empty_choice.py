@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import ray
+import yaml
 
 from adapeft.config.experiments import Contender
 from adapeft.config.load import load_config
@@ -26,8 +27,16 @@ from tests.support.checkpoints import write_bert, write_classifier, write_colour
 @pytest.fixture
 def uphill(tmp_path):
     """Return a config, and the folder of a run with only negative slopes; the base has a trained head."""
-    path = write_config(tmp_path / "run.yaml", write_classifier(tmp_path / "base", 3), *write_colours(tmp_path))
+    path = _by_row(tmp_path, write_classifier(tmp_path / "base", 3))
     return path, _measured(path, tmp_path / "measured")
+
+
+def _by_row(folder, model):
+    path = write_config(folder / "run.yaml", model, *write_colours(folder))
+    content = yaml.safe_load(path.read_text())
+    content["select"]["groups"] = "row"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 def _measured(path, folder):
@@ -81,7 +90,7 @@ def test_a_random_draw_where_the_config_asks_for_it(command, uphill, tmp_path, w
 
 
 def test_a_head_alone_is_announced(command, tmp_path, without_workers):
-    path = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
+    path = _by_row(tmp_path, write_bert(tmp_path / "base"))
     measured = _measured(path, tmp_path / "measured")
     done = command("select", path, f"select.statistics={measured}", f"output={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
