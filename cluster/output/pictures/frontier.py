@@ -32,7 +32,7 @@ def draw_frontier(front: RunFrontier, unit: str) -> Picture | None:
         axes.plot(front.budget, value, "*", color="C3", markersize=12, label="budget of the run")
         share = value / curve.values[-1]
         said = f" The run's budget of {front.budget:,} parameters reaches {share:.0%} of what the largest one reaches."
-    axes.set(xscale="log", xlabel="parameters to train", ylabel=unit, ylim=(0, None))
+    axes.set(xscale="log", xlabel="parameters to train", ylabel=unit, ylim=(0, 1.1 * curve.values[-1]))
     axes.legend(frameon=False, labelspacing=0.9)
     caption = (
         f"Sum of the {unit} over the best subset of each budget, on a logarithmic axis of parameters.{said} The knee "
