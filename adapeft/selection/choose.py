@@ -86,7 +86,9 @@ def judged(subset: Subset, passes: Passes, groups: Groups, settings: Select, see
         settings: ``select`` section of the config.
         seed: random seed of draws.
     """
-    found = None if subset.choice.reliability is None else measure_directions(passes, groups, subset.parts)
+    if subset.choice.reliability is None or not get_method(settings.method).samples_labels(settings):
+        return subset
+    found = measure_directions(passes, groups, subset.parts)
     if found is None:
         return subset
     subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)

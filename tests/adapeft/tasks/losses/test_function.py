@@ -100,13 +100,14 @@ def sampling(model, batch, generator=None) -> Tensor:
     ],
 )
 def test_a_function_is_measured_as_the_same_loss_of_the_model(options, bert):
-    batches = make_batches(bert)
+    batches = make_batches(bert, num_batches=10)  # enough for counting directions, where labels are sampled
     expected, found = (
         adapeft.select(bert, batches, loss=loss, **{"budget": 300, "warmup_steps": 4, **options})
         for loss in (None, cross_entropy)
     )
     assert repr(found.parts) == repr(expected.parts)
     assert found.choice.value == pytest.approx(expected.choice.value, rel=1e-4)
+    assert found.choice.directions is None
 
 
 def test_preferences_are_measured_and_the_model_is_as_before():
@@ -114,6 +115,7 @@ def test_preferences_are_measured_and_the_model_is_as_before():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     subset = adapeft.select(model, preferences(8), loss=dpo, budget=300)
     assert subset.count > 0
+    assert subset.choice.directions >= 1
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
