@@ -249,7 +249,20 @@ def load_model(model: Model, config: PretrainedConfig, seed: int, always_train: 
         output_loading_info=True,
         **options,
     )
+    if options:
+        _leave_file(loaded)
     return finished(loaded, info, model, always_train)
+
+
+def _leave_file(model: nn.Module) -> None:
+    """Copy what is not quantized out of the mapped checkpoint.
+
+    On a CPU these tensors are views of the file. While one of them exists, the pages from which the quantized weights
+    were read stay in memory too: 42 MB next to the 11 MB of MiniLM's int8 codes.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
 
 
 def finished(

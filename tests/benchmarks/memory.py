@@ -1,10 +1,10 @@
 """Memory: estimates of ``adapeft estimate`` compared with the peaks that ``adapeft run`` reports.
 
-``python -m tests.benchmarks.memory CASE MODEL DATA [STAGE:WORKERS[:LAUNCHER] …] [--methods NAME …]`` appends one row
-per setting and method to ``results/memory.md``. CASE: ``classifier`` (MODEL: an encoder such as MiniLM, DATA: a folder
-with CoLA as JSON lines) or ``language-model`` (MODEL: such as SmolLM2, DATA: a folder with ``train.txt`` and
-``validation.txt``). LAUNCHER: ``local`` (the default) or ``ray``. The workers run on CPUs; the memory of a worker is
-its peak resident set size.
+``python -m tests.benchmarks.memory CASE MODEL DATA [STAGE:WORKERS[:LAUNCHER] …] [--methods NAME …]
+[--quantization TYPE]`` appends one row per setting and method to ``results/memory.md``. CASE: ``classifier`` (MODEL: an
+encoder such as MiniLM, DATA: a folder with CoLA as JSON lines) or ``language-model`` (MODEL: such as SmolLM2, DATA: a
+folder with ``train.txt`` and ``validation.txt``). TYPE: ``int8`` or ``nf4``, see ``model.quantization``. LAUNCHER:
+``local`` (the default) or ``ray``. The workers run on CPUs; the memory of a worker is its peak resident set size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,17 @@ CASES = {
 }
 
 
-def main(case: str, model: str, data: Path, settings: list[Setting], methods: list[str]) -> None:
+def main(
+    case: str, model: str, data: Path, settings: list[Setting], methods: list[str], quantization: str | None
+) -> None:
+    stored = {} if quantization is None else {"quantization": quantization}
+    of_case = replace(CASES[case], model={**CASES[case].model, **stored})
     for setting in settings:
         for method in methods:
             with tempfile.TemporaryDirectory() as temporary:
-                path = write_config(Path(temporary), CASES[case], METHODS[method], model, data, setting)
+                path = write_config(Path(temporary), of_case, METHODS[method], model, data, setting)
                 said, used = estimated(path), run(path)
-            cells = [Path(model).name, method, "{} x {}, {}".format(*setting)]
+            cells = [", ".join([Path(model).name, *stored.values()]), method, "{} x {}, {}".format(*setting)]
             for what in ("measuring", "training"):
                 cells += compared(said[what], used[what]) if what in used and what in said else ["", "", ""]
             with RESULTS.open("a") as file:
@@ -135,5 +139,7 @@ if __name__ == "__main__":
     parser.add_argument("data", type=Path)
     parser.add_argument("settings", nargs="*", type=setting_of)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--quantization", choices=["int8", "nf4"])
     given = parser.parse_args()
-    main(given.case, given.model, given.data.resolve(), given.settings or SETTINGS, given.methods)
+    settings = given.settings or SETTINGS
+    main(given.case, given.model, given.data.resolve(), settings, given.methods, given.quantization)

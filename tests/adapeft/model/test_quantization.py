@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,18 @@ def test_what_is_always_trained_is_not_quantized(bert_folder, kind):
     assert quantized_weights(structure).keys() == quantized_weights(loaded).keys()
     with pytest.raises(AdapeftError, match=rf"always_train: 1 matrices such as .*1.output.*\({kind}\) and cannot be"):
         build_groups(loaded, "row", always_train=("*.1.output.dense.weight",))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mapped files")
+def test_the_unquantized_checkpoint_does_not_stay_in_memory(bert_folder, kind):
+    """Its pages would: those that a process has read of a mapped file count as long as anything is a view of it."""
+    mapped = {}
+    for asked in (None, kind):
+        model = Model(name=str(bert_folder), task="sequence-classification", quantization=asked)
+        _, loaded = load(model, CLASSES)
+        mapped[asked] = str(bert_folder / "model.safetensors") in Path("/proc/self/maps").read_text()
+        del loaded
+    assert mapped == {None: True, kind: False}
 
 
 def test_nf4_computes_in_the_models_dtype_and_keeps_its_codes(llama_folder):
