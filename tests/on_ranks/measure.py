@@ -1,7 +1,7 @@
 """Run under torchrun: measuring at every ZeRO stage, uninterrupted, and stopped and resumed.
 
 ``torchrun --nproc-per-node 2 -m tests.on_ranks.measure CONFIG OUT`` makes runs ``…-undisturbed`` and ``…-stopped``
-and writes the batches that the latter measured after resuming.
+and writes the batches that the latter measured after resuming, and the peaks of a run whose choosing takes memory.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
 from adapeft.config.load import load_config
-from cluster.ranks.measure import measure_and_choose
+from cluster.events import ignore
+from cluster.ranks import measure as measuring
+from cluster.ranks.peak import peak_memory
 from tests.support.torchrun import leave
 
 OVERRIDES = ["calibration=48", "warmup_steps=4", "select.batch_size=8", "cluster.save_interval=1e-9"]
@@ -27,6 +30,10 @@ RUNS = {
     "low-rank-3": (["groups=row", "zero_stage=3", "measure=low-rank", "rank=3"], 9),
     "probe-3": (["groups=row", "zero_stage=3", "probe_steps=2", "probe_points=2"], 27),
 }
+
+
+CHOOSING = 2**29
+"""Bytes that the second rank allocates while it chooses."""
 
 
 class StoppedError(Exception):
@@ -45,10 +52,23 @@ def measured(path: str, overrides: list[str], stop: int = 0) -> list[tuple[str, 
 
     torch.manual_seed(0)  # of a new head
     try:
-        measure_and_choose(load_config(path, overrides), report)
+        measuring.measure_and_choose(load_config(path, overrides), report)
     except StoppedError:
         dist.barrier()
     return done
+
+
+def peaks(path: str, overrides: list[str]) -> list[int]:
+    """Return the peak memory of this rank so far, and the one that a measurement with a large choice reports."""
+
+    def choose(*arguments: Any) -> Any:
+        torch.ones(dist.get_rank() * CHOOSING // 4)
+        return choose_and_save(*arguments)
+
+    choose_and_save, before = measuring.choose_and_save, peak_memory(torch.device("cpu"))
+    with patch.object(measuring, "choose_and_save", choose):
+        found = measuring.measure_and_choose(load_config(path, overrides), ignore)
+    return [before, found["measuring_peak_memory_bytes"]]
 
 
 def main(path: str, out: Path) -> None:
@@ -63,6 +83,9 @@ def main(path: str, out: Path) -> None:
         second = measured(path, stopped)
         if dist.get_rank() == 0:
             (out / f"{tag}.json").write_text(json.dumps([whole, first, second]))
+    found = peaks(path, [*OVERRIDES, "groups=row", "zero_stage=0", f"output={out / 'peaks'}"])
+    if dist.get_rank() == 0:
+        (out / "peaks.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from adapeft.files.artifact import load_table, load_tensors
 from adapeft.measure.partial import FOLDER
-from tests.on_ranks.measure import RUNS
+from tests.on_ranks.measure import CHOOSING, RUNS
 from tests.support.checkpoints import write_bert, write_colours, write_config
 from tests.support.torchrun import torchrun
 
@@ -39,3 +39,8 @@ def test_a_stopped_measurement_resumes_to_the_same_bits(runs, tag):
         tensors = [load_tensors(folder / "statistics" / path.name, "shard of statistics")[0] for folder in folders]
         assert all(tensors[0][name].equal(tensors[1][name]) for name in tensors[0])
     assert not (folders[1] / FOLDER).exists()
+
+
+def test_the_reported_peak_is_that_of_the_largest_rank_and_includes_choosing(runs):
+    before, reported = json.loads((runs / "peaks.json").read_text())
+    assert reported - before > CHOOSING / 2
