@@ -141,4 +141,18 @@ def test_a_plain_loop_with_accelerate(options, tmp_path):
     launcher = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no", *options]
     losses = numbers(run("accelerate_loop.py", model, texts, out, launcher=launcher), "losses")
     assert losses[-1] < losses[0]
-    assert adapeft.Delta.load(out).changes
+    first = adapeft.Delta.load(out)
+    assert first.changes
+
+    # Value, both moments and a master weight of each trained element, next to names; the base has 151 kB.
+    states = sorted(tmp_path.glob("delta.safetensors.states/epoch-*"))
+    assert len(states) == 3
+    for state in states:
+        files = [path for path in state.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt")]
+        assert 12 * first.count < sum(path.stat().st_size for path in files) <= 16 * first.count + 10_000
+
+    shutil.rmtree(states[-1])  # as if it had been interrupted in the last epoch
+    resumed = numbers(run("accelerate_loop.py", model, texts, out, launcher=launcher), "losses")
+    assert resumed == losses[-len(resumed) :]
+    again = adapeft.Delta.load(out)
+    assert all(torch.equal(again.changes[name].values, change.values) for name, change in first.changes.items())
