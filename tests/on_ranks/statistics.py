@@ -56,6 +56,9 @@ CASES = {
     "probe": {"groups": "row", "probe_steps": 3, "probe_points": 2, "probe_learning_rate": 1e-2},
     "probe-element": {"groups": "element", "probe_steps": 3, "probe_points": 3},
 }
+JUDGED = ("row", "element")
+"""Cases whose directions are counted, which takes one more pass."""
+
 BUCKET = 100
 """So that ranks sum some gradients together, and others alone."""
 PIECE_BYTES = 4 * VOCABULARY * 7
@@ -122,7 +125,8 @@ def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Stat
     with patch.object(parabola, "STEP", 0.05):
         statistics = measure(method, passes, groups, settings)
     subset = choose(settings, statistics, reach=REACH, seed=3, ranks=shards.ranks)
-    subset = judged(subset, passes, groups, settings, 3)
+    if case in JUDGED:
+        subset = judged(subset, passes, groups, settings, 3)
     said = subset.choice
     return statistics, dict(subset.parts), [said.reliability, said.directions, said.candidate_directions]
 
