@@ -61,7 +61,7 @@ def choose_elements(
 
 def positions_of(groups: Groups, elements: Sequence[ElementShard]) -> list[int]:
     """Return the start position of each shard among the elements of all candidates."""
-    starts = _starts(groups)
+    starts = groups.starts
     return [int(starts[shard.slice.parameter]) + shard.slice.start for shard in elements]
 
 
@@ -101,7 +101,7 @@ def filled_by_draw(groups: Groups, subset: Subset, seed: int) -> Subset:
         subset: the choice; its ``unspent`` elements are drawn.
         seed: random seed of the draw.
     """
-    rest, starts = subset.choice.unspent, _starts(groups)
+    rest, starts = subset.choice.unspent, groups.starts
     if not rest or not subset.parts:
         return subset
     places = {info.name: start for info, start in zip(groups.parameters, starts[:-1].tolist(), strict=True)}
@@ -115,7 +115,7 @@ def filled_by_draw(groups: Groups, subset: Subset, seed: int) -> Subset:
 
 def subset_at(groups: Groups, positions: np.ndarray) -> Subset:
     """Return the subset of the elements at ``positions`` among those of all candidates: int64, unique, in any order."""
-    chosen, starts = np.sort(positions), _starts(groups)
+    chosen, starts = np.sort(positions), groups.starts
     cuts = np.searchsorted(chosen, starts)
     parts = {
         info.name: groups.part(index, torch.from_numpy(chosen[cuts[index] : cuts[index + 1]] - starts[index]))
@@ -123,10 +123,6 @@ def subset_at(groups: Groups, positions: np.ndarray) -> Subset:
         if cuts[index + 1] > cuts[index]
     }
     return Subset(parts).described(num_groups=int(starts[-1]), num_chosen=len(chosen))
-
-
-def _starts(groups: Groups) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum([info.count for info in groups.parameters])])
 
 
 def shares(sizes: np.ndarray, budget: int) -> np.ndarray:

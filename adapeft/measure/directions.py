@@ -51,7 +51,7 @@ def measure_directions(passes: Passes, groups: Groups, parts: Mapping[str, Part]
 
     Args:
         passes: passes whose head is warmed up for half B.
-        groups: the candidates.
+        groups: the candidates, without those that no batch reaches.
         parts: parts of the subset by parameter.
 
     Returns:
@@ -67,18 +67,17 @@ def measure_directions(passes: Passes, groups: Groups, parts: Mapping[str, Part]
     is_possible = all(isinstance(part, Rows | Elements | Whole) for part in parts.values())
     if len(half_b) < _FEWEST_BATCHES or not parts or not is_possible or isinstance(shards, SeenShards):
         return None
-    names = [info.name for info in groups.parameters]
-    counts = np.array([info.count for info in groups.parameters])
-    starts = np.cumsum(counts) - counts
-    drawn = np.unique(np.random.default_rng([passes.seed, 7]).integers(counts.sum(), size=_ELEMENTS))
+    starts = {info.name: start for info, start in zip(groups.parameters, groups.starts[:-1].tolist(), strict=True)}
+    drawn = np.unique(np.random.default_rng([passes.seed, 7]).integers(groups.starts[-1], size=_ELEMENTS))
     share = _ELEMENTS / max(1, sum(part.count for part in parts.values()))
-    picks = [
-        (
-            _chosen(piece, int(starts[piece.parameter]), parts.get(names[piece.parameter]), share).to(shards.device),
-            _drawn(piece, int(starts[piece.parameter]), drawn).to(shards.device),
-        )
-        for piece in shards.slices
-    ]
+
+    def picked(piece: Slice) -> tuple[Tensor, Tensor]:
+        name = shards.names[piece.parameter]  # the slices are of all that was measured, also of unreached parameters
+        if name not in starts:
+            return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        return _chosen(piece, starts[name], parts.get(name), share), _drawn(piece, starts[name], drawn)
+
+    picks = [tuple(which.to(shards.device) for which in picked(piece)) for piece in shards.slices]
     places = [np.cumsum([0, *(len(each[kind]) for each in picks)]) for kind in (0, 1)]
     tables = [torch.zeros(len(half_b), int(ends[-1]), device=shards.device) for ends in places]
     weights = torch.zeros(len(half_b), dtype=torch.float64)

@@ -87,6 +87,11 @@ class Groups:
         return np.cumsum(self.sizes) - self.sizes
 
     @cached_property
+    def starts(self) -> np.ndarray:
+        """int64 [P + 1]: position of each parameter's first element among those of all candidates, and their number."""
+        return np.concatenate([[0], np.cumsum([info.count for info in self.parameters], dtype=np.int64)])
+
+    @cached_property
     def num_groups(self) -> int:
         """Number of groups, K."""
         return int((self.firsts + self.sizes).max(initial=0))

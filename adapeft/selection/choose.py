@@ -82,7 +82,7 @@ def judged(subset: Subset, passes: Passes, groups: Groups, settings: Select, see
     Args:
         subset: a subset that ``choose`` returned.
         passes: the passes of its measurement.
-        groups: the candidates.
+        groups: the candidates that it was chosen from.
         settings: ``select`` section of the config.
         seed: random seed of draws.
     """

@@ -110,7 +110,7 @@ def select(
         statistics = measure(method, passes, groups, settings)
         reach = reach_of(settings, learning_rate * num_steps, num_steps)
         subset = choose(settings, statistics, reach=reach, seed=seed, ranks=shards.ranks)
-        subset = judged(subset, passes, groups, settings, seed)
+        subset = judged(subset, passes, statistics.groups, settings, seed)
     if statistics.groups.unreached:
         warnings.warn(f"adapeft.select: {not_reached(statistics.groups.unreached)}.", stacklevel=2)
     check_not_empty(subset)

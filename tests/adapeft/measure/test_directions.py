@@ -90,6 +90,18 @@ def test_ranks_and_micro_batches_change_nothing(monkeypatch, kept):
         assert tuple(found) == pytest.approx(tuple(alone), rel=1e-3)
 
 
+def test_parameters_that_no_batch_reaches_shift_nothing():
+    """The slices count all parameters that were measured, the candidates only those that were reached."""
+    model, groups, names, parts = _model()
+    shards = WholeModel(model, names)
+    for name in names[:3]:
+        model.get_parameter(name).requires_grad_(False)
+    passes = passes_for(model, shards)
+    reached = groups.without(names[:3])
+    others = measure_directions(passes_for(model, WholeModel(model, names[3:])), reached, parts)
+    assert tuple(measure_directions(passes, reached, parts)) == pytest.approx(tuple(others), rel=1e-4)
+
+
 def test_where_there_are_none_to_tell(monkeypatch):
     model, groups, names, parts = _model()
     passes = passes_for(model, WholeModel(model, names))
