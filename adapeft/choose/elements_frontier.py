@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from adapeft.measure.influence import influence
 from adapeft.measure.statistics import ElementShard
 from solver import Frontier
 
@@ -46,9 +47,7 @@ def elements_frontier(elements: Sequence[ElementShard], budgets: Sequence[int], 
         cost, slope, root = (
             np.concatenate([[0], np.cumsum((weights * of)[order])]) for of in (np.ones_like(slopes), slopes, roots)
         )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            step = np.where(root > 0, np.minimum(reach, slope / root**2), reach)
-        value = step * slope - 0.5 * (step * root) ** 2
+        value = influence(torch.from_numpy(slope), torch.from_numpy(root**2), reach).numpy()
         ends = np.searchsorted(cost, limits, side="right") - 1
         # A shorter prefix may be better: another element adds curvature too.
         best = np.maximum.accumulate(np.where(value >= np.maximum.accumulate(value), np.arange(len(value)), 0))[ends]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from adapeft.measure.statistics import Statistics
+from adapeft.measure.sums import parts_of
 from adapeft.ranks import Ranks
 
 
@@ -23,8 +24,8 @@ def reliability_of(statistics: Statistics, ranks: Ranks) -> float | None:
     if statistics.groups.granularity == "element":
         sums = torch.zeros(2, dtype=torch.float64)
         for shard in statistics.elements:
-            slope = shard.columns["slope"]
-            sums += torch.stack([slope.sum(dtype=torch.float64), slope.abs().sum(dtype=torch.float64)]).cpu()
+            for _, (part,) in parts_of(0, shard.columns["slope"]):
+                sums += torch.stack([part.sum(dtype=torch.float64), part.abs().sum(dtype=torch.float64)]).cpu()
         total, size = ranks.all_reduce(sums).tolist()
     else:
         slopes = statistics.columns["slope"]
