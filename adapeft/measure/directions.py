@@ -58,12 +58,7 @@ def measure_directions(passes: Passes, groups: Groups, parts: Mapping[str, Part]
         The same on every rank; None if half B has fewer than four batches, parts train something else than elements of
         the candidates, or the measurement sees these through windows. Collective.
     """
-    shards, objective = passes.shards, passes.objective
-    half_b = [
-        batch
-        for batch in passes.calibration.half_b[:_MOST_BATCHES]
-        if objective.num_predictions(passes.collate(batch).labels)
-    ]
+    shards, half_b = passes.shards, passes.predicting(passes.calibration.half_b[:_MOST_BATCHES])
     is_possible = all(isinstance(part, Rows | Elements | Whole) for part in parts.values())
     if len(half_b) < _FEWEST_BATCHES or not parts or not is_possible or isinstance(shards, SeenShards):
         return None

@@ -95,8 +95,7 @@ def _with_predictions(passes: Passes) -> Calibration:
     """Return the calibration without global batches that contain no prediction, which have no weight in any mean."""
 
     def counted(name: str, half: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-        objective, collate = passes.objective, passes.collate
-        found = tuple(batch for batch in half if objective.num_predictions(collate(batch).labels))
+        found = passes.predicting(half)
         if not found:
             raise AdapeftError(
                 f"half {name} of the calibration contains no prediction: every label of its {len(half)} batches is "

@@ -70,6 +70,10 @@ class Passes:
     seen: set[int] = field(default_factory=set)
     source: str = "data.train"
 
+    def predicting(self, batches: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Return those of ``batches`` that contain a prediction; the others have no weight in any mean."""
+        return tuple(batch for batch in batches if self.objective.num_predictions(self.collate(batch).labels))
+
     def gradients(
         self, name: str, batches: Sequence[np.ndarray], sums: Sequence[Tensor], *, sampled_labels: bool = False
     ) -> Iterator[tuple[list[Tensor], int]]:

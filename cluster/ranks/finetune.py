@@ -67,11 +67,11 @@ def attached(inputs: Inputs, plan: TrainingPlan, ranks: DistributedRanks) -> tup
         # No rounding with DeepSpeed: it steps float32 copies.
         warnings.simplefilter("ignore", RoundingWarning)
         model = attach(inputs.model(division_of(config.cluster)), Subset.load(RunFolder.of(config).subset))
-    train, world_size = config.train, ranks.world_size
+    train = config.train
     engine = training_engine(
         model,
         zero_stage=config.cluster.zero_stage,
-        num_micro=num_micro_batches(train.batch_size, world_size, train.micro_batch_size),
+        num_micro=num_micro_batches(train.batch_size, ranks.world_size, train.micro_batch_size),
         learning_rate=plan.peak,
         head_learning_rate=None if train.head_learning_rate == "auto" else train.head_learning_rate,
         weight_decay=train.weight_decay,
@@ -80,7 +80,7 @@ def attached(inputs: Inputs, plan: TrainingPlan, ranks: DistributedRanks) -> tup
         offload=config.cluster.offload,
     )
     if train.head_learning_rate == "auto":
-        find_head_rate(engine, inputs, train.micro_batch_size or math.ceil(train.batch_size / world_size), ranks)
+        find_head_rate(engine, inputs, ranks)
     return model, engine
 
 

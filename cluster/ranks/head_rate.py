@@ -11,7 +11,7 @@ from cluster.zero.engine import DistributedRanks, set_head_rate
 _EXAMPLES = 32
 
 
-def find_head_rate(engine: DeepSpeedEngine, inputs: Inputs, micro_batch_size: int, ranks: DistributedRanks) -> None:
+def find_head_rate(engine: DeepSpeedEngine, inputs: Inputs, ranks: DistributedRanks) -> None:
     """Give the new head of an engine's model the rate of ``adapeft.head_learning_rate``; does nothing without one.
 
     Collective: every rank reads the same training examples, so all find the same rate.
@@ -19,15 +19,14 @@ def find_head_rate(engine: DeepSpeedEngine, inputs: Inputs, micro_batch_size: in
     Args:
         engine: engine of the training, before its first step.
         inputs: inputs of the run; the first examples of the first epoch are read.
-        micro_batch_size: largest number of examples of a forward pass.
         ranks: ranks that train.
     """
-    examples = inputs.training_batches(epoch=0)[0][:_EXAMPLES]
+    examples, size = inputs.training_batches(epoch=0)[0][:_EXAMPLES], inputs.micro_batch_size(ranks.world_size)
     with reading_head(engine.module) as read:
         if not read.layers:
             return
-        for start in range(0, len(examples), micro_batch_size):
-            batch = inputs.train.collate(examples[start : start + micro_batch_size]).to(ranks.device)
+        for start in range(0, len(examples), size):
+            batch = inputs.train.collate(examples[start : start + size]).to(ranks.device)
             read.mask = batch.inputs.get("attention_mask")
             inputs.objective.example_losses(engine, batch)
     set_head_rate(engine, read.learning_rate())

@@ -99,6 +99,11 @@ class Inputs:
             folder.check_contents(self.description.content, flatten(self.config))
         return claimed
 
+    def micro_batch_size(self, world_size: int) -> int:
+        """Return the largest number of examples of a rank's forward pass in training."""
+        train = self.config.train
+        return train.micro_batch_size or math.ceil(train.batch_size / world_size)
+
     def steps(self, done: int, report: Report) -> Iterator[StepBatch]:
         """Yield the global batches of all epochs after the first ``done``, without end.
 
@@ -146,8 +151,7 @@ def check_loss(model: nn.Module, inputs: Inputs, world_size: int, report: Report
     Raises:
         AdapeftError: the losses differ, or padding or packing changes the predictions of the model.
     """
-    train, collate, objective = inputs.config.train, inputs.train.collate, inputs.objective
-    size = train.micro_batch_size or math.ceil(train.batch_size / world_size)
+    collate, objective, size = inputs.train.collate, inputs.objective, inputs.micro_batch_size(world_size)
     micros = (collate(batch[:size]) for batch in inputs.training_batches(epoch=0))
     first = next(micro for micro in micros if objective.num_predictions(micro.labels))
     device = next(model.parameters()).device
