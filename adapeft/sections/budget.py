@@ -1,4 +1,4 @@
-"""The budget: the limit on trained parameters, as a fraction of the candidates or as a number."""
+"""The budget: the limit on trained parameters, as a fraction of the candidates, as a number, or found: ``auto``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from fractions import Fraction
 
 from adapeft.errors import AdapeftError
 
-SPELLINGS = "write a fraction such as 0.5% or 0.005, or a number of parameters such as 100000, 100k or 1.5M"
+SPELLINGS = "write a fraction such as 0.5% or 0.005, a number of parameters such as 100000, 100k or 1.5M, or auto"
+
+_LARGEST = Fraction(1, 200)
+"""The most that ``auto`` takes, the default budget: a draw of so many is nearly as good as training everything
+(tests/benchmarks/results)."""
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 # Commas divide thousands and nothing else: in many languages '0,5%' is half a percent, and five without its comma.
@@ -24,17 +28,23 @@ class Budget:
     """A budget with either ``fraction`` or ``number``, never both.
 
     Exact rationals, because floors of floats lose parameters: ``int(0.29 * 100)`` is 28.
+
+    Attributes:
+        fraction: fraction of the model's parameters.
+        number: number of parameters.
+        is_auto: whether the choice takes fewer, if these promise nearly as much.
     """
 
     fraction: Fraction | None = None
     number: int | None = None
+    is_auto: bool = False
 
     def __post_init__(self) -> None:
         assert (self.fraction is None) != (self.number is None), "a budget is a fraction or a number"
 
     @classmethod
     def parse(cls, value: object) -> Budget:
-        """Parse a budget such as ``'0.5%'``, ``0.005``, ``100000``, ``'100k'`` or ``'1.5M'``.
+        """Parse a budget such as ``'0.5%'``, ``0.005``, ``100000``, ``'100k'``, ``'1.5M'`` or ``'auto'``.
 
         Numbers below 1 are fractions and whole numbers are counts; ``1.0`` is ambiguous and refused.
 
@@ -45,6 +55,8 @@ class Budget:
             return value
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise _refusal(value, SPELLINGS)
+        if value == "auto":
+            return cls(fraction=_LARGEST, is_auto=True)
         amount, unit = _split(value)
         if amount <= 0:
             raise _refusal(value, f"must be above 0; {SPELLINGS}")
@@ -77,6 +89,8 @@ class Budget:
 
     def __str__(self) -> str:
         """Return a spelling that ``parse`` reads back."""
+        if self.is_auto:
+            return "auto"
         if self.number is not None:
             return str(self.number)
         assert self.fraction is not None

@@ -21,9 +21,11 @@ class Select(Section):
 
     Attributes:
         granularities: granularities that the method supports, its default first.
+        predicts_loss: whether the value of a choice is the loss decrease that it promises.
     """
 
     granularities: ClassVar[tuple[Granularity, ...]] = ("element", "row", "tensor", "role")
+    predicts_loss: ClassVar[bool] = False
 
     method: str = Field(description="method that chooses parameters")
     groups: Literal["auto", Granularity] = Field(
@@ -33,7 +35,8 @@ class Select(Section):
     )
     budget: Harmless[Limit] = Field(
         default=Budget.parse("0.5%"),
-        description="limit on trained parameters: a fraction (0.5%, 0.005) or a count (100000, 100k, 1.5M)",
+        description="limit on trained parameters: a fraction (0.5%, 0.005), a count (100000, 100k, 1.5M), or auto: for "
+        "adapeft, as few as promise 95% of the loss decrease of 0.5%",
     )
     memory_per_device: Harmless[Bytes | None] = Field(
         default=None, description="limit on the memory of training per device, such as 24GiB; replaces budget"
@@ -91,6 +94,11 @@ class Select(Section):
             raise ValueError(
                 f"servable = true: {what}, but vLLM and SGLang load only rows and LoRA, of rank {MAX_RANK} at most; "
                 "set groups: row, options: [row, lora] or method: lora, or leave servable out"
+            )
+        if self.budget.is_auto and not self.predicts_loss:
+            raise ValueError(
+                f"budget = auto: {self.method} predicts no loss decrease, so it does not know how many parameters "
+                "suffice; write a fraction such as 0.5% or a number, or set method: adapeft"
             )
         if self.memory_per_device is None:
             return

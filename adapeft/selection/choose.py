@@ -7,7 +7,7 @@ import math
 from adapeft.choose.elements import filled_by_draw
 from adapeft.errors import AdapeftError
 from adapeft.files.json_numbers import infinity_in_words
-from adapeft.measure.directions import measure_directions
+from adapeft.measure.directions import Directions, measure_directions
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.reliability import reliability_of
@@ -20,7 +20,7 @@ from adapeft.ranks import Ranks
 from adapeft.sections.select import Select
 from adapeft.subset.empty import or_random
 from adapeft.subset.subset import Subset
-from adapeft.subset.verdict import is_narrow
+from adapeft.subset.verdict import is_narrow, is_noise
 
 
 def choose(
@@ -53,20 +53,29 @@ def choose(
         plan = Plan(check_budget(groups, settings), reach, seed, settings)
     else:
         plan = _plan_in_bytes(groups, settings, limit, reach, seed)
-    subset = get_method(settings.method).choose(groups, statistics, plan, ranks)
+    method, reliability = get_method(settings.method), reliability_of(statistics, ranks)
+    subset = method.choose(groups, statistics, plan, ranks)
     _check_value(subset, reach)
+    budget = plan.budget if limit is None else subset.count
+    if settings.budget.is_auto and subset.choice.value and not is_noise(reliability):
+        most = subset.choice.value
+        subset = method.choose_fewest(groups, statistics, plan, subset, ranks)
+        budget = subset.count
+        subset = subset.described(
+            share=subset.choice.needed("value") / most, unspent=None if subset.choice.unspent is None else 0
+        )
     if isinstance(settings, ValuedOptions) and settings.if_empty == "random":
         subset = or_random(subset, lambda: get_method("random").choose(groups, statistics, plan, ranks))
     if groups.unreached:
         subset = subset.described(unreached=list(groups.unreached))
-    if (reliability := reliability_of(statistics, ranks)) is not None:
+    if reliability is not None:
         subset = subset.described(reliability=reliability)
     if limit is not None:
         subset = subset.described(memory_per_device=limit.limit, memory_bytes=limit.price_of(subset))
     return subset.of_model(groups.always_train, groups.new).described(
         method=settings.method,
         granularity=groups.granularity,
-        budget=plan.budget if limit is None else subset.count,
+        budget=budget,
         num_total=groups.num_total,
         reach=infinity_in_words(reach),
         seed=seed,
@@ -91,9 +100,19 @@ def judged(subset: Subset, passes: Passes, groups: Groups, settings: Select, see
     found = measure_directions(passes, groups, subset.parts)
     if found is None:
         return subset
+    return with_directions(groups, subset, found, settings, seed)
+
+
+def with_directions(groups: Groups, subset: Subset, found: Directions, settings: Select, seed: int) -> Subset:
+    """Return the subset described by its directions; ``fill: auto`` fills its budget with a draw if they are few."""
     subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
     fills = isinstance(settings, AdaPEFTOptions) and settings.fill == "auto" and settings.granularity == "element"
-    return filled_by_draw(groups, subset, seed) if fills and is_narrow(subset.choice) else subset
+    if not fills or not is_narrow(subset.choice):
+        return subset
+    if settings.budget.is_auto:  # how many drawn elements suffice, the frontier of the chosen ones does not tell
+        budget = check_budget(groups, settings)
+        subset = subset.described(share=None, budget=budget, unspent=budget - subset.count)
+    return filled_by_draw(groups, subset, seed)
 
 
 def _check_value(subset: Subset, reach: float) -> None:
@@ -162,6 +181,8 @@ def check_budget(groups: Groups, settings: Select) -> int:
     if method.adds_parameters:  # the candidates' own sizes do not matter
         method.check(groups, limit, settings)
         return limit
+    if budget.is_auto:
+        limit = min(limit, available)
     if limit > available:
         left_out = f" ({', '.join(groups.unreached)} received no gradient)" if groups.unreached else ""
         raise AdapeftError(

@@ -21,9 +21,11 @@ class Choice(Header):
         status: status of the solution, such as ``optimal``; ``advice`` is the remedy if it is not optimal.
         value, bound, gap: predicted loss decrease, its upper bound, and the relative distance between them.
         additive_value, joint_values: for a joint choice, the sum over its groups, and the value of every set tried.
+        share: with ``select.budget: auto``, ``value`` as a share of that of the largest budget.
         reliability: how much of the direction of half A holds on half B, at most 1; about 0 if the slopes are noise.
         directions, candidate_directions: effective ranks of the gradients of the chosen parameters and of all
-            candidates: in how many ways each can change the outputs.
+            candidates: in how many ways each can change the outputs. A later choice from the same statistics has those
+            of the first one.
         solve_seconds: time of the solver.
         num_groups, num_chosen: number of candidate and of chosen groups or elements.
         unspent: elements of the budget that are left because more would not lower the predicted loss.
@@ -56,6 +58,7 @@ class Choice(Header):
     gap: FiniteFloat | None = None
     additive_value: float | None = None
     joint_values: dict[str, float] | None = None
+    share: FiniteFloat | None = None
     reliability: FiniteFloat | None = None
     directions: FiniteFloat | None = None
     candidate_directions: FiniteFloat | None = None

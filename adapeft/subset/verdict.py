@@ -37,7 +37,7 @@ def verdict_of(choice: Choice) -> Verdict | None:
     if choice.reliability is None:
         return None
     held = f"reliability of the slopes {choice.reliability:.2f}"
-    if choice.reliability < _NOISE:
+    if is_noise(choice.reliability):
         return Verdict("draw", f"{held} of 1, so they are mostly noise")
     if choice.directions is None or choice.candidate_directions is None:
         return Verdict("choose", f"{held} of 1")
@@ -49,6 +49,11 @@ def verdict_of(choice: Choice) -> Verdict | None:
     if is_narrow(choice):
         advice = "fill" if choice.num_drawn else "draw"
     return Verdict(advice, f"{held} of 1; {spanned}")
+
+
+def is_noise(reliability: float | None) -> bool:
+    """Whether slopes of this reliability are noise, so that they cannot tell how many parameters suffice."""
+    return reliability is not None and reliability < _NOISE
 
 
 def is_narrow(choice: Choice) -> bool:

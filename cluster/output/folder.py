@@ -25,6 +25,7 @@ from cluster.output.place import RECORD, working_folder
 
 CONFIG = "config.yaml"
 CONTENTS = "contents.json"
+SUBSET = "subset.safetensors"
 TRACKING = "tracking.json"
 
 # Entries that a folder may hold before its run: the demo's data, and files of a run that failed before it had measured.
@@ -63,7 +64,7 @@ class RunFolder:
     @property
     def subset(self) -> Path:
         """The subset to train."""
-        return self.path / "subset.safetensors"
+        return self.path / SUBSET
 
     @property
     def delta(self) -> Path:

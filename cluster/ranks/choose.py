@@ -9,6 +9,7 @@ from adapeft.choose.options import options_of
 from adapeft.config.config import Config
 from adapeft.config.keys import measurement_key
 from adapeft.config.write import to_yaml
+from adapeft.measure.directions import Directions
 from adapeft.measure.influence import reach_of
 from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
@@ -16,7 +17,7 @@ from adapeft.measure.storage import save_groups, save_options
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
-from adapeft.selection.choose import choose, judged
+from adapeft.selection.choose import choose, judged, with_directions
 from adapeft.subset.subset import Subset
 from cluster.inspection.plan import plan_training
 from cluster.output.folder import RunFolder
@@ -30,11 +31,12 @@ def choose_and_save(
     ranks: Ranks,
     limit: MemoryLimit | None,
     passes: Passes | None = None,
+    before: Directions | None = None,
 ) -> Subset:
     """Choose from ``statistics`` and write ``groups.parquet`` and ``subset.safetensors``. Collective.
 
     The launching process also calls this, as a single rank, if the statistics exist or no worker is needed for them.
-    It has no passes, and so no number of directions.
+    It has no passes to count directions, and takes those of the first choice from these statistics, ``before``.
     """
     groups = statistics.groups
     training = plan_training(config.train, num_examples)
@@ -42,6 +44,8 @@ def choose_and_save(
     subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
     if passes is not None:
         subset = judged(subset, passes, groups, config.select, config.seed)
+    elif before is not None:
+        subset = with_directions(groups, subset, before, config.select, config.seed)
     subset = subset.described(config=to_yaml(config), contents=dict(contents))
     if ranks.rank == 0:
         derived = {"chosen": chosen_of(groups, subset)}

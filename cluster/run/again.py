@@ -7,10 +7,11 @@ from pathlib import Path
 from adapeft.config.keys import measured_differently, measurement_key
 from adapeft.config.load import load_config
 from adapeft.errors import AdapeftError
+from adapeft.measure.directions import Directions
 from adapeft.measure.storage import ELEMENTS, OPTIONS, TABLE, load_statistics
 from adapeft.ranks import OneRank
 from adapeft.subset.subset import Subset
-from cluster.output.folder import CONFIG, RunFolder
+from cluster.output.folder import CONFIG, SUBSET, RunFolder
 from cluster.output.mirror import fetched
 from cluster.ranks.choose import choose_and_save
 from cluster.ranks.inputs import count_examples
@@ -41,12 +42,26 @@ def choose_again(session: Session) -> Subset:
         count_examples(session.config, session.inspection.description),
         OneRank(),
         session.inspection.limit,
+        before=_directions(RunFolder(source)),
     )
+
+
+def _directions(measured: RunFolder) -> Directions | None:
+    """Return the directions of the first choice from these statistics, if they were counted.
+
+    Its elements are the steepest too, so few directions there are few in a choice for another learning rate or budget.
+    """
+    if not measured.subset.is_file():
+        return None
+    first = Subset.load(measured.subset).choice
+    if first.directions is None or first.candidate_directions is None:
+        return None
+    return Directions(first.directions, first.candidate_directions)
 
 
 def _measured(place: str) -> Path:
     """Return the folder of the run in ``place``, or of the run it chose from: statistics of elements are not copied."""
-    folder = RunFolder(fetched(place, (CONFIG, TABLE, OPTIONS, ELEMENTS)))
+    folder = RunFolder(fetched(place, (CONFIG, SUBSET, TABLE, OPTIONS, ELEMENTS)))
     if folder.config.is_file():
         select = load_config(folder.config).select
         if select.granularity == "element" and select.statistics is not None:

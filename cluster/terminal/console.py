@@ -348,11 +348,15 @@ def _answered(before: Mapping[str, float], after: Mapping[str, float]) -> dict[s
 
 
 def _bought(choice: Choice, count: int) -> dict[str, str]:
-    """Return the memory used of a budget in bytes, and the part of a budget that would not lower the loss."""
+    """Return what a budget in bytes or ``auto`` bought, and the part of a budget that would not lower the loss."""
     said = {}
     if choice.memory_per_device is not None and choice.memory_bytes is not None:
         paid = f"{size_of(choice.memory_bytes)} of {size_of(choice.memory_per_device)} per device"
         said["memory"] = f"{paid} for {count:,} parameters; the rest holds the model and its activations"
+    if choice.share is not None:
+        said["budget"] = (
+            f"{count:,} parameters, which promise {choice.share:.0%} of the loss decrease of the most that auto allows"
+        )
     if choice.unspent:
         left = f"{choice.unspent:,} parameters of the budget"
         said["unspent"] = f"{left}: more parameters would not lower the predicted loss"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adapeft.choose.elements import filled_by_draw
 from adapeft.choose.joint import choose_groups_jointly
-from adapeft.choose.joint_elements import choose_elements_jointly
+from adapeft.choose.joint_elements import choose_elements_jointly, choose_fewest_jointly
 from adapeft.choose.options import choose_options
 from adapeft.errors import AdapeftError
 from adapeft.measure.direction import measure_direction
@@ -124,6 +124,13 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
                 most_rows=plan.most_rows,
             )
         return super().choose(groups, statistics, plan, ranks)
+
+    def choose_fewest(
+        self, groups: Groups, statistics: Statistics, plan: Plan[AdaPEFTOptions], best: Subset, ranks: Ranks
+    ) -> Subset:
+        if plan.settings.chooses_jointly and groups.granularity == "element":
+            return choose_fewest_jointly(groups, statistics.elements, best, plan.reach, ranks)
+        return super().choose_fewest(groups, statistics, plan, best, ranks)
 
     def option_values(self, statistics: Statistics, reach: float) -> np.ndarray:
         assert statistics.options is not None

@@ -20,6 +20,7 @@ class AdaPEFTOptions(ValuedOptions):
     """Options of ``select.method: adapeft``, the default."""
 
     granularities = ("element", "row", "tensor", "role")
+    predicts_loss = True
 
     method: Literal["adapeft"] = "adapeft"
     measure: Harmless[Literal["auto", "low-rank", "exact"]] = Field(
@@ -54,7 +55,7 @@ class AdaPEFTOptions(ValuedOptions):
     fill: Annotated[Harmless[Literal["auto"] | bool], PartOf("joint")] = Field(
         default="auto",
         description="spend what the joint choice of single elements leaves of the budget on a uniform draw of others; "
-        "auto: where the chosen ones change the outputs in few directions, which is measured with the choice",
+        "auto: where the chosen ones change the outputs in few directions, which is measured with the first choice",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),
@@ -78,6 +79,10 @@ class AdaPEFTOptions(ValuedOptions):
             raise ValueError(
                 "fill = true: only the joint choice of single elements leaves budget unspent (groups: element without "
                 "joint: false, reach: inf, scope: tensor or probe_steps); leave fill out"
+            )
+        if self.fill is True and self.budget.is_auto:
+            raise ValueError(
+                "fill = true: would spend what budget = auto saves; give a budget such as 0.5%, or leave fill out"
             )
         if self.curvature != "sampled-labels":
             self._check_parabola()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adapeft.choose.elements import choose_elements
+from adapeft.choose.fewest import fewest
 from adapeft.choose.knapsack import choose_groups
 from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.windows import matrices_of
@@ -119,6 +120,12 @@ class Method(ABC, Generic[Options]):
     @abstractmethod
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[Options], ranks: Ranks) -> Subset:
         """Choose the subset within the plan's budget, the same on every rank. Collective."""
+
+    def choose_fewest(
+        self, groups: Groups, statistics: Statistics, plan: Plan[Options], best: Subset, ranks: Ranks
+    ) -> Subset:
+        """Choose as few as have nearly the value of ``best``, the choice within the plan's budget. Collective."""
+        return fewest(best, lambda budget: self.choose(groups, statistics, replace(plan, budget=budget), ranks))
 
     def group_values(self, statistics: Statistics, reach: float) -> np.ndarray | None:
         """Return the value of each group, float64 [K], or None if the method does not value groups."""

@@ -45,7 +45,7 @@ from adapeft.subset.empty import check_not_empty, or_random
 from adapeft.subset.subset import Subset
 from adapeft.transfer.transfer import Profiles, Scores, allot, counterparts, fill, with_own_slopes
 from adapeft.transfer.verify import agreement, tensor_densities, uniform_subset
-from cluster.output.folder import RunFolder
+from cluster.output.folder import SUBSET, RunFolder
 from cluster.output.place import check_is_folder
 from cluster.ranks.inputs import check_loss, load_inputs
 from cluster.run.pipeline import select
@@ -83,7 +83,7 @@ def run(source: Path, model: str, settings: Transfer, overrides: list[str], term
     config = target_config(source, model, settings, overrides)
     check_is_folder(config.output, "transfer")
     output = Path(config.output)
-    if output.resolve() == source.resolve() or (output / "subset.safetensors").exists():
+    if output.resolve() == source.resolve() or (output / SUBSET).exists():
         raise AdapeftError(f"output = {output} holds a subset already. Give another folder: output=….")
     found = transfer(source, config, settings)
     verified = None
@@ -243,7 +243,7 @@ def _own_choice(config: Config, output: Path, seed: int, terminal: Terminal) -> 
 def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict[str, Any] | None) -> None:
     """Write ``subset.safetensors`` and ``transfer.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    found.subset.save(folder / "subset.safetensors")
+    found.subset.save(folder / SUBSET)
     said = {key: getattr(found.subset.choice, key) for key in ("value", "bound", "gap", "status", "unmapped", "mapped")}
     content = {"from": str(source), "to": found.config.model.name, **said, "trained": found.subset.count}
     save_json(

@@ -30,6 +30,7 @@ from adapeft.sections.budget import Budget
         ("2b", Budget(number=2 * 10**9)),
         ("1_000", Budget(number=1000)),
         (Budget(number=3), Budget(number=3)),
+        ("auto", Budget(fraction=Fraction(1, 200), is_auto=True)),
     ],
 )
 def test_spellings(written, budget):
@@ -51,7 +52,7 @@ def test_spellings(written, budget):
         ("1,5M", "budget = 1,5M: write"),
         ("1,00", "budget = 1,00: write"),
         ("1e999999999", "budget = 1e999999999: write"),
-        ("lots", "budget = lots: write a fraction such as 0.5% or 0.005, or a number"),
+        ("lots", "budget = lots: write a fraction such as 0.5% or 0.005, a number"),
         (float("nan"), "budget = nan: write"),
         (float("inf"), "budget = inf: write"),
         (True, "budget = True: write"),
@@ -64,7 +65,7 @@ def test_refusals(written, message):
         Budget.parse(written)
 
 
-@pytest.mark.parametrize("written", ["0.5%", "0.0001%", "33.3%", "100%", "7", "1500000"])
+@pytest.mark.parametrize("written", ["0.5%", "0.0001%", "33.3%", "100%", "7", "1500000", "auto"])
 def test_text_is_read_back(written):
     assert str(Budget.parse(written)) == written
     assert Budget.parse(str(Budget.parse(written))) == Budget.parse(written)

@@ -733,7 +733,9 @@ def test_the_same_twice(config):
 
 def test_two_at_once(config):
     """A second comparison in the folder is refused only while the first one runs."""
-    single = settings("methods=[adapeft:row]", "seeds=[0]")  # with more, a thread may begin the next after the interrupt
+    single = settings(
+        "methods=[adapeft:row]", "seeds=[0]"
+    )  # with more, a thread may begin the next after the interrupt
 
     def run_another(inner):
         with pytest.raises(AdapeftError, match="another adapeft command is writing there"):

@@ -14,7 +14,14 @@ from adapeft.subset.subset import Subset
 from cluster.run.search import _RATES, _start, _try
 from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
 
-AUTO = ("learning_rate=auto", "cluster.launcher=local", "cluster.workers=1", "zero_stage=2", "calibration=32")
+AUTO = (
+    "learning_rate=auto",
+    "cluster.launcher=local",
+    "cluster.workers=1",
+    "zero_stage=2",
+    "calibration=32",
+    "select.batch_size=4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +62,9 @@ def test_the_choice_is_that_of_the_rate(found, tmp_path):
     assert done.returncode == 0, done.stderr
     other = Subset.load(tmp_path / "fixed" / "subset.safetensors")
     assert own.choice.reach == other.choice.reach
+    assert own.choice.directions is not None, "those of the first choice, as no later one has passes"
+    assert own.choice.directions == other.choice.directions
+    assert own.choice.num_drawn == other.choice.num_drawn
     assert own.parts.keys() == other.parts.keys()
     for name, part in own.parts.items():
         size = math.prod(part.shape)
