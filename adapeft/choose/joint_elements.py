@@ -128,7 +128,7 @@ def choose_fewest_jointly(
         ranks: ranks that hold the statistics.
     """
     steepest = top_k(Scores(elements, _slope), positions_of(groups, elements), best.count, ranks.all_reduce)
-    found = [torch.empty(0, 3, dtype=torch.float64)]
+    found = [torch.empty(0, dtype=torch.float64)]
     for shard, position, picks in zip(elements, positions_of(groups, elements), steepest, strict=True):
         part = best.parts.get(groups.parameters[shard.slice.parameter].name)
         if part is not None:
@@ -136,8 +136,8 @@ def choose_fewest_jointly(
             picks = torch.cat([picks.cpu(), mask.nonzero().squeeze(1)]).unique()
         columns = {name: column[picks.to(column.device)] for name, column in shard.columns.items()}
         rows = [picks.cpu() + position, _slope(columns).cpu(), _root(columns).cpu()]
-        found.append(torch.stack([row.to(torch.float64) for row in rows], dim=1))
-    together = torch.cat(ranks.all_gather(torch.cat(found)))
+        found.append(torch.stack([row.to(torch.float64) for row in rows], dim=1).flatten())
+    together = torch.cat(ranks.all_gather(torch.cat(found))).unflatten(0, (-1, 3))
     _, slopes, roots = together[together[:, 0].argsort()].T.numpy()  # in an order that no division changes
     wanted = (
         ENOUGH * best.choice.needed("value") / (1 - _GAP)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adapeft.choose.elements_frontier import elements_frontier
+from adapeft.choose.fewest import ENOUGH
 from adapeft.choose.knapsack import most_valuable
 from adapeft.choose.options import choice_problem
 from adapeft.measure.groups import Groups
@@ -36,6 +37,13 @@ class RunFrontier(NamedTuple):
     curve: Frontier
     num_total: int
     budget: int
+
+    @property
+    def enough(self) -> int | None:
+        """The smallest of the budgets that has ``ENOUGH`` of the value of the run's; None if only the run's has."""
+        of_run = self.curve.values[self.curve.budgets == self.budget]
+        found = self.curve.budgets[self.curve.values >= ENOUGH * of_run] if of_run.size else self.curve.budgets[:0]
+        return int(found[0]) if found.size and found[0] < self.budget else None
 
 
 def frontier_of(folder: RunFolder, subset: Subset) -> RunFrontier | None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from adapeft.subset.subset import Subset
     from cluster.inspection.inspection import Inspection
     from cluster.output.folder import RunFolder
-    from solver import Frontier
+    from cluster.output.frontier import RunFrontier
 
 _BLOCK_INDEX = re.compile(r"\.\d+\.")
 _ROLES_SHOWN = 8
@@ -191,20 +191,23 @@ class Terminal:
         if after["loss"] >= before["loss"]:
             self.console.print("The loss did not fall. Try another train.learning_rate or more epochs.", style="yellow")
 
-    def show_frontier(self, front: Frontier, num_total: int, chosen: int) -> None:
+    def show_frontier(self, run: RunFrontier) -> None:
         """Show the predicted influence under other budgets."""
+        from adapeft.choose.fewest import ENOUGH
         from cluster.output.frontier import knee_of
 
+        front = run.curve
         table = plain_table()
         for name in ("budget", "parameters", "influence", "gap"):
             table.add_column(name, justify="right")
         table.add_column("")
         has_knee = len(front.budgets) > 1 and front.values[-1] > 0
         knee = front.budgets[knee_of(front.costs, front.values)] if has_knee else None
+        marks = {"this run": run.budget, "knee": knee, f"{ENOUGH:.0%} of this run": run.enough}
         for budget, value, gap in zip(front.budgets, front.values, front.gaps, strict=True):
-            said = ", ".join(name for name, marked in (("this run", chosen), ("knee", knee)) if budget == marked)
-            cells = (f"{budget / num_total:.3%}", f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", said)
-            table.add_row(*cells, style="bold" if budget == chosen else None)
+            said = ", ".join(name for name, marked in marks.items() if budget == marked)
+            cells = (f"{budget / run.num_total:.3%}", f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", said)
+            table.add_row(*cells, style="bold" if budget == run.budget else None)
         self.console.print(table)
 
     def show_delta(self, delta: Delta, path: Path) -> None:

@@ -26,6 +26,7 @@ class ThreadRanks:
         return tensor.copy_(torch.stack(self._all(tensor.clone())).sum(0))
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        assert tensor.ndim == 1, "the ranks of DeepSpeed gather nothing else"
         return self._all(tensor)
 
     def gather_files(self, mine: Path | None, place: Callable[[int], Path]) -> None:

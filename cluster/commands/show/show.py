@@ -75,7 +75,7 @@ def _show_choice(folder: RunFolder, subset: Subset, metrics: Mapping[str, Any], 
         show_slopes(terminal, measured)
     front = frontier_of(folder, subset)
     if front is not None:
-        terminal.show_frontier(front.curve, front.num_total, front.budget)
+        terminal.show_frontier(front)
     if "after" not in metrics:
         return
     predicted = predicted_decrease(subset.choice, metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from adapeft.choose.fewest import ENOUGH
 from cluster.output.frontier import RunFrontier, knee_of
 from cluster.output.pictures.picture import Picture, new_figure, png_of
 
@@ -32,6 +33,8 @@ def draw_frontier(front: RunFrontier, unit: str) -> Picture | None:
         axes.plot(front.budget, value, "*", color="C3", markersize=12, label="budget of the run")
         share = value / curve.values[-1]
         said = f" The run's budget of {front.budget:,} parameters reaches {share:.0%} of what the largest one reaches."
+        if front.enough is not None:
+            said += f" {ENOUGH:.0%} of the run's takes {front.enough:,} parameters or fewer (select.budget: auto)."
     axes.set(xscale="log", xlabel="parameters to train", ylabel=unit, ylim=(0, 1.1 * curve.values[-1]))
     axes.legend(frameon=False, labelspacing=0.9)
     caption = (

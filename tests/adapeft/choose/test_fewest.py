@@ -27,18 +27,17 @@ def smallest(value, largest):
     return next(budget for budget in range(1, largest + 1) if value(budget) >= ENOUGH * value(largest))
 
 
-@pytest.mark.parametrize("reach", [1e-4, 0.1, 3.0])
-@pytest.mark.parametrize("seed", range(4))
-def test_elements_are_as_few_as_possible(reach, seed):
-    groups, shards = candidates(*drawn(seed, 2000))
+@pytest.mark.parametrize(("seed", "reach"), [(0, 1e-4), (1, 0.1), (2, 0.1), (3, 3.0)])
+def test_elements_are_as_few_as_possible(seed, reach):
+    groups, shards = candidates(*drawn(seed, 1000))
 
     def at(budget):
         return choose_elements_jointly(groups, shards, budget, reach, OneRank())
 
-    best = at(300)
+    best = at(100)
     found = choose_fewest_jointly(groups, shards, best, reach, OneRank())
     assert found.choice.value >= ENOUGH * best.choice.value
-    expected = smallest(lambda budget: at(budget).choice.value, 300)
+    expected = smallest(lambda budget: at(budget).choice.value, 100)
     assert expected <= found.count <= 1.06 * expected + 1
     assert found.choice.bound >= found.choice.value
     assert found.choice.gap == pytest.approx(1 - found.choice.value / found.choice.bound)

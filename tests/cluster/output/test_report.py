@@ -34,6 +34,7 @@ from cluster.output.pictures.estimated import Estimated
 from cluster.output.pictures.map import place_of
 from cluster.output.report import write_report, write_validation_report
 from cluster.output.validation import load_validation, save_validation
+from solver import Frontier
 from tests.support.browser import CHROMIUM, check_page
 
 NAMES = ("model.embed.weight", "model.layers.0.mlp.weight", "model.layers.1.mlp.weight")
@@ -280,6 +281,12 @@ def test_the_knee_is_where_the_marginal_value_falls_below_the_average():
     assert costs[knee_of(costs, np.sqrt(costs / 100))] == 25
     # Where no point is above the line, it is the last one or any on the line.
     assert knee_of(np.array([1.0, 10.0]), np.array([0.01, 1.0])) == 1
+
+
+def test_fewer_parameters_may_have_nearly_the_value_of_the_run():
+    budgets, values = np.array([1, 2, 5, 10, 20]), np.array([0.1, 0.5, 0.94, 0.96, 1.0])
+    curve = Frontier(budgets, values, values, budgets, budgets)
+    assert [frontier.RunFrontier(curve, 100, budget).enough for budget in (20, 10, 5, 7)] == [10, 5, None, None]
 
 
 def test_places_of_names():
