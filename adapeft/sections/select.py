@@ -124,6 +124,11 @@ class Select(Section):
         return False
 
     @property
+    def fills_few_directions(self) -> bool:
+        """Whether a random draw spends what a choice left of the budget, if its parameters have few directions."""
+        return False
+
+    @property
     def counts_parameters(self) -> str | None:
         """Name, for messages, of the setting that needs a budget of parameters; None if it may be bytes."""
         return self.method

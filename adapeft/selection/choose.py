@@ -13,7 +13,6 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.reliability import reliability_of
 from adapeft.measure.statistics import Statistics
 from adapeft.memory.limit import MemoryLimit
-from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.base.options import ValuedOptions
 from adapeft.methods.registry import Plan, get_method
 from adapeft.ranks import Ranks
@@ -106,8 +105,7 @@ def judged(subset: Subset, passes: Passes, groups: Groups, settings: Select, see
 def with_directions(groups: Groups, subset: Subset, found: Directions, settings: Select, seed: int) -> Subset:
     """Return the subset described by its directions; ``fill: auto`` fills its budget with a draw if they are few."""
     subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
-    fills = isinstance(settings, AdaPEFTOptions) and settings.fill == "auto" and settings.granularity == "element"
-    if not fills or not is_narrow(subset.choice):
+    if not settings.fills_few_directions or not is_narrow(subset.choice):
         return subset
     if settings.budget.is_auto:  # how many drawn elements suffice, the frontier of the chosen ones does not tell
         budget = check_budget(groups, settings)

@@ -9,8 +9,8 @@ from adapeft.subset.choice import Choice
 _NOISE = 0.1
 _FEW = 0.25
 _SAID = {
-    "choose": "choosing pays",
-    "draw": "a random draw is at least as good",
+    "choose": "choosing is at least as good as a random draw",
+    "draw": "a random draw is at least as good as choosing",
     "fill": "the chosen parameters alone are too few, so a random draw was added",
 }
 

@@ -168,6 +168,10 @@ class AdaPEFTOptions(ValuedOptions):
         return self.reach == "auto"
 
     @property
+    def fills_few_directions(self) -> bool:
+        return self.fill == "auto" and self.granularity == "element"
+
+    @property
     def counts_parameters(self) -> str | None:
         if self.options:
             return f"options = {list(self.options)}"
