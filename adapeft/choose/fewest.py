@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from adapeft.subset.subset import Subset
 
-ENOUGH = 0.95
-"""Share of the value of the whole budget. Beyond it the frontier is flat: on STS-B 1,088 elements have this share of
-the value of 2,399, and the last 733 of these add 1 %."""
+ENOUGH = 0.99
+"""Share of the value of the whole budget. On STS-B (seed 0) 1,668 elements have it, of 2,399 that promise anything.
+With 0.95, 1,238 elements, the score falls (tests/benchmarks/results/stsb.md)."""
 
 _STEP = 1.05
 

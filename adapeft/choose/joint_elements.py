@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -127,28 +126,39 @@ def choose_fewest_jointly(
         reach: reach τ of the planned training.
         ranks: ranks that hold the statistics.
     """
-    steepest = top_k(Scores(elements, _slope), positions_of(groups, elements), best.count, ranks.all_reduce)
-    found = [torch.empty(0, dtype=torch.float64)]
-    for shard, position, picks in zip(elements, positions_of(groups, elements), steepest, strict=True):
-        part = best.parts.get(groups.parameters[shard.slice.parameter].name)
-        if part is not None:
-            mask = part.mask(shard.slice.start, shard.slice.start + shard.slice.length)
-            picks = torch.cat([picks.cpu(), mask.nonzero().squeeze(1)]).unique()
-        columns = {name: column[picks.to(column.device)] for name, column in shard.columns.items()}
-        rows = [picks.cpu() + position, _slope(columns).cpu(), _root(columns).cpu()]
-        found.append(torch.stack([row.to(torch.float64) for row in rows], dim=1).flatten())
-    together = torch.cat(ranks.all_gather(torch.cat(found))).unflatten(0, (-1, 3))
-    _, slopes, roots = together[together[:, 0].argsort()].T.numpy()  # in an order that no division changes
+    positions = positions_of(groups, elements)
+    steepest = top_k(Scores(elements, _slope), positions, best.count, ranks.all_reduce)
+    mine = [torch.empty(0, dtype=torch.float64)]
+    for shard, position, picks in zip(elements, positions, steepest, strict=True):
+        is_chosen = _mask(best, groups, shard)
+        is_kept = is_chosen.clone()
+        is_kept[picks.cpu()] = True
+        kept = is_kept.nonzero().squeeze(1)
+        columns = {name: column[kept.to(column.device)] for name, column in shard.columns.items()}
+        rows = [kept + position, is_chosen[kept], _slope(columns).cpu(), _root(columns).cpu()]
+        mine.append(torch.stack([row.to(torch.float64) for row in rows], dim=1).flatten())
+    together = torch.cat(ranks.all_gather(torch.cat(mine))).unflatten(0, (-1, 4))
+    _, is_chosen, slopes, roots = together[together[:, 0].argsort()].T  # in an order that no division changes
     wanted = (
         ENOUGH * best.choice.needed("value") / (1 - _GAP)
     )  # the choice at that budget may miss its bound by the gap
     number = best.count
-    for price in reach * roots.sum() * np.geomspace(1e-3, 1, _PRICES):
-        order = np.argsort(price * roots - slopes, kind="stable")
-        slope, root = torch.from_numpy(slopes[order]).cumsum(0), torch.from_numpy(roots[order]).cumsum(0)
-        enough = (influence(slope, root.square(), reach) >= wanted).nonzero().flatten()
+    for share in torch.linspace(0, 1, _PRICES, dtype=torch.float64):
+        price = share * reach * roots[is_chosen > 0].sum()
+        order = (price * roots - slopes).argsort(stable=True)
+        value = influence(slopes[order].cumsum(0), roots[order].cumsum(0).square(), reach)
+        enough = (value >= wanted).nonzero().flatten()
         number = min([number, *(enough[:1] + 1).tolist()])
     return choose_elements_jointly(groups, elements, number, reach, ranks)
+
+
+def _mask(subset: Subset, groups: Groups, shard: ElementShard) -> Tensor:
+    """Return which elements of a shard a subset has, bool [slice.length]."""
+    piece = shard.slice
+    part = subset.parts.get(groups.parameters[piece.parameter].name)
+    if part is None:
+        return torch.zeros(piece.length, dtype=torch.bool)
+    return part.mask(piece.start, piece.start + piece.length)
 
 
 def _slope(columns: dict[str, Tensor]) -> Tensor:

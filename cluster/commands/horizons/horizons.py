@@ -46,10 +46,16 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
             f"{source}: was measured at one point only. Run select into another output with select.probe_steps=N, the "
             f"number of training steps to compare with, and select.probe_points=P."
         )
+    choice = Subset.load(folder.subset).choice
+    if select.budget.is_auto:
+        raise AdapeftError(
+            f"select.budget = auto: the choices of all points are compared at one budget. Give a number: --budget "
+            f"{choice.needed('budget')} is what this run took."
+        )
     statistics, _ = load_statistics(source)
     plan = Plan(
         check_budget(statistics.groups, select),
-        float(Subset.load(folder.subset).choice.needed("reach")),
+        float(choice.needed("reach")),
         config.seed,
         select,
     )

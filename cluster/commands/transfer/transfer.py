@@ -123,6 +123,11 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
             f"inside = {settings.inside}: needs the gradients of single elements of the target, and select.measure is "
             "low-rank. Add select.measure=exact, or leave inside out."
         )
+    if config.select.budget.is_auto:
+        raise AdapeftError(
+            "select.budget = auto: transfer divides a given budget among the parameters of the target. Give one, such "
+            f"as budget={100 * _share_taken(folder):.3g}%, which the run in {source} took."
+        )
     if config.select.servable:
         raise AdapeftError(
             "select.servable = true: transfer divides the budget among all parameters of the target. Choose for "
@@ -144,6 +149,11 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
                 "model, so each group is valued alone. Leave it out."
             )
     return config
+
+
+def _share_taken(folder: RunFolder) -> float:
+    choice = Subset.load(folder.subset).choice
+    return float(choice.needed("budget") / choice.needed("num_total"))
 
 
 def _measured_differently(config: Config, measured: Config) -> list[str]:

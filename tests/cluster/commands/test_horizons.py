@@ -32,7 +32,7 @@ def run(tmp_path):
     slopes = np.random.default_rng(0).uniform(0.1, 1, (groups.num_groups, 3))
     columns = {"slope": slopes, "curvature": np.zeros_like(slopes)}
     save_groups(folder, groups, columns, measurement_key(load_config(folder / "config.yaml")))
-    Subset({}, choice=Choice(reach=0.5)).save(folder / "subset.safetensors")
+    Subset({}, choice=Choice(reach=0.5, budget=321)).save(folder / "subset.safetensors")
     return folder
 
 
@@ -67,6 +67,7 @@ def test_a_browser_shows_the_horizons_on_a_narrow_screen(command, run, tmp_path,
 def test_what_has_no_horizons(command, run, tmp_path):
     assert "no run with statistics" in command("horizons", tmp_path).stderr
     assert "select.budget = 900%: is more than all parameters" in command("horizons", run, "--budget", "900%").stderr
+    assert "Give a number: --budget 321 is what this run took." in command("horizons", run, "--budget", "auto").stderr
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["select"]["probe_steps"], config["select"]["probe_points"]
     (run / "config.yaml").write_text(yaml.safe_dump(config))
