@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo check test slow lint docs clean
+.PHONY: demo check test slow lint results docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python deploy/demo/docstrings.py --out runs/demo/data
@@ -28,6 +28,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Repeats the runs behind a page of tests/benchmarks/results: make results PAGE=stsb
+results: $(VENV)/.installed
+	$(BIN)/python -m tests.benchmarks.reproduce $(PAGE)
 
 docs: $(VENV)/.installed
 	$(BIN)/python .docs/build.py
