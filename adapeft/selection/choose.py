@@ -55,7 +55,7 @@ def choose(
     method, reliability = get_method(settings.method), reliability_of(statistics, ranks)
     subset = method.choose(groups, statistics, plan, ranks)
     _check_value(subset, reach)
-    budget = plan.budget if limit is None else subset.count
+    budget = plan.budget
     if settings.budget.is_auto and subset.choice.value and not is_noise(reliability):
         most = subset.choice.value
         subset = method.choose_fewest(groups, statistics, plan, subset, ranks)
@@ -69,9 +69,7 @@ def choose(
         subset = subset.described(unreached=list(groups.unreached))
     if reliability is not None:
         subset = subset.described(reliability=reliability)
-    if limit is not None:
-        subset = subset.described(memory_per_device=limit.limit, memory_bytes=limit.price_of(subset))
-    return subset.of_model(groups.always_train, groups.new).described(
+    subset = subset.of_model(groups.always_train, groups.new).described(
         method=settings.method,
         granularity=groups.granularity,
         budget=budget,
@@ -80,12 +78,18 @@ def choose(
         seed=seed,
         fingerprint=groups.fingerprint,
     )
+    return _priced(subset, limit)
 
 
-def judged(subset: Subset, passes: Passes, groups: Groups, settings: Select, seed: int) -> Subset:
-    """Return the subset with its numbers of directions, if they can be measured, and filled if ``fill`` asks for it.
-
-    Collective.
+def judged(
+    subset: Subset,
+    passes: Passes,
+    groups: Groups,
+    settings: Select,
+    seed: int,
+    limit: MemoryLimit | None = None,
+) -> Subset:
+    """Return the subset with its directions, as far as they can be counted, and filled if it needs to be. Collective.
 
     Args:
         subset: a subset that ``choose`` returned.
@@ -93,24 +97,43 @@ def judged(subset: Subset, passes: Passes, groups: Groups, settings: Select, see
         groups: the candidates that it was chosen from.
         settings: ``select`` section of the config.
         seed: random seed of draws.
+        limit: memory limit that replaced the budget.
     """
-    if subset.choice.reliability is None or not get_method(settings.method).samples_labels(settings):
+    if subset.choice.reliability is None:
         return subset
-    found = measure_directions(passes, groups, subset.parts)
-    if found is None:
-        return subset
+    samples = get_method(settings.method).samples_labels(settings)
+    found = measure_directions(passes, groups, subset.parts) if samples else None
     return with_directions(groups, subset, found, settings, seed)
 
 
-def with_directions(groups: Groups, subset: Subset, found: Directions, settings: Select, seed: int) -> Subset:
-    """Return the subset described by its directions; ``fill: auto`` fills its budget with a draw if they are few."""
-    subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
-    if not settings.fills_few_directions or not is_narrow(subset.choice):
+def with_directions(
+    groups: Groups,
+    subset: Subset,
+    found: Directions | None,
+    settings: Select,
+    seed: int,
+    limit: MemoryLimit | None = None,
+) -> Subset:
+    """Return the subset described by its directions; ``fill: auto`` fills its budget with a draw unless they are many.
+
+    Also where they were not counted (None): filled up, chosen elements are level with a draw on every task of
+    tests/benchmarks/results, and alone they are not.
+    """
+    if found is not None:
+        subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
+    if not settings.fills_few_directions or (found is not None and not is_narrow(subset.choice)):
         return subset
-    if settings.budget.is_auto:  # how many drawn elements suffice, the frontier of the chosen ones does not tell
+    if settings.budget.is_auto and subset.choice.unspent is not None:
+        # How many drawn elements suffice, the frontier of the chosen ones does not tell.
         budget = check_budget(groups, settings)
         subset = subset.described(share=None, budget=budget, unspent=budget - subset.count)
-    return filled_by_draw(groups, subset, seed)
+    return _priced(filled_by_draw(groups, subset, seed), limit)
+
+
+def _priced(subset: Subset, limit: MemoryLimit | None) -> Subset:
+    if limit is None:
+        return subset
+    return subset.described(memory_per_device=limit.limit, memory_bytes=limit.price_of(subset), budget=subset.count)
 
 
 def _check_value(subset: Subset, reach: float) -> None:

@@ -11,7 +11,7 @@ _FEW = 0.25
 _SAID = {
     "choose": "choosing is at least as good as a random draw",
     "draw": "a random draw is at least as good as choosing",
-    "fill": "the chosen parameters alone are too few, so a random draw was added",
+    "fill": "a random draw was added, because the chosen parameters alone may be too few",
 }
 
 
@@ -40,6 +40,8 @@ def verdict_of(choice: Choice) -> Verdict | None:
     if is_noise(choice.reliability):
         return Verdict("draw", f"{held} of 1, so they are mostly noise")
     if choice.directions is None or choice.candidate_directions is None:
+        if choice.num_drawn:
+            return Verdict("fill", f"{held} of 1; their directions were not counted")
         return Verdict("choose", f"{held} of 1")
     spanned = (
         f"the chosen parameters change the outputs in {choice.directions:.0f} directions, a draw in "

@@ -43,9 +43,9 @@ def choose_and_save(
     reach = reach_of(config.select, sum(training.learning_rates()), training.num_steps)
     subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
     if passes is not None:
-        subset = judged(subset, passes, groups, config.select, config.seed)
-    elif before is not None:
-        subset = with_directions(groups, subset, before, config.select, config.seed)
+        subset = judged(subset, passes, groups, config.select, config.seed, limit)
+    elif subset.choice.reliability is not None:
+        subset = with_directions(groups, subset, before, config.select, config.seed, limit)
     subset = subset.described(config=to_yaml(config), contents=dict(contents))
     if ranks.rank == 0:
         derived = {"chosen": chosen_of(groups, subset)}

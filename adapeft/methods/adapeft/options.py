@@ -55,7 +55,7 @@ class AdaPEFTOptions(ValuedOptions):
     fill: Annotated[Harmless[Literal["auto"] | bool], PartOf("joint")] = Field(
         default="auto",
         description="spend what the joint choice of single elements leaves of the budget on a uniform draw of others; "
-        "auto: where the chosen ones change the outputs in few directions, which is measured with the first choice",
+        "auto: unless the first choice was measured to change the outputs in many directions",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),

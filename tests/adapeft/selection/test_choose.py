@@ -163,7 +163,8 @@ def test_the_reach_decides():
     [
         ("auto", Directions(2.0, 10.0), True),
         ("auto", Directions(3.0, 10.0), False),
-        ("auto", None, False),
+        ("auto", None, True),
+        (False, None, False),
         (True, Directions(3.0, 10.0), True),
         (False, Directions(2.0, 10.0), False),
     ],

@@ -15,6 +15,7 @@ from adapeft.subset.verdict import verdict_of
         ({"reliability": 0.4, "directions": 18.0, "candidate_directions": 29.0}, "choose"),
         ({"reliability": 0.91, "directions": 4.6, "candidate_directions": 78.0}, "draw"),
         ({"reliability": 0.91, "directions": 4.6, "candidate_directions": 78.0, "num_drawn": 9}, "fill"),
+        ({"reliability": 0.91, "num_drawn": 9}, "fill"),
         ({"reliability": 0.03, "directions": 62.0, "candidate_directions": 14.0}, "draw"),
         ({"reliability": -0.2}, "draw"),
     ],
@@ -25,7 +26,7 @@ def test_advice(figures, advice):
     start = {
         "choose": "choosing is at least as good",
         "draw": "a random draw is at least as good",
-        "fill": "the chosen parameters alone",
+        "fill": "a random draw was added",
     }
     assert verdict.said.startswith(start[advice])
 
