@@ -17,7 +17,10 @@ _EXACT = 100_000
 _SAMPLE = 100_000
 """Of the others about so many are kept, each for several."""
 
-_PRICES = 40
+_PRICES = 30
+"""So many in even steps, for budgets near that of the largest price, and as many in even ratios: by ratios of 1.2
+alone, 1,088 elements of STS-B had 5 % less than their choice."""
+
 _HALVINGS = 40
 
 
@@ -36,7 +39,8 @@ def elements_frontier(elements: Sequence[ElementShard], budgets: Sequence[int], 
     """
     slopes, roots, weights = _thinned(elements)
     largest = _price_without_budget(slopes, weights * roots, roots, reach)
-    prices = [0.0, *np.geomspace(1e-3 * largest, largest, _PRICES)] if largest else [0.0]
+    shares = np.union1d(np.linspace(0, 1, _PRICES), np.geomspace(1e-3, 1, _PRICES))
+    prices = shares * largest if largest else [0.0]
     limits = np.array(budgets, dtype=np.int64)
     values, costs = np.zeros(len(limits)), np.zeros(len(limits), dtype=np.int64)
     bounds = np.full(len(limits), np.inf)

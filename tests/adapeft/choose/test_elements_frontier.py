@@ -21,11 +21,21 @@ def test_every_budget_has_the_value_of_its_choice(reach, seed):
     found = elements_frontier(shards[::-1], BUDGETS, reach)
     assert found.budgets.tolist() == BUDGETS
     chosen = [choose_elements_jointly(groups, shards, budget, reach, OneRank()).choice for budget in BUDGETS]
-    assert found.values == pytest.approx([one.value for one in chosen], rel=0.02)
+    assert found.values == pytest.approx([one.value for one in chosen], rel=0.005)
     assert (found.bounds >= np.array([one.value for one in chosen]) * (1 - 1e-6)).all()
     assert (found.values <= found.bounds).all()
     assert (np.diff(found.values) >= 0).all()
     assert (found.costs <= found.budgets).all()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_budgets_just_below_what_is_chosen_without_one(share):
+    groups, shards = candidates(*drawn(0, 5000))
+    most = choose_elements_jointly(groups, shards, 5000, 0.3, OneRank()).count
+    assert 50 < most < 5000
+    (value,) = elements_frontier(shards, [round(share * most)], 0.3).values
+    chosen = choose_elements_jointly(groups, shards, round(share * most), 0.3, OneRank()).choice
+    assert value == pytest.approx(chosen.value, rel=5e-4)
 
 
 def test_small_elements_are_sampled(monkeypatch):
