@@ -103,7 +103,7 @@ def judged(
         return subset
     samples = get_method(settings.method).samples_labels(settings)
     found = measure_directions(passes, groups, subset.parts) if samples else None
-    return with_directions(groups, subset, found, settings, seed)
+    return with_directions(groups, subset, found, settings, seed, limit)
 
 
 def with_directions(

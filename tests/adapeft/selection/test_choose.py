@@ -14,6 +14,7 @@ from adapeft.measure.directions import Directions
 from adapeft.measure.groups import Groups
 from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
+from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
@@ -184,3 +185,14 @@ def test_a_narrow_choice_is_filled_by_a_draw(monkeypatch, fill, directions, is_f
     assert (filled.always_train, filled.new) == (plain.always_train, plain.new) == (("head",), ("head",))
     for name, part in plain.parts.items():
         assert set(part.indices.tolist()) <= set(filled.parts[name].indices.tolist())
+
+
+def test_a_filled_choice_has_the_price_of_all_of_it(monkeypatch):
+    monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: None)
+    statistics, limit = statistics_of("element", 0), MemoryLimit(limit=10_000, room=30 * 28, whole=16.0, leaf=20.0)
+    settings = parse_select({"memory_per_device": 10_000})
+    chosen = choose(settings, statistics, reach=100.0, seed=4, ranks=OneRank(), limit=limit)
+    filled = judged(chosen, None, statistics.groups, settings, 4, limit)
+    assert chosen.count < filled.count == 30
+    assert filled.choice.memory_bytes == 30 * 28 > chosen.choice.memory_bytes
+    assert filled.choice.budget == 30
