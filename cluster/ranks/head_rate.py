@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deepspeed import DeepSpeedEngine
 
-from adapeft.tune.head_rate import reading_head
+from adapeft.tune.head_rate import rate_of_head, reading_head
 from cluster.ranks.inputs import Inputs
 from cluster.zero.engine import DistributedRanks, set_head_rate
 
@@ -22,11 +22,10 @@ def find_head_rate(engine: DeepSpeedEngine, inputs: Inputs, ranks: DistributedRa
         ranks: ranks that train.
     """
     examples, size = inputs.training_batches(epoch=0)[0][:_EXAMPLES], inputs.micro_batch_size(ranks.world_size)
-    with reading_head(engine.module) as read:
-        if not read.layers:
+    with reading_head(engine.module) as sizes:
+        if not sizes.layers:
             return
         for start in range(0, len(examples), size):
             batch = inputs.train.collate(examples[start : start + size]).to(ranks.device)
-            read.mask = batch.inputs.get("attention_mask")
             inputs.objective.example_losses(engine, batch)
-    set_head_rate(engine, read.learning_rate())
+    set_head_rate(engine, rate_of_head(sizes))

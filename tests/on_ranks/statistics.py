@@ -16,6 +16,7 @@ import torch
 from adapeft.config.load import parse_select
 from adapeft.data.batches import Calibration, num_micro_batches
 from adapeft.data.description import Batch
+from adapeft.measure import passes as passing
 from adapeft.measure.exact import parabola
 from adapeft.measure.groups import Groups, groups_of
 from adapeft.measure.low_rank.seen import seen
@@ -121,8 +122,12 @@ def measure_case(model, shards: Shards, groups: Groups, case: str) -> tuple[Stat
     settings = settings_for(case)
     method = get_method(settings.method)
     passes = passes_for(model, shards, by_example=method.measures_examples)
-    # A tiny model's loss has too little curvature over the usual step: rounding would dominate the fit.
-    with patch.object(parabola, "STEP", 0.05):
+    with (
+        # A tiny model's loss has too little curvature over the usual step: rounding would dominate the fit.
+        patch.object(parabola, "STEP", 0.05),
+        # A tiny head reads so little that the sizes of its inputs would not matter.
+        patch.object(passing, "_WARMUP_STEP", 5e-3),
+    ):
         statistics = measure(method, passes, groups, settings)
     subset = choose(settings, statistics, reach=REACH, seed=3, ranks=shards.ranks)
     if case in JUDGED:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from math import prod
 
@@ -14,6 +14,7 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from adapeft.measure.shards.arriving import Receiver, Take
 from adapeft.measure.shards.shards import Shards, Slice
+from adapeft.model.input_sizes import InputSizes
 from adapeft.model.places import places_of
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.layers.leaves import add_leaves, remove_leaves
@@ -213,6 +214,10 @@ class SeenShards:
     def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
         """See ``Shards.train_step``."""
         self.all.train_step(losses, learning_rate)
+
+    def trained_inputs(self) -> AbstractContextManager[InputSizes]:
+        """See ``Shards.trained_inputs``."""
+        return self.all.trained_inputs()
 
     def trained_state(self) -> list[Tensor]:
         """See ``Shards.trained_state``."""

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from adapeft.measure.shards.always_trained import AlwaysTrained
 from adapeft.measure.shards.arriving import Backward, Receiver, Take
+from adapeft.model.input_sizes import InputSizes, reading_inputs
+from adapeft.model.structure import is_linear_layer
 from adapeft.ranks import OneRank, Ranks
 from adapeft.tasks.losses.micro_batches import Loss, LossPair
 
@@ -103,6 +105,10 @@ class Shards(Protocol):
 
     def train_step(self, losses: Sequence[Loss], learning_rate: float) -> None:
         """Take one AdamW step of the always-trained parameters on the same sum of losses. Collective."""
+        ...
+
+    def trained_inputs(self) -> AbstractContextManager[InputSizes]:
+        """Yield the sizes of the inputs of always-trained linear layers in this rank's passes within the context."""
         ...
 
     def trained_state(self) -> list[Tensor]:
@@ -235,6 +241,12 @@ class WholeModel:
         self._backward(losses, self._always, add_own)
         self._trained.step(learning_rate)
         self.publish()
+
+    def trained_inputs(self) -> AbstractContextManager[InputSizes]:
+        """See ``Shards.trained_inputs``."""
+        weights = [name for name in self.names[len(self._candidates) :] if name.endswith(".weight")]
+        modules = {name: self.model.get_submodule(name.removesuffix(".weight")) for name in weights}
+        return reading_inputs(self.model, {name: one for name, one in modules.items() if is_linear_layer(one)})
 
     def trained_state(self) -> list[Tensor]:
         """See ``Shards.trained_state``."""

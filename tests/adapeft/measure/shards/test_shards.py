@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from adapeft.config.load import parse_select
 from adapeft.measure.groups import build_groups
+from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import WARMUP_LEARNING_RATE
 from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from tests.on_ranks.statistics import passes_for
+from tests.support.tiny import VOCABULARY
 
 
 def state_of(model):
@@ -58,6 +61,24 @@ def test_warm_up_is_adamw_on_the_always_trained_alone(bert):
         reference(**batch.inputs, labels=batch.labels).loss.backward(inputs=head)
         optimizer.step()
     torch.testing.assert_close(after["classifier.weight"], reference.classifier.weight.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_warm_up_lowers_the_loss_of_a_head_with_large_inputs(low_rank):
+    """At WARMUP_LEARNING_RATE a step would change the outputs of this head by about 60."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=VOCABULARY, pad_token_id=0, num_labels=3, architectures=["LlamaModel"], **sizes)
+    model = LlamaForSequenceClassification(config).eval()
+    torch.nn.init.constant_(model.model.norm.weight, 400.0)
+    torch.nn.init.normal_(model.score.weight, std=1e-4)
+    groups = build_groups(model, "element")
+    with seen(model, groups, 2 if low_rank else None, seed=0) as view:
+        passes = passes_for(model, view.shards(WholeModel(model, view.names, groups.always_train)))
+        passes = replace(passes, warmup_steps=4)
+        before = passes.loss(passes.calibration.half_a)
+        passes.warm_up(passes.calibration.half_a)
+        assert passes.loss(passes.calibration.half_a) < 0.7 * before
 
 
 def test_each_half_is_measured_behind_a_head_of_its_own(bert):
