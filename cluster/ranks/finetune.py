@@ -79,8 +79,6 @@ def attached(inputs: Inputs, plan: TrainingPlan, ranks: DistributedRanks) -> tup
         schedule=plan.schedule,
         offload=config.cluster.offload,
     )
-    if train.head_learning_rate == "auto":
-        find_head_rate(engine, inputs, ranks)
     return model, engine
 
 
@@ -119,7 +117,7 @@ class _Training:
         self.eval_steps = config.train.eval_steps or plan.interval
         self.save_steps = config.train.save_steps or plan.interval
         self.checkpoints = Checkpoints(self.folder.checkpoints, engine, ranks)
-        self.progress = self._resumed() or _Progress()
+        self.progress = self._resumed() or self._begun()
         self.head_rate = head_rate_of(engine)
         self.steps = TrainingSteps(inputs, plan, engine, model, ranks, self.progress.step)
         self.follower = self.steps.follower
@@ -267,6 +265,10 @@ class _Training:
         progress = _Progress(**decoded(saved))
         self.report({"step": "resuming", "done": progress.step, "total": self.plan.num_steps})
         return progress
+
+    def _begun(self) -> _Progress:
+        find_head_rate(self.engine, self.inputs, self.ranks)
+        return _Progress()
 
     def _log_loss(self, losses: list[float]) -> None:
         mean, rate = math.fsum(losses) / len(losses), self.engine.get_lr()[0]

@@ -15,6 +15,7 @@ from cluster.events import Report
 from cluster.inspection.plan import plan_training
 from cluster.ranks.evaluate import score
 from cluster.ranks.finetune import attached
+from cluster.ranks.head_rate import find_head_rate
 from cluster.ranks.inputs import Inputs, load_inputs
 from cluster.ranks.steps import TrainingSteps
 from cluster.zero.engine import join, release
@@ -41,6 +42,7 @@ def try_learning_rate(config: Config, report: Report, num_steps: int) -> dict[st
     inputs = _held_out(load_inputs(config, report=report))
     plan = plan_training(config.train, len(inputs.train)).shortened(num_steps)
     model, engine = attached(inputs, plan, ranks)
+    find_head_rate(engine, inputs, ranks)
     steps = TrainingSteps(inputs, plan, engine, model, ranks)
     engine.train()
     found: dict[str, Any] = {"scores": None, "problem": None}

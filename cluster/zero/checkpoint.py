@@ -20,20 +20,22 @@ from adapeft.ranks import Ranks
 from adapeft.tune.attachment import attachment_of
 from adapeft.tune.buffers import changed_buffers, set_buffers
 from adapeft.tune.shards import Range
+from cluster.zero.engine import head_rate_of, set_head_rate
 from cluster.zero.master_weights import MasterWeights
 
 _KIND = "training checkpoint"
 _REMEDY = "Remove the folder to train from the start."
 _BUFFER = "buffer."
+_HEAD_RATE = "head_learning_rate"
 _PART = ("offset", "start", "length")
 
 
 class Checkpoints:
     """Resumable checkpoints of the parameters that ``engine`` trains, in folders ``step-N``; only the newest is kept.
 
-    Each rank writes its part of every trained parameter (float32 values, Adam's moments and step count), and the
-    buffers that training changed, which are the same on every rank. When resuming, each rank reads the ranges that it
-    now holds from the files that contain them. The restored state is bit-identical.
+    Each rank writes its part of every trained parameter (float32 values, Adam's moments and step count), the buffers
+    that training changed and the peak learning rate of a new head, which are the same on every rank. When resuming,
+    each rank reads the ranges that it now holds from the files that contain them. The restored state is bit-identical.
     """
 
     def __init__(self, folder: Path, engine: DeepSpeedEngine, ranks: Ranks) -> None:
@@ -63,7 +65,8 @@ class Checkpoints:
         tensors |= {f"{_BUFFER}{name}": value for name, value in buffers.items()}
         self._check_finite(step, places, buffers)
         path = self._folder / f"step-{step}"
-        save_on_ranks(path, _KIND, tensors, {"progress": dict(progress), "parts": parts}, self._ranks)
+        description = {"progress": dict(progress), "parts": parts, _HEAD_RATE: head_rate_of(self._engine)}
+        save_on_ranks(path, _KIND, tensors, description, self._ranks)
         if self._ranks.rank == 0:
             for older in self._folder.iterdir():
                 if older != path:
@@ -87,7 +90,7 @@ class Checkpoints:
             try:
                 for name in description["parts"].keys() & places.keys():
                     missing[name] -= self._take(places[name], description["parts"][name], tensors)
-                progress = description["progress"]
+                progress, head_rate = description["progress"], description[_HEAD_RATE]
                 buffers = {
                     key.removeprefix(_BUFFER): value for key, value in tensors.items() if key.startswith(_BUFFER)
                 }
@@ -97,6 +100,8 @@ class Checkpoints:
         if any(missing.values()):
             raise AdapeftError(f"{folder}: the checkpoint is damaged or of another subset. {_REMEDY}")
         self._masters.publish()
+        if head_rate is not None:
+            set_head_rate(self._engine, head_rate)
         schedule = self._engine.lr_scheduler
         schedule.last_epoch = max(steps) - 1
         schedule.step()  # sets the learning rates of the next step

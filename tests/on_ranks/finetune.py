@@ -1,8 +1,8 @@
 """Run under torchrun: ``finetune`` on a config, called as by Ray, optionally stopped at a step.
 
 ``torchrun --nproc-per-node 2 -m tests.on_ranks.finetune STOP CONFIG key=value …`` raises after the
-step STOP, unless that is 0. An error of a rank is written to ``error-RANK.txt`` in the run folder, and the learning
-rates that were reported to ``rates.json``.
+step STOP, unless that is 0. An error of a rank is written to ``error-RANK.txt`` in the run folder, the learning rates
+that were reported to ``rates.json``, and how often the rate of the head was determined to ``found-rates.json``.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ def main(stop: int, path: str, *overrides: str) -> None:
     with (
         patch.object(measuring, "inference_engine", partial(measuring.inference_engine, persistence_threshold=0)),
         patch.object(finetuning, "training_engine", partial(finetuning.training_engine, persistence_threshold=0)),
+        patch.object(finetuning, "find_head_rate", wraps=finetuning.find_head_rate) as find,
     ):
         run(config, folder, report)
     if dist.get_rank() == 0:
+        (folder.path / "found-rates.json").write_text(json.dumps(find.call_count))
         (folder.path / "rates.json").write_text(json.dumps(rates))
 
 

@@ -38,8 +38,10 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
         # A rate is reported after a step, when the next one is set.
         assert rates == {str(step): planned[step] if step < 12 else 2e-3 for step in range(first, 13)}
 
+    found = [json.loads((folder / "found-rates.json").read_text()) for folder in (undisturbed, stopped)]
+    assert found == [1, 0], "the rate of the head is that of the checkpoint"
     results = [json.loads((folder / "result.json").read_text()) for folder in (undisturbed, stopped)]
-    for key in ("before", "after", "last", "history"):
+    for key in ("before", "after", "last", "history", "head_learning_rate"):
         assert results[1][key] == results[0][key]
     deltas = [adapeft.Delta.load(folder / "delta.safetensors") for folder in (undisturbed, stopped)]
     for name, change in deltas[0].changes.items():
