@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from adapeft.subset.choice import Choice
 
 _NOISE = 0.1
-_FEW = 0.25
+_FEW = 1 / 3
 _SAID = {
     "choose": "choosing is at least as good as a random draw",
     "draw": "a random draw is at least as good as choosing",
@@ -31,7 +31,7 @@ def verdict_of(choice: Choice) -> Verdict | None:
     """Return the verdict on a choice; None if its slopes were not measured.
 
     A draw is advised where the slopes are noise, and where the chosen parameters change the outputs in less than a
-    quarter of the directions of all candidates, which a draw shares: training then soon has nothing left to lower.
+    third of the directions of all candidates, which a draw shares: training then soon has nothing left to lower.
     tests/benchmarks/results/verdict.md has the figures.
     """
     if choice.reliability is None:
@@ -59,7 +59,7 @@ def is_noise(reliability: float | None) -> bool:
 
 
 def is_narrow(choice: Choice) -> bool:
-    """Whether the chosen parameters change the outputs in less than a quarter of the directions of all candidates."""
+    """Whether the chosen parameters change the outputs in less than a third of the directions of all candidates."""
     if choice.directions is None or choice.candidate_directions is None:
         return False
     return choice.directions < _FEW * choice.candidate_directions

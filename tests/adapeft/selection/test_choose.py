@@ -162,12 +162,12 @@ def test_the_reach_decides():
 @pytest.mark.parametrize(
     ("fill", "directions", "is_filled"),
     [
-        ("auto", Directions(2.0, 10.0), True),
-        ("auto", Directions(3.0, 10.0), False),
+        ("auto", Directions(3.2, 10.0), True),
+        ("auto", Directions(3.5, 10.0), False),
         ("auto", None, True),
         (False, None, False),
-        (True, Directions(3.0, 10.0), True),
-        (False, Directions(2.0, 10.0), False),
+        (True, Directions(3.5, 10.0), True),
+        (False, Directions(3.2, 10.0), False),
     ],
 )
 def test_a_narrow_choice_is_filled_by_a_draw(monkeypatch, fill, directions, is_filled):

@@ -14,6 +14,7 @@ from adapeft.subset.verdict import verdict_of
         ({"reliability": 0.4}, "choose"),
         ({"reliability": 0.4, "directions": 18.0, "candidate_directions": 29.0}, "choose"),
         ({"reliability": 0.91, "directions": 4.6, "candidate_directions": 78.0}, "draw"),
+        ({"reliability": 0.90, "directions": 16.0, "candidate_directions": 56.0}, "draw"),
         ({"reliability": 0.91, "directions": 4.6, "candidate_directions": 78.0, "num_drawn": 9}, "fill"),
         ({"reliability": 0.91, "num_drawn": 9}, "fill"),
         ({"reliability": 0.03, "directions": 62.0, "candidate_directions": 14.0}, "draw"),
