@@ -139,9 +139,8 @@ def choose_fewest_jointly(
         mine.append(torch.stack([row.to(torch.float64) for row in rows], dim=1).flatten())
     together = torch.cat(ranks.all_gather(torch.cat(mine))).unflatten(0, (-1, 4))
     _, is_chosen, slopes, roots = together[together[:, 0].argsort()].T  # in an order that no division changes
-    wanted = (
-        ENOUGH * best.choice.needed("value") / (1 - _GAP)
-    )  # the choice at that budget may miss its bound by the gap
+    # The choice at the number that is found may miss its bound by the gap.
+    wanted = ENOUGH * best.choice.needed("value") / (1 - _GAP)
     number = best.count
     for share in torch.linspace(0, 1, _PRICES, dtype=torch.float64):
         price = share * reach * roots[is_chosen > 0].sum()
