@@ -19,6 +19,7 @@ from adapeft.parts.part import Part
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.ranks import Ranks
+from adapeft.subset.verdict import FEW
 
 _ELEMENTS = 100_000
 """Elements of the subset, and of all candidates, whose gradients are kept for every batch."""
@@ -55,8 +56,9 @@ def measure_directions(passes: Passes, groups: Groups, parts: Mapping[str, Part]
         parts: parts of the subset by parameter.
 
     Returns:
-        The same on every rank; None if half B has fewer than four batches, parts train something else than elements of
-        the candidates, or the measurement sees these through windows. Collective.
+        The same on every rank; None if half B has fewer than four batches, or too few to tell how many more directions
+        the candidates have than the subset, or if parts train something else than elements of the candidates, or the
+        measurement sees these through windows. Collective.
     """
     shards, half_b = passes.shards, passes.predicting(passes.calibration.half_b[:_MOST_BATCHES])
     is_possible = all(isinstance(part, Rows | Elements | Whole) for part in parts.values())
@@ -87,16 +89,23 @@ def measure_directions(passes: Passes, groups: Groups, parts: Mapping[str, Part]
     for num_predictions in unsaved.fold("directions", half_b, [], take, sampled_labels=True, is_linear=True):
         weights[done] = num_predictions
         done += 1
-    return Directions(*(effective_rank(_gram(table, weights, shards.ranks)) for table in tables))
+    found = Directions(*(effective_rank(_gram(table, weights, shards.ranks)) for table in tables))
+    most = most_directions(len(half_b))
+    return None if found.candidates >= most and found.chosen >= FEW * most else found
 
 
 def effective_rank(gram: Tensor) -> float:
     """Return the effective rank of the second moment of M vectors of mean 0 from their inner products, [M, M]."""
     squares = gram.diagonal()
-    pairs = len(gram) * (len(gram) - 1)
+    pairs = most_directions(len(gram))
     between = float((gram.square().sum() - squares.square().sum()) / pairs)
     # Less than one direction, or more than the pairs can tell apart, is noise of the estimate.
     return min(max(float(squares.mean()) ** 2 / between, 1.0), float(pairs)) if between > 0 else 1.0
+
+
+def most_directions(num_vectors: int) -> int:
+    """Return the largest effective rank that can be told from so many vectors, the number of their ordered pairs."""
+    return num_vectors * (num_vectors - 1)
 
 
 def _gram(table: Tensor, weights: Tensor, ranks: Ranks) -> Tensor:

@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 from adapeft.subset.choice import Choice
 
 _NOISE = 0.1
-_FEW = 1 / 3
+FEW = 1 / 3
+"""Share of the directions of all candidates below which a choice is narrow."""
+
 _SAID = {
     "choose": "choosing is at least as good as a random draw",
     "draw": "a random draw is at least as good as choosing",
@@ -62,4 +64,4 @@ def is_narrow(choice: Choice) -> bool:
     """Whether the chosen parameters change the outputs in less than a third of the directions of all candidates."""
     if choice.directions is None or choice.candidate_directions is None:
         return False
-    return choice.directions < _FEW * choice.candidate_directions
+    return choice.directions < FEW * choice.candidate_directions

@@ -74,6 +74,18 @@ def test_against_dense_gradients(monkeypatch):
     assert found.candidates > 1.2 * found.chosen
 
 
+@pytest.mark.parametrize(
+    ("chosen", "candidates", "is_told"), [(3.9, 12.0, True), (4.1, 11.9, True), (4.1, 12.0, False)]
+)
+def test_few_batches_do_not_tell_a_third_of_many_directions(monkeypatch, chosen, candidates, is_told):
+    ranks = iter([chosen, candidates])
+    monkeypatch.setattr(directions, "effective_rank", lambda gram: next(ranks))
+    model, groups, names, parts = _model()
+    passes = passes_for(model, WholeModel(model, names))
+    assert len(passes.calibration.half_b) == 4
+    assert measure_directions(passes, groups, parts) == ((chosen, candidates) if is_told else None)
+
+
 @pytest.mark.parametrize("kept", [10**6, 20])
 def test_ranks_and_micro_batches_change_nothing(monkeypatch, kept):
     monkeypatch.setattr(directions, "_ELEMENTS", kept)
