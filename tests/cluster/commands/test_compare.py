@@ -448,16 +448,16 @@ def test_keys_of_a_probe_mean_nothing_without_each_other(config):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"groups": "element"}, "adapeft:element or adapeft:row"),
-        ({"options": ("row", "lora")}, "adapeft:row[+]lora or"),
+        ({"groups": "row"}, "adapeft:row or adapeft:element"),
+        ({"options": ("row", "lora")}, "adapeft:row[+]lora or adapeft:element"),
     ],
 )
 def test_a_method_that_would_not_choose_as_the_config_says_is_refused(config, given, said):
     config = with_values(config, "select", **given)
-    with pytest.raises(AdapeftError, match=f"methods: adapeft chooses by row, .*: {said}"):
+    with pytest.raises(AdapeftError, match=f"methods: adapeft chooses by element, .*: {said}"):
         check(config, settings("methods=[adapeft,random]"), inspect)
     check(config, settings("methods=[adapeft:row,adapeft:element,random]"), inspect)
-    check(with_values(config, "select", groups="row", options=()), settings("methods=[adapeft,random]"), inspect)
+    check(with_values(config, "select", groups="element", options=()), settings("methods=[adapeft,random]"), inspect)
 
 
 def test_a_key_need_fit_only_one_of_the_methods(tmp_path):
