@@ -36,9 +36,15 @@ def test_another_machine_goes_on(config, bucket, machine, tmp_path):
     url = f"{bucket}/runs/mine"
     files = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
     machine("first", "select", config, *OVERRIDES, f"output={url}")
-    assert {"config.yaml", "contents.json", "groups.parquet", "subset.safetensors", "metrics.json", "logs"} == {
-        path.rpartition("/")[2] for path in files.ls(url)
-    }
+    assert {
+        "config.yaml",
+        "contents.json",
+        "groups.parquet",
+        "subset.safetensors",
+        "metrics.json",
+        "logs",
+        "statistics.tar",
+    } == {path.rpartition("/")[2] for path in files.ls(url)}
 
     said = machine("second", "run", config, *OVERRIDES, f"output={url}")
     assert "subset: already chosen" in said
