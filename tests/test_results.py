@@ -8,7 +8,7 @@ import pytest
 
 from adapeft.config.experiments import Trials, load_comparison
 from adapeft.config.load import load_config, parse_section
-from tests.benchmarks.reproduce import RESULTS, commands_of, is_complete
+from tests.benchmarks.reproduce import DEMO_MODEL, RESULTS, commands_of, is_complete
 from tests.test_readme import ROOT
 
 PAGES = sorted(RESULTS.glob("*.md"))
@@ -16,9 +16,7 @@ PAGES = sorted(RESULTS.glob("*.md"))
 
 def config_of(command: str):
     """Return the config of an ``adapeft`` command that takes one."""
-    _, name, file, *overrides = shlex.split(
-        command.replace("$(python deploy/demo/docstrings.py --print-model)", "model")
-    )
+    _, name, file, *overrides = shlex.split(command.replace(DEMO_MODEL, "model"))
     if name == "compare":
         return load_comparison(ROOT / file, overrides)[1]
     if name == "validate":

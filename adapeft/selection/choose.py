@@ -99,10 +99,9 @@ def judged(
         seed: random seed of draws.
         limit: memory limit that replaced the budget.
     """
-    if subset.choice.reliability is None:
-        return subset
-    samples = get_method(settings.method).samples_labels(settings)
-    found = measure_directions(passes, groups, subset.parts) if samples else None
+    has_slopes = subset.choice.reliability is not None
+    is_countable = has_slopes and get_method(settings.method).samples_labels(settings)
+    found = measure_directions(passes, groups, subset.parts) if is_countable else None
     return with_directions(groups, subset, found, settings, seed, limit)
 
 
@@ -117,8 +116,10 @@ def with_directions(
     """Return the subset described by its directions; ``fill: auto`` fills its budget with a draw unless they are many.
 
     Also where they were not counted (None): filled up, chosen elements are level with a draw on every task of
-    tests/benchmarks/results, and alone they are not.
+    tests/benchmarks/results, and alone they are not. A choice without measured slopes stays as it is.
     """
+    if subset.choice.reliability is None:
+        return subset
     if found is not None:
         subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
     if not settings.fills_few_directions or (found is not None and not is_narrow(subset.choice)):

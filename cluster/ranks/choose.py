@@ -44,7 +44,7 @@ def choose_and_save(
     subset = choose(config.select, statistics, reach=reach, seed=config.seed, ranks=ranks, limit=limit)
     if passes is not None:
         subset = judged(subset, passes, groups, config.select, config.seed, limit)
-    elif subset.choice.reliability is not None:
+    else:
         subset = with_directions(groups, subset, before, config.select, config.seed, limit)
     subset = subset.described(config=to_yaml(config), contents=dict(contents))
     if ranks.rank == 0:

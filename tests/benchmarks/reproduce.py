@@ -19,7 +19,7 @@ _ROOT = Path(__file__).parents[2]
 _CODE = re.compile(r"^`((?:adapeft|python) [^`]+)`", re.MULTILINE)
 _BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PLACEHOLDER = re.compile(r"\b[A-Z]{3,}\b|…")
-_DEMO_MODEL = "$(python deploy/demo/docstrings.py --print-model)"
+DEMO_MODEL = "$(python deploy/demo/docstrings.py --print-model)"
 
 
 def commands_of(page: Path) -> list[str]:
@@ -30,7 +30,7 @@ def commands_of(page: Path) -> list[str]:
         lines = match[1].replace("\\\n", " ").splitlines()
         found[match.start()] = [" ".join(line.split()) for line in lines if line.startswith(("adapeft ", "python "))]
     return [
-        command.replace("model.name=…", f"model.name={_DEMO_MODEL}")
+        command.replace("model.name=…", f"model.name={DEMO_MODEL}")
         for _, each in sorted(found.items())
         for command in each
     ]
