@@ -40,6 +40,10 @@ class ElementShard:
         """Columns by name, float32 [slice.length]."""
         return self.tensors
 
+    def sums(self) -> dict[str, Tensor]:
+        """Return the sum of each column, float64 []."""
+        return {name: column.sum(dtype=torch.float64) for name, column in self.columns.items()}
+
 
 @dataclass(frozen=True)
 class Statistics:

@@ -227,12 +227,10 @@ def _shard(
 
 
 def _sums(groups: Groups, elements: list[ElementShard], shards: SeenShards) -> dict[str, np.ndarray]:
-    """Return the sums of the columns over the groups, float64 [K]. Collective."""
+    """Return the sums of the columns over the groups, which are tensors, float64 [K]. Collective."""
     sums = torch.zeros(2, groups.num_groups, dtype=torch.float64, device=shards.device)
     for shard in elements:
-        columns = shard.columns
-        for total, name in zip(sums, ("slope", "curvature"), strict=True):
-            touched, partial = groups.sums(shard.slice.parameter, shard.slice.start, columns[name])
-            total[touched] += partial
+        own = shard.sums()
+        sums[:, groups.firsts[shard.slice.parameter]] += torch.stack([own["slope"], own["curvature"]])
     slope, curvature = shards.ranks.all_reduce(sums).cpu().numpy()
     return {"slope": slope, "curvature": curvature}

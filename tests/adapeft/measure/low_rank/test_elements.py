@@ -90,6 +90,15 @@ def column_of(found: Measured, index: int, name: str) -> Tensor:
     return oriented(info, column) if index in found.bases else column
 
 
+def test_the_sums_of_factors_are_those_of_their_elements(statistics):
+    for name in ("slope", "curvature"):
+        expected = np.zeros(statistics.groups.num_groups)
+        for shard in dense(statistics):
+            expected[statistics.groups.firsts[shard.slice.parameter]] += float(shard.columns[name].double().sum())
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(statistics.columns[name], expected, rtol=1e-5, atol=1e-6 * scale)
+
+
 @pytest.mark.parametrize("kind", ["adam", "gradient"])
 def test_slopes_are_those_of_the_gradient_seen_from_both_sides(model, kind):
     batches = make_batches(model, num_batches=7)
