@@ -77,7 +77,7 @@ class Delta:
         return None if said is None else BaseModelHeader.model_validate(loads(dumps(said)))
 
     def save(self, path: str | Path) -> None:
-        """Write ``delta.safetensors``: 8 bytes per element, 4 in rows and whole tensors, and a header.
+        """Write ``delta.safetensors``: 5 to 8 bytes per element, 4 in rows and whole tensors, and a header.
 
         Raises:
             AdapeftError: a value is not finite, or ``description`` has an invalid value under a key that ``load`` uses.

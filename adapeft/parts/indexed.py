@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from adapeft.errors import AdapeftError
 from adapeft.model.places import places_of
+from adapeft.parts.gaps import packed
 from adapeft.parts.layers.leaves import LeafPart, add_leaves
 from adapeft.parts.part import Attached, Part, PartAndValues, PartHeader, Site
 from adapeft.parts.rule import DIFFERENCE
@@ -57,9 +58,7 @@ class Indexed(Part, LeafPart):
 
     @property
     def stored_indices(self) -> Tensor:
-        """The indices as int32 if the parameter is small enough: with the float32 value, 8 bytes per element."""
-        size = torch.Size(self.shape).numel()
-        return self.indices.to(torch.int32 if size < 2**31 else torch.int64).cpu()
+        return packed(self.indices, self.limit)
 
     @classmethod
     def read(cls, header: PartHeader, indices: Tensor | None) -> Self:

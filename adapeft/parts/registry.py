@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adapeft.errors import AdapeftError
 from adapeft.parts.adapter import Adapter
 from adapeft.parts.dense import Dense
 from adapeft.parts.elements import Elements
+from adapeft.parts.gaps import STORED, unpacked
 from adapeft.parts.lora import Lora
 from adapeft.parts.part import Part, PartHeader
 from adapeft.parts.rows import Rows
@@ -37,12 +37,13 @@ def load_part(path: str | Path, name: str, entry: Mapping[str, Any], indices: Te
     Raises:
         AdapeftError: kind, indices, shape or rank are invalid or contradict each other.
     """
-    if indices is not None and indices.dtype not in (torch.int32, torch.int64):
-        raise AdapeftError(f"{path}: the indices of {name!r} have dtype {indices.dtype}, not int32 or int64.")
+    if indices is not None and indices.dtype not in STORED:
+        known = ", ".join(map(str, STORED))
+        raise AdapeftError(f"{path}: the indices of {name!r} have dtype {indices.dtype}, not one of {known}.")
     header = PartHeader.model_validate(entry)
     cls = KINDS.get(header.kind)
     if cls is None or cls.is_indexed != (indices is not None):
         raise AdapeftError(f"{path}: {name!r} has kind {header.kind!r}, which does not match its indices.")
-    part = cls.read(header, None if indices is None else indices.long())
+    part = cls.read(header, None if indices is None else unpacked(indices))
     part.check(path, name)
     return part

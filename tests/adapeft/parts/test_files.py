@@ -1,4 +1,4 @@
-"""Tests that files with parts of every kind stay as earlier versions wrote them."""
+"""Tests that files with parts of every kind stay as they are, and that those of earlier versions load."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from adapeft.parts.adapter import Adapter
 from adapeft.parts.change import Change
 from adapeft.parts.dense import Dense
 from adapeft.parts.elements import Elements
+from adapeft.parts.indexed import Indexed
 from adapeft.parts.lora import Lora
 from adapeft.parts.registry import KINDS
 from adapeft.parts.rows import Rows
@@ -42,11 +43,16 @@ SHAPES = {
     "g.weight": (10,),
     "h": (32,),
 }
-DIGESTS = {
+OLDER = {
     "subset": "7ac3a91363988f98f097f9009eb746e1fa76013fb846b95bfc4b51f598a48a98",
     "delta": "ba3c0f97c5162d899311b199a7405505c05b04c641dcd513f3414dac57341fae",
 }
-"""Recorded at c5da2eb, when one class with a field for the kind wrote all of them."""
+"""Recorded at c5da2eb, when indices were int32."""
+DIGESTS = {
+    "subset": "2d58c52244ea09ba0b27291b0056b11cd0817d4af6a2de5c1dd1041f127e65e6",
+    "delta": "6c54f549b11fb0473fd8c7fe2a9384e0b6b1f0b5609089f36bd6ac9108af0456",
+}
+"""Recorded when indices became gaps."""
 
 
 def numbers(shape: tuple[int, ...], start: int) -> torch.Tensor:
@@ -83,6 +89,16 @@ def test_every_kind_is_here():
 def test_files_are_as_before(kind, tmp_path):
     artifact(kind).save(tmp_path / "file.safetensors")
     assert digest(tmp_path / "file.safetensors") == DIGESTS[kind]
+
+
+@pytest.mark.parametrize("kind", OLDER)
+def test_files_of_earlier_versions_load(kind, tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Indexed, "stored_indices", property(lambda part: part.indices.int()))
+        artifact(kind).save(tmp_path / "older.safetensors")
+    assert digest(tmp_path / "older.safetensors") == OLDER[kind]
+    type(artifact(kind)).load(tmp_path / "older.safetensors").save(tmp_path / "again.safetensors")
+    assert digest(tmp_path / "again.safetensors") == DIGESTS[kind]
 
 
 @pytest.mark.parametrize("kind", DIGESTS)

@@ -73,6 +73,13 @@ def test_subsets(tmp_path):
     run()
 
 
+def loaded(path, stored: torch.Tensor) -> Subset | None:
+    """Return a subset of a 3 x 5 matrix with these stored indices as it loads, or None if it is refused by name."""
+    parts = {"p": {"kind": "elements", "shape": [3, 5], "dim": 0}}
+    save_tensors(path, "subset", {"p": stored}, {"parts": parts, "always_train": [], "new": []})
+    return check(lambda: Subset.load(path), path)
+
+
 def test_indices(tmp_path):
     """Of arbitrary indices, only those that ascend within the parameter load."""
     path = tmp_path / "in" / "damaged.safetensors"
@@ -81,11 +88,21 @@ def test_indices(tmp_path):
     @examples(100)
     @given(st.lists(st.integers(-2, 16), max_size=4), dtypes)
     def run(indices: list[int], dtype: torch.dtype) -> None:
-        parts = {"p": {"kind": "elements", "shape": [3, 5], "dim": 0}}
-        tensors = {"p": torch.tensor(indices, dtype=dtype)}
-        save_tensors(path, "subset", tensors, {"parts": parts, "always_train": [], "new": []})
         ascending = indices == sorted(set(indices)) and set(indices) <= set(range(15))
-        found = check(lambda: Subset.load(path), path)
+        found = loaded(path, torch.tensor(indices, dtype=dtype))
         assert (found is not None) == (ascending and dtype in (torch.int32, torch.int64))
+
+    run()
+
+
+def test_gaps(tmp_path):
+    """Of arbitrary gaps, only those that end within the parameter load."""
+    path = tmp_path / "in" / "damaged.safetensors"
+
+    @examples(100)
+    @given(st.lists(st.one_of(st.integers(0, 6), st.integers(250, 255)), max_size=4))
+    def run(gaps: list[int]) -> None:
+        found = loaded(path, torch.tensor(gaps, dtype=torch.uint8))
+        assert (found is not None) == (sum(gap + 1 for gap in gaps) <= 15)
 
     run()

@@ -62,10 +62,16 @@ def test_comes_back(path):
         assert not again.is_indexed or again.indices.dtype == torch.int64
 
 
-def test_indices_take_four_bytes(path):
+def test_indices_are_stored_as_gaps(path):
     with safe_open(path, framework="pt") as file:
-        assert file.get_tensor("elements").dtype == torch.int32
+        assert file.get_tensor("elements").dtype == torch.uint8
         assert sorted(file.keys()) == ["elements", "rows"]
+
+
+def test_indices_of_older_files_are_read_as_they_are(path):
+    plain = {name: part.indices.int() for name, part in SUBSET.parts.items() if part.is_indexed}
+    rewrite(path, lambda tensors, _: tensors.update(plain))
+    assert Subset.load(path).parts == SUBSET.parts
 
 
 def test_nothing_is_left_behind(path):

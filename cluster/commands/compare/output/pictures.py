@@ -45,7 +45,7 @@ def draw_bytes(rows: Sequence[Row], metric: str) -> Picture:
     """Draw scores with standard deviations against the size of the delta."""
     caption = (
         f"{metric} after the last step against the size of the file to ship, on a logarithmic axis: mean over the "
-        "seeds with one standard deviation. A single element takes up to 8 bytes, with its position; one of a row or "
+        "seeds with one standard deviation. A single element takes 5 to 8 bytes, with its position; one of a row or "
         "of LoRA takes 4."
     )
     png = _with_errors(rows, metric, "KiB of the delta", lambda row: row.delta_bytes / 2**10)
