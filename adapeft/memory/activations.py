@@ -23,7 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from adapeft.data.description import Batch
 from adapeft.memory.bound import bound_pass
 from adapeft.memory.estimate import Pass
-from adapeft.memory.heap import held_bytes
+from adapeft.memory.heap import Held, held_bytes
 from adapeft.model.load import build_structure
 from adapeft.model.stand_in import StandIn
 from adapeft.model.unloaded.fake import to_fake
@@ -40,7 +40,7 @@ class Counted:
         sizes: number of elements of each parameter that is not quantized.
         num_trained: number of elements that get gradients.
         packed: bytes of the quantized weights.
-        kept: on a CPU, bytes that glibc keeps in holes beyond the peak of ``passes``, by its threshold.
+        held: on a CPU, what glibc holds for ``passes`` with their gradients, by its threshold.
         unknown: reason why the pass could not be traced and ``passes`` is only a bound; None if it was traced.
     """
 
@@ -48,7 +48,7 @@ class Counted:
     sizes: tuple[int, ...]
     num_trained: int
     packed: int = 0
-    kept: Mapping[int, int] = field(default_factory=dict)
+    held: Mapping[int, Held] = field(default_factory=dict)
     unknown: str | None = None
 
 
@@ -74,7 +74,7 @@ def count_pass(
         num_examples: number of examples in the micro-batch.
         num_tokens: number of tokens per example.
         dtype: dtype of the weights.
-        thresholds: thresholds of glibc for which to count what it keeps; see ``adapeft.memory.heap``.
+        thresholds: thresholds of glibc for which to count what it holds; see ``adapeft.memory.heap``.
         trust_remote_code: as in ``from_pretrained``.
 
     Returns:
@@ -91,30 +91,31 @@ def count_pass(
         to_fake(model, dtype, weightless)
         try:
             batch = repeated_token(model.config, objective, num_examples, num_tokens)
-            passes, kept = _followed(model, objective, batch, thresholds)
+            passes, held = _followed(model, objective, batch, thresholds)
         except Exception as error:  # the model's own code may raise anything without weights, and still run with them
             unknown = str(error).strip().partition("\n")[0] or type(error).__name__
     if unknown is not None:
         passes = bound_pass(model, num_examples * objective.num_texts, num_tokens)
-        kept = dict.fromkeys(thresholds, passes.activations // 2)  # more than in any pass that was followed
+        most = passes.with_gradients + passes.activations // 2  # more than in any pass that was followed
+        held = dict.fromkeys(thresholds, Held(most, most))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     stand_ins = [module for module in model.modules() if isinstance(module, StandIn)]
     quantized = {module._parameters["weight"] for module in stand_ins}
     sizes = tuple(parameter.numel() for parameter in model.parameters() if parameter not in quantized)
-    return Counted(passes, sizes, trained, sum(module.num_bytes for module in stand_ins), kept, unknown)
+    return Counted(passes, sizes, trained, sum(module.num_bytes for module in stand_ins), held, unknown)
 
 
 def _followed(
     model: nn.Module, objective: Objective, batch: Batch, thresholds: Sequence[int]
-) -> tuple[Pass, dict[int, int]]:
-    """Return the peak memory of a forward and backward pass of the batch, and ``Counted.kept``."""
+) -> tuple[Pass, dict[int, Held]]:
+    """Return the peak memory of a forward and backward pass of the batch, and ``Counted.held``."""
     with _Allocations() as allocations:
         allocations.start_with([*model.parameters(), *model.buffers(), *batch.inputs.values(), batch.labels])
         objective.loss(model, batch).backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     peak = allocations.peak()
-    kept = {threshold: max(0, allocations.held(threshold) - peak) for threshold in thresholds}
-    return Pass(allocations.peak(without=gradients), peak), kept
+    held = {threshold: allocations.held(threshold) for threshold in thresholds}
+    return Pass(allocations.peak(without=gradients), peak), held
 
 
 def image_shape(config: PretrainedConfig) -> tuple[int, int, int]:
@@ -180,7 +181,7 @@ class _Allocations(TorchDispatchMode):
         numbers, signs = np.array(self._events, dtype=np.int64).T
         return int(np.cumsum(sizes[numbers] * signs).max(initial=0))
 
-    def held(self, threshold: int) -> int:
+    def held(self, threshold: int) -> Held:
         """Return the most bytes that glibc's allocator would hold."""
         return held_bytes(self._sizes, self._events, threshold)
 

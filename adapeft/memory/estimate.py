@@ -73,6 +73,7 @@ class Load:
         base: bytes of pretrained values kept next to tensors that are trained whole; stage 3 divides them.
         process: bytes of a process that has loaded its libraries and data.
         freed: bytes that the allocator keeps in holes at the peak.
+        heap: bytes of activations, gradients and holes that the allocator keeps while the optimizer steps.
         unknown: reason why ``passes`` is only a bound; None if it was counted.
     """
 
@@ -89,6 +90,7 @@ class Load:
     base: int = 0
     process: int = 0
     freed: int = 0
+    heap: int = 0
     unknown: str | None = None
 
 
@@ -143,6 +145,8 @@ def moments(load: Load, zero: Zero) -> tuple[Memory, Memory]:
         gradients=_all_gradients(load, zero),
         activations=0,
         buffers=backward.buffers + _step(load, zero),
+        # Stage 3 has moved the gradients to buffers of their own; at other stages they are among what is kept.
+        allocator=load.heap if zero.stage == 3 else max(0, load.heap - _all_gradients(load, zero)),
     )
     return backward, stepping
 

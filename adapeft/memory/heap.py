@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from typing import NamedTuple
 
 LARGEST_THRESHOLD = 2**25
 """Size up to which glibc learns to keep freed blocks in its heap, if ``threshold`` is not set."""
@@ -25,7 +26,19 @@ _STEPS = 3
 """Number of identical steps after which the heap hardly grows."""
 
 
-def held_bytes(sizes: list[int], events: Iterable[tuple[int, int]], threshold: int = LARGEST_THRESHOLD) -> int:
+class Held(NamedTuple):
+    """The most bytes that glibc holds.
+
+    Attributes:
+        most: with blocks that are mapped by themselves.
+        in_heap: in its heap, which it keeps when the blocks are freed.
+    """
+
+    most: int
+    in_heap: int
+
+
+def held_bytes(sizes: list[int], events: Iterable[tuple[int, int]], threshold: int = LARGEST_THRESHOLD) -> Held:
     """Return the most bytes that glibc holds over several steps.
 
     Args:
@@ -42,7 +55,7 @@ def held_bytes(sizes: list[int], events: Iterable[tuple[int, int]], threshold: i
                 heap.free(block)
         for block in list(heap.blocks):
             heap.free(block)
-    return heap.most
+    return Held(heap.most, heap.longest)
 
 
 class _Heap:
@@ -50,7 +63,7 @@ class _Heap:
 
     def __init__(self, threshold: int) -> None:
         self.blocks: dict[int, tuple[int, int]] = {}
-        self.most = 0
+        self.most = self.longest = 0
         self._threshold = threshold
         self._end = self._mapped = 0
         self._holes: list[tuple[int, int]] = []
@@ -76,6 +89,7 @@ class _Heap:
             self._end = max(self._end, start + hole)
         self._add(start + needed, hole - needed)
         self.blocks[block] = (start, needed)
+        self.longest = max(self.longest, self._end)
         self.most = max(self.most, self._end + self._mapped)
 
     def free(self, block: int) -> None:

@@ -24,7 +24,7 @@ from adapeft.measure.reach import unreached_without_weights
 from adapeft.measure.statistics import Statistics
 from adapeft.memory.activations import Counted, count_pass, repeated_token
 from adapeft.memory.estimate import FLOAT32, Load, Memory, Pass, Zero, memory, offloaded, share
-from adapeft.memory.heap import LARGEST_THRESHOLD, RETURNED
+from adapeft.memory.heap import LARGEST_THRESHOLD, RETURNED, Held
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
 from adapeft.model.checkpoint.files import has_weights
@@ -146,7 +146,8 @@ class Estimate:
             num_warmed=always,
             statistics=statistics,
             process=self._process,
-            freed=self._freed(counted, zero),
+            freed=max(0, self._held(counted, zero).most - counted.passes.with_gradients),
+            heap=self._held(counted, zero).in_heap,
             unknown=counted.unknown,
         )
 
@@ -165,7 +166,8 @@ class Estimate:
             num_micro=num_micro,
             base=0 if self.config.cluster.gpus_per_worker else FLOAT32 * whole,
             process=self._process,
-            freed=self._freed(counted, zero),
+            freed=max(0, self._held(counted, zero).most - counted.passes.with_gradients),
+            heap=self._held(counted, zero).in_heap,
             unknown=counted.unknown,
         )
 
@@ -198,10 +200,10 @@ class Estimate:
         cluster = self.config.cluster
         return 0 if cluster.gpus_per_worker else PROCESS[cluster.launched_by(os.environ.get("RAY_ADDRESS"))]
 
-    def _freed(self, counted: Counted, zero: Zero) -> int:
+    def _held(self, counted: Counted, zero: Zero) -> Held:
         if self.config.cluster.gpus_per_worker:
-            return 0
-        return counted.kept[RETURNED if zero.stage == 3 else LARGEST_THRESHOLD]
+            return Held(0, 0)
+        return counted.held[RETURNED if zero.stage == 3 else LARGEST_THRESHOLD]
 
     def _counted(self, stage: str, batch_size: int, micro_batch_size: int | None, workers: int) -> tuple[Counted, int]:
         num_micro = num_micro_batches(batch_size, workers, micro_batch_size)

@@ -41,7 +41,7 @@ def check_memory(estimate: Estimate) -> None:
             continue
         # The workers that share the memory.
         workers = cluster.fewest if on_workers and not cluster.gpus_per_worker else 1
-        held = memory(load if load.unknown is None else replace(load, passes=Pass(0, 0), freed=0), zero)
+        held = memory(load if load.unknown is None else replace(load, passes=Pass(0, 0), freed=0, heap=0), zero)
         if held.total * workers > TOLERANCE * available:
             several = (
                 f"{workers} workers need {size(held.total)} each" if workers > 1 else f"it needs {size(held.total)}"

@@ -204,3 +204,12 @@ def test_quantized_weights_are_sent_as_they_are_stored():
     assert traffic(load, zero) == {"gradients": 0, "weights": 0.75 * 10**6}
     assert traffic(load, replace(zero, live=0))["weights"] == 2 * 0.75 * 10**6
     assert traffic(load, replace(zero, stage=2))["weights"] == 0
+
+
+@pytest.mark.parametrize(("stage", "gradients"), [(1, 4 * 10**6), (3, 0)])
+def test_the_heap_keeps_the_activations_while_stepping(stage, gradients):
+    zero = replace(ONE, stage=stage, workers=2)
+    without = Load([10**6], 4, 10**6, 10**6, Pass(10**7, 10**7))
+    difference = moments(replace(without, heap=8 * 10**6), zero)[1].total - moments(without, zero)[1].total
+    assert difference == 8 * 10**6 - gradients  # below stage 3 they are in the heap, and counted already
+    assert moments(replace(without, heap=10), zero)[1].allocator == (10 if stage == 3 else 0)

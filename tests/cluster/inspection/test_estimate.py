@@ -384,7 +384,7 @@ def test_a_bound_forbids_nothing(uncountable, monkeypatch):
     estimate = estimate_of(config, inspect(config))
     zero = zero_of(config.cluster)
     loads = estimate.loads(zero).values()
-    rest = max(2 * memory(replace(load, passes=Pass(0, 0), freed=0), zero).total for load in loads)
+    rest = max(2 * memory(replace(load, passes=Pass(0, 0), freed=0, heap=0), zero).total for load in loads)
     assert rest < min(2 * memory(load, zero).total for load in loads) / fits.TOLERANCE
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.01 * rest / fits.TOLERANCE))
     fits.check_memory(estimate)
