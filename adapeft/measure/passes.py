@@ -259,8 +259,8 @@ class Passes:
         return missing
 
     def _unreached(self) -> tuple[str, ...]:
-        names = self.shards.names
-        reached = torch.tensor([name in self.shards.reached for name in names], dtype=torch.int64)
+        names, own = self.shards.names, self.shards.reached
+        reached = torch.tensor([name in own for name in names], dtype=torch.int64)
         return tuple(
             name for name, ranks in zip(names, self.shards.ranks.all_reduce(reached), strict=True) if not ranks
         )
