@@ -11,4 +11,6 @@ def select(config: ConfigPath, overrides: Overrides = None) -> None:
     with opened(config, overrides) as session:
         from cluster.run import pipeline
 
+        if not session.folder.subset.is_file():
+            session.check_memory(trains=session.config.train.learning_rate == "auto")
         pipeline.select(session)

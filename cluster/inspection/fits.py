@@ -20,10 +20,14 @@ TOLERANCE = 1.25
 (results/memory.md), and a wrong refusal is worse than a failure that says the same a minute later."""
 
 
-def check_memory(estimate: Estimate) -> None:
+def check_memory(estimate: Estimate, *, trains: bool = True) -> None:
     """Check that the run fits into the memory of this machine, unless it runs on a cluster elsewhere.
 
     Activations with only a known bound are not counted, because the bound is wide.
+
+    Args:
+        estimate: estimate of the run.
+        trains: whether the command trains, and does not only choose.
 
     Raises:
         AdapeftError: the run needs more than ``TOLERANCE`` times the available memory.
@@ -33,6 +37,8 @@ def check_memory(estimate: Estimate) -> None:
     if zero.offload != "none" and not os.environ.get("RAY_ADDRESS"):
         _check_offload(estimate)
     for stage, load in estimate.loads(zero).items():
+        if stage == "training" and not trains:
+            continue
         on_workers = stage != "choosing"
         if on_workers and os.environ.get("RAY_ADDRESS"):
             continue

@@ -146,11 +146,11 @@ class Session:
             launcher, present, metrics = self._launched
             self._launched = launcher, settled(present), metrics
 
-    def check_memory(self) -> None:
+    def check_memory(self, *, trains: bool = True) -> None:
         """See ``cluster.inspection.fits.check_memory``."""
         with self.terminal.busy("estimating memory"):
             estimate = estimate_of(self.config, self.inspection)
-            check_memory(estimate)
+            check_memory(estimate, trains=trains)
             zero = zero_of(self.config.cluster)
             lines = remarks(estimate, zero)
             self.estimated = {

@@ -269,13 +269,14 @@ def test_less_is_held_with_smaller_micro_batches(classifier):
     assert activations(2) < 0.3 * activations(8)
 
 
-def test_a_run_that_does_not_fit_is_refused(command, classifier, weightless, monkeypatch):
+@pytest.mark.parametrize("name", ["run", "select"])
+def test_a_run_that_does_not_fit_is_refused(command, classifier, weightless, monkeypatch, name):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = load_config(classifier, [])
     estimate = estimate_of(config, inspect(config))
     both = 2 * estimate.memory(zero_of(config.cluster))["measuring"].total
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(0.99 * both / fits.TOLERANCE))
-    done = command("run", classifier)
+    done = command(name, classifier)
     assert done.returncode == 2
     assert "measuring does not fit: 2 workers need" in " ".join(done.stderr.split())
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.01 * both / fits.TOLERANCE))
@@ -284,6 +285,23 @@ def test_a_run_that_does_not_fit_is_refused(command, classifier, weightless, mon
     monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere")
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: 1)
     fits.check_memory(estimate)
+
+
+def test_what_only_training_needs_refuses_training_and_not_choosing(command, classifier, weightless, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    overrides = ["train.batch_size=512", "train.micro_batch_size=256", "select.method=magnitude"]
+    config = load_config(classifier, overrides)
+    estimate = estimate_of(config, inspect(config))
+    held = estimate.memory(zero_of(config.cluster))
+    assert held["choosing"].total < held["training"].total
+    monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.99 * held["training"].total / fits.TOLERANCE))
+    fits.check_memory(estimate, trains=False)
+    with pytest.raises(AdapeftError, match="training does not fit: 2 workers need"):
+        fits.check_memory(estimate)
+    assert command("select", classifier, *overrides).returncode == 0
+    done = command("train", classifier, *overrides)
+    assert done.returncode == 2
+    assert "training does not fit: 2 workers need" in " ".join(done.stderr.split())
 
 
 def test_what_is_free_is_less_than_there_is():
