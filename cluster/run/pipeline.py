@@ -133,6 +133,13 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
             f"model.name = {session.config.model.name!r} is quantized: validate compares estimators that need the "
             "gradients of single elements, which quantized matrices do not have. Give the base without quantization."
         )
+    groups = session.inspection.groups
+    if get_method(session.config.select.method).window_rank(groups, session.config.select):
+        raise AdapeftError(
+            f"select.measure = auto: it is low-rank for a model of {groups.num_total:,} parameters, and validate "
+            "compares estimators that need the gradients of single elements. Set select.measure: exact if the memory "
+            "suffices (adapeft estimate)."
+        )
     if session.config.data.is_streamed:
         raise AdapeftError(
             "data.streaming = true: validate trains on batches of the whole data, again and again. Set "

@@ -82,7 +82,14 @@ def write_config(folder: Path, base: Path, workers: int) -> Path:
         "model": {"name": str(base), "task": "causal-lm", "dtype": "bfloat16", "gradient_checkpointing": True},
         "data": {"train": str(base / "train.txt"), "evaluation": str(base / "validation.txt"), "max_length": 32},
         "output": str(folder / f"run-{workers}"),
-        "select": {"measure": "low-rank", "budget": "0.1%", "calibration": 8, "batch_size": 4, "warmup_steps": 0},
+        "select": {
+            "groups": "row",
+            "measure": "low-rank",
+            "budget": "0.1%",
+            "calibration": 8,
+            "batch_size": 4,
+            "warmup_steps": 0,
+        },
         "train": {"batch_size": 4, "max_steps": 2},
         "cluster": {"workers": workers, "zero_stage": 3},
     }

@@ -89,7 +89,9 @@ def _select(arguments: argparse.Namespace, name: str, seed: int, *own: str) -> N
     folder = RunFolder(_folder(arguments, name, seed))
     if folder.subset.is_file():
         return
-    config = load_config(arguments.config, [*arguments.overrides, *own, f"seed={seed}", f"output={folder.path}"])
+    config = load_config(
+        arguments.config, ["select.fill=false", *arguments.overrides, *own, f"seed={seed}", f"output={folder.path}"]
+    )
     folder.path.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
     if arguments.statistics:

@@ -118,11 +118,6 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
             f"select.method = {config.select.method}: the run in {source} measured for {measured.select.method}. Leave "
             f"select.method out, or give a run of {config.select.method}."
         )
-    if settings.inside in ("gradient", "slope") and config.select.window_rank(0):
-        raise AdapeftError(
-            f"inside = {settings.inside}: needs the gradients of single elements of the target, and select.measure is "
-            "low-rank. Add select.measure=exact, or leave inside out."
-        )
     if config.select.budget.is_auto:
         raise AdapeftError(
             "select.budget = auto: transfer divides a given budget among the parameters of the target. Give one, such "
@@ -183,6 +178,12 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     profiles = Profiles.of(statistics, value)
     structure = _structure(config)
     groups = groups_of(structure, config.select)
+    if settings.inside in ("gradient", "slope") and method.window_rank(groups, config.select):
+        raise AdapeftError(
+            f"inside = {settings.inside}: needs the gradients of single elements of the target, and select.measure = "
+            f"{config.select.measure} is low-rank for a model of {groups.num_total:,} parameters. Add "
+            "select.measure=exact if the memory suffices (adapeft estimate), or leave inside out."
+        )
     budget = check_budget(groups, config.select)
     checkpoint = _checkpoint(config, structure)
     if settings.inside == "slope":

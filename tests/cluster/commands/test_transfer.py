@@ -14,6 +14,7 @@ from adapeft.config.load import load_config
 from adapeft.config.write import to_yaml
 from adapeft.files.artifact import save_text
 from adapeft.measure.storage import load_groups, save_groups
+from adapeft.methods.adapeft import options
 from adapeft.methods.registry import get_method
 from adapeft.subset.subset import Subset
 from adapeft.tune.attach import attach
@@ -173,6 +174,16 @@ def test_bad_input(transferred, larger, tmp_path, overrides, said):
     done = transferred(larger, tmp_path / "out", *overrides)
     assert done.returncode == 2
     assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inside", ["gradient", "slope"])
+def test_gradients_inside_a_target_that_auto_measures_with_low_rank(transferred, larger, tmp_path, monkeypatch, inside):
+    monkeypatch.setattr(options, "_SMALL", 0)
+    done = transferred(larger, tmp_path / "out", f"inside={inside}")
+    assert done.returncode == 2
+    assert f"inside = {inside}: needs the gradients of single elements" in done.stderr
+    assert "select.measure = auto is low-rank for a model of" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from adapeft.config.experiments import Trials
 from adapeft.config.load import load_config
 from adapeft.errors import AdapeftError
+from adapeft.methods.adapeft import options
 from adapeft.ranks import OneRank
 from cluster.output.folder import RunFolder
 from cluster.output.validation import load_validation, save_validation
@@ -103,6 +104,15 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_written(config, comm
     assert status == 2
     assert said in " ".join(errors.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_auto_measures_with_low_rank_is_refused_before_workers_start(
+    config, command, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(options, "_SMALL", 0)
+    status, _, errors = command("validate", config, f"output={tmp_path / 'out'}")
+    assert status == 2
+    assert "select.measure = auto: it is low-rank for a model of" in " ".join(errors.split())
 
 
 def test_what_is_there_is_kept(alone, config, tmp_path):
