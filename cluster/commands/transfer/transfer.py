@@ -180,9 +180,9 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     groups = groups_of(structure, config.select)
     if settings.inside in ("gradient", "slope") and method.window_rank(groups, config.select):
         raise AdapeftError(
-            f"inside = {settings.inside}: needs the gradients of single elements of the target, and select.measure = "
-            f"{config.select.measure} is low-rank for a model of {groups.num_total:,} parameters. Add "
-            "select.measure=exact if the memory suffices (adapeft estimate), or leave inside out."
+            f"inside = {settings.inside}: needs the gradients of single elements of the target, and select.measure is "
+            f"low-rank, as auto is for a model of {groups.num_total:,} parameters. Add select.measure=exact if the "
+            "memory suffices (adapeft estimate), or leave inside out."
         )
     budget = check_budget(groups, config.select)
     checkpoint = _checkpoint(config, structure)

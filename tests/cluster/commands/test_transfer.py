@@ -183,7 +183,7 @@ def test_gradients_inside_a_target_that_auto_measures_with_low_rank(transferred,
     done = transferred(larger, tmp_path / "out", f"inside={inside}")
     assert done.returncode == 2
     assert f"inside = {inside}: needs the gradients of single elements" in done.stderr
-    assert "select.measure = auto is low-rank for a model of" in done.stderr
+    assert "low-rank, as auto is for a model of" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
