@@ -49,6 +49,8 @@ class RunFrontier(NamedTuple):
 def frontier_of(folder: RunFolder, subset: Subset) -> RunFrontier | None:
     """Return the frontier at the budget of the run and at round shares of the model's parameters.
 
+    Of single elements also at 1, 2, 5, 10, … below the smallest share.
+
     None if the run has no values of groups: it measured none, or single elements that count one by one.
     """
     if not (folder.path / TABLE).is_file():
@@ -68,8 +70,7 @@ def frontier_of(folder: RunFolder, subset: Subset) -> RunFrontier | None:
     if key.get("select.servable"):
         values = np.where(most_valuable(groups, values, MAX_RANK), values, 0.0)
     available = int(groups.counts.sum())
-    # Rounded down like a budget of the config, so that the run's own budget does not appear twice.
-    counts = {budget, *(math.floor(share * groups.num_total) for share in _SHARES)}
+    counts = {budget, *_round_shares(groups.num_total)}
     budgets = sorted(count for count in counts if groups.counts.min() <= count <= available)
     if statistics.options is None:
         return RunFrontier(frontier(values, groups.counts, budgets), groups.num_total, budget)
@@ -86,9 +87,22 @@ def _of_elements(folder: RunFolder, groups: Groups, said: Choice) -> RunFrontier
         return None
     elements = load_elements(folder.path, groups)
     budget, reach = int(said.needed("budget")), float(said.needed("reach"))
-    counts = {budget, *(math.floor(share * groups.num_total) for share in _SHARES)}
+    shares = _round_shares(groups.num_total)
+    # A few hundred elements may promise all that there is: 399 of SmolLM2-135M's, of which the smallest share is 1,345.
+    counts = {budget, *shares, *_round_numbers(below=shares[0])}
     budgets = sorted(count for count in counts if 0 < count <= int(groups.counts.sum()))
     return RunFrontier(elements_frontier(elements, budgets, reach), groups.num_total, budget)
+
+
+def _round_shares(total: int) -> list[int]:
+    """Return the counts that are round shares of ``total``, those above 0."""
+    # Rounded down like a budget of the config, so that the run's own budget does not appear twice.
+    return [count for share in _SHARES if (count := math.floor(share * total))]
+
+
+def _round_numbers(below: int) -> list[int]:
+    """Return 1, 2, 5, 10, … ``below`` a number."""
+    return [number for power in range(len(str(below))) for n in (1, 2, 5) if (number := n * 10**power) < below]
 
 
 def knee_of(costs: np.ndarray, values: np.ndarray) -> int:

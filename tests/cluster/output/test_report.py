@@ -257,7 +257,7 @@ def test_the_frontier_of_a_servable_choice_keeps_the_rank(tmp_path, monkeypatch)
 def test_the_frontier_of_single_elements(tmp_path):
     folder, _ = write_run(tmp_path)
     draw = torch.Generator().manual_seed(0)
-    groups = Groups(WEIGHTS, "element", 200)
+    groups = Groups(WEIGHTS, "element", 10_000_000)  # whose smallest share is 100 elements
     elements = tuple(
         ElementShard(
             Slice(index, 0, info.count),
@@ -269,7 +269,9 @@ def test_the_frontier_of_single_elements(tmp_path):
     save_elements(folder.path, elements, OneRank())
     chosen = choose_elements_jointly(groups, elements, 20, 0.1, OneRank()).described(budget=20, reach=0.1)
     found = frontier.frontier_of(folder, chosen)
-    assert (found.num_total, found.budget) == (200, 20)
+    assert (found.num_total, found.budget) == (10_000_000, 20)
+    assert found.curve.budgets.tolist() == [1, 2, 5, 10, 20, 50]
+    assert found.curve.values[0] < found.curve.values[-1] / 2
     assert found.curve.values[found.curve.budgets.tolist().index(20)] == pytest.approx(chosen.choice.value, rel=0.02)
     one_by_one = Subset(chosen.parts).described(budget=20, reach=0.1)
     assert frontier.frontier_of(folder, one_by_one) is None
