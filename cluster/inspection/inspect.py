@@ -14,7 +14,6 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from adapeft.config.config import Config
 from adapeft.data.batches import draw_calibration
-from adapeft.data.cache import Cache
 from adapeft.data.description import DataDescription
 from adapeft.data.sources import rows_of
 from adapeft.data.streams import open_rows
@@ -33,6 +32,8 @@ from adapeft.subset.subset import Subset
 from adapeft.tasks.registry import TASKS
 from adapeft.tasks.tokens.stream import ExampleStream
 from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
+from cluster.cache import cache_of
+from cluster.events import Report, ignore
 from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
 from cluster.inspection.plan import plan_training
@@ -43,8 +44,12 @@ _Splits = Mapping[str, TokenizedData]
 """Tokenized examples by field of the config, the first of a stream; empty for tasks whose examples are their rows."""
 
 
-def inspect(config: Config) -> Inspection:
+def inspect(config: Config, report: Report = ignore) -> Inspection:
     """Check data, model structure, patterns and budget, so that errors appear now instead of later.
+
+    Args:
+        config: config to check.
+        report: callback for the progress of tokenization.
 
     Raises:
         AdapeftError: any of them is invalid.
@@ -56,7 +61,7 @@ def inspect(config: Config) -> Inspection:
     task.metrics(description).primary(config.data.metric)
     plan_training(config.train, description.num_train).learning_rates()
     tokenizer = load_tokenizer(config.model)
-    splits = _splits(config, tokenizer, description) if task.drops_rows or config.data.is_streamed else {}
+    splits = _splits(config, tokenizer, description, report) if task.drops_rows or config.data.is_streamed else {}
     _check_calibration(config, description, tokenizer, splits)
     model_config = load_model_config(config.model, description, tokenizer, config.select.always_train)
     _check_divides(config.cluster, stored_quantization(model_config))
@@ -69,7 +74,7 @@ def inspect(config: Config) -> Inspection:
         check_images(structure, weightless, sample)
     else:
         trial = Trial(structure, weightless, sample)
-        trial.check(config.data.max_length, lambda: _largest_token(config, tokenizer, description, splits))
+        trial.check(config.data.max_length, lambda: _largest_token(config, tokenizer, description, splits, report))
         _check_answers(config, tokenizer, trial)
     select = config.select
     groups = groups_of(structure, select)
@@ -127,7 +132,9 @@ def _sample(
     return task.tokenize(rows.select(longest), data, tokenizer, description)
 
 
-def _splits(config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription) -> _Splits:
+def _splits(
+    config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription, report: Report
+) -> _Splits:
     """Return both splits, from the cache that the workers of this machine use as well; of a stream the first examples.
 
     These are as many as the workers need, and more.
@@ -136,7 +143,7 @@ def _splits(config: Config, tokenizer: PreTrainedTokenizerBase, description: Dat
     for field in ("data.train", "data.evaluation"):
         rows = open_rows(config.data, field)
         try:
-            split = task.tokenize(rows, config.data, tokenizer, description, Cache())
+            split = task.tokenize(rows, config.data, tokenizer, description, cache_of(field, report))
         except AdapeftError as error:
             raise AdapeftError(f"{field}: {error}") from error
         is_stream = config.data.is_streamed and field == "data.train"
@@ -171,12 +178,16 @@ def _notes(config: Config, description: DataDescription, splits: _Splits) -> tup
 
 
 def _largest_token(
-    config: Config, tokenizer: PreTrainedTokenizerBase, description: DataDescription, splits: _Splits
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    description: DataDescription,
+    splits: _Splits,
+    report: Report,
 ) -> tuple[str, int]:
     """Return the split that has the largest token id of all examples, and that id; of a stream, of all tokens."""
     if config.data.is_streamed:
         return "data.train (a stream, which may hold any token)", max(tokenizer.get_vocab().values())
-    largest, splits = [], splits or _splits(config, tokenizer, description)
+    largest, splits = [], splits or _splits(config, tokenizer, description, report)
     for field, split in splits.items():
         for column in ("input_ids", LABELS) if split.is_pair else ("input_ids",):
             chunks = split.rows.data.column(column).iterchunks()

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from adapeft.config.config import Config
 from adapeft.config.keys import flatten
 from adapeft.data.batches import epoch_batches
-from adapeft.data.cache import Cache
 from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
 from adapeft.data.streams import open_rows
@@ -32,6 +31,7 @@ from adapeft.tasks.registry import TASKS
 from adapeft.tasks.tokens.packing import packed_batch
 from adapeft.tasks.tokens.stream import Counts, ExampleStream
 from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
+from cluster.cache import cache_of
 from cluster.events import Report, ignore
 from cluster.output.folder import RunFolder
 
@@ -197,7 +197,7 @@ def load_inputs(config: Config, head: Head | None = None, report: Report = ignor
     tokenizer = load_tokenizer(config.model)
     task = TASKS[config.model.task]
     train, evaluation = (
-        task.tokenize(open_rows(config.data, field), config.data, tokenizer, description, _cache(field, report))
+        task.tokenize(open_rows(config.data, field), config.data, tokenizer, description, cache_of(field, report))
         for field in ("data.train", "data.evaluation")
     )
     prompts = task.prompts(open_rows(config.data, "data.evaluation"), config.data, tokenizer)
@@ -208,8 +208,3 @@ def load_inputs(config: Config, head: Head | None = None, report: Report = ignor
         report({"step": "filling data.shuffle_buffer"})
         train = stream.first(config.select.calibration)
     return Inputs(config, description, train, evaluation, objective, metrics, prompts, stream)
-
-
-def _cache(field: str, report: Report) -> Cache:
-    """Return the cache of this machine, which reports the rows of the split that are tokenized."""
-    return Cache(lambda done, total: report({"step": f"tokenizing {field}", "done": done, "total": total}))

@@ -59,8 +59,8 @@ class Session:
         self._stack = ExitStack()
 
     def __enter__(self) -> Session:
-        with self.terminal.busy("checking config, data and model"):
-            self.inspection = inspect(self.config)
+        with self.terminal.checking() as report:
+            self.inspection = inspect(self.config, report)
             if self.claims:
                 self.contents = contents_of(self.config, self.inspection.description)
         if self._mirror is not None:

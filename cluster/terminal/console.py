@@ -85,6 +85,12 @@ class Terminal:
             self.console.print(f"{text} …")
             yield
 
+    @contextmanager
+    def checking(self) -> Iterator[Report]:
+        """Yield a function that shows how far the check of a config is."""
+        with watching(self.console, "checking config, data and model …") as report:
+            yield report
+
     def show_inputs(self, config: Config, inspection: Inspection) -> None:
         """Show the model and the data of an evaluation."""
         self.pairs({"model": _model(inspection), **_inputs(config, inspection)})
@@ -108,7 +114,7 @@ class Terminal:
     @contextmanager
     def watch(self, stage: str) -> Iterator[Report]:
         """Yield a function that shows the events of a stage."""
-        with watching(self.console, stage) as report:
+        with watching(self.console, f"{stage}: starting workers", f"{stage}: ") as report:
             yield report
 
     def show_choice(self, subset: Subset) -> None:

@@ -1,4 +1,4 @@
-"""Progress of a stage: a bar on a terminal, lines elsewhere."""
+"""Progress of a check or a stage: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ _LINE_INTERVAL = 10.0
 
 
 @contextmanager
-def watching(console: Console, stage: str) -> Iterator[Report]:
-    """Yield a function that shows the events of a stage."""
+def watching(console: Console, first: str, prefix: str = "") -> Iterator[Report]:
+    """Yield a function that shows events.
+
+    Args:
+        console: where they are shown.
+        first: text that is shown until the first event.
+        prefix: start of the text of every event.
+    """
     if console.is_terminal:
         with _bars(console) as bars:
-            yield _Bars(bars, stage)
+            yield _Bars(bars, first, prefix)
     else:
-        yield _Lines(console, stage)
+        yield _Lines(console, first, prefix)
 
 
 class _Bars:
     """Shows events as a progress bar."""
 
-    def __init__(self, bars: Progress, stage: str) -> None:
-        self.bars = bars
-        self.task = bars.add_task(f"{stage}: starting workers", total=None)
-        self.stage = stage
+    def __init__(self, bars: Progress, first: str, prefix: str) -> None:
+        self.bars, self.prefix = bars, prefix
+        self.task = bars.add_task(first, total=None)
 
     def __call__(self, event: dict[str, Any]) -> None:
-        text = f"{self.stage}: {_text(event)}"
+        text = f"{self.prefix}{_text(event)}"
         if event["step"] == "evaluated" or event.get("is_note"):
             self.bars.console.print(Text(text), soft_wrap=True)
         else:
@@ -45,10 +50,10 @@ class _Bars:
 class _Lines:
     """Shows events as lines: one for each new step, then one every ``_LINE_INTERVAL`` seconds."""
 
-    def __init__(self, console: Console, stage: str) -> None:
-        self.console, self.stage = console, stage
+    def __init__(self, console: Console, first: str, prefix: str) -> None:
+        self.console, self.prefix = console, prefix
         self.last_step, self.last_time = "", 0.0
-        self.console.print(f"{stage}: starting workers")
+        self.console.print(first)
 
     def __call__(self, event: dict[str, Any]) -> None:
         is_new = event["step"] != self.last_step
@@ -56,7 +61,7 @@ class _Lines:
             return
         self.last_step, self.last_time = event["step"], time.monotonic()
         count = f" {event['done']}/{event['total']}" if "done" in event else ""
-        self.console.print(f"{self.stage}: {_text(event)}{count}", soft_wrap=True)
+        self.console.print(f"{self.prefix}{_text(event)}{count}", soft_wrap=True)
 
 
 class _Count(TextColumn):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -163,3 +164,11 @@ def test_what_is_no_image(command, config, tmp_path):
     )
     assert "or set data.invalid: drop." in said
     assert dropped(path, *SMALL[1:], "data.invalid=drop") == IN_BOTH
+
+
+def test_the_check_shows_how_many_rows_are_tokenized(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    events = []
+    inspect(load_config(config([GOOD] * 9), SMALL), events.append)
+    last = {event["step"]: (event["done"], event["total"]) for event in events}
+    assert last["tokenizing data.train"] == (9, 9)

@@ -15,13 +15,13 @@ def test_notes_stay_on_a_terminal(more, stays, monkeypatch):
     console = Console(file=io.StringIO(), force_terminal=True, width=200)
     printed = []
     monkeypatch.setattr(console, "print", lambda text, **options: printed.append(str(text)))
-    with progress.watching(console, "training") as watch:
+    with progress.watching(console, "training: starting workers", "training: ") as watch:
         watch({"step": "logits are not split", **more})
     assert ("training: logits are not split" in printed) == stays
 
 
 def test_notes_are_lines_elsewhere():
     file = io.StringIO()
-    with progress.watching(Console(file=file), "training") as watch:
+    with progress.watching(Console(file=file), "training: starting workers", "training: ") as watch:
         watch({"step": "logits are not split", "is_note": True})
     assert "training: logits are not split\n" in file.getvalue()
