@@ -31,6 +31,19 @@ LAST_FIRST = (
     "{% for message in messages | reverse %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
     "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+_WRITTEN = (
+    "{{ message.content or '' }}{% for call in message.tool_calls or [] %}"
+    "{{ '<call>' + call.function.name + ' ' + call.function.arguments | tojson + '</call>' }}{% endfor %}"
+    "{{ '<|im_end|>' }}"
+)
+_WITH_TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% if message.role == 'assistant' %}"
+    "[start][written][end]{% else %}[written]{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+).replace("[written]", _WRITTEN)
+TOOLS = _WITH_TOOLS.replace("[start]", "").replace("[end]", "")
+MARKED_TOOLS = _WITH_TOOLS.replace("[start]", "{% generation %}").replace("[end]", "{% endgeneration %}")
 _SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<pad>"]
 
 

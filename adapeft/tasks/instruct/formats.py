@@ -1,4 +1,4 @@
-"""Conversations: the formats in which data sets hold prompts and answers, and the checks of their messages."""
+"""Conversations: the formats in which data sets hold prompts and answers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapeft.errors import AdapeftError, did_you_mean
+from adapeft.tasks.instruct.messages import (
+    InvalidRowError,
+    Message,
+    check_order,
+    function_calls,
+    messages_of,
+    without_none,
+)
 
-Message = dict[str, Any]
-_ROLES = ("system", "developer", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -19,11 +25,9 @@ _SHAREGPT_ROLES = {
     "assistant": "assistant",
     "tool": "tool",
     "observation": "tool",
+    "function_call": "assistant",
 }
-
-
-class InvalidRowError(ValueError):
-    """A row does not hold a valid conversation; the message completes "row N: …"."""
+"""Role of a turn → role of its message."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Format:
 
 
 def _of_messages(row: Mapping[str, Any]) -> Conversation:
-    messages = _messages(row["messages"], "messages")
+    messages = messages_of(row["messages"], "messages")
     last_read = max((place for place, one in enumerate(messages, 1) if one["role"] != "assistant"), default=0)
     return Chat(messages, last_read, _tools(row))
 
@@ -81,8 +85,8 @@ def _of_pair(row: Mapping[str, Any]) -> Conversation:
         raise InvalidRowError(
             "one of 'prompt' and 'completion' is a text, the other is not. Give two texts or two lists"
         )
-    before = _messages(prompt, "prompt")
-    return Chat(before + _messages(completion, "completion"), len(before), _tools(row))
+    before = messages_of(prompt, "prompt")
+    return Chat(before + messages_of(completion, "completion"), len(before), _tools(row))
 
 
 def _of_alpaca(row: Mapping[str, Any]) -> Conversation:
@@ -99,13 +103,20 @@ def _of_sharegpt(row: Mapping[str, Any]) -> Conversation:
     turns = row["conversations"]
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise InvalidRowError("'conversations' is not a list of messages")
-    for turn in turns:
-        role = turn.get("from")
+    for place, given in enumerate(turns):
+        turn = without_none(given)
+        role_key, value_key = ("role", "content") if "role" in turn and "from" not in turn else ("from", "value")
+        role, value = turn.pop(role_key, None), turn.pop(value_key, None)
         if role not in _SHAREGPT_ROLES:
             known = ", ".join(_SHAREGPT_ROLES)
-            raise InvalidRowError(f"'from' is {role!r}, not one of {known}. Convert the row to 'messages'")
-        messages.append({"role": _SHAREGPT_ROLES[role], "content": turn.get("value")})
-    return _of_messages({**row, "messages": messages})
+            raise InvalidRowError(f"{role_key!r} is {role!r}, not one of {known}. Convert the row to 'messages'")
+        if role == "function_call":
+            turn["tool_calls"] = function_calls(value, f"{value_key!r} of turn {place} (counted from 0)")
+        else:
+            turn["content"] = value
+        messages.append({**turn, "role": _SHAREGPT_ROLES[role]})
+    tools = _tools(row)
+    return _of_messages({**row, "messages": messages, "tools": tools and [_with_type(tool) for tool in tools]})
 
 
 FORMATS: dict[str, Format] = {
@@ -175,55 +186,10 @@ def conversation_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> Conve
         if not found.completion.strip():
             raise InvalidRowError("its completion is empty. Drop such rows, or set data.invalid: drop")
         return found
-    _check(found.messages)
+    check_order(found.messages)
     if found.num_prompt == len(found.messages):
         raise InvalidRowError("its last message is not the assistant's. Drop such rows, or set data.invalid: drop")
     return found
-
-
-def _messages(value: Any, column: str) -> list[Message]:
-    if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
-        raise InvalidRowError(f"{column!r} is not a list of messages with 'role' and 'content'")
-    # Arrow gives every message the keys of all messages, with None where a message did not have them.
-    messages = [_without_none(message) for message in value]
-    for message in messages:
-        if message.get("role") not in _ROLES:
-            raise InvalidRowError(f"'role' is {message.get('role')!r}, not one of {', '.join(_ROLES)}")
-    return messages
-
-
-def _check(messages: list[Message]) -> None:
-    """Check that every message has content, and follows one that it can follow.
-
-    Raises:
-        InvalidRowError: it does not. Says which message.
-    """
-    for place, message in enumerate(messages):
-        role, before = message["role"], messages[place - 1] if place else None
-        if not _has_content(message):
-            raise InvalidRowError(
-                f"message {place} (counted from 0), of the {role}, is empty. Drop such rows, or set data.invalid: drop"
-            )
-        is_first = before is None or all(one["role"] in ("system", "developer") for one in messages[:place])
-        in_order = {
-            "system": is_first,
-            "developer": is_first,
-            "user": True,
-            "assistant": not is_first and (before is None or before["role"] != "assistant"),
-            "tool": before is not None and ("tool_calls" in before or before["role"] in ("tool", "assistant")),
-        }
-        if not in_order[role]:
-            after = "at the start" if before is None else f"after one of the {before['role']}"
-            raise InvalidRowError(
-                f"message {place} (counted from 0), of the {role}, is out of order {after}. Correct or drop such rows, "
-                "or set data.invalid: drop"
-            )
-
-
-def _has_content(message: Message) -> bool:
-    content = message.get("content")
-    is_filled = bool(content.strip()) if isinstance(content, str) else bool(content)
-    return is_filled or (message["role"] == "assistant" and bool(message.get("tool_calls")))
 
 
 def _tools(row: Mapping[str, Any]) -> list[Any] | None:
@@ -233,10 +199,15 @@ def _tools(row: Mapping[str, Any]) -> list[Any] | None:
             tools = json.loads(tools) if tools.strip() else None
         except ValueError as error:
             raise InvalidRowError(f"'tools' is not JSON: {error}") from error
-    return [_without_none(tool) for tool in tools] if tools else None
+    else:
+        tools = without_none(tools)
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise InvalidRowError(f"'tools' is {tools!r:.80}, not a list of objects")
+    return tools
 
 
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_none(one) for key, one in value.items() if one is not None}
-    return [_without_none(one) for one in value] if isinstance(value, list) else value
+def _with_type(tool: Any) -> Any:
+    """Return the schema of a tool as templates read it; LLaMA-Factory writes only that of its function."""
+    return tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}

@@ -9,7 +9,8 @@ import datasets
 
 from adapeft.errors import AdapeftError
 from adapeft.tasks.generation import Prompts
-from adapeft.tasks.instruct.formats import Conversation, InvalidRowError, Texts, conversation_of
+from adapeft.tasks.instruct.formats import Conversation, Texts, conversation_of
+from adapeft.tasks.instruct.messages import InvalidRowError, is_trained
 from adapeft.tasks.instruct.section import InstructData
 from adapeft.tasks.instruct.template import ChatTemplate
 from adapeft.tasks.instruct.tokens import DroppedError, Encoder
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 def prompts_of(
     rows: datasets.Dataset, columns: Mapping[str, str], data: InstructData, tokenizer: PreTrainedTokenizerBase
 ) -> Prompts:
-    """Return the prompts of the first ``data.generate`` conversations, without those beyond ``data.max_length``.
+    """Return the prompts of the first ``data.generate`` conversations.
+
+    Left out are prompts beyond ``data.max_length``, and those whose answer has weight 0.
 
     Args:
         rows: rows with conversations, which ``conversations_of`` accepts.
@@ -36,6 +39,8 @@ def prompts_of(
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     ids, texts, references, examples, ends = [], [], [], [], {tokenizer.eos_token_id} - {None}
     for example, (row, conversation) in enumerate(_kept(rows, columns, data, tokenizer)):
+        if not _has_reference(conversation):
+            continue
         try:
             prompt, reference = _texts(conversation, template)
         except InvalidRowError as error:
@@ -54,7 +59,8 @@ def prompts_of(
     if not ids:
         raise AdapeftError(
             f"data.generate = {data.generate}: no prompt of data.evaluation has from 1 to data.max_length = "
-            f"{data.max_length} tokens. Raise data.max_length, or leave data.generate out."
+            f"{data.max_length} tokens and an answer whose weight is not 0. Raise data.max_length, or leave "
+            "data.generate out."
         )
     return Prompts(ids, texts, references, examples, frozenset(ends), data.max_new_tokens, tokenizer)
 
@@ -71,6 +77,13 @@ def _kept(
         except (InvalidRowError, DroppedError):
             continue
         yield number, conversation
+
+
+def _has_reference(conversation: Conversation) -> bool:
+    """Return whether the last answer is one to learn."""
+    if isinstance(conversation, Texts):
+        return True
+    return is_trained(next(one for one in reversed(conversation.messages) if one["role"] == "assistant"))
 
 
 def _texts(conversation: Conversation, template: ChatTemplate) -> tuple[str, str]:

@@ -58,7 +58,7 @@ class InstructData(AnsweredData, StreamableData):
     )
     invalid: Literal["error", "drop"] = Field(
         default="error",
-        description="what happens to rows with an empty answer, with roles out of order, or that the template rejects",
+        description="what happens to rows that are not a valid conversation or that the template rejects",
     )
     generate: Harmless[Generated] = 0
     max_new_tokens: Harmless[NewTokens] = 128

@@ -10,7 +10,8 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from adapeft.errors import AdapeftError
-from adapeft.tasks.instruct.formats import Chat, InvalidRowError
+from adapeft.tasks.instruct.formats import Chat
+from adapeft.tasks.instruct.messages import InvalidRowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,6 +95,11 @@ class ChatTemplate:
 
     def _render(self, chat: Chat, num_messages: int, **options: Any) -> tuple[str, Spans]:
         source = self._source(chat)
+        if any(message.get("tool_calls") for message in chat.messages) and not re.search(r"\btool_calls\b", source):
+            raise InvalidRowError(
+                "the chat template does not write the 'tool_calls' of its messages. Give one that does in "
+                "data.chat_template, or drop such rows, or set data.invalid: drop"
+            )
         options.update(self._tokenizer.special_tokens_map)
         try:
             rendered: Any = render_jinja_template(

@@ -10,14 +10,18 @@ import datasets
 from adapeft.data.cache import Cache, Progress
 from adapeft.data.streams import Rows
 from adapeft.errors import AdapeftError
-from adapeft.tasks.instruct.formats import Conversation, InvalidRowError, Texts, conversation_of
+from adapeft.tasks.instruct.formats import Chat, Conversation, Texts, conversation_of
+from adapeft.tasks.instruct.messages import InvalidRowError, is_trained
 from adapeft.tasks.instruct.section import InstructData
-from adapeft.tasks.instruct.template import ChatTemplate
+from adapeft.tasks.instruct.template import ChatTemplate, Spans
 from adapeft.tasks.losses.objective import IGNORED
 from adapeft.tasks.tokens.tokenize import LABELS, TRUNCATED, batches_of, check_fast, made
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_VERSION = 2
+"""Version of the cached tokens; raised when the same rows give others."""
 
 
 def conversations_of(
@@ -64,7 +68,7 @@ def conversations_of(
             raise AdapeftError(f"all {start} conversations are dropped; the first is {dropped}.")
 
     rules = data.model_dump(include={"max_length", "too_long", "invalid", "train_on", "chat_template"})
-    key = {"kind": "conversations", "format": dict(columns), **rules}
+    key = {"kind": "conversations", "version": _VERSION, "format": dict(columns), **rules}
     return made(encoded, key, rows, list(columns.values()), tokenizer, cache)
 
 
@@ -121,16 +125,37 @@ class Encoder:
             trained[-1] = True
         return ids, [token if one else IGNORED for token, one in zip(ids, trained, strict=True)]
 
-    def _trained(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+    def _trained(self, conversation: Conversation) -> tuple[str, Spans]:
         """Return the text of a conversation and the spans of it that are trained."""
         train_on = self._data.train_on
         if isinstance(conversation, Texts):
             text = conversation.prompt + conversation.completion
             return text, [(0 if train_on == "all" else len(conversation.prompt), len(text))]
         if train_on == "all":
-            text = self._template.text(conversation)
-            return text, [(0, len(text))]
+            return self._all_but_left_out(conversation)
         text, spans = self._template.spans(conversation)
-        turns = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         first = conversation.num_prompt if train_on == "completion" else 0
-        return text, [span for turn, span in zip(turns, spans, strict=True) if turn >= first]
+        turns = zip(_answers(conversation), spans, strict=True)
+        return text, [span for turn, span in turns if turn >= first and is_trained(conversation.messages[turn])]
+
+    def _all_but_left_out(self, chat: Chat) -> tuple[str, Spans]:
+        """Return the text of a chat, and what of it is outside the answers of weight 0."""
+        left_out = {place for place, message in enumerate(chat.messages) if not is_trained(message)}
+        if not left_out:
+            text = self._template.text(chat)
+            return text, [(0, len(text))]
+        if others := left_out.difference(_answers(chat)):
+            raise InvalidRowError(
+                f"message {min(others)} (counted from 0), of the {chat.messages[min(others)]['role']}, has 'weight' 0, "
+                "which data.train_on: all takes for the assistant's messages only. Remove it, or set data.train_on: "
+                "assistant"
+            )
+        text, spans = self._template.spans(chat)
+        skipped = [span for turn, span in zip(_answers(chat), spans, strict=True) if turn in left_out]
+        starts, ends = [0, *(end for _, end in skipped)], [*(start for start, _ in skipped), len(text)]
+        return text, list(zip(starts, ends, strict=True))
+
+
+def _answers(chat: Chat) -> list[int]:
+    """Return the places of the assistant's messages."""
+    return [place for place, message in enumerate(chat.messages) if message["role"] == "assistant"]

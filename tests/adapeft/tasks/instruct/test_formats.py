@@ -7,12 +7,28 @@ import json
 import pytest
 
 from adapeft.errors import AdapeftError
-from adapeft.tasks.instruct.formats import Chat, InvalidRowError, Texts, conversation_of, format_of
+from adapeft.tasks.instruct.formats import Chat, Texts, conversation_of, format_of
+from adapeft.tasks.instruct.messages import InvalidRowError
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {}}}
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "now", "arguments": {}}}]}
+RESULT = {"role": "tool", "content": "9"}
+
+
+def call(arguments):
+    """Return a message of the assistant that calls a tool, as OpenAI writes it."""
+    function = {"name": "at", "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+
+
+def parts(*given, role="user"):
+    return {"role": role, "content": list(given)}
+
+
+def turn(role, value, **more):
+    return {"from": role, "value": value, **more}
 
 
 def read(row, name="auto", **renamed):
@@ -39,6 +55,8 @@ def read(row, name="auto", **renamed):
             {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
             Chat([SYSTEM, USER, ANSWER], 2),
         ),
+        ({"conversations": [SYSTEM, USER, ANSWER]}, Chat([SYSTEM, USER, ANSWER], 2)),
+        ({"conversations": [turn("human", "q"), turn("gpt", "a", weight=0)]}, Chat([USER, {**ANSWER, "weight": 0}], 1)),
     ],
 )
 def test_a_format_is_recognized_by_its_columns(row, expected):
@@ -56,6 +74,47 @@ def test_a_format_can_be_chosen_where_several_fit():
     row = {"prompt": "p", "completion": "c", "instruction": "q", "output": "a"}
     assert read(row) == Texts("p", "c")
     assert read(row, "alpaca") == Chat([USER, ANSWER], 1)
+
+
+def test_arguments_in_json_become_an_object():
+    """Templates write them by ``tojson``, which would put the text of an object in quotes."""
+    hour = {"hour": 9, "zone": None, "names": ["é"]}
+    for arguments in (json.dumps(hour), {key: value for key, value in hour.items() if value is not None}):
+        found = read({"messages": [USER, call(arguments), RESULT, ANSWER]}).messages[1]
+        assert found == call(hour if isinstance(arguments, str) else arguments)
+    short = {"role": "assistant", "tool_calls": [{"name": "at", "arguments": "{}"}]}
+    assert read({"messages": [USER, short]}).messages[1]["tool_calls"] == [{"name": "at", "arguments": {}}]
+
+
+def test_nulls_in_json_are_kept():
+    """Those that Arrow adds to tools are removed."""
+    schema = {"type": "function", "function": {"name": "at", "parameters": {"default": None}}}
+    assert read({"messages": [USER, ANSWER], "tools": json.dumps([schema])}).tools == [schema]
+    removed = {"type": "function", "function": {"name": "at", "parameters": {}}}
+    assert read({"messages": [USER, ANSWER], "tools": [schema]}).tools == [removed]
+
+
+def test_parts_of_text_are_joined():
+    text, more = {"type": "text", "text": "q", "image_url": None}, {"type": "text", "text": " r"}
+    row = {"messages": [parts(text, more), parts({"type": "text", "text": "a"}, role="assistant")]}
+    assert read(row).messages == [{"role": "user", "content": "q r"}, ANSWER]
+
+
+def test_calls_of_llama_factory_become_tool_calls():
+    function, other = {"name": "at", "arguments": {"hour": 9}}, {"name": "now", "arguments": {}}
+    called = [{"type": "function", "function": one} for one in (function, other)]
+    schema = {"name": "at", "parameters": {}}
+    for value, expected in (
+        (json.dumps(function), called[:1]),
+        (json.dumps([function, other]), called),
+        (json.dumps({**function, "arguments": json.dumps(function["arguments"])}), called[:1]),
+    ):
+        turns = [turn("human", "q"), turn("function_call", value), turn("observation", "9"), turn("gpt", "a")]
+        roles = [{"role": one["from"], "content": one["value"]} for one in turns]
+        for conversation in (turns, roles):
+            found = read({"conversations": conversation, "tools": json.dumps([schema])})
+            calls = {"role": "assistant", "tool_calls": expected}
+            assert found == Chat([USER, calls, RESULT, ANSWER], 3, [{"type": "function", "function": schema}])
 
 
 def test_keys_that_arrow_adds_are_removed():
@@ -98,6 +157,35 @@ def test_a_missing_column_is_named(columns, name, renamed, message):
         ({"prompt": "q", "completion": [ANSWER]}, "is a text, the other is not"),
         ({"prompt": "q", "completion": ""}, "completion is empty"),
         ({"conversations": [{"from": "robot", "value": "a"}]}, "'from' is 'robot'"),
+        ({"conversations": [{"role": "robot", "content": "a"}]}, "'role' is 'robot'"),
+        ({"messages": [USER, call("{")]}, r"message 1 .*: tool_calls\[0\].function.arguments is '{', not JSON"),
+        ({"messages": [USER, call("[1]")]}, r"tool_calls\[0\].function.arguments is \[1\], not a JSON object"),
+        ({"messages": [USER, call(1)]}, r"tool_calls\[0\].function.arguments is 1, not a JSON object"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": "[]"}]}, "'tool_calls' is '\\[\\]', not a list"),
+        (
+            {"messages": [USER, {**ANSWER, "tool_calls": [{"function": "at"}]}]},
+            r"tool_calls\[0\].function is 'at', not",
+        ),
+        ({"messages": [USER, {**ANSWER, "function_call": {"name": "at"}}]}, "'function_call' is OpenAI's former field"),
+        ({"messages": [parts({"type": "image_url", "image_url": {}}), ANSWER]}, "a part of type 'image_url'"),
+        ({"messages": [parts({"type": "text"}), ANSWER]}, "a part of type 'text' without a text"),
+        ({"messages": [parts("q"), ANSWER]}, "a part of type 'q'"),
+        ({"messages": [parts({"type": "text", "text": " "}), ANSWER]}, "message 0 .*, of the user, is empty"),
+        ({"messages": [USER, {**ANSWER, "content": {"a": 1}}]}, "'content' is {'a': 1}, neither a text nor"),
+        *(
+            ({"messages": [USER, {**ANSWER, "weight": weight}]}, f"'weight' is {weight!r}, neither 0 .* nor 1")
+            for weight in (0.5, 2, "0", True)
+        ),
+        ({"messages": [USER, ANSWER], "tools": {"name": "at"}}, "'tools' is {'name': 'at'}, not a list of objects"),
+        ({"conversations": [turn("human", "q"), turn("function_call", "at()")]}, "'value' of turn 1 .*not JSON"),
+        (
+            {"conversations": [turn("human", "q"), turn("function_call", '{"name": "at"}')]},
+            "'value' of turn 1 .* not a JSON object with 'name' and 'arguments'",
+        ),
+        (
+            {"conversations": [turn("human", "q"), turn("function_call", '{"name": "at", "arguments": 1}')]},
+            "arguments is 1, not a JSON object",
+        ),
         ({"instruction": "q", "output": None}, "message 1 .*, of the assistant, is empty"),
     ],
 )

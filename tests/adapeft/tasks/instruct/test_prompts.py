@@ -48,6 +48,12 @@ def test_messages_after_the_last_answer_are_not_read(train_on):
     assert found.references == ["hello"]
 
 
+def test_an_answer_of_weight_0_is_no_reference():
+    weighted = [*TURNS[:3], {**TURNS[3], "weight": 0}]
+    found = prompts([{"messages": weighted}, {"messages": TURNS[:2]}], chats.make_tokenizer())
+    assert (found.examples, found.references) == ([1], ["hello"])
+
+
 def test_texts_are_read_as_they_are():
     found = prompts([{"prompt": "1 + 1 =", "completion": " 2"}], chats.make_tokenizer())
     assert (found.texts, found.references) == (["1 + 1 ="], ["2"])

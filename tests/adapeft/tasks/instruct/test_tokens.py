@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import datasets
 import pytest
 import torch
@@ -91,6 +93,63 @@ def test_a_template_s_own_error_names_the_row():
     rows = [CHAT, {"messages": [{"role": "system", "content": "s"}, *TURNS]}]
     with pytest.raises(AdapeftError, match=r"row 1 .*rejects it: Only user and assistant roles"):
         tokenized(rows, chats.make_tokenizer(chats.TRIMMED))
+
+
+CALLS = [
+    TURNS[0],
+    {"role": "assistant", "tool_calls": [{"function": {"name": "at", "arguments": '{"hour": 9}'}}]},
+    {"role": "tool", "content": "nine"},
+    {"role": "assistant", "content": "late"},
+]
+SCHEMA = {"type": "function", "function": {"name": "at", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("template", [chats.TOOLS, chats.MARKED_TOOLS])
+def test_calls_are_trained_and_schemas_and_results_are_read(template):
+    tokenizer = chats.make_tokenizer(template)
+    [example] = tokenized([{"messages": CALLS, "tools": [SCHEMA]}], tokenizer).rows
+    called = '<call>at {"hour": 9}</call><|im_end|>'
+    assert trained(example, tokenizer) == [called, "late<|im_end|>"]
+    text = tokenizer.decode(example["input_ids"])
+    assert text.startswith(f"<|im_start|>system\n{json.dumps([SCHEMA])}<|im_end|>\n")
+    assert "<|im_start|>tool\nnine<|im_end|>" in text
+
+
+def test_calls_that_the_template_does_not_write_are_refused():
+    message = {**CALLS[1], "content": "so"}
+    for options in ({}, {"train_on": "all"}):
+        with pytest.raises(AdapeftError, match=r"row 0 .*the chat template does not write the 'tool_calls'"):
+            tokenized([{"messages": [TURNS[0], message]}], chats.make_tokenizer(), **options)
+
+
+@pytest.mark.parametrize("template", [chats.CHATML, chats.MARKED])
+@pytest.mark.parametrize("weight", [0, 0.0])
+def test_answers_of_weight_0_are_read_and_not_trained(template, weight):
+    tokenizer = chats.make_tokenizer(template)
+    turns = [TURNS[0], {**TURNS[1], "weight": weight}, TURNS[2], {**TURNS[3], "weight": 1}]
+    text = tokenizer.apply_chat_template(TURNS, tokenize=False)
+    start = text.index(" hello ")
+    around = [text[:start], text[start + len(" hello <|im_end|>") :]]
+    last = ["so long<|im_end|>"]
+    for train_on, expected in (("assistant", last), ("completion", last), ("all", around)):
+        [example] = tokenized([{"messages": turns}], tokenizer, train_on=train_on).rows
+        assert tokenizer.decode(example["input_ids"]) == text
+        assert trained(example, tokenizer) == expected
+    reversed_ = [TURNS[0], {**TURNS[1], "weight": 1}, TURNS[2], {**TURNS[3], "weight": weight}]
+    [example] = tokenized([{"messages": reversed_}], tokenizer).rows
+    assert trained(example, tokenizer) == [" hello <|im_end|>"]
+    with pytest.raises(AdapeftError, match=r"all 1 conversations are dropped; .*it trains no token"):
+        tokenized([{"messages": reversed_}], tokenizer, train_on="completion")
+
+
+def test_only_answers_have_weights():
+    turns = [{**TURNS[0], "weight": 0}, TURNS[1]]
+    [example] = tokenized([{"messages": turns}], chats.make_tokenizer()).rows
+    assert trained(example, chats.make_tokenizer()) == [" hello <|im_end|>"]
+    with pytest.raises(
+        AdapeftError, match=r"message 0 .*, of the user, has 'weight' 0, .*set data.train_on: assistant"
+    ):
+        tokenized([{"messages": turns}], chats.make_tokenizer(), train_on="all")
 
 
 def test_texts_get_no_template_and_end():
