@@ -35,7 +35,11 @@ class Elements(Indexed):
         return (len(self.indices),)
 
     def mask(self, start: int = 0, stop: int | None = None) -> Tensor:
-        return torch.isin(torch.arange(start, self.limit if stop is None else stop), self.indices)
+        # Of SmolLM2-135M, torch.isin took 53 s where this takes one.
+        stop = self.limit if stop is None else stop
+        mask = torch.zeros(stop - start, dtype=torch.bool)
+        mask[self.indices[(self.indices >= start) & (self.indices < stop)] - start] = True
+        return mask
 
     def touched(self, parameter: Tensor) -> Tensor:
         place = self.indices.to(parameter.device)
