@@ -15,8 +15,12 @@ from adapeft.errors import AdapeftError
 from adapeft.finite import is_finite
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import ElementShard, Value
+from adapeft.parts.elements import Elements
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
+
+_BLOCK = 4096
+"""Number of drawn elements that are compared at once."""
 
 
 def choose_elements(
@@ -85,7 +89,7 @@ def draw_others(chosen: np.ndarray, total: int, count: int, draw: np.random.Gene
         count: number of elements to draw.
         draw: source of randomness.
     """
-    drawn = draw.choice(total - len(chosen), count, replace=False, shuffle=False)
+    drawn = _drawn(total - len(chosen), count, draw)
     # The j-th chosen element moves every draw from position chosen[j] - j on by one.
     ordered = np.sort(chosen)
     return drawn + np.searchsorted(ordered - np.arange(len(ordered)), drawn, side="right")
@@ -101,16 +105,71 @@ def filled_by_draw(groups: Groups, subset: Subset, seed: int) -> Subset:
         subset: the choice; its ``unspent`` elements are drawn.
         seed: random seed of the draw.
     """
-    rest, starts = subset.choice.unspent, groups.starts
+    rest = subset.choice.unspent
     if not rest or not subset.parts:
         return subset
-    places = {info.name: start for info, start in zip(groups.parameters, starts[:-1].tolist(), strict=True)}
-    chosen = np.concatenate(
-        [part.mask().nonzero().squeeze(1).numpy() + places[name] for name, part in subset.parts.items()]
-    )
-    drawn = draw_others(chosen, int(starts[-1]), rest, np.random.default_rng([seed, 2]))
+    chosen = _positions(groups, subset)
+    drawn = draw_others(chosen, int(groups.starts[-1]), rest, _filling(seed))
     parts = subset_at(groups, np.concatenate([chosen, drawn])).parts
     return replace(subset, parts=parts).described(num_drawn=rest, unspent=0)
+
+
+def without_draw(groups: Groups, subset: Subset) -> Subset | None:
+    """Return the choice that ``filled_by_draw`` has filled, from the filled one.
+
+    The draw is repeated with its seed. It does not tell which of two trained neighbors was chosen if only one was; the
+    second one counts as chosen then. Filled again, the result is the same subset in any case.
+
+    Args:
+        groups: the candidates of the choice.
+        subset: a choice of single elements, filled or not.
+
+    Returns:
+        None if the subset holds anything else than a choice from ``groups`` and the draw of its seed.
+    """
+    rest = subset.choice.num_drawn
+    if not rest:
+        return subset
+    num_chosen, total = subset.count - rest, int(groups.starts[-1])
+    sizes = {info.name: info.shape for info in groups.parameters}
+    is_of_groups = all(
+        isinstance(part, Elements) and sizes.get(name) == part.shape for name, part in subset.parts.items()
+    )
+    if num_chosen < 0 or rest > total - num_chosen or not is_of_groups:
+        return None
+    trained = np.sort(_positions(groups, subset))
+    drawn = np.sort(_drawn(total - num_chosen, rest, _filling(subset.choice.seed)))
+    chosen: list[int] = []
+    done = 0
+    while done < len(trained) and len(chosen) <= num_chosen:
+        # After j chosen elements, a draw is j positions beyond its place among the others.
+        ahead = drawn[done - len(chosen) :][:_BLOCK]
+        is_drawn = trained[done : done + len(ahead)] - len(chosen) == ahead
+        if len(ahead) and is_drawn.all():
+            done += len(ahead)
+        else:
+            done += int(is_drawn.argmin()) if len(ahead) else 0
+            chosen.append(int(trained[done]))
+            done += 1
+    if len(chosen) != num_chosen:
+        return None
+    parts = subset_at(groups, np.array(chosen, dtype=np.int64)).parts
+    return replace(subset, parts=parts).described(num_drawn=None, unspent=rest)
+
+
+def _drawn(total: int, count: int, draw: np.random.Generator) -> np.ndarray:
+    return draw.choice(total, count, replace=False, shuffle=False)
+
+
+def _filling(seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 2])
+
+
+def _positions(groups: Groups, subset: Subset) -> np.ndarray:
+    """Return the positions of a subset's elements among those of all candidates, int64."""
+    places = {info.name: start for info, start in zip(groups.parameters, groups.starts[:-1].tolist(), strict=True)}
+    found = [part.mask().nonzero().squeeze(1).numpy() + places[name] for name, part in subset.parts.items()]
+    return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
 
 def subset_at(groups: Groups, positions: np.ndarray) -> Subset:

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adapeft.choose.elements import without_draw
 from adapeft.files.artifact import load_table
 from adapeft.measure.storage import TABLE, load_groups
 from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.subset.choice import Choice
+from adapeft.subset.subset import Subset
 from cluster.output.folder import RunFolder
 
 
@@ -47,6 +49,30 @@ def measured_of(folder: RunFolder) -> MeasuredGroups | None:
     has_slopes = {"slope", "slope_error"} <= columns.keys() and columns["slope"].ndim == 1
     slopes, errors = (columns["slope"], columns["slope_error"]) if has_slopes else (None, None)
     return MeasuredGroups(names, table["index"].to_numpy(), table["influence"].to_numpy(), slopes, errors)
+
+
+def chosen_of(folder: RunFolder, subset: Subset) -> Subset | None:
+    """Return what a run has chosen of its subset, without the draw that filled it up; None if that is unknown."""
+    if not subset.choice.num_drawn:
+        return subset
+    return without_draw(load_groups(folder.path)[0], subset) if (folder.path / TABLE).is_file() else None
+
+
+def one_by_one(influence: np.ndarray, choice: Choice) -> str | None:
+    """Return how far the influence of groups is from what they promise together; None if the choice adds it up.
+
+    Args:
+        influence: influence of each group. [K].
+        choice: choice of the run.
+    """
+    if choice.value is None or (choice.unspent is None and choice.additive_value is None):
+        return None
+    total = influence[influence > 0].sum()
+    which = "all" if choice.unspent or choice.num_drawn else "the chosen ones"
+    return (
+        f"{str(choice.granularity).capitalize()}s are counted one by one, although many change the outputs alike: "
+        f"their sum would be a loss decrease of {total:,.4g}, but {which} together promise {choice.value:.3g}."
+    )
 
 
 def unit_of(choice: Choice) -> str:

@@ -11,12 +11,13 @@ import numpy as np
 
 from adapeft.config.config import Config
 from adapeft.files.artifact import save_text
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from adapeft.subset.verdict import Verdict
 from cluster.output.folder import RunFolder
 from cluster.output.frontier import frontier_of
 from cluster.output.generations import load_generations
-from cluster.output.measured import measured_of, predicted_decrease, unit_of
+from cluster.output.measured import chosen_of, measured_of, one_by_one, predicted_decrease, unit_of
 from cluster.output.metrics import load_metrics
 from cluster.output.pictures.curves import draw_loss, draw_metric, draw_prediction
 from cluster.output.pictures.estimated import Estimated
@@ -92,23 +93,26 @@ def _pictures(
         draw_metric(metrics),
         None if predicted is None else draw_prediction(metrics, predicted),
         front and draw_frontier(front, unit),
-        draw_chosen(subset),
-        *_of_groups(folder, unit),
+        draw_chosen(subset, chosen_of(folder, subset)),
+        *_of_groups(folder, subset.choice),
         draw_memory(estimated, peaks),
     ]
     return [picture for picture in drawn if picture is not None]
 
 
-def _of_groups(folder: RunFolder, unit: str) -> list[Picture | None]:
+def _of_groups(folder: RunFolder, choice: Choice) -> list[Picture | None]:
     """Return the pictures of influence and slopes, as far as the run has measured them."""
     found = measured_of(folder)
     if found is None:
         return []
     pictures = []
     if found.names is not None:
-        pictures.append(draw_influence(found.names, found.influence, unit))
+        pictures.append(
+            draw_influence(found.names, found.influence, unit_of(choice), one_by_one(found.influence, choice))
+        )
     if found.slopes is not None and found.slope_errors is not None:
-        pictures.append(draw_slopes(found.slopes, found.slope_errors, np.nan_to_num(found.influence)))
+        kind = "tensor" if choice.granularity == "element" else choice.granularity or "group"
+        pictures.append(draw_slopes(found.slopes, found.slope_errors, np.nan_to_num(found.influence), kind))
     return pictures
 
 

@@ -26,7 +26,7 @@ from adapeft.subset.verdict import verdict_of
 from adapeft.tasks.registry import TASKS
 from cluster.events import Report
 from cluster.terminal.progress import watching
-from cluster.units import size_of
+from cluster.units import percent_of, size_of
 
 if TYPE_CHECKING:
     # The terminal exists before torch is imported, because it shows that torch is being imported.
@@ -123,7 +123,7 @@ class Terminal:
         for name, part in subset.parts.items():
             trained[without_block_index(name), part.kind] += part.count
         table = plain_table()
-        table.add_column("chosen")
+        table.add_column("trained" if subset.choice.num_drawn else "chosen")
         table.add_column("as")
         table.add_column("parameters", justify="right")
         table.add_column("share", justify="right")
@@ -212,7 +212,7 @@ class Terminal:
         marks = {"this run": run.budget, "knee": knee, f"{ENOUGH:.0%} of this run": run.enough}
         for budget, value, gap in zip(front.budgets, front.values, front.gaps, strict=True):
             said = ", ".join(name for name, marked in marks.items() if budget == marked)
-            cells = (f"{budget / run.num_total:.3%}", f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", said)
+            cells = (percent_of(budget / run.num_total), f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", said)
             table.add_row(*cells, style="bold" if budget == run.budget else None)
         self.console.print(table)
 

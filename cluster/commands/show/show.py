@@ -13,20 +13,22 @@ from adapeft.deltas.delta import Delta
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import artifact_kind
 from adapeft.sections.paths import is_url
+from adapeft.subset.choice import Choice
 from adapeft.subset.locate import locate
 from adapeft.subset.subset import Subset
 from cluster.commands.show.tables import show_evaluations, show_map, show_slopes
 from cluster.output.folder import RunFolder
 from cluster.output.frontier import frontier_of
 from cluster.output.generations import load_generations
-from cluster.output.measured import measured_of, predicted_decrease
+from cluster.output.measured import chosen_of, measured_of, one_by_one, predicted_decrease
 from cluster.output.metrics import load_metrics
 from cluster.output.mirror import fetched
+from cluster.output.pictures.map import shares_of
 from cluster.terminal.console import Terminal
 from cluster.terminal.generations import show_generations
 from cluster.units import size_of
 
-_CHOSEN = "trained parameters"
+_TRAINED = "trained parameters"
 
 
 def show(place: str, terminal: Terminal) -> None:
@@ -43,7 +45,7 @@ def show(place: str, terminal: Terminal) -> None:
     if kind == "subset":
         subset = Subset.load(path)
         terminal.show_choice(subset)
-        show_map(terminal, _CHOSEN, _counts(subset))
+        show_map(terminal, _TRAINED, _counts(subset))
     elif kind == "delta":
         terminal.show_delta(Delta.load(path), path)
     else:
@@ -66,12 +68,13 @@ def _show_run(folder: RunFolder, terminal: Terminal) -> None:
 
 def _show_choice(folder: RunFolder, subset: Subset, metrics: Mapping[str, Any], terminal: Terminal) -> None:
     terminal.show_choice(subset)
-    show_map(terminal, _CHOSEN, _counts(subset))
+    chosen = chosen_of(folder, subset)
+    is_without_draw = subset.choice.num_drawn and chosen is not None
+    show_map(terminal, "chosen parameters" if is_without_draw else _TRAINED, _counts(chosen or subset))
     measured = measured_of(folder)
     if measured is not None:
         if measured.names is not None:
-            influence = np.nan_to_num(measured.influence).tolist()
-            show_map(terminal, "influence", zip(measured.names, influence, strict=True))
+            _show_influence(terminal, measured.names, np.nan_to_num(measured.influence), subset.choice)
         show_slopes(terminal, measured)
     front = frontier_of(folder, subset)
     if front is not None:
@@ -86,6 +89,15 @@ def _show_choice(folder: RunFolder, subset: Subset, metrics: Mapping[str, Any], 
     peaks = {"measuring": "measuring_peak_memory_bytes", "training": "peak_memory_bytes"}
     used = [f"{stage} {size_of(metrics[key])}" for stage, key in peaks.items() if key in metrics]
     terminal.pairs({**said, "peak": f"{', '.join(used)} of memory per worker"})
+
+
+def _show_influence(terminal: Terminal, names: list[str], influence: np.ndarray, choice: Choice) -> None:
+    reason = one_by_one(influence, choice)
+    if reason is None:
+        show_map(terminal, "influence", zip(names, influence.tolist(), strict=True))
+        return
+    show_map(terminal, "influence", zip(names, shares_of(influence).tolist(), strict=True), "{:.1%}")
+    terminal.note(reason)
 
 
 def _counts(subset: Subset) -> list[tuple[str, float]]:

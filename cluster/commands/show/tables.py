@@ -21,13 +21,14 @@ _BAR = 24
 """Characters of the longest bar."""
 
 
-def show_map(terminal: Terminal, title: str, values: Iterable[tuple[str, float]]) -> None:
+def show_map(terminal: Terminal, title: str, values: Iterable[tuple[str, float]], number: str = "{:,.4g}") -> None:
     """Print the sums of values by role and layer, the darker the larger; nothing if none is positive.
 
     Args:
         terminal: terminal.
         title: what the values are.
         values: name of a parameter and its value.
+        number: format of the sums.
     """
     found = map_of(values, _MOST_ROLES)
     if found is None:
@@ -41,7 +42,7 @@ def show_map(terminal: Terminal, title: str, values: Iterable[tuple[str, float]]
     table.add_column("sum", justify="right")
     largest = float(np.nanmax(found.grid))
     for role, row in zip(found.roles, found.grid, strict=True):
-        table.add_row(role, "".join(_shade(value / largest) for value in row), f"{np.nansum(row):,.4g}")
+        table.add_row(role, "".join(_shade(value / largest) for value in row), number.format(np.nansum(row)))
     if found.num_left_out:
         table.add_row(f"{found.num_left_out} other roles", "", "")
     terminal.console.print(table)
@@ -56,12 +57,14 @@ def show_slopes(terminal: Terminal, groups: MeasuredGroups) -> None:
     influence = np.nan_to_num(groups.influence)
     if groups.names is None or groups.slopes is None or groups.slope_errors is None:
         return
-    table = number_table("most influence", "row", "slope", "± error", "influence")
+    # The slopes of single elements are sums over their tensors.
+    has_rows = bool((groups.indices >= 0).any())
+    table = number_table("most influence", *(["row"] if has_rows else []), "slope", "± error", "influence")
     for index in np.argsort(-influence, kind="stable")[:_MOST_GROUPS]:
         if influence[index] > 0:
-            row = "all" if groups.indices[index] < 0 else str(groups.indices[index])
+            row = ["all" if groups.indices[index] < 0 else str(groups.indices[index])] if has_rows else []
             numbers = (groups.slopes[index], groups.slope_errors[index], influence[index])
-            table.add_row(groups.names[index], row, *("–" if math.isnan(n) else f"{n:.3g}" for n in numbers))
+            table.add_row(groups.names[index], *row, *("–" if math.isnan(n) else f"{n:.3g}" for n in numbers))
     if table.row_count:
         terminal.console.print(table)
 

@@ -7,6 +7,7 @@ import numpy as np
 from adapeft.choose.fewest import ENOUGH
 from cluster.output.frontier import RunFrontier, knee_of
 from cluster.output.pictures.picture import Picture, new_figure, png_of
+from cluster.units import percent_of
 
 
 def draw_frontier(front: RunFrontier, unit: str) -> Picture | None:
@@ -39,7 +40,7 @@ def draw_frontier(front: RunFrontier, unit: str) -> Picture | None:
     axes.legend(frameon=False, labelspacing=0.9)
     caption = (
         f"Sum of the {unit} over the best subset of each budget, on a logarithmic axis of parameters.{said} The knee "
-        f"is at {knee:,} parameters ({knee / front.num_total:.3%} of the model): beyond it, a further parameter adds "
-        "less than the average parameter of the largest budget drawn."
+        f"is at {knee:,} parameters ({percent_of(knee / front.num_total)} of the model): beyond it, a further "
+        "parameter adds less than the average parameter of the largest budget drawn."
     )
     return Picture("frontier", "Frontier", caption, png_of(figure))

@@ -57,3 +57,9 @@ def map_of(values: Iterable[tuple[str, float]], most_roles: int) -> Map | None:
     layers = (*([OUTSIDE] if OUTSIDE in present else []), *range(max(present) + 1))
     grid = np.array([[sums[role].get(layer, np.nan) for layer in layers] for role in roles])
     return Map(roles, layers, grid, len(ranked) - len(roles))
+
+
+def shares_of(values: np.ndarray) -> np.ndarray:
+    """Return values as shares of the sum of those that a map has, the positive ones. [K]."""
+    total = values[values > 0].sum()
+    return values / total if total > 0 else values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import adapeft
-from adapeft.choose.elements import draw_others, filled_by_draw
+from adapeft.choose.elements import draw_others, filled_by_draw, without_draw
 from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
@@ -17,6 +18,7 @@ from adapeft.measure.groups import Groups, ParameterInfo
 from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.methods.options import OPTIONS
+from adapeft.parts.elements import Elements
 from adapeft.ranks import OneRank
 from adapeft.selection.choose import choose
 from tests.support.thread_ranks import on_ranks
@@ -103,6 +105,50 @@ def test_the_rest_of_the_budget_is_drawn_among_the_others():
     assert 0.85 < len(seen) / (5000 - len(chosen)) < 0.91
     spread = np.histogram(sorted(seen), bins=10, range=(0, 5000))[0]
     assert spread.min() > 0.75 * spread.max()
+
+
+@pytest.mark.parametrize("budget", [500, 4000])
+def test_what_was_chosen_is_found_in_the_filled_subset(budget):
+    slopes, curvatures = drawn(2, 5000)
+    given = candidates(slopes, curvatures)
+    subset = choose_elements_jointly(*given, budget, 100.0, OneRank())
+    chosen = set(subset.parts["w"].indices.tolist())
+    for seed in range(20):
+        filled = filled_by_draw(given[0], subset, seed).described(seed=seed)
+        found = without_draw(given[0], filled)
+        assert (found.count, found.choice.unspent, found.choice.num_drawn) == (len(chosen), budget - len(chosen), None)
+        again = filled_by_draw(given[0], found, seed)
+        assert again.parts["w"].indices.tolist() == filled.parts["w"].indices.tolist()
+        # Of neighbors that are both trained, the draw does not tell which was chosen: they are in one unbroken run.
+        trained, known = np.array(filled.parts["w"].indices), np.array(sorted(chosen))
+        run_of = np.cumsum(np.diff(trained, prepend=-2) > 1)
+        runs = [run_of[np.isin(trained, one)] for one in (known, np.array(found.parts["w"].indices))]
+        assert runs[0].tolist() == runs[1].tolist()
+        assert without_draw(given[0], filled.described(seed=seed + 1)) is None
+    assert without_draw(given[0], subset) is subset
+
+
+def test_chosen_elements_are_found_exactly_where_none_of_their_neighbors_is_drawn():
+    slopes, curvatures = drawn(2, 50_000)
+    given = candidates(slopes, curvatures)
+    subset = choose_elements_jointly(*given, 60, 1000.0, OneRank())
+    chosen = subset.parts["w"].indices
+    filled = filled_by_draw(given[0], subset, 3).described(seed=3)
+    others = set(filled.parts["w"].indices.tolist()) - set(chosen.tolist())
+    assert others
+    assert not others & {place + step for place in chosen.tolist() for step in (-1, 1)}
+    assert without_draw(given[0], filled).parts["w"].indices.tolist() == chosen.tolist()
+
+
+def test_another_subset_has_no_known_draw():
+    slopes, curvatures = drawn(2, 5000)
+    given = candidates(slopes, curvatures)
+    filled = filled_by_draw(given[0], choose_elements_jointly(*given, 500, 100.0, OneRank()), 0)
+    moved = Elements((5000,), (filled.parts["w"].indices + 1) % 5000)
+    for parts in ({"w": moved}, {"v": filled.parts["w"]}, {"w": Elements((6000,), filled.parts["w"].indices)}):
+        assert without_draw(given[0], replace(filled, parts=parts)) is None
+    for num_drawn in (501, 10**9, 1):
+        assert without_draw(given[0], filled.described(num_drawn=num_drawn)) is None
 
 
 def test_draws_reach_exactly_the_elements_that_were_not_chosen():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from adapeft.config.write import to_yaml
 from adapeft.tasks.generation import Generation
 from cluster.output.generations import save_generations
-from tests.cluster.output.test_report import write_run
+from tests.cluster.output.test_report import write_element_run, write_run
 
 
 def line_of(text, start):
@@ -45,6 +47,29 @@ def test_a_run(command, tmp_path):
     assert "training 800.0 MiB of memory per worker" in shown
     assert line_of(shown, "before")[1:] == ["five"]
     assert line_of(shown, "after")[1:] == ["four"]
+
+
+def test_a_run_of_elements(command, tmp_path):
+    folder, config, chosen, total = write_element_run(tmp_path / "run")
+    folder.config.write_text(to_yaml(config))
+    status, shown, errors = command("show", folder.path)
+    assert status == 0, errors
+    head, rest = shown.split("chosen parameters by role")
+    map_of_chosen, rest = rest.split("influence by role")
+    influence, rest = rest.split("most influence")
+    slopes = rest.split("budget")[0]
+    assert line_of(head, "trained") == ["trained", "as", "parameters", "share"]
+    assert line_of(head, "drawn")[1] == str(20 - chosen.count)
+    roles = [line.split() for line in map_of_chosen.splitlines()]
+    assert sum(int(words[-1]) for words in roles if words and words[0].endswith("weight")) == chosen.count
+    shares = [float(word.removesuffix("%")) for word in influence.split() if word.endswith("%")]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert f"their sum would be a loss decrease of {total:,.4g}, but all together promise" in " ".join(
+        influence.split()
+    )
+    assert slopes.split("\n")[0].split() == ["slope", "±", "error", "influence"]
+    name, slope, error, _ = line_of(slopes, "model.embed.weight")
+    assert (name, float(slope) / float(error)) == ("model.embed.weight", pytest.approx(4, rel=0.02))
 
 
 def test_a_run_that_has_not_trained_or_measured(command, tmp_path):

@@ -11,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from adapeft.choose.elements import filled_by_draw
 from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.config.experiments import Trials
 from adapeft.config.load import parse_config
 from adapeft.measure.groups import Groups
 from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard
-from adapeft.measure.storage import save_elements, save_groups
+from adapeft.measure.storage import TABLE, save_elements, save_groups
+from adapeft.methods.registry import get_method
 from adapeft.model.structure import ParameterInfo
 from adapeft.parts.rows import Rows
 from adapeft.ranks import OneRank
@@ -28,10 +30,10 @@ from cluster.output import frontier
 from cluster.output.folder import RunFolder
 from cluster.output.frontier import knee_of
 from cluster.output.generations import save_generations
-from cluster.output.measured import predicted_decrease
+from cluster.output.measured import chosen_of, one_by_one, predicted_decrease
 from cluster.output.metrics import load_metrics
 from cluster.output.pictures.estimated import Estimated
-from cluster.output.pictures.map import place_of
+from cluster.output.pictures.map import place_of, shares_of
 from cluster.output.report import write_report, write_validation_report
 from cluster.output.validation import load_validation, save_validation
 from solver import Frontier
@@ -119,6 +121,35 @@ def write_run(path, *, measured=True, method="adapeft", task="sequence-classific
     return folder, config
 
 
+def write_element_run(path, budget=20, reach=10.0):
+    """Write the artifacts of a run that filled a joint choice of single elements up with a draw, as is the default."""
+    folder, config = write_run(path, always=0)
+    draw = torch.Generator().manual_seed(0)
+    groups = Groups(WEIGHTS, "element", 200)
+    scales = (1.0, 0.1, 0.1)
+    elements = tuple(
+        ElementShard(
+            Slice(index, 0, info.count),
+            {name: scale * torch.rand(info.count, generator=draw) for name in ("slope", "curvature")},
+        )
+        for index, (info, scale) in enumerate(zip(WEIGHTS, scales, strict=True))
+    )
+    sums = {name: np.array([float(shard.sums()[name]) for shard in elements]) for name in ("slope", "curvature")}
+    values = get_method("adapeft").values(sums, reach)
+    save_groups(path, groups, {**sums, "slope_error": sums["slope"] / 4}, {}, influence=values)
+    save_elements(path, elements, OneRank())
+    chosen = choose_elements_jointly(groups, elements, budget, reach, OneRank())
+    filled = filled_by_draw(groups, chosen, 3).described(
+        method="adapeft", granularity="element", budget=budget, reach=reach, num_total=200, seed=3
+    )
+    filled.save(folder.subset)
+    metrics = json.loads(folder.metrics.read_text())
+    metrics["choice"] = {"method": "adapeft", "granularity": "element", "value": chosen.choice.value}
+    metrics["trainable_parameters"] = budget
+    folder.metrics.write_text(json.dumps(metrics))
+    return folder, config, chosen, float(values.sum())
+
+
 ESTIMATED = {"training": Estimated({"weights": 100 * 2**20, "optimizer": 0, "process": 700 * 2**20}, is_bound=True)}
 
 
@@ -187,6 +218,47 @@ def test_what_a_run_has_not_measured_is_left_out(tmp_path):
     assert {path.stem for path in folder.pictures.iterdir()} == ALWAYS
     assert "influence" not in page.texts
     assert not page.all("h3")
+
+
+def test_a_run_of_elements_shows_what_was_chosen_without_the_draw(tmp_path):
+    folder, config, chosen, total = write_element_run(tmp_path)
+    subset = Subset.load(folder.subset)
+    assert 0 < chosen.count < subset.count == 20
+    found = chosen_of(folder, subset)
+    assert {name: part.count for name, part in found.parts.items()} == {
+        name: part.count for name, part in chosen.parts.items()
+    }
+    write_report(folder, config, ESTIMATED)
+    page = Page(folder.report.read_text(encoding="utf-8"))
+    assert set(names_of(page)) == ALWAYS | MEASURED | {"memory", "prediction"}
+    shown = " ".join(page.texts)
+    assert f"{chosen.count} parameters were chosen, and {20 - chosen.count} drawn at random" in shown
+    assert "not shown" in shown
+    said = f"their sum would be a loss decrease of {total:,.4g}, but all together promise {chosen.choice.value:.3g}."
+    assert f"Elements are counted one by one, although many change the outputs alike: {said}" in shown
+    assert "for the 3 tensors with the most influence of 3" in shown
+
+
+def test_a_draw_that_is_unknown_is_shown_with_the_choice(tmp_path):
+    folder, config, chosen, _ = write_element_run(tmp_path)
+    (tmp_path / TABLE).unlink()  # as of a run that trains a saved subset
+    assert chosen_of(folder, Subset.load(folder.subset)) is None
+    write_report(folder, config, {})
+    page = Page(folder.report.read_text(encoding="utf-8"))
+    assert set(names_of(page)) == ALWAYS | {"prediction"}
+    shown = " ".join(page.texts)
+    said = f"{chosen.count} parameters were chosen, and {20 - chosen.count} drawn at random"
+    assert f"{said} among all others; both are counted." in shown
+
+
+def test_influence_that_adds_up_is_shown_as_it_is(tmp_path):
+    values = np.array([0.5, -1.0, 0.25])
+    assert one_by_one(values, Choice(granularity="row", value=0.3)) is None
+    assert one_by_one(values, Choice(granularity="element", value=0.3)) is None
+    jointly = one_by_one(values, Choice(granularity="row", value=0.3, additive_value=0.6))
+    assert jointly.startswith("Rows are counted one by one")
+    assert "sum would be a loss decrease of 0.75, but the chosen ones together promise 0.3." in jointly
+    assert shares_of(values).tolist() == pytest.approx([2 / 3, -4 / 3, 1 / 3])
 
 
 def test_the_predicted_decrease_is_compared_where_nothing_else_is_trained(tmp_path):
