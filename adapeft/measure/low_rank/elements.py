@@ -27,6 +27,7 @@ from adapeft.measure.exact.elementwise import mean_gradient, shrinkage_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.low_rank.moments import (
+    MatrixMoments,
     Moments,
     MomentSums,
     basis_of,
@@ -108,8 +109,7 @@ def measure_elements_of_low_rank(
     Args:
         passes: passes through the windows of the direction.
         direction: result of ``measure_direction_of_elements``.
-        shrinkage: as in ``measure_elements``, for candidates without a window. Factored moments are means over whole
-            rows and columns, whose noise is small.
+        shrinkage: as in ``measure_elements``.
     """
     shards, half_b = _seen(passes), passes.calibration.half_b
     gradients, others, fisher = gradient_and_fisher(passes)
@@ -120,9 +120,9 @@ def measure_elements_of_low_rank(
     elements: list[ElementShard] = list(_of_the_others(shards, direction.others, others, fisher))
     for candidate, moments in fisher.of_matrices.items():
         info, step, gradient = groups.parameters[candidate], direction.products[candidate], gradients[candidate]
-        total = moments.columns.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        factors = dict(zip(OF_ROWS, (step.rows, gradient.rows, moments.rows / total), strict=True))
-        factors |= zip(OF_COLUMNS, (step.columns, gradient.columns, moments.columns), strict=True)
+        diagonal = _fisher_diagonal(moments, len(half_b) if shrinkage else None)
+        factors = dict(zip(OF_ROWS, (step.rows, gradient.rows, diagonal.rows), strict=True))
+        factors |= zip(OF_COLUMNS, (step.columns, gradient.columns, diagonal.columns), strict=True)
         for expert, start, stop in _ranges(info, shards.ranks.rank, shards.ranks.world_size):
             elements.append(_shard(candidate, info, expert, start, stop, factors))
     return Statistics(groups, _sums(groups, elements, shards), tuple(elements))
@@ -190,6 +190,26 @@ def _products(shards: SeenShards, seen: Sequence[Tensor]) -> dict[int, Product]:
         rest = of_columns - v @ (of_rows.mT @ u)
         products[candidate] = Product(torch.cat([of_rows, u], -1), torch.cat([v, rest], -1))
     return products
+
+
+def _fisher_diagonal(moments: MatrixMoments, num_draws: int | None) -> Product:
+    r"""Return Adafactor's second moments :math:`r_i c_j / s`, shrunk towards their mean if ``num_draws`` is given.
+
+    Moments of rows and columns hardly have the noise of single draws for which ``shrinkage_of`` is derived, but the
+    product of both is as far from an element's own. Unshrunk, dead coordinates win the joint choice: on SmolLM2 it took
+    42,472 elements in 264 rows of rare tokens and had 0.3 % of the joint influence of the exact choice, which takes 186
+    (five of its 31 layers, by exact statistics); shrunk it takes 224 and has 36 %.
+    """
+    rows, columns = moments.rows.double(), moments.columns.double()
+    rows = rows / columns.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    mean = rows.mean(-1) * columns.mean(-1)
+    share = torch.zeros_like(mean)
+    if num_draws is not None:
+        share = shrinkage_of(mean, rows.square().mean(-1) * columns.square().mean(-1), num_draws)
+    kept, evened = (1 - share)[..., None] * rows, (share * mean)[..., None].expand_as(rows)
+    return Product(
+        torch.stack([kept, evened], -1).float(), torch.stack([columns, torch.ones_like(columns)], -1).float()
+    )
 
 
 def _of_the_others(

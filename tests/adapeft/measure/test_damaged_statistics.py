@@ -59,7 +59,7 @@ def elements(tmp_path) -> Path:
     groups = Groups(PARAMETERS, "element", 99, ("head",), ("head",), "abc")
     save_groups(tmp_path / "run", groups, {"slope": np.ones(2)}, {"model.name": "x"})
     sizes = {name: (2, 3) for name in OF_ROWS[:2]} | {name: (4, 3) for name in OF_COLUMNS[:2]}
-    sizes |= {"moment_rows": (2,), "moment_columns": (4,)}
+    sizes |= {"moment_rows": (2, 2), "moment_columns": (4, 2)}
     factored = FactoredShard(Slice(0, 0, 8), {name: torch.rand(size) for name, size in sizes.items()}, False)
     pieces = [Slice(0, 8, 4), Slice(1, 0, 5)]
     dense = tuple(ElementShard(piece, {"slope": torch.rand(piece.length)}) for piece in pieces)

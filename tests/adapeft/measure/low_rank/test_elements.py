@@ -15,6 +15,7 @@ from adapeft.choose.elements import choose_elements
 from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.choose.scores import Scores
 from adapeft.errors import AdapeftError
+from adapeft.measure.exact.elementwise import shrinkage_of
 from adapeft.measure.influence import influence
 from adapeft.measure.low_rank import elements as elements_of_low_rank
 from adapeft.measure.low_rank.elements import (
@@ -99,6 +100,16 @@ def test_the_sums_of_factors_are_those_of_their_elements(statistics):
         np.testing.assert_allclose(statistics.columns[name], expected, rtol=1e-5, atol=1e-6 * scale)
 
 
+def diagonal_of(found: Measured, index: int) -> Tensor:
+    """Return the diagonal of the Fisher matrix of a candidate with windows, [out, in]."""
+    shards = [shard for shard in found.statistics.elements if shard.slice.parameter == index]
+    pieces = []
+    for shard in sorted(shards, key=lambda shard: shard.slice.start):
+        piece = (shard.tensors["moment_rows"] @ shard.tensors["moment_columns"].t()).double()
+        pieces.append((piece.t() if shard.is_transposed else piece).flatten())
+    return oriented(found.statistics.groups.parameters[index], torch.cat(pieces))
+
+
 @pytest.mark.parametrize("kind", ["adam", "gradient"])
 def test_slopes_are_those_of_the_gradient_seen_from_both_sides(model, kind):
     batches = make_batches(model, num_batches=7)
@@ -152,6 +163,20 @@ def test_the_direction_is_adams_with_factored_moments(model, monkeypatch):
         curvature = fisher * found.dense[index] ** 2
         atol = 1e-5 * float(curvature.max()) + 1e-12
         torch.testing.assert_close(column_of(found, index, "curvature"), curvature, rtol=1e-3, atol=atol)
+
+
+def test_curvatures_are_shrunk_towards_the_mean_of_their_matrix(model):
+    plain, shrunk = (measured_elements(model, shrinkage=shrinkage) for shrinkage in (False, True))
+    draws, shares = len(plain.passes.calibration.half_b), []
+    for index in plain.bases:
+        steps, diagonal = plain.dense[index].square(), diagonal_of(plain, index)
+        mean, square = diagonal.mean((-2, -1), keepdim=True), diagonal.square().mean((-2, -1), keepdim=True)
+        share = shrinkage_of(mean, square, draws)
+        shares.append(float(share.min()))
+        expected = ((1 - share) * diagonal + share * mean) * steps
+        atol = 1e-5 * float(expected.max())
+        torch.testing.assert_close(column_of(shrunk, index, "curvature"), expected, rtol=1e-3, atol=atol)
+    assert 0 < min(shares) < 1
 
 
 def test_moments_at_sampled_labels_are_those_of_the_fisher_diagonal(model):
