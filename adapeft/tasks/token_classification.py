@@ -111,9 +111,12 @@ class TokenClassification(Task[TokenClassificationData]):
 
 
 class TagMetrics(Metrics):
-    """Metrics of tags; those of entities, as in CoNLL, exist if the tags are named by the scheme B-X, I-X, O.
+    """Metrics of tags; those of entities exist if all are O or named by a scheme of entities.
 
-    An entity counts if its type, its first and its last word are predicted. Computed by seqeval.
+    The schemes are B-X, I-X (IOB), also with E-X or L-X for the last word and S-X or U-X for a single one (IOE, IOBES,
+    BILOU), and with M-X for an inner one (BMES). An entity counts if its type, its first and its last word are
+    predicted. Computed by seqeval in its default mode, that of conlleval, which also reads predictions that are invalid
+    in the scheme.
     """
 
     of = "token-classification"
@@ -124,7 +127,9 @@ class TagMetrics(Metrics):
     @property
     def has_entities(self) -> bool:
         """Whether the tags are those of entities."""
-        return self.names is not None and all(name == "O" or name[:2] in _PREFIXES for name in self.names)
+        return self.names is not None and all(
+            name == "O" or (name[:1] in _PREFIXES and name[1:2] == "-") for name in self.names
+        )
 
     @property
     def higher_is_better(self) -> Mapping[str, bool]:  # type: ignore[override]
@@ -166,12 +171,14 @@ class TagMetrics(Metrics):
             if number < 0:
                 examples.append([])
             else:
-                examples[-1].append(self.names[number])
+                name = self.names[number]
+                examples[-1].append(name if name == "O" else _PREFIXES[name[0]] + name[1:])
         return examples[:-1]
 
 
 _OF_ENTITIES = ("entity_f1", "entity_precision", "entity_recall")
-_PREFIXES = ("B-", "I-")
+_PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
+"""Prefix of a tag → that of IOBES, which the default mode of seqeval reads; it takes others for names of types."""
 
 
 def _check(rows: datasets.Dataset, split: str, data: TokenClassificationData) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datasets
 import pytest
 import torch
+from seqeval.metrics import f1_score, precision_score, recall_score
+from seqeval.scheme import BILOU, IOB2, IOBES, IOE2
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -115,6 +117,33 @@ def test_entities_count_with_type_and_both_ends():
     assert scores["entity_recall"] == pytest.approx(1 / 3)
     assert scores["entity_f1"] == pytest.approx(2 / 5)
     assert scores["accuracy"] == pytest.approx(4 / 7)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "forms"),
+    [(IOB2, "BIIB"), (IOE2, "IIEE"), (IOBES, "BIES"), (BILOU, "BILU"), (IOBES, "BMES")],
+)
+def test_every_scheme_of_entities_has_the_strict_scores_of_seqeval(scheme, forms):
+    """Where predictions are valid in the scheme. BMES is IOBES with another letter, which seqeval does not know.
+
+    Args:
+        forms: prefixes of the first, an inner and the last word of an entity, and of a single one.
+    """
+    first, inner, last, single = forms
+    names = sorted({"O", *(f"{form}-{kind}" for form in forms for kind in ("LOC", "PER"))})
+    expected = [
+        [f"{first}-PER", f"{inner}-PER", f"{last}-PER", f"{single}-LOC", f"{single}-LOC", "O"],
+        [f"{first}-LOC", f"{last}-LOC"],
+    ]
+    found = [
+        [f"{first}-PER", f"{last}-PER", "O", f"{single}-LOC", "O", f"{single}-PER"],
+        [f"{first}-LOC", f"{last}-LOC"],
+    ]
+    scores = scored(names, *([[names.index(tag) for tag in one] for one in given] for given in (expected, found)))
+    expected, found = ([[tag.replace("M-", "I-") for tag in one] for one in given] for given in (expected, found))
+    for name, score in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
+        assert scores[f"entity_{name}"] == pytest.approx(score(expected, found, mode="strict", scheme=scheme))
+        assert scores[f"entity_{name}"] == pytest.approx(1 / 2)
 
 
 def test_an_entity_does_not_continue_in_the_next_example():
