@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 
 import pytest
@@ -13,12 +14,15 @@ from huggingface_hub import HfFileSystem, ModelCard, constants
 from transformers import AutoModelForSequenceClassification
 
 from adapeft import Delta
+from adapeft.config.load import load_config
 from adapeft.config.write import to_yaml
 from adapeft.model.fingerprint import fingerprint_model
 from adapeft.parts.change import Change
 from adapeft.parts.rows import Rows
 from adapeft.subset.store import hash_of
-from tests.cluster.output.test_report import write_run
+from cluster.output.folder import RunFolder
+from cluster.output.report import write_report
+from tests.cluster.output.test_report import ESTIMATED, write_run
 from tests.support.checkpoints import write_classifier
 from tests.support.hub import TOKEN, Repo, serving
 
@@ -102,6 +106,22 @@ def test_a_run_is_pushed_in_one_commit_and_its_card_loads_it(command, hub, train
     assert done.returncode == 0, done.stderr
     merged = AutoModelForSequenceClassification.from_pretrained("merged").state_dict()
     assert all(torch.equal(merged[name], value) for name, value in expected.state_dict().items())
+
+
+def test_pictures_are_pushed_and_shown_in_the_card(command, hub, trained, tmp_path):
+    """The report quotes generated answers, and stays."""
+    folder = RunFolder(shutil.copytree(trained[0].path, tmp_path / "run"))
+    write_report(folder, load_config(folder.config), ESTIMATED)
+    assert folder.report.is_file()
+    pictures = {path.name: path.read_bytes() for path in folder.pictures.iterdir() if path.suffix == ".png"}
+    assert pictures
+    done = command("push", folder.path, "me/tiny")
+    assert done.returncode == 0, done.stderr
+    files = files_of(hub)
+    assert set(files) == UPLOADED | {f"pictures/{name}" for name in pictures}
+    shown = re.findall(r"!\[.*?\]\((.*?)\)", card_of(hub).text)
+    assert sorted(shown) == sorted(f"pictures/{name}" for name in pictures)
+    assert all(files[f"pictures/{name}"] == content for name, content in pictures.items())
 
 
 def test_the_same_delta_may_be_pushed_again_but_nothing_else(command, hub, trained):

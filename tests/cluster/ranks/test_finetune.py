@@ -88,6 +88,20 @@ def test_training_stops_when_the_metric_no_longer_improves(config, tmp_path):
         assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-6"]
 
 
+def test_training_stops_by_the_task_s_own_metric(config, tmp_path):
+    """The loss on the training data improves at every evaluation, and accuracy, which the config names, at none."""
+    slow = ("learning_rate=1e-4", "head_learning_rate=1e-4", "metric=accuracy", "eval_steps=2", "save_steps=12")
+    output = tmp_path / "run"
+    options = (*OVERRIDES, *slow, "early_stopping_patience=2", f"output={output}", "zero_stage=0")
+    seen = f"data.evaluation={load_config(config).data.train}"
+    torchrun(1, "tests.on_ranks.finetune", 0, config, *options, seen)
+    result = json.loads((output / "result.json").read_text())
+    losses, accuracies = zip(*((entry["loss"], entry["accuracy"]) for entry in result["history"]), strict=True)
+    assert losses[0] > losses[1] > losses[2]
+    assert len(set(accuracies)) == 1
+    assert (result["best_step"], result["stopped_step"], result["num_steps"]) == (2, 6, 12)
+
+
 def test_offloaded_weights_give_the_same_results(config, tmp_path):
     def results(offload, *options):
         output = tmp_path / offload
