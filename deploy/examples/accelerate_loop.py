@@ -4,6 +4,8 @@ accelerate launch deploy/examples/accelerate_loop.py MODEL texts.jsonl delta.saf
 accelerate launch --use_deepspeed --zero_stage 2 deploy/examples/accelerate_loop.py MODEL texts.jsonl delta.safetensors
 
 MODEL: folder or hub name of a causal language model; texts.jsonl: lines with `text`. Needs `pip install accelerate`.
+Tested on CPUs: one process, two, and ZeRO-2. FSDP2, which accelerate enables on accelerators only, is not tested here
+(torch's own `fully_shard` is, on two CPU ranks with gloo).
 Each epoch ends with a checkpoint in delta.safetensors.states that holds no frozen weights; the same command resumes
 from the newest one.
 """
