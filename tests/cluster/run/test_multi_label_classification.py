@@ -6,8 +6,13 @@ import random
 from functools import partial
 
 import pytest
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
 
-from tests.support.checkpoints import COLOURS, FILLING, WITHOUT_DROPOUT, write_bert, write_lines
+import adapeft as library
+from tests.support.checkpoints import COLOURS, FILLING, WITHOUT_DROPOUT, adapeft, write_bert, write_lines
 from tests.support.stages import check_stages, run_locally
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
@@ -38,9 +43,33 @@ def run(folder, output, *overrides):
     return run_locally("deploy/configs/go-emotions.yaml", output, *fixed, *overrides)
 
 
-def test_labels_are_learned(folder, tmp_path):
+def test_labels_are_learned_and_the_delta_reaches_peft(folder, tmp_path):
     metrics = run(folder, tmp_path / "run", "train.epochs=6", "cluster.workers=1", "zero_stage=0")
     assert metrics["after"]["micro_f1"] > metrics["before"]["micro_f1"] + 0.2
+    base, delta, peft = folder / "base", tmp_path / "run" / "delta.safetensors", tmp_path / "peft"
+    exported = adapeft("export", delta, "--to", "peft", "--model", base, "--out", peft)
+    assert exported.returncode == 0, exported.stderr
+
+    def make():
+        torch.manual_seed(0)
+        kind = {"num_labels": 3, "problem_type": "multi_label_classification"}
+        return AutoModelForSequenceClassification.from_pretrained(base, **kind).eval()
+
+    applied = make()
+    library.Delta.load(delta).apply(applied)
+    loaded = PeftModel.from_pretrained(make(), peft).eval()
+    assert loaded.active_peft_config.task_type == "SEQ_CLS"
+    ids, labels = torch.arange(4, 16)[None], torch.tensor([[1.0, 0.0, 1.0]])
+    expected, found = (model(input_ids=ids, labels=labels) for model in (applied, loaded))
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.loss, F.binary_cross_entropy_with_logits(expected.logits, labels))
+    assert not torch.allclose(make()(input_ids=ids).logits, expected.logits, atol=0.1)
+
+    library.merge(library.Delta.load(delta), str(base), tmp_path / "merged")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    assert merged.config.problem_type == "multi_label_classification"
+    assert sorted(merged.config.id2label.values()) == sorted(COLOURS)
+    torch.testing.assert_close(merged(input_ids=ids).logits, expected.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_every_stage_trains_the_same(folder, tmp_path):
