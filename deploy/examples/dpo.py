@@ -1,12 +1,16 @@
-"""DPO with TRL on an attached model; the reference is the policy at the start, without a second copy of the model.
+"""DPO with TRL on an attached model, whose reference is the policy at the start.
 
 python deploy/examples/dpo.py MODEL pairs.jsonl delta.safetensors
+python deploy/examples/dpo.py --reference disk MODEL pairs.jsonl delta.safetensors
+
+The log probabilities of the reference are computed once, before the first step, without a second copy of the model; or
+in every step by a second model that is loaded from MODEL, which may be any other.
 
 MODEL: folder or hub name of a causal language model; pairs.jsonl: lines with `prompt`, `chosen` and `rejected`. Needs
 `pip install 'adapeft[trl]'`.
 """
 
-import sys
+import argparse
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +43,7 @@ def preference_loss(
     return F.binary_cross_entropy_with_logits(margins, preferred, reduction="none")
 
 
-def main(name: str, pairs: str, out: str) -> None:
+def main(name: str, pairs: str, out: str, reference: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(name)
     data = load_dataset("json", data_files=pairs, split="train")
@@ -57,20 +61,22 @@ def main(name: str, pairs: str, out: str) -> None:
     batches = [collate(rows[start : start + 4]) for start in range(0, len(rows), 4)]
     adapeft.attach(model, adapeft.select(model, batches, loss=preference_loss, budget="1%"))
 
-    # The log probabilities of the starting policy are computed once, before the first step.
+    from_disk = None
+    if reference == "disk":
+        from_disk = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     options = DPOConfig(
         output_dir=f"{out}.trainer",
         max_steps=10,
         per_device_train_batch_size=4,
         learning_rate=1e-2,
         beta=BETA,
-        precompute_ref_log_probs=True,
+        precompute_ref_log_probs=reference == "start",
         save_strategy="no",
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
         bf16=False,
     )
-    trainer = DPOTrainer(model, args=options, train_dataset=data, processing_class=tokenizer)
+    trainer = DPOTrainer(model, from_disk, args=options, train_dataset=data, processing_class=tokenizer)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     print("losses", *losses)
@@ -78,4 +84,8 @@ def main(name: str, pairs: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--reference", choices=["start", "disk"], default="start")
+    for argument in ("name", "pairs", "out"):
+        parser.add_argument(argument)
+    main(**vars(parser.parse_args()))

@@ -46,6 +46,10 @@ def main(name: str, pairs: str, out: str) -> None:
     trainer = SFTTrainer(model, args=options, train_dataset=data, processing_class=tokenizer)
     trainer.train()
     print("losses", *(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
+    asked = tokenizer(data[0]["prompt"], return_tensors="pt").to(model.device)
+    model.eval()
+    said = model.generate(**asked, max_new_tokens=16, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    print("generated", tokenizer.decode(said, skip_special_tokens=True))
     adapeft.delta(model).save(out)
 
 

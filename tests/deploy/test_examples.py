@@ -20,7 +20,7 @@ from tests.support.chats import make_tokenizer
 ROOT = Path(__file__).parents[2]
 
 
-def run(example: str, *arguments: Path, launcher: Sequence[str] = ()) -> str:
+def run(example: str, *arguments: Path | str, launcher: Sequence[str] = ()) -> str:
     """Run an example in a process of its own, offline, and return what it prints.
 
     Args:
@@ -64,22 +64,28 @@ def make_model(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_dpo(tmp_path):
+    """The reference of both is the base, which the policy is at the start."""
     pairs = [{"prompt": f"{n} and {n}", "chosen": " yes", "rejected": " no"} for n in range(16)]
-    out = tmp_path / "delta.safetensors"
-    printed = run("dpo.py", make_model(tmp_path / "model"), write(tmp_path / "pairs.jsonl", pairs), out)
-    losses = numbers(printed, "losses")
-    assert losses[-1] < 0.693, "log 2: the preferred answers are no likelier than at the start"
-    assert adapeft.Delta.load(out).changes
+    files = make_model(tmp_path / "model"), write(tmp_path / "pairs.jsonl", pairs)
+    found = {}
+    for reference in ("start", "disk"):
+        out = tmp_path / f"{reference}.safetensors"
+        found[reference] = numbers(run("dpo.py", "--reference", reference, *files, out), "losses")
+        assert found[reference][-1] < 0.693, "log 2: the preferred answers are no likelier than at the start"
+        assert adapeft.Delta.load(out).changes
+    assert found["disk"] == pytest.approx(found["start"], rel=1e-4)
 
 
 @pytest.mark.slow
 def test_sft(tmp_path):
-    pairs = [{"prompt": f"{n} and {n}", "completion": " yes"} for n in range(16)]
+    pairs = [{"prompt": f"{n} and {n}", "completion": "aaaa"} for n in range(16)]
     out = tmp_path / "delta.safetensors"
     printed = run("sft.py", make_model(tmp_path / "model"), write(tmp_path / "pairs.jsonl", pairs), out)
     losses = numbers(printed, "losses")
     assert len(losses) == 10
     assert losses[-1] < losses[0]
+    (generated,) = (line for line in printed.splitlines() if line.startswith("generated "))
+    assert generated.startswith("generated aaaa"), "ten steps teach a letter, not when to stop"
     assert adapeft.Delta.load(out).changes
 
 
