@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapeft.measure.batch_slopes import standard_errors
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards.shards import Shards, Slice
@@ -46,13 +47,10 @@ def measure_projections(
     The projections of ``more`` follow those of the groups.
     """
     true, sampled, num_predictions = _project(passes, groups, direction, more)
-    mean = np.average(true, axis=0, weights=num_predictions)
-    spread = np.average((true - mean) ** 2, axis=0, weights=num_predictions)
-    degrees = len(num_predictions) - 1
     scaled = (sampled * np.sqrt(num_predictions / len(num_predictions))[:, None]).T
     return {
-        "slope": mean,
-        "slope_error": np.sqrt(spread / degrees) if degrees > 0 else np.full_like(mean, np.nan),
+        "slope": np.average(true, axis=0, weights=num_predictions),
+        "slope_error": standard_errors(true, num_predictions),
         "curvature": (scaled**2).sum(axis=1),
         "projections": scaled.astype(np.float32),
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from adapeft.measure.batch_slopes import BatchSlopes
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
 from adapeft.measure.projections import sum_over_groups
@@ -20,13 +22,13 @@ def measure_elements(passes: Passes, groups: Groups, direction: list[Tensor], *,
     r"""Measure :math:`b_i = \bar g_i d_i` and :math:`A_i = \hat h_i d_i^2` of every element over half B.
 
     :math:`\hat h_i = T\,\overline{\tilde g_i^2}` at sampled labels is the diagonal of the Fisher matrix. The columns of
-    the groups are sums over each tensor.
+    the groups are sums over each tensor, with the standard error ``slope_error`` of the slope.
     """
-    shards = passes.shards
-    gradient = mean_gradient(passes, "slope", passes.calibration.half_b)
-    fisher = [torch.zeros(piece.length, device=shards.device) for piece in shards.slices]
-    half_b = passes.calibration.half_b
+    shards, half_b = passes.shards, passes.calibration.half_b
     num_batches = len(half_b)
+    slopes = BatchSlopes(shards, groups, direction, num_batches)
+    gradient = mean_gradient(passes, "slope", half_b, slopes)
+    fisher = [torch.zeros(piece.length, device=shards.device) for piece in shards.slices]
 
     def add_square(place: int, draw: Tensor, num_predictions: int) -> None:
         fisher[place].addcmul_(draw, draw, value=num_predictions / num_batches)
@@ -38,7 +40,8 @@ def measure_elements(passes: Passes, groups: Groups, direction: list[Tensor], *,
     for slope, curvature, along in zip(gradient, fisher, direction, strict=True):
         slope.mul_(along)
         curvature.mul_(along).mul_(along)
-    return element_statistics(shards, groups, {"slope": gradient, "curvature": fisher})
+    found = element_statistics(shards, groups, {"slope": gradient, "curvature": fisher})
+    return replace(found, columns={**found.columns, "slope_error": slopes.errors()})
 
 
 def element_statistics(shards: Shards, groups: Groups, scores: dict[str, list[Tensor]]) -> Statistics:
@@ -70,16 +73,26 @@ def mean_square_gradient(passes: Passes, name: str) -> list[Tensor]:
     return mean
 
 
-def mean_gradient(passes: Passes, name: str, batches: Sequence[np.ndarray]) -> list[Tensor]:
-    """Return the gradient of the mean loss over all predictions of ``batches``, float32, aligned with the slices."""
+def mean_gradient(
+    passes: Passes, name: str, batches: Sequence[np.ndarray], slopes: BatchSlopes | None = None
+) -> list[Tensor]:
+    """Return the gradient of the mean loss over all predictions of ``batches``, float32, aligned with the slices.
+
+    ``slopes`` gets those of every batch.
+    """
     mean = [torch.zeros(piece.length, device=passes.shards.device) for piece in passes.shards.slices]
     weight = torch.zeros(1, dtype=torch.float64)
 
     def add(place: int, gradient: Tensor, num_predictions: int) -> None:
         mean[place].add_(gradient, alpha=num_predictions)
+        if slopes is not None:
+            slopes.add(place, gradient)
 
-    for num_predictions in passes.fold(name, batches, [*mean, weight], add, is_linear=True):
+    sums = [*mean, weight, *(slopes.sums if slopes is not None else [])]
+    for num_predictions in passes.fold(name, batches, sums, add, is_linear=True):
         weight += num_predictions
+        if slopes is not None:
+            slopes.finish(num_predictions)
     return [total.div_(weight.item()) for total in mean]
 
 

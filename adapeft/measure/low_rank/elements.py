@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapeft.measure.batch_slopes import BatchSlopes
 from adapeft.measure.direction import NOISE
 from adapeft.measure.exact.elementwise import mean_gradient, shrinkage_of
 from adapeft.measure.groups import Groups
@@ -112,7 +113,8 @@ def measure_elements_of_low_rank(
         shrinkage: as in ``measure_elements``.
     """
     shards, half_b = _seen(passes), passes.calibration.half_b
-    gradients, others, fisher = gradient_and_fisher(passes)
+    slopes = _batch_slopes(shards, groups, direction, len(half_b))
+    gradients, others, fisher = gradient_and_fisher(passes, slopes)
     if shrinkage:
         for squares in fisher.squares.values():
             share = shrinkage_of(squares.double().mean(), squares.double().square().mean(), len(half_b))
@@ -125,7 +127,34 @@ def measure_elements_of_low_rank(
         factors |= zip(OF_COLUMNS, (step.columns, gradient.columns, diagonal.columns), strict=True)
         for expert, start, stop in _ranges(info, shards.ranks.rank, shards.ranks.world_size):
             elements.append(_shard(candidate, info, expert, start, stop, factors))
-    return Statistics(groups, _sums(groups, elements, shards), tuple(elements))
+    columns = {**_sums(groups, elements, shards), "slope_error": slopes.errors()}
+    return Statistics(groups, columns, tuple(elements))
+
+
+def _batch_slopes(shards: SeenShards, groups: Groups, direction: ElementDirection, num_batches: int) -> BatchSlopes:
+    r"""Return what sums the slopes of every batch from the gradients of the leaves, in which they are linear.
+
+    With the direction :math:`D` of a matrix, the slope along the form above is
+
+    .. math:: \langle gV, (1 - U U^\top) D V\rangle + \langle g^\top U, D^\top U\rangle.
+    """
+    windows = shards.windows
+    candidates = [*range(len(groups.parameters)), *windows.matrices]
+    leaves: dict[int, Tensor] = {}
+    for leaf, candidate in enumerate(windows.matrices, start=len(groups.parameters)):
+        u, v = windows.left_of(candidate), windows.right_of(candidate)
+        rows, columns = direction.products[candidate]
+        seen = rows @ (columns.mT @ v)
+        leaves[candidate] = (seen - u @ (u.mT @ seen)).flatten()
+        leaves[leaf] = (columns @ (rows.mT @ u)).flatten()
+    own = {piece.parameter: other for piece, other in zip(shards.slices, direction.others, strict=True)}
+    pieces = [
+        leaves[piece.parameter][piece.start : piece.start + piece.length]
+        if piece.parameter in leaves
+        else own[piece.parameter]
+        for piece in shards.all.slices
+    ]
+    return BatchSlopes(shards.all, groups, pieces, num_batches, candidates)
 
 
 def _seen(passes: Passes) -> SeenShards:
@@ -133,12 +162,14 @@ def _seen(passes: Passes) -> SeenShards:
     return passes.shards
 
 
-def gradient_and_fisher(passes: Passes) -> tuple[dict[int, Product], list[Tensor], Moments]:
+def gradient_and_fisher(
+    passes: Passes, slopes: BatchSlopes | None = None
+) -> tuple[dict[int, Product], list[Tensor], Moments]:
     """Return the mean gradient of half B as ``_seen_gradient``, and the moments of the Fisher matrix. Collective.
 
     A batch's gradients at true labels are seen through the windows as they are, those at sampled labels through random
     ones. Moments are those of gradients whose loss is summed over all T predictions of a mean batch, so that they are
-    the diagonal of the Fisher matrix of one prediction times T.
+    the diagonal of the Fisher matrix of one prediction times T. ``slopes`` gets those of every batch.
     """
     shards, half_b = _seen(passes), passes.calibration.half_b
     windows, seen = shards.windows, replace(passes, shards=shards.all)
@@ -147,16 +178,19 @@ def gradient_and_fisher(passes: Passes) -> tuple[dict[int, Product], list[Tensor
 
     def add(place: int, gradient: Tensor, num_predictions: int) -> None:
         mean[place].add_(gradient, alpha=num_predictions)
+        if slopes is not None:
+            slopes.add(place, gradient)
 
     def keep(place: int, gradient: Tensor, _: int) -> None:
         drawn[place].add_(gradient)
 
     own = windows.views()
     look = (lambda: windows.look_along(*own), windows.look_randomly)
-    for num_predictions in seen.fold_both(
-        "slope and curvature", half_b, [*mean, weight, *sums.totals], add, keep, prepare=look
-    ):
+    saved = [*mean, weight, *sums.totals, *(slopes.sums if slopes is not None else [])]
+    for num_predictions in seen.fold_both("slope and curvature", half_b, saved, add, keep, prepare=look):
         weight += num_predictions
+        if slopes is not None:
+            slopes.finish(num_predictions)
         sums.add(drawn, num_predictions)
         for gradient in drawn:
             gradient.zero_()

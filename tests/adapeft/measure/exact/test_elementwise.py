@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from adapeft.data.batches import Calibration
 from adapeft.measure.exact.elementwise import mean_gradient, measure_elements
 from adapeft.measure.groups import build_groups
 from adapeft.measure.shards.shards import WholeModel
@@ -46,6 +47,28 @@ def test_against_autograd(make):
     for name, values in {"slope": slope, "curvature": curvature}.items():
         expected = group_sums(groups, [values])
         np.testing.assert_allclose(actual.columns[name], expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [make_bert, make_gpt2])
+@pytest.mark.parametrize("num_micro", [1, 3])
+def test_errors_of_slopes_against_the_gradients_of_single_batches(make, num_micro):
+    model, passes, groups, direction = set_up(make, num_micro)
+    actual = measure_elements(passes, groups, direction, shrinkage=False).columns["slope_error"]
+    half_b = make_batches(model, num_batches=7)[3:]
+    along = [piece.double() for piece in direction]
+    each = np.stack(
+        [
+            group_sums(groups, [g * d for g, d in zip(gradients(model, batch, groups), along, strict=True)])
+            for batch in half_b
+        ]
+    )
+    weights = np.array([num_predictions(batch) for batch in half_b])
+    assert len(set(weights)) > 1, "else weights are not tested"
+    mean = weights @ each / weights.sum()
+    error = np.sqrt(weights @ (each - mean) ** 2 / weights.sum() / (len(half_b) - 1))
+    np.testing.assert_allclose(actual, error, rtol=1e-3, atol=1e-5)
+    one = replace(passes, calibration=Calibration(passes.calibration.half_a, passes.calibration.half_b[:1]))
+    assert np.isnan(measure_elements(one, groups, direction, shrinkage=False).columns["slope_error"]).all()
 
 
 def test_shrinkage_is_of_the_fisher_diagonal_not_of_its_product_with_the_direction(bert):

@@ -125,6 +125,23 @@ def test_slopes_are_those_of_the_gradient_seen_from_both_sides(model, kind):
         torch.testing.assert_close(column_of(found, index, "slope"), expected, rtol=1e-3, atol=atol)
 
 
+def test_errors_of_slopes_are_those_of_the_gradients_of_single_batches_seen_from_both_sides(model):
+    found = measured_elements(model)
+    groups = found.statistics.groups
+    half_b = make_batches(model, num_batches=7)[3:]
+    weights = np.array([num_predictions(batch) for batch in half_b])
+    each = np.zeros((len(half_b), groups.num_groups))
+    for row, batch in zip(each, half_b, strict=True):
+        for index, (info, gradient) in enumerate(zip(groups.parameters, gradients(model, batch, groups), strict=True)):
+            if index in found.bases:
+                gradient = seen_of(found.bases[index], oriented(info, gradient))
+            row[groups.firsts[index]] = float((gradient * found.dense[index]).sum())
+    mean = weights @ each / weights.sum()
+    error = np.sqrt(weights @ (each - mean) ** 2 / weights.sum() / (len(half_b) - 1))
+    np.testing.assert_allclose(found.statistics.columns["slope"], mean, rtol=1e-3, atol=1e-5 * np.abs(mean).max())
+    np.testing.assert_allclose(found.statistics.columns["slope_error"], error, rtol=1e-3, atol=1e-5 * error.max())
+
+
 def test_the_direction_is_adams_with_factored_moments(model, monkeypatch):
     batches = make_batches(model, num_batches=7)
     taken = []
@@ -319,7 +336,8 @@ def test_factors_of_other_sizes_are_refused(statistics, tmp_path, name):
 
 
 def test_columns_of_the_groups_are_sums_of_the_elements(statistics):
-    for name, column in statistics.columns.items():
+    for name in ("slope", "curvature"):
+        column = statistics.columns[name]
         for index in range(len(statistics.groups.parameters)):
             values = statistics.values_of(index, lambda columns, name=name: columns[name]).double()
             assert column[index] == pytest.approx(float(values.sum()), rel=1e-4, abs=1e-6 * float(values.abs().sum()))
