@@ -12,6 +12,7 @@ from adapeft.config.load import parse_select
 from adapeft.data.batches import Calibration
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import groups_of
+from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.measure import measure, ready
 from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
@@ -37,14 +38,14 @@ def hiding(collate):
 
 def measured(make, settings, with_empty: bool, num_micro: int):
     model = make().eval()
-    groups = groups_of(model, settings)
-    shards = WholeModel(model, [info.name for info in groups.parameters], groups.always_train, num_micro)
-    plain = passes_for(model, shards)
-    half_a, half_b = plain.calibration.half_a, plain.calibration.half_b
-    if with_empty:
-        half_a, half_b = (EMPTY, *half_a), (*half_b[:2], EMPTY, *half_b[2:], EMPTY)
-    passes = replace(plain, collate=hiding(plain.collate), calibration=Calibration(half_a, half_b))
-    return measure(get_method(settings.method), passes, groups, settings)
+    groups, method = groups_of(model, settings), get_method(settings.method)
+    with seen(model, groups, method.window_rank(groups, settings), seed=3) as view:
+        passes = passes_for(model, view.shards(WholeModel(model, view.names, groups.always_train, num_micro)))
+        half_a, half_b = passes.calibration.half_a, passes.calibration.half_b
+        if with_empty:
+            half_a, half_b = (EMPTY, *half_a), (*half_b[:2], EMPTY, *half_b[2:], EMPTY)
+        passes = replace(passes, collate=hiding(passes.collate), calibration=Calibration(half_a, half_b))
+        return measure(method, passes, groups, settings)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,8 @@ def measured(make, settings, with_empty: bool, num_micro: int):
         {"groups": "element"},
         {"groups": "role", "curvature": "parabola", "include": ["*.att*"]},
         {"groups": "tensor", "probe_steps": 3, "probe_points": 2},
+        {"groups": "row", "measure": "low-rank", "rank": 3},
+        {"groups": "element", "measure": "low-rank", "rank": 3},
         {"groups": "element", "method": "sam"},
         {"groups": "element", "method": "fish"},
         {"groups": "element", "method": "child-tuning-d"},
@@ -72,6 +75,9 @@ def test_global_batches_that_predict_nothing_have_no_weight(make, options, num_m
     assert plain.columns.keys() == other.columns.keys()
     for name, column in plain.columns.items():
         np.testing.assert_array_equal(other.columns[name], column)
+    for shard, expected in zip(other.elements, plain.elements, strict=True):
+        assert shard.tensors.keys() == expected.tensors.keys()
+        assert all(torch.equal(shard.tensors[name], tensor) for name, tensor in expected.tensors.items())
 
 
 @pytest.mark.parametrize("half", ["A", "B"])

@@ -49,11 +49,22 @@ def test_dropout_of_a_checkpointed_layer_itself_is_off_and_comes_back():
     assert all(module.training for module in model.modules())
 
 
-def test_the_choice_does_not_depend_on_checkpointing():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"groups": "row"},
+        {"groups": "row", "measure": "low-rank", "rank": 3},
+        {"groups": "element", "measure": "low-rank", "rank": 3},
+    ],
+    ids=str,
+)
+def test_the_choice_does_not_depend_on_checkpointing(options):
     plain, checkpointed = make_bert(), make_bert()
     checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
     first, second = (
-        adapeft.select(model, make_batches(model), groups="row", budget="20%", warmup_steps=4)
+        adapeft.select(model, make_batches(model), budget="20%", warmup_steps=4, **options)
         for model in (plain, checkpointed)
     )
-    assert repr(dict(first.parts)) == repr(dict(second.parts))
+    assert first.parts
+    assert dict(first.parts) == dict(second.parts)
+    assert first.choice.value == second.choice.value

@@ -16,6 +16,8 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.direction import measure_direction
 from adapeft.measure.exact.elementwise import mean_gradient
 from adapeft.measure.groups import build_groups
+from adapeft.measure.low_rank import elements as elements_of_low_rank
+from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.measure import measure, ready
 from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
@@ -28,6 +30,7 @@ from tests.support.tiny import make_bert, make_gpt2
 
 REACH = 0.01
 METHOD = get_method("adapeft")
+LOW_RANK = {"measure": "low-rank", "rank": 3}
 VALUE = partial(METHOD.value, reach=REACH)
 
 
@@ -48,18 +51,23 @@ def larger_bert(layers=5, hidden=24, intermediate=50):
     return model
 
 
-def measured(make, granularity):
+def measured(make, granularity, **options):
     model = make().eval()
     groups = build_groups(model, granularity)
-    passes = passes_for(model, WholeModel(model, [info.name for info in groups.parameters], groups.always_train))
-    return measure(METHOD, passes, groups, parse_select({"groups": granularity, "warmup_steps": 3}))
+    settings = parse_select({"groups": granularity, "warmup_steps": 3, **options})
+    with seen(model, groups, METHOD.window_rank(groups, settings), seed=3) as view:
+        shards = view.shards(WholeModel(model, view.names, groups.always_train))
+        return measure(METHOD, passes_for(model, shards), groups, settings)
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
+@pytest.mark.parametrize(
+    ("granularity", "options"),
+    [("tensor", {}), ("row", {}), ("element", {}), ("row", LOW_RANK), ("element", LOW_RANK)],
+)
 @pytest.mark.parametrize("make", [make_bert, make_gpt2])
-def test_a_transfer_to_the_same_model_is_the_choice_itself(make, granularity):
+def test_a_transfer_to_the_same_model_is_the_choice_itself(make, granularity, options):
     """Cutting profiles blurs values within a tensor; between tensors nothing may be lost."""
-    statistics = measured(make, granularity)
+    statistics = measured(make, granularity, **options)
     profiles = Profiles.of(statistics, VALUE)
     budget = 700
     allotment = allot(profiles, statistics.groups, budget)
@@ -141,6 +149,47 @@ def test_values_of_a_tensor_are_conserved_whatever_its_size():
     for index, info in enumerate(statistics.groups.parameters):
         total = values[statistics.groups.span(index)].sum()
         assert profiles.at(info)[-1] * info.count == pytest.approx(total, rel=1e-9, abs=1e-15)
+
+
+def values_of_factors(statistics):
+    """Return the value of every element of each candidate, flat float64, with whole matrices from their factors."""
+    found = [torch.full((info.count,), torch.nan, dtype=torch.float64) for info in statistics.groups.parameters]
+    for shard in statistics.elements:
+        own = {name: tensor.double() for name, tensor in shard.tensors.items()}
+        if shard.is_factored:
+            products = (own[f"{of}_rows"] @ own[f"{of}_columns"].T for of in ("step", "gradient", "moment"))
+            step, gradient, moment = products
+            is_turned = statistics.groups.parameters[shard.slice.parameter].output_dim == 1
+            own = {
+                name: (matrix.T if is_turned else matrix).flatten()
+                for name, matrix in (("slope", gradient * step), ("curvature", moment * step**2))
+            }
+        place = slice(shard.slice.start, shard.slice.start + shard.slice.length)
+        found[shard.slice.parameter][place] = VALUE(own)
+    assert not any(values.isnan().any() for values in found)
+    return found
+
+
+@pytest.mark.parametrize("make", [make_bert, make_gpt2])
+@pytest.mark.parametrize("granularity", ["row", "element"])
+def test_profiles_of_low_rank_statistics_are_those_of_dense_columns(make, granularity, monkeypatch):
+    monkeypatch.setattr(elements_of_low_rank, "_LARGEST", 60)  # so that matrices have several shards
+    statistics = measured(make, granularity, **LOW_RANK)
+    groups = statistics.groups
+    if granularity == "element":
+        assert len(statistics.elements) > len(groups.parameters)
+        assert any(shard.is_factored for shard in statistics.elements)
+        values = values_of_factors(statistics)
+    else:
+        of_groups = torch.from_numpy(METHOD.values(statistics.columns, REACH))
+        values = [of_groups[groups.span(index)] for index in range(len(groups.parameters))]
+    profiles = Profiles.of(statistics, VALUE)
+    assert profiles.roles.keys() == {profiled_role(info) for info in groups.parameters}
+    for info, own in zip(groups.parameters, values, strict=True):
+        best_first = np.concatenate([[0.0], own.sort(descending=True).values.cumsum(0).numpy()]) / info.count
+        curve = profiles.at(info)
+        expected = np.interp(np.linspace(0, 1, len(curve)), np.linspace(0, 1, len(best_first)), best_first)
+        np.testing.assert_allclose(curve, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def test_densities_are_interpolated_over_relative_depth():

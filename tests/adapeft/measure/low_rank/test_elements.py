@@ -30,7 +30,7 @@ from adapeft.measure.statistics import ElementShard, Statistics
 from adapeft.measure.storage import ELEMENTS, load_statistics, save_elements, save_groups
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
-from tests.adapeft.measure.low_rank.test_low_rank import looking, oriented
+from tests.adapeft.measure.low_rank.test_low_rank import SCALES, looking, oriented
 from tests.oracles.measuring import gradients, mean_gradients, num_predictions, sampled
 from tests.support.tiny import make_batches, make_bert, make_gpt2, make_mixtral
 
@@ -53,8 +53,16 @@ class Measured:
     statistics: Statistics
 
 
-def measured_elements(model, rank: int = RANK, kind: str = "adam", *, shrinkage: bool = False) -> Measured:
-    with looking(model, "element", rank) as (passes, groups):
+def measured_elements(
+    model,
+    rank: int = RANK,
+    kind: str = "adam",
+    *,
+    shrinkage: bool = False,
+    num_micro: int = 1,
+    scale: float = 1.0,
+) -> Measured:
+    with looking(model, "element", rank, num_micro, scale=scale) as (passes, groups):
         direction = measure_direction_of_elements(passes, kind)
         windows = passes.shards.windows
         bases = {
@@ -210,6 +218,45 @@ def test_moments_at_sampled_labels_are_those_of_the_fisher_diagonal(model):
     found = np.array(sums)
     error = found.std(0, ddof=1) / len(sums) ** 0.5
     assert (np.abs(found.mean(0) - exact[:, None]) <= 5 * error + 1e-5 * exact.max()).all()
+
+
+@pytest.mark.parametrize("num_micro", [2, 3])
+def test_micro_batches_only_round_differently(model, num_micro):
+    whole, split = (measured_elements(model, num_micro=number) for number in (1, num_micro))
+    assert split.passes.shards.num_micro == num_micro
+    for index in range(len(whole.statistics.groups.parameters)):
+        for name in ("slope", "curvature"):
+            expected = column_of(whole, index, name)
+            atol = 1e-5 * float(expected.abs().max()) + 1e-9
+            torch.testing.assert_close(column_of(split, index, name), expected, rtol=1e-3, atol=atol)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", ["adam", "gradient"])
+def test_the_scale_of_the_loss_scales_slopes_and_curvatures_alone(model, kind, scale):
+    plain, scaled = (measured_elements(model, kind=kind, scale=one) for one in (1.0, scale))
+    # The squares of what is rounding alone, such as the gradient of a key's bias, may be too small for float32.
+    least = {name: 1e-12 * float(np.abs(column).max()) for name, column in plain.statistics.columns.items()}
+    for index, direction in enumerate(plain.dense):
+        torch.testing.assert_close(scaled.dense[index], direction, rtol=1e-5, atol=1e-5 * float(direction.abs().max()))
+        for name, power in (("slope", 1), ("curvature", 2)):
+            expected = column_of(plain, index, name)
+            atol = 1e-5 * float(expected.abs().max()) + least[name]
+            torch.testing.assert_close(column_of(scaled, index, name) / scale**power, expected, rtol=1e-5, atol=atol)
+
+
+@pytest.mark.parametrize("scale", [1.0, *SCALES])
+def test_a_matrix_whose_gradient_is_rounding_has_no_direction(bert, scale):
+    """Make the keys so small that the queries' gradient is far below the others'."""
+    with torch.no_grad():
+        bert.bert.encoder.layer[0].attention.self.key.weight.mul_(1e-9)
+    found = measured_elements(bert.eval(), scale=scale)
+    sizes = {
+        info.name: float(step.square().mean().sqrt())
+        for info, step in zip(found.statistics.groups.parameters, found.dense, strict=True)
+    }
+    assert sizes["bert.encoder.layer.0.attention.self.query.weight"] < 1e-2
+    assert sizes["bert.encoder.layer.0.attention.self.value.weight"] > 0.1
 
 
 def test_random_windows_come_back(model):

@@ -31,12 +31,15 @@ from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
+from adapeft.tasks.losses.objective import MeanLoss
 from tests.on_ranks.statistics import passes_for
 from tests.oracles.measuring import gradients, group_sums, mean_gradients, num_predictions, sampled
 from tests.support.tiny import make_batches, make_bert, make_gpt2, make_mixtral
 
 RANKS = (3, 12)
 """A thin window, and one as wide as most layers of the tiny models."""
+SCALES = (2.0**-20, 2.0**20)
+"""Factors of a loss, which as powers of two change no rounding."""
 
 
 @dataclass
@@ -54,19 +57,47 @@ class Measured:
         return self.passes.shards.windows
 
 
+class ScaledLoss(MeanLoss):
+    """A loss times a number."""
+
+    shares_forward = True
+
+    def __init__(self, objective: MeanLoss, scale: float) -> None:
+        self._objective, self._scale = objective, scale
+
+    def num_predictions(self, labels: Tensor) -> int:
+        return self._objective.num_predictions(labels)
+
+    def loss(self, model, batch, *, sample_seed=None, num_labels=None):
+        return self.losses(model, batch, [sample_seed], num_labels=num_labels)[0]
+
+    def losses(self, model, batch, sample_seeds, *, num_labels=None):
+        found = self._objective.losses(model, batch, sample_seeds, num_labels=num_labels)
+        return tuple(loss * self._scale for loss in found)
+
+
 @contextmanager
 def looking(
-    model: nn.Module, granularity: str, rank: int, num_micro: int = 1, seed: int = 1
+    model: nn.Module, granularity: str, rank: int, num_micro: int = 1, seed: int = 1, scale: float = 1.0
 ) -> Iterator[tuple[Passes, Groups]]:
     groups = build_groups(model, granularity)
     with measuring_mode(model, restore=groups.always_train), seen(model, groups, rank, seed) as view:
         shards = view.shards(WholeModel(model, view.names, groups.always_train, num_micro))
-        yield passes_for(model, shards), groups
+        passes = passes_for(model, shards)
+        yield replace(passes, objective=ScaledLoss(passes.objective, scale)), groups
 
 
 @contextmanager
-def directed(model: nn.Module, granularity: str, rank: int, kind: str = "adam", num_micro: int = 1, seed: int = 1):
-    with looking(model, granularity, rank, num_micro, seed) as (passes, groups):
+def directed(
+    model: nn.Module,
+    granularity: str,
+    rank: int,
+    kind: str = "adam",
+    num_micro: int = 1,
+    seed: int = 1,
+    scale: float = 1.0,
+):
+    with looking(model, granularity, rank, num_micro, seed, scale) as (passes, groups):
         direction = measure_direction_of_low_rank(passes, kind)
         windows = passes.shards.windows
         dense = []
@@ -107,7 +138,7 @@ def test_slopes_and_curvatures_are_exact_along_the_direction(model, rank, granul
     with directed(model, granularity, rank) as found:
         leaves = found.windows.groups
         columns = measure_projections(found.passes, leaves, found.direction)
-        slopes, curvatures = columns["slope"], columns["curvature"]
+        slopes, errors, curvatures = (columns[name] for name in ("slope", "slope_error", "curvature"))
 
     def project(pieces: list[Tensor]) -> np.ndarray:
         return group_sums(found.groups, [g * d for g, d in zip(pieces, found.dense, strict=True)])
@@ -117,7 +148,10 @@ def test_slopes_and_curvatures_are_exact_along_the_direction(model, rank, granul
     each = np.stack([project(gradients(model, batch, found.groups)) for batch in half_b])
     # Sums of products of float32 leaves, at most a few hundred per group.
     size = np.abs(each).max()
-    np.testing.assert_allclose(slopes, weights @ each / weights.sum(), rtol=1e-4, atol=1e-5 * size)
+    mean = weights @ each / weights.sum()
+    np.testing.assert_allclose(slopes, mean, rtol=1e-4, atol=1e-5 * size)
+    error = np.sqrt(weights @ (each - mean) ** 2 / weights.sum() / (len(half_b) - 1))
+    np.testing.assert_allclose(errors, error, rtol=1e-3, atol=1e-5 * size)
     draws = [num_predictions(batch) * project(gradients(model, batch, found.groups)) ** 2 for batch in drawn]
     np.testing.assert_allclose(curvatures, np.mean(draws, axis=0), rtol=1e-3, atol=1e-5 * np.max(draws))
     assert (curvatures >= 0).all()
@@ -205,6 +239,23 @@ def test_micro_batches_only_round_differently(model, num_micro):
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-5 * np.abs(found[0]).max())
 
 
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", ["adam", "gradient"])
+def test_the_scale_of_the_loss_scales_slopes_and_curvatures_alone(model, kind, scale):
+    found = []
+    for one in (1.0, scale):
+        with directed(model, "row", 3, kind, scale=one) as measured:
+            found.append(
+                (measured.dense, measure_projections(measured.passes, measured.windows.groups, measured.direction))
+            )
+    (directions, columns), (others, scaled) = found
+    for direction, other in zip(directions, others, strict=True):
+        torch.testing.assert_close(other, direction, rtol=1e-5, atol=1e-5 * float(direction.abs().max()))
+    for name, power in (("slope", 1), ("slope_error", 1), ("curvature", 2)):
+        atol = 1e-5 * np.abs(columns[name]).max()
+        np.testing.assert_allclose(scaled[name] / scale**power, columns[name], rtol=1e-5, atol=atol)
+
+
 def test_options_are_those_of_the_truncated_direction(model):
     batches = make_batches(model, num_batches=7)
     with directed(model, "row", 4) as found:
@@ -223,12 +274,14 @@ def test_options_are_those_of_the_truncated_direction(model):
     def along(pieces: list[Tensor]) -> np.ndarray:
         return np.array([float(pieces[index] @ step) for index, step in steps()])
 
-    half_b = batches[3:]
+    half_b, drawn = batches[3:], sampled(model, batches, found.passes.seed)[3:]
     weights = np.array([num_predictions(batch) for batch in half_b])
     each = np.stack([along(gradients(model, batch, found.groups)) for batch in half_b])
     np.testing.assert_allclose(
         options.slopes, weights @ each / weights.sum(), rtol=1e-3, atol=1e-4 * np.abs(each).max()
     )
+    draws = [num_predictions(batch) * along(gradients(model, batch, found.groups)) ** 2 for batch in drawn]
+    np.testing.assert_allclose(options.curvatures, np.mean(draws, axis=0), rtol=2e-3, atol=1e-5 * np.max(draws))
 
 
 def test_the_chosen_rows_capture_what_the_exact_choice_does():
@@ -332,11 +385,12 @@ def test_resumed_sums_give_the_same_statistics(tmp_path, granularity):
         assert all(np.array_equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_a_matrix_whose_gradient_is_rounding_has_no_direction(bert):
+@pytest.mark.parametrize("scale", [1.0, *SCALES])
+def test_a_matrix_whose_gradient_is_rounding_has_no_direction(bert, scale):
     """Make the keys so small that the queries' gradient is far below the others'."""
     with torch.no_grad():
         bert.bert.encoder.layer[0].attention.self.key.weight.mul_(1e-9)
-    with directed(bert.eval(), "row", 3) as found:
+    with directed(bert.eval(), "row", 3, scale=scale) as found:
         sizes = {
             info.name: float(step.square().mean().sqrt())
             for info, step in zip(found.groups.parameters, found.dense, strict=True)
