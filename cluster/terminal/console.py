@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _BLOCK_INDEX = re.compile(r"\.\d+\.")
 _ROLES_SHOWN = 8
+_FLAT = 1e-3
 _NAME_WIDTH = 11
 
 
@@ -198,7 +199,7 @@ class Terminal:
             self.console.print("The loss did not fall. Try another train.learning_rate or more epochs.", style="yellow")
 
     def show_frontier(self, run: RunFrontier) -> None:
-        """Show the predicted influence under other budgets."""
+        """Show the predicted influence under other budgets, without those that hardly add to the one above."""
         from adapeft.choose.fewest import ENOUGH
         from cluster.output.frontier import knee_of
 
@@ -210,8 +211,12 @@ class Terminal:
         has_knee = len(front.budgets) > 1 and front.values[-1] > 0
         knee = front.budgets[knee_of(front.costs, front.values)] if has_knee else None
         marks = {"this run": run.budget, "knee": knee, f"{ENOUGH:.0%} of this run": run.enough}
+        shown = 0.0
         for budget, value, gap in zip(front.budgets, front.values, front.gaps, strict=True):
             said = ", ".join(name for name, marked in marks.items() if budget == marked)
+            if not said and abs(value) < (1 + _FLAT) * shown:
+                continue
+            shown = abs(value)
             cells = (percent_of(budget / run.num_total), f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", said)
             table.add_row(*cells, style="bold" if budget == run.budget else None)
         self.console.print(table)

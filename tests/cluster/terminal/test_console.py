@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from io import StringIO
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from adapeft.parts.elements import Elements
 from adapeft.subset.subset import Subset
+from cluster.output.frontier import RunFrontier
 from cluster.terminal.console import Terminal
+from solver.frontier import Frontier
 
 
 def test_values_stand_beside_each_other_behind_the_longest_name():
@@ -32,3 +35,15 @@ def test_what_a_choice_left_of_its_budget_is_told():
     assert "unspent" not in output.getvalue()
     Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, num_drawn=7))
     assert "drawn      7 parameters of the budget: more choices would not lower the" in output.getvalue()
+
+
+def test_the_frontier_leaves_out_what_adds_next_to_nothing():
+    budgets = np.array([1, 2, 5, 10, 20, 50, 100])
+    values = np.array([0.2, 0.5, 0.5001, 0.9, 0.9, 0.9002, 0.9002])
+    curve = Frontier(budgets, values, values, budgets, budgets)
+    output = StringIO()
+    Terminal(Console(file=output, width=100)).show_frontier(RunFrontier(curve, 1000, 50))
+    lines = output.getvalue().splitlines()
+    shown = [line.split()[1] for line in lines if line.strip() and line.split()[0].endswith("%")]
+    assert shown == ["1", "2", "10", "50"]  # 50 is this run's
+    assert any("this run" in line for line in lines)
