@@ -102,18 +102,35 @@ def test_training_stops_by_the_task_s_own_metric(config, tmp_path):
     assert (result["best_step"], result["stopped_step"], result["num_steps"]) == (2, 6, 12)
 
 
-def test_offloaded_weights_give_the_same_results(config, tmp_path):
-    def results(offload, *options):
+@pytest.mark.parametrize(
+    "options",
+    [(), pytest.param(("select.measure=low-rank", "select.rank=4"), marks=pytest.mark.slow)],
+    ids=["exact", "low-rank"],
+)
+def test_offloaded_weights_give_the_same_results(config, tmp_path, options):
+    drive = tmp_path / "drive"
+    drive.mkdir()
+
+    def results(offload, *folder):
         output = tmp_path / offload
-        overrides = (*OVERRIDES, "max_steps=4", f"cluster.offload={offload}", f"output={output}", *options)
+        overrides = (*OVERRIDES, *options, "max_steps=4", f"cluster.offload={offload}", *folder, f"output={output}")
         torchrun(2, "tests.on_ranks.finetune", 0, config, *overrides)
+        for rank in (json.loads((output / f"parts-{rank}.json").read_text()) for rank in range(2)):
+            for stage, on_disk in (("measuring", "of the base"), ("training", "frozen")):
+                found = rank[stage]
+                assert found["kept whole"] == 0 < found[on_disk]
+                assert found["offload"] == ("none" if offload == "none" else "cpu")
+                assert found["mapped"] == (found[on_disk] if offload == "nvme" else 0)
+            assert (rank["measuring"]["windows"] > 0) == bool(options)
         delta = adapeft.Delta.load(output / "delta.safetensors")
         return json.loads((output / "result.json").read_text())["history"], load_groups(output)[1], delta.changes
 
     history, columns, changes = results("none")
-    for found in (results("cpu"), results("nvme", f"cluster.offload_folder={tmp_path}")):
+    for found in (results("cpu"), results("nvme", f"cluster.offload_folder={drive}")):
         assert found[0] == history
+        assert found[1].keys() == columns.keys()
         assert all(np.array_equal(found[1][name], column, equal_nan=True) for name, column in columns.items())
+        assert found[2].keys() == changes.keys()
         assert all(torch.equal(found[2][name].values, change.values) for name, change in changes.items())
 
 
