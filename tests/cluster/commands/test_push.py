@@ -205,6 +205,7 @@ def test_only_trained_runs_without_secrets_are_pushed(command, hub, trained, tmp
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_a_merged_checkpoint_is_pushed_with_a_card_that_loads_it(command, hub, trained, tmp_path):
     run, base = trained
     hub.repos["me/taken"] = Repo(private=True, files={"model.safetensors": b"theirs"})

@@ -92,6 +92,7 @@ def test_a_larger_model_is_chosen_for_and_verified(source, larger, tmp_path):
     attach(load_inputs(config).model(), subset)
 
 
+@pytest.mark.slow
 def test_a_config_is_enough_for_whole_tensors(source, transferred, larger, tmp_path):
     shutil.copytree(larger, tmp_path / "laptop")
     (tmp_path / "laptop" / "model.safetensors").unlink()

@@ -46,6 +46,7 @@ def put(url: str, config: Path) -> RunFolder:
     return folder
 
 
+@pytest.mark.slow
 def test_stages_move_between_machines(config, launcher):
     one, two = f"{launcher}/one", f"{launcher}/two"
     alone, url = launcher / "alone", f"file://{launcher}/storage/run"

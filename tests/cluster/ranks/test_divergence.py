@@ -53,7 +53,8 @@ def test_too_high_a_learning_rate(config, tmp_path):
     assert run(2, config, folder, *options) == said
 
 
-@pytest.mark.parametrize("zero_stage", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 3])
 def test_one_bad_row_is_named_or_skipped(regression, tmp_path, zero_stage):
     options = ["max_steps=10", "eval_steps=5", "save_steps=1", "logging_steps=1", f"zero_stage={zero_stage}"]
     (said,) = run(1, regression, tmp_path / "stopped", *options)

@@ -49,6 +49,7 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step-12"]
 
 
+@pytest.mark.slow
 def test_the_head_has_a_learning_rate_of_its_own(config, tmp_path):
     rates = ("learning_rate=1e-30", "head_learning_rate=1e-2", "max_steps=4")
     torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *rates, f"output={tmp_path}")
@@ -77,6 +78,7 @@ def test_the_rate_of_the_head_follows_from_its_inputs(config, tmp_path):
     assert expected < float(change.abs().max()) < 1.6 * expected
 
 
+@pytest.mark.slow
 def test_training_stops_when_the_metric_no_longer_improves(config, tmp_path):
     """No learning rate, so no evaluation is better than the first: patience 2 stops at the third of six."""
     still = ("learning_rate=1e-30", "metric=loss", "eval_steps=2", "save_steps=12", "early_stopping_patience=2")
@@ -102,9 +104,10 @@ def test_training_stops_by_the_task_s_own_metric(config, tmp_path):
     assert (result["best_step"], result["stopped_step"], result["num_steps"]) == (2, 6, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [(), pytest.param(("select.measure=low-rank", "select.rank=4"), marks=pytest.mark.slow)],
+    [(), ("select.measure=low-rank", "select.rank=4")],
     ids=["exact", "low-rank"],
 )
 def test_offloaded_weights_give_the_same_results(config, tmp_path, options):

@@ -85,6 +85,7 @@ def test_the_plan_of_a_stream_is_its_steps(config):
     assert plan.learning_rates() == plan_training(loaded.train, 100).learning_rates()
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_stream_trains_as_the_whole_data_and_resumes(config, tmp_path):
     """Twelve steps on 75 examples end in the second pass; the interrupted run resumes from step 4."""

@@ -52,6 +52,7 @@ def test_the_rate_of_the_lowest_held_out_loss_is_found(found):
     assert len(set(losses.values())) == len(losses), "each trial trains at its own rate"
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_the_choice_is_that_of_the_rate(found, tmp_path):
     arguments, folder, _ = found
@@ -71,6 +72,7 @@ def test_the_choice_is_that_of_the_rate(found, tmp_path):
         assert torch.equal(part.mask(0, size), other.parts[name].mask(0, size))
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_the_training_goes_on_at_that_rate_without_another_search(found):
     arguments, folder, _ = found

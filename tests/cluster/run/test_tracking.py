@@ -22,6 +22,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_run_and_its_continuation_are_one_run_of_mlflow(config, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")

@@ -18,7 +18,11 @@ pytestmark = pytest.mark.ranks
 WORKERS = 2
 
 
-@pytest.fixture(scope="module", params=[("float32", "none"), ("bfloat16", "cpu"), ("float32", "nvme")], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[("float32", "none"), pytest.param(("bfloat16", "cpu"), marks=pytest.mark.slow), ("float32", "nvme")],
+    ids="-".join,
+)
 def run(request, tmp_path_factory):
     """Config of a Llama in several shards, in another dtype than it is loaded in, and what each rank found."""
     folder = tmp_path_factory.mktemp("divided")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from adapeft.measure.low_rank.seen import seen
 from adapeft.measure.mode import measuring_mode
 from adapeft.measure.shards.shards import WholeModel
 from tests.on_ranks.statistics import (
-    CASES,
     FAST,
     MODELS,
     RUNS,
@@ -40,9 +39,10 @@ def measured(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain():
-    """The same cases in one process with plain torch."""
-    results = {}
-    for name, case in product(MODELS, CASES):
+    """A function of model and case that measures them in one process with plain torch."""
+
+    @cache
+    def measured_plainly(name, case):
         model = MODELS[name]()
         groups = groups_of(model, settings_for(case))
         with (
@@ -51,8 +51,9 @@ def plain():
         ):
             shards = view.shards(WholeModel(model, view.names, groups.always_train))
             statistics, chosen, verdict = measure_case(model, shards, groups, case)
-        results[name, case] = statistics, whole_elements(statistics, shards.ranks), chosen, verdict
-    return results
+        return statistics, whole_elements(statistics, shards.ranks), chosen, verdict
+
+    return measured_plainly
 
 
 def rounding_alone(groups, elements):
@@ -75,7 +76,7 @@ def test_sharding_changes_rounding_only(measured, plain, run):
     folder, world_size = measured
     name, case, stage, micro_batch_size = run
     found = torch.load(folder / f"{name}-{case}-{stage}-{micro_batch_size}.pt", weights_only=False)
-    statistics, elements, chosen, verdict = plain[name, case]
+    statistics, elements, chosen, verdict = plain(name, case)
 
     # Differences of float32 losses have fewer correct digits than gradients.
     rtol, atol = (2e-2, 2e-2) if case == "parabola" else (1e-4, 2e-5)
