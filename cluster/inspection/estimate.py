@@ -24,7 +24,7 @@ from adapeft.measure.reach import unreached_without_weights
 from adapeft.measure.statistics import Statistics
 from adapeft.memory.activations import Counted, count_pass, repeated_token
 from adapeft.memory.estimate import FLOAT32, Load, Memory, Pass, Zero, memory, offloaded, share
-from adapeft.memory.heap import LARGEST_THRESHOLD, RETURNED, Held
+from adapeft.memory.heap import LARGEST_THRESHOLD, RETURNED
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
 from adapeft.model.checkpoint.files import has_weights
@@ -146,8 +146,7 @@ class Estimate:
             num_warmed=always,
             statistics=statistics,
             process=self._process,
-            freed=max(0, self._held(counted, zero).most - counted.passes.with_gradients),
-            heap=self._held(counted, zero).in_heap,
+            **self._kept(counted, zero),
             unknown=counted.unknown,
         )
 
@@ -166,8 +165,7 @@ class Estimate:
             num_micro=num_micro,
             base=0 if self.config.cluster.gpus_per_worker else FLOAT32 * whole,
             process=self._process,
-            freed=max(0, self._held(counted, zero).most - counted.passes.with_gradients),
-            heap=self._held(counted, zero).in_heap,
+            **self._kept(counted, zero),
             unknown=counted.unknown,
         )
 
@@ -200,10 +198,12 @@ class Estimate:
         cluster = self.config.cluster
         return 0 if cluster.gpus_per_worker else PROCESS[cluster.launched_by(os.environ.get("RAY_ADDRESS"))]
 
-    def _held(self, counted: Counted, zero: Zero) -> Held:
+    def _kept(self, counted: Counted, zero: Zero) -> dict[str, int]:
+        """Return what the allocator keeps, ``freed`` and ``heap`` of a load."""
         if self.config.cluster.gpus_per_worker:
-            return Held(0, 0)
-        return counted.held[RETURNED if zero.stage == 3 else LARGEST_THRESHOLD]
+            return {}
+        held = counted.held[RETURNED if zero.stage == 3 else LARGEST_THRESHOLD]
+        return {"freed": max(0, held.most - counted.passes.with_gradients), "heap": held.in_heap}
 
     def _counted(self, stage: str, batch_size: int, micro_batch_size: int | None, workers: int) -> tuple[Counted, int]:
         num_micro = num_micro_batches(batch_size, workers, micro_batch_size)
