@@ -20,6 +20,9 @@ from adapeft.tasks.losses.own_loss import logits_of
 _DIVISOR = "num_items_in_batch"
 """Divisor of summed losses in the Trainer; measuring divides by its own count of predictions over all batches."""
 
+_COMPLETIONS = "completion_mask"
+"""Mask of the answers in the batches of TRL's preference trainers, such as DPOTrainer's."""
+
 _SPAN = ("start_positions", "end_positions")
 """Labels of question answering, which transformers passes separately."""
 
@@ -166,9 +169,15 @@ def _check_input(name: str, value: Any, index: int, known: set[str] | None) -> N
 def _labels(batch: Mapping[str, Any], index: int) -> Tensor:
     """Return the labels of a batch, integers converted to int64, which every loss accepts."""
     if batch.get("labels") is None:
+        found = ", ".join(map(repr, batch))
+        if _COMPLETIONS in batch:
+            raise AdapeftError(
+                f"a batch has no 'labels', but answers to compare, as those of preference trainers: {found}. Give the "
+                f"trainer's loss, a function of the model and a batch, as loss= (deploy/examples/dpo.py does so)."
+            )
         raise AdapeftError(
-            f"a batch has no 'labels', only {', '.join(map(repr, batch))}. Measuring needs labels in every batch, or a "
-            f"function of the model and a batch as loss=."
+            f"a batch has no 'labels', only {found}. Measuring needs labels in every batch, or a function of the model "
+            f"and a batch as loss=."
         )
     labels = batch["labels"]
     if not isinstance(labels, Tensor) or labels.ndim == 0:

@@ -8,6 +8,7 @@ from transformers import (
     BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertForTokenClassification,
     DataCollatorWithFlattening,
     LlamaConfig,
     LlamaForCausalLM,
@@ -60,9 +61,24 @@ def transcribed() -> dict:
 
 
 def make_answerer() -> BertForQuestionAnswering:
+    return of_bert(BertForQuestionAnswering)
+
+
+def make_tagger() -> BertForTokenClassification:
+    return of_bert(BertForTokenClassification, num_labels=3)
+
+
+def of_bert(kind: type, **options):
     torch.manual_seed(0)
     sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 10}
-    return BertForQuestionAnswering(BertConfig(vocab_size=VOCABULARY, **sizes))
+    return kind(BertConfig(vocab_size=VOCABULARY, **sizes, **options))
+
+
+def tagged() -> dict:
+    """Return texts with classes of their tokens, some of which have none."""
+    labels = drawn(4, 6, low=0, high=3)
+    labels[:, ::2] = -100
+    return {**tokens(), "labels": labels}
 
 
 def answered() -> dict:
@@ -93,6 +109,7 @@ KINDS = {
     "packed": (make_llama, lambda: packed()[0]),
     "divided-by-the-trainer": (make_gpt2, lambda: {**tokens(), "num_items_in_batch": 7, **transcribed()}),
     "questions": (make_answerer, answered),
+    "tags": (make_tagger, tagged),
     "shared-values": (make_gpt2, lambda: {**tokens(), "use_cache": False, "past_key_values": None, **transcribed()}),
 }
 
