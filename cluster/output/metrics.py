@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import FiniteFloat, PositiveInt, model_validator
 
 from adapeft.files.damage import Count, Header, Line, load_json, reading
 from adapeft.files.json_numbers import decoded
+
+_PEAKS = {"measuring": "measuring_peak_memory_bytes", "training": "peak_memory_bytes"}
+
+
+class StageMemory(NamedTuple):
+    """Memory of a worker in a stage.
+
+    Attributes:
+        peak: largest measured bytes of a worker.
+        parts: bytes as estimated before the run, by part; empty if they were not.
+        is_bound: whether the estimated activations are an upper bound.
+    """
+
+    peak: int
+    parts: Mapping[str, int]
+    is_bound: bool
+
+
+class _Estimated(Header):
+    parts: dict[Line, Count]
+    is_bound: bool
 
 
 class _Choice(Header):
@@ -29,6 +51,7 @@ class _Metrics(Header):
 
     choice: _Choice = _Choice()
     seconds: dict[Line, float] = {}
+    estimated_memory: dict[Line, _Estimated] = {}
 
 
 class _Trained(_Metrics):
@@ -69,3 +92,18 @@ def load_metrics(path: Path) -> dict[str, Any]:
     with reading(f"{path}: damaged", "Remove it, and run again."):
         (_Trained if "after" in content else _Metrics).model_validate(content)
     return content
+
+
+def memory_of(metrics: Mapping[str, Any]) -> dict[str, StageMemory]:
+    """Return the memory of each stage whose peak is known.
+
+    Args:
+        metrics: content of ``metrics.json``.
+    """
+    estimated = metrics.get("estimated_memory", {})
+    unknown = {"parts": {}, "is_bound": False}
+    return {
+        stage: StageMemory(metrics[key], **estimated.get(stage, unknown))
+        for stage, key in _PEAKS.items()
+        if key in metrics
+    }

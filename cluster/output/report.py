@@ -18,9 +18,8 @@ from cluster.output.folder import RunFolder
 from cluster.output.frontier import frontier_of
 from cluster.output.generations import load_generations
 from cluster.output.measured import chosen_of, measured_of, one_by_one, predicted_decrease, unit_of
-from cluster.output.metrics import load_metrics
+from cluster.output.metrics import load_metrics, memory_of
 from cluster.output.pictures.curves import draw_loss, draw_metric, draw_prediction
-from cluster.output.pictures.estimated import Estimated
 from cluster.output.pictures.frontier import draw_frontier
 from cluster.output.pictures.layers import draw_chosen, draw_influence
 from cluster.output.pictures.memory import draw_memory
@@ -30,21 +29,19 @@ from cluster.output.pictures.slopes import draw_slopes
 from cluster.output.pictures.validation import draw_correlations, draw_gains
 from cluster.units import size_of
 
-_PEAKS = {"measuring": "measuring_peak_memory_bytes", "training": "peak_memory_bytes"}
 _ANSWERS = 5
 """Number of generated answers that are shown."""
 
 
-def write_report(folder: RunFolder, config: Config, estimated: Mapping[str, Estimated]) -> None:
+def write_report(folder: RunFolder, config: Config) -> None:
     """Write the report of a trained run. What the run has no data for is left out.
 
     Args:
         folder: folder of the run.
         config: config of the run.
-        estimated: memory of each stage as estimated before the run; empty if it was not.
     """
     metrics, subset = load_metrics(folder.metrics), Subset.load(folder.subset)
-    pictures = _pictures(folder, subset, metrics, estimated)
+    pictures = _pictures(folder, subset, metrics)
     save_pictures(folder.pictures, pictures)
     title = title_of(config)
     generations = load_generations(folder.generations)[:_ANSWERS]
@@ -82,12 +79,9 @@ def title_of(config: Config) -> str:
     return f"{Path(config.model.name).name} on {Path(config.data.train).name}"
 
 
-def _pictures(
-    folder: RunFolder, subset: Subset, metrics: Mapping[str, Any], estimated: Mapping[str, Estimated]
-) -> list[Picture]:
+def _pictures(folder: RunFolder, subset: Subset, metrics: Mapping[str, Any]) -> list[Picture]:
     unit, predicted = unit_of(subset.choice), predicted_decrease(subset.choice, metrics)
     front = frontier_of(folder, subset)
-    peaks = {stage: metrics[key] for stage, key in _PEAKS.items() if key in metrics}
     drawn = [
         draw_loss(metrics, _training_losses(folder.events)),
         draw_metric(metrics),
@@ -95,7 +89,7 @@ def _pictures(
         front and draw_frontier(front, unit),
         draw_chosen(subset, chosen_of(folder, subset)),
         *_of_groups(folder, subset.choice),
-        draw_memory(estimated, peaks),
+        draw_memory(memory_of(metrics)),
     ]
     return [picture for picture in drawn if picture is not None]
 

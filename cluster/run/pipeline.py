@@ -105,7 +105,7 @@ def train(session: Session, subset: Subset) -> dict[str, Any]:
     if not folder.report.is_file():
         from cluster.output.report import write_report
 
-        write_report(folder, session.config, session.estimated)
+        write_report(folder, session.config)
     show_generations(
         session.terminal, load_generations(folder.generations), load_generations(folder.generations_before)
     )

@@ -26,7 +26,6 @@ from cluster.output.identity import job_metadata, run_id
 from cluster.output.log import EventLog
 from cluster.output.metrics import load_metrics
 from cluster.output.mirror import Mirror
-from cluster.output.pictures.estimated import Estimated
 from cluster.terminal.console import Terminal
 from cluster.tracking.trackers import Trackers
 from cluster.zero.settings import zero_of
@@ -49,8 +48,7 @@ class Session:
         self.folder = RunFolder.of(config)
         self.inspection: Inspection
         self.contents: dict[str, str] = {}
-        self.estimated: dict[str, Estimated] = {}
-        """Memory of each stage, once ``check_memory`` has estimated it."""
+        self._estimated: dict[str, dict[str, Any]] = {}
         self._mirror = Mirror(config.output) if is_url(config.output) else None
         self._log = EventLog(self.folder.events, run_id(config))
         self._launched: tuple[Launcher, Config, Publisher | None] | None = None
@@ -153,8 +151,8 @@ class Session:
             check_memory(estimate, trains=trains)
             zero = zero_of(self.config.cluster)
             lines = remarks(estimate, zero)
-            self.estimated = {
-                stage: Estimated(memory(load, zero).parts, load.unknown is not None)
+            self._estimated = {
+                stage: {"parts": memory(load, zero).parts, "is_bound": load.unknown is not None}
                 for stage, load in estimate.loads(zero).items()
             }
         for line in lines:
@@ -169,6 +167,8 @@ class Session:
         content = self.metrics()
         seconds = {**content.get("seconds", {}), **metrics.pop("seconds", {})}
         content = {**content, **metrics, "seconds": seconds, "contents": self.contents, "provenance": provenance()}
+        if self._estimated:
+            content["estimated_memory"] = self._estimated
         save_json(self.folder.metrics, content)
         if self._launched is not None and (metrics_of_cluster := self._launched[2]) is not None:
             metrics_of_cluster.record(content)

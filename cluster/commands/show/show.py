@@ -16,12 +16,12 @@ from adapeft.sections.paths import is_url
 from adapeft.subset.choice import Choice
 from adapeft.subset.locate import locate
 from adapeft.subset.subset import Subset
-from cluster.commands.show.tables import show_evaluations, show_map, show_slopes
+from cluster.commands.show.tables import show_evaluations, show_map, show_memory, show_slopes
 from cluster.output.folder import RunFolder
 from cluster.output.frontier import frontier_of
 from cluster.output.generations import load_generations
 from cluster.output.measured import chosen_of, measured_of, one_by_one, predicted_decrease
-from cluster.output.metrics import load_metrics
+from cluster.output.metrics import load_metrics, memory_of
 from cluster.output.mirror import fetched
 from cluster.output.pictures.map import shares_of
 from cluster.terminal.console import Terminal
@@ -86,9 +86,10 @@ def _show_choice(folder: RunFolder, subset: Subset, metrics: Mapping[str, Any], 
     if predicted is not None:
         decrease = metrics["before"]["loss"] - metrics["last"]["loss"]
         said["decrease"] = f"of the evaluation loss: {predicted:.4g} predicted, {decrease:.4g} measured at the end"
-    peaks = {"measuring": "measuring_peak_memory_bytes", "training": "peak_memory_bytes"}
-    used = [f"{stage} {size_of(metrics[key])}" for stage, key in peaks.items() if key in metrics]
+    stages = memory_of(metrics)
+    used = [f"{stage} {size_of(held.peak)}" for stage, held in stages.items()]
     terminal.pairs({**said, "peak": f"{', '.join(used)} of memory per worker"})
+    show_memory(terminal, stages)
 
 
 def _show_influence(terminal: Terminal, names: list[str], influence: np.ndarray, choice: Choice) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 from rich.bar import Bar
 
 from cluster.output.measured import MeasuredGroups
+from cluster.output.metrics import StageMemory
 from cluster.output.pictures.map import OUTSIDE, map_of
 from cluster.terminal.console import Terminal, number_table, plain_table
+from cluster.units import size_of
 
 _SHADES = "·░▒▓█"
 _MOST_ROLES = 12
@@ -93,4 +95,19 @@ def show_evaluations(terminal: Terminal, metrics: Mapping[str, Any]) -> None:
             bar = Bar(most, 0, loss, width=_BAR) if most > 0 and math.isfinite(loss) else ""
             scores = [] if metric == "loss" else [f"{point[metric]:.4f}"]
             table.add_row(f"{point['step']:,}", f"{loss:.4f}", bar, *scores, "kept" if point["step"] == kept else "")
+    terminal.console.print(table)
+
+
+def show_memory(terminal: Terminal, stages: Mapping[str, StageMemory]) -> None:
+    """Print the estimate of each stage by part next to its measured peak; nothing if none was estimated."""
+    estimated = {stage: held for stage, held in stages.items() if held.parts}
+    if not estimated:
+        return
+    table = number_table("estimated memory per worker", *estimated)
+    for part in next(iter(estimated.values())).parts:
+        if any(held.parts[part] for held in estimated.values()):
+            table.add_row(part, *(size_of(held.parts[part]) for held in estimated.values()))
+    totals = (("≤ " if held.is_bound else "") + size_of(sum(held.parts.values())) for held in estimated.values())
+    table.add_row("total", *totals, style="bold")
+    table.add_row("measured peak", *(size_of(held.peak) for held in estimated.values()))
     terminal.console.print(table)

@@ -22,7 +22,7 @@ from adapeft.parts.rows import Rows
 from adapeft.subset.store import hash_of
 from cluster.output.folder import RunFolder
 from cluster.output.report import write_report
-from tests.cluster.output.test_report import ESTIMATED, write_run
+from tests.cluster.output.test_report import write_run
 from tests.support.checkpoints import write_classifier
 from tests.support.hub import TOKEN, Repo, serving
 
@@ -111,7 +111,7 @@ def test_a_run_is_pushed_in_one_commit_and_its_card_loads_it(command, hub, train
 def test_pictures_are_pushed_and_shown_in_the_card(command, hub, trained, tmp_path):
     """The report quotes generated answers, and stays."""
     folder = RunFolder(shutil.copytree(trained[0].path, tmp_path / "run"))
-    write_report(folder, load_config(folder.config), ESTIMATED)
+    write_report(folder, load_config(folder.config))
     assert folder.report.is_file()
     pictures = {path.name: path.read_bytes() for path in folder.pictures.iterdir() if path.suffix == ".png"}
     assert pictures

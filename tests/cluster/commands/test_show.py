@@ -45,6 +45,11 @@ def test_a_run(command, tmp_path):
     assert len([line for line in shown.splitlines() if "██" in line]) >= 3, "a bar for each evaluation"
     assert "0.3 predicted, 0.4 measured at the end" in " ".join(shown.split())
     assert "training 800.0 MiB of memory per worker" in shown
+    memory = shown.split("estimated memory per worker")[1]
+    assert [line_of(memory, start)[-2:] for start in ("weights", "process")] == [["100.0", "MiB"], ["700.0", "MiB"]]
+    assert "optimizer" not in memory
+    assert line_of(memory, "total")[-3:] == ["≤", "800.0", "MiB"]
+    assert line_of(memory, "measured peak")[-2:] == ["800.0", "MiB"]
     assert line_of(shown, "before")[1:] == ["five"]
     assert line_of(shown, "after")[1:] == ["four"]
 

@@ -32,7 +32,6 @@ from cluster.output.frontier import knee_of
 from cluster.output.generations import save_generations
 from cluster.output.measured import chosen_of, one_by_one, predicted_decrease
 from cluster.output.metrics import load_metrics
-from cluster.output.pictures.estimated import Estimated
 from cluster.output.pictures.map import place_of, shares_of
 from cluster.output.report import write_report, write_validation_report
 from cluster.output.validation import load_validation, save_validation
@@ -44,8 +43,9 @@ WEIGHTS = tuple(
     ParameterInfo(name, (8, 4), role, layer, 0.5, 0)
     for name, role, layer in zip(NAMES, ("model.embed.weight", "mlp.weight", "mlp.weight"), (-1, 0, 1), strict=True)
 )
-MEASURED = {"frontier", "influence", "slopes"}
+MEASURED = {"frontier", "influence", "slopes", "memory"}
 ALWAYS = {"loss", "metric", "chosen"}
+ESTIMATED = {"weights": 100 * 2**20, "optimizer": 0, "process": 700 * 2**20}
 
 
 class Page(HTMLParser):
@@ -113,6 +113,8 @@ def write_run(path, *, measured=True, method="adapeft", task="sequence-classific
         "seconds": {"select": 1.5, "train": 2.5},
         "choice": {"method": method, "granularity": "row", "value": 0.3 if measured else None},
     }
+    if measured:
+        metrics["estimated_memory"] = {"training": {"parts": ESTIMATED, "is_bound": True}}
     folder.metrics.write_text(json.dumps(metrics))
     folder.logs.mkdir()
     events = [{"message": "training", "done": step, "loss": 1.0 / step} for step in (5, 10, 15, 20)]
@@ -150,9 +152,6 @@ def write_element_run(path, budget=20, reach=10.0):
     return folder, config, chosen, float(values.sum())
 
 
-ESTIMATED = {"training": Estimated({"weights": 100 * 2**20, "optimizer": 0, "process": 700 * 2**20}, is_bound=True)}
-
-
 def validation(num_draws=12):
     """Return the result of a validation with two settings, in which two subsets raised the loss and one diverged."""
     generator = np.random.default_rng(0)
@@ -176,10 +175,10 @@ def test_a_page_has_every_figure_and_refers_to_nothing_outside(tmp_path):
     folder, config = write_run(tmp_path)
     save_generations(folder.generations_before, [Generation(3, "2+2?<script>", "4", "five & six")])
     save_generations(folder.generations, [Generation(3, "2+2?<script>", "4", "")])
-    write_report(folder, config, ESTIMATED)
+    write_report(folder, config)
     text = folder.report.read_text(encoding="utf-8")
     page = Page(text)
-    assert set(names_of(page)) == ALWAYS | MEASURED | {"memory"}
+    assert set(names_of(page)) == ALWAYS | MEASURED
     assert len(page.all("img")) == len(names_of(page))
     for image in page.all("img"):
         assert len(image["alt"]) > 40
@@ -199,9 +198,9 @@ def test_a_page_has_every_figure_and_refers_to_nothing_outside(tmp_path):
 @pytest.mark.slow
 def test_pictures_are_files_too_and_not_blank(tmp_path):
     folder, config = write_run(tmp_path)
-    write_report(folder, config, ESTIMATED)
+    write_report(folder, config)
     files = {path.stem: path.read_bytes() for path in folder.pictures.iterdir()}
-    assert files.keys() == ALWAYS | MEASURED | {"memory"}
+    assert files.keys() == ALWAYS | MEASURED
     for name, content in files.items():
         with Image.open(BytesIO(content)) as image:
             image.load()
@@ -212,7 +211,7 @@ def test_pictures_are_files_too_and_not_blank(tmp_path):
 
 def test_what_a_run_has_not_measured_is_left_out(tmp_path):
     folder, config = write_run(tmp_path, measured=False, method="random")
-    write_report(folder, config, {})
+    write_report(folder, config)
     page = Page(folder.report.read_text(encoding="utf-8"))
     assert set(names_of(page)) == ALWAYS
     assert {path.stem for path in folder.pictures.iterdir()} == ALWAYS
@@ -228,9 +227,9 @@ def test_a_run_of_elements_shows_what_was_chosen_without_the_draw(tmp_path):
     assert {name: part.count for name, part in found.parts.items()} == {
         name: part.count for name, part in chosen.parts.items()
     }
-    write_report(folder, config, ESTIMATED)
+    write_report(folder, config)
     page = Page(folder.report.read_text(encoding="utf-8"))
-    assert set(names_of(page)) == ALWAYS | MEASURED | {"memory", "prediction"}
+    assert set(names_of(page)) == ALWAYS | MEASURED | {"prediction"}
     shown = " ".join(page.texts)
     assert f"{chosen.count} parameters were chosen, and {20 - chosen.count} drawn at random" in shown
     assert "not shown" in shown
@@ -243,9 +242,9 @@ def test_a_draw_that_is_unknown_is_shown_with_the_choice(tmp_path):
     folder, config, chosen, _ = write_element_run(tmp_path)
     (tmp_path / TABLE).unlink()  # as of a run that trains a saved subset
     assert chosen_of(folder, Subset.load(folder.subset)) is None
-    write_report(folder, config, {})
+    write_report(folder, config)
     page = Page(folder.report.read_text(encoding="utf-8"))
-    assert set(names_of(page)) == ALWAYS | {"prediction"}
+    assert set(names_of(page)) == ALWAYS | {"memory", "prediction"}
     shown = " ".join(page.texts)
     said = f"{chosen.count} parameters were chosen, and {20 - chosen.count} drawn at random"
     assert f"{said} among all others; both are counted." in shown
@@ -264,7 +263,7 @@ def test_influence_that_adds_up_is_shown_as_it_is(tmp_path):
 def test_the_predicted_decrease_is_compared_where_nothing_else_is_trained(tmp_path):
     """What is always trained lowers the loss too, and the influence does not count that."""
     folder, config = write_run(tmp_path / "alone", always=0)
-    write_report(folder, config, {})
+    write_report(folder, config)
     page = Page(folder.report.read_text(encoding="utf-8"))
     assert set(names_of(page)) == ALWAYS | MEASURED | {"prediction"}
     assert "0.3 predicted, 0.4 measured after the last step" in " ".join(page.texts)
@@ -305,7 +304,7 @@ def test_only_adapeft_predicts_losses(tmp_path):
             groups = Groups(WEIGHTS, "row", 200)
             values = np.linspace(1, 2, groups.num_groups)
             save_groups(folder.path, groups, {"sensitivity": values}, {}, influence=values)
-        write_report(folder, config, {})
+        write_report(folder, config)
         page = Page(folder.report.read_text(encoding="utf-8"))
         captions[method] = " ".join(page.texts)
     assert "predicted loss decrease" in captions["adapeft"]
@@ -375,8 +374,8 @@ def test_places_of_names():
 def test_a_browser_shows_every_figure_on_a_narrow_screen(tmp_path, dark):
     folder, config = write_run(tmp_path / "run")
     save_generations(folder.generations, [Generation(0, "word" * 200, "4", "x" * 500)])
-    write_report(folder, config, ESTIMATED)
-    check_page(folder.report, tmp_path, dark=dark, num_images=len(ALWAYS | MEASURED | {"memory"}))
+    write_report(folder, config)
+    check_page(folder.report, tmp_path, dark=dark, num_images=len(ALWAYS | MEASURED))
 
 
 @pytest.mark.slow
