@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 from cluster.commands.arguments import ConfigPath, Overrides
 from cluster.terminal.exit_status import ExitStatus
@@ -23,17 +24,17 @@ def compare(config: ConfigPath, overrides: Overrides = None) -> None:
         from cluster.inspection.inspect import inspect
 
         silence_libraries()
-    with terminal.busy("checking config, data and model"):
-        check(loaded, comparison, inspect)
-    report = Report(loaded, comparison)
+    with terminal.checking() as report:
+        check(loaded, comparison, partial(inspect, report=report))
+    written = Report(loaded, comparison)
     try:
         with machines_of(loaded, comparison) as machines:
-            runs = compare(loaded, comparison, terminal.note, machines, report.write)
+            runs = compare(loaded, comparison, terminal.note, machines, written.write)
     except KeyboardInterrupt:
-        terminal.note(f"stopped; the same command resumes from {report.path.parent}/")
+        terminal.note(f"stopped; the same command resumes from {written.path.parent}/")
         sys.stdout.flush()
         os._exit(ExitStatus.INTERRUPTED)  # a cleaner exit would wait for the threads; runs end with this process
-    terminal.show_markdown(report.path.read_text(encoding="utf-8"))
-    terminal.note(f"table and plots: {report.path.parent}/")
+    terminal.show_markdown(written.path.read_text(encoding="utf-8"))
+    terminal.note(f"table and plots: {written.path.parent}/")
     if not finished(runs):
         sys.exit(ExitStatus.FAILED)

@@ -19,8 +19,10 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
         from cluster.zero.settings import zero_of
 
         silence_libraries()
+    with terminal.checking() as report:
+        inspection = inspect(loaded, report)
     with terminal.busy("running the model without its weights"):
-        zero, found = zero_of(loaded.cluster), estimate_of(loaded, inspect(loaded))
+        zero, found = zero_of(loaded.cluster), estimate_of(loaded, inspection)
         loads, grid, lines = found.loads(zero), found.grid(zero), remarks(found, zero)
     show_estimate(loads, zero, grid, terminal)
     for line in lines:

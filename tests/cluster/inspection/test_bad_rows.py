@@ -172,3 +172,17 @@ def test_the_check_shows_how_many_rows_are_tokenized(config, tmp_path, monkeypat
     inspect(load_config(config([GOOD] * 9), SMALL), events.append)
     last = {event["step"]: (event["done"], event["total"]) for event in events}
     assert last["tokenizing data.train"] == (9, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "returncode"),
+    [
+        ("estimate", (), 0),
+        ("compare", ("select.groups=row", "methods=[random,adapeft]"), 2),  # refused once the rows are tokenized
+    ],
+)
+def test_a_command_without_a_session_shows_it_too(command, config, tmp_path, monkeypatch, name, more, returncode):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    done = command(name, config([GOOD] * 9), *SMALL, *more)
+    assert done.returncode == returncode, done.stderr
+    assert "checking config, data and model …\ntokenizing data.train 9/9\n" in done.stdout
