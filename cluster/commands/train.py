@@ -17,6 +17,4 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
                 f"output = {session.folder.path} has no subset.safetensors. Run `adapeft select` first, or give a "
                 f"subset: train.subset=PATH, URL or NAME."
             )
-        if not session.folder.delta.is_file():
-            session.check_memory()
-        pipeline.train(session, pipeline.select(session))
+        pipeline.run(session)
