@@ -199,27 +199,38 @@ class Trials(Section):
     def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(set(steps)))
 
-    def check(self, config: Config) -> None:
-        """Check that the config's groups and dtype are supported.
+    def check(self, config: Config, num_parameters: int = 0) -> None:
+        """Check that the config's groups, measurement, dtype and data are supported.
+
+        Args:
+            config: config of the run.
+            num_parameters: size of the model, on which ``select.measure: auto`` depends; 0 before it is known.
 
         Raises:
-            AdapeftError: the groups are roles, or the weights are not float32.
+            AdapeftError: the groups are roles, the measurement is low-rank, the weights are not float32, or the
+                data are streamed.
         """
         if config.select.granularity == "role":
             raise AdapeftError(
                 "select.groups = role: validate draws groups within single tensors. "
                 "Set select.groups to tensor, row or element."
             )
-        if config.select.window_rank(0):
+        if config.select.window_rank(num_parameters):
+            size = f", for a model of {num_parameters:,} parameters" if num_parameters else ""
             raise AdapeftError(
-                "select.measure = low-rank: validate compares estimators that need the gradients of single elements. "
-                "Set select.measure: exact."
+                f"select.measure = low-rank{size}: validate compares estimators that need the gradients of single "
+                "elements. Set select.measure: exact if the memory suffices (adapeft estimate)."
             )
         if config.model.dtype != "float32":
             raise AdapeftError(
                 f"model.dtype = {config.model.dtype}: the small steps of validate would be lost to rounding, because "
                 "it keeps no float32 copies as DeepSpeed does. Set model.dtype: float32, and "
                 "model.matmul_precision: medium if speed matters."
+            )
+        if config.data.is_streamed:
+            raise AdapeftError(
+                "data.streaming = true: validate trains on batches of the whole data, again and again. Set "
+                "data.streaming: false, and name a part of the data in data.train."
             )
 
 

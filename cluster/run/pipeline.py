@@ -24,7 +24,7 @@ from cluster.terminal.generations import show_generations
 
 
 def run(session: Session) -> dict[str, Any]:
-    """Measure, choose, train and evaluate; stages that an earlier call of the same run finished are not repeated."""
+    """Measure, choose, train and evaluate; what an earlier command of the same run finished is not repeated."""
     if not session.folder.delta.is_file():
         session.check_memory()
         session.track()
@@ -128,23 +128,18 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
     from cluster.output.validation import load_validation, save_validation
     from cluster.terminal.validation import show_validation
 
+    method = session.config.select.method
+    if not get_method(method).measures_loss:
+        raise AdapeftError(
+            f"select.method = {method}: it does not measure the loss, which validate predicts. Set select.method to "
+            "adapeft."
+        )
     if session.inspection.groups.is_quantized:
         raise AdapeftError(
             f"model.name = {session.config.model.name!r} is quantized: validate compares estimators that need the "
             "gradients of single elements, which quantized matrices do not have. Give the base without quantization."
         )
-    groups = session.inspection.groups
-    if get_method(session.config.select.method).window_rank(groups, session.config.select):
-        raise AdapeftError(
-            f"select.measure = auto: it is low-rank for a model of {groups.num_total:,} parameters, and validate "
-            "compares estimators that need the gradients of single elements. Set select.measure: exact if the memory "
-            "suffices (adapeft estimate)."
-        )
-    if session.config.data.is_streamed:
-        raise AdapeftError(
-            "data.streaming = true: validate trains on batches of the whole data, again and again. Set "
-            "data.streaming: false, and name a part of the data in data.train."
-        )
+    trials.check(session.config, session.inspection.groups.num_total)
     path = session.folder.validation
     if path.is_file():
         session.terminal.note(f"validation: already done, {short(path)}")

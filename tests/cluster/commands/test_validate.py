@@ -112,7 +112,15 @@ def test_a_model_that_auto_measures_with_low_rank_is_refused_before_workers_star
     monkeypatch.setattr(options, "_SMALL", 0)
     status, _, errors = command("validate", config, f"output={tmp_path / 'out'}")
     assert status == 2
-    assert "select.measure = auto: it is low-rank for a model of" in " ".join(errors.split())
+    said = " ".join(errors.split())
+    assert "select.measure = low-rank, for a model of" in said
+    assert "Set select.measure: exact if the memory suffices" in said
+
+
+def test_a_method_that_measures_nothing_is_refused(config, command, tmp_path):
+    status, _, errors = command("validate", config, "select.method=random", f"output={tmp_path / 'out'}")
+    assert status == 2
+    assert "select.method = random: it does not measure the loss, which validate predicts." in " ".join(errors.split())
 
 
 def test_what_is_there_is_kept(alone, config, tmp_path):

@@ -40,3 +40,4 @@ def test_a_run_on_a_stream(tmp_path):
     assert f"data.train = {train}: content" in " ".join(changed.stderr.split())
     validated = adapeft("validate", *config, "data.streaming=true", f"output={tmp_path / 'validated'}")
     assert "data.streaming = true: validate trains on batches" in " ".join(validated.stderr.split())
+    assert not (tmp_path / "validated").exists()
