@@ -15,6 +15,7 @@ from adapeft.choose.topk import top_k
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
 from adapeft.measure.statistics import ElementShard
+from adapeft.parts.part import mask_of
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
@@ -130,7 +131,9 @@ def choose_fewest_jointly(
     steepest = top_k(Scores(elements, _slope), positions, best.count, ranks.all_reduce)
     mine = [torch.empty(0, dtype=torch.float64)]
     for shard, position, picks in zip(elements, positions, steepest, strict=True):
-        is_chosen = _mask(best, groups, shard)
+        piece = shard.slice
+        part = best.parts.get(groups.parameters[piece.parameter].name)
+        is_chosen = mask_of(part, piece.start, piece.start + piece.length)
         is_kept = is_chosen.clone()
         is_kept[picks.cpu()] = True
         kept = is_kept.nonzero().squeeze(1)
@@ -149,15 +152,6 @@ def choose_fewest_jointly(
         enough = (value >= wanted).nonzero().flatten()
         number = min([number, *(enough[:1] + 1).tolist()])
     return choose_elements_jointly(groups, elements, number, reach, ranks)
-
-
-def _mask(subset: Subset, groups: Groups, shard: ElementShard) -> Tensor:
-    """Return which elements of a shard a subset has, bool [slice.length]."""
-    piece = shard.slice
-    part = subset.parts.get(groups.parameters[piece.parameter].name)
-    if part is None:
-        return torch.zeros(piece.length, dtype=torch.bool)
-    return part.mask(piece.start, piece.start + piece.length)
 
 
 def _slope(columns: dict[str, Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from adapeft.measure.low_rank.windows import SeenShards
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards.shards import Slice
 from adapeft.parts.elements import Elements
-from adapeft.parts.part import Part
+from adapeft.parts.part import Part, mask_of
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.ranks import Ranks
@@ -120,9 +120,7 @@ def _gram(table: Tensor, weights: Tensor, ranks: Ranks) -> Tensor:
 
 def _chosen(piece: Slice, start: int, part: Part | None, share: float) -> Tensor:
     """Return the chosen elements of a slice, or a sample of about ``share`` of them that no division changes."""
-    if part is None:
-        return torch.empty(0, dtype=torch.int64)
-    found = part.mask(piece.start, piece.start + piece.length).nonzero().squeeze(1)
+    found = mask_of(part, piece.start, piece.start + piece.length).nonzero().squeeze(1)
     if share >= 1:
         return found
     mixed = ((found + piece.start + start) * 2654435761) % 2**32  # Knuth's multiplicative hash of the position

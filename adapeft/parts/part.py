@@ -77,7 +77,7 @@ class Part:
         changes_parameter: whether the trained difference can be added to the parameter that the part is named after;
             otherwise the part is named after a layer, whose output it changes.
         trains_in_place: whether it trains the model's own parameter.
-        follows_rule: whether it trains under the rule that ``Subset.description`` names.
+        follows_rule: whether it trains under the rule that the record of the choice names.
         scaling_pieces: tensors of its values to which the added difference is proportional; zero before training.
         is_indexed: whether files hold indices for it.
         adds_to_output: whether it can train next to a quantized weight, by what it adds to the layer's output.
@@ -253,6 +253,11 @@ class Part:
     def to(self, device: torch.device) -> Self:
         """Return the part with its tensors on ``device``."""
         return self
+
+
+def mask_of(part: Part | None, start: int, stop: int) -> Tensor:
+    """Return ``part.mask(start, stop)``, of a part that a subset may not have: then no element is trained."""
+    return torch.zeros(stop - start, dtype=torch.bool) if part is None else part.mask(start, stop)
 
 
 PartAndValues = tuple[Part, Tensor]

@@ -13,6 +13,7 @@ from adapeft.choose.knapsack import chosen_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
 from adapeft.methods.base.method import ValuedMethod
+from adapeft.parts.part import mask_of
 from adapeft.subset.subset import Subset
 from adapeft.transfer.transfer import Allotment, Scores, fill
 
@@ -66,9 +67,10 @@ def _values(statistics: Statistics, method: ValuedMethod, reach: float, subset: 
         return float((values * (chosen_of(groups, subset) > 0)).sum())
     total = 0.0
     for shard in statistics.elements:
-        part = subset.parts.get(groups.parameters[shard.slice.parameter].name)
-        if part is not None:
-            mask = part.mask(shard.slice.start, shard.slice.start + shard.slice.length)
+        piece = shard.slice
+        part = subset.parts.get(groups.parameters[piece.parameter].name)
+        if part is not None:  # otherwise the columns of factored shards need not be computed
+            mask = part.mask(piece.start, piece.start + piece.length)
             total += float(method.value(shard.columns, reach)[mask].double().sum())
     return total
 
@@ -77,9 +79,4 @@ def _trained(groups: Groups, subset: Subset) -> list[np.ndarray]:
     """Return the number of elements that ``subset`` trains of each group, or of each single element."""
     if groups.granularity != "element":
         return [chosen_of(groups, subset)]
-    return [
-        subset.parts[info.name].mask().numpy().astype(np.int64)
-        if info.name in subset.parts
-        else np.zeros(info.count, dtype=np.int64)
-        for info in groups.parameters
-    ]
+    return [mask_of(subset.parts.get(info.name), 0, info.count).numpy().astype(np.int64) for info in groups.parameters]
