@@ -174,9 +174,7 @@ def ready(name, shapes, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "select", [{}, {"groups": "element"}, {"method": "lora"}, {"method": "random", "groups": "row"}]
-)
+@pytest.mark.parametrize("select", [{}, {"groups": "row"}, {"method": "lora"}, {"method": "random", "groups": "row"}])
 def test_choosing_for_a_large_model_holds_no_more_than_training_what_is_chosen(eight_billion, select):
     shared = {key: getattr(eight_billion.select, key) for key in ("budget", "calibration", "batch_size")}
     own = parse_select({"micro_batch_size": 1, **shared, **select})
