@@ -44,7 +44,7 @@ class Train(Section):
         default=None, le=10_000_000, description="number of optimizer steps; replaces epochs"
     )
     learning_rate: Harmless[Literal["auto"] | LearningRate] = Field(
-        default=1e-3,
+        default="auto",
         description="peak learning rate of AdamW; auto: the best of short trainings on a part of data.train",
     )
     head_learning_rate: Harmless[Literal["auto"] | LearningRate | None] = Field(

@@ -7,7 +7,7 @@ from cluster.run.opening import opened
 
 
 def select(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Measure and choose without training; select.statistics=RUN chooses from another run's measurements in seconds."""
+    """Measure and choose, and find train.learning_rate: auto; with select.statistics=RUN nothing is measured anew."""
     with opened(config, overrides) as session:
         from cluster.run import pipeline
 

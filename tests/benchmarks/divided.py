@@ -90,7 +90,7 @@ def write_config(folder: Path, base: Path, workers: int) -> Path:
             "batch_size": 4,
             "warmup_steps": 0,
         },
-        "train": {"batch_size": 4, "max_steps": 2},
+        "train": {"learning_rate": 1e-3, "batch_size": 4, "max_steps": 2},
         "cluster": {"workers": workers, "zero_stage": 3},
     }
     path = folder / f"run-{workers}.yaml"

@@ -105,7 +105,7 @@ def write_config(folder: Path, case: Case, method: dict[str, Any], model: str, d
         "data": case.data(data, folder),
         "output": str(folder / "run"),
         "select": {"budget": case.budget, **(calibration if measures else {}), **method},
-        "train": {"batch_size": case.batch_size, "max_steps": 4},
+        "train": {"learning_rate": 1e-3, "batch_size": case.batch_size, "max_steps": 4},
         "cluster": {"workers": workers, "zero_stage": stage, "launcher": launcher},
     }
     path = folder / "config.yaml"

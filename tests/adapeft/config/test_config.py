@@ -50,7 +50,7 @@ def test_three_lines_are_enough(load):
     assert config.select.budget == Budget.parse("0.5%")
     assert config.select.always_train == ("auto",)
     assert (config.select.calibration, config.select.batch_size, config.train.batch_size) == (512, 16, 32)
-    assert (config.train.learning_rate, config.cluster.workers, config.seed) == (1e-3, 1, 0)
+    assert (config.train.learning_rate, config.cluster.workers, config.seed) == ("auto", 1, 0)
 
 
 @pytest.mark.parametrize(("method", "granularity"), [("adapeft", "element"), ("sam", "element"), ("random", "element")])
@@ -210,12 +210,12 @@ def test_attention_that_could_not_train(load, attention, overrides, message):
     ("overrides", "message"),
     [
         (
-            ["streaming=true", "max_steps=9", "train.learning_rate=auto"],
+            ["streaming=true", "max_steps=9"],
             r"train.learning_rate = auto: short trainings hold out .* data.streaming divides none; set a number",
         ),
         (["streaming=true"], r"\n  train.max_steps = null: with data.streaming .*; set train.max_steps, the number of"),
         (
-            ["streaming=true", "max_steps=9", "train_sampling_strategy=group_by_length"],
+            ["streaming=true", "max_steps=9", "train.learning_rate=1e-3", "train_sampling_strategy=group_by_length"],
             r"train.train_sampling_strategy = group_by_length: with data.streaming .* unknown; set random",
         ),
         (
@@ -439,7 +439,7 @@ def test_defaults_are_a_config_to_fill_in(load):
     required = ["name=bert-base-uncased", "task=sequence-classification", "output=runs/cola"]
     data = ["data.train=glue:cola@train", "evaluation=glue:cola@validation"]
     assert load(text, *required, *data) == load(MINIMAL)
-    assert "on a part of data.train\n  learning_rate: 0.001\n" in text
+    assert "on a part of data.train\n  learning_rate: auto\n" in text
     assert "  # parameters that are chosen together; auto: the method's default, for adapeft element" in text
     assert list(yaml.safe_load(text)) == list(Config.model_fields)
     with pytest.raises(AdapeftError, match="has 5 problems"):
@@ -510,14 +510,15 @@ def test_statistics_of_a_quantized_base_are_others(load):
 def test_statistics_of_a_stream_are_others(load):
     text = MINIMAL.replace("sequence-classification", "causal-lm").replace("glue:cola", "wikitext")
     plain, streamed, other = (
-        measurement_key(load(text, "max_steps=5", *given))
+        measurement_key(load(text, "max_steps=5", "train.learning_rate=1e-3", *given))
         for given in ([], ["streaming=true"], ["streaming=true", "shuffle_buffer=9"])
     )
     assert not plain.keys() & {"data.streaming", "data.shuffle_buffer"}, "as older versions measured"
     assert measured_differently(streamed, plain) == ["data.streaming: true here, false there"]
     assert measured_differently(other, streamed) == ["data.shuffle_buffer: 9 here, 10000 there"]
     assert measured_differently(plain, plain) == measured_differently(streamed, streamed) == []
-    assert measurement_key(load(text, "max_steps=9", "streaming=true", "evaluation_examples=7")) == streamed
+    less_evaluated = load(text, "max_steps=9", "train.learning_rate=1e-2", "streaming=true", "evaluation_examples=7")
+    assert measurement_key(less_evaluated) == streamed
 
 
 def test_statistics_of_elements_serve_either_way_of_valuing_them(load):

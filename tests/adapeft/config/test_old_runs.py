@@ -34,7 +34,8 @@ def test_they_load_as_what_they_said(old, tmp_path):
     method = config.select.method
     # Methods other than adapeft accepted and ignored these options; now they reject them.
     mine = [one for one in overrides if method == "adapeft" or not one.startswith(("direction", "shrinkage"))]
-    again = load_config(path, [*mine, "output=/runs/cola"])
+    # Their default learning rate was a number.
+    again = load_config(path, ["train.learning_rate=1e-3", *mine, "output=/runs/cola"])
     assert config == again
     assert differences(config, again) == []
 

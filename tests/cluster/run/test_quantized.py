@@ -35,7 +35,7 @@ def config(tmp_path_factory):
         },
         "output": str(folder / "run"),
         "select": {"budget": "0.5%", "exclude": "*embeddings*", "calibration": 64},
-        "train": {"epochs": 2, "batch_size": 16},
+        "train": {"epochs": 2, "learning_rate": 1e-3, "batch_size": 16},
         "cluster": {"workers": 1, "zero_stage": 0, "launcher": "local"},
     }
     path = folder / "run.yaml"

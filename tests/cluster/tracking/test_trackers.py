@@ -79,7 +79,11 @@ def config_of(tmp_path, *names, **sections):
         "model": {"name": "base", "task": "causal-lm"},
         "data": {"train": "train.txt", "evaluation": "validation.txt"},
         "output": str(tmp_path / "run"),
-        "train": {"report_to": list(names), "subset": "https://me:secret@host/a.safetensors?signature=hidden"},
+        "train": {
+            "learning_rate": 1e-3,
+            "report_to": list(names),
+            "subset": "https://me:secret@host/a.safetensors?signature=hidden",
+        },
     }
     return parse_config(content | sections)
 
