@@ -176,11 +176,12 @@ class Terminal:
         trained = metrics["trainable_parameters"]
         always = metrics["always_trained_parameters"]
         head = f", and {always:,} always trained" if always else ""
+        loss = "" if metric == "loss" else f"   (loss {_change(before, after, 'loss')})"
         rows: dict[str, str | tuple[str, ...]] = {
             "trained": f"{trained:,} of {total:,} parameters ({trained / total:.3%}){head}",
             "influence": _influence(choice),
             **_bought(choice, trained),
-            metric: f"{before[metric]:.4f} → {after[metric]:.4f}   (loss {before['loss']:.4f} → {after['loss']:.4f})",
+            metric: _change(before, after, metric) + loss,
             **_answered(before, after),
             "delta": f"{size_of(metrics['delta_bytes'])}, 1/{full / metrics['delta_bytes']:.0f} of the model's "
             f"{size_of(full)}",
@@ -274,6 +275,10 @@ def number_table(first: str, *numbers: str) -> Table:
     for title in numbers:
         table.add_column(title, justify="right")
     return table
+
+
+def _change(before: Mapping[str, float], after: Mapping[str, float], metric: str) -> str:
+    return f"{before[metric]:.4f} → {after[metric]:.4f}"
 
 
 def _for_unquantized(config: Config, folder: RunFolder) -> Iterator[str]:

@@ -88,7 +88,8 @@ def _bars(console: Console) -> Progress:
 
 def _text(event: dict[str, Any]) -> str:
     if event["step"] == "evaluated":
-        return f"step {event['at']}: {event['metric']} {event[event['metric']]:.4f}, loss {event['loss']:.4f}"
+        names = dict.fromkeys((event["metric"], "loss"))
+        return f"step {event['at']}: {', '.join(f'{name} {event[name]:.4f}' for name in names)}"
     if "loss" in event:
         return f"{event['step']}, loss {event['loss']:.4f}"
     return str(event["step"])

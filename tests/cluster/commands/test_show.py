@@ -86,3 +86,13 @@ def test_a_run_that_has_not_trained_or_measured(command, tmp_path):
     assert "trained parameters by role" in shown
     assert "influence by role" not in shown
     assert "not trained yet" in shown
+
+
+def test_a_run_scored_by_its_loss_names_it_once(command, tmp_path):
+    folder, config = write_run(tmp_path / "run")
+    folder.config.write_text(to_yaml(config))
+    metrics = json.loads(folder.metrics.read_text())
+    folder.metrics.write_text(json.dumps({**metrics, "metric": "loss"}))
+    status, shown, errors = command("show", folder.path)
+    assert status == 0, errors
+    assert [line.split() for line in shown.splitlines() if " → " in line] == [["loss", "1.1000", "→", "0.6000"]]
