@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from adapeft.config.load import load_config
 from adapeft.deltas.extract import extract_delta
-from adapeft.model.divided import full_value
+from adapeft.model.divided import full_value, shape_of
 from adapeft.model.fingerprint import fingerprint_model
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
@@ -58,10 +58,14 @@ class Held(TorchDispatchMode):
 
 
 def mixed(model: nn.Module) -> Subset:
-    """Return a subset of whole matrices in two layers, and of rows."""
-    shapes = {"self_attn.o_proj": (32, 32), "mlp.up_proj": (64, 32)}
-    whole = {f"model.layers.{i}.{name}.weight": Whole(shape) for i in (0, 3) for name, shape in shapes.items()}
-    rows = {"model.layers.1.mlp.down_proj.weight": Rows((32, 64), torch.tensor([1, 5, 30]), 0)}
+    """Return a subset of whole tensors in two layers, and of rows."""
+    ends = ("self_attn.o_proj.weight", "mlp.up_proj.weight", "mlp.experts.down_proj")
+    whole = {
+        name: Whole(shape_of(parameter))
+        for name, parameter in model.named_parameters()
+        if name.startswith(("model.layers.0.", "model.layers.3.")) and name.endswith(ends)
+    }
+    rows = {"model.layers.1.self_attn.q_proj.weight": Rows((32, 32), torch.tensor([1, 5, 30]), 0)}
     return Subset({**whole, **rows}, (), ())
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adapeft.errors import AdapeftError
 from adapeft.files.damage import reading
-from adapeft.model.checkpoint.files import has_weights, local_folder, weight_files
+from adapeft.model.checkpoint.conversion import Conversion
+from adapeft.model.checkpoint.files import has_weights, local_folder, opened, weight_files
 from adapeft.model.checkpoint.names import WeightNames
 from adapeft.model.fingerprint import Entry, base_name, fingerprint, sample
 from adapeft.model.structure import parameter_names
@@ -38,16 +37,21 @@ def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
         AdapeftError: the base does not exist or has no weights.
     """
     folder = local_folder(base)
-    return open_safetensors(folder, base, structure) or LoadedCheckpoint(folder, structure)
+    found = open_safetensors(folder, base, structure)
+    # Merged weights are stored as the base's are, for which transformers reverts its conversions of the whole model.
+    return LoadedCheckpoint(folder, structure) if found is None or found.is_converted else found
 
 
-def open_safetensors(folder: Path, base: str, structure: PreTrainedModel) -> SafetensorsCheckpoint | None:
-    """Open the weights in ``folder`` to read them one tensor at a time; None if that is impossible.
+def open_safetensors(
+    folder: Path, base: str, structure: PreTrainedModel, dtype: torch.dtype | None = None
+) -> SafetensorsCheckpoint | None:
+    """Open the weights in ``folder`` to read them one tensor at a time; None if they are pickled.
 
     Args:
         folder: folder of the base model.
         base: name that the user gave for it, for messages.
         structure: the model, possibly on the meta device.
+        dtype: see ``SafetensorsCheckpoint``.
 
     Raises:
         AdapeftError: there are no weights.
@@ -55,8 +59,7 @@ def open_safetensors(folder: Path, base: str, structure: PreTrainedModel) -> Saf
     files = weight_files(folder, base, getattr(structure.config, "transformers_weights", None))
     if any(file.suffix != ".safetensors" for file in files):
         return None
-    found = SafetensorsCheckpoint(folder, files, structure)
-    return None if found.is_converted else found
+    return SafetensorsCheckpoint(folder, files, structure, dtype)
 
 
 def is_tied(folder: Path, structure: PreTrainedModel) -> bool:
@@ -67,7 +70,7 @@ def is_tied(folder: Path, structure: PreTrainedModel) -> bool:
     """
     if has_weights(folder) or getattr(structure.config, "transformers_weights", None):
         found = open_safetensors(folder, str(folder), structure)
-        if found is not None:
+        if found is not None and found.obstacle is None:
             found.settle_ties()
     return structure.config.tie_word_embeddings
 
@@ -159,54 +162,105 @@ class Checkpoint(ABC):
 class SafetensorsCheckpoint(Checkpoint):
     """Safetensors files that are read one tensor at a time.
 
+    Args:
+        folder: folder of the base model.
+        shards: the files.
+        structure: the model, possibly on the meta device.
+        dtype: dtype to which parameters are cast before they are converted, as transformers does for that of the loaded
+            model; None for that of the files.
+
     Attributes:
         shards: the files.
-        is_converted: whether transformers converts the tensors of the files while loading, so that they cannot be used
-            as they are.
+        obstacle: reason why the tensors cannot be read one at a time; None if they can.
+        is_converted: whether transformers converts tensors of the files while loading, so that they cannot be used as
+            they are.
     """
 
-    def __init__(self, folder: Path, shards: list[Path], structure: PreTrainedModel) -> None:
+    def __init__(
+        self, folder: Path, shards: list[Path], structure: PreTrainedModel, dtype: torch.dtype | None = None
+    ) -> None:
         self.folder, self.shards, self.structure = folder, shards, structure
         self.mismatched, self.unknown = {}, []
-        names = WeightNames(structure)
-        state = structure.state_dict()
-        self.is_converted = not names.are_stable
+        self.obstacle: str | None = None
+        self._dtype = dtype
         self._keys: dict[Path, dict[str, str]] = {shard: {} for shard in shards}  # key → name
-        for shard in shards:
-            with _opened(shard) as file:
-                for key in file.keys():  # noqa: SIM118
-                    name, converted = names.find(key)
-                    if name is None:
-                        self.unknown.append(key)
-                        continue
-                    self.is_converted |= converted
-                    shape = tuple(file.get_slice(key).get_shape())
-                    if shape == tuple(state[name].shape) or converted:
-                        self._keys[shard][key] = name
-                    else:
-                        self.mismatched[name] = shape
-        counts = Counter(name for keys in self._keys.values() for name in keys.values())
-        self.is_converted |= any(count > 1 for count in counts.values())
-        if not self.is_converted:
+        self._conversions: dict[str, Conversion] = {}  # first name → conversion
+        self._find(WeightNames(structure))
+        self.is_converted = bool(self._conversions) or self.obstacle is not None
+        if self.obstacle is None:
             self._untie()
             self._drop_second_names()
 
+    def _find(self, names: WeightNames) -> None:
+        """Find what is stored and how it is converted, from the names and shapes in the files."""
+        if names.unstable is not None:
+            self.obstacle = f"transformers takes the name {names.unstable!r} of the model for an older one"
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.structure.state_dict().items()}
+        for shard in self.shards:
+            with opened(shard) as file:
+                for key in file.keys():  # noqa: SIM118
+                    name, pattern = names.find(key)
+                    shape = tuple(file.get_slice(key).get_shape())
+                    if name is None:
+                        self.unknown.append(key)
+                    elif pattern is not None:
+                        if name not in self._conversions:
+                            self._conversions[name] = Conversion(name, names.converter(pattern), self.structure)
+                        self._conversions[name].add(key, pattern, shard, shape)
+                    elif shape == shapes[name]:
+                        self._keys[shard][key] = name
+                    else:
+                        self.mismatched[name] = shape
+        self._find_shapes(shapes)
+        if self.obstacle is None:
+            self._check_names()
+
+    def _find_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Find what the conversions make, without reading values; ``shapes`` are those of the model."""
+        for name, conversion in self._conversions.items():
+            try:
+                conversion.find_shapes()
+            except Exception as error:  # an operation may need values, or other tensors than the files have
+                self.obstacle = f"transformers cannot convert {name!r} alone ({error})"
+                return
+            wrong = {made: shape for made, shape in conversion.shapes.items() if shapes.get(made) != shape}
+            self.unknown += wrong.keys() - shapes.keys()
+            self.mismatched |= {made: shape for made, shape in wrong.items() if made in shapes}
+            for made in wrong:
+                del conversion.shapes[made]
+
+    def _check_names(self) -> None:
+        """Find an obstacle in the names of what is stored."""
+        several = [name for name, count in Counter(self.order()).items() if count > 1]
+        first = parameter_names(self.structure)
+        second = [name for each in self._conversions.values() for name in each.shapes if first.get(name, name) != name]
+        if several:
+            self.obstacle = f"several of its tensors are {several[0]!r}"
+        elif second:
+            self.obstacle = f"{second[0]!r}, which transformers converts, is tied to {first[second[0]]!r}"
+
     def stored(self) -> set[str]:
-        return {name for keys in self._keys.values() for name in keys.values()}
+        return set(self.order())
+
+    def order(self) -> list[str]:
+        """Return the names of the ``tensors``, in their order."""
+        used = (name for keys in self._keys.values() for name in keys.values())
+        return [*used, *(name for conversion in self._conversions.values() for name in conversion.shapes)]
 
     def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         for shard in self.shards:
             yield from self.in_shard(shard, names)
-
-    def names_in(self, shard: Path) -> list[str]:
-        """Return the names of the ``tensors`` of one file, in their order."""
-        return list(self._keys[shard].values())
+        for conversion in self._conversions.values():
+            wanted = [name for name in conversion.shapes if names is None or name in names]
+            made = conversion.convert(self._dtype) if wanted else {}
+            for name in wanted:
+                yield name, made.pop(name)
 
     def in_shard(self, shard: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """Yield the ``tensors`` of one file."""
+        """Yield the ``tensors`` of one file that are used as they are."""
         wanted = {key: name for key, name in self._keys[shard].items() if names is None or name in names}
         if wanted:
-            with _opened(shard) as file:
+            with opened(shard) as file:
                 for key, name in wanted.items():
                     yield name, file.get_tensor(key)
 
@@ -230,7 +284,8 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def _drop_second_names(self) -> None:
         """Keep every tied parameter once, under the first of its names."""
-        first, seen = parameter_names(self.structure), set()
+        first = parameter_names(self.structure)
+        seen = {name for conversion in self._conversions.values() for name in conversion.shapes}
         for keys in self._keys.values():
             for key, name in list(keys.items()):
                 keys[key] = known = first.get(name, name)
@@ -269,12 +324,3 @@ class LoadedCheckpoint(Checkpoint):
         for name in sorted(self._stored):
             if names is None or name in names:
                 yield name, state[name].clone()
-
-
-@contextmanager
-def _opened(shard: Path) -> Iterator[safe_open]:
-    """Open a safetensors file; raises ``AdapeftError`` if it is damaged."""
-    with reading(f"{shard} is not a safetensors file, or it is truncated", "Download the base again."):
-        file = safe_open(shard, framework="pt")
-    with file:
-        yield file

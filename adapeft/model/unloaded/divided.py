@@ -34,9 +34,10 @@ def load_divided(
 ) -> PreTrainedModel:
     """Load the model of ``load_model`` and divide it. Collective.
 
-    One rank reads the checkpoint, one tensor at a time, and each is divided before the next is read. If loading changes
-    the weights (fused experts), or if they are pickled, every rank loads the whole model first. A quantized base stays
-    whole until there is an engine: its fingerprint counts codes of whole tensors.
+    One rank reads the checkpoint, one tensor at a time, converts it as transformers does (fused experts), and each is
+    divided before the next is read. If that is impossible (``open_unloaded``), as for pickled weights, every rank loads
+    the whole model first. A quantized base stays whole until there is an engine: its fingerprint counts codes of whole
+    tensors.
 
     Args:
         model: the config's ``model`` section.
@@ -108,7 +109,6 @@ def _stored(
         yield from checkpoint.tensors(names)
         return
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    for shard in checkpoint.shards:
-        for name in checkpoint.names_in(shard):
-            if name in shapes:
-                yield name, torch.empty(shapes[name], dtype=dtype)
+    for name in checkpoint.order():
+        if name in shapes:
+            yield name, torch.empty(shapes[name], dtype=dtype)

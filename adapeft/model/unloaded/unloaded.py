@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from adapeft.errors import AdapeftError
@@ -52,11 +53,14 @@ def open_unloaded(model: Model, config: PretrainedConfig, always_train: Sequence
     """
     structure, weightless = build_unloaded(model, config)
     try:
-        checkpoint = open_safetensors(local_folder(model.name, model.revision), model.name, structure)
+        folder = local_folder(model.name, model.revision)
+        checkpoint = open_safetensors(folder, model.name, structure, getattr(torch, model.dtype))
     except AdapeftError as error:
         raise NeedsLoadingError(f"its weights cannot be opened ({error})") from error
     if checkpoint is None:
-        raise NeedsLoadingError("its weights are pickled, or transformers converts them while it loads them")
+        raise NeedsLoadingError("its weights are pickled")
+    if checkpoint.obstacle is not None:
+        raise NeedsLoadingError(checkpoint.obstacle)
     if checkpoint.mismatched:
         raise NeedsLoadingError(f"the checkpoint has another shape of {min(checkpoint.mismatched)!r}")
     stored = checkpoint.stored()

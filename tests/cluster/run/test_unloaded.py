@@ -64,6 +64,8 @@ WRITING = {
         BertConfig(**SIZES, is_decoder=True, add_cross_attention=True)
     ),
     "gpt2, tied": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, bos_token_id=2, eos_token_id=3)),
+    # Stored with one tensor for each expert, and fused while it is loaded.
+    "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**SIZES, num_key_value_heads=1, num_local_experts=3)),
 }
 SLOW = ("xlnet", "t5")
 UNREACHED = {"xlnet": 5, "bert with cross-attention": 20}
@@ -170,6 +172,11 @@ def test_weights_are_scored_as_they_are_loaded(groups, dtype, bert, tmp_path):
     check_equal(*chosen_both_ways(bert, tmp_path, "method=magnitude", f"groups={groups}", f"dtype={dtype}"))
 
 
+def test_experts_are_scored_as_they_are_fused(tmp_path):
+    path = config_of(tmp_path, WRITING["mixtral"](), "causal-lm")
+    check_equal(*chosen_both_ways(path, tmp_path, "method=magnitude", "groups=element", "dtype=bfloat16"))
+
+
 @pytest.fixture
 def unloadable(monkeypatch):
     """Fail if weights are loaded or workers are started."""
@@ -225,13 +232,6 @@ def test_what_only_loading_shows_is_left_to_workers(damage, tmp_path, capsys):
 def test_a_quantized_base_is_left_to_workers(quantization, bert, capsys):
     config = load_config(bert, ["method=random", f"quantization={quantization}", "groups=row", "zero_stage=2"])
     assert needs_loading(config, capsys).endswith("the base is quantized")
-
-
-def test_a_mixture_of_experts_is_left_to_workers(tmp_path, capsys):
-    experts = MixtralConfig(**SIZES, num_key_value_heads=1, num_local_experts=3)
-    path = config_of(tmp_path, MixtralForCausalLM(experts), "causal-lm")
-    said = needs_loading(load_config(path, ["method=random", "calibration=48"]), capsys)
-    assert said.endswith("transformers converts them while it loads them")
 
 
 def test_code_that_reads_its_weights_is_left_to_workers(bert, monkeypatch, capsys):

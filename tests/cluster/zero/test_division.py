@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import adapeft
 from adapeft.config.load import load_config
@@ -20,19 +20,21 @@ WORKERS = 2
 
 @pytest.fixture(
     scope="module",
-    params=[("float32", "none"), pytest.param(("bfloat16", "cpu"), marks=pytest.mark.slow), ("float32", "nvme")],
+    params=[
+        ("llama", "float32", "none"),
+        pytest.param(("llama", "bfloat16", "cpu"), marks=pytest.mark.slow),
+        ("llama", "float32", "nvme"),
+        ("mixture", "bfloat16", "none"),
+        pytest.param(("mixture", "float32", "cpu"), marks=pytest.mark.slow),
+    ],
     ids="-".join,
 )
 def run(request, tmp_path_factory):
-    """Config of a Llama in several shards, in another dtype than it is loaded in, and what each rank found."""
+    """Config of a model in several shards, in another dtype than it is loaded in, and what each rank found."""
     folder = tmp_path_factory.mktemp("divided")
-    config = LlamaConfig(
-        vocab_size=len(vocabulary()), hidden_size=32, intermediate_size=64, num_hidden_layers=24,
-        num_attention_heads=2, bos_token_id=2, eos_token_id=3, tie_word_embeddings=False,
-    )  # fmt: skip
-    dtype, offload = request.param
+    kind, dtype, offload = request.param
     stored = torch.bfloat16 if dtype == "float32" else torch.float32
-    base = save_model(LlamaForCausalLM(config).to(stored), folder / "base", max_shard_size="50KB")
+    base = save_model(make(kind).to(stored), folder / "base", max_shard_size="50KB")
     assert len(list(base.glob("*.safetensors"))) > 3
     text = write_text(folder / "text.txt", 400)
     path = write_config(folder / "run.yaml", base, text, text, "causal-lm")
@@ -45,8 +47,18 @@ def run(request, tmp_path_factory):
     return load_config(path, overrides), found
 
 
+def make(kind):
+    """Return a Llama, or a mixture of experts, which are stored apart and fused while they are loaded."""
+    sizes = {"vocab_size": len(vocabulary()), "hidden_size": 32, "num_hidden_layers": 24, "num_attention_heads": 2}
+    tokens = {"bos_token_id": 2, "eos_token_id": 3, "tie_word_embeddings": False}
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(intermediate_size=64, **sizes, **tokens))
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 1}
+    return MixtralForCausalLM(MixtralConfig(intermediate_size=16, **sizes, **tokens, **experts))
+
+
 def whole(config):
-    return LlamaForCausalLM.from_pretrained(config.model.name, dtype=getattr(torch, config.model.dtype))
+    return AutoModelForCausalLM.from_pretrained(config.model.name, dtype=getattr(torch, config.model.dtype))
 
 
 def test_no_rank_holds_more_than_its_share_and_one_piece(run):
