@@ -96,8 +96,9 @@ print("mapped", found["mapped"])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the settings are glibc's")
-@pytest.mark.parametrize("kind", SLOW_ON_RAY)
+@pytest.mark.parametrize("kind", ["local", "ray"])
 def test_freed_blocks_of_ranks_go_back_to_the_system(kind, config):
     """By default glibc maps no block that is as large as one it has freed: it would keep that in its heap.
 
@@ -277,7 +278,7 @@ def test_an_error_in_the_callback_ends_the_run_immediately(launcher, tmp_path):
     assert done.stderr.endswith("OSError: the disk of the launching process is full\n"), done.stderr
 
 
-@pytest.mark.parametrize("launcher", ["local", "ray"])
+@pytest.mark.parametrize("launcher", SLOW_ON_RAY)
 def test_an_interrupt_ends_a_run_and_its_workers_quickly(launcher, tmp_path):
     config = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
     process = subprocess.Popen(

@@ -60,6 +60,7 @@ def test_the_head_has_a_learning_rate_of_its_own(config, tmp_path):
     assert max(float(changes[name].values.abs().max()) for name in subset.parts) < 1e-28
 
 
+@pytest.mark.slow
 def test_the_rate_of_the_head_follows_from_its_inputs(config, tmp_path):
     def trained(workers, *options):
         output = tmp_path / str(workers)
