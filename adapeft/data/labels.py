@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,17 +170,24 @@ def number_classes(train: SplitLabels, head: Head | None, column: str) -> tuple[
 
 def class_numbers(rows: datasets.Dataset, column: str, names: Sequence[str] | None) -> list[int]:
     """Return the class number of every row, its index in ``names``; a ``ClassLabel`` is matched by name, not number."""
-    feature = rows.features[column]
-    values = list(values_of(rows, column))
+    return list(map(numbering(rows.features[column], names), values_of(rows, column)))
+
+
+def numbering(feature: Any, names: Sequence[str] | None) -> Callable[[Any], int]:
+    """Return the function of a label that gives its class number, its index in ``names``.
+
+    Args:
+        feature: type of the labels in ``datasets``; those of a ``ClassLabel`` are matched by name, not number.
+        names: names of the classes; None: labels are class numbers.
+    """
     if names is None:
-        return [int(value) for value in values]
+        return int
     numbers = {name: number for number, name in enumerate(names)}
     if isinstance(feature, datasets.ClassLabel):
-        of_number = [numbers.get(name, -1) for name in feature.names]
-        return [of_number[value] for value in values]
-    if values and type(values[0]) is int and not all(map(_NUMERAL.fullmatch, names)):
-        return values
-    return [numbers[str(value)] for value in values]
+        return [numbers.get(name, -1) for name in feature.names].__getitem__
+    if all(map(_NUMERAL.fullmatch, names)):
+        return lambda label: numbers[str(label)]
+    return lambda label: label if type(label) is int else numbers[str(label)]
 
 
 def values_of(rows: datasets.Dataset, column: str) -> Iterator[Any]:

@@ -104,6 +104,10 @@ Padding = Annotated[
 ]
 
 
+Invalid = Literal["error", "drop"]
+"""What happens to rows that are no valid examples; every task that has them says which they are."""
+
+
 class PaddedData(Data):
     """Examples of different lengths, of which a batch pads the shorter ones."""
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from adapeft.errors import AdapeftError
-from adapeft.sections.data import Data
+from adapeft.sections.data import Data, Invalid
 from adapeft.sections.section import Harmless
 from adapeft.tasks.metrics.metrics import Metrics
+from adapeft.tasks.rows import REMEDY, InvalidRowError, RowFilter
 from adapeft.tasks.sequence_classification import ClassMetrics
 from adapeft.tasks.task import Task
 
@@ -35,7 +36,7 @@ class ImageData(Data):
         description="column of the images: files, with paths from the folder of the data, or their bytes",
     )
     label: str = Field(default="label", description="column of the class")
-    invalid: Literal["error", "drop"] = Field(default="error", description="what happens to rows without a valid image")
+    invalid: Invalid = Field(default="error", description="what happens to rows without a valid image")
     metric: Harmless[Literal["auto", "accuracy", "matthews", "f1", "accuracy_f1", "loss"]] = Field(
         default="auto", description="evaluation metric"
     )
@@ -121,28 +122,22 @@ def _valid(rows: datasets.Dataset, data: ImageData, progress: Progress) -> Itera
     """
     from adapeft.tasks.images import problem_of
 
-    first, num_kept = "", 0
+    def number(given: tuple[int, Any]) -> int:
+        row, image = given
+        if (problem := problem_of(image)) is not None:
+            raise InvalidRowError(f"data.image = {data.image!r} is not an image: {problem}. {REMEDY}")
+        return row
+
+    keep = RowFilter(data.invalid)
     for start in range(0, len(rows), _BATCH):
-        kept: list[int] = []
         images: Sequence[Any] = (
             rows.select_columns(data.image).with_format("arrow")[start : start + _BATCH][data.image].to_pylist()
         )
-        for row, image in enumerate(images, start):
-            problem = problem_of(image)
-            if problem is None:
-                kept.append(row)
-                continue
-            first = first or f"row {row} (counted from 0) is not an image: {problem}"
-            if data.invalid == "error":
-                raise AdapeftError(
-                    f"data.image = {data.image!r}: {first}. Correct or drop such rows, or set data.invalid: drop."
-                )
+        kept = keep.examples(enumerate(images, start), number)
         progress(start + len(images), len(rows))
-        num_kept += len(kept)
         if kept:
             yield {"row": kept}
-    if not num_kept:
-        raise AdapeftError(f"data.image = {data.image!r}: all {len(rows)} rows are dropped; {first}.")
+    keep.check_any("rows")
 
 
 _BATCH = 256

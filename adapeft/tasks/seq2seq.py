@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from adapeft.errors import AdapeftError
-from adapeft.sections.data import AnsweredData, Generated, NewTokens, Padding, StreamableData
+from adapeft.sections.data import AnsweredData, Generated, Invalid, NewTokens, Padding, StreamableData
 from adapeft.sections.section import Harmless
 from adapeft.tasks.answers import AnswerMetrics
 from adapeft.tasks.causal_lm import LanguageModelTask
 from adapeft.tasks.metrics.metrics import Metrics
+from adapeft.tasks.rows import REMEDY, DroppedError, InvalidRowError, RefusedError, RowFilter
 
 if TYPE_CHECKING:
     import datasets
@@ -43,6 +45,7 @@ class Seq2SeqData(AnsweredData, StreamableData):
     too_long: Literal["truncate", "drop", "error"] = Field(
         default="truncate", description="what happens to longer sources and targets"
     )
+    invalid: Invalid = Field(default="error", description="what happens to pairs with a text without tokens")
     generate: Harmless[Generated] = 0
     max_new_tokens: Harmless[NewTokens] = 128
     metric: Harmless[Literal["auto", "loss", "perplexity", "exact_match", "rouge_l", "bleu"]] = Field(
@@ -82,7 +85,7 @@ class Seq2Seq(LanguageModelTask[Seq2SeqData]):
                     f"data.{key} = {most}: a text has {num_special} special tokens, so no token of it is left. Raise "
                     f"it to at least {num_special + 1}."
                 )
-        rules = data.model_dump(include={"max_length", "max_target_length", "prefix", "too_long"})
+        rules = data.model_dump(include={"max_length", "max_target_length", "prefix", "too_long", "invalid"})
         examples = made(
             lambda progress: _encoded(rows, data, tokenizer, progress),
             {"kind": "pairs", **rules},
@@ -122,18 +125,11 @@ def _encoded(
     """Yield batches of tokenized pairs.
 
     Raises:
-        AdapeftError: a pair is too long and ``data.too_long`` is ``error``, or none is left.
+        AdapeftError: the config's rules refuse a pair, or none is left.
     """
-    is_any_kept = False
     for kept in _kept(rows, data, tokenizer, progress):
         if kept:
-            is_any_kept = True
             yield {name: [pair[name] for _, pair in kept] for name in kept[0][1]}
-    if not is_any_kept:
-        raise AdapeftError(
-            f"all pairs are dropped: each is longer than data.max_length = {data.max_length} or "
-            f"data.max_target_length = {data.max_target_length}, or has a text without tokens. Raise these."
-        )
 
 
 def _kept(
@@ -141,34 +137,50 @@ def _kept(
 ) -> Iterator[list[tuple[int, dict[str, Any]]]]:
     """Yield batches of the numbers of rows and of their tokens, without those of rows that are dropped.
 
-    A pair that is too long follows ``data.too_long``; one without a token is dropped.
+    A pair that is too long follows ``data.too_long``, one with a text without tokens ``data.invalid``.
 
     Raises:
-        AdapeftError: a pair is too long and ``data.too_long`` is ``error``.
+        AdapeftError: these rules refuse a pair, or drop all.
     """
-    from adapeft.tasks.tokens.tokenize import LABELS, TRUNCATED, batches_of
+    from adapeft.tasks.tokens.tokenize import batches_of
 
-    start = 0
+    start, keep = 0, RowFilter(data.invalid)
     for batch in batches_of(rows, [data.source, data.target], progress):
         texts = [data.prefix + text for text in batch[data.source]]
         sources = tokenizer(texts, truncation=True, max_length=data.max_length)
         targets = tokenizer(text_target=batch[data.target], truncation=True, max_length=data.max_target_length)
-        limits = (("source", sources, "max_length"), ("target", targets, "max_target_length"))
-        kept = []
-        for row, labels in enumerate(targets["input_ids"]):
-            cut = [(name, key) for name, found, key in limits if found.encodings[row].overflowing]
-            if cut and data.too_long == "error":
-                name, key = cut[0]
-                raise AdapeftError(
-                    f"row {start + row} (counted from 0): its {name} has more than data.{key} = {getattr(data, key)} "
-                    "tokens. Raise that, or set data.too_long: truncate or drop."
-                )
-            if (cut and data.too_long == "drop") or not sources["input_ids"][row] or not labels:
-                continue
-            tokens = {name: values[row] for name, values in sources.items()}
-            kept.append((start + row, {**tokens, LABELS: labels, TRUNCATED: bool(cut)}))
+        inputs = (dict(zip(sources, values, strict=True)) for values in zip(*sources.values(), strict=True))
+        cut = ([bool(one.overflowing) for one in found.encodings or ()] for found in (sources, targets))
+        given = zip(range(start, start + len(texts)), inputs, targets["input_ids"], *cut, strict=True)
+        yield keep.examples(given, partial(_pair, data))
         start += len(texts)
-        yield kept
+    keep.check_any("pairs")
+
+
+def _pair(data: Seq2SeqData, given: tuple[int, dict[str, Any], list[int], bool, bool]) -> tuple[int, dict[str, Any]]:
+    """Return the number of a row and the columns of its example.
+
+    Args:
+        data: the config's ``data`` section.
+        given: number, inputs, labels, and whether the source and the target were cut.
+
+    Raises:
+        InvalidRowError: a text has no token, or is too long and ``data.too_long`` is ``error``.
+        DroppedError: a text is too long and ``data.too_long`` is ``drop``.
+    """
+    from adapeft.tasks.tokens.tokenize import LABELS, TRUNCATED
+
+    row, inputs, labels, *cut = given
+    texts = (("source", "max_length", inputs["input_ids"]), ("target", "max_target_length", labels))
+    for (name, key, tokens), is_cut in zip(texts, cut, strict=True):
+        said = f"its {name} has more than data.{key} = {getattr(data, key)} tokens"
+        if is_cut and data.too_long == "error":
+            raise RefusedError(f"{said}. Raise that, or set data.too_long: truncate or drop")
+        if is_cut and data.too_long == "drop":
+            raise DroppedError(said)
+        if not tokens:
+            raise InvalidRowError(f"its {name} has no token. {REMEDY}")
+    return row, {**inputs, LABELS: labels, TRUNCATED: any(cut)}
 
 
 def _prompts(rows: datasets.Dataset, data: Seq2SeqData, tokenizer: PreTrainedTokenizerBase) -> Prompts:

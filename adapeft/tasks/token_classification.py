@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from adapeft.errors import AdapeftError
-from adapeft.sections.data import PaddedData, Padding
+from adapeft.sections.data import Invalid, PaddedData, Padding
 from adapeft.sections.section import Harmless
 from adapeft.tasks.metrics.metrics import Metrics
+from adapeft.tasks.rows import REMEDY, InvalidRowError, RowFilter
 from adapeft.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -36,6 +38,11 @@ class TokenClassificationData(PaddedData):
         default=128, description="maximum tokens per example; the words of longer ones that do not fit are left out"
     )
     padding: Padding = "longest"
+    invalid: Invalid = Field(
+        default="error",
+        description="what happens to rows without words or with other than one known tag for each, or of which no word "
+        "has a token",
+    )
     metric: Harmless[Literal["auto", "entity_f1", "entity_precision", "entity_recall", "accuracy", "loss"]] = Field(
         default="auto", description="evaluation metric; auto: entity_f1 where the tags are those of entities"
     )
@@ -58,12 +65,14 @@ class TokenClassification(Task[TokenClassificationData]):
         self, splits: Mapping[str, datasets.Dataset], data: TokenClassificationData, head: Head | None
     ) -> Labels:
         from adapeft.data.description import Labels
-        from adapeft.data.labels import values_of
         from adapeft.data.single_labels import classes_or_targets
 
+        known: set[Any] | None = None
+        flat = {}
         for split, rows in splits.items():
-            _check(rows, split, data)
-        flat = {split: _flat(rows, data.label, values_of(rows, data.label)) for split, rows in splits.items()}
+            tags = _valid_tags(rows, split, data, known)
+            flat[split] = _flat(rows, data.label, tags)
+            known = set(map(_name_of(rows, data.label), chain.from_iterable(tags))) if known is None else known
         found = classes_or_targets(flat, data.label, head)
         if found.problem_type == "regression":
             raise AdapeftError(f"data.label = {data.label!r}: its tags are floats. Give names or integers.")
@@ -83,10 +92,15 @@ class TokenClassification(Task[TokenClassificationData]):
         assert description is not None, "classes are numbered by the description of the training data"
         tokenizer = with_padding(tokenizer)
         check_fast(tokenizer, "to which word a token belongs")
-        names = description.label_names
-        key = {"kind": "words", "max_length": data.max_length, "names": names}
+        key = {
+            "kind": "words",
+            "max_length": data.max_length,
+            "invalid": data.invalid,
+            "names": description.label_names,
+            "outputs": description.num_labels,
+        }
         examples = made(
-            lambda progress: _encoded(rows, data, names, tokenizer, progress),
+            lambda progress: _encoded(rows, data, description, tokenizer, progress),
             key,
             rows,
             [data.words, data.label],
@@ -181,25 +195,60 @@ _PREFIXES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S
 """Prefix of a tag → that of IOBES, which the default mode of seqeval reads; it takes others for names of types."""
 
 
-def _check(rows: datasets.Dataset, split: str, data: TokenClassificationData) -> None:
-    """Check that every row holds words and as many tags.
+def _valid_tags(
+    rows: datasets.Dataset, split: str, data: TokenClassificationData, known: Collection[Any] | None
+) -> list[list[Any]]:
+    """Return the tags of the rows that are examples.
+
+    Args:
+        rows: rows of ``split``.
+        split: field of the config, for messages.
+        data: the config's ``data`` section.
+        known: names or numbers of the tags of the training data; None: any.
 
     Raises:
-        AdapeftError: it does not. Names the row.
+        AdapeftError: ``data.invalid`` is ``error`` and a row has other than words with a known tag for each, or no row
+            has these. Names the row.
     """
-    from adapeft.data.columns import check_values
     from adapeft.data.labels import values_of
 
-    remedy = "Correct or drop such rows"
-    check_values(rows, split, "data.words", data.words, _is_no_words, f"not a list of words. {remedy}")
-    check_values(rows, split, "data.label", data.label, _is_no_tags, f"not a list of names or of numbers. {remedy}")
-    pairs = zip(values_of(rows, data.words), values_of(rows, data.label), strict=True)
-    for row, (words, tags) in enumerate(pairs):
-        if len(words) != len(tags):
-            raise AdapeftError(
-                f"data.label = {data.label!r}: row {row} of {split} (counted from 0) has {len(tags)} tags for "
-                f"{len(words)} words. {remedy}."
+    name_of = _name_of(rows, data.label)
+
+    def tags_of(given: tuple[Any, Any]) -> list[Any]:
+        tags = _tags_of(given, data)
+        unknown = [tag for tag in tags if known is not None and name_of(tag) not in known]
+        if unknown:
+            raise InvalidRowError(
+                f"data.label = {data.label!r} has the tag {name_of(unknown[0])!r}, which no row of data.train has. "
+                f"{REMEDY}"
             )
+        return tags
+
+    keep = RowFilter(data.invalid)
+    try:
+        tags = keep.examples(zip(values_of(rows, data.words), values_of(rows, data.label), strict=True), tags_of)
+        keep.check_any("rows")
+    except AdapeftError as error:
+        raise AdapeftError(f"{split}: {error}") from error
+    return tags
+
+
+def _tags_of(given: tuple[Any, Any], data: TokenClassificationData) -> list[Any]:
+    """Return the tags of a row, given by its words and tags.
+
+    Raises:
+        InvalidRowError: it has other than words with a tag for each.
+    """
+    words, tags = given
+    if _is_no_words(words):
+        raise InvalidRowError(f"data.words = {data.words!r} has {words!r:.80}, not a list of words. {REMEDY}")
+    if _is_no_tags(tags):
+        raise InvalidRowError(
+            f"data.label = {data.label!r} has {tags!r:.80}, not a list of names or of numbers. {REMEDY}"
+        )
+    if len(words) != len(tags):
+        raise InvalidRowError(f"data.label = {data.label!r} has {len(tags)} tags for {len(words)} words. {REMEDY}")
+    return list(tags)
 
 
 def _is_no_words(value: Any) -> bool:
@@ -212,55 +261,69 @@ def _is_no_tags(value: Any) -> bool:
     return any(tag is None or (not tag.strip() if isinstance(tag, str) else tag < 0) for tag in value)
 
 
+def _tag_feature(rows: datasets.Dataset, column: str) -> Any:
+    """Return the type of the tags in a column of lists; None for one whose rows have other types, too."""
+    return getattr(rows.features[column], "feature", None)
+
+
+def _name_of(rows: datasets.Dataset, column: str) -> Callable[[Any], Any]:
+    """Return the function of a tag that gives its name, if its number stands for one."""
+    names = getattr(_tag_feature(rows, column), "names", None)
+    return (lambda tag: tag) if names is None else (lambda tag: names[tag] if tag < len(names) else tag)
+
+
 def _flat(rows: datasets.Dataset, column: str, values: Iterable[Sequence[Any]]) -> datasets.Dataset:
     """Return the tags in ``values`` as one column, of the type that the column of lists has in ``rows``."""
     import datasets
 
-    feature = rows.features[column].feature
-    return datasets.Dataset.from_dict(
-        {column: [tag for tags in values for tag in tags]}, datasets.Features({column: feature})
-    )
+    feature = _tag_feature(rows, column)
+    tags = {column: list(chain.from_iterable(values))}
+    return datasets.Dataset.from_dict(tags, None if feature is None else datasets.Features({column: feature}))
 
 
 def _encoded(
     rows: datasets.Dataset,
     data: TokenClassificationData,
-    names: Sequence[str] | None,
+    description: DataDescription,
     tokenizer: PreTrainedTokenizerBase,
     progress: Progress,
 ) -> Iterator[dict[str, list[Any]]]:
-    """Yield tokenized examples; a row of which no word has a token is dropped.
+    """Yield tokenized examples.
 
     Raises:
-        AdapeftError: no row is left.
+        AdapeftError: ``data.invalid`` is ``error`` and a row is no example, or none is.
     """
-    from adapeft.data.labels import class_numbers
+    from adapeft.data.labels import numbering
     from adapeft.tasks.losses.objective import IGNORED
     from adapeft.tasks.tokens.tokenize import LABELS, TRUNCATED, batches_of
 
-    is_any_kept = False
+    number_of = numbering(_tag_feature(rows, data.label), description.label_names)
+
+    def known(tag: Any) -> int:
+        try:
+            number = number_of(tag)
+        except LookupError:
+            number = -1
+        if not 0 <= number < description.num_labels:
+            raise InvalidRowError(f"data.label = {data.label!r} has the unknown tag {tag!r}. {REMEDY}")
+        return number
+
+    def example(given: tuple[Any, Any]) -> dict[str, Any]:
+        own = [known(tag) for tag in _tags_of(given, data)]
+        tokens = tokenizer(given[0], is_split_into_words=True, truncation=True, max_length=data.max_length)
+        labels, last = [], -1
+        for word in tokens.word_ids():
+            labels.append(IGNORED if word is None or word == last else own[word])
+            last = last if word is None else word
+        if last < 0:
+            raise InvalidRowError(
+                f"no word of it has one of the first data.max_length = {data.max_length} tokens. {REMEDY}"
+            )
+        return {**tokens, LABELS: labels, TRUNCATED: last < len(own) - 1}
+
+    keep = RowFilter(data.invalid)
     for batch in batches_of(rows, [data.words, data.label], progress):
-        words, tags = batch[data.words], batch[data.label]
-        numbers = iter(class_numbers(_flat(rows, data.label, tags), data.label, names))
-        tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=data.max_length)
-        kept: dict[str, list[Any]] = {name: [] for name in (*tokens, LABELS, TRUNCATED)}
-        for row in range(len(words)):
-            own = [next(numbers) for _ in words[row]]
-            labels, last = [], -1
-            for word in tokens.word_ids(row):
-                labels.append(IGNORED if word is None or word == last else own[word])
-                last = last if word is None else word
-            if last < 0:
-                continue
-            for name, values in tokens.items():
-                kept[name].append(values[row])
-            kept[LABELS].append(labels)
-            kept[TRUNCATED].append(last < len(own) - 1)
-        if kept[LABELS]:
-            is_any_kept = True
-            yield kept
-    if not is_any_kept:
-        raise AdapeftError(
-            f"data.max_length = {data.max_length}: no word of the {len(rows)} examples has a token. Raise it, or check "
-            "data.words."
-        )
+        kept = keep.examples(zip(batch[data.words], batch[data.label], strict=True), example)
+        if kept:
+            yield {name: [one[name] for one in kept] for name in kept[0]}
+    keep.check_any("rows")

@@ -9,13 +9,13 @@ from typing import Any
 
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.tasks.instruct.messages import (
-    InvalidRowError,
     Message,
     check_order,
     function_calls,
     messages_of,
     without_none,
 )
+from adapeft.tasks.rows import InvalidRowError
 
 _SHAREGPT_ROLES = {
     "system": "system",

@@ -6,12 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from adapeft.tasks.rows import InvalidRowError
+
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
-
-
-class InvalidRowError(ValueError):
-    """A row does not hold a valid conversation; the message completes "row N: …"."""
 
 
 def messages_of(value: Any, column: str) -> list[Message]:

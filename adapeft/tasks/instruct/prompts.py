@@ -10,10 +10,11 @@ import datasets
 from adapeft.errors import AdapeftError
 from adapeft.tasks.generation import Prompts
 from adapeft.tasks.instruct.formats import Conversation, Texts, conversation_of
-from adapeft.tasks.instruct.messages import InvalidRowError, is_trained
+from adapeft.tasks.instruct.messages import is_trained
 from adapeft.tasks.instruct.section import InstructData
 from adapeft.tasks.instruct.template import ChatTemplate
-from adapeft.tasks.instruct.tokens import DroppedError, Encoder
+from adapeft.tasks.instruct.tokens import Encoder
+from adapeft.tasks.rows import DroppedError, InvalidRowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

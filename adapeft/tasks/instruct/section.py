@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from adapeft.sections.data import AnsweredData, Generated, NewTokens, Padding, StreamableData
+from adapeft.sections.data import AnsweredData, Generated, Invalid, NewTokens, Padding, StreamableData
 from adapeft.sections.section import Harmless
 from adapeft.tasks.instruct.formats import FORMATS
 
@@ -56,9 +56,10 @@ class InstructData(AnsweredData, StreamableData):
         default="truncate",
         description="what happens to longer examples; those left without a trained token are dropped",
     )
-    invalid: Literal["error", "drop"] = Field(
+    invalid: Invalid = Field(
         default="error",
-        description="what happens to rows that are not a valid conversation or that the template rejects",
+        description="what happens to rows that are not a valid conversation, that the template rejects, or of which no "
+        "token is trained",
     )
     generate: Harmless[Generated] = 0
     max_new_tokens: Harmless[NewTokens] = 128

@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from adapeft.errors import AdapeftError
 from adapeft.tasks.instruct.formats import Chat
-from adapeft.tasks.instruct.messages import InvalidRowError
+from adapeft.tasks.rows import InvalidRowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,18 +9,18 @@ import datasets
 
 from adapeft.data.cache import Cache, Progress
 from adapeft.data.streams import Rows
-from adapeft.errors import AdapeftError
 from adapeft.tasks.instruct.formats import Chat, Conversation, Texts, conversation_of
-from adapeft.tasks.instruct.messages import InvalidRowError, is_trained
+from adapeft.tasks.instruct.messages import is_trained
 from adapeft.tasks.instruct.section import InstructData
 from adapeft.tasks.instruct.template import ChatTemplate, Spans
 from adapeft.tasks.losses.objective import IGNORED
+from adapeft.tasks.rows import REMEDY, DroppedError, InvalidRowError, RefusedError, RowFilter
 from adapeft.tasks.tokens.tokenize import LABELS, TRUNCATED, batches_of, check_fast, made
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = 2
+_VERSION = 3
 """Version of the cached tokens; raised when the same rows give others."""
 
 
@@ -48,36 +48,16 @@ def conversations_of(
     encode = Encoder(data, tokenizer)
 
     def encoded(progress: Progress) -> Iterator[dict[str, list[Any]]]:
-        num_kept, start, dropped = 0, 0, ""
+        keep = RowFilter(data.invalid)
         for batch in batches_of(rows, list(columns.values()), progress):
-            kept: list[dict[str, Any]] = []
-            for number, values in enumerate(zip(*batch.values(), strict=True), start):
-                row = dict(zip(batch, values, strict=True))
-                try:
-                    kept.append(encode(conversation_of(row, columns)))
-                except DroppedError as reason:
-                    dropped = dropped or f"row {number}: {reason}"
-                except InvalidRowError as error:
-                    if data.invalid == "error" or isinstance(error, _TooLongError):
-                        raise AdapeftError(f"row {number} (counted from 0): {error}.") from error
-                    dropped = dropped or f"row {number}: {error}"
-            start, num_kept = start + len(next(iter(batch.values()))), num_kept + len(kept)
-            if kept:
+            given = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+            if kept := keep.examples(given, lambda row: encode(conversation_of(row, columns))):
                 yield {name: [example[name] for example in kept] for name in kept[0]}
-        if not num_kept:
-            raise AdapeftError(f"all {start} conversations are dropped; the first is {dropped}.")
+        keep.check_any("conversations")
 
     rules = data.model_dump(include={"max_length", "too_long", "invalid", "train_on", "chat_template"})
     key = {"kind": "conversations", "version": _VERSION, "format": dict(columns), **rules}
     return made(encoded, key, rows, list(columns.values()), tokenizer, cache)
-
-
-class DroppedError(Exception):
-    """The config's rule for long examples drops a row."""
-
-
-class _TooLongError(InvalidRowError):
-    """The config's rule for long examples refuses a row, whatever its rule for invalid rows."""
 
 
 class Encoder:
@@ -92,19 +72,22 @@ class Encoder:
 
         Raises:
             AdapeftError: there is no template.
-            InvalidRowError: the template rejects it, or it is too long and ``data.too_long`` is ``error``.
+            InvalidRowError: the template rejects it, no token of it is trained, or it is too long and ``data.too_long``
+                is ``error``.
             DroppedError: it is too long, and is dropped or has no trained token left.
         """
         ids, labels = self._tokens(conversation)
         most, is_long = self._data.max_length, len(ids) > self._data.max_length
         said = f"it has {len(ids)} tokens, more than data.max_length = {most}"
         if is_long and self._data.too_long == "error":
-            raise _TooLongError(f"{said}. Raise that, or set data.too_long: truncate or drop")
+            raise RefusedError(f"{said}. Raise that, or set data.too_long: truncate or drop")
         if is_long and self._data.too_long == "drop":
             raise DroppedError(said)
         ids, labels = ids[:most], labels[:most]
         if all(label == IGNORED for label in labels[1:]):
-            raise DroppedError(f"{said}, and none of the first {most} is trained" if is_long else "it trains no token")
+            if is_long:
+                raise DroppedError(f"{said}, and none of the first {most} is trained")
+            raise InvalidRowError(f"no token of it is trained. {REMEDY}")
         return {"input_ids": ids, "attention_mask": [1] * len(ids), LABELS: labels, TRUNCATED: is_long}
 
     def _tokens(self, conversation: Conversation) -> tuple[list[int], list[int]]:

@@ -111,7 +111,7 @@ def test_what_is_no_image_is_refused_or_dropped(folder, tmp_path, content, messa
     place = tmp_path / "all" / "4.png"
     place.unlink() if content is None else place.write_bytes(content)
     with pytest.raises(
-        AdapeftError, match=rf"data\.image = 'image': row 4 \(counted from 0\) is not an image: .*{message}"
+        AdapeftError, match=rf"row 4 \(counted from 0\): data\.image = 'image' is not an image: .*{message}"
     ):
         tokenized(folder, data_of(path))
     kept = tokenized(folder, data_of(path, invalid="drop"))
@@ -128,7 +128,7 @@ def test_a_truncated_or_missing_image_is_refused(folder, tmp_path):
             tokenized(folder, data_of(tmp_path / "rows.parquet"))
     rows = datasets.Dataset.from_dict({"image": [b"a", b"b"], "labels": ["a", "b"]})
     rows.to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(AdapeftError, match="all 2 rows are dropped; row 0"):
+    with pytest.raises(AdapeftError, match=r"all 2 rows are dropped; the first is row 0: .* is not an image"):
         tokenized(folder, data_of(tmp_path / "rows.parquet", invalid="drop"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSeq2SeqLM, BartConfig, T5Config
 
 from adapeft.data.description import DataDescription
@@ -80,10 +81,20 @@ def test_what_is_too_long_follows_the_config():
         tokenized(**limits, too_long="error")
     with pytest.raises(AdapeftError, match=r"row 1 .* its target has more than data\.max_target_length = 4 tokens"):
         tokenized(max_target_length=4, too_long="error")
-    with pytest.raises(AdapeftError, match="all pairs are dropped"):
+    with pytest.raises(AdapeftError, match="all 3 pairs are dropped; the first is row 0: its source has more than"):
         tokenized(max_length=3, max_target_length=3, too_long="drop", prefix="w1 ")
     with pytest.raises(AdapeftError, match=r"data\.max_target_length = 2: a text has 2 special tokens.*at least 3"):
         tokenized(max_target_length=2)
+
+
+def test_a_text_without_tokens_follows_the_config():
+    """Tokenizers without special tokens, such as GPT-2's, give no token for an empty text."""
+    plain = tokenizer_of()
+    plain.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1")
+    rows = [*ROWS, {"source": "w1", "target": " "}]
+    with pytest.raises(AdapeftError, match=r"row 3 .* its target has no token\. Correct or drop .*data\.invalid: drop"):
+        tokenized(rows, tokenizer=plain)
+    assert len(tokenized(rows, tokenizer=plain, invalid="drop")) == 3
 
 
 @pytest.mark.parametrize(

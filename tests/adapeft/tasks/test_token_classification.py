@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
+from adapeft.data.sources import rows_of
 from adapeft.errors import AdapeftError
 from adapeft.tasks.describe import describe
 from adapeft.tasks.losses.objective import IGNORED
@@ -44,7 +45,7 @@ def data_of(tmp_path, rows, **options):
 
 def tokenized(tmp_path, rows, **options):
     data = data_of(tmp_path, rows, **options)
-    return TASK.tokenize(datasets.Dataset.from_list(rows), data, make_tokenizer(), describe(TASK, data))
+    return TASK.tokenize(rows_of(data, "data.train"), data, make_tokenizer(), describe(TASK, data))
 
 
 def test_the_first_token_of_a_word_has_its_tag(tmp_path):
@@ -80,10 +81,22 @@ def test_names_follow_a_trained_head(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"tokens": ["a", "b"], "ner_tags": ["O"]}], r"row 0 of data\.train .* has 1 tags for 2 words"),
-        ([*ROWS, {"tokens": [], "ner_tags": []}], r"data\.words = 'tokens': row 3 .* not a list of words"),
-        ([*ROWS, {"tokens": ["a"], "ner_tags": [None]}], r"data\.label = 'ner_tags': row 3 .* not a list of names"),
-        ([{"tokens": "a b", "ner_tags": ["O", "O"]}], r"data\.words = 'tokens': row 0 .* not a list of words"),
+        (
+            [{"tokens": ["a", "b"], "ner_tags": ["O"]}],
+            r"data\.train: row 0 .*: data\.label = 'ner_tags' has 1 tags for 2 words\. .*data\.invalid: drop",
+        ),
+        (
+            [*ROWS, {"tokens": [], "ner_tags": []}],
+            r"data\.train: row 3 .*: data\.words = 'tokens' has \[\], not a list of words",
+        ),
+        (
+            [*ROWS, {"tokens": ["a"], "ner_tags": [None]}],
+            r"row 3 .*: data\.label = 'ner_tags' has \[None\], not a list of names",
+        ),
+        (
+            [{"tokens": "a b", "ner_tags": ["O", "O"]}],
+            r"row 0 .*: data\.words = 'tokens' has 'a b', not a list of words",
+        ),
         ([{"words": ["a"], "ner_tags": ["O"]}], r"data\.words = 'tokens': data\.train has no such column"),
         ([{"tokens": ["a"], "ner_tags": [0.5]}], "floats"),
     ],
@@ -91,6 +104,54 @@ def test_names_follow_a_trained_head(tmp_path):
 def test_invalid_rows_are_refused(tmp_path, rows, message):
     with pytest.raises(AdapeftError, match=message):
         describe(TASK, data_of(tmp_path, rows))
+
+
+BAD = {
+    "too-few-tags": {"tokens": ["a", "b"], "ner_tags": ["O"]},
+    "no-words": {"tokens": [], "ner_tags": []},
+    "no-list": {"tokens": "a b", "ner_tags": ["O", "O"]},
+    "no-tag": {"tokens": ["a"], "ner_tags": [None]},
+    "missing": {"tokens": None, "ner_tags": None},
+    "no-token": {"tokens": [" "], "ner_tags": ["O"]},
+}
+
+
+@pytest.mark.parametrize("row", BAD.values(), ids=BAD)
+def test_invalid_rows_are_dropped_if_the_config_says_so(tmp_path, row):
+    found = tokenized(tmp_path, [ROWS[0], row, *ROWS[1:]], invalid="drop")
+    expected = tokenized(tmp_path, ROWS)
+    assert len(found) == 3
+    assert found.collate([0, 1, 2]).labels.tolist() == expected.collate([0, 1, 2]).labels.tolist()
+    with pytest.raises(AdapeftError, match=r"row 1 \(counted from 0\): .*or set data\.invalid: drop"):
+        tokenized(tmp_path, [ROWS[0], row, *ROWS[1:]])
+
+
+def test_rows_that_are_all_invalid(tmp_path):
+    with pytest.raises(AdapeftError, match=r"data\.train: all 2 rows are dropped; the first is row 0: .* 1 tags for 2"):
+        tokenized(tmp_path, [BAD["too-few-tags"], BAD["no-words"]], invalid="drop")
+
+
+@pytest.mark.parametrize("declared", [False, True], ids=["names", "class-label"])
+def test_tags_that_are_unknown_to_the_training_data(tmp_path, declared):
+    def write(name, rows, names):
+        data = datasets.Dataset.from_list(rows)
+        if declared:
+            data = data.cast_column("ner_tags", datasets.List(datasets.ClassLabel(names=names)))
+        data.to_parquet(tmp_path / name)
+        return data, str(tmp_path / name)
+
+    rows = [ROWS[0], {"tokens": ["by"], "ner_tags": ["B-ORG"]}, ROWS[2]]
+    _, train = write("train.parquet", ROWS, list(NAMES))
+    evaluation, path = write("evaluation.parquet", rows, ["B-ORG", *NAMES])
+    with pytest.raises(
+        AdapeftError, match=r"data\.evaluation: row 1 .* has the tag 'B-ORG', which no row of data\.train"
+    ):
+        describe(TASK, TASK.data(train=train, evaluation=path))
+    data = TASK.data(train=train, evaluation=path, invalid="drop")
+    description = describe(TASK, data)
+    assert description.label_names == NAMES
+    found = TASK.tokenize(evaluation, data, make_tokenizer(), description)
+    assert [[tag for tag in row if tag != IGNORED] for row in found.rows["labels"]] == [[2, 3, 0], [0, 1]]
 
 
 def scored(names, expected, found):

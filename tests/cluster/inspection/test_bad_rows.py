@@ -72,7 +72,12 @@ BAD = {
         ("data.too_long=drop",),
     ),
     "masked-by-truncation": Bad({"messages": [{**USER, "content": "hi " * 60}, ANSWER]}, dropping=()),
-    "masked-by-the-template": Bad({"messages": LONG}, dropping=(f"data.chat_template={MARKS_SHORT}",)),
+    "masked-by-the-template": Bad(
+        {"messages": LONG},
+        "no token of it is trained. Correct or drop such rows, or set data.invalid: drop.",
+        (f"data.chat_template={MARKS_SHORT}",),
+        ("data.invalid=drop", f"data.chat_template={MARKS_SHORT}"),
+    ),
 }
 
 
@@ -141,15 +146,8 @@ def test_tags_that_do_not_align_with_words(command, config, tmp_path):
     rows = [{"tokens": ["the", "sea"], "ner_tags": ["O", "B-X"]}] * 8
     path = config([*rows, {"tokens": ["the", "sea"], "ner_tags": ["O"]}], write_bert(tmp_path / "base"), TAGS)
     said = refusal(command, path, *SMALL[1:])
-    assert (
-        "data.label = 'ner_tags': row 8 of data.train (counted from 0) has 1 tags for 2 words. Correct or drop" in said
-    )
-
-
-def test_a_sentence_without_tokens_is_dropped_and_counted(command, config, tmp_path):
-    rows = [{"tokens": ["the", "sea"], "ner_tags": ["O", "B-X"]}] * 8
-    path = config([*rows, {"tokens": [" "], "ner_tags": ["O"]}], write_bert(tmp_path / "base"), TAGS)
-    assert dropped(path, *SMALL[1:]) == IN_BOTH
+    assert "data.train: row 8 (counted from 0): data.label = 'ner_tags' has 1 tags for 2 words. Correct or drop" in said
+    assert dropped(path, *SMALL[1:], "data.invalid=drop") == IN_BOTH
 
 
 def test_what_is_no_image(command, config, tmp_path):
@@ -160,7 +158,7 @@ def test_what_is_no_image(command, config, tmp_path):
     path.write_text(path.read_text().replace("max_length: 16", "label: labels"))
     said = refusal(command, path, *SMALL[1:])
     assert (
-        "data.train: data.image = 'image': row 4 (counted from 0) is not an image: cannot identify image file" in said
+        "data.train: row 4 (counted from 0): data.image = 'image' is not an image: cannot identify image file" in said
     )
     assert "or set data.invalid: drop." in said
     assert dropped(path, *SMALL[1:], "data.invalid=drop") == IN_BOTH

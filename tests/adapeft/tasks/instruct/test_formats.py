@@ -8,7 +8,7 @@ import pytest
 
 from adapeft.errors import AdapeftError
 from adapeft.tasks.instruct.formats import Chat, Texts, conversation_of, format_of
-from adapeft.tasks.instruct.messages import InvalidRowError
+from adapeft.tasks.rows import InvalidRowError
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}

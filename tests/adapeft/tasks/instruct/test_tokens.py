@@ -138,8 +138,10 @@ def test_answers_of_weight_0_are_read_and_not_trained(template, weight):
     reversed_ = [TURNS[0], {**TURNS[1], "weight": 1}, TURNS[2], {**TURNS[3], "weight": weight}]
     [example] = tokenized([{"messages": reversed_}], tokenizer).rows
     assert trained(example, tokenizer) == [" hello <|im_end|>"]
-    with pytest.raises(AdapeftError, match=r"all 1 conversations are dropped; .*it trains no token"):
-        tokenized([{"messages": reversed_}], tokenizer, train_on="completion")
+    rows = [{"messages": reversed_}, {"messages": turns}]
+    with pytest.raises(AdapeftError, match=r"row 0 .*: no token of it is trained\. Correct .*set data\.invalid: drop"):
+        tokenized(rows, tokenizer, train_on="completion")
+    assert len(tokenized(rows, tokenizer, train_on="completion", invalid="drop")) == 1
 
 
 def test_only_answers_have_weights():
