@@ -90,12 +90,27 @@ def _of_pair(row: Mapping[str, Any]) -> Conversation:
 
 
 def _of_alpaca(row: Mapping[str, Any]) -> Conversation:
-    messages: list[Message] = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for turn in row.get("history") or ():
-        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-    asked = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
-    messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
+    texts = {column: row.get(column) or "" for column in ("system", "instruction", "input", "output")}
+    for column, text in texts.items():
+        if not isinstance(text, str):
+            raise InvalidRowError(f"{column!r} is {text!r:.80}, not a text")
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(map(_is_pair, history)):
+        raise InvalidRowError(f"'history' is {history!r:.80}, not a list of pairs of texts, a question and its answer")
+    messages = [_message("system", texts["system"])] if texts["system"] else []
+    for question, answer in history:
+        messages += [_message("user", question), _message("assistant", answer)]
+    asked = "\n".join(text for text in (texts["instruction"], texts["input"]) if text)
+    messages += [_message("user", asked), _message("assistant", texts["output"])]
     return Chat(messages, len(messages) - 1)
+
+
+def _is_pair(turn: Any) -> bool:
+    return isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
 
 
 def _of_sharegpt(row: Mapping[str, Any]) -> Conversation:
@@ -107,9 +122,12 @@ def _of_sharegpt(row: Mapping[str, Any]) -> Conversation:
         turn = without_none(given)
         role_key, value_key = ("role", "content") if "role" in turn and "from" not in turn else ("from", "value")
         role, value = turn.pop(role_key, None), turn.pop(value_key, None)
-        if role not in _SHAREGPT_ROLES:
+        if not isinstance(role, str) or role not in _SHAREGPT_ROLES:
             known = ", ".join(_SHAREGPT_ROLES)
-            raise InvalidRowError(f"{role_key!r} is {role!r}, not one of {known}. Convert the row to 'messages'")
+            raise InvalidRowError(
+                f"turn {place} (counted from 0): {role_key!r} is {role!r}, not one of {known}. Convert the row to "
+                "'messages'"
+            )
         if role == "function_call":
             turn["tool_calls"] = function_calls(value, f"{value_key!r} of turn {place} (counted from 0)")
         else:

@@ -78,9 +78,9 @@ def check_order(messages: list[Message]) -> None:
 
 
 def _message(message: Message, place: int) -> Message:
-    if message.get("role") not in ROLES:
-        raise InvalidRowError(f"'role' is {message.get('role')!r}, not one of {', '.join(ROLES)}")
     where = f"message {place} (counted from 0)"
+    if message.get("role") not in ROLES:
+        raise InvalidRowError(f"{where}: 'role' is {message.get('role')!r}, not one of {', '.join(ROLES)}")
     if "function_call" in message:
         raise InvalidRowError(f"{where}: 'function_call' is OpenAI's former field; write the call to 'tool_calls'")
     weight = message.get("weight", 1)

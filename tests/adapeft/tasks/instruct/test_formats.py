@@ -187,6 +187,34 @@ def test_a_missing_column_is_named(columns, name, renamed, message):
             "arguments is 1, not a JSON object",
         ),
         ({"instruction": "q", "output": None}, "message 1 .*, of the assistant, is empty"),
+        ({"instruction": None, "output": "a"}, "message 0 .*, of the user, is empty"),
+        ({"instruction": "q", "output": 5}, "'output' is 5, not a text"),
+        ({"instruction": ["q"], "output": "a"}, r"'instruction' is \['q'\], not a text"),
+        ({"instruction": "q", "output": "a", "system": {"a": 1}}, "'system' is {'a': 1}, not a text"),
+        *(
+            ({"instruction": "q", "output": "a", "history": history}, "'history' is .*, not a list of pairs of texts")
+            for history in ([["q"]], [["q", "a", "b"]], ["qa"], [["q", None]], "qa", {"q": "a"}, [{"q": "a"}], [None])
+        ),
+        ({"messages": [{"content": "q"}, ANSWER]}, "message 0 .*: 'role' is None, not one of"),
+        ({"messages": [{"role": ["user"], "content": "q"}, ANSWER]}, r"message 0 .*: 'role' is \['user'\], not one of"),
+        ({"messages": [{**USER, "content": None}, ANSWER]}, "message 0 .*, of the user, is empty"),
+        ({"messages": [USER, None]}, "'messages' is not a list of messages"),
+        ({"messages": [USER, {**ANSWER, "content": 5}]}, "message 1 .*: 'content' is 5, neither a text nor"),
+        ({"messages": [USER, ANSWER], "tools": 5}, "'tools' is 5, not a list of objects"),
+        ({"messages": [USER, ANSWER], "tools": ["at"]}, r"'tools' is \['at'\], not a list of objects"),
+        ({"messages": [USER, ANSWER], "tools": '{"name": "at"}'}, "'tools' is {'name': 'at'}, not a list of objects"),
+        ({"prompt": None, "completion": None}, "'prompt' is not a list of messages"),
+        ({"prompt": [USER], "completion": ANSWER}, "'completion' is not a list of messages"),
+        ({"conversations": None}, "'conversations' is not a list of messages"),
+        ({"conversations": [turn("human", "q"), "a"]}, "'conversations' is not a list of messages"),
+        ({"conversations": [{"value": "q"}, turn("gpt", "a")]}, "turn 0 .*: 'from' is None, not one of"),
+        ({"conversations": [{"from": ["human"], "value": "q"}, turn("gpt", "a")]}, r"turn 0 .*: 'from' is \['human'\]"),
+        ({"conversations": [turn("human", None), turn("gpt", "a")]}, "message 0 .*, of the user, is empty"),
+        ({"conversations": [turn("human", 5), turn("gpt", "a")]}, "message 0 .*: 'content' is 5, neither a text nor"),
+        (
+            {"conversations": [turn("human", "q"), turn("gpt", "a")], "system": 5},
+            "message 0 .*: 'content' is 5, neither a text nor",
+        ),
     ],
 )
 def test_an_invalid_row_is_refused(row, message):
