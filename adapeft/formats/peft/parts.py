@@ -37,7 +37,7 @@ class PeftParts:
         lora: weight → LoRA; k rows are exactly a matrix of rank k.
         biases: linear layer with LoRA → change of its bias.
         elements: weight → single elements, for SHiRA.
-        tokens: embedding → rows of it.
+        tokens: embedding → rows of it, those of single elements too.
         whole: parameters and buffers that PEFT saves whole.
         modules: paths of the modules that PEFT saves whole.
         layers: paths of the modules that PEFT replaces by its own layers.
@@ -83,8 +83,8 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
             tied = f", tied to {places[name][1]!r}" if len(places[name]) > 1 else ""
             raise AdapeftError(
                 f"the delta changes {change.part.kind} of {name!r}, a parameter of {type(layer.module).__name__}{tied}"
-                f": PEFT holds LoRA and rows of untied linear layers, single elements of untied nn.Linear, rows of "
-                f"nn.Embedding, and whole tensors. {REMEDY}"
+                f": PEFT holds LoRA and rows of untied linear layers, single elements of untied nn.Linear, rows and "
+                f"elements of nn.Embedding, and whole tensors. {REMEDY}"
             )
     for name in _too_dense(found.elements):
         del found.elements[name]
@@ -156,9 +156,12 @@ def _(part: Rows, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
 
 @_hold.register
 def _(part: Elements, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
-    if not (layer.info.is_linear and is_plain(layer.module, nn.Linear)):
+    if layer.info.is_linear and is_plain(layer.module, nn.Linear):
+        found.elements[layer.info.name] = Change(part, values)
+    elif layer.has_tokens:
+        found.tokens[owner_of(layer.info.name)] = _as_rows(part, values)
+    else:
         return False
-    found.elements[layer.info.name] = Change(part, values)
     found.layers |= layer.paths
     return True
 
@@ -192,6 +195,15 @@ def _too_dense(elements: Mapping[str, Change[Elements]]) -> list[str]:
         return sum(4 * sizes[n] if n in whole else 12 * r * sum(c.part.shape) for n, c in elements.items())
 
     return too_dense(min({shira_rank(change) for change in elements.values()}, key=num_bytes)) if elements else []
+
+
+def _as_rows(part: Elements, values: Tensor) -> Change[Rows]:
+    """Return elements of a matrix as the rows that they are in, with zeros for the others."""
+    width = part.shape[1]
+    rows, place = torch.unique(part.indices // width, return_inverse=True)
+    dense = values.new_zeros(len(rows), width)
+    dense[place, part.indices % width] = values
+    return Change(Rows(part.shape, rows), dense)
 
 
 def _low_rank(part: Rows, values: Tensor, output_dim: int | None) -> Change[Lora]:
