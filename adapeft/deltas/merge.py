@@ -20,7 +20,7 @@ from adapeft.errors import AdapeftError
 from adapeft.files.artifact import check_new_folder, new_folder, save_json
 from adapeft.files.damage import load_json
 from adapeft.finite import check_finite
-from adapeft.model.checkpoint.checkpoint import Checkpoint, SafetensorsCheckpoint
+from adapeft.model.checkpoint.checkpoint import Checkpoint, StoredCheckpoint
 from adapeft.model.dense import check_dense
 from adapeft.model.rounding import Rounding
 
@@ -105,11 +105,11 @@ class _Merging:
     @torch.no_grad()
     def write(self, folder: Path) -> Rounding:
         """Write the merged weights and the config, and return the entries lost to rounding."""
-        if isinstance(self.checkpoint, SafetensorsCheckpoint):
+        if isinstance(self.checkpoint, StoredCheckpoint):
             return self._write_shards(self.checkpoint, folder)
         return self._write_model(folder)
 
-    def _write_shards(self, checkpoint: SafetensorsCheckpoint, folder: Path) -> Rounding:
+    def _write_shards(self, checkpoint: StoredCheckpoint, folder: Path) -> Rounding:
         """Write shard by shard, with an index if there is more than one."""
         weight_map, total, rounding = {}, 0, Rounding()
         whole = {**self.delta.new, **self.delta.buffers}

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from adapeft.errors import AdapeftError
 from adapeft.files.damage import reading
 from adapeft.model.checkpoint.conversion import Conversion
-from adapeft.model.checkpoint.files import has_weights, local_folder, opened, weight_files
+from adapeft.model.checkpoint.files import has_weights, local_folder, weight_files
 from adapeft.model.checkpoint.names import WeightNames
+from adapeft.model.checkpoint.shard import can_be_mapped, opened
 from adapeft.model.fingerprint import Entry, base_name, fingerprint, sample
 from adapeft.model.structure import parameter_names
 from adapeft.model.wrappers import wrapped_names
@@ -27,7 +28,8 @@ def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
     """Open the weights of ``base`` for a model with the modules of ``structure``.
 
     Safetensors are read one tensor at a time. If transformers converts tensors (fused experts), or if the weights are
-    pickled, transformers loads the whole model into the memory of this process, in the checkpoint's dtype.
+    pickled, transformers loads the whole model into the memory of this process, in the checkpoint's dtype: files that
+    are written shard by shard would differ from the base's in more than the values.
 
     Args:
         base: folder or hub name.
@@ -37,39 +39,38 @@ def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
         AdapeftError: the base does not exist or has no weights.
     """
     folder = local_folder(base)
-    found = open_safetensors(folder, base, structure)
-    # Merged weights are stored as the base's are, for which transformers reverts its conversions of the whole model.
-    return LoadedCheckpoint(folder, structure) if found is None or found.is_converted else found
+    found = open_stored(folder, base, structure)
+    return found if found is not None and found.is_final else LoadedCheckpoint(folder, structure)
 
 
-def open_safetensors(
+def open_stored(
     folder: Path, base: str, structure: PreTrainedModel, dtype: torch.dtype | None = None
-) -> SafetensorsCheckpoint | None:
-    """Open the weights in ``folder`` to read them one tensor at a time; None if they are pickled.
+) -> StoredCheckpoint | None:
+    """Open the weights in ``folder`` to read them one tensor at a time; None if torch before 1.6 has pickled them.
 
     Args:
         folder: folder of the base model.
         base: name that the user gave for it, for messages.
         structure: the model, possibly on the meta device.
-        dtype: see ``SafetensorsCheckpoint``.
+        dtype: see ``StoredCheckpoint``.
 
     Raises:
         AdapeftError: there are no weights.
     """
     files = weight_files(folder, base, getattr(structure.config, "transformers_weights", None))
-    if any(file.suffix != ".safetensors" for file in files):
+    if not all(map(can_be_mapped, files)):
         return None
-    return SafetensorsCheckpoint(folder, files, structure, dtype)
+    return StoredCheckpoint(folder, files, structure, dtype)
 
 
 def is_tied(folder: Path, structure: PreTrainedModel) -> bool:
     """Whether the head is tied to the embedding after transformers loads ``folder`` into a model like ``structure``.
 
-    It is not if the folder holds a head with other values than the embedding, whatever its config says. Pickled weights
-    are not read; for them the config decides.
+    It is not if the folder holds a head with other values than the embedding, whatever its config says. If the weights
+    cannot be read one tensor at a time, the config decides.
     """
     if has_weights(folder) or getattr(structure.config, "transformers_weights", None):
-        found = open_safetensors(folder, str(folder), structure)
+        found = open_stored(folder, str(folder), structure)
         if found is not None and found.obstacle is None:
             found.settle_ties()
     return structure.config.tie_word_embeddings
@@ -159,8 +160,8 @@ class Checkpoint(ABC):
         )
 
 
-class SafetensorsCheckpoint(Checkpoint):
-    """Safetensors files that are read one tensor at a time.
+class StoredCheckpoint(Checkpoint):
+    """Weight files, safetensors or pickled, that are read one tensor at a time.
 
     Args:
         folder: folder of the base model.
@@ -172,8 +173,7 @@ class SafetensorsCheckpoint(Checkpoint):
     Attributes:
         shards: the files.
         obstacle: reason why the tensors cannot be read one at a time; None if they can.
-        is_converted: whether transformers converts tensors of the files while loading, so that they cannot be used as
-            they are.
+        is_final: whether the files are safetensors whose tensors are used as they are.
     """
 
     def __init__(
@@ -186,7 +186,8 @@ class SafetensorsCheckpoint(Checkpoint):
         self._keys: dict[Path, dict[str, str]] = {shard: {} for shard in shards}  # key → name
         self._conversions: dict[str, Conversion] = {}  # first name → conversion
         self._find(WeightNames(structure))
-        self.is_converted = bool(self._conversions) or self.obstacle is not None
+        are_safe = all(shard.suffix == ".safetensors" for shard in shards)
+        self.is_final = are_safe and not self._conversions and self.obstacle is None
         if self.obstacle is None:
             self._untie()
             self._drop_second_names()
@@ -200,7 +201,7 @@ class SafetensorsCheckpoint(Checkpoint):
             with opened(shard) as file:
                 for key in file.keys():  # noqa: SIM118
                     name, pattern = names.find(key)
-                    shape = tuple(file.get_slice(key).get_shape())
+                    shape = file.shape(key)
                     if name is None:
                         self.unknown.append(key)
                     elif pattern is not None:
@@ -262,7 +263,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if wanted:
             with opened(shard) as file:
                 for key, name in wanted.items():
-                    yield name, file.get_tensor(key)
+                    yield name, file.read(key)
 
     def _untie(self) -> None:
         """Undo ties between parameters that are both stored, with different values.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, dot_natural_key
 
-from adapeft.model.checkpoint.files import opened
+from adapeft.model.checkpoint.shard import opened
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Source:
 
 
 class Conversion:
-    """What one converter of transformers makes of some tensors of safetensors files: mostly one fused parameter.
+    """What one converter of transformers makes of some tensors of weight files: mostly one fused parameter.
 
     Args:
         name: name in the model of the first of the tensors that it makes.
@@ -73,7 +73,7 @@ class Conversion:
             files = {shard: stack.enter_context(opened(shard)) for shard in {source.shard for source in self._sources}}
 
             def read(source: _Source) -> Tensor:
-                tensor: Tensor = files[source.shard].get_tensor(source.key)
+                tensor = files[source.shard].read(source.key)
                 is_cast = makes_parameter and dtype is not None and tensor.is_floating_point()
                 return tensor.to(dtype) if is_cast else tensor
 

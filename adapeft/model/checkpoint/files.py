@@ -1,14 +1,11 @@
-"""Weight files that transformers reads from a model's folder: which they are, and opening them."""
+"""Lookup of the weight files that transformers reads from a model's folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from adapeft.errors import AdapeftError
@@ -62,15 +59,6 @@ def weight_files(folder: Path, base: str, explicit: str | None = None) -> list[P
     if not (folder / name).is_file():
         raise AdapeftError(f"--model {base!r}: config.json names {name!r}, which is missing. Download the base again.")
     return [folder / name]
-
-
-@contextmanager
-def opened(shard: Path) -> Iterator[safe_open]:
-    """Open a safetensors file; raises ``AdapeftError`` if it is damaged."""
-    with reading(f"{shard} is not a safetensors file, or it is truncated", "Download the base again."):
-        file = safe_open(shard, framework="pt")
-    with file:
-        yield file
 
 
 class _Index(Header):

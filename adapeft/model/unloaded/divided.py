@@ -35,9 +35,8 @@ def load_divided(
     """Load the model of ``load_model`` and divide it. Collective.
 
     One rank reads the checkpoint, one tensor at a time, converts it as transformers does (fused experts), and each is
-    divided before the next is read. If that is impossible (``open_unloaded``), as for pickled weights, every rank loads
-    the whole model first. A quantized base stays whole until there is an engine: its fingerprint counts codes of whole
-    tensors.
+    divided before the next is read. If that is impossible (``open_unloaded``), every rank loads the whole model first.
+    A quantized base stays whole until there is an engine: its fingerprint counts codes of whole tensors.
 
     Args:
         model: the config's ``model`` section.
@@ -66,7 +65,7 @@ def load_divided(
     parameters = dict(loaded.named_parameters())
     for name, tensor in _stored(base, parameters, dtype, reads=division.reads):
         parameter = parameters.pop(name)
-        parameter.data = tensor.to(dtype)
+        parameter.data = tensor.to(dtype).contiguous()  # pickled tensors may be views with any strides
         division.divide(parameter)
     for parameter in parameters.values():  # new, with the same values on every rank
         parameter.data = parameter.data.to(dtype)

@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from adapeft.errors import AdapeftError
-from adapeft.model.checkpoint.checkpoint import SafetensorsCheckpoint, open_safetensors
+from adapeft.model.checkpoint.checkpoint import StoredCheckpoint, open_stored
 from adapeft.model.checkpoint.files import local_folder
 from adapeft.model.load import build_structure
 from adapeft.model.structure import MISSING, always_trained
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 class NeedsLoadingError(Exception):
     """What is asked of a model can be found out only after loading it."""
+
+
+class OnlyWholeError(NeedsLoadingError):
+    """The weights of a model cannot be read one tensor at a time: a process that loads them holds all of them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Unloaded:
 
     structure: PreTrainedModel
     weightless: Weightless
-    checkpoint: SafetensorsCheckpoint
+    checkpoint: StoredCheckpoint
 
 
 def open_unloaded(model: Model, config: PretrainedConfig, always_train: Sequence[str]) -> Unloaded:
@@ -50,17 +54,18 @@ def open_unloaded(model: Model, config: PretrainedConfig, always_train: Sequence
 
     Raises:
         NeedsLoadingError: loading changes the weights or is likely to fail, so that only the loaded model is certain.
+        OnlyWholeError: the base is quantized, or its weights cannot be read one tensor at a time.
     """
     structure, weightless = build_unloaded(model, config)
     try:
         folder = local_folder(model.name, model.revision)
-        checkpoint = open_safetensors(folder, model.name, structure, getattr(torch, model.dtype))
+        checkpoint = open_stored(folder, model.name, structure, getattr(torch, model.dtype))
     except AdapeftError as error:
         raise NeedsLoadingError(f"its weights cannot be opened ({error})") from error
     if checkpoint is None:
-        raise NeedsLoadingError("its weights are pickled")
+        raise OnlyWholeError("torch before 1.6 has pickled its weights")
     if checkpoint.obstacle is not None:
-        raise NeedsLoadingError(checkpoint.obstacle)
+        raise OnlyWholeError(checkpoint.obstacle)
     if checkpoint.mismatched:
         raise NeedsLoadingError(f"the checkpoint has another shape of {min(checkpoint.mismatched)!r}")
     stored = checkpoint.stored()
@@ -78,10 +83,10 @@ def build_unloaded(model: Model, config: PretrainedConfig) -> tuple[PreTrainedMo
     """Build the structure on the meta device and return it with the mode that holds the values of its buffers.
 
     Raises:
-        NeedsLoadingError: the base is quantized, so that loading replaces modules.
+        OnlyWholeError: the base is quantized, so that loading replaces modules.
     """
     if getattr(config, "quantization_config", None) is not None:
-        raise NeedsLoadingError("the base is quantized")
+        raise OnlyWholeError("the base is quantized")
     weightless = Weightless()
     with weightless:
         structure = build_structure(config, model.task, trust_remote_code=model.trust_remote_code)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers.core_model_loading import MergeModulelist
 
 from adapeft.errors import AdapeftError
-from adapeft.model.checkpoint.checkpoint import open_safetensors
+from adapeft.model.checkpoint.checkpoint import open_stored
 from adapeft.model.load import load_model
 from adapeft.model.unloaded.divided import load_divided
 from adapeft.model.unloaded.unloaded import NeedsLoadingError, open_unloaded
@@ -38,9 +38,9 @@ def test_they_are_those_of_the_loaded_model(family, tmp_path):
     expected = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
     with torch.device("meta"):
         structure = type(model)(expected.config)
-    checkpoint = open_safetensors(tmp_path, str(tmp_path), structure, torch.bfloat16)
+    checkpoint = open_stored(tmp_path, str(tmp_path), structure, torch.bfloat16)
     assert checkpoint.obstacle is None
-    assert checkpoint.is_converted
+    assert not checkpoint.is_final
     found = dict(checkpoint.tensors())
     assert list(found) == checkpoint.order()
     for name, parameter in expected.named_parameters():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +15,7 @@ from adapeft.model.quantized import quantized_weights
 from adapeft.model.section import Model
 from adapeft.model.unloaded import divided
 from adapeft.model.unloaded.divided import load_divided
+from adapeft.model.unloaded.unloaded import NeedsLoadingError, OnlyWholeError, open_unloaded
 from tests.adapeft.model.test_load import AUTO, CLASSES, TEXT, save_tokenizer
 from tests.support.tiny import VOCABULARY, make_bert, make_gpt2, make_mixtral
 
@@ -63,6 +66,34 @@ def test_the_model_is_that_of_load_model(tmp_path, monkeypatch, case, dtype):
     check(tmp_path, task, dtype)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_pickled_weights_are_read_one_tensor_at_a_time(tmp_path, monkeypatch, case):
+    make, task = CASES[case]
+    make().save_pretrained(tmp_path, max_shard_size="20KB")
+    pickle(tmp_path)
+    monkeypatch.setattr(divided, "load_model", None)
+    check(tmp_path, task, "bfloat16")
+
+
+def test_what_torch_before_1_6_has_pickled_is_loaded_whole(tmp_path):
+    make_bert().bert.save_pretrained(tmp_path)
+    pickle(tmp_path, _use_new_zipfile_serialization=False)
+    with pytest.raises(OnlyWholeError, match=r"torch before 1\.6 has pickled its weights"):
+        open_unloaded(*opened(tmp_path, "sequence-classification", "float32"), AUTO)
+    check(tmp_path, "sequence-classification", "float32")
+
+
+def test_a_pickled_file_of_something_else_fails_as_in_load_model(tmp_path):
+    make_bert().bert.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"embeddings.word_embeddings.weight": 3}, tmp_path / "pytorch_model.bin")
+    section, config = opened(tmp_path, "sequence-classification", "float32")
+    with pytest.raises(NeedsLoadingError, match="is a int, not a tensor"):
+        open_unloaded(section, config, AUTO)
+    with pytest.raises(TypeError):
+        load_divided(section, config, 3, AUTO, Recorded(reads=True))
+
+
 def test_a_stored_head_with_other_values_than_the_embedding_is_not_tied(tmp_path):
     make_gpt2().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
@@ -100,6 +131,22 @@ def opened(folder, task, dtype, **options):
     save_tokenizer(folder, pad_token="t0", eos_token="<end>")
     section = Model(name=str(folder), task=task, dtype=dtype, **options)
     return section, load_model_config(section, TEXT if task == "causal-lm" else CLASSES, load_tokenizer(section))
+
+
+def pickle(folder, **options):
+    """Replace the weights by pickled ones, whose matrices are transposed views."""
+    files = sorted(folder.glob("*.safetensors"))
+    weight_map = {}
+    for number, file in enumerate(files):
+        tensors = {key: value.mT.contiguous().mT if value.ndim > 1 else value for key, value in load_file(file).items()}
+        name = "pytorch_model.bin" if len(files) == 1 else f"pytorch_model-{number + 1:05d}-of-{len(files):05d}.bin"
+        weight_map.update(dict.fromkeys(tensors, name))
+        torch.save(tensors, folder / name, **options)
+        file.unlink()
+    if len(files) > 1:
+        (folder / "model.safetensors.index.json").unlink()
+        index = {"metadata": {}, "weight_map": weight_map}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
 def check(folder, task, dtype):
