@@ -68,6 +68,7 @@ class Load:
         num_warmed: number of measured elements that AdamW steps, each on one worker.
         passes: peak memory of one micro-batch.
         packed: bytes of the quantized weights.
+        whole: bytes of weights that each worker holds, whatever the stage.
         num_micro: micro-batches per optimizer step.
         statistics: bytes of statistics that each worker keeps.
         base: bytes of pretrained values kept next to tensors that are trained whole; stage 3 divides them.
@@ -83,6 +84,7 @@ class Load:
     num_stepped: int
     passes: Pass
     packed: int = 0
+    whole: int = 0
     num_micro: int = 1
     num_measured: int = 0
     num_warmed: int = 0
@@ -131,7 +133,7 @@ def memory(load: Load, zero: Zero) -> Memory:
 def moments(load: Load, zero: Zero) -> tuple[Memory, Memory]:
     """Return the memory at the peak of the backward pass, and in the step: no activations, but copied gradients."""
     backward = Memory(
-        weights=_weights(load, zero) + _gathered(load, zero) + _packed(load, zero),
+        weights=_weights(load, zero) + _gathered(load, zero) + _packed(load, zero) + load.whole,
         gradients=_gradients(load, zero),
         optimizer=_optimizer(load, zero),
         statistics=load.statistics,

@@ -29,7 +29,8 @@ from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
 from adapeft.model.checkpoint.files import has_weights
 from adapeft.model.quantization import stored_quantization
-from adapeft.model.unloaded.unloaded import NeedsLoadingError, build_unloaded, open_unloaded
+from adapeft.model.unloaded.unloaded import NeedsLoadingError, OnlyWholeError, build_unloaded, open_unloaded
+from adapeft.model.unloaded.weightless import Weightless
 from adapeft.ranks import OneRank
 from adapeft.subset.subset import Subset
 from adapeft.tasks.losses.objective import Objective
@@ -73,33 +74,69 @@ class Estimate:
     objective: Objective
 
     def loads(self, zero: Zero) -> dict[str, Load]:
-        """Return the loads of training and of what precedes it: measuring on the engines of ``zero``, or choosing.
+        """Return the loads of loading, of measuring on the engines of ``zero`` or choosing, and of training.
 
-        Nothing precedes it if the choice or its statistics exist.
+        Loading is left out where no worker holds more while loading than later. Nothing is measured or chosen if the
+        choice or its statistics exist.
         """
-        if self.is_measured:
-            return {"training": self.training(zero)}
-        measures = get_method(self.config.select.method).measures_loss
-        if measures or self.needs_loading is not None:
-            return {"measuring": self.measuring(zero), "training": self.training(zero)}
-        return {"choosing": self.choosing(), "training": self.training(zero)}
+        loads = {}
+        if zero.stage == 3 and self.loads_whole is not None:
+            loads["loading"] = self.loading(zero)
+        if not self.is_measured:
+            measures = get_method(self.config.select.method).measures_loss
+            if measures or self.needs_loading is not None:
+                loads["measuring"] = self.measuring(zero)
+            else:
+                loads["choosing"] = self.choosing()
+        return {**loads, "training": self.training(zero)}
 
     @cached_property
     def needs_loading(self) -> str | None:
         """Reason why a method that measures nothing still needs the loaded model to choose; None if it does not."""
-        model, settings, folder = self.config.model, self.config.select, Path(self.config.model.name)
         try:
-            if folder.is_dir() and has_weights(folder):
-                base = open_unloaded(model, self.model_config, settings.always_train)
-                structure, weightless = base.structure, base.weightless
-            else:  # on the hub, or only a config
-                structure, weightless = build_unloaded(model, self.model_config)
+            structure, weightless = self._unloaded()
             set_measuring_mode(structure)
             batch = repeated_token(structure.config, self.objective, 1, self.num_tokens)
             unreached_without_weights(structure, weightless, self.groups, [batch], self.objective)
         except NeedsLoadingError as error:
             return str(error)
         return None
+
+    @cached_property
+    def loads_whole(self) -> str | None:
+        """Reason why at stage 3 each worker holds all weights in its machine's memory while it loads them, or None."""
+        if self.config.cluster.gpus_per_worker and stored_quantization(self.model_config):
+            return None  # bitsandbytes quantizes on the GPU
+        try:
+            self._unloaded()
+        except OnlyWholeError as error:
+            return str(error)
+        except NeedsLoadingError:  # loading fails, or reads the files one tensor at a time
+            pass
+        return None
+
+    def _unloaded(self) -> tuple[PreTrainedModel, Weightless]:
+        """Return the structure of the base; raises what ``open_unloaded`` raises if there are weights."""
+        model, folder = self.config.model, Path(self.config.model.name)
+        if folder.is_dir() and has_weights(folder):
+            base = open_unloaded(model, self.model_config, self.config.select.always_train)
+            return base.structure, base.weightless
+        return build_unloaded(model, self.model_config)  # on the hub, or only a config
+
+    def loading(self, zero: Zero) -> Load:
+        """Return the load of a worker that loads the whole base before it is divided, in the memory of its machine."""
+        training = self.training(zero)
+        # All weights, and a copy of the one that is being divided.
+        elements = sum(training.sizes) + max(training.sizes)
+        return Load(
+            sizes=(),
+            element_bytes=self._element_bytes,
+            num_trained=0,
+            num_stepped=0,
+            passes=Pass(0, 0),
+            whole=elements * self._element_bytes + training.packed,
+            process=PROCESS[self.config.cluster.launched_by(os.environ.get("RAY_ADDRESS"))],
+        )
 
     def choosing(self) -> Load:
         """Return the load of a choice that reads the checkpoint in the launching process, for a method without loss."""
@@ -177,7 +214,7 @@ class Estimate:
         """Return (ZeRO stage, workers) → bytes on a device by stage of the run.
 
         For every ZeRO stage, 1 to 8 workers, and the numbers of workers that the run may have, without what a run
-        would refuse.
+        would refuse, and without what is held in the memory of the machine next to GPUs.
         """
         numbers = sorted({*GRID, zero.workers, self.config.cluster.workers})
         quantization = stored_quantization(self.model_config)
@@ -187,7 +224,14 @@ class Estimate:
             for workers in numbers
             if can_divide(quantization, stage, workers)
         ]
-        return {(z.stage, z.workers): {name: held.total for name, held in self.memory(z).items()} for z in zeros}
+        return {
+            (z.stage, z.workers): {
+                name: held.total
+                for name, held in self.memory(z).items()
+                if not (name == "loading" and self.config.cluster.gpus_per_worker)
+            }
+            for z in zeros
+        }
 
     @property
     def _element_bytes(self) -> int:
@@ -253,6 +297,8 @@ def remarks(estimate: Estimate, zero: Zero) -> list[str]:
         most = max(offloaded(load, zero) for load in loads.values())
         place = "its machine's memory" if zero.offload == "cpu" else estimate.config.cluster.offload_folder
         lines.append(f"cluster.offload = {zero.offload}: each worker keeps {size_of(most)} of weights in {place}")
+    if "loading" in loads:
+        lines.append(f"loading: every worker holds the whole base in its machine's memory ({estimate.loads_whole})")
     if "choosing" in loads:
         lines.append("choosing: in the launching process alone, in the memory of its machine")
     elif "measuring" in loads and not get_method(estimate.config.select.method).measures_loss:

@@ -42,11 +42,12 @@ def check_memory(estimate: Estimate, *, trains: bool = True) -> None:
         on_workers = stage != "choosing"
         if on_workers and os.environ.get("RAY_ADDRESS"):
             continue
-        available = available_memory(gpu=on_workers and bool(cluster.gpus_per_worker))
+        on_gpu = stage not in ("loading", "choosing") and bool(cluster.gpus_per_worker)
+        available = available_memory(gpu=on_gpu)
         if available is None:
             continue
         # The workers that share the memory.
-        workers = cluster.fewest if on_workers and not cluster.gpus_per_worker else 1
+        workers = cluster.fewest if on_workers and not on_gpu else 1
         held = memory(load if load.unknown is None else replace(load, passes=Pass(0, 0), freed=0, heap=0), zero)
         if held.total * workers > TOLERANCE * available:
             several = (
@@ -92,6 +93,11 @@ def _free_on_drive(folder: str) -> int:
 
 def remedy(part: str, stage: str, zero_stage: int) -> str:
     """Return a sentence that says how to make a part of the memory smaller."""
+    if stage == "loading":
+        return (
+            "Every worker loads the whole base: set fewer cluster.workers, use more machines, or save the base as "
+            "safetensors (save_pretrained) if it is pickled."
+        )
     section = "select" if stage != "training" else "train"
     if part == "activations":
         return f"Lower {section}.micro_batch_size or data.max_length, or set model.gradient_checkpointing: true."

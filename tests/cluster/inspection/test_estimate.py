@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 from transformers import JetMoeConfig, JetMoeForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 
 from adapeft.config.load import load_config, parse_select
@@ -209,6 +210,57 @@ def test_what_a_run_would_refuse_has_no_estimate(command, classifier):
     rows = {line.split()[2]: line for line in done.stdout.splitlines() if line.startswith("ZeRO stage")}
     assert {stage: row.count("refused") for stage, row in rows.items()} == {"0": 0, "1": 0, "2": 0, "3": 3}
     assert rows["3"].split()[-3:] == ["refused"] * 3
+
+
+@pytest.fixture(scope="module")
+def pickled(tmp_path_factory):
+    """Config of a base that torch before 1.6 has pickled, which every worker at ZeRO stage 3 loads whole."""
+    folder = tmp_path_factory.mktemp("pickled")
+    base = write_bert(folder / "base")
+    weights = base / "model.safetensors"
+    torch.save(load_file(weights), base / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    weights.unlink()
+    return write_config(folder / "run.yaml", base, *write_colours(folder))
+
+
+def test_what_every_worker_loads_whole_is_said(command, pickled, weightless):
+    done = command("estimate", pickled)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "loading: every worker holds the whole base in its machine's memory (torch before 1.6 has pickled" in said
+
+
+def test_the_memory_of_loading_is_that_of_the_whole_base(classifier, pickled):
+    def loads(path, *overrides):
+        config = load_config(path, overrides)
+        return estimate_of(config, inspect(config)).loads(zero_of(config.cluster))
+
+    assert "loading" not in loads(classifier)
+    assert "loading" not in loads(pickled, "zero_stage=2")
+    on_gpus = ("gpus_per_worker=1", "groups=row")
+    assert "loading" not in loads(classifier, *on_gpus, "quantization=nf4")  # quantized on the GPU
+    for path, *overrides in ((pickled,), (pickled, *on_gpus), (classifier, "quantization=nf4", "groups=row")):
+        found = loads(path, *overrides)
+        config = load_config(path, overrides)
+        training, held = found["training"], memory(found["loading"], zero_of(config.cluster))
+        assert held.weights == 4 * (sum(training.sizes) + max(training.sizes)) + training.packed
+        assert held.total == held.weights + held.process
+        assert held.process > 0
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_loading_the_whole_base_in_every_worker_is_refused_where_it_does_not_fit(pickled, monkeypatch, gpus):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config(pickled, [f"gpus_per_worker={gpus}"])
+    estimate = estimate_of(config, inspect(config))
+    needed = 2 * estimate.memory(zero_of(config.cluster))["loading"].total  # of both workers, on the host
+    free = int(0.99 * needed / fits.TOLERANCE)
+    monkeypatch.setattr(fits, "available_memory", lambda *, gpu: 2**40 if gpu else free)
+    with pytest.raises(AdapeftError, match=r"^loading does not fit: 2 workers need .* save the base as safetensors"):
+        fits.check_memory(estimate)
+    if gpus:  # without them the run needs more than its loading
+        free = int(1.01 * needed / fits.TOLERANCE)
+        fits.check_memory(estimate)
 
 
 @pytest.mark.slow
