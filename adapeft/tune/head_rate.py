@@ -76,10 +76,11 @@ def reading_head(model: nn.Module) -> Iterator[InputSizes]:
     layers = {
         name: owner.module for name, owner in owners.items() if owner.name == "weight" and is_linear_layer(owner.module)
     }
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}  # some may be in another mode than the model
     model.eval()
     try:
         with reading_inputs(model, layers) as sizes, torch.no_grad():
             yield sizes
     finally:
-        model.train(was_training)
+        for module, is_training in modes.items():
+            module.training = is_training

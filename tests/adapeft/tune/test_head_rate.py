@@ -47,9 +47,11 @@ def batch_of(*texts, side="right"):
 def test_a_step_moves_the_outputs_of_the_head_by_a_fixed_amount():
     torch.manual_seed(0)
     model = attached(make_bert(), ("classifier.weight", "classifier.bias")).train()
+    model.bert.embeddings.eval()
+    modes = [module.training for module in model.modules()]
     batches = [batch_of([5, 6, 7], [8, 9]), batch_of([10, 11])]
     rate = adapeft.head_learning_rate(model, batches)
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
     model.eval()
     with torch.no_grad():
         pooled = torch.cat([model.bert(**batch).pooler_output for batch in batches])
