@@ -49,16 +49,21 @@ def provenance() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    revision = ""
-    if shutil.which("git"):
-        revision = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip()
-    return {"python": platform.python_version(), "versions": versions, "revision": revision or None}
+    return {"python": platform.python_version(), "versions": versions, "revision": _revision()}
+
+
+def _revision() -> str | None:
+    """Return the git revision of the checkout that this file belongs to; None if it belongs to none."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=False).stdout.strip()
+
+    if not shutil.which("git"):
+        return None
+    # An environment within the checkout of another project, whose revision says nothing of adapeft, is not tracked.
+    return git("rev-parse", "--short", "HEAD") or None if git("ls-files", here.name) else None
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from adapeft import AdapeftError
+from adapeft.files import artifact
 from adapeft.files.artifact import (
     load_table,
     load_tensors,
@@ -78,6 +79,25 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
 def test_provenance_where_git_is_not_installed(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert provenance.__wrapped__() == {**provenance(), "revision": None}
+
+
+def test_provenance_in_an_environment_within_another_checkout(tmp_path, monkeypatch):
+    """The revision of the project that adapeft is installed for is not that of adapeft."""
+
+    def git(*arguments):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "first")
+    installed = tmp_path / "environment" / "artifact.py"
+    installed.parent.mkdir()
+    installed.touch()
+    monkeypatch.setattr(artifact, "__file__", str(installed))
+    assert provenance.__wrapped__()["revision"] is None
+    git("add", "environment")
+    git("commit", "-m", "vendored")
+    assert provenance.__wrapped__()["revision"] == git("rev-parse", "--short", "HEAD")
 
 
 def test_tensors_carry_kind_description_and_provenance(tmp_path):
