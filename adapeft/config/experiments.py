@@ -164,7 +164,7 @@ def load_comparison(path: Path, overrides: Sequence[str]) -> tuple[Comparison, C
     try:
         return comparison, parse(tree.get("select"))
     except ConflictError:
-        given = flat(tree["select"])
+        given = flat(tree.get("select") or {})
         config, unread = None, {key: value for key, value in given.items() if not says_nothing(key, value)}
         for contender in comparison.methods:
             mine = {key: given[key] for key in given.keys() & OPTIONS[contender.method].model_fields.keys()}

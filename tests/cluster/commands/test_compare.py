@@ -475,6 +475,14 @@ def test_a_key_need_fit_only_one_of_the_methods(tmp_path):
         load_comparison(path, ["methods=[sam]", "select.method=smm"])
 
 
+@pytest.mark.parametrize("select", ["", "select:\n"])
+def test_a_conflict_of_other_keys_needs_no_select(tmp_path, select):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: {{name: a, task: causal-lm}}\ndata: {{train: b, evaluation: b}}\noutput: c\n{select}")
+    with pytest.raises(AdapeftError, match=r"cluster\.offload = cpu: needs zero_stage = 3"):
+        load_comparison(path, ["cluster.offload=cpu", "cluster.zero_stage=1"])
+
+
 def test_keys_of_several_methods_reach_each_its_own(tmp_path):
     path = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
     keys = [
