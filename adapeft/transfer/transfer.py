@@ -183,6 +183,9 @@ def fill(target: Groups, allotment: Allotment, scores: Scores | None) -> Subset:
         # Stable, so that equal scores give the same subset everywhere.
         best = torch.argsort(scores(index), descending=True, stable=True)[:number].sort().values
         parts[info.name] = target.part(index, best)
+    num_chosen = int(allotment.numbers.sum())
+    if target.granularity == "role":  # a role is one group, whose tensors have one each of the numbers
+        num_chosen = len(np.unique(target.firsts[allotment.numbers > 0]))
     return Subset(parts, target.always_train, target.new).described(
         value=allotment.value,
         bound=allotment.bound,
@@ -193,7 +196,7 @@ def fill(target: Groups, allotment: Allotment, scores: Scores | None) -> Subset:
         num_groups=int(sum(info.count for info in target.parameters))
         if target.granularity == "element"
         else target.num_groups,
-        num_chosen=int(allotment.numbers.sum()),
+        num_chosen=num_chosen,
         unmapped=list(allotment.unmapped),
         mapped=allotment.mapped,
     )

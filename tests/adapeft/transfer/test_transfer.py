@@ -235,6 +235,12 @@ def test_a_larger_target_gets_a_subset_that_can_be_trained(granularity, tmp_path
             assert len(rest) == 0 or float(chosen.min()) >= rest.max(), "the rows of largest norm"
 
 
+def test_roles_are_counted_once_for_all_their_tensors():
+    groups = build_groups(larger_bert(), "role")
+    choice = fill(groups, allot(Profiles.of(measured(make_bert, "role"), VALUE), groups, 10**6), None).choice
+    assert 0 < choice.num_chosen <= choice.num_groups < len(groups.parameters)
+
+
 def test_rows_without_weights_are_refused():
     profiles = Profiles.of(measured(make_bert, "row"), VALUE)
     groups = build_groups(larger_bert(), "row")
