@@ -14,7 +14,7 @@ from adapeft.config.load import parse_config, parse_section, parse_select, read_
 from adapeft.errors import AdapeftError, ConflictError, did_you_mean
 from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.options import OPTIONS, flat, says_nothing
-from adapeft.sections.budget import Budget
+from adapeft.sections.budget import DEFAULT_BUDGET
 from adapeft.sections.section import Limit, Section
 from adapeft.sections.select import Granularity
 
@@ -98,7 +98,7 @@ class Comparison(Section):
         min_length=1,
     )
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), description="one run per seed", min_length=1)
-    budgets: tuple[Limit, ...] = Field(default=(Budget.parse("0.5%"),), description="one run per budget", min_length=1)
+    budgets: tuple[Limit, ...] = Field(default=(DEFAULT_BUDGET,), description="one run per budget", min_length=1)
     learning_rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
         default=(),
         description="learning rates tried for every method on a held-out part of the training data; none: the config's "

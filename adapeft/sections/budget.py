@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from adapeft.errors import AdapeftError
 
 SPELLINGS = "write a fraction such as 0.5% or 0.005, a number of parameters such as 100000, 100k or 1.5M, or auto"
-
-_LARGEST = Fraction(1, 200)
-"""The most that ``auto`` takes, the default budget: a draw of so many is nearly as good as training everything
-(tests/benchmarks/results)."""
 
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 # Commas divide thousands and nothing else: in many languages '0,5%' is half a percent, and five without its comma.
@@ -56,7 +52,7 @@ class Budget:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise _refusal(value, SPELLINGS)
         if value == "auto":
-            return cls(fraction=_LARGEST, is_auto=True)
+            return replace(DEFAULT_BUDGET, is_auto=True)
         amount, unit = _split(value)
         if amount <= 0:
             raise _refusal(value, f"must be above 0; {SPELLINGS}")
@@ -96,6 +92,11 @@ class Budget:
         assert self.fraction is not None
         percent = self.fraction * 100
         return f"{percent.numerator if percent.denominator == 1 else float(percent)}%"
+
+
+DEFAULT_BUDGET = Budget(fraction=Fraction(1, 200))
+"""The budget if none is given, and the most that ``auto`` takes: a random draw of this size is nearly as good as
+training all parameters (tests/benchmarks/results)."""
 
 
 def _split(value: str | int | float) -> tuple[Fraction, str]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from adapeft.sections.budget import Budget
+from adapeft.sections.budget import DEFAULT_BUDGET
 from adapeft.sections.section import Bytes, Harmless, Limit, Patterns, Reach, Section
 from adapeft.servers import MAX_RANK
 
@@ -34,7 +34,7 @@ class Select(Section):
         "servable or options; role: the tensors of one name in all layers",
     )
     budget: Harmless[Limit] = Field(
-        default=Budget.parse("0.5%"),
+        default=DEFAULT_BUDGET,
         description="limit on trained parameters: a fraction (0.5%, 0.005), a count (100000, 100k, 1.5M), or auto: for "
         "adapeft, as few as promise 99% of the loss decrease of 0.5%",
     )

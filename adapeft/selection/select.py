@@ -23,6 +23,7 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.shards.shards import WholeModel
 from adapeft.methods.registry import get_method
 from adapeft.model.wrappers import ATTACHMENT, bare
+from adapeft.sections.budget import DEFAULT_BUDGET
 from adapeft.selection.batches import examples_of
 from adapeft.selection.choose import check_budget, choose, judged
 from adapeft.selection.loss import check_loss, measured_loss
@@ -39,7 +40,7 @@ def select(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     *,
-    budget: str | float | int = "0.5%",
+    budget: str | float | int = str(DEFAULT_BUDGET),
     loss: str | LossFunction | None = None,
     learning_rate: float = 1e-3,
     num_steps: int = 1000,
