@@ -16,14 +16,14 @@ _EXACT = 100_000
 """Elements of largest slope, and as many of largest slope over the root of the curvature, that are kept one by one."""
 
 _SAMPLE = 100_000
-"""Of the others about so many are kept, each for several."""
+"""Approximate number of the other elements that are kept, each of which stands for several."""
 
 _RUN = 2**21
 """Elements that are looked at at once. The shards of factored statistics have so many at most."""
 
 _PRICES = 30
-"""So many in even steps, for budgets near that of the largest price, and as many in even ratios: by ratios of 1.2
-alone, 1,088 elements of STS-B had 5 % less than their choice."""
+"""Number of prices in even steps, for budgets near that of the largest price, and the same number in even ratios: with
+ratios of 1.2 alone, 1,088 elements of STS-B had 5 % less than their choice."""
 
 _HALVINGS = 40
 

@@ -12,7 +12,7 @@ ENOUGH = 0.99
 With 0.95, 1,238 elements, the score falls (tests/benchmarks/results/stsb.md)."""
 
 _STEP = 1.05
-"""Accuracy of the smallest budget: every halving of the rest, by ratios, is a choice."""
+"""Ratio to the largest budget that is too small at which the search ends; each halving of the rest costs a choice."""
 
 
 def fewest(best: Subset, choose: Callable[[int], Subset]) -> Subset:

@@ -37,10 +37,10 @@ def choose_options(
     solver = MultipleChoiceGreedy() if greedy else MultipleChoiceCore(relative_gap=STABLE_GAP)
     solution = solver.solve(problem)
     taken = np.flatnonzero(solution.chosen[groups.num_groups :])
-    beside = {
+    of_options = {
         groups.parameters[options.parameters[option]].name: _part(groups, options, option) for option in taken.tolist()
     }
-    parts = {**parts_of(groups, solution.chosen[: groups.num_groups]), **beside}
+    parts = {**parts_of(groups, solution.chosen[: groups.num_groups]), **of_options}
     in_order = {info.name: parts[info.name] for info in groups.parameters if info.name in parts}
     return with_solution(Subset(in_order), solution)
 

@@ -66,7 +66,8 @@ def install(
     """
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     parts = {name: change.part for name, change in changes.items()}
-    behind = {name: part for name, part in parts.items() if not part.changes_parameter} | parts_beside(model, parts)
+    adapters = {name: part for name, part in parts.items() if not part.changes_parameter}
+    behind = adapters | parts_on_quantized(model, parts)
     in_place = {name: change for name, change in changes.items() if name not in behind}
     kept = {name: change for name, change in in_place.items() if not is_partitioned(parameters[name])}
     undo = [(change, parameters[name], change.touched(parameters[name])) for name, change in kept.items()]
@@ -96,7 +97,7 @@ def install(
     return Applied(model, undo, replaced, behind, _name_outputs(model, names))
 
 
-def parts_beside(model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Part]:
+def parts_on_quantized(model: nn.Module, parts: Mapping[str, Part]) -> dict[str, Part]:
     """Return the parts on quantized weights, which are installed next to them.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapeft.data.labels import Head
-from adapeft.deltas.applied import Applied, install, parts_beside
+from adapeft.deltas.applied import Applied, install, parts_on_quantized
 from adapeft.deltas.header import BaseModelHeader, DeltaHeader
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import load_tensors, save_tensors
@@ -155,7 +155,7 @@ class Delta:
         """
         changed = {*self.changes, *self.new}
         parts = {name: change.part for name, change in self.changes.items()}
-        changed -= parts_beside(model, parts).keys()
+        changed -= parts_on_quantized(model, parts).keys()
         check_dense("Delta.apply", [entry for entry in model.named_parameters() if entry[0] in changed])
         shapes = logical_shapes(model)
         wanted = {name: part.shape for name, part in parts.items() if part.changes_parameter}

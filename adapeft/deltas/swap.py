@@ -38,7 +38,7 @@ class Deltas:
         _check_all(model, deltas)
         self.active: str | None = None
         self._model = model
-        self._deltas = {name: _beside(model, delta) for name, delta in deltas.items()}
+        self._deltas = {name: _on_devices(model, delta) for name, delta in deltas.items()}
         self._applied: Applied | None = None
 
     def use(self, name: str | None) -> None:
@@ -78,7 +78,7 @@ def _check_all(model: nn.Module, deltas: Mapping[str, Delta]) -> None:
             raise AdapeftError(f"{name!r}: {error}") from error
 
 
-def _beside(model: nn.Module, delta: Delta) -> Delta:
+def _on_devices(model: nn.Module, delta: Delta) -> Delta:
     """Return the delta with each change on the device of its parameter; adapters are copied on use."""
     devices = {name: parameter.device for name, parameter in model.named_parameters()}
     moved = {name: change.to(devices[name]) for name, change in delta.changes.items() if name in devices}

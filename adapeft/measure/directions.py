@@ -104,7 +104,7 @@ def effective_rank(gram: Tensor) -> float:
 
 
 def most_directions(num_vectors: int) -> int:
-    """Return the largest effective rank that can be told from so many vectors, the number of their ordered pairs."""
+    """Return the largest effective rank that ``num_vectors`` vectors can show, the number of their ordered pairs."""
     return num_vectors * (num_vectors - 1)
 
 

@@ -58,7 +58,7 @@ class PartialSums:
         self._found = ranks.all_gather(found)[0].tolist()
         """Number of batches summed in each pass; the last pass may be incomplete."""
 
-    def take_up(self, name: str, sums: Sequence[Tensor]) -> int:
+    def begin(self, name: str, sums: Sequence[Tensor]) -> int:
         """Begin the next pass: load its saved sums into ``sums`` and return the number of batches they cover.
 
         Raises:

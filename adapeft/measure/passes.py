@@ -131,7 +131,6 @@ class Passes:
         for index in self.steps(name, len(batches), sums):
             watched, num_predictions = self._losses(batches[index], sampled_labels=sampled_labels)
             self.seen.add(int(batches[index][0]))
-
             self.shards.arriving(watched.losses, _counted(take, num_predictions), by_micro_batch=is_linear)
             yield num_predictions
             self._check(name, batches[index], watched, sums, sampled_labels=sampled_labels)
@@ -178,7 +177,7 @@ class Passes:
 
     def steps(self, name: str, total: int, sums: Sequence[Tensor]) -> Iterator[int]:
         """Yield the remaining steps of a pass; ``sums`` as for ``gradients``. Collective."""
-        done = self.saved.take_up(name, sums) if self.saved else 0
+        done = self.saved.begin(name, sums) if self.saved else 0
         if done:
             self.shards.publish()  # the sums of a warm-up are weights
             self.progress(name, done, total)

@@ -80,8 +80,8 @@ class Statistics:
         if not unreached:
             return self
         groups = self.groups.without(unreached)
-        names = [info.name for info in groups.parameters]
-        kept = np.array([index for index, info in enumerate(self.groups.parameters) if info.name in set(names)])
+        names = {info.name for info in groups.parameters}
+        kept = np.array([index for index, info in enumerate(self.groups.parameters) if info.name in names])
         of = groups.parameter_of
         rows = self.groups.firsts[kept[of]] + np.arange(groups.num_groups) - groups.firsts[of]
         places = {int(old): new for new, old in enumerate(kept)}

@@ -97,7 +97,7 @@ def save_elements(folder: Path, elements: tuple[ElementShard, ...], ranks: Ranks
 
 
 def save_elements_one_by_one(folder: Path, pieces: Iterable[tuple[ElementShard, ...]], count: int) -> None:
-    """Write the ``count`` pieces of element statistics as the shards of so many ranks, with one in memory at a time."""
+    """Write ``count`` pieces of element statistics as the shards of as many ranks, with one in memory at a time."""
     save_one_by_one(folder / ELEMENTS, _SHARD, map(_as_file, pieces), count)
 
 

@@ -18,7 +18,7 @@ def packed(indices: Tensor, limit: int) -> Tensor:
     """Return ``indices`` in their smallest form: as they are, or as gaps.
 
     A gap is the number of indices left out before one. The largest number M of its type says that M are left out and
-    that the gap goes on in the next entry.
+    that the gap continues in the next entry.
 
     Args:
         indices: ascending indices, int64 [k].
@@ -39,7 +39,7 @@ def unpacked(stored: Tensor) -> Tensor:
     """Return the indices, int64 [k]: the inverse of ``packed``.
 
     Raises:
-        ValueError: gaps are not 1-D, or the last one goes on.
+        ValueError: gaps are not 1-D, or the last one does not end.
     """
     if stored.dtype in _PLAIN:
         return stored.long()

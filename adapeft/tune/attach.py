@@ -63,9 +63,9 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     check_not_empty(subset)
     changed = {*subset.parts, *subset.always_train}
     quantized = quantized_weights(model)
-    beside = {name for name, part in subset.parts.items() if part.adds_to_output and name in quantized}
-    check_not_whole("attach", changed - beside, quantized)
-    check_dense("attach", [entry for entry in model.named_parameters() if entry[0] in changed - beside])
+    on_quantized = {name for name, part in subset.parts.items() if part.adds_to_output and name in quantized}
+    check_not_whole("attach", changed - on_quantized, quantized)
+    check_dense("attach", [entry for entry in model.named_parameters() if entry[0] in changed - on_quantized])
     subset.check_fits(model)
     fingerprint = fingerprint_model(model, subset.new)
     chosen_for = subset.choice.fingerprint

@@ -35,10 +35,10 @@ def correlate(
     sizes = np.array([draw.size for draw in draws])
     found = {
         name: Correlations(
-            rank_correlation(foretold, decreases),
-            {size: rank_correlation(foretold[sizes == size], decreases[sizes == size]) for size in np.unique(sizes)},
+            rank_correlation(predicted, decreases),
+            {size: rank_correlation(predicted[sizes == size], decreases[sizes == size]) for size in np.unique(sizes)},
         )
-        for name, foretold in predictions.items()
+        for name, predicted in predictions.items()
     }
     return dict(sorted(found.items(), key=lambda item: -np.nan_to_num(item[1].all, nan=-2.0)))
 
@@ -51,9 +51,9 @@ def fit_constant(predict: Callable[[float], np.ndarray], decreases: np.ndarray, 
     """
     errors = []
     for constant in CONSTANTS:
-        foretold = predict(constant * sum_of_rates)
-        good = (foretold > 0) & (decreases > 0)
-        errors.append(np.median(np.abs(np.log(foretold[good] / decreases[good]))) if good.any() else np.inf)
+        predicted = predict(constant * sum_of_rates)
+        good = (predicted > 0) & (decreases > 0)
+        errors.append(np.median(np.abs(np.log(predicted[good] / decreases[good]))) if good.any() else np.inf)
     return float(CONSTANTS[int(np.argmin(errors))])
 
 

@@ -258,10 +258,10 @@ class Mirror:
     @staticmethod
     def _key(info: Mapping[str, Any]) -> str:
         """Return a key of a file's content: its size, and a hash if the storage has one, else the time of writing."""
-        told = [
+        marks = [
             info[field] for field in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if field in info
         ]
-        return " ".join(map(str, [info["size"], *told[:1]]))
+        return " ".join(map(str, [info["size"], *marks[:1]]))
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"

@@ -63,9 +63,9 @@ def save_for_peft(delta: Delta, base: str, out: str | Path, *, servable: bool = 
         adapters["shira"] = _shira(parts, found, before=_OPTIONAL_PREFIX if both else "")
     if parts.needs_lora or not parts.elements:
         adapters["lora"] = _lora(parts, delta, found, before=_OPTIONAL_PREFIX if both else "", servable=servable)
-    first, beside = adapters["shira" if parts.elements else "lora"]
+    first, tensors_of_first = adapters["shira" if parts.elements else "lora"]
     first.modules_to_save = sorted(parts.modules) or None
-    beside.update(_modules(parts.modules, delta, found))
+    tensors_of_first.update(_modules(parts.modules, delta, found))
     with new_folder(out) as temporary:
         for name, (config, tensors) in adapters.items():
             config.base_model_name_or_path = delta.description["model"].get("name")

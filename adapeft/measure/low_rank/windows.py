@@ -184,7 +184,6 @@ class SeenShards:
 
     def arriving(self, losses: Sequence[Loss], take: Take, *, by_micro_batch: bool = False) -> None:
         """See ``Shards.arriving``."""
-
         self.all.arriving(losses, self._seen(take), by_micro_batch=by_micro_batch)
 
     def arriving_both(self, pairs: Sequence[LossPair], receivers: Sequence[Receiver]) -> None:

@@ -175,7 +175,6 @@ class WholeModel:
                 for place, gradient in enumerate(gradients):
                     take(place, gradient)
             return
-
         self._backward(losses, self._measured, self._own_part(take))
 
     def arriving_both(self, pairs: Sequence[LossPair], receivers: Sequence[Receiver]) -> None:

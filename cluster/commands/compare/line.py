@@ -34,13 +34,13 @@ class Line:
         metrics, failure = self._run(config)
         if failure is None and self._measured is None:
             self._measured = str(job.folder)
-        return self._told(job, metrics, failure)
+        return self._ended(job, metrics, failure)
 
     def give_up(self, job: Job, reason: str) -> Run:
         """Report a run that cannot be executed."""
-        return self._told(job, None, reason)
+        return self._ended(job, None, reason)
 
-    def _told(self, job: Job, metrics: dict[str, Any] | None, failure: str | None) -> Run:
+    def _ended(self, job: Job, metrics: dict[str, Any] | None, failure: str | None) -> Run:
         given = self._config.train.learning_rate if job.learning_rate is None else job.learning_rate
         rate = (metrics or {}).get("learning_rate", math.nan) if given == "auto" else given
         run = Run(job.contender, job.budget, job.seed, job.folder, rate, metrics, failure)

@@ -264,10 +264,10 @@ def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict
 
 def _density_correlation(found: Transferred, measured: Statistics) -> float:
     """Return Spearman's correlation over tensors of the predicted and the measured densities."""
-    foretold = [found.profiles.at(info) for info in found.groups.parameters]
+    predicted = [found.profiles.at(info) for info in found.groups.parameters]
     own = tensor_densities(measured, found.method, found.reach)
-    known = [index for index, curve in enumerate(foretold) if curve is not None]
-    return float(spearmanr([foretold[index][-1] for index in known], own[known]).statistic)  # type: ignore[index]
+    known = [index for index, curve in enumerate(predicted) if curve is not None]
+    return float(spearmanr([predicted[index][-1] for index in known], own[known]).statistic)  # type: ignore[index]
 
 
 def _structure(config: Config) -> PreTrainedModel:

@@ -102,7 +102,7 @@ def test_sums_of_another_key_are_dropped(tmp_path):
     assert PartialSums(tmp_path, KEY, 1.0, OneRank()).dropped == []
     saved = PartialSums(tmp_path, other, 1.0, OneRank())
     assert saved.dropped == ["seed"]
-    assert saved.take_up("warm-up", [torch.zeros(1)]) == 0
+    assert saved.begin("warm-up", [torch.zeros(1)]) == 0
     assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["key.json"]
     saved.remove()
     assert not (tmp_path / FOLDER).exists()
@@ -122,7 +122,7 @@ def test_sums_are_saved_when_a_pass_ends_and_after_the_interval(tmp_path):
     clock = iter([0.0, 1.0, 4.0, 7.0, 13.0, 13.0, 14.0, 15.0]).__next__
     total = torch.zeros(2)
     saved = PartialSums(tmp_path, KEY, 10.0, OneRank(), clock)
-    assert saved.take_up("slope", [total]) == 0
+    assert saved.begin("slope", [total]) == 0
     found = []
     for done in range(1, 6):
         total += 1
@@ -135,7 +135,7 @@ def test_nothing_is_saved_at_an_interval_of_zero(tmp_path):
     with pytest.raises(KilledError):
         measured("row", tmp_path, kill_after=8)
     saved = PartialSums(tmp_path, KEY, 0.0, OneRank())
-    assert saved.take_up("warm-up", [torch.zeros(1)]) == 0
+    assert saved.begin("warm-up", [torch.zeros(1)]) == 0
     saved.save("warm-up", 1, 1, [torch.zeros(1)])
     assert not (tmp_path / FOLDER).exists()
 

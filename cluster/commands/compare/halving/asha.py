@@ -134,13 +134,13 @@ class _Sweep:
                 runs.append((key, rate, config))
         ended: dict[Key, dict[float, tuple[Run, Ended]]] = {key: {} for key in configs}
 
-        def told(number: int, end: Ended) -> None:
+        def on_end(number: int, end: Ended) -> None:
             key, rate, config = runs[number]
             run = self._run_of(self._job(key, rate), config, end, Path(tried[number].log))
             ended[key][rate] = run, end
             self._done(run)
 
-        run_trials(tried, self._first, self._higher_is_better, self._machines, told)
+        run_trials(tried, self._first, self._higher_is_better, self._machines, on_end)
         return {key: self._swept(its) for key, its in ended.items()}
 
     def recorded(self, key: Key, configs: Mapping[float, Config]) -> Swept | None:

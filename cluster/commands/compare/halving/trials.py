@@ -29,7 +29,7 @@ from cluster.commands.compare.halving.trial import Trial, Tried
 from cluster.commands.compare.machines.on_ray import RayMachines
 
 REDUCTION = 3
-"""Of the trials that reach a rung, about one in three goes on."""
+"""Of the trials that reach a rung, about one in three continues."""
 
 
 class Ended(NamedTuple):
@@ -55,7 +55,7 @@ def run_trials(
     first: int,
     higher_is_better: bool,
     machines: RayMachines,
-    told: Callable[[int, Ended], None],
+    on_end: Callable[[int, Ended], None],
 ) -> None:
     """Run the trials where there is room.
 
@@ -64,7 +64,7 @@ def run_trials(
         first: step of the first rung; each one after it is at ``REDUCTION`` times the step of the one before.
         higher_is_better: whether a higher score is better.
         machines: where to run them.
-        told: function that is called with number and end of every trial that ends.
+        on_end: function that is called with number and end of every trial that ends.
     """
     metric, num_steps = tried[0].metric, tried[0].num_steps
     mode = "max" if higher_is_better else "min"
@@ -76,7 +76,7 @@ def run_trials(
 
     # Otherwise Tune would turn Ctrl-C into an ordinary end, write logs of its own for every trial, and print tables.
     os.environ.update(TUNE_DISABLE_SIGINT_HANDLER="1", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", RAY_AIR_NEW_OUTPUT="0")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # ``told`` gets the errors of trials
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # ``on_end`` gets the errors of trials
     with TemporaryDirectory(prefix="adapeft-") as folder:
         Tuner(
             with_resources(Trial, PlacementGroupFactory([machines.resources])),
@@ -90,7 +90,7 @@ def run_trials(
             run_config=RunConfig(
                 name="trials",
                 storage_path=folder,
-                callbacks=[_Told(told, metric)],
+                callbacks=[_OnEnd(on_end, metric)],
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # runs have checkpoints of their own
                 failure_config=FailureConfig(max_failures=machines.retries),
                 verbose=0,
@@ -125,20 +125,20 @@ class _ByGroup(FIFOScheduler):
         self._of(trial).on_trial_remove(tune_controller, trial)
 
 
-class _Told(Callback):
+class _OnEnd(Callback):
     """Reports trials as they end."""
 
-    def __init__(self, told: Callable[[int, Ended], None], metric: str) -> None:
-        self._told, self._metric = told, metric
+    def __init__(self, on_end: Callable[[int, Ended], None], metric: str) -> None:
+        self._on_end, self._metric = on_end, metric
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles what another process would need to resume the trials, which none does
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         last = trial.last_result
-        self._told(trial.config["number"], Ended(last["step"], last[self._metric], last["loss"], last["status"]))
+        self._on_end(trial.config["number"], Ended(last["step"], last[self._metric], last["loss"], last["status"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "its machine is gone"
         lines = [line for line in text.splitlines() if line.strip()]
-        self._told(trial.config["number"], Ended(0, float("nan"), float("nan"), 1, f"failed {lines[-1]}"))
+        self._on_end(trial.config["number"], Ended(0, float("nan"), float("nan"), 1, f"failed {lines[-1]}"))
