@@ -13,8 +13,8 @@ from adapeft.data.batches import Calibration
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from adapeft.measure.passes import Passes
-from adapeft.measure.reach import check_reached
 from adapeft.measure.statistics import Statistics
+from adapeft.measure.unreached import check_reached
 from adapeft.ranks import Ranks
 from adapeft.tasks.losses.objective import IGNORED
 

@@ -20,8 +20,8 @@ from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from adapeft.measure.low_rank.windows import Windows, num_seen
 from adapeft.measure.mode import set_measuring_mode
-from adapeft.measure.reach import unreached_without_weights
 from adapeft.measure.statistics import Statistics
+from adapeft.measure.unreached import unreached_without_weights
 from adapeft.memory.activations import Counted, count_pass, repeated_token
 from adapeft.memory.estimate import FLOAT32, Load, Memory, Pass, Zero, memory, offloaded, share
 from adapeft.memory.heap import LARGEST_THRESHOLD, RETURNED

@@ -12,8 +12,8 @@ from adapeft.data.batches import draw_calibration
 from adapeft.data.description import Batch
 from adapeft.measure.groups import groups_of
 from adapeft.measure.mode import set_measuring_mode
-from adapeft.measure.reach import check_reached, unreached_without_weights
 from adapeft.measure.statistics import Statistics
+from adapeft.measure.unreached import check_reached, unreached_without_weights
 from adapeft.measure.weights import measure_weights
 from adapeft.methods.registry import get_method
 from adapeft.model.unloaded.unloaded import NeedsLoadingError, open_unloaded
