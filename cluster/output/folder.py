@@ -174,6 +174,18 @@ class RunFolder:
         save_json(self.contents_path, dict(contents))
         return lock
 
+    def check_has_statistics(self, given: str) -> None:
+        """Check that the folder holds a run that has measured.
+
+        Args:
+            given: how the user named the folder, for the message.
+
+        Raises:
+            AdapeftError: it does not.
+        """
+        if not self.config.is_file() or not self.table.is_file():
+            raise AdapeftError(f"{given}: no run with statistics ({CONFIG}, {TABLE}). Run select first.")
+
     def check_is_of(self, config: Config, contents: Mapping[str, str] = _UNREAD) -> None:
         """Check that the folder holds a run of this config, on any machines, with the same data and models.
 

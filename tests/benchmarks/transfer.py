@@ -26,7 +26,7 @@ from adapeft.measure.storage import load_statistics
 from adapeft.methods.registry import get_method
 from adapeft.subset.subset import Subset
 from adapeft.transfer.verify import agreement, uniform
-from cluster.commands.compare.machines.apart import run_command
+from cluster.commands.compare.machines.local import Machines
 from cluster.commands.transfer.transfer import target_config, transfer
 from deploy.demo.docstrings import model_folder
 from tests.benchmarks.language_model import train_language_model
@@ -122,7 +122,7 @@ def main() -> None:
     def train(name: str, seed: int) -> float:
         output = out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
         here = [f"model.name={large}", f"seed={seed}", f"output={output}", "cluster.workers=1"]
-        metrics, failure = run_command(load_config(Path(pair.config), [*here, *common, *choices[name]]))
+        metrics, failure = Machines().run(load_config(Path(pair.config), [*here, *common, *choices[name]]))
         assert metrics is not None, failure
         return metrics["last"][pair.metric]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -115,13 +114,9 @@ def _show_conflicts(deltas: Mapping[str, Delta], weights: Sequence[float]) -> No
 
 
 def _write(delta: Delta, out: Path) -> None:
+    from adapeft.subset.store import hash_of
     from cluster.terminal.console import Terminal
 
-    sources = [{**source, "sha256": _digest(Path(source["name"]))} for source in delta.description["sources"]]
+    sources = [{**source, "sha256": hash_of(Path(source["name"]))} for source in delta.description["sources"]]
     replace(delta, description={**delta.description, "sources": sources}).save(out)
     Terminal().show_delta(delta, out)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -37,8 +37,7 @@ def horizons(source: Path, budget: str | None, terminal: Terminal) -> None:
         AdapeftError: ``source`` is no run that measured along a probe, or the budget is invalid for it.
     """
     folder = RunFolder(source)
-    if not folder.config.is_file() or not folder.table.is_file():
-        raise AdapeftError(f"{source}: no run with statistics (config.yaml, groups.parquet). Run select first.")
+    folder.check_has_statistics(str(source))
     config = load_config(folder.config, [] if budget is None else [f"select.budget={budget}"])
     select, method = config.select, get_method(config.select.method)
     if not (isinstance(select, AdaPEFTOptions) and select.probe_steps and isinstance(method, ValuedMethod)):

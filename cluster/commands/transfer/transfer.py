@@ -105,8 +105,7 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
         AdapeftError: ``source`` is no run with statistics, or an override is invalid.
     """
     folder = RunFolder(source)
-    if not folder.config.is_file() or not folder.table.is_file():
-        raise AdapeftError(f"--from {source}: no run with statistics (config.yaml, groups.parquet). Run select first.")
+    folder.check_has_statistics(f"--from {source}")
     said = [f"model.name={model}", "train.subset=null", "select.statistics=null"]
     if settings.budget is not None:
         said.append(f"select.budget={settings.budget}")

@@ -22,7 +22,7 @@ from cluster.commands.compare import compare as comparing
 from cluster.commands.compare.compare import check, finished
 from cluster.commands.compare.events import evaluations, seconds_of_stages
 from cluster.commands.compare.examples import held_out, perturbed
-from cluster.commands.compare.machines.apart import run_apart, run_command
+from cluster.commands.compare.machines.apart import run_apart
 from cluster.commands.compare.machines.local import Machines
 from cluster.commands.compare.output import pictures
 from cluster.commands.compare.output.report import Report, against
@@ -760,7 +760,7 @@ def test_a_failing_command_says_why(config, tmp_path):
     data = config.data.model_copy(update={"train": str(tmp_path / "gone.jsonl")})
     # The folder is named after the learning rate, as in a sweep: runs must not share config and log files.
     missing = config.model_copy(update={"data": data, "output": str(tmp_path / "sweep" / "0.003")})
-    metrics, failure = run_command(missing)
+    metrics, failure = Machines().run(missing)
     assert metrics is None
     assert "gone.jsonl" in failure
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"0.003.yaml", "0.003.log"}

@@ -9,18 +9,12 @@ from adapeft.config.config import Config
 from adapeft.config.write import to_yaml
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_text
-from cluster.commands.compare.machines.process import Process
 from cluster.commands.compare.run import REFUSED, Outcome
 from cluster.output.contents import KnownContents
 from cluster.output.folder import RunFolder
 from cluster.output.metrics import load_metrics
 
 Contents = Callable[[Config], Mapping[str, str]]
-
-
-def run_command(config: Config, contents: Contents | None = None) -> Outcome:
-    """Execute ``adapeft run`` in a separate process; see ``run_apart``."""
-    return run_apart(config, lambda settings, log: Process("run", str(settings), log=log).wait(), contents)
 
 
 def run_apart(config: Config, execute: Callable[[Path, Path], int], contents: Contents | None = None) -> Outcome:
