@@ -14,6 +14,7 @@ from adapeft.measure.reliability import reliability_of
 from adapeft.measure.statistics import Statistics
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.base.options import ValuedOptions
+from adapeft.methods.random.method import random_subset
 from adapeft.methods.registry import Plan, get_method
 from adapeft.ranks import Ranks
 from adapeft.sections.select import Select
@@ -64,7 +65,7 @@ def choose(
             share=subset.choice.needed("value") / most, unspent=None if subset.choice.unspent is None else 0
         )
     if isinstance(settings, ValuedOptions) and settings.if_empty == "random":
-        subset = or_random(subset, lambda: get_method("random").choose(groups, statistics, plan, ranks))
+        subset = or_random(subset, lambda: random_subset(groups, plan))
     if groups.unreached:
         subset = subset.described(unreached=list(groups.unreached))
     if reliability is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -12,10 +12,13 @@ from adapeft.choose.elements import shares
 from adapeft.choose.knapsack import chosen_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
-from adapeft.methods.base.method import ValuedMethod
+from adapeft.methods.base.method import Plan, ValuedMethod
+from adapeft.methods.random.method import random_subset
 from adapeft.parts.part import mask_of
 from adapeft.subset.subset import Subset
 from adapeft.transfer.transfer import Allotment, Scores, fill
+
+_RANDOM_SUBSETS = 10
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ def uniform_subset(target: Groups, budget: int, scores: Scores) -> Subset:
     if target.granularity != "element":
         numbers = numbers // np.array([int(target.counts[target.span(i)][0]) for i in range(len(sizes))])
     return fill(target, Allotment(numbers, 0.0, 0.0, 0.0, "uniform", (), 1.0), scores)
+
+
+def random_subsets(target: Groups, plan: Plan) -> list[Subset]:
+    """Return random subsets under the plan's budget, one for each of several seeds."""
+    return [random_subset(target, replace(plan, seed=seed)) for seed in range(_RANDOM_SUBSETS)]
 
 
 def _values(statistics: Statistics, method: ValuedMethod, reach: float, subset: Subset) -> float:

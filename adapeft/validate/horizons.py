@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,11 @@ from scipy.stats import spearmanr
 
 from adapeft.errors import AdapeftError
 from adapeft.measure.statistics import ElementShard, Statistics
-from adapeft.methods.registry import Plan, ValuedMethod, get_method
+from adapeft.methods.registry import Plan, ValuedMethod
 from adapeft.ranks import OneRank
 from adapeft.subset.empty import reason
 from adapeft.subset.subset import Subset
-from adapeft.transfer.verify import agreement, tensor_densities, uniform_subset
-
-_RANDOM_DRAWS = 10
+from adapeft.transfer.verify import agreement, random_subsets, tensor_densities, uniform_subset
 
 
 def across_horizons(statistics: Statistics, method: ValuedMethod, plan: Plan) -> dict[str, Any]:
@@ -35,7 +33,7 @@ def across_horizons(statistics: Statistics, method: ValuedMethod, plan: Plan) ->
         ``captured`` and ``overlap``, both [P, P]: for the subset chosen at the row's point, its influence at the
         column's point as a fraction of that of the best choice there, and the fraction of its elements that the best
         choice also trains. ``density_correlation`` [P, P]: Spearman's, over tensors (over groups by ``role``).
-        ``random`` (the mean of ten draws), and ``uniform`` if there is a choice within tensors (there, the best units
+        ``random`` (mean of several draws), and ``uniform`` if there is a choice within tensors (there, the best units
         of the first point): captured and overlap [P]. Values for a point where nothing is worth choosing are None.
 
     Raises:
@@ -60,7 +58,7 @@ def across_horizons(statistics: Statistics, method: ValuedMethod, plan: Plan) ->
         return {name: [_share(each[name]) for each in found] for name in found[0]}
 
     rows = [held(subset) for subset in chosen]
-    draws = [held(_random(statistics, plan, seed)) for seed in range(_RANDOM_DRAWS)]
+    draws = [held(subset) for subset in random_subsets(statistics.groups, plan)]
     densities = [_densities(point, method, plan.reach) for point in points]
     result: dict[str, Any] = {
         **{name: [row[name] for row in rows] for name in rows[0]},
@@ -95,11 +93,6 @@ def _mean(values: list[float | None]) -> float | None:
     """Return the mean of fractions of one point's best choice, which are all None if there is none."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _random(statistics: Statistics, plan: Plan, seed: int) -> Subset:
-    unmeasured = Statistics(statistics.groups, {})
-    return get_method("random").choose(statistics.groups, unmeasured, replace(plan, seed=seed), OneRank())
 
 
 def _densities(point: Statistics, method: ValuedMethod, reach: float) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from adapeft.choose.elements import subset_at
@@ -37,16 +39,21 @@ class Random(UnmeasuredMethod[RandomOptions]):
         return _NUMBER * (budget + (total if budget > total // 20 else 0))
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[RandomOptions], ranks: Ranks) -> Subset:
-        draw = np.random.default_rng([plan.seed, 2])
-        drawn = _draw_elements if groups.granularity == "element" else _draw_groups
-        return drawn(groups, plan, draw).described(status="drawn")
+        return random_subset(groups, plan)
 
 
-def _draw_elements(groups: Groups, plan: Plan[RandomOptions], draw: np.random.Generator) -> Subset:
+def random_subset(groups: Groups, plan: Plan[Any]) -> Subset:
+    """Return a uniform draw within the plan's budget with the plan's seed."""
+    draw = np.random.default_rng([plan.seed, 2])
+    drawn = _draw_elements if groups.granularity == "element" else _draw_groups
+    return drawn(groups, plan, draw).described(status="drawn")
+
+
+def _draw_elements(groups: Groups, plan: Plan[Any], draw: np.random.Generator) -> Subset:
     return subset_at(groups, draw.choice(int(groups.counts.sum()), plan.budget, replace=False, shuffle=False))
 
 
-def _draw_groups(groups: Groups, plan: Plan[RandomOptions], draw: np.random.Generator) -> Subset:
+def _draw_groups(groups: Groups, plan: Plan[Any], draw: np.random.Generator) -> Subset:
     mask = np.zeros(groups.num_groups, dtype=bool)
     costs, left = groups.counts if plan.costs is None else plan.costs, plan.budget
     order = draw.permutation(groups.num_groups)

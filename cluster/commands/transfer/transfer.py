@@ -34,6 +34,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.base.options import ValuedOptions
+from adapeft.methods.random.method import random_subset
 from adapeft.methods.registry import Plan, ValuedMethod, get_method
 from adapeft.model.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from adapeft.model.checkpoint.files import has_weights
@@ -44,7 +45,7 @@ from adapeft.selection.choose import check_budget, choose
 from adapeft.subset.empty import check_not_empty, or_random
 from adapeft.subset.subset import Subset
 from adapeft.transfer.transfer import Profiles, Scores, allot, counterparts, fill, with_own_slopes
-from adapeft.transfer.verify import agreement, tensor_densities, uniform_subset
+from adapeft.transfer.verify import agreement, random_subsets, tensor_densities, uniform_subset
 from cluster.output.folder import SUBSET, RunFolder
 from cluster.output.place import check_is_folder
 from cluster.ranks.inputs import check_loss, load_inputs
@@ -52,7 +53,6 @@ from cluster.run.pipeline import select
 from cluster.run.session import Session
 from cluster.terminal.console import Terminal, number_table, short
 
-_RANDOM_DRAWS = 10
 _OF_THE_TARGET = (
     *("model.", "data.", "seed", "select.measure", "select.rank"),
     *("select.groups", "select.include", "select.exclude", "select.always_train", "select.options", "select.joint"),
@@ -197,7 +197,7 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
         subset = fill(groups, allotment, scores)
         plan = Plan(budget, reach, config.seed, config.select)
         if isinstance(config.select, ValuedOptions) and config.select.if_empty == "random":
-            subset = or_random(subset, lambda: _drawn(groups, plan))
+            subset = or_random(subset, lambda: random_subset(groups, plan).of_model(groups.always_train, groups.new))
     subset = subset.described(
         method=config.select.method,
         budget=budget,
@@ -225,9 +225,8 @@ def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, 
         return asdict(agreement(measured, found.method, found.reach, subset, best))
 
     budget = found.subset.choice.needed("budget")
-    draws = []
-    for seed in range(_RANDOM_DRAWS):
-        draws.append(held(_drawn(found.groups, Plan(budget, found.reach, seed, found.config.select))))
+    plan = Plan(budget, found.reach, found.config.seed, found.config.select)
+    draws = [held(subset) for subset in random_subsets(found.groups, plan)]
     result = {
         "transferred": held(found.subset),
         "random": {name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]},
@@ -236,11 +235,6 @@ def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, 
     if found.scores is not None:
         result["uniform"] = held(uniform_subset(found.groups, budget, found.scores))
     return result
-
-
-def _drawn(groups: Groups, plan: Plan) -> Subset:
-    drawn = get_method("random").choose(groups, Statistics(groups, {}), plan, OneRank())
-    return drawn.of_model(groups.always_train, groups.new)
 
 
 def _own_choice(config: Config, output: Path, seed: int, terminal: Terminal) -> Subset:
