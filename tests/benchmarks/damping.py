@@ -8,9 +8,9 @@ curvature of each (Levenberg, 1944; Marquardt, 1963, with the mean as the scale)
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+from adapeft.measure.statistics import ElementShard
 from adapeft.measure.storage import load_statistics, save_elements, save_groups
 from adapeft.ranks import OneRank
 
@@ -22,7 +22,7 @@ def main(run: Path, damping: float, output: Path) -> None:
     total = sum(float(curvature.double().sum()) for curvature in curvatures)
     mean = total / sum(map(len, curvatures))
     damped = tuple(
-        replace(shard, columns={**shard.columns, "curvature": curvature + damping * mean})
+        ElementShard(shard.slice, {**shard.columns, "curvature": curvature + damping * mean})
         for shard, curvature in zip(statistics.elements, curvatures, strict=True)
     )
     save_groups(output, statistics.groups, statistics.columns, key)

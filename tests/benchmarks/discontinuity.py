@@ -64,7 +64,7 @@ def train(
         model,
         [as_mapping(inputs, batch) for batch in batches[-16:]],
         method=method,
-        budget=select.budget,
+        budget=str(select.budget),
         include=list(select.include),
         exclude=list(select.exclude),
         rule=rule,

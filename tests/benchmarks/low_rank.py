@@ -61,10 +61,10 @@ def main() -> None:
     for name in runs:
         shares, correlations = [], []
         for seed in arguments.seeds:
-            own, chosen = _values(arguments, name, seed), _chosen(arguments, name, seed)
+            values, chosen = _values(arguments, name, seed), _chosen(arguments, name, seed)
             for judge in {*arguments.seeds} - {seed}:
                 shares.append(_captured(chosen, judges[judge]) / _captured(exact[seed], judges[judge]))
-                correlations.append(_correlation(own, judges[judge]))
+                correlations.append(_correlation(values, judges[judge]))
         metrics = [
             json.loads(RunFolder(_measured(arguments, name, seed)).metrics.read_text()) for seed in arguments.seeds
         ]

@@ -92,12 +92,17 @@ def _measured(count: int, arguments: list[str], folder: str) -> list[list[float]
     """Return seconds, USS and PSS of processes that start at the same time and all live when they are measured."""
     environment = os.environ | {"HF_DATASETS_CACHE": f"{folder}/cache"}
     command = [sys.executable, "-c", WORKER, *arguments]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen(command, env=environment, **pipes) for _ in range(count)]
+    workers = [
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
     for worker in workers:
+        assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
     figures = []
     for worker in workers:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
         worker.stdin.write("\n")
         worker.stdin.flush()
         figures.append([float(figure) for figure in worker.stdout.readline().split()])

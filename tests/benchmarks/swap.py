@@ -23,7 +23,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from adapeft import Delta, Deltas
@@ -62,8 +62,9 @@ class Way:
     base: Callable[[], nn.Module] | None = None
 
 
-def load(source: str | Path) -> nn.Module:
-    return AutoModel.from_pretrained(source).eval()
+def load(source: str | Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModel.from_pretrained(source).eval()
+    return model
 
 
 def parts_of(model: nn.Module, kind: str, share: float, seed: int) -> dict[str, Part]:

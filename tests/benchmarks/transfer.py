@@ -16,16 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapeft.config.budget import Budget
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from adapeft.config.experiments import Transfer
 from adapeft.config.load import load_config
 from adapeft.measure.storage import load_statistics
-from adapeft.methods.registry import get_method
+from adapeft.methods.registry import ValuedMethod, get_method
+from adapeft.sections.budget import Budget
 from adapeft.subset.subset import Subset
-from adapeft.transfer.verify import agreement, uniform
+from adapeft.transfer.verify import agreement, uniform_subset
 from cluster.commands.compare.machines.local import Machines
 from cluster.commands.transfer.transfer import target_config, transfer
 from deploy.demo.docstrings import model_folder
@@ -158,7 +158,7 @@ def write_uniform(output: Path, small: Path, large: Path, budget: str) -> None:
     assert found.scores is not None
     said = {key: value for key, value in found.subset.choice.said().items() if key != "transferred"}
     output.mkdir(exist_ok=True)
-    uniform(found.groups, int(said["budget"]), found.scores).described(**said).save(output / SUBSET)
+    uniform_subset(found.groups, int(said["budget"]), found.scores).described(**said).save(output / SUBSET)
 
 
 def write_report(name: str, held: dict[str, Path], out: Path, scores: dict[str, list[float]]) -> None:
@@ -174,10 +174,12 @@ def write_report(name: str, held: dict[str, Path], out: Path, scores: dict[str, 
         "|---|---|---|---|---|---|",
     ]
     measured = [load_statistics(out / folder)[0] for folder in ("large", "again")]
-    reach = float(best.choice.reach)
+    reach = float(best.choice.needed("reach"))
+    method = get_method("adapeft")
+    assert isinstance(method, ValuedMethod)
     for choice, subset in subsets.items():
         first, second = (
-            agreement(found_there, get_method("adapeft"), reach, subset, own)
+            agreement(found_there, method, reach, subset, own)
             for found_there, own in zip(measured, (best, again), strict=True)
         )
         found = scores.get(choice, [])

@@ -75,7 +75,8 @@ def train(
     """Return GB before the first step and at the peak, processor seconds of a step, and the last mean loss."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
-    model = attach(model, subset_of(model)).train()
+    attach(model, subset_of(model))
+    model.train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     objective = NextToken()

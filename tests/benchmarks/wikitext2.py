@@ -38,10 +38,9 @@ def main() -> None:
         command = ["adapeft", "run", CONFIG, f"model.name={base}", f"output={output}", *overrides]
         subprocess.run(command, check=True)
         lines.append(as_row(name, json.loads((output / "metrics.json").read_text())))
-    command = f"python -m tests.benchmarks.wikitext2 {' '.join(sys.argv[1:])}"
     text = [
         "# wikitext2",
-        f"`{command}`",
+        f"`python -m tests.benchmarks.wikitext2 {' '.join(sys.argv[1:])}`",
         f"{machine()} Two workers, ZeRO-3.",
         "\n".join(lines),
         f"Token frequencies alone have a perplexity of {unigram_perplexity(base):.0f}.",
