@@ -108,12 +108,12 @@ def parse_section(section: type[S], overrides: Sequence[str]) -> tuple[S, list[s
         for detail in sorted(error.errors(), key=lambda detail: -len(detail["loc"])):
             name = str(detail["loc"][0])
             about = f"({section.model_fields[name].description})"
-            said = (
+            reason = (
                 str(detail["ctx"]["error"])
                 if detail["type"] == "value_error"
                 else f"should be {complaint(detail)} {about}"
             )
-            lines.setdefault(name, f"{name} = {as_yaml(given[name])}: {said}")
+            lines.setdefault(name, f"{name} = {as_yaml(given[name])}: {reason}")
         raise AdapeftError("\n".join(lines.values())) from None
 
 

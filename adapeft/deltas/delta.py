@@ -73,8 +73,8 @@ class Delta:
     @property
     def _base(self) -> BaseModelHeader | None:
         """What the description says of the base; None if nothing."""
-        said = self.description.get("model")
-        return None if said is None else BaseModelHeader.model_validate(loads(dumps(said)))
+        header = self.description.get("model")
+        return None if header is None else BaseModelHeader.model_validate(loads(dumps(header)))
 
     def save(self, path: str | Path) -> None:
         """Write ``delta.safetensors``: 5 to 8 bytes per element, 4 in rows and whole tensors, and a header.
@@ -111,19 +111,19 @@ class Delta:
         """
         tensors, content = load_tensors(Path(path), "delta")
         with reading(f"{path}: damaged description of a delta", "Get a new copy from where it was made."):
-            said = DeltaHeader.model_validate(content)
+            header = DeltaHeader.model_validate(content)
             _check_values(path, tensors)
             changes = {}
-            for name, entry in said.parts.items():
+            for name, entry in header.parts.items():
                 part = load_part(path, name, entry, tensors.get(f"{name}.indices"))
                 changes[name] = Change(part, _values(path, name, part, tensors))
-            new = {name: tensors[f"{name}.new"] for name in said.new}
-            buffers = {name: tensors[f"{name}.buffer"] for name in said.buffers}
+            new = {name: tensors[f"{name}.new"] for name in header.new}
+            buffers = {name: tensors[f"{name}.buffer"] for name in header.buffers}
             rest = {key: value for key, value in content.items() if key not in _OWN_KEYS}
-            if said.scores:
-                rest["scores"] = said.scores
+            if header.scores:
+                rest["scores"] = header.scores
             check_finite(tensors, str(path), "Its training diverged: train again at a lower learning rate.")
-            return cls(changes, new, said.fingerprint, rest, buffers, _digests(path, tensors))
+            return cls(changes, new, header.fingerprint, rest, buffers, _digests(path, tensors))
 
     def check_finite(self, owner: str, remedy: str) -> None:
         """Check that every value is finite.

@@ -109,10 +109,10 @@ def load_json(path: Path, expected: str, remedy: str) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         detail = error.errors(include_url=False, include_context=False)[0]
-        said = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+        reason = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
     elif isinstance(error, KeyError):
-        said = f"no {error}"
+        reason = f"no {error}"
     else:
-        said = str(error) or type(error).__name__
-    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", " ".join(said.split()))
+        reason = str(error) or type(error).__name__
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", " ".join(reason.split()))
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} …"

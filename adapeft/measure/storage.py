@@ -125,15 +125,15 @@ def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, 
     """
     table = load_table(folder / TABLE)
     with reading(f"{folder / TABLE}: not a group table of adapeft", "Measure again."):
-        said = _Header.model_validate(loads((table.schema.metadata or {})[b"adapeft"]))
+        header = _Header.model_validate(loads((table.schema.metadata or {})[b"adapeft"]))
         groups = Groups(
-            tuple(info.as_parameter() for info in said.parameters),
-            said.granularity,
-            said.num_total,
-            tuple(said.always_train),
-            tuple(said.new),
-            said.fingerprint,
-            unreached=tuple(said.unreached),
+            tuple(info.as_parameter() for info in header.parameters),
+            header.granularity,
+            header.num_total,
+            tuple(header.always_train),
+            tuple(header.new),
+            header.fingerprint,
+            unreached=tuple(header.unreached),
         )
         if groups.num_groups != table.num_rows:
             raise AdapeftError(
@@ -142,7 +142,7 @@ def load_groups(folder: Path) -> tuple[Groups, dict[str, np.ndarray], dict[str, 
         names = [name for name in table.column_names if name not in (*_DESCRIBED, *_DERIVED)]
         columns = {name: _as_numpy(table[name]) for name in names}
         check_columns(groups, columns, str(folder / TABLE), "Measure again.")
-        return groups, _Columns(folder / TABLE, columns), said.key
+        return groups, _Columns(folder / TABLE, columns), header.key
 
 
 class _Columns(dict[str, np.ndarray]):

@@ -54,8 +54,8 @@ def unreached_without_weights(
                 given = _known(batch, weightless)
                 objective.loss_sum(objective.forward(model, given), given.labels).backward()
             except Exception as error:  # the model's own code may raise anything without weights
-                said = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise NeedsLoadingError(f"it does not run without weights ({said})") from error
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise NeedsLoadingError(f"it does not run without weights ({reason})") from error
         missing = [name for name in missing if parameters[name].grad is None]
         model.zero_grad(set_to_none=True)
         if not missing:

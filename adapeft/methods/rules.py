@@ -20,10 +20,10 @@ def rule_of(subset: Subset) -> Rule:
     """
     if not any(part.follows_rule for part in subset.parts.values()):
         return FixedMask()
-    said = subset.choice.rule
-    method = METHODS.get(str(said.get("method"))) if isinstance(said, Mapping) else None
-    if not (isinstance(said, Mapping) and isinstance(method, RuleMethod)):
-        raise AdapeftError(f"the rule of the subset's dense parts is missing or unknown ({said}). Choose again.")
-    with reading(f"the rule of the subset's dense parts is damaged ({said})", "Choose again."):
-        options = method.options.model_validate({**said["options"], "method": method.name})
-        return method.rule(options, said["seed"], said["budget"])
+    record = subset.choice.rule
+    method = METHODS.get(str(record.get("method"))) if isinstance(record, Mapping) else None
+    if not (isinstance(record, Mapping) and isinstance(method, RuleMethod)):
+        raise AdapeftError(f"the rule of the subset's dense parts is missing or unknown ({record}). Choose again.")
+    with reading(f"the rule of the subset's dense parts is damaged ({record})", "Choose again."):
+        options = method.options.model_validate({**record["options"], "method": method.name})
+        return method.rule(options, record["seed"], record["budget"])

@@ -109,6 +109,6 @@ class Choice(Header):
         return getattr(self, key)
 
     @classmethod
-    def unchecked(cls, said: Mapping[str, Any]) -> Choice:
+    def unchecked(cls, recorded: Mapping[str, Any]) -> Choice:
         """Create the record without validation, from values that are known to be valid."""
-        return cls.model_construct(**said)
+        return cls.model_construct(**recorded)

@@ -60,11 +60,11 @@ def announcement(subset: Subset) -> str | None:
 
 def reason(subset: Subset) -> str:
     """Return the reason why an empty subset is empty, according to its description."""
-    said = subset.choice
-    if said.method is None:
+    choice = subset.choice
+    if choice.method is None:
         return "the subset is empty"
     candidates = "no candidate"
-    if said.num_groups is not None:
-        candidates = f"none of the {said.num_groups:,} candidates (by {said.granularity})"
-    budget = "" if not said.budget else f" within the budget of {said.budget:,} parameters"
-    return f"{said.method} chose nothing, because {candidates} promises a lower loss{budget}"
+    if choice.num_groups is not None:
+        candidates = f"none of the {choice.num_groups:,} candidates (by {choice.granularity})"
+    budget = "" if not choice.budget else f" within the budget of {choice.budget:,} parameters"
+    return f"{choice.method} chose nothing, because {candidates} promises a lower loss{budget}"

@@ -92,8 +92,8 @@ class Summary(_Record):
             AdapeftError: the subset's header or the config is damaged.
         """
         scores = metrics or {}
-        said = choice.said()
-        known: dict[str, Any] = {key: said[key] for key in cls.model_fields if key in said}
+        recorded = choice.said()
+        known: dict[str, Any] = {key: recorded[key] for key in cls.model_fields if key in recorded}
         with reading("the description of the subset is damaged", "Choose again.", yaml.YAMLError):
             text = config or choice.config or ""
             check_yaml(text)

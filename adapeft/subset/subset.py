@@ -98,7 +98,7 @@ class Subset:
         """
         indices, content = load_tensors(locate(path), "subset")
         with reading(f"{path}: damaged description of a subset", "Choose again."):
-            said = _SubsetHeader.model_validate(content)
-            parts = {name: load_part(path, name, entry, indices.get(name)) for name, entry in said.parts.items()}
+            header = _SubsetHeader.model_validate(content)
+            parts = {name: load_part(path, name, entry, indices.get(name)) for name, entry in header.parts.items()}
             rest = {key: value for key, value in content.items() if key not in _SubsetHeader.model_fields}
-            return cls(parts, tuple(said.always_train), tuple(said.new), Choice.model_validate(rest))
+            return cls(parts, tuple(header.always_train), tuple(header.new), Choice.model_validate(rest))

@@ -30,8 +30,8 @@ def generate(
     for done, batch in enumerate(batches):
         share = batch[ranks.rank :: ranks.world_size].tolist()
         # A rank with an empty share takes part in the collectives of the others, and discards its answer.
-        said = answer(model, prompts, share or batch[:1].tolist(), in_step=in_step)
-        mine |= dict(zip(share, said, strict=False))
+        answers = answer(model, prompts, share or batch[:1].tolist(), in_step=in_step)
+        mine |= dict(zip(share, answers, strict=False))
         report({"step": "generating", "done": done + 1, "total": len(batches)})
     found = {index: text for each in ranks.all_gather_object(mine) for index, text in each.items()}
     rows = zip(prompts.examples, prompts.texts, prompts.references, strict=True)

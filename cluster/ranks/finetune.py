@@ -194,18 +194,18 @@ class _Training:
         """
         progress, most = self.progress, self.config.train.max_skipped_steps
         losses = self._example_losses(batch)
-        said = f"{step.problem}. {blame(losses, 'data.train')}"
+        problem = f"{step.problem}. {blame(losses, 'data.train')}"
         if len(progress.skipped) >= most:
             before = f", after {most} skipped step{'s' * (most > 1)}" if most else ""
             kept = "Checkpoints of earlier steps are kept. " if any(self.folder.checkpoints.glob("step-*")) else ""
             raise AdapeftError(
-                f"{DIVERGED} at step {progress.step} of {self.plan.num_steps}{before}: {said} {kept}Lower "
+                f"{DIVERGED} at step {progress.step} of {self.plan.num_steps}{before}: {problem} {kept}Lower "
                 f"train.learning_rate or raise train.warmup_ratio, correct or drop such examples, or raise "
                 f"train.max_skipped_steps, the number of such steps to skip."
             )
         bad = [example for example, loss in losses.items() if not math.isfinite(loss)]
         progress.skipped.append({"step": progress.step, "problem": step.problem, "examples": bad or list(losses)})
-        self.report({"step": "skipped a step", "at": progress.step, "problem": said})
+        self.report({"step": "skipped a step", "at": progress.step, "problem": problem})
 
     @torch.no_grad()
     def _example_losses(self, batch: StepBatch) -> dict[int, float]:

@@ -124,8 +124,8 @@ class Inputs:
         before = None
         for batch in self.stream.batches(self.config.train.batch_size, done):
             if before is not None and before.passes < batch.counts.passes:
-                said = f"data.train is exhausted after {before.rows:,} rows"
-                report({"step": f"{said}; pass {batch.counts.passes} over it begins", "is_note": True})
+                exhausted = f"data.train is exhausted after {before.rows:,} rows"
+                report({"step": f"{exhausted}; pass {batch.counts.passes} over it begins", "is_note": True})
             before = batch.counts
             collate = partial(batch.examples.collate, epoch=batch.epoch)
             yield StepBatch(np.arange(len(batch.examples)), collate, batch.counts)

@@ -82,8 +82,8 @@ def validate_on_rank(config: Config, report: Report, trials: Trials) -> dict[str
     everyone = {index: value for part in ranks.all_gather_object(found) for index, value in part.items()}
     # [draws, learning rates, horizons]
     outcomes = np.array([everyone[index] for index in range(len(draws))])
-    said = {"granularity": groups.granularity, "base": trial.base_loss, "contents": contents}
-    return summarize(trials, draws, measured, outcomes) | said
+    conditions = {"granularity": groups.granularity, "base": trial.base_loss, "contents": contents}
+    return summarize(trials, draws, measured, outcomes) | conditions
 
 
 def summarize(trials: Trials, draws: Sequence[Draw], measured: Measured, outcomes: np.ndarray) -> dict[str, Any]:

@@ -179,8 +179,8 @@ def _choice_of(subset: Subset) -> dict[str, Any]:
     )
     choice = {key: getattr(subset.choice, key) for key in keys}
     verdict = verdict_of(subset.choice)
-    said = {} if verdict is None else {"verdict": verdict._asdict()}
-    return {"choice": choice, **said, "trainable_parameters": subset.count}
+    judged = {} if verdict is None else {"verdict": verdict._asdict()}
+    return {"choice": choice, **judged, "trainable_parameters": subset.count}
 
 
 def _sizes(inspection: Inspection, delta: Delta, folder: RunFolder) -> dict[str, Any]:

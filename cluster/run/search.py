@@ -60,8 +60,8 @@ def search_learning_rate(session: Session, subset: Subset) -> Subset:
             session.record(trials=trials)
         found = trials[key]
         loss = math.inf if found["scores"] is None else float(found["scores"]["loss"])
-        said = found["problem"] or f"held-out loss {loss:.4f}"
-        session.terminal.note(f"search: learning rate {key}, {num_steps} steps: {said}")
+        result = found["problem"] or f"held-out loss {loss:.4f}"
+        session.terminal.note(f"search: learning rate {key}, {num_steps} steps: {result}")
         return -loss
 
     best = climb(score, _start(subset), len(_RATES))

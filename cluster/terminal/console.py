@@ -137,20 +137,20 @@ class Terminal:
         if trained:
             self.console.print(table)
         self.show_empty(subset)
-        said = {"influence": _influence(subset.choice), **_bought(subset.choice, subset.count)}
+        pairs = {"influence": _influence(subset.choice), **_bought(subset.choice, subset.count)}
         if (verdict := verdict_of(subset.choice)) is not None:
-            said["verdict"] = verdict.said
+            pairs["verdict"] = verdict.said
         if unreached := subset.choice.unreached:
-            said["left out"] = f"{', '.join(unreached)}: no calibration batch gives them a gradient"
-        self.pairs(said)
+            pairs["left out"] = f"{', '.join(unreached)}: no calibration batch gives them a gradient"
+        self.pairs(pairs)
 
     def show_empty(self, subset: Subset) -> None:
         """Show a notice if the choice is empty."""
         from adapeft.subset.empty import announcement
 
-        said = announcement(subset)
-        if said is not None:
-            self.console.print(said, style="yellow", soft_wrap=True)
+        notice = announcement(subset)
+        if notice is not None:
+            self.console.print(notice, style="yellow", soft_wrap=True)
 
     def show_markdown(self, text: str) -> None:
         """Render Markdown, such as a report."""
@@ -214,23 +214,24 @@ class Terminal:
         marks = {"this run": run.budget, "knee": knee, f"{ENOUGH:.0%} of this run": run.enough}
         shown = 0.0
         for budget, value, gap in zip(front.budgets, front.values, front.gaps, strict=True):
-            said = ", ".join(name for name, marked in marks.items() if budget == marked)
-            if not said and abs(value) < (1 + _FLAT) * shown:
+            note = ", ".join(name for name, marked in marks.items() if budget == marked)
+            if not note and abs(value) < (1 + _FLAT) * shown:
                 continue
             shown = abs(value)
-            cells = (percent_of(budget / run.num_total), f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", said)
+            cells = (percent_of(budget / run.num_total), f"{budget:,}", f"{value:.4g}", f"{gap:.1e}", note)
             table.add_row(*cells, style="bold" if budget == run.budget else None)
         self.console.print(table)
 
     def show_delta(self, delta: Delta, path: Path) -> None:
         """Show which parameters a delta changes and where it comes from."""
-        said = delta.description
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in said.get("scores", {}).items())
+        description = delta.description
+        base = description.get("model", {}).get("name", "not named")
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in description.get("scores", {}).items())
         self.pairs(
             {
-                "base": f"{said.get('model', {}).get('name', 'not named')}, fingerprint {delta.fingerprint[:12]}",
-                "method": str(said.get("method", "not named")),
-                **_sources(said),
+                "base": f"{base}, fingerprint {delta.fingerprint[:12]}",
+                "method": str(description.get("method", "not named")),
+                **_sources(description),
                 "changed": f"{delta.count:,} parameters of {len(delta.changes)} tensors, {len(delta.new)} new tensors"
                 + (f", {len(delta.buffers)} buffers" if delta.buffers else ""),
                 "scores": scores or "none",
@@ -318,8 +319,8 @@ def _beyond_training(config: Config, inspection: Inspection) -> dict[str, str]:
     trained = getattr(inspection.model_config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(trained, int) or config.data.max_length <= trained:
         return {}
-    said = f"data.max_length = {config.data.max_length} exceeds the {trained} that the model was trained with"
-    return {"positions": f"{said}; positions are relative, so it runs, but results may be worse beyond them"}
+    exceeded = f"data.max_length = {config.data.max_length} exceeds the {trained} that the model was trained with"
+    return {"positions": f"{exceeded}; positions are relative, so it runs, but results may be worse beyond them"}
 
 
 def _counted(source: str, num_rows: int | None, num_lines: int | None) -> str:
@@ -344,13 +345,13 @@ def _influence(choice: Choice) -> str:
         return f"{choice.value:.4g} predicted jointly{share}"
     gap = f"gap {choice.gap:.1e}" if choice.gap else "gap 0"
     status = str(choice.status).replace("_", " ")
-    said = "summed, each group at its own best step" if choice.reach in ("inf", math.inf) else "predicted"
-    return f"{choice.value:.4g} {said}, bound {choice.bound:.4g}, {gap} ({status}){share}"
+    kind = "summed, each group at its own best step" if choice.reach in ("inf", math.inf) else "predicted"
+    return f"{choice.value:.4g} {kind}, bound {choice.bound:.4g}, {gap} ({status}){share}"
 
 
-def _sources(said: Mapping[str, Any]) -> dict[str, str]:
+def _sources(description: Mapping[str, Any]) -> dict[str, str]:
     """Return the weighted sources of a sum of deltas, empty for any other delta."""
-    terms = [f"{source['weight']:g} · {source['name']}" for source in said.get("sources", ())]
+    terms = [f"{source['weight']:g} · {source['name']}" for source in description.get("sources", ())]
     return {"sources": ", ".join(terms)} if terms else {}
 
 
@@ -362,28 +363,28 @@ def without_block_index(name: str) -> str:
 def _answered(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, str]:
     """Return the scores of generated answers, if any were generated."""
     names = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "bleu": "BLEU"}
-    said = [f"{name} {before[key]:.4g} → {after[key]:.4g}" for key, name in names.items() if key in after]
-    return {"answers": ", ".join(said)} if said else {}
+    changes = [f"{name} {before[key]:.4g} → {after[key]:.4g}" for key, name in names.items() if key in after]
+    return {"answers": ", ".join(changes)} if changes else {}
 
 
 def _bought(choice: Choice, count: int) -> dict[str, str]:
     """Return what a budget in bytes or ``auto`` bought, and the part of a budget that would not lower the loss."""
-    said = {}
+    pairs = {}
     if choice.memory_per_device is not None and choice.memory_bytes is not None:
         paid = f"{size_of(choice.memory_bytes)} of {size_of(choice.memory_per_device)} per device"
-        said["memory"] = f"{paid} for {count:,} parameters; the rest holds the model and its activations"
+        pairs["memory"] = f"{paid} for {count:,} parameters; the rest holds the model and its activations"
     if choice.share is not None:
-        said["budget"] = (
+        pairs["budget"] = (
             f"{count:,} parameters, which promise {choice.share:.0%} of the loss decrease of the most that auto allows"
         )
     if choice.unspent:
         left = f"{choice.unspent:,} parameters of the budget"
-        said["unspent"] = f"{left}: more parameters would not lower the predicted loss"
+        pairs["unspent"] = f"{left}: more parameters would not lower the predicted loss"
     if choice.num_drawn:
-        said["drawn"] = (
+        pairs["drawn"] = (
             f"{choice.num_drawn:,} parameters of the budget: more choices would not lower the predicted loss"
         )
-    return said
+    return pairs
 
 
 def short(path: str | Path) -> str:

@@ -165,8 +165,8 @@ def _low_rank(folder: Path, path: str, pieces: Mapping[str, Tensor], config: Map
 def _of_layer(folder: Path, path: str, config: Mapping[str, Any], pattern: str, key: str) -> Any:
     """Return the value of the pattern that matches the layer, else that of all layers."""
     own = config.get(pattern) or {}
-    said = f"{pattern} = {str(own)[:_LONGEST_PATTERN]}"
-    with reading(f"{folder}/adapter_config.json: {said}: invalid patterns of layers", MERGE_IN_PEFT, re.error):
+    setting = f"{pattern} = {str(own)[:_LONGEST_PATTERN]}"
+    with reading(f"{folder}/adapter_config.json: {setting}: invalid patterns of layers", MERGE_IN_PEFT, re.error):
         for spelled in own:
             _check_ends(spelled)
         return own.get(get_pattern_key(list(own), path), config.get(key))

@@ -91,5 +91,5 @@ def _show(found: Mapping[str, Any], heads: list[str], rows: list[list[str]], ter
     terminal.console.print(table)
     overlap, correlation = found["overlap"][0][-1], found["density_correlation"][0][-1]
     ranked = "undefined, as nothing is worth training at one of them" if correlation is None else f"{correlation:.2f}"
-    said = f"first and last choice overlap by {overlap:.1%}; rank correlation of their densities: {ranked}"
-    terminal.pairs({"ends": said})
+    ends = f"first and last choice overlap by {overlap:.1%}; rank correlation of their densities: {ranked}"
+    terminal.pairs({"ends": ends})

@@ -63,8 +63,8 @@ def connect(address: str | None = None) -> Head:
     shown = f"{name} = {public}"
     try:
         client = _Client(address)
-        said = client._do_request("GET", "/api/version").json()
-        version, session = Version(said["ray_version"]), str(said["session_name"])
+        answer = client._do_request("GET", "/api/version").json()
+        version, session = Version(answer["ray_version"]), str(answer["session_name"])
     except AuthenticationError as error:
         raise AdapeftError(f"{shown}: {_about_token(error)}") from None
     except (ConnectionError, requests.ConnectionError, requests.Timeout) as error:
@@ -94,10 +94,10 @@ def _address(given: str | None) -> tuple[str, str]:
 
 
 def _about_token(error: AuthenticationError) -> str:
-    said = str(error)
-    if "Authentication required" in said:
+    message = str(error)
+    if "Authentication required" in message:
         what = "the cluster requires a token"
-    elif "Authentication failed" in said:
+    elif "Authentication failed" in message:
         what = "the cluster refuses this token"
     else:
         what = "RAY_AUTH_MODE=token, but there is no token"

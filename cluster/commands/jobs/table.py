@@ -16,8 +16,8 @@ def show_jobs(jobs: Sequence[JobDetails], terminal: Terminal) -> None:
     for title in ("job", "status", "started", "model", "method", "budget", "output"):
         table.add_column(title, overflow="fold")
     for job in jobs:
-        said = job.metadata or {}
-        run = (said["model"], said["method"], said["budget"], said["output"])
+        metadata = job.metadata or {}
+        run = (metadata["model"], metadata["method"], metadata["budget"], metadata["output"])
         started = "" if job.start_time is None else _time(job.start_time)
         table.add_row(job.submission_id, job.status.lower(), started, *run)
     terminal.console.print(table)
@@ -25,11 +25,11 @@ def show_jobs(jobs: Sequence[JobDetails], terminal: Terminal) -> None:
 
 def show_job(job: JobDetails, terminal: Terminal) -> None:
     """Print the run, the status and the message of a job."""
-    said = job.metadata or {}
+    metadata = job.metadata or {}
     started = "" if job.start_time is None else f", started {_time(job.start_time)}"
     ended = "" if job.end_time is None else f", ended {_time(job.end_time)}"
     run: dict[str, str | tuple[str, ...]] = {
-        name: said[name] for name in ("output", "model", "method", "budget", "attempt") if name in said
+        name: metadata[name] for name in ("output", "model", "method", "budget", "attempt") if name in metadata
     }
     # Ray puts the end of the log into its message.
     message = (job.message or "").strip().partition("\n")[0]

@@ -68,15 +68,15 @@ def card_of_merged(delta: Delta, base: str, report: Mapping[str, Any], repositor
         repository: name of the repository.
         identity: hash of the delta's file.
     """
-    said = delta.description
+    description = delta.description
     # A delta that was made in Python describes what its maker gave it.
-    config = yaml.safe_load(said["config"]) if isinstance(said.get("config"), str) else {}
+    config = yaml.safe_load(description["config"]) if isinstance(description.get("config"), str) else {}
     data, select = config.get("data", {}), config.get("select", {})
-    method, task = str(said.get("method") or "not named"), (said.get("model") or {}).get("task")
+    method, task = str(description.get("method") or "not named"), (description.get("model") or {}).get("task")
     figures = {"model": _shown(base), "method": method, "changed": f"{delta.count:,} parameters"}
     figures |= {name: _shown(str(data[name])) for name in ("train", "evaluation") if name in data}
     figures |= {name: str(select[name]) for name in ("budget", "groups") if name in select}
-    figures |= {name: f"{value:.4f}" for name, value in said.get("scores", {}).items()}
+    figures |= {name: f"{value:.4f}" for name, value in description.get("scores", {}).items()}
     for whose, scores in report.get("scores", {}).items():
         figures |= {f"{name}, {whose}": f"{value:.4f}" for name, value in scores.items()}
     lost = report["rounding"]["lost"]

@@ -106,15 +106,15 @@ class Repository:
             ) from error
         except HfHubHTTPError as error:
             status = error.response.status_code
-            said = f"{self.name}: the hub refuses ({error.server_message or str(error).splitlines()[0]})."
+            refusal = f"{self.name}: the hub refuses ({error.server_message or str(error).splitlines()[0]})."
             if status >= 500:
-                raise WorkerError(f"{said} Nothing of this upload is visible there: push again.") from error
+                raise WorkerError(f"{refusal} Nothing of this upload is visible there: push again.") from error
             remedy = {
                 401: "Its token is invalid: run `hf auth login`, or set HF_TOKEN.",
                 403: "Give a token that may write there, or another name.",
                 412: "Somebody else has changed the repository: push again.",
             }
-            raise AdapeftError(f"{said} {remedy.get(status, 'Nothing of this upload is visible there.')}") from error
+            raise AdapeftError(f"{refusal} {remedy.get(status, 'Nothing of this upload is visible there.')}") from error
         except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: a file could not be sent
             cause = error.__cause__ or error
             raise WorkerError(

@@ -17,15 +17,15 @@ def show_entries(entries: Sequence[Entry], terminal: Terminal) -> None:
     for title in ("name", "base", "method", "trained", "data", "score", "fingerprint", "added"):
         table.add_column(title, justify="right" if title == "trained" else "left", no_wrap=title == "name")
     for entry in entries:
-        said = entry.summary
+        summary = entry.summary
         table.add_row(
             entry.name,
-            _end_of(said.base),
-            _method(said),
-            _trained(said),
-            _end_of(said.data),
-            _score(said),
-            (said.fingerprint or "–")[:12],
+            _end_of(summary.base),
+            _method(summary),
+            _trained(summary),
+            _end_of(summary.data),
+            _score(summary),
+            (summary.fingerprint or "–")[:12],
             f"{entry.added:%Y-%m-%d}",
         )
     terminal.console.print(table)
@@ -33,35 +33,35 @@ def show_entries(entries: Sequence[Entry], terminal: Terminal) -> None:
 
 def show_entry(entry: Entry, terminal: Terminal) -> None:
     """Print the store's record of a subset."""
-    said = entry.summary
-    made = said.provenance
+    summary = entry.summary
+    made = summary.provenance
     versions = ", ".join(f"{package} {version}" for package, version in made.versions.items())
     terminal.pairs(
         {
-            "base": f"{said.base or 'not named'}, fingerprint {(said.fingerprint or 'unknown')[:12]}",
-            "method": _method(said),
-            "task": f"{said.task or 'not named'} on {said.data or 'unnamed data'}",
-            "trained": _trained(said) + (f", budget {said.budget:,}" if said.budget is not None else ""),
-            "score": _score(said),
+            "base": f"{summary.base or 'not named'}, fingerprint {(summary.fingerprint or 'unknown')[:12]}",
+            "method": _method(summary),
+            "task": f"{summary.task or 'not named'} on {summary.data or 'unnamed data'}",
+            "trained": _trained(summary) + (f", budget {summary.budget:,}" if summary.budget is not None else ""),
+            "score": _score(summary),
             "made by": versions + (f", revision {made.revision}" if made.revision else ""),
             "added": f"{entry.added:%Y-%m-%d %H:%M} UTC, {size_of(entry.size)}, sha256 {entry.sha256}",
         }
     )
 
 
-def _method(said: Summary) -> str:
-    return " by ".join(word for word in (said.method, said.granularity) if word) or "–"
+def _method(summary: Summary) -> str:
+    return " by ".join(word for word in (summary.method, summary.granularity) if word) or "–"
 
 
-def _trained(said: Summary) -> str:
-    return f"{said.count:,}" + (f" ({said.count / said.num_total:.3%})" if said.num_total else "")
+def _trained(summary: Summary) -> str:
+    return f"{summary.count:,}" + (f" ({summary.count / summary.num_total:.3%})" if summary.num_total else "")
 
 
-def _score(said: Summary) -> str:
-    if said.metric is None or said.metric not in said.after:
+def _score(summary: Summary) -> str:
+    if summary.metric is None or summary.metric not in summary.after:
         return "–"
-    before = f"{said.before[said.metric]:.4f} → " if said.metric in said.before else ""
-    return f"{said.metric} {before}{said.after[said.metric]:.4f}"
+    before = f"{summary.before[summary.metric]:.4f} → " if summary.metric in summary.before else ""
+    return f"{summary.metric} {before}{summary.after[summary.metric]:.4f}"
 
 
 def _end_of(place: str | None) -> str:

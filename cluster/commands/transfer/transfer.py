@@ -106,12 +106,12 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
     """
     folder = RunFolder(source)
     folder.check_has_statistics(f"--from {source}")
-    said = [f"model.name={model}", "train.subset=null", "select.statistics=null"]
+    target = [f"model.name={model}", "train.subset=null", "select.statistics=null"]
     if settings.budget is not None:
-        said.append(f"select.budget={settings.budget}")
+        target.append(f"select.budget={settings.budget}")
     if settings.groups != "auto":
-        said.append(f"select.groups={settings.groups}")
-    config, measured = load_config(folder.config, [*said, *overrides]), load_config(folder.config)
+        target.append(f"select.groups={settings.groups}")
+    config, measured = load_config(folder.config, [*target, *overrides]), load_config(folder.config)
     if config.select.method != measured.select.method:
         raise AdapeftError(
             f"select.method = {config.select.method}: the run in {source} measured for {measured.select.method}. Leave "
@@ -135,7 +135,7 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
             + "\nLeave these keys out, or measure the source with them."
         )
     if isinstance(config.select, AdaPEFTOptions):
-        config = load_config(folder.config, [*said, "select.joint=false", *overrides])
+        config = load_config(folder.config, [*target, "select.joint=false", *overrides])
         joint = flatten(config)["select.joint"]
         if joint is not False:
             raise AdapeftError(
@@ -248,8 +248,10 @@ def save_transfer(folder: Path, source: Path, found: Transferred, verified: dict
     """Write ``subset.safetensors`` and ``transfer.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     found.subset.save(folder / SUBSET)
-    said = {key: getattr(found.subset.choice, key) for key in ("value", "bound", "gap", "status", "unmapped", "mapped")}
-    content = {"from": str(source), "to": found.config.model.name, **said, "trained": found.subset.count}
+    solution = {
+        key: getattr(found.subset.choice, key) for key in ("value", "bound", "gap", "status", "unmapped", "mapped")
+    }
+    content = {"from": str(source), "to": found.config.model.name, **solution, "trained": found.subset.count}
     save_json(
         folder / "transfer.json", {**content, "verified": undefined_as_null(verified), "provenance": provenance()}
     )

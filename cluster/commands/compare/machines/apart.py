@@ -63,5 +63,5 @@ def outcome_of(config: Config, status: int, log: Path) -> Outcome:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     # A command prints its message last, and the message may have several lines.
     starts = [number for number, line in enumerate(lines) if line.startswith((REFUSED, "failed "))]
-    said = lines[starts[-1] :] if starts else [f"it exited with status {status}:", *(lines or ["no output"])[-1:]]
-    return None, f"{' '.join(map(str.strip, said))} (full log: {log})"
+    message = lines[starts[-1] :] if starts else [f"it exited with status {status}:", *(lines or ["no output"])[-1:]]
+    return None, f"{' '.join(map(str.strip, message))} (full log: {log})"
