@@ -19,6 +19,8 @@ def evaluate(
     base: Annotated[bool, typer.Option("--base", help="evaluate the base model without a delta")] = False,
 ) -> None:
     """Evaluate the base model with a delta, or alone, on the evaluation data."""
+    if base and delta is not None:
+        raise AdapeftError(f"--base: evaluates without a delta, but --delta {delta} gives one. Leave one of them out.")
     with opened(config, overrides, claims=False) as session:
         from cluster.run import pipeline
 

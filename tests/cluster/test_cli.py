@@ -50,6 +50,13 @@ def test_config_checks_a_file(command, tmp_path):
     assert "bugdet: unknown key. Did you mean 'select.budget'?" in errors
 
 
+def test_evaluate_refuses_a_delta_that_it_would_not_apply(command, tmp_path):
+    (path := tmp_path / "run.yaml").touch()
+    status, output, errors = command("evaluate", path, "--base", "--delta", tmp_path / "delta.safetensors")
+    assert (status, output) == (2, "")
+    assert "--base: evaluates without a delta" in errors
+
+
 def test_methods_are_listed_with_family_cost_and_source(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
     status, output, _ = command("methods")
