@@ -51,7 +51,7 @@ def card_of_run(
         *("## Results", _table(figures)),
         *(f"![{picture.stem}](pictures/{picture.name})" for picture in pictures),
         *("## Loading", "With adapeft installed:", _code(_loading(config, delta, repository))),
-        *(_merging(delta, base, repository) if _can_be_merged(delta) else []),
+        *(_merging(delta, base, repository) if _can_be_merged(delta) and config.model.revision is None else []),
         *([f"The base was quantized to {delta.quantization} while it was loaded."] if delta.quantization else []),
         f"Made with {', '.join(f'{name} {version}' for name, version in versions.items())}." if versions else "",
     ]
@@ -112,6 +112,10 @@ def _loading(config: Config, delta: Delta, repository: str) -> str:
     kind = TASKS[config.model.task].auto_class
     labels = (delta.description.get("model") or {}).get("labels") or {}
     options = [f'"{_shown(config.model.name)}"']
+    if config.model.revision is not None:
+        options.append(f'revision="{config.model.revision}"')
+    if config.model.trust_remote_code:
+        options.append("trust_remote_code=True")
     if labels.get("id2label") and len(labels["id2label"]) <= _MOST_LABELS:
         options.append(f"id2label={ {int(index): name for index, name in labels['id2label'].items()} }")
     elif labels.get("num_labels"):

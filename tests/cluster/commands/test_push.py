@@ -20,6 +20,7 @@ from adapeft.model.fingerprint import fingerprint_model
 from adapeft.parts.change import Change
 from adapeft.parts.rows import Rows
 from adapeft.subset.store import hash_of
+from cluster.commands.push.card import card_of_run
 from cluster.output.folder import RunFolder
 from cluster.output.report import write_report
 from tests.cluster.output.test_report import write_run
@@ -106,6 +107,16 @@ def test_a_run_is_pushed_in_one_commit_and_its_card_loads_it(command, hub, train
     assert done.returncode == 0, done.stderr
     merged = AutoModelForSequenceClassification.from_pretrained("merged").state_dict()
     assert all(torch.equal(merged[name], value) for name, value in expected.state_dict().items())
+
+
+def test_the_card_loads_the_revision_that_was_trained(trained):
+    run, _ = trained
+    config, delta = load_config(run.config), Delta.load(run.delta)
+    base = {"name": "org/base", "revision": "v1.0", "trust_remote_code": True}
+    config = config.model_copy(update={"model": config.model.model_copy(update=base)})
+    card = card_of_run(config, json.loads(run.metrics.read_text()), delta, "me/tiny", "0", [])
+    assert 'from_pretrained("org/base", revision="v1.0", trust_remote_code=True, id2label=' in card.text
+    assert "adapeft merge" not in card.text  # which reads the newest revision
 
 
 def test_pictures_are_pushed_and_shown_in_the_card(command, hub, trained, tmp_path):
