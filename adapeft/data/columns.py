@@ -48,7 +48,11 @@ def check_column(rows: Rows, split: str, field: str, column: str) -> None:
 def check_values(
     rows: datasets.Dataset, split: str, field: str, column: str, is_bad: Callable[[Any], bool], complaint: str
 ) -> None:
-    """Check that no value of the column is bad; ``complaint`` is the end of the message, with the remedy."""
+    """Check that no value of the column is bad.
+
+    Raises:
+        AdapeftError: some are; the message ends with ``complaint``, which includes the remedy.
+    """
     bad = [(row, value) for row, value in enumerate(values_of(rows, column)) if is_bad(value)]
     if bad:
         row, value = bad[0]

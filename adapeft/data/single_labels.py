@@ -124,18 +124,27 @@ def _check_classes(train: SplitLabels, evaluation: SplitLabels, column: str) -> 
 
 
 def check_spelling(labels: SplitLabels, column: str) -> None:
-    """Check that no two names differ only by spaces."""
-    names = labels.declared or sorted(map(str, labels.counts))
-    alike = [name for name in names if name != name.strip() and name.strip() in names]
-    if alike:
-        raise AdapeftError(
-            f"data.label = {column!r}: {labels.split} has the labels {alike[0]!r} and {alike[0].strip()!r}, which "
-            "differ only by spaces. Write them in the same way."
-        )
+    """Check that no two names differ only by spaces around them.
+
+    Raises:
+        AdapeftError: two of them do.
+    """
+    spelled: dict[str, str] = {}
+    for name in labels.declared or map(str, labels.counts):
+        other = spelled.setdefault(name.strip(), name)
+        if other != name:
+            raise AdapeftError(
+                f"data.label = {column!r}: {labels.split} has the labels {min(name, other)!r} and "
+                f"{max(name, other)!r}, which differ only by spaces. Write them in the same way."
+            )
 
 
 def check_known(train: SplitLabels, evaluation: SplitLabels, column: str) -> None:
-    """Check that the training data has every label of the evaluation data."""
+    """Check that the training data has every label of the evaluation data.
+
+    Raises:
+        AdapeftError: it lacks some.
+    """
     unknown = sorted(label for label in evaluation.counts if label not in train.counts)
     if unknown:
         num_rows = sum(evaluation.counts[label] for label in unknown)

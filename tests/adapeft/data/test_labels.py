@@ -169,6 +169,7 @@ def test_every_split_is_read_by_its_own_names(tmp_path, train, evaluation, head,
         (([0, 1], ["neg", "pos"]), ([1], ["neg", "neutral"]), "data.evaluation has labels .* does not: 'neutral'"),
         (([0, 5], None), ([0, 7], None), r"data.evaluation has labels that data.train does not: 7 \(1 of 2 rows\)"),
         ((["pos", " pos", "neg"], None), (["pos"], None), "' pos' and 'pos', which differ only by spaces"),
+        ((["pos ", " pos", "neg"], None), (["neg"], None), "' pos' and 'pos ', which differ only by spaces"),
     ],
 )
 def test_splits_that_cannot_be_matched_are_refused(tmp_path, train, evaluation, message):
