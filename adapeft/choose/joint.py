@@ -80,8 +80,11 @@ def choose_jointly(
     """Choose groups greedily by joint gain per cost; returns bool [K].
 
     Args:
+        slopes: b, float64 [K].
+        projections: Z, float [K, M].
         costs: int64 [K].
         budget: largest total cost.
+        reach: τ.
     """
     chosen = np.zeros(len(slopes), dtype=bool)
     own = (projections.astype(np.float64) ** 2).sum(axis=1)

@@ -82,7 +82,11 @@ def parse_config(tree: Mapping[Any, Any], source: str = "config", problems: Sequ
 
 
 def parse_select(options: Mapping[str, Any]) -> Select:
-    """Build only the ``select`` section, for the library, which has no config."""
+    """Build only the ``select`` section, for the library, which has no config.
+
+    Raises:
+        AdapeftError: some options are unknown or invalid; the message lists all.
+    """
     try:
         return _SELECT.validate_python(options)
     except ValidationError as error:
@@ -91,7 +95,11 @@ def parse_select(options: Mapping[str, Any]) -> Select:
 
 
 def parse_section(section: type[S], overrides: Sequence[str]) -> tuple[S, list[str]]:
-    """Build a command's own section from the overrides that name its fields; return it and the other overrides."""
+    """Build a command's own section from the overrides that name its fields; return it and the other overrides.
+
+    Raises:
+        AdapeftError: some values are invalid; the message lists all.
+    """
     given: dict[str, object] = {}
     others = []
     for override in overrides:

@@ -48,6 +48,9 @@ def save_checkpoint(
         folder: folder of the checkpoint.
         state: its state dict with whole values; empty if a trainer saves shards separately.
         writes: whether this process writes.
+
+    Raises:
+        AdapeftError: the state dict has only some of the trained values.
     """
     names = _stored(model, attachment)
     values = {name: state[name] for name in names if name in state}

@@ -124,7 +124,11 @@ def evaluate(session: Session, delta: Path | None, *, base: bool) -> dict[str, f
 
 
 def validate(session: Session, trials: Trials) -> dict[str, Any]:
-    """Test the predictions for this model and task: writes ``validation.json``, or shows it if it exists."""
+    """Test the predictions for this model and task: writes ``validation.json``, or shows it if it exists.
+
+    Raises:
+        AdapeftError: validate has nothing to predict for the method, or cannot try its subsets on the model.
+    """
     from cluster.output.validation import load_validation, save_validation
     from cluster.terminal.validation import show_validation
 

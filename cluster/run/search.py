@@ -41,6 +41,9 @@ def search_learning_rate(session: Session, subset: Subset) -> Subset:
 
     Returns:
         The subset to train.
+
+    Raises:
+        AdapeftError: no rate gives a finite loss.
     """
     config = session.config
     plan = plan_training(config.train, count_examples(config, session.inspection.description))

@@ -88,7 +88,11 @@ class _Making:
         }
 
     def add_saved(self, adapter: PeftAdapter) -> None:
-        """Add the modules that the adapter holds whole, as new parameters or differences to the base."""
+        """Add the modules that the adapter holds whole, as new parameters or differences to the base.
+
+        Raises:
+            AdapeftError: the base has no such parameters, or the adapter lacks some that the base does not hold.
+        """
         saved: dict[str, dict[str, Tensor]] = {}
         buffers = {name: buffer.shape for name, buffer in self.base.structure.named_buffers()}
         before = self.base.checkpoint.read(buffers)

@@ -24,7 +24,12 @@ _LOCAL = "local"
 
 
 def connect(cluster: Cluster, metadata: Mapping[str, str]) -> None:
-    """Connect to the cluster at ``RAY_ADDRESS``, or start a local one."""
+    """Connect to the cluster at ``RAY_ADDRESS``, or start a local one.
+
+    Raises:
+        AdapeftError: no cluster answers there, or it rejects this process or runs other versions.
+        WorkerError: a local one did not start in time.
+    """
     # Ray would set CUDA_VISIBLE_DEVICES="" for workers without a GPU, and warns that it soon will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's default of 15 yields to every other process: next to two busy ones, a tiny run took 13 minutes to load.
