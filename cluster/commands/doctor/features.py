@@ -43,27 +43,19 @@ def features() -> list[Feature]:
         Feature("GPUs", None if torch.cuda.is_available() else "torch finds no CUDA device."),
         Feature("outputs at s3:// URLs", _missing("s3")),
         Feature("W&B and MLflow", _missing("tracking")),
-        Feature(
-            "bases of 8 and 4 bits",
-            _lacking([Requirement("bitsandbytes")], "pip install 'adapeft[quantization]'"),
-        ),
+        Feature("bases of 8 and 4 bits", _missing("quantization")),
         Feature("make demo", _missing("demo")),
     ]
 
 
 def _missing(extra: str = "") -> str | None:
-    """Packages that ``pip install adapeft[extra]`` would bring, as pyproject.toml declares them."""
+    """Names the packages of ``adapeft[extra]``, as pyproject.toml declares them, that are not installed or too old."""
     install = f"pip install 'adapeft[{extra}]'" if extra else "pip install adapeft"
     try:
         declared = [Requirement(line) for line in requires("adapeft") or []]
     except PackageNotFoundError:
         return f"adapeft runs from a folder without having been installed. {install}"
-    wanted = [one for one in declared if one.marker is None or (extra and one.marker.evaluate({"extra": extra}))]
-    return _lacking(wanted, install)
-
-
-def _lacking(wanted: list[Requirement], install: str) -> str | None:
-    """Names the packages that are not installed, or in a version that does not fit."""
+    wanted = [one for one in declared if one.marker is None or one.marker.evaluate({"extra": extra})]
     found = {one.name: installed_version(one.name) for one in wanted}
     lacking = [
         f"{one.name}{one.specifier}" + (f" (installed: {found[one.name]})" if found[one.name] else "")

@@ -51,13 +51,16 @@ def test_a_missing_extra_is_named_with_its_remedy(packages):
     found = problems()
     assert found[COMMANDS] == f"deepspeed{_declared('deepspeed')} is missing: pip install 'adapeft[cluster]'"
     assert "s3fs" in found["outputs at s3:// URLs"]
-    assert found["bases of 8 and 4 bits"] == "bitsandbytes is missing: pip install 'adapeft[quantization]'"
+    lacking = f"bitsandbytes{_declared('bitsandbytes')} is missing"
+    assert found["bases of 8 and 4 bits"] == f"{lacking}: pip install 'adapeft[quantization]'"
     assert found[LIBRARY] is None
 
 
 def test_a_version_that_is_too_old_is_named(packages):
-    packages["peft"] = "0.1"
-    assert problems()[LIBRARY] == f"peft{_declared('peft')} (installed: 0.1) is missing: pip install adapeft"
+    packages["peft"] = packages["bitsandbytes"] = "0.1"
+    found = problems()
+    assert found[LIBRARY] == f"peft{_declared('peft')} (installed: 0.1) is missing: pip install adapeft"
+    assert f"bitsandbytes{_declared('bitsandbytes')} (installed: 0.1)" in found["bases of 8 and 4 bits"]
 
 
 def test_a_required_feature_that_is_missing_is_a_failure(packages, command):
