@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import subprocess
+import sys
+
 import pytest
 
 from adapeft.sections.cluster import Cluster
-from cluster.launch.resources import COMPACT, RETURNING, environment_of
+from cluster.launch.resources import COMPACT, FEW_KERNELS, RETURNING, environment_of
 
-ALLOCATOR = {"GLIBC_TUNABLES": COMPACT, **RETURNING}
+ON_CPU = {"GLIBC_TUNABLES": COMPACT, **FEW_KERNELS}
+ALLOCATOR = {**ON_CPU, **RETURNING}
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +24,9 @@ def no_settings_of_the_user(monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [({}, ALLOCATOR), ({"zero_stage": 2}, {"GLIBC_TUNABLES": COMPACT}), ({"gpus_per_worker": 1}, {})],
+    [({}, ALLOCATOR), ({"zero_stage": 2}, ON_CPU), ({"gpus_per_worker": 1}, {})],
 )
-def test_the_allocator_is_set_on_a_cpu(settings, expected):
+def test_memory_is_set_on_a_cpu(settings, expected):
     environment = environment_of(Cluster(**settings))
     assert {name: environment[name] for name in ALLOCATOR if name in environment} == expected
 
@@ -32,6 +38,17 @@ def test_a_users_allocator_settings_win(monkeypatch):
     assert environment["MALLOC_MMAP_THRESHOLD_"] == "12345678"
     assert environment["MALLOC_TRIM_THRESHOLD_"] == RETURNING["MALLOC_TRIM_THRESHOLD_"]
     assert environment["GLIBC_TUNABLES"] == f"{COMPACT}:glibc.malloc.mxfast=64"  # glibc takes the last value
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="it is glibc's that says what is in use")
+def test_batches_of_new_lengths_take_no_more_memory():
+    def growth(environment):
+        call = "from tests.on_ranks.functions import multiply_shapes; print(multiply_shapes())"
+        return int(subprocess.check_output([sys.executable, "-c", call], env=os.environ | environment))
+
+    if growth({}) < 2**24:
+        pytest.skip("this CPU multiplies bfloat16 matrices without oneDNN")
+    assert growth(environment_of(Cluster())) < 2**23
 
 
 def test_the_environment_of_a_worker_is_that_of_its_own_workers(monkeypatch):
