@@ -29,8 +29,8 @@ FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "
 """Variables with which oneDNN, which multiplies bfloat16 matrices on a CPU, keeps 128 kernels instead of 1024.
 
 It makes one for every shape, and each length of a batch and each number of chosen rows of a matrix is another. In use
-after the 1st and the 7th step of SmolLM2-135M, whose chosen elements are in blocks of 120 sizes, are 247 and 919 MiB, and
-with these 246 and 298. They cost no time. The second is that of PyTorch's own cache in front of oneDNN's.
+after the 1st and the 7th step of SmolLM2-135M, whose chosen elements are in blocks of 120 sizes, are 247 and 919 MiB,
+and with these 246 and 298. They cost no time. The second is that of PyTorch's own cache in front of oneDNN's.
 """
 
 
