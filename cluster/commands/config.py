@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from adapeft.errors import AdapeftError
 from cluster.commands.arguments import Overrides
 
 
@@ -20,6 +21,8 @@ def config(
     from adapeft.config.load import load_config
     from adapeft.config.write import defaults_yaml, json_schema, to_yaml
 
+    if schema and path is not None:
+        raise AdapeftError(f"--schema: prints the schema of every config, and reads no {path}. Leave one of them out.")
     if schema:
         print(json.dumps(json_schema(), indent=2))
     elif path is None:

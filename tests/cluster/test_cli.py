@@ -39,6 +39,12 @@ def test_config_prints_a_schema(command):
     assert json.loads(output)["$defs"]["Cluster"]["properties"]["zero_stage"]["maximum"] == 3
 
 
+def test_config_prints_one_of_both(command):
+    status, _, errors = command("config", "run.yaml", "--schema")
+    assert status == 2
+    assert "--schema: prints the schema of every config, and reads no run.yaml" in " ".join(errors.split())
+
+
 def test_config_checks_a_file(command, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("{model: {name: x, task: causal-lm}, data: {train: a.txt, evaluation: b.txt}, output: out}")

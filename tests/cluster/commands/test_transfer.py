@@ -158,6 +158,7 @@ def test_own_slopes_divide_the_budget_among_tensors(transferred, larger, tmp_pat
     ("overrides", "said"),
     [
         (["inside=luck"], "inside = luck: should be 'auto', 'weight-norm', 'gradient' or 'slope'"),
+        (["model.name=elsewhere"], "model.name = elsewhere: --to names another target"),
         (["select.method=sam"], "measured for adapeft. Leave select.method out, or give a run of sam"),
         (["budget=auto"], "divides a given budget among the parameters of the target. Give one, such as budget"),
         (["budget=400%"], "budget = 400%: is more than all parameters"),
