@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from zipfile import is_zipfile
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers.modeling_utils import load_state_dict
 
 from adapeft.files.damage import reading
 
@@ -38,7 +38,7 @@ def opened(file: Path) -> Iterator[Shard]:
     """Open safetensors or a pickled file; raises ``AdapeftError`` if it is damaged."""
     if file.suffix != ".safetensors":
         with reading(f"{file} is not a file of weights, or it is truncated", "Download the base again."):
-            pickled = _Pickled(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+            pickled = _Pickled(load_state_dict(file))  # as transformers reads it: mapped, and nothing but tensors
         yield pickled
         return
     with reading(f"{file} is not a safetensors file, or it is truncated", "Download the base again."):

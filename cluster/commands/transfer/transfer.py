@@ -113,9 +113,7 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
         target.append(f"select.groups={settings.groups}")
     config, measured = load_config(folder.config, [*target, *overrides]), load_config(folder.config)
     if config.model.name != load_config(folder.config, target[:1]).model.name:
-        raise AdapeftError(
-            f"model.name = {config.model.name}: --to names another target, {model}. Give one of them."
-        )
+        raise AdapeftError(f"model.name = {config.model.name}: --to names another target, {model}. Give one of them.")
     if config.select.method != measured.select.method:
         raise AdapeftError(
             f"select.method = {config.select.method}: the run in {source} measured for {measured.select.method}. Leave "

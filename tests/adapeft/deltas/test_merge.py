@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import adapeft.deltas.merge as merging
-import adapeft.model.checkpoint.checkpoint as checkpoint
+import adapeft.model.checkpoint.shard as shard
 from adapeft import AdapeftError, Delta, attach, delta, merge
 from adapeft.data.description import DataDescription
 from adapeft.model.fingerprint import fingerprint_model
@@ -223,7 +223,7 @@ class _Recorder:
 def test_no_more_than_a_shard_is_in_memory(tmp_path, monkeypatch):
     base = save(make_bert().bert, tmp_path / "base", "shards")
     recorder = _Recorder()
-    monkeypatch.setattr(checkpoint, "safe_open", recorder)
+    monkeypatch.setattr(shard, "safe_open", recorder)
     merge(bert_delta(), str(base), tmp_path / "out")
     tensors = [load_file(file) for file in base.glob("*.safetensors")]
     sizes = [sum(t.numel() * t.element_size() for t in shard.values()) for shard in tensors]
@@ -234,7 +234,7 @@ def test_no_more_than_a_shard_is_in_memory(tmp_path, monkeypatch):
 def test_checking_holds_one_tensor_at_a_time(tmp_path, monkeypatch):
     base = save(make_bert().bert, tmp_path / "base")
     recorder = _Recorder()
-    monkeypatch.setattr(checkpoint, "safe_open", recorder)
+    monkeypatch.setattr(shard, "safe_open", recorder)
     monkeypatch.setattr(merging._Merging, "write", lambda *_: Rounding())
     merge(bert_delta(), str(base), tmp_path / "out")
     largest = max(t.numel() * t.element_size() for t in load_file(base / "model.safetensors").values())

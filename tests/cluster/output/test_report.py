@@ -108,6 +108,7 @@ def write_run(path, *, measured=True, method="adapeft", task="sequence-classific
         "trainable_parameters": 12,
         "always_trained_parameters": always,
         "num_steps": 20,
+        "learning_rate": 3e-3,
         "delta_bytes": 2048,
         "peak_memory_bytes": 800 * 2**20,
         "seconds": {"select": 1.5, "train": 2.5},
