@@ -45,7 +45,8 @@ def run(base, output, *overrides):
 
 def test_the_next_words_are_learned_and_the_delta_reaches_peft(base, tmp_path):
     # PEFT saves whole modules: the bias of the output layer belongs to a module that holds further ones.
-    options = ("select.include=bert.encoder.*", "train.max_steps=250", "cluster.workers=1", "zero_stage=0")
+    options = ("select.include=bert.encoder.*", "select.groups=row", "train.max_steps=250")
+    options += ("cluster.workers=1", "zero_stage=0")
     metrics = run(base, tmp_path / "run", *options)
     assert metrics["after"]["loss"] < 0.8 * metrics["before"]["loss"]
     assert metrics["after"]["perplexity"] == pytest.approx(math.exp(metrics["after"]["loss"]))

@@ -44,7 +44,7 @@ def run(folder, output, *overrides):
 
 
 def test_labels_are_learned_and_the_delta_reaches_peft(folder, tmp_path):
-    metrics = run(folder, tmp_path / "run", "train.epochs=6", "cluster.workers=1", "zero_stage=0")
+    metrics = run(folder, tmp_path / "run", "select.groups=row", "train.epochs=6", "cluster.workers=1", "zero_stage=0")
     assert metrics["after"]["micro_f1"] > metrics["before"]["micro_f1"] + 0.2
     base, delta, peft = folder / "base", tmp_path / "run" / "delta.safetensors", tmp_path / "peft"
     exported = adapeft("export", delta, "--to", "peft", "--model", base, "--out", peft)

@@ -63,7 +63,13 @@ def run(folder, name, output, *overrides):
 
 
 def test_targets_are_learned_and_the_delta_reaches_peft(folder, tmp_path):
-    options = ("train.learning_rate=0.02", "train.max_steps=200", "cluster.workers=1", "zero_stage=0")
+    options = (
+        "select.groups=row",
+        "train.learning_rate=0.02",
+        "train.max_steps=200",
+        "cluster.workers=1",
+        "zero_stage=0",
+    )
     answers = ("data.generate=all", "data.max_new_tokens=8", "data.metric=rouge_l")
     metrics = run(folder, "t5", tmp_path / "run", *options, *answers)
     assert metrics["after"]["loss"] < 0.5 * metrics["before"]["loss"]

@@ -49,7 +49,7 @@ def run(options, folder, *overrides):
 
 
 def test_entities_are_learned_and_the_delta_reaches_peft(options, tmp_path):
-    metrics = run(options, tmp_path / "run", "train.epochs=6")
+    metrics = run(options, tmp_path / "run", "select.groups=row", "train.epochs=6")
     assert metrics["after"]["entity_f1"] > metrics["before"]["entity_f1"] + 0.3
     base, delta, peft = options[0].partition("=")[2], tmp_path / "run" / "delta.safetensors", tmp_path / "peft"
     exported = adapeft("export", delta, "--to", "peft", "--model", base, "--out", peft)
