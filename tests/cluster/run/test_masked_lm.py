@@ -63,7 +63,8 @@ def test_the_next_words_are_learned_and_the_delta_reaches_peft(base, tmp_path):
 
 def test_every_stage_trains_the_same(base, tmp_path):
     """Blocks have different numbers of masks, so means of each worker's own masks would train something else."""
-    check_stages(partial(run, base), tmp_path)
+    # One more element that rounding chooses moves the whole draw that fills the budget up.
+    check_stages(partial(run, base), tmp_path, "select.groups=row")
 
 
 def test_masks_of_training_change_with_the_epoch(base, tmp_path):
