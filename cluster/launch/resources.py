@@ -81,7 +81,6 @@ def environment_of(cluster: Cluster) -> dict[str, str]:
         # The last value of a tunable counts.
         own = os.environ.get("GLIBC_TUNABLES", "").removeprefix(COMPACT).removeprefix(":")
         environment["GLIBC_TUNABLES"] = f"{COMPACT}:{own}".removesuffix(":")
-        environment |= {name: os.environ.get(name, value) for name, value in FEW_KERNELS.items()}
-        if cluster.zero_stage == 3:
-            environment |= {name: os.environ.get(name, value) for name, value in RETURNING.items()}
+        defaults = FEW_KERNELS | RETURNING if cluster.zero_stage == 3 else FEW_KERNELS
+        environment |= {name: os.environ.get(name, value) for name, value in defaults.items()}
     return environment

@@ -94,6 +94,13 @@ def load_metrics(path: Path) -> dict[str, Any]:
     return content
 
 
+def estimated_of(stages: Mapping[str, StageMemory]) -> tuple[dict[str, StageMemory], list[str]]:
+    """Return the stages that were estimated, and the parts of which any of them has some."""
+    estimated = {stage: held for stage, held in stages.items() if held.parts}
+    parts = dict.fromkeys(part for held in estimated.values() for part in held.parts)
+    return estimated, [part for part in parts if any(held.parts[part] for held in estimated.values())]
+
+
 def memory_of(metrics: Mapping[str, Any]) -> dict[str, StageMemory]:
     """Return the memory of each stage whose peak is known.
 

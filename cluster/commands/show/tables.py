@@ -10,7 +10,7 @@ import numpy as np
 from rich.bar import Bar
 
 from cluster.output.measured import MeasuredGroups
-from cluster.output.metrics import StageMemory
+from cluster.output.metrics import StageMemory, estimated_of
 from cluster.output.pictures.map import OUTSIDE, map_of
 from cluster.terminal.console import Terminal, number_table, plain_table
 from cluster.units import size_of
@@ -100,13 +100,12 @@ def show_evaluations(terminal: Terminal, metrics: Mapping[str, Any]) -> None:
 
 def show_memory(terminal: Terminal, stages: Mapping[str, StageMemory]) -> None:
     """Print the estimate of each stage by part next to its measured peak; nothing if none was estimated."""
-    estimated = {stage: held for stage, held in stages.items() if held.parts}
+    estimated, parts = estimated_of(stages)
     if not estimated:
         return
     table = number_table("estimated memory per worker", *estimated)
-    for part in next(iter(estimated.values())).parts:
-        if any(held.parts[part] for held in estimated.values()):
-            table.add_row(part, *(size_of(held.parts[part]) for held in estimated.values()))
+    for part in parts:
+        table.add_row(part, *(size_of(held.parts[part]) for held in estimated.values()))
     totals = (("≤ " if held.is_bound else "") + size_of(sum(held.parts.values())) for held in estimated.values())
     table.add_row("total", *totals, style="bold")
     table.add_row("measured peak", *(size_of(held.peak) for held in estimated.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cluster.output.metrics import StageMemory
+from cluster.output.metrics import StageMemory, estimated_of
 from cluster.output.pictures.picture import Picture, add_legend, new_figure, png_of
 
 _MIB = 2**20
@@ -16,11 +16,9 @@ def draw_memory(stages: Mapping[str, StageMemory]) -> Picture | None:
     Args:
         stages: memory of each stage.
     """
-    estimated = {stage: held for stage, held in stages.items() if held.parts}
+    estimated, parts = estimated_of(stages)
     if not estimated:
         return None
-    names = next(iter(estimated.values())).parts
-    parts = [part for part in names if any(held.parts[part] for held in estimated.values())]
     figure = new_figure(1.6 + 0.9 * len(estimated))
     axes = figure.subplots()
     labels = []
