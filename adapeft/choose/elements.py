@@ -19,9 +19,6 @@ from adapeft.parts.elements import Elements
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
 
-_BLOCK = 4096
-"""Number of drawn elements that are compared at once."""
-
 
 def choose_elements(
     groups: Groups,
@@ -80,25 +77,18 @@ def gathered_positions(picks: Sequence[Tensor], positions: Sequence[int], ranks:
     return torch.cat(ranks.all_gather(torch.cat([torch.empty(0, dtype=torch.int64), *mine]))).numpy()
 
 
-def draw_others(chosen: np.ndarray, total: int, count: int, draw: np.random.Generator) -> np.ndarray:
-    """Draw ``count`` of the elements 0 … ``total`` that are not ``chosen`` uniformly; returns their positions, int64.
-
-    Args:
-        chosen: positions of elements, unique, in any order.
-        total: number of elements.
-        count: number of elements to draw.
-        draw: source of randomness.
-    """
-    drawn = _drawn(total - len(chosen), count, draw)
-    # The j-th chosen element moves every draw from position chosen[j] - j on by one.
-    ordered = np.sort(chosen)
-    return drawn + np.searchsorted(ordered - np.arange(len(ordered)), drawn, side="right")
+def draw_elements(groups: Groups, count: int, seed: int) -> np.ndarray:
+    """Return the positions of a uniform draw of ``count`` elements of all candidates in random order, int64."""
+    draw = np.random.default_rng([seed, 2])
+    return draw.choice(int(groups.starts[-1]), count, replace=False)
 
 
 def filled_by_draw(groups: Groups, subset: Subset, seed: int) -> Subset:
     """Return a choice of single elements with a uniform draw of others for what it left of the budget.
 
-    An empty choice stays empty: ``select.if_empty`` decides about it.
+    The draw is that of the random method with the same seed, without the elements that were chosen: where rounding
+    chooses one element more or less, one drawn element changes. An empty choice stays empty: ``select.if_empty``
+    decides about it.
 
     Args:
         groups: the candidates.
@@ -109,16 +99,17 @@ def filled_by_draw(groups: Groups, subset: Subset, seed: int) -> Subset:
     if not rest or not subset.parts:
         return subset
     chosen = _positions(groups, subset)
-    drawn = draw_others(chosen, int(groups.starts[-1]), rest, _filling(seed))
-    parts = subset_at(groups, np.concatenate([chosen, drawn])).parts
+    drawn = draw_elements(groups, len(chosen) + rest, seed)
+    others = drawn[~np.isin(drawn, chosen)][:rest]
+    parts = subset_at(groups, np.concatenate([chosen, others])).parts
     return replace(subset, parts=parts).described(num_drawn=rest, unspent=0)
 
 
 def without_draw(groups: Groups, subset: Subset) -> Subset | None:
     """Return the choice that ``filled_by_draw`` has filled, from the filled one.
 
-    The draw is repeated with its seed. It does not tell which of two trained neighbors was chosen if only one was; the
-    second one counts as chosen then. Filled again, the result is the same subset in any case.
+    The draw is repeated with its seed. Of the elements that it begins with, it does not tell which were also chosen:
+    as many of those that it draws next count as chosen instead. Filled again, the result is the same subset.
 
     Args:
         groups: the candidates of the choice.
@@ -130,39 +121,18 @@ def without_draw(groups: Groups, subset: Subset) -> Subset | None:
     rest = subset.choice.num_drawn
     if not rest:
         return subset
-    num_chosen, total = subset.count - rest, int(groups.starts[-1])
     sizes = {info.name: info.shape for info in groups.parameters}
     is_of_groups = all(
         isinstance(part, Elements) and sizes.get(name) == part.shape for name, part in subset.parts.items()
     )
-    if num_chosen < 0 or rest > total - num_chosen or not is_of_groups:
+    if not is_of_groups or rest > subset.count:
         return None
-    trained = np.sort(_positions(groups, subset))
-    drawn = np.sort(_drawn(total - num_chosen, rest, _filling(subset.choice.seed)))
-    chosen: list[int] = []
-    done = 0
-    while done < len(trained) and len(chosen) <= num_chosen:
-        # After j chosen elements, a draw is j positions beyond its place among the others.
-        ahead = drawn[done - len(chosen) :][:_BLOCK]
-        is_drawn = trained[done : done + len(ahead)] - len(chosen) == ahead
-        if len(ahead) and is_drawn.all():
-            done += len(ahead)
-        else:
-            done += int(is_drawn.argmin()) if len(ahead) else 0
-            chosen.append(int(trained[done]))
-            done += 1
-    if len(chosen) != num_chosen:
+    trained = _positions(groups, subset)
+    drawn = draw_elements(groups, len(trained), subset.choice.seed)[:rest]
+    if not np.isin(drawn, trained).all():
         return None
-    parts = subset_at(groups, np.array(chosen, dtype=np.int64)).parts
+    parts = subset_at(groups, np.setdiff1d(trained, drawn)).parts
     return replace(subset, parts=parts).described(num_drawn=None, unspent=rest)
-
-
-def _drawn(total: int, count: int, draw: np.random.Generator) -> np.ndarray:
-    return draw.choice(total, count, replace=False, shuffle=False)
-
-
-def _filling(seed: int) -> np.random.Generator:
-    return np.random.default_rng([seed, 2])
 
 
 def _positions(groups: Groups, subset: Subset) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from adapeft.choose.elements import subset_at
+from adapeft.choose.elements import draw_elements, subset_at
 from adapeft.choose.knapsack import most_valuable, parts_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
@@ -35,8 +35,8 @@ class Random(UnmeasuredMethod[RandomOptions]):
         if groups.granularity != "element":
             return 0
         total = int(groups.counts.sum())
-        # NumPy shuffles the numbers of all elements to draw more than a twentieth of them.
-        return _NUMBER * (budget + (total if budget > total // 20 else 0))
+        # NumPy shuffles the numbers of all elements to draw more than a fiftieth of them.
+        return _NUMBER * (budget + (total if budget > total // 50 else 0))
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[RandomOptions], ranks: Ranks) -> Subset:
         return random_subset(groups, plan)
@@ -44,16 +44,16 @@ class Random(UnmeasuredMethod[RandomOptions]):
 
 def random_subset(groups: Groups, plan: Plan[Any]) -> Subset:
     """Return a uniform draw within the plan's budget with the plan's seed."""
-    draw = np.random.default_rng([plan.seed, 2])
     drawn = _draw_elements if groups.granularity == "element" else _draw_groups
-    return drawn(groups, plan, draw).described(status="drawn")
+    return drawn(groups, plan).described(status="drawn")
 
 
-def _draw_elements(groups: Groups, plan: Plan[Any], draw: np.random.Generator) -> Subset:
-    return subset_at(groups, draw.choice(int(groups.counts.sum()), plan.budget, replace=False, shuffle=False))
+def _draw_elements(groups: Groups, plan: Plan[Any]) -> Subset:
+    return subset_at(groups, draw_elements(groups, plan.budget, plan.seed))
 
 
-def _draw_groups(groups: Groups, plan: Plan[Any], draw: np.random.Generator) -> Subset:
+def _draw_groups(groups: Groups, plan: Plan[Any]) -> Subset:
+    draw = np.random.default_rng([plan.seed, 2])
     mask = np.zeros(groups.num_groups, dtype=bool)
     costs, left = groups.counts if plan.costs is None else plan.costs, plan.budget
     order = draw.permutation(groups.num_groups)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import adapeft
-from adapeft.choose.elements import draw_others, filled_by_draw, without_draw
+from adapeft.choose.elements import draw_elements, filled_by_draw, subset_at, without_draw
 from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
@@ -112,32 +112,47 @@ def test_what_was_chosen_is_found_in_the_filled_subset(budget):
     slopes, curvatures = drawn(2, 5000)
     given = candidates(slopes, curvatures)
     subset = choose_elements_jointly(*given, budget, 100.0, OneRank())
-    chosen = set(subset.parts["w"].indices.tolist())
+    chosen, seen = set(subset.parts["w"].indices.tolist()), 0
     for seed in range(20):
         filled = filled_by_draw(given[0], subset, seed).described(seed=seed)
         found = without_draw(given[0], filled)
         assert (found.count, found.choice.unspent, found.choice.num_drawn) == (len(chosen), budget - len(chosen), None)
         again = filled_by_draw(given[0], found, seed)
         assert again.parts["w"].indices.tolist() == filled.parts["w"].indices.tolist()
-        # Of neighbors that are both trained, the draw does not tell which was chosen: they are in one unbroken run.
-        trained, known = np.array(filled.parts["w"].indices), np.array(sorted(chosen))
-        run_of = np.cumsum(np.diff(trained, prepend=-2) > 1)
-        runs = [run_of[np.isin(trained, one)] for one in (known, np.array(found.parts["w"].indices))]
-        assert runs[0].tolist() == runs[1].tolist()
+        # What was chosen and drawn alike counts as drawn, and as many that were drawn next as chosen.
+        alike = chosen - set(found.parts["w"].indices.tolist())
+        assert alike <= set(draw_elements(given[0], budget, seed)[: budget - len(chosen)].tolist())
+        seen += len(alike)
         assert without_draw(given[0], filled.described(seed=seed + 1)) is None
+    assert 0 < seen < 20 * len(chosen)
     assert without_draw(given[0], subset) is subset
 
 
-def test_chosen_elements_are_found_exactly_where_none_of_their_neighbors_is_drawn():
+def test_chosen_elements_are_found_exactly_where_none_of_them_is_drawn():
     slopes, curvatures = drawn(2, 50_000)
     given = candidates(slopes, curvatures)
     subset = choose_elements_jointly(*given, 60, 1000.0, OneRank())
     chosen = subset.parts["w"].indices
+    assert not set(draw_elements(given[0], 60, 3).tolist()) & set(chosen.tolist())
     filled = filled_by_draw(given[0], subset, 3).described(seed=3)
-    others = set(filled.parts["w"].indices.tolist()) - set(chosen.tolist())
-    assert others
-    assert not others & {place + step for place in chosen.tolist() for step in (-1, 1)}
+    assert filled.count == 60
     assert without_draw(given[0], filled).parts["w"].indices.tolist() == chosen.tolist()
+
+
+def test_one_element_less_in_the_choice_is_one_more_in_the_draw():
+    """Rounding that differs between numbers of workers may move an element, and no more than one."""
+    groups, _ = candidates(*drawn(2, 5000))
+    positions = np.random.default_rng(1).choice(5000, 40, replace=False)
+    for seed in range(20):
+        more, less = (
+            filled_by_draw(groups, subset_at(groups, chosen).described(unspent=500 - len(chosen)), seed)
+            for chosen in (positions, positions[1:])
+        )
+        trained = [set(one.parts["w"].indices.tolist()) for one in (more, less)]
+        assert len(trained[0] - trained[1]) <= 1
+        assert len(trained[1] - trained[0]) <= 1
+        drawn_alone = set(draw_elements(groups, 500, seed).tolist())
+        assert trained[0] <= drawn_alone | set(positions.tolist()), "the draw is that of the random method"
 
 
 def test_another_subset_has_no_known_draw():
@@ -147,14 +162,22 @@ def test_another_subset_has_no_known_draw():
     moved = Elements((5000,), (filled.parts["w"].indices + 1) % 5000)
     for parts in ({"w": moved}, {"v": filled.parts["w"]}, {"w": Elements((6000,), filled.parts["w"].indices)}):
         assert without_draw(given[0], replace(filled, parts=parts)) is None
-    for num_drawn in (501, 10**9, 1):
+    for num_drawn in (501, 10**9):
         assert without_draw(given[0], filled.described(num_drawn=num_drawn)) is None
 
 
-def test_draws_reach_exactly_the_elements_that_were_not_chosen():
-    for chosen in ([], [0], [4], [0, 1, 4], [1, 3], [0, 1, 2, 3]):
-        drawn_all = draw_others(np.array(chosen, dtype=np.int64), 5, 5 - len(chosen), np.random.default_rng(0))
-        assert sorted(drawn_all.tolist()) == sorted(set(range(5)) - set(chosen))
+@pytest.mark.parametrize("chosen", [[0], [4], [0, 1, 4], [1, 3], [0, 1, 2, 3]])
+def test_draws_reach_exactly_the_elements_that_were_not_chosen(chosen):
+    groups, _ = candidates(np.ones(5), np.ones(5))
+    for size in range(len(chosen), 6):
+        subset = subset_at(groups, np.array(chosen)).described(unspent=size - len(chosen))
+        reached = set()
+        for seed in range(30):
+            indices = filled_by_draw(groups, subset, seed).parts["w"].indices.tolist()
+            assert len(set(indices)) == size
+            assert set(chosen) <= set(indices)
+            reached |= set(indices)
+        assert reached == (set(range(5)) if size > len(chosen) else set(chosen))
 
 
 def test_nothing_is_drawn_if_nothing_is_chosen_or_all_is_spent():

@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 import adapeft as library
 from tests.support.chats import make_tokenizer
 from tests.support.checkpoints import adapeft, write_lines
+from tests.support.through_peft import through_peft
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -103,9 +103,8 @@ def test_answers_are_generated_before_and_after(config, tmp_path):
 
     base = config.parent / "base"
     delta = tmp_path / "run" / "delta.safetensors"
-    exported = adapeft("export", delta, "--to", "peft", "--model", base, "--out", tmp_path / "peft")
-    assert exported.returncode == 0, exported.stderr
-    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / "peft").eval()
+    plain = LlamaForCausalLM.from_pretrained(base)
+    model = through_peft(plain, delta, base, tmp_path / "peft", "CAUSAL_LM")
     tokenizer = make_tokenizer()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for row in after:

@@ -7,12 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from peft import PeftModel
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 import adapeft as library
-from tests.support.checkpoints import FILLING, TELLING, WORDS, adapeft, save_tokenizer, write_lines
+from tests.support.checkpoints import FILLING, TELLING, WORDS, save_tokenizer, write_lines
 from tests.support.stages import check_stages, run_locally
+from tests.support.through_peft import through_peft
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -63,24 +63,15 @@ def run(folder, name, output, *overrides):
 
 
 def test_targets_are_learned_and_the_delta_reaches_peft(folder, tmp_path):
-    options = (
-        "select.groups=row",
-        "train.learning_rate=0.02",
-        "train.max_steps=200",
-        "cluster.workers=1",
-        "zero_stage=0",
-    )
+    options = ("train.learning_rate=0.02", "train.max_steps=200", "cluster.workers=1", "zero_stage=0")
     answers = ("data.generate=all", "data.max_new_tokens=8", "data.metric=rouge_l")
     metrics = run(folder, "t5", tmp_path / "run", *options, *answers)
     assert metrics["after"]["loss"] < 0.5 * metrics["before"]["loss"]
     assert metrics["after"]["rouge_l"] > metrics["before"]["rouge_l"] + 0.2
-    delta, peft = tmp_path / "run" / "delta.safetensors", tmp_path / "peft"
-    exported = adapeft("export", delta, "--to", "peft", "--model", folder / "t5", "--out", peft)
-    assert exported.returncode == 0, exported.stderr
+    delta = tmp_path / "run" / "delta.safetensors"
     applied, plain = (T5ForConditionalGeneration.from_pretrained(folder / "t5").eval() for _ in range(2))
     library.Delta.load(delta).apply(applied)
-    loaded = PeftModel.from_pretrained(plain, peft).eval()
-    assert loaded.active_peft_config.task_type == "SEQ_2_SEQ_LM"
+    loaded = through_peft(plain, delta, folder / "t5", tmp_path / "peft", "SEQ_2_SEQ_LM")
     asked = AutoTokenizer.from_pretrained(folder / "t5")("is the big rose", return_tensors="pt")
     inputs = {"input_ids": asked["input_ids"], "labels": torch.tensor([[2, 4, 3]])}
     torch.testing.assert_close(loaded(**inputs).logits, applied(**inputs).logits, rtol=1e-5, atol=1e-5)
