@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from adapeft.errors import AdapeftError, did_you_mean
 from adapeft.files.artifact import load_tensors, save_tensors
 from adapeft.files.damage import Header, Line, reading
+from adapeft.files.json_numbers import dumps
 from adapeft.model.dense import logical_shapes
 from adapeft.parts.part import Part
 from adapeft.parts.registry import load_part
@@ -48,6 +50,16 @@ class Subset:
     def count(self) -> int:
         """Number of trained elements within the budget."""
         return sum(part.count for part in self.parts.values())
+
+    @property
+    def digest(self) -> str:
+        """Hash of everything that decides what trained values mean, also their order."""
+        parts = [(name, part.describe()) for name, part in self.parts.items()]
+        digest = hashlib.sha256(dumps([parts, self.always_train, self.new, self.choice.rule]).encode())
+        for part in self.parts.values():
+            if (indices := part.stored_indices) is not None:
+                digest.update(indices.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def of_model(self, always_train: tuple[str, ...], new: tuple[str, ...]) -> Subset:
         """Return a copy with the parameters outside the budget."""

@@ -27,6 +27,7 @@ from adapeft.parts.registry import by_kind
 from adapeft.parts.rule import Ruled
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
+from adapeft.tune.agreement import check_agreement
 from adapeft.tune.attachment import Attachment, Owner, attachment_of, check_is_on
 from adapeft.tune.buffers import set_buffers, stored_buffers
 from adapeft.tune.check import check_step
@@ -54,13 +55,14 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
 
     Raises:
         AdapeftError: the model already has a subset or is sharded or wrapped for training, the subset is empty or was
-            chosen for another model, or a part does not fit its layer.
+            chosen for another model, another rank attaches another one, or a part does not fit its layer.
     """
     check_before_trainer(model, "attach")
     passed, model = model, bare(model, "attach", gathers=True)
     if hasattr(model, ATTACHMENT):
         raise AdapeftError("this model already has a subset attached. Call adapeft.detach(model) first.")
     check_not_empty(subset)
+    check_agreement(subset)
     changed = {*subset.parts, *subset.always_train}
     quantized = quantized_weights(model)
     on_quantized = {name for name, part in subset.parts.items() if part.adds_to_output and name in quantized}

@@ -12,7 +12,6 @@ weight without elements: its shape is an error for everything but the hooks.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_tensors
-from adapeft.files.json_numbers import dumps
 from adapeft.model.wrappers import ATTACHMENT, name_inside
 from adapeft.parts.layers.lora import BASE_LAYER
-from adapeft.subset.subset import Subset
 from adapeft.tune.attachment import Attachment, check_is_on
 
 SUBSET_NAME = "subset.safetensors"
@@ -63,7 +60,7 @@ def save_checkpoint(
         )
     if writes:
         guard = {name: torch.empty(0) for name in _frozen(model, names)[:1]}
-        belongs = {_BASE: _as_bytes(attachment.fingerprint), _SUBSET: _as_bytes(_digest(attachment.subset))}
+        belongs = {_BASE: _as_bytes(attachment.fingerprint), _SUBSET: _as_bytes(attachment.subset.digest)}
         save_tensors(folder / SAFE_WEIGHTS_NAME, "checkpoint", {**values, **guard, **belongs}, {})
         attachment.subset.save(folder / SUBSET_NAME)
 
@@ -97,7 +94,7 @@ def _check(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> Non
     for name in guards:
         del state[prefix + name]
     found = {name.removeprefix(prefix) for name in state if name.startswith(prefix)} - {_BASE, _SUBSET}
-    if _as_text(state.get(prefix + _SUBSET)) != _digest(attachment.subset) or found != expected:
+    if _as_text(state.get(prefix + _SUBSET)) != attachment.subset.digest or found != expected:
         differing = min(found ^ expected, default=None)
         reason = "" if differing is None else f" One of them trains {differing!r}, the other does not."
         raise AdapeftError(
@@ -130,16 +127,6 @@ def _frozen(model: nn.Module, stored: set[str]) -> list[str]:
     """Return the names of the parameters that are not in a checkpoint, of those with the same name in the base."""
     names = [name_inside(name) for name, _ in model.named_parameters()]
     return [name for name in names if name not in stored and f".{BASE_LAYER}." not in name]
-
-
-def _digest(subset: Subset) -> str:
-    """Return a hash of everything that decides what the values of a checkpoint mean, also their order."""
-    parts = [(name, part.describe()) for name, part in subset.parts.items()]
-    digest = hashlib.sha256(dumps([parts, subset.always_train, subset.new, subset.choice.rule]).encode())
-    for part in subset.parts.values():
-        if (indices := part.stored_indices) is not None:
-            digest.update(indices.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _as_bytes(text: str) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import adapeft
 from adapeft import AdapeftError
+from adapeft.parts.rows import Rows
 from tests.oracles.leaves import make_subset
 from tests.oracles.parts import MODELS, mixed_subset
 from tests.support.tiny import make_batches
@@ -126,7 +127,19 @@ def main(out: Path) -> None:
         if wrapper != "ddp":
             refused[f"select {wrapper}"] = refusal(lambda w=wrapped: adapeft.select(w, make_batches(MODELS["bert"]())))
             refused[f"Delta.apply {wrapper}"] = refusal(lambda w=wrapped: adapeft.Delta({}, {}, "f").apply(w))
+    refused["attach another subset"] = disagreement(rank)
     torch.save(refused, out / f"refused-{rank}.pt")
+
+
+def disagreement(rank: int) -> str:
+    """Attach another row on every rank, as after choosing on each, and return the refusal."""
+    model = MODELS["bert"]()
+    name, weight = next((name, weight) for name, weight in model.named_parameters() if name.endswith("query.weight"))
+    rows = Rows(tuple(weight.shape), torch.tensor([rank]))
+    found = refusal(partial(adapeft.attach, model, adapeft.Subset({name: rows})))
+    dist.barrier()
+    adapeft.attach(MODELS["bert"](), adapeft.Subset({name: Rows(rows.shape, torch.tensor([5]))}))
+    return found
 
 
 if __name__ == "__main__":

@@ -43,12 +43,20 @@ def test_the_delta_is_that_of_one_process(wrapper, name, kind, out):
 def test_what_is_sharded_already_is_refused_on_every_rank(out):
     for rank in range(2):
         refused = torch.load(out / f"refused-{rank}.pt")
-        assert len([call for call in refused if not call.startswith("base")]) == 7
+        assert len([call for call in refused if not call.startswith("base")]) == 8
         assert "wrapped in DistributedDataParallel" in refused["attach ddp"]
         for call in ("attach", "select", "Delta.apply"):
             assert "sharded by FullyShardedDataParallel" in refused[f"{call} fsdp1"]
             assert "DTensor" in refused[f"{call} fsdp2"]
             assert f"Call adapeft.{call} " in refused[f"{call} fsdp2"]
+
+
+def test_a_rank_that_attaches_another_subset_than_the_first_is_told(out):
+    """The first does not wait for the others, and the same subset is attached by both afterwards."""
+    messages = [torch.load(out / f"refused-{rank}.pt")["attach another subset"] for rank in range(2)]
+    assert sorted(bool(message) for message in messages) == [False, True]
+    last = int(bool(messages[1]))
+    assert messages[last].startswith(f"rank {last} attaches another subset than rank {1 - last}. Choose on one rank")
 
 
 @pytest.mark.parametrize("kind", KINDS)
