@@ -11,7 +11,7 @@ import torch
 
 from adapeft.parts.elements import Elements
 from adapeft.subset.subset import Subset
-from cluster.run.search import _RATES, _start, _try
+from cluster.run.search import _RATES, _start, _try, _vertex
 from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
 
 AUTO = (
@@ -45,8 +45,10 @@ def test_the_rate_of_the_lowest_held_out_loss_is_found(found):
     metrics = metrics_of(folder)
     losses = {float(rate): trial["scores"]["loss"] for rate, trial in metrics["trials"].items() if trial["scores"]}
     best = min(losses, key=losses.__getitem__)
-    assert metrics["learning_rate"] == pytest.approx(best * (8 / 16) ** 0.32, rel=0.05)
     place = _RATES.index(best)
+    near = [losses.get(rate, math.inf) for rate in _RATES[place - 1 : place + 2]]
+    expected = math.sqrt(10) ** _vertex(*near) * best * (8 / 16) ** 0.16
+    assert metrics["learning_rate"] == pytest.approx(expected, rel=0.05)
     assert {float(rate) for rate in metrics["trials"]} >= set(_RATES[place - 2 : place + 3]), "its neighbours are worse"
     assert f"learning rate {metrics['learning_rate']:g}, from the best of {len(metrics['trials'])} trials" in output
     assert len(set(losses.values())) == len(losses), "each trial trains at its own rate"
@@ -106,3 +108,11 @@ def test_a_rate_at_which_nothing_is_chosen_is_a_trial_without_a_score(parts, ran
 def test_the_fewer_parameters_the_higher_the_first_rate(count, first):
     subset = Subset({"w": Elements((1_000_000,), torch.arange(count))}).described(num_total=1_000_000)
     assert _RATES[_start(subset)] == first
+
+
+def test_the_rate_lies_where_the_parabola_through_the_losses_has_its_minimum():
+    for place in (-0.4, 0.0, 0.3):
+        losses = [2 * (step - place) ** 2 + 1 for step in (-1, 0, 1)]
+        assert _vertex(*losses) == pytest.approx(place)
+    assert _vertex(math.inf, 1.0, 2.0) == 0, "a diverged neighbour tells nothing"
+    assert _vertex(1.0, 1.0, 1.0) == 0

@@ -21,7 +21,7 @@ WORKERS = 2
 @pytest.fixture(
     scope="module",
     params=[
-        ("llama", "float32", "none"),
+        pytest.param(("llama", "float32", "none"), marks=pytest.mark.slow),
         pytest.param(("llama", "bfloat16", "cpu"), marks=pytest.mark.slow),
         ("llama", "float32", "nvme"),
         ("mixture", "bfloat16", "none"),
