@@ -93,7 +93,7 @@ class Choice(Header):
             raise TypeError(f"a choice has no {', '.join(sorted(unknown))}")
         return self.model_copy(update=more)
 
-    def said(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Return the fields that were recorded, unchanged."""
         known = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
         return {**known, **(self.model_extra or {})}

@@ -27,7 +27,7 @@ def or_random(subset: Subset, draw: Callable[[], Subset]) -> Subset:
     # There is no prediction for the drawn groups; the zeros belong to the empty choice.
     empty = subset.choice.with_values(value=None, bound=None, gap=None, unspent=None)
     drawn = draw()
-    return replace(drawn, choice=empty.with_values(**drawn.choice.said(), drawn_for_empty_choice=True))
+    return replace(drawn, choice=empty.with_values(**drawn.choice.recorded(), drawn_for_empty_choice=True))
 
 
 def check_not_empty(subset: Subset) -> None:

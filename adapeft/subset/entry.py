@@ -92,7 +92,7 @@ class Summary(_Record):
             AdapeftError: the subset's header or the config is damaged.
         """
         scores = metrics or {}
-        recorded = choice.said()
+        recorded = choice.recorded()
         known: dict[str, Any] = {key: recorded[key] for key in cls.model_fields if key in recorded}
         with reading("the description of the subset is damaged", "Choose again.", yaml.YAMLError):
             text = config or choice.config or ""

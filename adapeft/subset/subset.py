@@ -97,7 +97,7 @@ class Subset:
         parts = {name: part.describe() for name, part in self.parts.items()}
         stored = {name: part.stored_indices for name, part in self.parts.items()}
         indices = {name: tensor for name, tensor in stored.items() if tensor is not None}
-        content = {"parts": parts, "always_train": self.always_train, "new": self.new, **self.choice.said()}
+        content = {"parts": parts, "always_train": self.always_train, "new": self.new, **self.choice.recorded()}
         save_tensors(Path(path), "subset", indices, content)
 
     @classmethod

@@ -10,7 +10,7 @@ _NOISE = 0.1
 FEW = 1 / 3
 """Share of the directions of all candidates below which a choice is narrow."""
 
-_SAID = {
+_ADVICE = {
     "choose": "choosing is at least as good as a random draw",
     "draw": "a random draw is at least as good as choosing",
     "fill": "a random draw was added, because the chosen parameters alone may be too few",
@@ -24,9 +24,9 @@ class Verdict(NamedTuple):
     reason: str
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         """The verdict in one line."""
-        return f"{_SAID[self.advice]}: {self.reason}"
+        return f"{_ADVICE[self.advice]}: {self.reason}"
 
 
 def verdict_of(choice: Choice) -> Verdict | None:

@@ -135,7 +135,7 @@ def figures_of(config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
     if choice.get("value") is not None:
         rows["influence"] = f"{choice['value']:.4g}"
     if (verdict := metrics.get("verdict")) is not None:
-        rows["verdict"] = Verdict(**verdict).said
+        rows["verdict"] = Verdict(**verdict).text
     if "learning_rate" in metrics:
         found = f", found by {len(metrics['trials'])} trials" if "trials" in metrics else ""
         rows["learning rate"] = f"{metrics['learning_rate']:g}{found}"

@@ -139,7 +139,7 @@ class Terminal:
         self.show_empty(subset)
         pairs = {"influence": _influence(subset.choice), **_bought(subset.choice, subset.count)}
         if (verdict := verdict_of(subset.choice)) is not None:
-            pairs["verdict"] = verdict.said
+            pairs["verdict"] = verdict.text
         if unreached := subset.choice.unreached:
             pairs["left out"] = f"{', '.join(unreached)}: no calibration batch gives them a gradient"
         self.pairs(pairs)

@@ -156,7 +156,7 @@ def write_uniform(output: Path, small: Path, large: Path, budget: str) -> None:
     settings = Transfer(budget=Budget.parse(budget), inside="weight-norm")
     found = transfer(small, target_config(small, str(large), settings, []), settings)
     assert found.scores is not None
-    said = {key: value for key, value in found.subset.choice.said().items() if key != "transferred"}
+    said = {key: value for key, value in found.subset.choice.recorded().items() if key != "transferred"}
     output.mkdir(exist_ok=True)
     uniform_subset(found.groups, int(said["budget"]), found.scores).described(**said).save(output / SUBSET)
 

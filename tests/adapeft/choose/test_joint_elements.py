@@ -54,7 +54,7 @@ def joint(slopes, curvatures, chosen, reach):
 def test_no_subset_is_above_the_bound_and_the_choice_is_near_the_best(seed, reach):
     slopes, curvatures = drawn(seed, 12)
     subset = choose_elements_jointly(*candidates(slopes, curvatures), 5, reach, OneRank())
-    said, chosen = subset.choice.said(), subset.parts["w"].indices.tolist()
+    said, chosen = subset.choice.recorded(), subset.parts["w"].indices.tolist()
     best = max(joint(slopes, curvatures, some, reach) for size in range(1, 6) for some in combinations(range(12), size))
     assert len(chosen) <= 5
     assert said["value"] == pytest.approx(joint(slopes, curvatures, chosen, reach), rel=1e-4)
@@ -67,7 +67,7 @@ def test_no_subset_is_above_the_bound_and_the_choice_is_near_the_best(seed, reac
 
 @pytest.mark.parametrize("reach", [1e-3, 0.03, 1.0])
 def test_of_many_elements_the_choice_is_optimal(reach):
-    said = choose_elements_jointly(*candidates(*drawn(0, 20_000)), 500, reach, OneRank()).choice.said()
+    said = choose_elements_jointly(*candidates(*drawn(0, 20_000)), 500, reach, OneRank()).choice.recorded()
     assert (said["status"], said["gap"] <= 1e-4) == ("within_gap", True)
 
 
@@ -96,7 +96,7 @@ def test_the_rest_of_the_budget_is_drawn_among_the_others():
     chosen, seen = subset.parts["w"].indices.tolist(), set()
     for seed in range(20):
         filled = filled_by_draw(given[0], subset, seed)
-        indices, said = filled.parts["w"].indices.tolist(), filled.choice.said()
+        indices, said = filled.parts["w"].indices.tolist(), filled.choice.recorded()
         assert len(set(indices)) == 500
         assert set(chosen) < set(indices)
         assert (said["num_chosen"], said["num_drawn"], said["unspent"]) == (len(chosen), 500 - len(chosen), 0)

@@ -88,7 +88,7 @@ def test_conforms(make, method, granularity, options, tmp_path):
     assert all(candidates[name] == part.shape for name, part in subset.parts.items() if part.kind != "adapter")
     said = {"method": method, "granularity": granularity, "seed": 4}
     assert subset.choice.budget == (BUDGET if found.is_budgeted else subset.count)
-    assert said.items() <= subset.choice.said().items()
+    assert said.items() <= subset.choice.recorded().items()
 
     again = select()
     assert repr(again.parts) == repr(subset.parts)

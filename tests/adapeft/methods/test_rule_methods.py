@@ -39,7 +39,7 @@ def test_conforms(make, method, tmp_path):
     model, base = make(), make()
     subset = choose(model, method, exclude=["*word_embeddings*"] if make is make_bert else ["*wpe*"])
     said = {"method": method, "granularity": "element", "seed": 4}
-    assert said.items() <= subset.choice.said().items()
+    assert said.items() <= subset.choice.recorded().items()
     subset.save(tmp_path / "subset.safetensors")
     before = logits(model)
     adapeft.attach(model, Subset.load(tmp_path / "subset.safetensors"))

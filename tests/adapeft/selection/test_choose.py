@@ -143,7 +143,7 @@ def test_never_exceeds_the_budget_and_says_how_it_was_chosen(granularity):
         assert 0 < subset.count <= budget
     assert (subset.always_train, subset.new) == (("head",), ("head",))
     said = {"method": "adapeft", "granularity": granularity, "budget": 59, "num_total": 100, "reach": 0.5, "seed": 7}
-    assert said.items() <= subset.choice.said().items()
+    assert said.items() <= subset.choice.recorded().items()
     assert subset.choice.fingerprint == "f"
 
 

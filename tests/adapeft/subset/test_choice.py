@@ -45,7 +45,7 @@ def test_what_another_version_says_is_kept(tmp_path):
     assert (loaded.choice.method, loaded.choice.reach, loaded.choice.seed) == ("sam", "inf", 0)
     loaded.save(tmp_path / "b")
     assert older.items() <= said_in(tmp_path / "b").items()
-    assert Subset.load(tmp_path / "b").choice.said().keys() == {*older, "provenance"}
+    assert Subset.load(tmp_path / "b").choice.recorded().keys() == {*older, "provenance"}
 
 
 @pytest.mark.parametrize("damaged", [{"budget": "much"}, {"unreached": "w"}, {"rule": 3}, {"contents": [1]}])

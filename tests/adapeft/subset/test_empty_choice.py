@@ -82,7 +82,7 @@ def test_a_random_draw_in_its_place(tmp_path, granularity):
         name: (part.kind, part.count) for name, part in drawn.parts.items()
     }
     assert subset.parts == drawn.parts
-    said = subset.choice.said()
+    said = subset.choice.recorded()
     assert (said["method"], said["status"], said["value"], said["budget"]) == ("adapeft", "drawn", None, 12)
     assert "a random draw of the same budget is trained" in announcement(subset)
     subset.save(tmp_path / "subset.safetensors")

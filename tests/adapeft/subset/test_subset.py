@@ -53,7 +53,7 @@ def test_counts():
 def test_comes_back(path):
     loaded = Subset.load(path)
     assert (loaded.always_train, loaded.new) == (SUBSET.always_train, SUBSET.new)
-    assert SUBSET.choice.said().items() <= loaded.choice.said().items()
+    assert SUBSET.choice.recorded().items() <= loaded.choice.recorded().items()
     assert "torch" in loaded.choice.provenance["versions"]
     assert list(loaded.parts) == list(SUBSET.parts)
     for name, part in SUBSET.parts.items():

@@ -29,7 +29,7 @@ def test_advice(figures, advice):
         "draw": "a random draw is at least as good",
         "fill": "a random draw was added",
     }
-    assert verdict.said.startswith(start[advice])
+    assert verdict.text.startswith(start[advice])
 
 
 def test_the_reason_has_the_figures():

@@ -183,7 +183,12 @@ def test_damaged_validations_are_shown(tmp_path):
 
 def test_damaged_subsets_are_shown(folder):
     path, terminal = folder / SUBSET, Terminal(Console(file=StringIO()))
-    said = {**METRICS["choice"], **Subset.load(path).choice.said(), "memory_per_device": 2**30, "memory_bytes": 2**29}
+    said = {
+        **METRICS["choice"],
+        **Subset.load(path).choice.recorded(),
+        "memory_per_device": 2**30,
+        "memory_bytes": 2**29,
+    }
     Subset.load(path).described(**said).save(path)
 
     @examples(150)
