@@ -1,10 +1,11 @@
 """Memory: estimates of ``adapeft estimate`` compared with the peaks that ``adapeft run`` reports.
 
 ``python -m tests.benchmarks.memory CASE MODEL DATA [STAGE:WORKERS[:LAUNCHER] …] [--methods NAME …]
-[--quantization TYPE]`` appends one row per setting and method to ``results/memory.md``. CASE: ``classifier`` (MODEL: an
-encoder such as MiniLM, DATA: a folder with CoLA as JSON lines) or ``language-model`` (MODEL: such as SmolLM2, DATA: a
-folder with ``train.txt`` and ``validation.txt``). TYPE: ``int8`` or ``nf4``, see ``model.quantization``. LAUNCHER:
-``local`` (the default) or ``ray``. The workers run on CPUs; the memory of a worker is its peak resident set size.
+[--quantization TYPE] [--offload PLACE]`` appends one row per setting and method to ``results/memory.md``. CASE:
+``classifier`` (MODEL: an encoder such as MiniLM, DATA: a folder with CoLA as JSON lines) or ``language-model`` (MODEL:
+such as SmolLM2, DATA: a folder with ``train.txt`` and ``validation.txt``). TYPE: ``int8`` or ``nf4``, see
+``model.quantization``. PLACE: ``cpu`` or ``nvme``, see ``cluster.offload``. LAUNCHER: ``local`` (the default) or
+``ray``. The workers run on CPUs; the memory of a worker is its peak resident set size.
 """
 
 from __future__ import annotations
@@ -71,16 +72,23 @@ CASES = {
 
 
 def main(
-    case: str, model: str, data: Path, settings: list[Setting], methods: list[str], quantization: str | None
+    case: str,
+    model: str,
+    data: Path,
+    settings: list[Setting],
+    methods: list[str],
+    quantization: str | None,
+    offload: str | None,
 ) -> None:
     stored = {} if quantization is None else {"quantization": quantization}
     of_case = replace(CASES[case], model={**CASES[case].model, **stored})
     for setting in settings:
         for method in methods:
             with tempfile.TemporaryDirectory() as temporary:
-                path = write_config(Path(temporary), of_case, METHODS[method], model, data, setting)
+                path = write_config(Path(temporary), of_case, METHODS[method], model, data, setting, offload)
                 said, used = estimated(path), run(path)
-            cells = [", ".join([Path(model).name, *stored.values()]), method, "{} x {}, {}".format(*setting)]
+            where = "{} x {}, {}".format(*setting) + ("" if offload is None else f", {offload}")
+            cells = [", ".join([Path(model).name, *stored.values()]), method, where]
             for what in ("measuring", "training"):
                 cells += compared(said[what], used[what]) if what in used and what in said else ["", "", ""]
             with RESULTS.open("a") as file:
@@ -96,8 +104,22 @@ def compared(said: int, used: int) -> list[str]:
     return [f"{said / 2**20:.0f}", f"{used / 2**20:.0f}", f"{said / used - 1:+.1%}"]
 
 
-def write_config(folder: Path, case: Case, method: dict[str, Any], model: str, data: Path, setting: Setting) -> Path:
+def write_config(
+    folder: Path,
+    case: Case,
+    method: dict[str, Any],
+    model: str,
+    data: Path,
+    setting: Setting,
+    offload: str | None,
+) -> Path:
     stage, workers, launcher = setting
+    away = {}
+    if offload is not None:
+        away["offload"] = offload
+    if offload == "nvme":
+        away["offload_folder"] = str(folder / "drive")
+        (folder / "drive").mkdir()
     calibration = {"calibration": 4 * case.batch_size, "batch_size": case.batch_size, "warmup_steps": 2}
     measures = method.get("method", "adapeft") in ("adapeft", "sam")
     tree = {
@@ -106,7 +128,7 @@ def write_config(folder: Path, case: Case, method: dict[str, Any], model: str, d
         "output": str(folder / "run"),
         "select": {"budget": case.budget, **(calibration if measures else {}), **method},
         "train": {"learning_rate": 1e-3, "batch_size": case.batch_size, "max_steps": 4},
-        "cluster": {"workers": workers, "zero_stage": stage, "launcher": launcher},
+        "cluster": {"workers": workers, "zero_stage": stage, "launcher": launcher, **away},
     }
     path = folder / "config.yaml"
     path.write_text(json.dumps(tree))
@@ -140,6 +162,7 @@ if __name__ == "__main__":
     parser.add_argument("settings", nargs="*", type=setting_of)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--quantization", choices=["int8", "nf4"])
+    parser.add_argument("--offload", choices=["cpu", "nvme"])
     given = parser.parse_args()
     settings = given.settings or SETTINGS
-    main(given.case, given.model, given.data.resolve(), settings, given.methods, given.quantization)
+    main(given.case, given.model, given.data.resolve(), settings, given.methods, given.quantization, given.offload)
