@@ -2,9 +2,9 @@
 
 ``python -m tests.benchmarks.low_rank CONFIG --out DIR [key=value …]`` chooses as ``adapeft select`` with one worker
 does, in this process, for each seed exactly and through windows of each rank. A choice is judged by the exact
-measurements of the other seeds, whose calibration examples are others: it captures the influence of its groups (or
-elements) there, as a share of what the exact choice captures. With ``--statistics DIR``, the output folder of an
-earlier comparison, only the choices are made again.
+measurements of the other seeds, whose calibration examples are others: it captures the influence that its groups (or
+elements) have there, jointly where they were chosen jointly, as a share of what the exact choice captures. With
+``--statistics DIR``, the output folder of an earlier comparison, only the choices are made again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from scipy.stats import spearmanr
 
 from adapeft.config.load import load_config
 from adapeft.files.artifact import save_json
+from adapeft.measure.influence import influence
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.registry import get_method
 from adapeft.ranks import OneRank
@@ -54,7 +57,7 @@ def main() -> None:
     for name, own in runs.items():
         for seed in arguments.seeds:
             _select(arguments, name, seed, *own)
-    judges = {seed: _values(arguments, "exact", seed) for seed in arguments.seeds}
+    judges = {seed: _Judge.of(arguments, seed) for seed in arguments.seeds}
     exact = {seed: _chosen(arguments, "exact", seed) for seed in arguments.seeds}
     print("| measurement | captured | from | to | rank correlation with the judges | processor seconds |")
     print("|---|---|---|---|---|---|")
@@ -62,9 +65,9 @@ def main() -> None:
         shares, correlations = [], []
         for seed in arguments.seeds:
             values, chosen = _values(arguments, name, seed), _chosen(arguments, name, seed)
-            for judge in {*arguments.seeds} - {seed}:
-                shares.append(_captured(chosen, judges[judge]) / _captured(exact[seed], judges[judge]))
-                correlations.append(_correlation(values, judges[judge]))
+            for judge in (judges[other] for other in arguments.seeds if other != seed):
+                shares.append(judge.captured(chosen) / judge.captured(exact[seed]))
+                correlations.append(_correlation(values, judge.influence))
         metrics = [
             json.loads(RunFolder(_measured(arguments, name, seed)).metrics.read_text()) for seed in arguments.seeds
         ]
@@ -74,6 +77,42 @@ def main() -> None:
             f"| {seconds:.0f} |",
             flush=True,
         )
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The exact measurement of a seed.
+
+    Attributes:
+        influence: influence of every group or element.
+        slope, root: slope b and √A of every element; None unless elements were chosen jointly.
+        reach: reach of the training.
+    """
+
+    influence: np.ndarray
+    slope: np.ndarray | None
+    root: np.ndarray | None
+    reach: float
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, seed: int) -> _Judge:
+        choice = Subset.load(RunFolder(_folder(arguments, "exact", seed)).subset).choice
+        slope = root = None
+        if choice.granularity == "element" and choice.unspent is not None:
+            statistics, _ = load_statistics(_measured(arguments, "exact", seed))
+            parameters = range(len(statistics.groups.parameters))
+            slope, root = (
+                torch.cat([statistics.values_of(parameter, column) for parameter in parameters]).numpy()
+                for column in (itemgetter("slope"), lambda columns: columns["curvature"].sqrt())
+            )
+        return cls(_values(arguments, "exact", seed), slope, root, float(choice.needed("reach")))
+
+    def captured(self, chosen: np.ndarray) -> float:
+        """Return the influence that the chosen groups, a mask, have together."""
+        if self.slope is None or self.root is None:
+            return float(self.influence[chosen].sum(dtype=np.float64))
+        slope, root = (torch.tensor(column[chosen].sum(dtype=np.float64)) for column in (self.slope, self.root))
+        return float(influence(slope, root**2, self.reach))
 
 
 def _folder(arguments: argparse.Namespace, name: str, seed: int) -> Path:
@@ -126,10 +165,6 @@ def _chosen(arguments: argparse.Namespace, name: str, seed: int) -> np.ndarray:
             groups.sums(index, 0, torch.from_numpy(mask).float())[1].numpy() > 0 for index, mask in enumerate(chosen)
         ]
     return np.concatenate(chosen)
-
-
-def _captured(chosen: np.ndarray, judged: np.ndarray) -> float:
-    return float(judged[chosen].sum(dtype=np.float64))
 
 
 def _correlation(values: np.ndarray, judged: np.ndarray) -> float:
