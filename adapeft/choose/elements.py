@@ -125,7 +125,7 @@ def without_draw(groups: Groups, subset: Subset) -> Subset | None:
     is_of_groups = all(
         isinstance(part, Elements) and sizes.get(name) == part.shape for name, part in subset.parts.items()
     )
-    if not is_of_groups or rest > subset.count:
+    if not is_of_groups or subset.choice.num_chosen != subset.count - rest:
         return None
     trained = _positions(groups, subset)
     drawn = draw_elements(groups, len(trained), subset.choice.seed)[:rest]

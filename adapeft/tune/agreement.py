@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _get_default_store
 
 from adapeft.errors import AdapeftError
 from adapeft.subset.subset import Subset
@@ -23,11 +22,10 @@ def check_agreement(subset: Subset) -> None:
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    store, rank = _get_default_store(), dist.get_rank()
+    store, rank, digest = dist.distributed_c10d._get_default_store(), dist.get_rank(), subset.digest
     number = store.add(f"{_KEY}/{rank}", 1)
-    mine = f"{rank} {subset.digest}"
-    first, _, digest = store.compare_set(f"{_KEY}/{number}", "", mine).decode().partition(" ")
-    if digest and digest != subset.digest:
+    first, _, expected = store.compare_set(f"{_KEY}/{number}", "", f"{rank} {digest}").decode().partition(" ")
+    if expected and expected != digest:
         raise AdapeftError(
             f"rank {rank} attaches another subset than rank {first}. Choose on one rank, save the subset, and attach "
             f"the saved one on every rank, as in deploy/examples/accelerate_loop.py."

@@ -24,9 +24,11 @@ from scipy.stats import spearmanr
 from adapeft.config.load import load_config
 from adapeft.files.artifact import save_json
 from adapeft.measure.influence import influence
+from adapeft.measure.statistics import Statistics, Value
 from adapeft.measure.storage import load_statistics
 from adapeft.methods.registry import get_method
 from adapeft.ranks import OneRank
+from adapeft.subset.choice import Choice
 from adapeft.subset.subset import Subset
 from cluster.events import ignore
 from cluster.output.folder import RunFolder
@@ -96,16 +98,12 @@ class _Judge:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, seed: int) -> _Judge:
-        choice = Subset.load(RunFolder(_folder(arguments, "exact", seed)).subset).choice
-        slope = root = None
+        statistics, choice = _measurement(arguments, "exact", seed)
+        reach, slope, root = float(choice.needed("reach")), None, None
         if choice.granularity == "element" and choice.unspent is not None:
-            statistics, _ = load_statistics(_measured(arguments, "exact", seed))
-            parameters = range(len(statistics.groups.parameters))
-            slope, root = (
-                torch.cat([statistics.values_of(parameter, column) for parameter in parameters]).numpy()
-                for column in (itemgetter("slope"), lambda columns: columns["curvature"].sqrt())
-            )
-        return cls(_values(arguments, "exact", seed), slope, root, float(choice.needed("reach")))
+            slope = _of_all(statistics, itemgetter("slope"))
+            root = _of_all(statistics, lambda columns: columns["curvature"].sqrt())
+        return cls(_influence(statistics, reach), slope, root, reach)
 
     def captured(self, chosen: np.ndarray) -> float:
         """Return the influence that the chosen groups, a mask, have together."""
@@ -143,11 +141,22 @@ def _select(arguments: argparse.Namespace, name: str, seed: int, *own: str) -> N
     print(f"{name}, seed {seed}: {seconds:.0f} processor seconds", flush=True)
 
 
+def _measurement(arguments: argparse.Namespace, name: str, seed: int) -> tuple[Statistics, Choice]:
+    statistics, _ = load_statistics(_measured(arguments, name, seed))
+    return statistics, Subset.load(RunFolder(_folder(arguments, name, seed)).subset).choice
+
+
 def _values(arguments: argparse.Namespace, name: str, seed: int) -> np.ndarray:
     """Return the influence of every group or, by element, of every element."""
-    statistics, _ = load_statistics(_measured(arguments, name, seed))
-    reach = float(Subset.load(RunFolder(_folder(arguments, name, seed)).subset).choice.needed("reach"))
-    value = partial(get_method("adapeft").value, reach=reach)  # type: ignore[attr-defined]
+    statistics, choice = _measurement(arguments, name, seed)
+    return _influence(statistics, float(choice.needed("reach")))
+
+
+def _influence(statistics: Statistics, reach: float) -> np.ndarray:
+    return _of_all(statistics, partial(get_method("adapeft").value, reach=reach))  # type: ignore[attr-defined]
+
+
+def _of_all(statistics: Statistics, value: Value) -> np.ndarray:
     parameters = range(len(statistics.groups.parameters))
     return torch.cat([statistics.values_of(parameter, value) for parameter in parameters]).numpy()
 

@@ -78,7 +78,7 @@ def main(
     settings: list[Setting],
     methods: list[str],
     quantization: str | None,
-    offload: str | None,
+    offload: str,
 ) -> None:
     stored = {} if quantization is None else {"quantization": quantization}
     of_case = replace(CASES[case], model={**CASES[case].model, **stored})
@@ -87,7 +87,7 @@ def main(
             with tempfile.TemporaryDirectory() as temporary:
                 path = write_config(Path(temporary), of_case, METHODS[method], model, data, setting, offload)
                 said, used = estimated(path), run(path)
-            where = "{} x {}, {}".format(*setting) + ("" if offload is None else f", {offload}")
+            where = "{} x {}, {}".format(*setting) + ("" if offload == "none" else f", {offload}")
             cells = [", ".join([Path(model).name, *stored.values()]), method, where]
             for what in ("measuring", "training"):
                 cells += compared(said[what], used[what]) if what in used and what in said else ["", "", ""]
@@ -111,12 +111,10 @@ def write_config(
     model: str,
     data: Path,
     setting: Setting,
-    offload: str | None,
+    offload: str,
 ) -> Path:
     stage, workers, launcher = setting
-    away = {}
-    if offload is not None:
-        away["offload"] = offload
+    away = {"offload": offload}
     if offload == "nvme":
         away["offload_folder"] = str(folder / "drive")
         (folder / "drive").mkdir()
@@ -162,7 +160,7 @@ if __name__ == "__main__":
     parser.add_argument("settings", nargs="*", type=setting_of)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--quantization", choices=["int8", "nf4"])
-    parser.add_argument("--offload", choices=["cpu", "nvme"])
+    parser.add_argument("--offload", choices=["none", "cpu", "nvme"], default="none")
     given = parser.parse_args()
     settings = given.settings or SETTINGS
     main(given.case, given.model, given.data.resolve(), settings, given.methods, given.quantization, given.offload)

@@ -30,7 +30,12 @@ def through_peft(plain: nn.Module, delta: Path, base: Path, out: Path, task_type
         return PeftModel.from_pretrained(plain, out).eval()
     assert folders == [out / "lora", out / "shira"]
     assert types == [None, None], "PeftMixedModel knows no tasks"
+    return with_two_adapters(plain, out).eval()
+
+
+def with_two_adapters(plain: nn.Module, out: Path) -> PeftMixedModel:
+    """Load the two adapters in ``out`` on the plain model."""
     loaded = PeftMixedModel.from_pretrained(plain, str(out / "shira"), "shira")
     loaded.load_adapter(str(out / "lora"), "lora")
     loaded.set_adapter(["shira", "lora"])
-    return loaded.eval()
+    return loaded

@@ -44,12 +44,11 @@ class Random(UnmeasuredMethod[RandomOptions]):
 
 def random_subset(groups: Groups, plan: Plan[Any]) -> Subset:
     """Return a uniform draw within the plan's budget with the plan's seed."""
-    drawn = _draw_elements if groups.granularity == "element" else _draw_groups
-    return drawn(groups, plan).described(status="drawn")
-
-
-def _draw_elements(groups: Groups, plan: Plan[Any]) -> Subset:
-    return subset_at(groups, draw_elements(groups, plan.budget, plan.seed))
+    if groups.granularity == "element":
+        drawn = subset_at(groups, draw_elements(groups, plan.budget, plan.seed))
+    else:
+        drawn = _draw_groups(groups, plan)
+    return drawn.described(status="drawn")
 
 
 def _draw_groups(groups: Groups, plan: Plan[Any]) -> Subset:

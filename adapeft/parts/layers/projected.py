@@ -111,7 +111,7 @@ class ProjectedLookUp(torch.autograd.Function):
             rows = rows.masked_fill(tokens.eq(ctx.padding_idx).unsqueeze(-1), 0.0)
         seen = rows @ right_window.to(ctx.dtype)
         grad_right = seen.new_zeros(ctx.num_rows, seen.shape[-1]).index_add_(0, tokens, seen)
-        grad_left = None if left_window is None else rows.t() @ left_window.to(ctx.dtype)[tokens]
+        grad_left = None if left_window is None else _thin(rows, left_window.to(ctx.dtype)[tokens])
         return grad, None, None, grad_right, None, grad_left, None
 
 

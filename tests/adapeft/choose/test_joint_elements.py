@@ -162,7 +162,7 @@ def test_another_subset_has_no_known_draw():
     moved = Elements((5000,), (filled.parts["w"].indices + 1) % 5000)
     for parts in ({"w": moved}, {"v": filled.parts["w"]}, {"w": Elements((6000,), filled.parts["w"].indices)}):
         assert without_draw(given[0], replace(filled, parts=parts)) is None
-    for num_drawn in (501, 10**9):
+    for num_drawn in (501, 10**9, 1):
         assert without_draw(given[0], filled.described(num_drawn=num_drawn)) is None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftMixedModel, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.shira import ShiraLayer
 from safetensors.torch import load_file
@@ -30,6 +30,7 @@ from tests.adapeft.tune import test_architectures as architectures
 from tests.oracles.leaves import logits
 from tests.oracles.merged import random_delta, save_base, summed
 from tests.oracles.parts import MODELS, make_llama
+from tests.support.through_peft import with_two_adapters
 from tests.support.tiny import make_bert, make_gpt2
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
@@ -163,9 +164,7 @@ def test_two_adapters_where_one_type_is_not_enough(make, tmp_path):
     delta = random_delta(make(), parts)
     folders = save_for_peft(delta, save_base(make(), tmp_path / "base"), tmp_path / "peft")
     assert folders == [tmp_path / "peft" / "shira", tmp_path / "peft" / "lora"]
-    loaded = PeftMixedModel.from_pretrained(make(), str(folders[0]), "shira")
-    loaded.load_adapter(str(folders[1]), "lora")
-    loaded.set_adapter(["shira", "lora"])
+    loaded = with_two_adapters(make(), tmp_path / "peft")
     expected = logits(summed(make(), delta))
     torch.testing.assert_close(logits(loaded.base_model.model), expected, rtol=1e-5, atol=1e-5)
 
