@@ -31,11 +31,11 @@ def save_for_peft(delta: Delta, base: str, out: str | Path, *, servable: bool = 
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft.PeftModel.from_pretrained``.
 
     LoRA stays LoRA, and k rows of a linear layer are exactly LoRA of rank k: a loader that uses only r, lora_alpha and
-    the tensors reads both correctly (see ``lora_for_peft``). Single elements become SHiRA, rows of embeddings trainable
-    tokens, and the bias of a linear layer a bias of LoRA. Every other tensor, and a matrix too dense for SHiRA, goes
-    with its module into ``modules_to_save``: base + difference, in the base's dtype. Only PEFT loads these four.
-    With both SHiRA and LoRA there are two folders, ``out/shira`` and ``out/lora``, which ``peft.PeftMixedModel`` loads
-    in this order.
+    the tensors reads both correctly (see ``lora_for_peft``). Single elements become SHiRA, those of a ``Conv1D`` the
+    LoRA of the rows or columns that they are in, rows of embeddings trainable tokens, and the bias of a linear layer a
+    bias of LoRA. Every other tensor, and a matrix too dense for SHiRA, goes with its module into ``modules_to_save``:
+    base + difference, in the base's dtype. Only PEFT loads these. With both SHiRA and LoRA there are two folders,
+    ``out/shira`` and ``out/lora``, which ``peft.PeftMixedModel`` loads in this order.
 
     Args:
         delta: delta of a run; its description names the task.

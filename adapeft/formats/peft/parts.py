@@ -83,8 +83,8 @@ def sort_for_peft(delta: Delta, structure: PreTrainedModel) -> PeftParts:
             tied = f", tied to {places[name][1]!r}" if len(places[name]) > 1 else ""
             raise AdapeftError(
                 f"the delta changes {change.part.kind} of {name!r}, a parameter of {type(layer.module).__name__}{tied}"
-                f": PEFT holds LoRA and rows of untied linear layers, single elements of untied nn.Linear, rows and "
-                f"elements of nn.Embedding, and whole tensors. {REMEDY}"
+                f": PEFT holds LoRA, rows and elements of untied linear layers, rows and elements of nn.Embedding, and "
+                f"whole tensors. {REMEDY}"
             )
     for name in _too_dense(found.elements):
         del found.elements[name]
@@ -158,6 +158,8 @@ def _(part: Rows, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
 def _(part: Elements, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
     if layer.info.is_linear and is_plain(layer.module, nn.Linear):
         found.elements[layer.info.name] = Change(part, values)
+    elif layer.info.is_linear:
+        return _hold_as_lora(part, values, layer, found)
     elif layer.has_tokens:
         found.tokens[owner_of(layer.info.name)] = _as_rows(part, values)
     else:
@@ -173,6 +175,17 @@ def _(part: Lora, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
     found.lora[layer.info.name] = Change(part, values)
     found.layers |= layer.paths
     return True
+
+
+def _hold_as_lora(part: Elements, values: Tensor, layer: _Layer, found: PeftParts) -> bool:
+    """Add elements of a layer that SHiRA does not know, ``Conv1D``, as the LoRA of their rows or columns.
+
+    A matrix for which the smaller of the two is larger than itself is saved whole.
+    """
+    lines = min((_as_rows(part, values, dim) for dim in range(2)), key=lambda change: len(change.values))
+    if len(lines.values) * sum(part.shape) > math.prod(part.shape):
+        return _hold(Whole(part.shape), values, layer, found)
+    return _hold(lines.part, lines.values, layer, found)
 
 
 def shira_rank(change: Change[Elements]) -> int:
@@ -197,13 +210,14 @@ def _too_dense(elements: Mapping[str, Change[Elements]]) -> list[str]:
     return too_dense(min({shira_rank(change) for change in elements.values()}, key=num_bytes)) if elements else []
 
 
-def _as_rows(part: Elements, values: Tensor) -> Change[Rows]:
-    """Return elements of a matrix as the rows that they are in, with zeros for the others."""
+def _as_rows(part: Elements, values: Tensor, dim: int = 0) -> Change[Rows]:
+    """Return elements of a matrix as the rows along ``dim`` that they are in, with zeros for the others."""
     width = part.shape[1]
-    rows, place = torch.unique(part.indices // width, return_inverse=True)
-    dense = values.new_zeros(len(rows), width)
-    dense[place, part.indices % width] = values
-    return Change(Rows(part.shape, rows), dense)
+    places = (part.indices // width, part.indices % width)
+    rows, own = torch.unique(places[dim], return_inverse=True)
+    dense = values.new_zeros(len(rows), part.shape[1 - dim])
+    dense[own, places[1 - dim]] = values
+    return Change(Rows(part.shape, rows, dim), dense)
 
 
 def _low_rank(part: Rows, values: Tensor, output_dim: int | None) -> Change[Lora]:

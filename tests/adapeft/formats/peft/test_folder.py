@@ -137,6 +137,24 @@ def test_elements_are_shira(make, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("indices", "rank"),
+    [
+        (torch.tensor([0, 7, 35, 40, 396]), 3),  # in three rows and four columns
+        (torch.tensor([4, 40, 76, 112]), 1),  # in one column
+        (torch.arange(0, 432, 13), None),  # in every row
+    ],
+)
+def test_elements_of_conv1d_are_lora_or_the_whole_matrix(indices, rank, tmp_path):
+    name = "transformer.h.0.attn.c_attn"
+    check(make_gpt2, {f"{name}.weight": Elements((12, 36), indices)}, tmp_path)
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    if rank:
+        assert (config["r"], config["target_modules"], config["modules_to_save"]) == (rank, [name], None)
+    else:
+        assert config["modules_to_save"] == [name]
+
+
+@pytest.mark.parametrize(
     ("make", "name"), [(make_bert, "bert.embeddings.word_embeddings.weight"), (make_gpt2, "transformer.wte.weight")]
 )
 def test_elements_of_embeddings_are_rows_of_tokens(make, name, tmp_path):
@@ -220,15 +238,14 @@ def test_a_module_named_like_the_end_of_another(tmp_path):
 @pytest.mark.parametrize(
     ("make", "parts", "message"),
     [
-        (
-            make_gpt2,
-            {"transformer.h.0.attn.c_attn.weight": Elements((12, 36), ROW)},
-            r"elements of 'transformer.h.0.attn.c_attn.weight', a parameter of Conv1D: .*\(adapeft merge\)",
-        ),
-        (
-            lambda: architectures.make("opt")[0],
-            {"model.decoder.embed_positions.weight": Rows((18, 12), ROW)},
-            "rows of 'model.decoder.embed_positions.weight', a parameter of OPTLearnedPositionalEmbedding",
+        *(
+            (
+                lambda: architectures.make("opt")[0],
+                {"model.decoder.embed_positions.weight": part},
+                f"{part.kind} of 'model.decoder.embed_positions.weight', a parameter of "
+                r"OPTLearnedPositionalEmbedding: .*\(adapeft merge\)",
+            )
+            for part in (Rows((18, 12), ROW), Elements((18, 12), ROW))
         ),
         (
             make_bert,
