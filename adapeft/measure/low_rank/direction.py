@@ -51,9 +51,9 @@ def measure_direction_of_low_rank(passes: Passes, kind: str) -> list[Tensor]:
     shards = passes.shards
     assert isinstance(shards, SeenShards)
     moments = measure_moments(passes, shards, "ranges", passes.calibration.half_a)
-    views = {}
+    views, of_model = {}, root_mean_square(moments)
     for candidate, one in moments.of_matrices.items():
-        scale = column_scale(one, root_mean_square(moments)) if kind == "adam" else torch.ones_like(one.columns)
+        scale = column_scale(one, of_model) if kind == "adam" else torch.ones_like(one.columns)
         ranges = basis_of(one.left / scale[..., None]) * (scale.mean(-1, keepdim=True) / scale)[..., None]
         basis, sizes, _ = torch.linalg.svd(ranges.double(), full_matrices=False)
         window = (basis * (sizes > 0).unsqueeze(-2)).float()
