@@ -43,26 +43,27 @@ class Base:
         return self.structure.config
 
 
-def open_base(name: str, task: str, labels: Mapping[str, Any]) -> Base:
+def open_base(name: str, task: str, labels: Mapping[str, Any], revision: str | None = None) -> Base:
     """Read the config and the names of the weights; the weights are read on demand.
 
     Args:
         name: folder or hub name of the base.
         task: name of the task.
         labels: options of the config that the task sets.
+        revision: branch, tag or commit of a hub model.
 
     Raises:
         AdapeftError: there is no such base, or it has no config or weights.
     """
-    folder = local_folder(name)
+    folder = local_folder(name, revision)
     with reading(f"--model {name!r}: is not a model", "Give a folder with config.json and weights.", *CONFIG_ERRORS):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
         tokenizer = _repadded(folder, config, task)
         structure = build_structure(config, task)
-    return Base(open_checkpoint(name, structure), tokenizer)
+    return Base(open_checkpoint(name, structure, revision), tokenizer)
 
 
-def base_of(delta: Delta, name: str) -> Base:
+def base_of(delta: Delta, name: str, revision: str | None = None) -> Base:
     """Open the base ``name``, a folder or hub name, for the task of ``delta``; the fingerprint is not checked here.
 
     Raises:
@@ -77,7 +78,7 @@ def base_of(delta: Delta, name: str) -> Base:
             f"that model in Python instead, and call adapeft.Delta.load(path).apply(model) and then "
             f"model.save_pretrained(out)."
         )
-    return open_base(name, task, described.get("labels", {}))
+    return open_base(name, task, described.get("labels", {}), revision)
 
 
 def _repadded(folder: Path, config: PretrainedConfig, task: str) -> PreTrainedTokenizerBase | None:

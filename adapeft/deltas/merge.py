@@ -33,7 +33,15 @@ _COMPANIONS = (
 )  # fmt: skip
 
 
-def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None, *, unquantized: bool = False) -> Path:
+def merge(
+    delta: Delta,
+    base: str,
+    out: str | Path,
+    dtype: str | None = None,
+    *,
+    unquantized: bool = False,
+    revision: str | None = None,
+) -> Path:
     """Write base + delta as a plain Hugging Face checkpoint of the task's architecture.
 
     Entries of the delta that are lost to rounding are counted in ``adapeft_merge.json`` and cause a warning.
@@ -46,6 +54,7 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None, *,
             checkpoint. In float32 no entry is lost to rounding.
         unquantized: whether the delta was trained on a quantized base and ``base`` is its unquantized checkpoint. The
             result is another model than the one that was trained.
+        revision: branch, tag or commit of a base on the hub.
 
     Raises:
         AdapeftError: the base is another one or has no weights, the delta has adapters, or belongs to a quantized base
@@ -62,7 +71,7 @@ def merge(delta: Delta, base: str, out: str | Path, dtype: str | None = None, *,
         )
     check_may_be_merged(delta, unquantized=unquantized)
     check_new_folder(out)
-    found = base_of(delta, base)
+    found = base_of(delta, base, revision)
     if unquantized:
         delta = for_unquantized(delta, found)
     delta.check_shapes(found.structure)

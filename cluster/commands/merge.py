@@ -20,6 +20,7 @@ def merge(
     delta: Annotated[str, typer.Argument(help="delta.safetensors of a run: path or URL")],
     model: Annotated[str, typer.Option(help="base model: folder or hub name")],
     out: Annotated[Path, typer.Option(help="folder to write, new or empty")],
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of a base on the hub")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; default: the base's, which may round the delta")
     ] = None,
@@ -52,7 +53,7 @@ def merge(
         load_config(evaluate)
     repository = None if push is None else _checked(push, path, private=private)
     with terminal.noting():
-        merged = merge_into(Delta.load(path), model, out, dtype, unquantized=unquantized)
+        merged = merge_into(Delta.load(path), model, out, dtype, unquantized=unquantized, revision=revision)
     if evaluate is not None:
         _compare(evaluate, path, merged, terminal)
     elif unquantized:

@@ -27,7 +27,9 @@ from adapeft.tasks.registry import TASKS
 _OPTIONAL_PREFIX = f"({PREFIX})?".replace(".", r"\.")
 
 
-def save_for_peft(delta: Delta, base: str, out: str | Path, *, servable: bool = False) -> list[Path]:
+def save_for_peft(
+    delta: Delta, base: str, out: str | Path, *, servable: bool = False, revision: str | None = None
+) -> list[Path]:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` for ``peft.PeftModel.from_pretrained``.
 
     LoRA stays LoRA, and k rows of a linear layer are exactly LoRA of rank k: a loader that uses only r, lora_alpha and
@@ -42,6 +44,7 @@ def save_for_peft(delta: Delta, base: str, out: str | Path, *, servable: bool = 
         base: folder or hub name of the base of the delta, with safetensors weights.
         out: folder to write, which must not exist or be empty.
         servable: whether the LoRA loaders of vLLM and SGLang must accept the adapter (see ``adapeft/servers.py``).
+        revision: branch, tag or commit of a base on the hub, which the adapter names.
 
     Returns:
         The folders that hold an adapter.
@@ -52,7 +55,7 @@ def save_for_peft(delta: Delta, base: str, out: str | Path, *, servable: bool = 
     """
     out = Path(out)
     check_new_folder(out)
-    found = base_of(delta, base)
+    found = base_of(delta, base, revision)
     parts = sort_for_peft(delta, found.structure)
     if servable:
         make_servable(parts, found.structure)
@@ -69,6 +72,7 @@ def save_for_peft(delta: Delta, base: str, out: str | Path, *, servable: bool = 
     with new_folder(out) as temporary:
         for name, (config, tensors) in adapters.items():
             config.base_model_name_or_path = delta.description["model"].get("name")
+            config.revision = revision
             config.task_type = None if both else _task_type(parts, delta, found)
             config.inference_mode = True
             folder = temporary / name if both else temporary

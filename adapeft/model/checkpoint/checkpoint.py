@@ -24,7 +24,7 @@ from adapeft.model.structure import parameter_names
 from adapeft.model.wrappers import wrapped_names
 
 
-def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
+def open_checkpoint(base: str, structure: PreTrainedModel, revision: str | None = None) -> Checkpoint:
     """Open the weights of ``base`` for a model with the modules of ``structure``.
 
     Safetensors are read one tensor at a time. If transformers converts tensors (fused experts), or if the weights are
@@ -34,11 +34,12 @@ def open_checkpoint(base: str, structure: PreTrainedModel) -> Checkpoint:
     Args:
         base: folder or hub name.
         structure: the model, possibly on the meta device.
+        revision: branch, tag or commit of a hub model.
 
     Raises:
         AdapeftError: the base does not exist or has no weights.
     """
-    folder = local_folder(base)
+    folder = local_folder(base, revision)
     found = open_stored(folder, base, structure)
     return found if found is not None and found.is_final else LoadedCheckpoint(folder, structure)
 

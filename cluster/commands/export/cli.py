@@ -15,6 +15,9 @@ def export(
     to: Annotated[str, typer.Option(help="peft: a PEFT adapter; unfrozen-parameters: a list of names for axolotl")],
     out: Annotated[Path, typer.Option(help="folder to write, new or empty; for unfrozen-parameters a file")],
     model: Annotated[str | None, typer.Option(help="base model: folder or hub name; only for peft")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="branch, tag or commit of a base on the hub; only for peft")
+    ] = None,
     servable: Annotated[
         bool,
         typer.Option("--servable", help="refuse what the LoRA loaders of vLLM and SGLang cannot load; only for peft"),
@@ -25,4 +28,4 @@ def export(
     from cluster.terminal.console import Terminal
 
     silence_libraries()
-    export_to(path, to, model, out, Terminal(), servable=servable)
+    export_to(path, to, model, out, Terminal(), servable=servable, revision=revision)

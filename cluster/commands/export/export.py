@@ -17,7 +17,16 @@ from cluster.terminal.console import Terminal
 _FORMATS = ("peft", "unfrozen-parameters")
 
 
-def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal, *, servable: bool = False) -> None:
+def export(
+    path: Path,
+    to: str,
+    model: str | None,
+    out: Path,
+    terminal: Terminal,
+    *,
+    servable: bool = False,
+    revision: str | None = None,
+) -> None:
     """Export the delta or subset at ``path`` and print the paths of the written files.
 
     Raises:
@@ -27,10 +36,11 @@ def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal
         pointer = " `adapeft merge` writes a plain checkpoint." if to == "checkpoint" else did_you_mean(to, _FORMATS)
         raise AdapeftError(f"--to {to}: unknown format. The formats are {' and '.join(_FORMATS)}.{pointer}")
     if to == "unfrozen-parameters":
-        if model is not None:
-            raise AdapeftError("--model: not used by unfrozen-parameters, which only lists names. Leave it out.")
-        if servable:
-            raise AdapeftError("--servable: not used by unfrozen-parameters, which only lists names. Leave it out.")
+        for option, is_given in (("model", model), ("revision", revision), ("servable", servable)):
+            if is_given:
+                raise AdapeftError(
+                    f"--{option}: not used by unfrozen-parameters, which only lists names. Leave it out."
+                )
         print(save_unfrozen_parameters(_load(path), out))
         return
     if model is None:
@@ -39,7 +49,7 @@ def export(path: Path, to: str, model: str | None, out: Path, terminal: Terminal
     if isinstance(found, Subset):
         raise AdapeftError(f"{path}: a subset, but a PEFT adapter holds trained values. Give the delta of a run.")
     with terminal.noting():
-        folders = save_for_peft(found, model, out, servable=servable)
+        folders = save_for_peft(found, model, out, servable=servable, revision=revision)
     beyond = [what for folder in folders for what in _beyond_lora(folder)]
     if beyond:
         terminal.note(

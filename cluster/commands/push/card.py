@@ -51,7 +51,7 @@ def card_of_run(
         *("## Results", _table(figures)),
         *(f"![{picture.stem}](pictures/{picture.name})" for picture in pictures),
         *("## Loading", "With adapeft installed:", _code(_loading(config, delta, repository))),
-        *(_merging(delta, base, repository) if _can_be_merged(delta) and config.model.revision is None else []),
+        *(_merging(delta, base, config.model.revision, repository) if _can_be_merged(delta) else []),
         *([f"The base was quantized to {delta.quantization} while it was loaded."] if delta.quantization else []),
         f"Made with {', '.join(f'{name} {version}' for name, version in versions.items())}." if versions else "",
     ]
@@ -136,8 +136,9 @@ def _can_be_merged(delta: Delta) -> bool:
     return all(change.part.changes_parameter for change in delta.changes.values())
 
 
-def _merging(delta: Delta, base: str, repository: str) -> list[str]:
-    options = f"--model {_shown(base)} --out merged{' --unquantized' * bool(delta.quantization)}"
+def _merging(delta: Delta, base: str, revision: str | None, repository: str) -> list[str]:
+    options = f"--model {_shown(base)}{f' --revision {revision}' if revision else ''} --out merged"
+    options += " --unquantized" * bool(delta.quantization)
     return ["Or as a plain checkpoint:", f"```\nadapeft merge hf://{repository}/delta.safetensors {options}\n```"]
 
 

@@ -290,7 +290,7 @@ def _checkpoint(config: Config, structure: PreTrainedModel) -> Checkpoint | None
     folder = Path(config.model.name)
     if folder.is_dir() and not has_weights(folder):
         return None
-    return open_checkpoint(config.model.name, structure)
+    return open_checkpoint(config.model.name, structure, config.model.revision)
 
 
 def _scores(

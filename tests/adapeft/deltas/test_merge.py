@@ -21,7 +21,9 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
+import adapeft
 import adapeft.deltas.merge as merging
+import adapeft.model.checkpoint.files as files
 import adapeft.model.checkpoint.shard as shard
 from adapeft import AdapeftError, Delta, attach, delta, merge
 from adapeft.data.description import DataDescription
@@ -80,6 +82,22 @@ def assert_merged(out: Path, expected: nn.Module, subset: Subset, base: nn.Modul
             assert not (mask & ~inside(subset.parts.get(name), mask.shape)).any()
     count = sum(int(mask.sum()) for name, mask in masks.items() if name not in subset.new)
     assert 0.5 * subset.count < count <= subset.count
+
+
+def test_a_base_on_the_hub_at_a_revision(tmp_path, monkeypatch):
+    newest = make_bert()
+    nn.init.ones_(newest.bert.embeddings.LayerNorm.bias)
+    folders = {"v1.0": save(make_bert(), tmp_path / "trained"), None: save(newest, tmp_path / "newest")}
+    monkeypatch.setattr(files, "snapshot_download", lambda name, revision, **_: str(folders[revision]))
+    found = bert_delta()
+    of_hub = merge(found, "org/base", tmp_path / "of-hub", revision="v1.0")
+    of_folder = merge(found, str(folders["v1.0"]), tmp_path / "of-folder")
+    tensors = [load_file(out / "model.safetensors") for out in (of_hub, of_folder)]
+    assert all(torch.equal(tensors[0][name], value) for name, value in tensors[1].items())
+    (adapter,) = adapeft.save_for_peft(bert_delta("row"), "org/base", tmp_path / "peft", revision="v1.0")
+    assert json.loads((adapter / "adapter_config.json").read_text())["revision"] == "v1.0"
+    with pytest.raises(AdapeftError, match="the delta belongs to a base model of fingerprint"):
+        merge(found, "org/base", tmp_path / "of-newest")
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -116,7 +116,7 @@ def test_the_card_loads_the_revision_that_was_trained(trained):
     config = config.model_copy(update={"model": config.model.model_copy(update=base)})
     card = card_of_run(config, json.loads(run.metrics.read_text()), delta, "me/tiny", "0", [])
     assert 'from_pretrained("org/base", revision="v1.0", trust_remote_code=True, id2label=' in card.text
-    assert "adapeft merge" not in card.text  # which reads the newest revision
+    assert "adapeft merge hf://me/tiny/delta.safetensors --model org/base --revision v1.0 --out merged" in card.text
 
 
 def test_pictures_are_pushed_and_shown_in_the_card(command, hub, trained, tmp_path):

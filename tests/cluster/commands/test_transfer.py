@@ -18,6 +18,7 @@ from adapeft.methods.adapeft import options
 from adapeft.methods.registry import get_method
 from adapeft.subset.subset import Subset
 from adapeft.tune.attach import attach
+from cluster.commands.transfer import transfer as transferring
 from cluster.ranks.inputs import load_inputs
 from tests.cluster.run.test_pipeline import text_of
 from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
@@ -187,6 +188,14 @@ def test_gradients_inside_a_target_that_auto_measures_with_low_rank(transferred,
     assert f"inside = {inside}: needs the gradients of single elements" in done.stderr
     assert "low-rank, as auto is for a model of" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_target_s_weights_are_those_of_its_revision(source, monkeypatch):
+    opened = []
+    monkeypatch.setattr(transferring, "open_checkpoint", lambda *arguments: opened.append(arguments))
+    config = load_config(source[0] / "run.yaml", ["model.name=org/larger", "model.revision=v1.0"])
+    transferring._checkpoint(config, None)
+    assert opened == [("org/larger", None, "v1.0")]
 
 
 def test_where_there_is_no_run(command, source, transferred, larger, tmp_path):
