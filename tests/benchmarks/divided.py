@@ -38,7 +38,7 @@ from adapeft.subset.subset import Subset
 from cluster.launch.resources import environment_of
 from cluster.output.folder import RunFolder
 from tests.support.checkpoints import save_tokenizer, write_text
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 PIECES = "pieces.json"
 RESULTS = Path(__file__).parent / "results" / "divided.md"

@@ -18,7 +18,7 @@ from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
 from adapeft.tune.attach import attach
 from tests.support.questions import make_llama, make_prompts
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 

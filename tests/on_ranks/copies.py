@@ -18,7 +18,7 @@ from cluster.launch.copies import Look, run_copy
 from cluster.output.folder import RunFolder
 from cluster.ranks.finetune import finetune
 from cluster.ranks.measure import measure_and_choose
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 
 class StoppedError(Exception):

@@ -26,7 +26,7 @@ from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from adapeft.tune.attach import attach
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 
 class Held(TorchDispatchMode):

@@ -27,7 +27,7 @@ from cluster.output.folder import RunFolder
 from cluster.ranks import finetune as finetuning
 from cluster.ranks import measure as measuring
 from tests.support.normalized import make_normalized
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 __all__ = ["make_normalized"]  # registers its architecture
 

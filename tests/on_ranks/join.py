@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 if __name__ == "__main__":
     from cluster.zero.engine import join

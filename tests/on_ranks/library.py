@@ -23,8 +23,8 @@ from adapeft import AdapeftError
 from adapeft.parts.rows import Rows
 from tests.oracles.leaves import make_subset
 from tests.oracles.parts import MODELS, mixed_subset
+from tests.support.ranks import leave
 from tests.support.tiny import make_batches
-from tests.support.torchrun import leave
 
 KINDS = ("tensor", "row", "element", "lora")
 NUM_STEPS = 3

@@ -19,7 +19,7 @@ from adapeft.config.load import load_config
 from cluster.events import ignore
 from cluster.ranks import measure as measuring
 from cluster.ranks.peak import peak_memory
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 OVERRIDES = ["calibration=48", "warmup_steps=4", "select.batch_size=8", "cluster.save_interval=1e-9"]
 # tag → (further overrides, batches before the stop, which is in a warm-up, the direction, slope or curvature pass)

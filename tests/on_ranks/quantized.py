@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from adapeft.config.load import load_config
 from cluster.output.folder import RunFolder
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 CASES = {
     "row": ["groups=row", "select.rank=4", "budget=10%"],

@@ -19,7 +19,7 @@ from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
 from adapeft.tune.attach import attach
 from adapeft.tune.attachment import attachment_of
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 RUNS = [(stage, checkpointing) for stage in (0, 1, 2, 3) for checkpointing in (False, True)]
 NUM_STEPS, NUM_EXAMPLES = 4, 6

@@ -20,7 +20,7 @@ from adapeft.tune.attach import attach
 from tests.on_ranks.statistics import BATCH_SIZE, MODELS
 from tests.on_ranks.training import losses_of
 from tests.oracles.rules import CASES, CLIP, DECAY, LEARNING_RATE, NUM_STEPS, dense_subset, falling, make_model
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 # model, case, ZeRO stage, micro-batch size, gradient checkpointing, step of a stop (0: none), persistence threshold
 PROJECTING = ("child-pruning", "diff-pruning, structured")

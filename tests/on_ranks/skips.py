@@ -16,8 +16,8 @@ from adapeft.deltas.extract import extract_delta
 from adapeft.tune.attach import attach
 from tests.on_ranks.statistics import BATCH_SIZE
 from tests.on_ranks.training import NUM_STEPS, engine_of, losses_of, subset_of, values_of
+from tests.support.ranks import leave
 from tests.support.tiny import make_bert
-from tests.support.torchrun import leave
 
 BAD_STEP = 2
 # ZeRO stage, dtype, what is not finite, gradient clipping, micro-batch size

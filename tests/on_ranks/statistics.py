@@ -31,8 +31,8 @@ from adapeft.selection.choose import choose, judged
 from adapeft.tasks.inference import infer_objective
 from adapeft.tasks.losses import pieces
 from tests.support.gradients import LiveGradients
+from tests.support.ranks import leave
 from tests.support.tiny import VOCABULARY, make_batches, make_bert, make_gpt2
-from tests.support.torchrun import leave
 
 MODELS = {"bert": make_bert, "gpt2": make_gpt2}
 CASES = {

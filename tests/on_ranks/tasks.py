@@ -40,7 +40,7 @@ from tests.support.checkpoints import (
     write_lines,
 )
 from tests.support.pictures import write_pictures, write_vit
-from tests.support.torchrun import leave
+from tests.support.ranks import leave
 
 STAGES = (0, 1, 2, 3)
 OVERRIDES = ("select.calibration=16", "select.batch_size=8", "select.warmup_steps=4", "groups=row", "budget=20%")

@@ -16,8 +16,8 @@ from transformers import Trainer, TrainingArguments
 import adapeft
 from adapeft import AdapeftError
 from tests.oracles.parts import mixed_subset
+from tests.support.ranks import leave
 from tests.support.tiny import make_batches, make_bert
-from tests.support.torchrun import leave
 
 NUM_STEPS = 4
 BATCH_SIZE = 4

@@ -32,8 +32,8 @@ from adapeft.tasks.losses.micro_batches import micro_losses
 from adapeft.tune.attach import attach
 from tests.on_ranks.statistics import BATCH_SIZE, PIECE_BYTES, examples_of, joined
 from tests.oracles.parts import MODELS, mixed_subset
+from tests.support.ranks import leave
 from tests.support.tiny import make_batches
-from tests.support.torchrun import leave
 
 LEARNING_RATE = 0.05
 HEAD_RATE = 0.02

@@ -6,6 +6,4 @@ import multiprocessing
 
 FORKS = multiprocessing.get_context("forkserver")
 """Starts each process from a server that has imported the libraries, which takes seconds, once for all tests."""
-FORKS.set_forkserver_preload(
-    ["pytest", "datasets", "transformers", "adapeft.files.artifact", "adapeft.subset.store", "adapeft.tasks.registry"]
-)
+FORKS.set_forkserver_preload(["pytest", "tests.support.preloaded"])

@@ -8,7 +8,7 @@ import torch
 from adapeft import Delta, attach, delta
 from tests.on_ranks.library import KINDS, WRAPPERS, batches_of, subset_of, train_on
 from tests.oracles.parts import MODELS
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.ranks
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    torchrun(2, "tests.on_ranks.library", folder)
+    run_on_ranks(2, "tests.on_ranks.library", folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from adapeft.files.rank_files import rank_paths
 from cluster.launch.copies import run_copy
 from cluster.output.folder import RunFolder
 from cluster.output.mirror import Mirror
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -53,10 +53,10 @@ def test_stages_move_between_machines(config, launcher):
 
     RunFolder(alone).claim(load_config(config, [*SETTINGS, f"output={alone}"]))
     (alone / "logs" / ".mark").touch()
-    torchrun(2, "tests.on_ranks.copies", f"{one},{two}", "measure,train", 0, config, *SETTINGS, f"output={alone}")
+    run_on_ranks(2, "tests.on_ranks.copies", f"{one},{two}", "measure,train", 0, config, *SETTINGS, f"output={alone}")
 
     put(url, config)
-    torchrun(2, "tests.on_ranks.copies", f"{one},{two}", "measure,train", 6, config, *SETTINGS, f"output={url}")
+    run_on_ranks(2, "tests.on_ranks.copies", f"{one},{two}", "measure,train", 6, config, *SETTINGS, f"output={url}")
     folder = put(url, config)
     assert load_tensors(folder.delta, "delta")[1]["step"] == 6
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-4"]
@@ -66,7 +66,7 @@ def test_stages_move_between_machines(config, launcher):
         (copied,) = (launcher / name).glob("adapeft/runs/*")
         shutil.copytree(folder.checkpoints / "step-4", copied / "checkpoints" / "step-11")
     # The first rank is now on the other machine, where the second rank wrote its part of the checkpoint.
-    torchrun(2, "tests.on_ranks.copies", f"{two},{one}", "train", 0, config, *SETTINGS, f"output={url}")
+    run_on_ranks(2, "tests.on_ranks.copies", f"{two},{one}", "train", 0, config, *SETTINGS, f"output={url}")
     put(url, config)
     assert load_table(folder.table).equals(load_table(alone / "groups.parquet"))
     for mine, other in zip(

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import adapeft
+from tests.support.ranks import run_on_ranks
 from tests.support.stages import TWELVE_STEPS
-from tests.support.torchrun import torchrun
 
 pytestmark = pytest.mark.ranks
 
@@ -22,10 +22,10 @@ METHODS = {"lora": ["method=lora"], "adapter": ["method=adapter", "placement=hou
 def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path, method):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     overrides = [*OVERRIDES, *METHODS[method]]
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *overrides, f"output={undisturbed}")
-    torchrun(2, "tests.on_ranks.finetune", 6, config, *overrides, f"output={stopped}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *overrides, f"output={undisturbed}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 6, config, *overrides, f"output={stopped}")
     assert (stopped / "checkpoints" / "step-4").is_dir()
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *overrides, f"output={stopped}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *overrides, f"output={stopped}")
 
     results = [json.loads((folder / "result.json").read_text()) for folder in (undisturbed, stopped)]
     for key in ("before", "after", "last"):
@@ -43,7 +43,7 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path, method):
 def test_bf16_with_gradient_checkpointing(config, tmp_path, method, zero_stage):
     precision = ["dtype=bfloat16", "gradient_checkpointing=true", f"zero_stage={zero_stage}", "metric=loss"]
     overrides = [*OVERRIDES, *METHODS[method], *precision, "learning_rate=3e-2", "max_steps=40"]
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *overrides, f"output={tmp_path}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *overrides, f"output={tmp_path}")
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["after"]["loss"] < result["before"]["loss"]
     delta = adapeft.Delta.load(tmp_path / "delta.safetensors")

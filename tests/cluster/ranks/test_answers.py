@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.support.questions import answers_alone, make_llama, make_prompts
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ranks_answer_as_one_plain_process(tmp_path, world_size):
     """Five prompts, two at a time: one rank has none in the last round."""
-    torchrun(world_size, "tests.on_ranks.answers", tmp_path)
+    run_on_ranks(world_size, "tests.on_ranks.answers", tmp_path)
     prompts = make_prompts()
     said = answers_alone(make_llama(), prompts)
     rows = zip(prompts.examples, prompts.texts, prompts.references, said, strict=True)

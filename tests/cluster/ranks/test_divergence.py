@@ -10,7 +10,7 @@ import pytest
 from adapeft.files.artifact import load_tensors
 from adapeft.finite import DIVERGED, is_finite
 from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_config, write_lines
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -32,7 +32,7 @@ def regression(tmp_path):
 
 
 def run(world_size, config, folder, *options):
-    torchrun(world_size, "tests.on_ranks.finetune", 0, config, *OPTIONS, *options, f"output={folder}")
+    run_on_ranks(world_size, "tests.on_ranks.finetune", 0, config, *OPTIONS, *options, f"output={folder}")
     said = [(folder / f"error-{rank}.txt") for rank in range(world_size)]
     return [path.read_text() for path in said if path.exists()]
 

@@ -14,8 +14,8 @@ from adapeft.measure.storage import load_groups
 from cluster.inspection.plan import plan_training
 from cluster.ranks.inputs import load_inputs
 from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_colours, write_config
+from tests.support.ranks import run_on_ranks
 from tests.support.stages import TWELVE_STEPS
-from tests.support.torchrun import torchrun
 
 pytestmark = pytest.mark.ranks
 
@@ -26,11 +26,11 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     # Its options are relative to the optimizer's own learning rate.
     options = (*OVERRIDES, "lr_scheduler_type=polynomial", "train.lr_scheduler_kwargs={lr_end: 2e-3, power: 2}")
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *options, f"output={undisturbed}")
-    torchrun(2, "tests.on_ranks.finetune", 6, config, *options, f"output={stopped}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *options, f"output={undisturbed}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 6, config, *options, f"output={stopped}")
     assert not (stopped / "result.json").exists()
     assert (stopped / "checkpoints" / "step-4").is_dir()
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *options, f"output={stopped}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *options, f"output={stopped}")
 
     planned = plan_training(load_config(config, options).train, 160).learning_rates()
     for folder, first in ((undisturbed, 1), (stopped, 5)):
@@ -52,7 +52,7 @@ def test_a_stopped_run_resumes_to_the_same_result(config, tmp_path):
 @pytest.mark.slow
 def test_the_head_has_a_learning_rate_of_its_own(config, tmp_path):
     rates = ("learning_rate=1e-30", "head_learning_rate=1e-2", "max_steps=4")
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *rates, f"output={tmp_path}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *rates, f"output={tmp_path}")
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["after"]["loss"] != result["before"]["loss"]
     changes = adapeft.Delta.load(tmp_path / "delta.safetensors").changes
@@ -65,7 +65,7 @@ def test_the_rate_of_the_head_follows_from_its_inputs(config, tmp_path):
     def trained(workers, *options):
         output = tmp_path / str(workers)
         rates = ("learning_rate=1e-30", "max_steps=2", "warmup_ratio=0", f"output={output}")
-        torchrun(workers, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *rates, *options)
+        run_on_ranks(workers, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *rates, *options)
         return json.loads((output / "result.json").read_text()), output
 
     (two, output), (one, _) = trained(2, "zero_stage=3", "train.micro_batch_size=3"), trained(1, "zero_stage=0")
@@ -84,7 +84,7 @@ def test_training_stops_when_the_metric_no_longer_improves(config, tmp_path):
     """No learning rate, so no evaluation is better than the first: patience 2 stops at the third of six."""
     still = ("learning_rate=1e-30", "metric=loss", "eval_steps=2", "save_steps=12", "early_stopping_patience=2")
     for _ in range(2):  # the second run resumes from the last checkpoint and takes no further step
-        torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *still, f"output={tmp_path / 'run'}")
+        run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *still, f"output={tmp_path / 'run'}")
         result = json.loads((tmp_path / "run" / "result.json").read_text())
         assert [entry["step"] for entry in result["history"]] == [2, 4, 6]
         assert (result["best_step"], result["stopped_step"], result["num_steps"]) == (2, 6, 12)
@@ -97,7 +97,7 @@ def test_training_stops_by_the_task_s_own_metric(config, tmp_path):
     output = tmp_path / "run"
     options = (*OVERRIDES, *slow, "early_stopping_patience=2", f"output={output}", "zero_stage=0")
     seen = f"data.evaluation={load_config(config).data.train}"
-    torchrun(1, "tests.on_ranks.finetune", 0, config, *options, seen)
+    run_on_ranks(1, "tests.on_ranks.finetune", 0, config, *options, seen)
     result = json.loads((output / "result.json").read_text())
     losses, accuracies = zip(*((entry["loss"], entry["accuracy"]) for entry in result["history"]), strict=True)
     assert losses[0] > losses[1] > losses[2]
@@ -118,7 +118,7 @@ def test_offloaded_weights_give_the_same_results(config, tmp_path, options):
     def results(offload, *folder):
         output = tmp_path / offload
         overrides = (*OVERRIDES, *options, "max_steps=4", f"cluster.offload={offload}", *folder, f"output={output}")
-        torchrun(2, "tests.on_ranks.finetune", 0, config, *overrides)
+        run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *overrides)
         for rank in (json.loads((output / f"parts-{rank}.json").read_text()) for rank in range(2)):
             for stage, on_disk in (("measuring", "of the base"), ("training", "frozen")):
                 found = rank[stage]
@@ -145,11 +145,11 @@ def test_a_stopped_run_resumes_with_other_numbers_of_workers(tmp_path):
         tmp_path / "run.yaml", write_bert(tmp_path / "base", **WITHOUT_DROPOUT), *write_colours(tmp_path)
     )
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={undisturbed}")
-    torchrun(2, "tests.on_ranks.finetune", 6, config, *OVERRIDES, f"output={stopped}", "zero_stage=3")
-    torchrun(1, "tests.on_ranks.finetune", 10, config, *OVERRIDES, f"output={stopped}", "zero_stage=0")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={undisturbed}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 6, config, *OVERRIDES, f"output={stopped}", "zero_stage=3")
+    run_on_ranks(1, "tests.on_ranks.finetune", 10, config, *OVERRIDES, f"output={stopped}", "zero_stage=0")
     assert (stopped / "checkpoints" / "step-8").is_dir()
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={stopped}", "zero_stage=2")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={stopped}", "zero_stage=2")
 
     results = [json.loads((folder / "result.json").read_text()) for folder in (undisturbed, stopped)]
     assert [entry["step"] for entry in results[1]["history"]] == [4, 8, 12]
@@ -171,7 +171,7 @@ def test_bf16_with_gradient_checkpointing_measures_and_trains(config, tmp_path, 
         "max_steps=40",
         "metric=loss",
     ]
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *precision, f"output={tmp_path / 'bf16'}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *precision, f"output={tmp_path / 'bf16'}")
     result = json.loads((tmp_path / "bf16" / "result.json").read_text())
     assert result["after"]["loss"] < result["before"]["loss"]
     delta = adapeft.Delta.load(tmp_path / "bf16" / "delta.safetensors")

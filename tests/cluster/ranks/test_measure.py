@@ -10,7 +10,7 @@ from adapeft.files.artifact import load_table, load_tensors
 from adapeft.measure.partial import FOLDER
 from tests.on_ranks.measure import CHOOSING, RUNS
 from tests.support.checkpoints import write_bert, write_colours, write_config
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ranks
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measure")
     config = write_config(folder / "run.yaml", write_bert(folder / "base"), *write_colours(folder))
-    torchrun(2, "tests.on_ranks.measure", config, folder)
+    run_on_ranks(2, "tests.on_ranks.measure", config, folder)
     return folder
 
 

@@ -13,7 +13,7 @@ from adapeft.subset.subset import Subset
 from cluster.ranks.inputs import load_inputs
 from tests.on_ranks.quantized import RUNS, overrides_of
 from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_colours, write_config
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
     base = write_bert(folder / "base", hidden_size=64, intermediate_size=128, **WITHOUT_DROPOUT)
     config = write_config(folder / "run.yaml", base, *write_colours(folder))
     for world_size in (1, 2):
-        torchrun(world_size, "tests.on_ranks.quantized", config, folder / str(world_size))
+        run_on_ranks(world_size, "tests.on_ranks.quantized", config, folder / str(world_size))
     return config, {world_size: folder / str(world_size) for world_size in (1, 2)}
 
 

@@ -9,7 +9,7 @@ import torch
 
 import adapeft
 from tests.support.checkpoints import WITHOUT_DROPOUT, write_bert, write_colours, write_config
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -37,10 +37,10 @@ def config(tmp_path_factory):
 @pytest.mark.slow
 def test_a_stopped_rule_resumes_on_one_worker_to_the_same_result(config, tmp_path):
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={undisturbed}")
-    torchrun(2, "tests.on_ranks.finetune", 4, config, *OVERRIDES, f"output={stopped}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={undisturbed}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 4, config, *OVERRIDES, f"output={stopped}")
     assert (stopped / "checkpoints" / "step-3").is_dir()
-    torchrun(1, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={stopped}", "zero_stage=1")
+    run_on_ranks(1, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={stopped}", "zero_stage=1")
 
     results = [json.loads((folder / "result.json").read_text()) for folder in (undisturbed, stopped)]
     assert results[0]["best_step"] >= 4, "before the projection nothing is within the budget"
@@ -58,7 +58,7 @@ def test_a_stopped_rule_resumes_on_one_worker_to_the_same_result(config, tmp_pat
 def test_bf16_keeps_the_rule_on_its_float32_weights(config, tmp_path, zero_stage):
     child = ["method=child-pruning", "select.rule={projection_interval: 3}", "dtype=bfloat16", "max_steps=6"]
     overrides = [*OVERRIDES[2:], *child, f"zero_stage={zero_stage}", f"output={tmp_path}"]
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *overrides)
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *overrides)
     assert adapeft.Delta.load(tmp_path / "delta.safetensors").count == BUDGET
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["last"]["loss"] != result["before"]["loss"]

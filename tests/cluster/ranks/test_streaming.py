@@ -17,8 +17,8 @@ from cluster.events import ignore
 from cluster.inspection.plan import plan_training
 from cluster.ranks.inputs import count_examples, load_inputs
 from tests.support.checkpoints import save_model, vocabulary, write_config, write_text
+from tests.support.ranks import run_on_ranks
 from tests.support.stages import TWELVE_STEPS
-from tests.support.torchrun import torchrun
 
 OVERRIDES = ["data.streaming=true", "groups=row", *TWELVE_STEPS]
 
@@ -90,16 +90,16 @@ def test_the_plan_of_a_stream_is_its_steps(config):
 def test_a_stream_trains_as_the_whole_data_and_resumes(config, tmp_path):
     """Twelve steps on 75 examples end in the second pass; the interrupted run resumes from step 4."""
     runs = {name: tmp_path / name for name in ("whole", "streamed", "resumed", "alone")}
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={runs['streamed']}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={runs['streamed']}")
     for name in ("whole", "resumed", "alone"):  # one subset for all: measuring draws other examples of the whole data
         runs[name].mkdir()
         (runs[name] / "subset.safetensors").write_bytes((runs["streamed"] / "subset.safetensors").read_bytes())
     whole = ("data.streaming=false", f"output={runs['whole']}")
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *whole)
-    torchrun(2, "tests.on_ranks.finetune", 6, config, *OVERRIDES, f"output={runs['resumed']}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, *whole)
+    run_on_ranks(2, "tests.on_ranks.finetune", 6, config, *OVERRIDES, f"output={runs['resumed']}")
     assert not (runs["resumed"] / "result.json").exists()
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={runs['resumed']}")
-    torchrun(1, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={runs['alone']}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={runs['resumed']}")
+    run_on_ranks(1, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={runs['alone']}")
 
     results = {name: json.loads((folder / "result.json").read_text()) for name, folder in runs.items()}
     deltas = {name: adapeft.Delta.load(folder / "delta.safetensors").changes for name, folder in runs.items()}

@@ -9,7 +9,7 @@ import pytest
 from adapeft.subset.subset import Subset
 from adapeft.tasks.registry import TASKS
 from tests.on_ranks.tasks import STAGES, write_configs
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
@@ -24,7 +24,9 @@ def outputs(tmp_path_factory):
     found = {}
     for workers in WORKERS:
         found[workers] = tmp_path_factory.mktemp(f"workers-{workers}")
-        torchrun(workers, "tests.on_ranks.tasks", found[workers], *(f"{task}={path}" for task, path in configs.items()))
+        run_on_ranks(
+            workers, "tests.on_ranks.tasks", found[workers], *(f"{task}={path}" for task, path in configs.items())
+        )
     return found
 
 

@@ -15,7 +15,7 @@ from adapeft.config.load import load_config
 from cluster.ranks.inputs import load_inputs
 from tests.support.checkpoints import COLOURS, save_tokenizer, write_colours, write_config
 from tests.support.normalized import make_normalized
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -35,9 +35,9 @@ def write_normalized(folder: Path) -> Path:
 def test_scores_belong_to_the_delta_and_survive_a_stop(tmp_path):
     config = write_config(tmp_path / "run.yaml", write_normalized(tmp_path / "base"), *write_colours(tmp_path))
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={undisturbed}")
-    torchrun(2, "tests.on_ranks.finetune", 5, config, *OVERRIDES, f"output={stopped}")
-    torchrun(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={stopped}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={undisturbed}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 5, config, *OVERRIDES, f"output={stopped}")
+    run_on_ranks(2, "tests.on_ranks.finetune", 0, config, *OVERRIDES, f"output={stopped}")
     results = [json.loads((folder / "result.json").read_text()) for folder in (undisturbed, stopped)]
     assert results[0]["history"] == results[1]["history"]
     deltas = [adapeft.Delta.load(folder / "delta.safetensors") for folder in (undisturbed, stopped)]

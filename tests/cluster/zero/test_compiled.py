@@ -13,7 +13,7 @@ from torch.utils.cpp_extension import _get_build_directory
 
 from adapeft.errors import AdapeftError
 from cluster.zero import compiled
-from tests.support.torchrun import ROOT, torchrun
+from tests.support.ranks import ROOT, run_on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -36,7 +36,7 @@ def extensions(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_process_does_not_block_others(extensions):
-    torchrun(2, "tests.on_ranks.join")
+    run_on_ranks(2, "tests.on_ranks.join")
     assert not (extensions / "lock").exists()
 
 

@@ -11,7 +11,7 @@ from adapeft.config.load import load_config
 from adapeft.model.fingerprint import fingerprint_model
 from tests.on_ranks.division import mixed
 from tests.support.checkpoints import save_model, vocabulary, write_config, write_text
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -42,7 +42,7 @@ def run(request, tmp_path_factory):
     if offload == "nvme":
         (folder / "drive").mkdir()
         overrides.append(f"cluster.offload_folder={folder / 'drive'}")
-    torchrun(WORKERS, "tests.on_ranks.division", path, *overrides)
+    run_on_ranks(WORKERS, "tests.on_ranks.division", path, *overrides)
     found = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(WORKERS)]
     return load_config(path, overrides), found
 

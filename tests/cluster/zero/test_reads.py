@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.on_ranks.reads import RUNS, Model, loss_of, train_plainly
-from tests.support.torchrun import torchrun
+from tests.support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.ranks
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.ranks
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reads")
-    torchrun(2, "tests.on_ranks.reads", folder)
+    run_on_ranks(2, "tests.on_ranks.reads", folder)
     return {run: torch.load(folder / f"{run[0]}-{run[1]}.pt", weights_only=False) for run in RUNS}
 
 

@@ -8,8 +8,8 @@ import torch
 from tests.on_ranks.rules import FAST, RUNS, tag_of
 from tests.on_ranks.statistics import MODELS
 from tests.oracles.rules import CASES, NUM_STEPS, dense_values, make_model, train_with_adapeft
+from tests.support.ranks import needed, run_on_ranks, with_slow
 from tests.support.tiny import make_batches
-from tests.support.torchrun import needed, torchrun, with_slow
 
 pytestmark = pytest.mark.ranks
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ranks
 def trained(request, tmp_path_factory):
     """The results of training on this many ranks, and their number."""
     folder = tmp_path_factory.mktemp(f"rules-{request.param}")
-    torchrun(request.param, "tests.on_ranks.rules", folder, needed(request))
+    run_on_ranks(request.param, "tests.on_ranks.rules", folder, needed(request))
     return folder, request.param
 
 

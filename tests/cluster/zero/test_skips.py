@@ -9,7 +9,7 @@ import torch
 
 from tests.on_ranks.skips import BAD_STEP, FAST, NUM_STEPS, RUNS, tag_of
 from tests.on_ranks.training import LEARNING_RATE, falling
-from tests.support.torchrun import needed, torchrun, with_slow
+from tests.support.ranks import needed, run_on_ranks, with_slow
 
 pytestmark = pytest.mark.ranks
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ranks
 @pytest.fixture(scope="module")
 def trained(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("skips")
-    torchrun(2, "tests.on_ranks.skips", folder, needed(request))
+    run_on_ranks(2, "tests.on_ranks.skips", folder, needed(request))
     return folder
 
 

@@ -22,7 +22,7 @@ from tests.on_ranks.statistics import (
     settings_for,
     whole_elements,
 )
-from tests.support.torchrun import needed, torchrun, with_slow
+from tests.support.ranks import needed, run_on_ranks, with_slow
 
 pytestmark = pytest.mark.ranks
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.ranks
 def measured(request, tmp_path_factory):
     """The folder of results measured on this many ranks, and their number."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
-    torchrun(request.param, "tests.on_ranks.statistics", folder, needed(request))
+    run_on_ranks(request.param, "tests.on_ranks.statistics", folder, needed(request))
     return folder, request.param
 
 

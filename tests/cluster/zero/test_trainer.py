@@ -10,8 +10,8 @@ from transformers import BertForSequenceClassification
 from adapeft import Delta, delta
 from tests.on_ranks.trainer import RUNS, attached, trainer_of
 from tests.oracles.leaves import logits
+from tests.support.ranks import run_on_ranks
 from tests.support.tiny import make_bert
-from tests.support.torchrun import torchrun
 
 pytestmark = pytest.mark.ranks
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ranks
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trainer")
-    torchrun(2, "tests.on_ranks.trainer", folder)
+    run_on_ranks(2, "tests.on_ranks.trainer", folder)
     return folder
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.on_ranks.training import CASES, FAST, RUNS, STAGES, train_plainly
-from tests.support.torchrun import needed, torchrun, with_slow
+from tests.support.ranks import needed, run_on_ranks, with_slow
 
 pytestmark = pytest.mark.ranks
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ranks
 def trained(request, tmp_path_factory):
     """The folder of results trained on this many ranks, and their number."""
     folder = tmp_path_factory.mktemp(f"trained-{request.param}")
-    torchrun(request.param, "tests.on_ranks.training", folder, needed(request))
+    run_on_ranks(request.param, "tests.on_ranks.training", folder, needed(request))
     return folder, request.param
 
 
