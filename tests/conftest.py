@@ -47,6 +47,11 @@ os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 gc.set_threshold(20_000)
 
 
+# Files of tests are handed out in this order: a long one that comes last would keep one of the workers busy alone.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("ranks") is None)
+
+
 # Every fixture and every test has its own random seed, so weights do not depend on the order of tests.
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
