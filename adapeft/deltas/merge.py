@@ -81,7 +81,7 @@ def merge(
     merging = _Merging(delta, found.checkpoint, None if dtype is None else getattr(torch, dtype))
     with new_folder(out) as temporary:
         rounding = merging.write(temporary)
-        save_json(temporary / REPORT, _report(delta, base, rounding))
+        save_json(temporary / REPORT, _report(delta, base, revision, rounding))
         for pattern in _COMPANIONS:
             for companion in found.checkpoint.folder.glob(pattern):
                 if companion.is_file():
@@ -167,9 +167,10 @@ class _Merging:
         return after, Rounding() if change is None else change.rounding(before, after)
 
 
-def _report(delta: Delta, base: str, rounding: Rounding) -> dict[str, Any]:
+def _report(delta: Delta, base: str, revision: str | None, rounding: Rounding) -> dict[str, Any]:
     return {
         "base": base,
+        **({"revision": revision} if revision else {}),
         "fingerprint": delta.fingerprint,
         "method": delta.description.get("method"),
         **({"trained_on": delta.quantization} if delta.quantization else {}),

@@ -36,8 +36,8 @@ def save_for_peft(
     the tensors reads both correctly (see ``lora_for_peft``). Single elements become SHiRA, those of a ``Conv1D`` the
     LoRA of the rows or columns that they are in, rows of embeddings trainable tokens, and the bias of a linear layer a
     bias of LoRA. Every other tensor, and a matrix too dense for SHiRA, goes with its module into ``modules_to_save``:
-    base + difference, in the base's dtype. Only PEFT loads these. With both SHiRA and LoRA there are two folders,
-    ``out/shira`` and ``out/lora``, which ``peft.PeftMixedModel`` loads in this order.
+    base + difference, in the base's dtype. Only PEFT loads what is not LoRA. With both SHiRA and LoRA there are two
+    folders, ``out/shira`` and ``out/lora``, which ``peft.PeftMixedModel`` loads in this order.
 
     Args:
         delta: delta of a run; its description names the task.

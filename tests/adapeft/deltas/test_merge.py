@@ -94,6 +94,7 @@ def test_a_base_on_the_hub_at_a_revision(tmp_path, monkeypatch):
     of_folder = merge(found, str(folders["v1.0"]), tmp_path / "of-folder")
     tensors = [load_file(out / "model.safetensors") for out in (of_hub, of_folder)]
     assert all(torch.equal(tensors[0][name], value) for name, value in tensors[1].items())
+    assert json.loads((of_hub / "adapeft_merge.json").read_text())["revision"] == "v1.0"
     (adapter,) = adapeft.save_for_peft(bert_delta("row"), "org/base", tmp_path / "peft", revision="v1.0")
     assert json.loads((adapter / "adapter_config.json").read_text())["revision"] == "v1.0"
     with pytest.raises(AdapeftError, match="the delta belongs to a base model of fingerprint"):
