@@ -21,6 +21,7 @@ from adapeft.measure.measure import check_precision, measure, not_reached
 from adapeft.measure.mode import measuring_mode
 from adapeft.measure.passes import Passes
 from adapeft.measure.shards.shards import WholeModel
+from adapeft.methods.lora.method import least_lora
 from adapeft.methods.registry import get_method
 from adapeft.model.wrappers import ATTACHMENT, bare
 from adapeft.sections.budget import DEFAULT_BUDGET
@@ -29,6 +30,7 @@ from adapeft.selection.choose import check_budget, choose, judged
 from adapeft.selection.loss import check_loss, measured_loss
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
+from adapeft.tasks.losses.cross_entropy import TokenCrossEntropy
 from adapeft.tasks.losses.function import LossFunction
 from adapeft.tasks.losses.objective import MeanLoss
 
@@ -112,6 +114,8 @@ def select(
         reach = reach_of(settings, learning_rate * num_steps, num_steps)
         subset = choose(settings, statistics, reach=reach, seed=seed, ranks=shards.ranks)
         subset = judged(subset, passes, statistics.groups, settings, seed)
+        if isinstance(objective, TokenCrossEntropy):
+            subset = subset.described(lora_from=least_lora(statistics.groups))
     if statistics.groups.unreached:
         warnings.warn(f"adapeft.select: {not_reached(statistics.groups.unreached)}.", stacklevel=2)
     check_not_empty(subset)

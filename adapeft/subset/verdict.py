@@ -1,4 +1,4 @@
-"""The verdict on a choice: whether it can be expected to beat a uniform draw, from its measurement alone."""
+"""The verdict on a choice: whether it can be expected to beat a uniform draw, from its measurement, or LoRA."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _ADVICE = {
     "choose": "choosing is at least as good as a random draw",
     "draw": "a random draw is at least as good as choosing",
     "fill": "a random draw was added, because the chosen parameters alone may be too few",
+    "lora": "LoRA on all linear layers (method: lora) has lower losses on language models",
 }
 
 
 class Verdict(NamedTuple):
     """The advice, and the reason for it in a sentence."""
 
-    advice: Literal["choose", "draw", "fill"]
+    advice: Literal["choose", "draw", "fill", "lora"]
     reason: str
 
     @property
@@ -32,27 +33,33 @@ class Verdict(NamedTuple):
 def verdict_of(choice: Choice) -> Verdict | None:
     """Return the verdict on a choice; None if its slopes were not measured.
 
-    A draw is advised where the slopes are noise, and where the chosen parameters change the outputs in less than a
-    third of the directions of all candidates, which a draw shares: training then soon has nothing left to lower.
-    tests/benchmarks/results/verdict.md has the figures.
+    LoRA is advised for language models wherever the budget holds a rank of 1. A draw is advised where the slopes are
+    noise, and where the chosen parameters change the outputs in less than a third of the directions of all candidates,
+    which a draw shares: training then soon has nothing left to lower. tests/benchmarks/results/verdict.md has the
+    figures.
     """
     if choice.reliability is None:
         return None
-    held = f"reliability of the slopes {choice.reliability:.2f}"
+    found = _of_measurement(choice, f"reliability of the slopes {choice.reliability:.2f} of 1")
+    if choice.lora_from is not None and choice.budget is not None and choice.lora_from <= choice.budget:
+        return Verdict("lora", f"the budget holds rank 1 ({choice.lora_from:,} parameters); {found.reason}")
+    return found
+
+
+def _of_measurement(choice: Choice, held: str) -> Verdict:
     if is_noise(choice.reliability):
-        return Verdict("draw", f"{held} of 1, so they are mostly noise")
+        return Verdict("draw", f"{held}, so they are mostly noise")
     if choice.directions is None or choice.candidate_directions is None:
         if choice.num_drawn:
-            return Verdict("fill", f"{held} of 1; their directions were not counted")
-        return Verdict("choose", f"{held} of 1")
+            return Verdict("fill", f"{held}; their directions were not counted")
+        return Verdict("choose", held)
     spanned = (
         f"the chosen parameters change the outputs in {choice.directions:.0f} directions, a draw in "
         f"{choice.candidate_directions:.0f}"
     )
-    advice: Literal["choose", "draw", "fill"] = "choose"
     if is_narrow(choice):
-        advice = "fill" if choice.num_drawn else "draw"
-    return Verdict(advice, f"{held} of 1; {spanned}")
+        return Verdict("fill" if choice.num_drawn else "draw", f"{held}; {spanned}")
+    return Verdict("choose", f"{held}; {spanned}")
 
 
 def is_noise(reliability: float | None) -> bool:

@@ -15,10 +15,12 @@ from adapeft.measure.passes import Passes
 from adapeft.measure.statistics import Statistics
 from adapeft.measure.storage import save_groups, save_options
 from adapeft.memory.limit import MemoryLimit
+from adapeft.methods.lora.method import least_lora
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
 from adapeft.selection.choose import choose, judged, with_directions
 from adapeft.subset.subset import Subset
+from adapeft.tasks.registry import TASKS
 from cluster.inspection.plan import plan_training
 from cluster.output.folder import RunFolder
 
@@ -46,6 +48,8 @@ def choose_and_save(
         subset = judged(subset, passes, groups, config.select, config.seed, limit)
     else:
         subset = with_directions(groups, subset, before, config.select, config.seed, limit)
+    if not TASKS[config.model.task].has_head:
+        subset = subset.described(lora_from=least_lora(groups))
     subset = subset.described(config=to_yaml(config), contents=dict(contents))
     if ranks.rank == 0:
         derived = {"chosen": chosen_of(groups, subset)}

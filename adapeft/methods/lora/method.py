@@ -62,6 +62,11 @@ class LoRA(UnmeasuredMethod[LoRAOptions]):
         return Subset(parts).described(status="rule", rank=rank, num_groups=len(matrices), num_chosen=len(matrices))
 
 
+def least_lora(groups: Groups) -> int | None:
+    """Return the number of elements of LoRA of rank 1 on the linear layers of the blocks; None if there are none."""
+    return _count(_matrices(groups), 1) or None
+
+
 def _matrices(groups: Groups) -> list[ParameterInfo]:
     return [info for info in groups.parameters if info.is_linear and info.layer >= 0]
 

@@ -28,6 +28,17 @@ def test_the_model_is_as_before(bert, method):
     assert all(parameter.grad is None for parameter in bert.parameters())
 
 
+def test_the_verdict_on_a_language_model_knows_the_size_of_lora(bert):
+    model, lora = make_gpt2(), {"method": "lora", "groups": "tensor"}
+    subset = adapeft.select(model, make_batches(model), budget=2000)
+    least = subset.choice.lora_from
+    assert adapeft.select(model, make_batches(model), budget=least, **lora).count == least
+    with pytest.raises(AdapeftError, match=f"trains {least:,}"):
+        adapeft.select(model, make_batches(model), budget=least - 1, **lora)
+    assert adapeft.verdict_of(subset.choice).advice == "lora"
+    assert adapeft.select(bert, make_batches(bert), budget=300).choice.lora_from is None
+
+
 def test_frozen_parameters_can_be_chosen(bert):
     free = adapeft.select(bert, make_batches(bert), budget=300, warmup_steps=4)
     frozen = adapeft.select(copy.deepcopy(bert).requires_grad_(False), make_batches(bert), budget=300, warmup_steps=4)

@@ -19,6 +19,10 @@ from adapeft.subset.verdict import verdict_of
         ({"reliability": 0.91, "num_drawn": 9}, "fill"),
         ({"reliability": 0.03, "directions": 62.0, "candidate_directions": 14.0}, "draw"),
         ({"reliability": -0.2}, "draw"),
+        ({"reliability": 0.9, "num_drawn": 9, "lora_from": 100, "budget": 100}, "lora"),
+        ({"reliability": 0.03, "lora_from": 100, "budget": 101}, "lora"),
+        ({"reliability": 0.9, "num_drawn": 9, "lora_from": 100, "budget": 99}, "fill"),
+        ({"reliability": 0.4, "lora_from": 100}, "choose"),
     ],
 )
 def test_advice(figures, advice):
@@ -28,6 +32,7 @@ def test_advice(figures, advice):
         "choose": "choosing is at least as good",
         "draw": "a random draw is at least as good",
         "fill": "a random draw was added",
+        "lora": "LoRA on all linear layers (method: lora) has lower losses",
     }
     assert verdict.text.startswith(start[advice])
 
@@ -37,9 +42,10 @@ def test_the_reason_has_the_figures():
     assert said == (
         "reliability of the slopes 0.91 of 1; the chosen parameters change the outputs in 5 directions, a draw in 78"
     )
-    assert (
-        verdict_of(Choice(reliability=0.03)).reason == "reliability of the slopes 0.03 of 1, so they are mostly noise"
-    )
+    noise = "reliability of the slopes 0.03 of 1, so they are mostly noise"
+    assert verdict_of(Choice(reliability=0.03)).reason == noise
+    said = verdict_of(Choice(reliability=0.03, lora_from=1200, budget=1200)).reason
+    assert said == f"the budget holds rank 1 (1,200 parameters); {noise}"
 
 
 def test_without_slopes_there_is_none():
