@@ -36,7 +36,11 @@ def export(
         pointer = " `adapeft merge` writes a plain checkpoint." if to == "checkpoint" else did_you_mean(to, _FORMATS)
         raise AdapeftError(f"--to {to}: unknown format. The formats are {' and '.join(_FORMATS)}.{pointer}")
     if to == "unfrozen-parameters":
-        for option, is_given in (("model", model), ("revision", revision), ("servable", servable)):
+        for option, is_given in (
+            ("model", model is not None),
+            ("revision", revision is not None),
+            ("servable", servable),
+        ):
             if is_given:
                 raise AdapeftError(
                     f"--{option}: not used by unfrozen-parameters, which only lists names. Leave it out."

@@ -97,6 +97,7 @@ def test_to_a_list_of_patterns(command, files):
         ("lora", ("--to", "peft"), "--model: missing. A PEFT adapter is checked against its base"),
         ("lora", ("--to", "unfrozen-parameters"), f"'{QUERY}' is trained as lora"),
         ("subset", ("--to", "unfrozen-parameters", "--model", "x"), "--model: not used by unfrozen-parameters"),
+        ("subset", ("--to", "unfrozen-parameters", "--model", ""), "--model: not used by unfrozen-parameters"),
         ("subset", ("--to", "unfrozen-parameters", "--revision", "x"), "--revision: not used by unfrozen-parameters"),
         ("subset", ("--to", "peft", "--model", "x"), "a subset, but a PEFT adapter holds trained values"),
         ("lora", ("--to", "unfrozen-parameters", "--servable"), "--servable: not used by unfrozen-parameters"),
