@@ -125,7 +125,7 @@ class _Processes(Workers):
 def _serve(rank: int, cluster: Cluster, port: int, connection: Connection) -> None:
     """Run stages on a worker until the connection sends an empty message."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the launching process handles it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     _silence()
     tqdm.set_lock(threading.RLock())  # the default is a semaphore, for which a killed worker leaves a warning
     os.environ.update(
@@ -157,7 +157,7 @@ def _serve(rank: int, cluster: Cluster, port: int, connection: Connection) -> No
     sys.exit(status)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Exit this process when the launching process has exited for any reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None

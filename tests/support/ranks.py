@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import runpy
 import sys
@@ -17,6 +16,7 @@ from typing import NoReturn
 import pytest
 import torch.distributed as dist
 
+from cluster.launch.local import end_with_parent
 from tests.support.processes import FORKS
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def run_on_ranks(world_size: int, module: str, *arguments: object) -> None:
 
 
 def _run(command: Sequence[str], environment: dict[str, str], output: Path) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with output.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -67,14 +67,6 @@ def _run(command: Sequence[str], environment: dict[str, str], output: Path) -> N
     sys.path.insert(0, str(ROOT))
     sys.argv = list(command)
     runpy.run_module(command[0], run_name="__main__", alter_sys=True)
-
-
-def _end_with_parent() -> None:
-    """Exit this rank when the test's process has been killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def with_slow(fast: Sequence[tuple], every: Sequence[tuple]) -> list:
