@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import socket
+import sys
 import time
 from pathlib import Path
 from subprocess import SubprocessError
@@ -10,13 +13,24 @@ from subprocess import SubprocessError
 import psutil
 from deepspeed.comm.torch import build_shm_op
 from filelock import FileLock
-from torch.utils.cpp_extension import _get_build_directory
+from torch.utils.cpp_extension import _get_build_directory, get_default_build_root
 
 from adapeft.errors import AdapeftError
 
 _NAME = "deepspeed_shm_comm"
 _LOAD_SECONDS = 2.0
 """Longer than torch holds its lock file when there is nothing to compile."""
+
+
+def extensions_folder() -> Path:
+    """Return ``TORCH_EXTENSIONS_DIR``, or a folder of this environment in torch's cache.
+
+    torch shares one folder between all environments of a user, and the flags that it compiles with name the
+    environment. Runs from two of them in turn would compile the operation at every start: 45 s on two cores.
+    """
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    return Path(given or f"{get_default_build_root()}/adapeft-{environment}")
 
 
 def load_compiled() -> None:
@@ -30,6 +44,7 @@ def load_compiled() -> None:
     Raises:
         AdapeftError: the operation cannot be compiled on this machine.
     """
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_folder())
     folder = Path(_get_build_directory(_NAME, False))
     with FileLock(folder / "adapeft.lock"):
         while _is_held(folder / "lock"):

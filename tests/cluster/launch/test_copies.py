@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from torch.utils.cpp_extension import _get_build_directory
 
 from adapeft.config.load import load_config
 from adapeft.errors import AdapeftError
@@ -15,6 +14,7 @@ from adapeft.files.rank_files import rank_paths
 from cluster.launch.copies import run_copy
 from cluster.output.folder import RunFolder
 from cluster.output.mirror import Mirror
+from cluster.zero.compiled import extensions_folder
 from tests.support.ranks import run_on_ranks
 
 pytestmark = pytest.mark.ranks
@@ -29,7 +29,7 @@ SETTINGS = [
 def launcher(tmp_path, monkeypatch):
     """The folder of the launching machine, on which no rank runs."""
     # The machines share the operation compiled by DeepSpeed: compiling it for each took both cores over a minute.
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(Path(_get_build_directory("deepspeed_shm_comm", False)).parent))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(extensions_folder()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "launcher"))
     return tmp_path
 

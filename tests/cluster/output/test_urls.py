@@ -6,10 +6,10 @@ import json
 
 import fsspec
 import pytest
-from torch.utils.cpp_extension import get_default_build_root
 from transformers import AutoModelForSequenceClassification
 
 from cluster.output.place import working_folder
+from cluster.zero.compiled import extensions_folder
 from tests.support.checkpoints import adapeft
 
 pytestmark = pytest.mark.ray
@@ -20,7 +20,7 @@ OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "warmup_step
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Run the command on a simulated machine, with a separate cache; return its standard output."""
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", get_default_build_root())
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(extensions_folder()))
 
     def run(name: str, *arguments: object) -> str:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))

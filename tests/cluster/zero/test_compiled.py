@@ -26,10 +26,10 @@ LOAD = (
 def extensions(tmp_path, monkeypatch):
     """A separate folder with a copy of the compiled operation and a stale lock."""
     subprocess.run([sys.executable, "-c", f"import cluster.zero.engine; {LOAD}"], cwd=ROOT, check=True, timeout=900)
-    compiled = Path(_get_build_directory("deepspeed_shm_comm", False))
+    ready = compiled.extensions_folder() / "deepspeed_shm_comm"
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     folder = Path(_get_build_directory("deepspeed_shm_comm", False))
-    shutil.copytree(compiled, folder, dirs_exist_ok=True)
+    shutil.copytree(ready, folder, dirs_exist_ok=True)
     (folder / "lock").touch()
     return folder
 
@@ -38,6 +38,21 @@ def extensions(tmp_path, monkeypatch):
 def test_a_killed_process_does_not_block_others(extensions):
     run_on_ranks(2, "tests.on_ranks.join")
     assert not (extensions / "lock").exists()
+
+
+def test_environments_do_not_replace_each_others(tmp_path, monkeypatch):
+    """torch's own folder is one for all of them: each would compile what the other has compiled."""
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiled, "build_shm_op", lambda: None)
+    used = []
+    for environment in ("/one", "/other", "/one"):
+        monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+        monkeypatch.setattr(sys, "prefix", environment)
+        compiled.load_compiled()
+        used.append(Path(_get_build_directory("deepspeed_shm_comm", False)))
+    assert used[0] == used[2] != used[1]
+    assert all(folder.is_relative_to(tmp_path) for folder in used)
 
 
 def test_another_programs_compilation_is_waited_for(tmp_path, monkeypatch):
