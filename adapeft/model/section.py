@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from adapeft.sections.paths import exists
 from adapeft.sections.section import Harmless, Section
 from adapeft.tasks.registry import TaskName
 
@@ -40,3 +41,12 @@ class Model(Section):
     gradient_checkpointing: Harmless[bool] = Field(
         default=False, description="recompute activations: less memory, more time"
     )
+
+    @model_validator(mode="after")
+    def _a_revision_of_a_hub_model(self) -> Model:
+        if self.revision is not None and exists(self.name):  # transformers would ignore it
+            raise ValueError(
+                f"revision = {self.revision}: name = {self.name} is a folder, which has no revisions; leave revision "
+                "out, or give the name of a hub model"
+            )
+        return self

@@ -70,12 +70,14 @@ class PeftAdapter:
         tokens: path of an embedding → indices of rows, their values.
         whole: parameter of a module saved whole → its value.
         task_type: PEFT's name of the task, or None.
+        revision: branch, tag or commit of the base on the hub that it was trained on, or None.
     """
 
     layers: Mapping[str, LowRank]
     tokens: Mapping[str, tuple[Tensor, Tensor]]
     whole: Mapping[str, Tensor]
     task_type: str | None
+    revision: str | None
 
 
 def read_adapter(folder: str | Path) -> PeftAdapter:
@@ -108,6 +110,7 @@ def read_adapter(folder: str | Path) -> PeftAdapter:
         {path: (_token_indices(folder, path, values, config), values) for path, values in tokens.items()},
         whole,
         config.get("task_type"),
+        config.get("revision"),
     )
 
 

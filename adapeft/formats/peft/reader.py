@@ -22,7 +22,7 @@ from adapeft.parts.whole import Whole
 from adapeft.tasks.registry import TASKS
 
 
-def load_from_peft(folder: str | Path, base: str, task: str | None = None) -> Delta:
+def load_from_peft(folder: str | Path, base: str, task: str | None = None, *, revision: str | None = None) -> Delta:
     """Load a PEFT LoRA adapter as a delta.
 
     LoRA stays LoRA, except that one of a rank above the smaller side of its matrix becomes a dense difference. Modules
@@ -33,6 +33,7 @@ def load_from_peft(folder: str | Path, base: str, task: str | None = None) -> De
         folder: folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
         base: folder or hub name of the base that the adapter was trained on, with safetensors weights.
         task: name of the task; None for that of the adapter.
+        revision: branch, tag or commit of a base on the hub; None for the one that the adapter names.
 
     Raises:
         AdapeftError: the adapter has a feature without a counterpart in a delta, or does not fit the base.
@@ -43,10 +44,12 @@ def load_from_peft(folder: str | Path, base: str, task: str | None = None) -> De
     if task is None or task not in TASKS:
         known = " or ".join(TASKS)
         raise AdapeftError(f"{folder}: task_type = {adapter.task_type!r} is not supported. Give --task {known}.")
-    opened = open_base(base, task, {})
+    if revision is None and not Path(base).is_dir():
+        revision = adapter.revision
+    opened = open_base(base, task, {}, revision)
     labels = _labels(adapter, opened) if TASKS[task].has_head else {}
     if labels:
-        opened = open_base(base, task, labels)
+        opened = open_base(base, task, labels, revision)
     stored = opened.checkpoint.stored()
     new = tuple(name for name in opened.checkpoint.parameters() if name not in stored)
     making = _Making(str(folder), opened, new)

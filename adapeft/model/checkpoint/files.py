@@ -20,9 +20,11 @@ def local_folder(base: str, revision: str | None = None) -> Path:
     """Return the folder of a base model, downloaded from the hub, at ``revision``, if ``base`` is not a folder.
 
     Raises:
-        AdapeftError: the base is neither a folder nor on the hub.
+        AdapeftError: the base is neither a folder nor on the hub, or a revision of a folder is asked for.
     """
     if Path(base).is_dir():
+        if revision is not None:
+            raise AdapeftError(f"--revision {revision}: --model {base!r} is a folder, which has none. Leave it out.")
         return Path(base)
     try:
         folder = Path(snapshot_download(base, revision=revision, allow_patterns=["*.safetensors", *_COMPANIONS]))

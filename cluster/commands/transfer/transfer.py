@@ -95,7 +95,7 @@ def run(source: Path, model: str, settings: Transfer, overrides: list[str], term
     save_transfer(output, source, found, verified)
     terminal.show_choice(found.subset)
     _show(found.subset, verified, terminal)
-    terminal.note(f"to train it: train.subset={short(output / 'subset.safetensors')} model.name={model}")
+    terminal.note(f"to train it: train.subset={short(output / 'subset.safetensors')} {_changed(config, source)}")
 
 
 def target_config(source: Path, model: str, settings: Transfer, overrides: list[str]) -> Config:
@@ -106,7 +106,7 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
     """
     folder = RunFolder(source)
     folder.check_has_statistics(f"--from {source}")
-    target = [f"model.name={model}", "train.subset=null", "select.statistics=null"]
+    target = [f"model.name={model}", "model.revision=null", "train.subset=null", "select.statistics=null"]
     if settings.budget is not None:
         target.append(f"select.budget={settings.budget}")
     if settings.groups != "auto":
@@ -145,6 +145,13 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
                 "model, so each group is valued alone. Leave it out."
             )
     return config
+
+
+def _changed(config: Config, source: Path) -> str:
+    """Return the overrides that train the target with the config of the run in ``source``."""
+    here, there = config.model, load_config(RunFolder(source).config).model
+    revision = f" model.revision={here.revision or 'null'}" if here.revision != there.revision else ""
+    return f"model.name={here.name}{revision}"
 
 
 def _share_taken(folder: RunFolder) -> float:

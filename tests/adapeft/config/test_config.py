@@ -423,6 +423,13 @@ def test_hub_data_sets_are_not_local(source):
     assert not is_local(source)
 
 
+def test_a_folder_has_no_revisions(load, tmp_path):
+    """transformers loads the folder as it is, whatever the revision."""
+    (tmp_path / "base").mkdir()
+    with pytest.raises(AdapeftError, match=r"\n  model\.revision = v1\.0: name = .*base is a folder, which has"):
+        load(MINIMAL, f"model.name={tmp_path / 'base'}", "model.revision=v1.0")
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from adapeft.choose.knapsack import chosen_of
+from adapeft.config.experiments import Transfer
 from adapeft.config.load import load_config
 from adapeft.config.write import to_yaml
 from adapeft.files.artifact import save_text
@@ -188,6 +189,21 @@ def test_gradients_inside_a_target_that_auto_measures_with_low_rank(transferred,
     assert f"inside = {inside}: needs the gradients of single elements" in done.stderr
     assert "low-rank, as auto is for a model of" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_revision_of_the_source_is_not_one_of_the_target(source, tmp_path):
+    """The same branch or tag may exist in both repositories, with something else."""
+    config = load_config(source[1] / "config.yaml")
+    old = config.model_copy(update={"model": config.model.model_copy(update={"name": "org/small", "revision": "v1.0"})})
+    shutil.copytree(source[1], tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(old))
+    target = transferring.target_config(tmp_path / "run", "org/larger", Transfer(), [])
+    assert (target.model.name, target.model.revision) == ("org/larger", None)
+    assert transferring._changed(target, tmp_path / "run") == "model.name=org/larger model.revision=null"
+    given = transferring.target_config(tmp_path / "run", "org/larger", Transfer(), ["model.revision=v2.0"])
+    assert given.model.revision == "v2.0"
+    assert transferring._changed(given, source[1]) == "model.name=org/larger model.revision=v2.0"
+    assert transferring._changed(target, source[1]) == "model.name=org/larger"
 
 
 def test_the_target_s_weights_are_those_of_its_revision(source, monkeypatch):

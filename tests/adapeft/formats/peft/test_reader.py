@@ -16,6 +16,7 @@ from torch import nn
 from adapeft import AdapeftError, Delta, merge
 from adapeft.formats.peft.folder import save_for_peft
 from adapeft.formats.peft.reader import load_from_peft
+from adapeft.model.checkpoint import files
 from adapeft.model.structure import describe_parameters
 from adapeft.parts.lora import Lora
 from tests.adapeft.formats.peft.test_folder import parts_of
@@ -302,6 +303,22 @@ def test_files_that_are_not_there_or_not_safe(tmp_path):
         load_from_peft(folder, str(tmp_path), "causal-lm")
     with pytest.raises(AdapeftError, match="Give the folder of a PEFT adapter"):
         load_from_peft(tmp_path / "nowhere", base)
+
+
+def test_a_base_on_the_hub_at_a_revision(tmp_path, monkeypatch):
+    """Of the base that was trained on, and not the newest."""
+    folder, base = adapter(tmp_path, revision="v1.0")
+    asked = []
+    monkeypatch.setattr(
+        files, "snapshot_download", lambda name, revision, **_: asked.append((name, revision)) or str(base)
+    )
+    found = [load_from_peft(folder, "org/base", revision=given) for given in (None, "v2.0")]
+    assert set(asked[: len(asked) // 2]) == {("org/base", "v1.0")}
+    assert set(asked[len(asked) // 2 :]) == {("org/base", "v2.0")}
+    of_folder = load_from_peft(folder, base)
+    assert found[0].fingerprint == of_folder.fingerprint
+    with pytest.raises(AdapeftError, match=r"--revision v1\.0: --model '.*base' is a folder, which has none"):
+        load_from_peft(folder, base, revision="v1.0")
 
 
 def test_shira_is_refused(tmp_path):
