@@ -31,7 +31,8 @@ class Select(Section):
     groups: Literal["auto", Granularity] = Field(
         default="auto",
         description="parameters that are chosen together; auto: the method's default, for adapeft element, or row with "
-        "servable or options; role: the tensors of one name in all layers",
+        "servable or options, or LoRA (as method: lora) on language models whose budget holds it; role: the tensors of "
+        "one name in all layers",
     )
     budget: Harmless[Limit] = Field(
         default=DEFAULT_BUDGET,

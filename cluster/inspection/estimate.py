@@ -306,8 +306,9 @@ def remarks(estimate: Estimate, zero: Zero) -> list[str]:
     return lines
 
 
-def estimate_of(config: Config, inspection: Inspection) -> Estimate:
-    """Return the estimate of a run whose config is valid; loads nothing except the subset, if there is one."""
+def estimate_of(inspection: Inspection) -> Estimate:
+    """Return the estimate of an inspected run; loads nothing except the subset, if there is one."""
+    config = inspection.config
     select, output = config.select, RunFolder.of(config).subset
     chosen = config.train.subset or (str(output) if output.is_file() else None)
     groups = inspection.groups

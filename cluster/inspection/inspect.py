@@ -34,6 +34,7 @@ from adapeft.tasks.tokens.stream import ExampleStream
 from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
 from cluster.cache import cache_of
 from cluster.events import Report, ignore
+from cluster.inspection.auto import LORA_INSTEAD, for_model
 from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
 from cluster.inspection.plan import plan_training
@@ -76,6 +77,7 @@ def inspect(config: Config, report: Report = ignore) -> Inspection:
         trial = Trial(structure, weightless, sample)
         trial.check(config.data.max_length, lambda: _largest_token(config, tokenizer, description, splits, report))
         _check_answers(config, tokenizer, trial)
+    given, config = config, for_model(config, structure)
     select = config.select
     groups = groups_of(structure, select)
     new = groups.new
@@ -89,6 +91,7 @@ def inspect(config: Config, report: Report = ignore) -> Inspection:
     limit = limit_of(config, model_config, groups, num_tokens, task.objective(description))
     counts = {name: parameter.numel() for name, parameter in structure.named_parameters()}
     return Inspection(
+        config,
         type(structure).__name__,
         description,
         groups,
@@ -98,6 +101,7 @@ def inspect(config: Config, report: Report = ignore) -> Inspection:
         num_tokens,
         limit,
         _notes(config, description, splits),
+        LORA_INSTEAD if select.method != given.select.method else "",
     )
 
 

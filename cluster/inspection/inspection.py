@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
+from adapeft.config.config import Config
 from adapeft.data.description import DataDescription
 from adapeft.measure.groups import Groups
 from adapeft.memory.limit import MemoryLimit
@@ -16,6 +17,7 @@ class Inspection:
     """Facts about the run of a valid config.
 
     Attributes:
+        config: the config, with what ``select.groups: auto`` stands for on this model.
         architecture: class name of the model.
         description: description of the data.
         groups: candidates, without a fingerprint.
@@ -25,8 +27,10 @@ class Inspection:
         model_config: config of the model, with the labels of the data.
         num_tokens: tokens of the longest example.
         notes: what tokenization has changed in the data.
+        auto: what ``select.groups: auto`` stands for, if that is another method; empty otherwise.
     """
 
+    config: Config
     architecture: str
     description: DataDescription
     groups: Groups
@@ -36,3 +40,4 @@ class Inspection:
     num_tokens: int
     limit: MemoryLimit | None
     notes: tuple[str, ...] = ()
+    auto: str = ""

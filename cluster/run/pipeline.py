@@ -135,8 +135,8 @@ def validate(session: Session, trials: Trials) -> dict[str, Any]:
     method = session.config.select.method
     if not get_method(method).measures_loss:
         raise AdapeftError(
-            f"select.method = {method}: it does not measure the loss, which validate predicts. Set select.method to "
-            "adapeft."
+            f"select.method = {method}: it does not measure the loss, which validate predicts. Set select.method: "
+            "adapeft, and on a language model select.groups: element."
         )
     if session.inspection.groups.is_quantized:
         raise AdapeftError(

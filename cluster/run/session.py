@@ -59,6 +59,7 @@ class Session:
     def __enter__(self) -> Session:
         with self.terminal.checking() as report:
             self.inspection = inspect(self.config, report)
+            self.config = self.inspection.config
             if self.claims:
                 self.contents = contents_of(self.config, self.inspection.description)
         if self._mirror is not None:
@@ -147,7 +148,7 @@ class Session:
     def check_memory(self, *, trains: bool = True) -> None:
         """See ``cluster.inspection.fits.check_memory``."""
         with self.terminal.busy("estimating memory"):
-            estimate = estimate_of(self.config, self.inspection)
+            estimate = estimate_of(self.inspection)
             check_memory(estimate, trains=trains)
             zero = zero_of(self.config.cluster)
             lines = remarks(estimate, zero)

@@ -105,6 +105,7 @@ class Terminal:
                 "model": _model(inspection),
                 "matched": f"{int(groups.counts.sum()):,} parameters in {len(groups.parameters):,} tensors, "
                 f"by {', '.join(config.select.kinds)}",
+                **({"groups": inspection.auto} if inspection.auto else {}),
                 "trainable": f"{_at_most(inspection)} ({inspection.budget / groups.num_total:.3%} of the model)"
                 f"{always}",
                 **_inputs(config, inspection),

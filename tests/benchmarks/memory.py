@@ -140,7 +140,7 @@ def estimated(path: Path) -> dict[str, int]:
     from cluster.zero.settings import zero_of
 
     config = load_config(path)
-    held = estimate_of(config, inspect(config)).memory(zero_of(config.cluster))
+    held = estimate_of(inspect(config)).memory(zero_of(config.cluster))
     return {stage: memory.total for stage, memory in held.items()}
 
 

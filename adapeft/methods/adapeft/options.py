@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from adapeft.methods.base.options import ValuedOptions
 from adapeft.sections.section import Harmless, LearningRate, PartOf
-from adapeft.sections.select import Granularity, OnQuantized
+from adapeft.sections.select import Granularity, OnQuantized, Select
 from adapeft.servers import MAX_RANK
 
 _SMALL = 10**9
@@ -144,6 +144,18 @@ class AdaPEFTOptions(ValuedOptions):
         """``groups``; auto: single elements, but rows where only these can be served or are the unit of the options."""
         is_of_rows = self.groups == "auto" and (self.servable or self.options)
         return "row" if is_of_rows else super().granularity
+
+    @property
+    def leaves_kind_open(self) -> bool:
+        """Whether no key asks for a certain kind: ``groups`` is auto, this method's own keys have their defaults."""
+        own = type(self).model_fields.keys() - Select.model_fields.keys()
+        limits = (self.memory_per_device, self.statistics)
+        return (
+            self.groups == "auto"
+            and limits == (None, None)
+            and not self.budget.is_auto
+            and all(getattr(self, name) == type(self).model_fields[name].default for name in own)
+        )
 
     @property
     def quantized_matrices(self) -> OnQuantized:

@@ -100,7 +100,10 @@ class Job:
         train = config.train.model_dump()
         if self.learning_rate is not None:
             train["learning_rate"] = self.learning_rate
-        mine = {"select": self._select(config.select).model_dump(), "train": train}
+        select = self._select(config.select)
+        if not TASKS[config.model.task].has_head:  # else auto might mean LoRA, which is another contender
+            select = select.model_copy(update={"groups": select.granularity})
+        mine = {"select": select.model_dump(), "train": train}
         return Config.model_validate({**config.model_dump(), **mine, "seed": self.seed, "output": str(self.folder)})
 
     def _select(self, settings: Select) -> Select:

@@ -22,9 +22,11 @@ def estimate(config: ConfigPath, overrides: Overrides = None) -> None:
     with terminal.checking() as report:
         inspection = inspect(loaded, report)
     with terminal.busy("running the model without its weights"):
-        zero, found = zero_of(loaded.cluster), estimate_of(loaded, inspection)
+        zero, found = zero_of(loaded.cluster), estimate_of(inspection)
         loads, grid, lines = found.loads(zero), found.grid(zero), remarks(found, zero)
     show_estimate(loads, zero, grid, terminal)
+    if inspection.auto:
+        terminal.note(f"select.groups = auto: {inspection.auto}")
     for line in lines:
         terminal.note(line)
     if loaded.cluster.workers > zero.workers:

@@ -247,8 +247,9 @@ def verify(found: Transferred, measured: Statistics, best: Subset) -> dict[str, 
 
 
 def _own_choice(config: Config, output: Path, seed: int, terminal: Terminal) -> Subset:
-    """Measure the target on examples drawn with ``seed``, and choose."""
-    own = config.model_copy(update={"output": str(output), "seed": seed}).resolved()
+    """Measure the target on examples drawn with ``seed``, and choose; not LoRA, as auto might mean for the target."""
+    settings = config.select.model_copy(update={"groups": config.select.granularity})
+    own = config.model_copy(update={"select": settings, "output": str(output), "seed": seed}).resolved()
     with Session(own, terminal) as session:
         return select(session)
 

@@ -100,7 +100,7 @@ USUAL = ("adapeft", "lora", "sam", "mixout-reset")
 def test_every_method_can_be_estimated(classifier, method):
     budget = "100%" if method in ("full", "lora", "adapter") else "20%"
     config = load_config(classifier, [f"select.method={method}", f"budget={budget}", "train.micro_batch_size=2"])
-    estimate = estimate_of(config, inspect(config))
+    estimate = estimate_of(inspect(config))
     held = estimate.memory(zero_of(config.cluster))
     measures = get_method(method).measures_loss
     assert held["measuring" if measures else "choosing"].weights > 0
@@ -118,14 +118,14 @@ def test_every_method_can_be_estimated(classifier, method):
 def test_scores_of_elements_need_their_sums_and_one_gradient(classifier, method, size, monkeypatch):
     config = load_config(classifier, [f"select.method={method}", "groups=element"])
     inspection, zero = inspect(config), zero_of(config.cluster)
-    held = estimate_of(config, inspection).memory(zero)["measuring"]
+    held = estimate_of(inspection).memory(zero)["measuring"]
     sizes = [info.count for info in inspection.groups.parameters]
     assert held.statistics == size * sum(sizes) / 2
     assert held.gradients == 0
-    head = sum(estimate_of(config, inspection)._count("measuring", 1, 8).sizes) - sum(sizes)
+    head = sum(estimate_of(inspection)._count("measuring", 1, 8).sizes) - sum(sizes)
     assert held.optimizer <= 8 * head / 2
     monkeypatch.setattr("cluster.inspection.estimate._free", lambda parameter: None)
-    kept = estimate_of(config, inspection).memory(zero)["measuring"].activations  # without gradients
+    kept = estimate_of(inspection).memory(zero)["measuring"].activations  # without gradients
     assert kept <= held.activations <= kept + 4 * max(sizes)
 
 
@@ -133,7 +133,7 @@ def test_scores_of_elements_need_their_sums_and_one_gradient(classifier, method,
 def test_squares_over_micro_batches_need_the_gradient_of_the_batch(classifier):
     def statistics(method: str) -> int:
         config = load_config(classifier, [f"select.method={method}", "groups=element", "select.micro_batch_size=2"])
-        estimate = estimate_of(config, inspect(config))
+        estimate = estimate_of(inspect(config))
         elements = int(estimate.groups.counts.sum())
         return estimate.memory(zero_of(config.cluster))["measuring"].statistics / (elements / 2)
 
@@ -162,7 +162,7 @@ def seventy_billion(request, tmp_path):
 
 
 def ready(name, shapes, folder):
-    """Return a config of ``deploy/configs`` with a model of these shapes and short texts."""
+    """Return a config of ``deploy/configs`` that measures elements, with a model of these shapes and short texts."""
     shapes.save_pretrained(folder / "base")
     save_tokenizer(folder / "base")
     data = {
@@ -170,17 +170,19 @@ def ready(name, shapes, folder):
     }
     return load_config(
         f"deploy/configs/{name}",
-        [f"model.name={folder / 'base'}", *(f"data.{name}={path}" for name, path in data.items())],
+        [f"model.name={folder / 'base'}", "groups=element", *(f"data.{name}={path}" for name, path in data.items())],
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("select", [{}, {"groups": "row"}, {"method": "lora"}, {"method": "random", "groups": "row"}])
+@pytest.mark.parametrize(
+    "select", [{"groups": "element"}, {"groups": "row"}, {"method": "lora"}, {"method": "random", "groups": "row"}]
+)
 def test_choosing_for_a_large_model_holds_no_more_than_training_what_is_chosen(eight_billion, select):
     shared = {key: getattr(eight_billion.select, key) for key in ("budget", "calibration", "batch_size")}
     own = parse_select({"micro_batch_size": 1, **shared, **select})
     config = eight_billion.model_copy(update={"select": own})
-    held = estimate_of(config, inspect(config)).memory(zero_of(config.cluster))
+    held = estimate_of(inspect(config)).memory(zero_of(config.cluster))
     choosing = held.get("measuring") or held["choosing"]
     is_quantized = config.model.quantization is not None
     # Windows, factors and their sums do not shrink with the weights, which take 6 GB instead of 16.
@@ -191,7 +193,7 @@ def test_choosing_for_a_large_model_holds_no_more_than_training_what_is_chosen(e
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_quantized_weights_are_counted_as_they_are_stored(classifier, quantization):
     config = load_config(classifier, [f"quantization={quantization}", "zero_stage=0", "groups=row", "rank=4"])
-    estimate = estimate_of(config, inspect(config))
+    estimate = estimate_of(inspect(config))
     held = estimate.memory(zero_of(config.cluster))["training"]
     model = attach(load_inputs(config).model(), estimate.subset)
     stored = sum(parameter.nbytes for parameter in model.parameters()) + scale_bytes(model)
@@ -233,7 +235,7 @@ def test_what_every_worker_loads_whole_is_said(command, pickled, weightless):
 def test_the_memory_of_loading_is_that_of_the_whole_base(classifier, pickled):
     def loads(path, *overrides):
         config = load_config(path, overrides)
-        return estimate_of(config, inspect(config)).loads(zero_of(config.cluster))
+        return estimate_of(inspect(config)).loads(zero_of(config.cluster))
 
     assert "loading" not in loads(classifier)
     assert "loading" not in loads(pickled, "zero_stage=2")
@@ -252,7 +254,7 @@ def test_the_memory_of_loading_is_that_of_the_whole_base(classifier, pickled):
 def test_loading_the_whole_base_in_every_worker_is_refused_where_it_does_not_fit(pickled, monkeypatch, gpus):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = load_config(pickled, [f"gpus_per_worker={gpus}"])
-    estimate = estimate_of(config, inspect(config))
+    estimate = estimate_of(inspect(config))
     needed = 2 * estimate.memory(zero_of(config.cluster))["loading"].total  # of both workers, on the host
     free = int(0.99 * needed / fits.TOLERANCE)
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: 2**40 if gpu else free)
@@ -267,7 +269,7 @@ def test_loading_the_whole_base_in_every_worker_is_refused_where_it_does_not_fit
 @pytest.mark.parametrize("seventy_billion", ["one-node-8-gpus.yaml"], indirect=True)
 def test_each_of_eight_cards_holds_its_share_of_a_large_model(seventy_billion):
     zero = zero_of(seventy_billion.cluster)
-    held = estimate_of(seventy_billion, inspect(seventy_billion)).memory(zero)
+    held = estimate_of(inspect(seventy_billion)).memory(zero)
     assert held.keys() == {"measuring", "training"}
     for parts in held.values():
         assert parts.total < 0.9 * 80e9
@@ -281,7 +283,7 @@ def test_a_card_holds_a_piece_of_the_offloaded_weights_and_the_machine_its_share
     seventy_billion, tmp_path, monkeypatch
 ):
     zero = zero_of(seventy_billion.cluster)
-    estimate = estimate_of(seventy_billion, inspect(seventy_billion))
+    estimate = estimate_of(inspect(seventy_billion))
     held, loads = estimate.memory(zero), estimate.loads(zero)
     assert held.keys() == {"measuring", "training"}
     for stage, parts in held.items():
@@ -314,7 +316,7 @@ def test_a_card_holds_a_piece_of_the_offloaded_weights_and_the_machine_its_share
 def test_less_is_held_with_smaller_micro_batches(classifier):
     def activations(micro_batch_size: int) -> int:
         config = load_config(classifier, [f"train.micro_batch_size={micro_batch_size}"])
-        return estimate_of(config, inspect(config)).memory(zero_of(config.cluster))["training"].activations
+        return estimate_of(inspect(config)).memory(zero_of(config.cluster))["training"].activations
 
     assert activations(2) < 0.3 * activations(8)
 
@@ -323,7 +325,7 @@ def test_less_is_held_with_smaller_micro_batches(classifier):
 def test_a_run_that_does_not_fit_is_refused(command, classifier, weightless, monkeypatch, name):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = load_config(classifier, [])
-    estimate = estimate_of(config, inspect(config))
+    estimate = estimate_of(inspect(config))
     both = 2 * estimate.memory(zero_of(config.cluster))["measuring"].total
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(0.99 * both / fits.TOLERANCE))
     done = command(name, classifier)
@@ -341,7 +343,7 @@ def test_what_only_training_needs_refuses_training_and_not_choosing(command, cla
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     overrides = ["train.batch_size=512", "train.micro_batch_size=256", "select.method=magnitude"]
     config = load_config(classifier, overrides)
-    estimate = estimate_of(config, inspect(config))
+    estimate = estimate_of(inspect(config))
     held = estimate.memory(zero_of(config.cluster))
     assert held["choosing"].total < held["training"].total
     monkeypatch.setattr(fits, "available_memory", lambda *, gpu: int(1.99 * held["training"].total / fits.TOLERANCE))
@@ -399,7 +401,7 @@ def test_a_budget_in_bytes_is_spent_and_not_exceeded(classifier, groups, stage):
     assert 0 < subset.count < candidates.counts.sum()
     dearest = inspection.limit.costs(candidates).max() if groups != "element" else 100
     assert subset.choice.memory_bytes > inspection.limit.room - dearest
-    held = replace(estimate_of(config, inspection), subset=subset).memory(zero_of(config.cluster))["training"]
+    held = replace(estimate_of(inspection), subset=subset).memory(zero_of(config.cluster))["training"]
     assert held.total <= limit
 
 
@@ -449,7 +451,7 @@ def test_a_bound_forbids_nothing(uncountable, monkeypatch):
         "cluster.inspection.estimate.PROCESS", {"local": 0, "ray": 0}
     )  # otherwise this tiny model would hardly matter
     config = load_config(uncountable, [])
-    estimate = estimate_of(config, inspect(config))
+    estimate = estimate_of(inspect(config))
     zero = zero_of(config.cluster)
     loads = estimate.loads(zero).values()
     rest = max(2 * memory(replace(load, passes=Pass(0, 0), freed=0, heap=0), zero).total for load in loads)

@@ -1,0 +1,118 @@
+"""``select.groups: auto`` stands for LoRA on a language model whose budget holds it."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapeft.config.experiments import Contender
+from adapeft.config.load import load_config
+from adapeft.measure.groups import groups_of
+from adapeft.methods.lora.method import least_lora
+from adapeft.model.structure import describe_parameters
+from adapeft.parts.lora import Lora
+from adapeft.sections.budget import Budget
+from adapeft.subset.subset import Subset
+from cluster.commands.compare.run import Job
+from cluster.inspection.auto import for_model
+from tests.oracles.parts import make_llama
+from tests.support.checkpoints import write_bert, write_colours, write_config, write_gpt2, write_text
+from tests.support.tiny import make_bert, make_gpt2
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    """The path of a config of a tiny GPT-2, and the number of parameters of LoRA of rank 1."""
+    folder = tmp_path_factory.mktemp("language")
+    texts = (write_text(folder / f"{split}.txt", 900) for split in ("train", "evaluation"))
+    base = write_gpt2(folder / "base")
+    path = write_config(folder / "run.yaml", base, *texts, task="causal-lm")
+    model = type(make_gpt2()).from_pretrained(base)
+    return path, model, least_lora(groups_of(model, load_config(path).select))
+
+
+def test_lora_where_the_budget_holds_it(language):
+    path, model, least = language
+    config = load_config(path, [f"budget={least}", "select.exclude=*wte*", "seed=7"])
+    found = for_model(config, model)
+    expected = load_config(path, [f"budget={least}", "select.exclude=*wte*", "seed=7", "select.method=lora"])
+    assert found == expected
+    assert for_model(found, model) == found
+
+
+def test_of_the_layers_that_may_be_chosen(language):
+    path, model, least = language
+    assert for_model(load_config(path, [f"budget={least - 1}"]), model).select.method == "adapeft"
+    first = load_config(path, [f"budget={least - 1}", "select.include=*h.0.*"])
+    assert for_model(first, model).select.method == "lora"
+    assert for_model(load_config(path, ["budget=90%", "select.include=*wte*"]), model).select.method == "adapeft"
+
+
+@pytest.mark.parametrize(
+    ("override", "method"),
+    [
+        ("select.groups=element", "adapeft"),
+        ("select.groups=row", "adapeft"),
+        ("select.options=[lora]", "adapeft"),
+        ("select.fill=false", "adapeft"),
+        ("select.measure=exact", "adapeft"),
+        ("select.budget=auto", "adapeft"),
+        ("select.statistics=runs/other", "adapeft"),
+        ("train.subset=other.safetensors", "adapeft"),
+        ("select.method=random", "random"),
+        ("select.calibration=64", "lora"),
+    ],
+)
+def test_what_asks_for_a_choice_gets_it(language, override, method):
+    path, model, least = language
+    budget = [] if "budget" in override else [f"budget={least}"]
+    config = load_config(path, [*budget, override])
+    assert for_model(config, model).select.method == method
+
+
+def test_servers_load_it(language):
+    model = make_llama()
+    config = load_config(language[0], ["select.servable=true", "budget=90%"])
+    found = for_model(config, model).select
+    assert (found.method, found.servable) == ("lora", True)
+
+
+def test_a_classifier_is_chosen_for(tmp_path):
+    path = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
+    config = load_config(path, ["budget=90%"])
+    assert least_lora(groups_of(make_bert(), config.select)) is not None
+    assert for_model(config, make_bert()) == config
+
+
+def test_the_command_says_so_and_goes_on(language, command, tmp_path):
+    path, model, least = language
+    asked = ("select", path, f"budget={least}", "select.groups=auto", f"output={tmp_path / 'run'}")
+    done = command(*asked)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert "groups LoRA on all linear layers" in shown
+    assert "select.groups=element chooses single elements" in shown
+    subset = Subset.load(tmp_path / "run" / "subset.safetensors")
+    layers = {info.name for info in describe_parameters(model) if info.is_linear and info.layer >= 0}
+    assert set(subset.parts) == layers
+    assert all(isinstance(part, Lora) and part.rank == 1 for part in subset.parts.values())
+    assert load_config(tmp_path / "run" / "config.yaml").select.method == "lora"
+    again = command(*asked)
+    assert again.returncode == 0, again.stderr
+    estimated = command("estimate", path, f"budget={least}")
+    assert "select.groups = auto: LoRA on all linear layers" in " ".join(estimated.stdout.split())
+
+
+@pytest.mark.parametrize(("contender", "groups"), [("adapeft", "element"), ("adapeft:row", "row"), ("lora", "tensor")])
+def test_what_is_compared_with_lora_is_chosen(language, tmp_path, contender, groups):
+    path, model, least = language
+    job = Job(Contender.parse(contender), Budget.parse(least), 0, None, tmp_path)
+    select = for_model(job.applied_to(load_config(path)), model).select
+    assert (select.method, select.groups) == (contender.partition(":")[0], groups)
+
+
+def test_what_cannot_be_validated_says_how_it_can(language, command, tmp_path):
+    path, _, least = language
+    done = command("validate", path, f"budget={least}", f"output={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "it does not measure the loss" in done.stderr
+    assert "select.groups: element" in done.stderr
