@@ -38,8 +38,8 @@ from cluster.ranks.evaluate import Evaluation, score
 from cluster.ranks.head_rate import find_head_rate
 from cluster.ranks.inputs import Inputs, StepBatch, check_loss, load_inputs
 from cluster.ranks.peak import peak_memory
-from cluster.ranks.reach import ReachCheck
 from cluster.ranks.steps import TrainingSteps
+from cluster.ranks.unreached import UnreachedCheck
 from cluster.zero.buffers import share_buffers
 from cluster.zero.checkpoint import Checkpoints
 from cluster.zero.division import division_of
@@ -121,7 +121,7 @@ class _Training:
         self.head_rate = head_rate_of(engine)
         self.steps = TrainingSteps(inputs, plan, engine, model, ranks, self.progress.step)
         self.follower = self.steps.follower
-        self.reach_check = ReachCheck(attachment_of(model), ranks)
+        self.unreached_check = UnreachedCheck(attachment_of(model), ranks)
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the plan."""
@@ -150,7 +150,7 @@ class _Training:
                 self._skip(batch, taken)
             is_last = step == self.plan.num_steps
             is_evaluated = step % self.eval_steps == 0 or is_last
-            self.reach_check.after_step(is_last_chance=is_evaluated)
+            self.unreached_check.after_step(is_last_chance=is_evaluated)
             if losses and (step % self.config.train.logging_steps == 0 or is_last):
                 self._log_loss(losses)
                 losses = []

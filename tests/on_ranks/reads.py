@@ -84,7 +84,7 @@ def main(out: Path) -> None:
     from torch.optim.lr_scheduler import LambdaLR
 
     from cluster.ranks.finetune import full_value
-    from cluster.ranks.reach import ReachCheck
+    from cluster.ranks.unreached import UnreachedCheck
     from cluster.zero.engine import inference_engine, join, training_engine
     from cluster.zero.shards import shards_of
 
@@ -118,7 +118,7 @@ def main(out: Path) -> None:
 
         model = attach(Model(checkpointing), subset())
         engine = engine_of(model, stage)
-        check = ReachCheck(attachment_of(model), ranks)
+        check = UnreachedCheck(attachment_of(model), ranks)
         for step in range(NUM_STEPS):
             engine.backward(loss_of(engine, step, mine) * ranks.world_size)
             engine.step()
@@ -128,7 +128,7 @@ def main(out: Path) -> None:
 
         model = attach(Model(checkpointing), subset(("first.weight", "unused.weight")))
         engine = engine_of(model, stage)
-        check = ReachCheck(attachment_of(model), ranks)
+        check = UnreachedCheck(attachment_of(model), ranks)
         refused = []
         for step in range(3):
             engine.backward(loss_of(engine, step, mine) * ranks.world_size)

@@ -15,7 +15,7 @@ One step is not enough: LayerDrop skips one layer in ten, and experts without ro
 """
 
 
-class ReachCheck:
+class UnreachedCheck:
     """Stops training on all ranks if the gradients do not reach the whole subset.
 
     Args:
