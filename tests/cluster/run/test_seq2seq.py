@@ -80,5 +80,5 @@ def test_targets_are_learned_and_the_delta_reaches_peft(folder, tmp_path):
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_every_stage_trains_the_same(folder, tmp_path, name):
     """Targets differ in length, so workers that averaged means of their own tokens would train something else."""
-    options = ("train.learning_rate=0.01", "data.generate=9", "data.max_new_tokens=6")
+    options = ("train.learning_rate=0.01", "select.groups=element", "data.generate=9", "data.max_new_tokens=6")
     check_stages(partial(run, folder, name), tmp_path, *options, same=["rouge_l"])
