@@ -175,7 +175,10 @@ def transfer(source: Path, config: Config, settings: Transfer) -> Transferred:
     statistics, key = load_statistics(source)
     method = get_method(config.select.method)
     if not statistics.columns or not isinstance(method, ValuedMethod):
-        raise AdapeftError(f"--from {source}: {config.select.method} measures nothing that can be transferred.")
+        raise AdapeftError(
+            f"--from {source}: {config.select.method} measures nothing that can be transferred. Give a run of adapeft, "
+            "on a language model with select.groups: element or row."
+        )
     if isinstance(config.select, AdaPEFTOptions) and config.select.options:
         raise AdapeftError(
             f"select.options = {list(config.select.options)}: only rows can be transferred, not a choice among kinds. "
