@@ -34,7 +34,7 @@ from adapeft.tasks.tokens.stream import ExampleStream
 from adapeft.tasks.tokens.tokenize import LABELS, TokenizedData
 from cluster.cache import cache_of
 from cluster.events import Report, ignore
-from cluster.inspection.auto import LORA_INSTEAD, for_model
+from cluster.inspection.auto import for_model
 from cluster.inspection.estimate import limit_of
 from cluster.inspection.inspection import Inspection
 from cluster.inspection.plan import plan_training
@@ -77,7 +77,7 @@ def inspect(config: Config, report: Report = ignore) -> Inspection:
         trial = Trial(structure, weightless, sample)
         trial.check(config.data.max_length, lambda: _largest_token(config, tokenizer, description, splits, report))
         _check_answers(config, tokenizer, trial)
-    given, config = config, for_model(config, structure)
+    config, auto = for_model(config, structure)
     select = config.select
     groups = groups_of(structure, select)
     new = groups.new
@@ -101,7 +101,7 @@ def inspect(config: Config, report: Report = ignore) -> Inspection:
         num_tokens,
         limit,
         _notes(config, description, splits),
-        LORA_INSTEAD if select.method != given.select.method else "",
+        auto,
     )
 
 

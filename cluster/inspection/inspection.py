@@ -27,7 +27,7 @@ class Inspection:
         model_config: config of the model, with the labels of the data.
         num_tokens: tokens of the longest example.
         notes: what tokenization has changed in the data.
-        auto: what ``select.groups: auto`` stands for, if that is another method; empty otherwise.
+        auto: what ``select.groups: auto`` stands for, if that is LoRA; empty otherwise.
     """
 
     config: Config

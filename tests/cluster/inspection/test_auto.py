@@ -33,18 +33,22 @@ def language(tmp_path_factory):
 def test_lora_where_the_budget_holds_it(language):
     path, model, least = language
     config = load_config(path, [f"budget={least}", "select.exclude=*wte*", "seed=7"])
-    found = for_model(config, model)
+    found, said = for_model(config, model)
     expected = load_config(path, [f"budget={least}", "select.exclude=*wte*", "seed=7", "select.method=lora"])
     assert found == expected
-    assert for_model(found, model) == found
+    assert "LoRA on all linear layers" in said
+    assert for_model(found, model) == (found, "")
+
+
+def method_for(model, path, *overrides):
+    return for_model(load_config(path, overrides), model)[0].select.method
 
 
 def test_of_the_layers_that_may_be_chosen(language):
     path, model, least = language
-    assert for_model(load_config(path, [f"budget={least - 1}"]), model).select.method == "adapeft"
-    first = load_config(path, [f"budget={least - 1}", "select.include=*h.0.*"])
-    assert for_model(first, model).select.method == "lora"
-    assert for_model(load_config(path, ["budget=90%", "select.include=*wte*"]), model).select.method == "adapeft"
+    assert method_for(model, path, f"budget={least - 1}") == "adapeft"
+    assert method_for(model, path, f"budget={least - 1}", "select.include=*h.0.*") == "lora"
+    assert method_for(model, path, "budget=90%", "select.include=*wte*") == "adapeft"
 
 
 @pytest.mark.parametrize(
@@ -65,22 +69,30 @@ def test_of_the_layers_that_may_be_chosen(language):
 def test_what_asks_for_a_choice_gets_it(language, override, method):
     path, model, least = language
     budget = [] if "budget" in override else [f"budget={least}"]
-    config = load_config(path, [*budget, override])
-    assert for_model(config, model).select.method == method
+    assert method_for(model, path, *budget, override) == method
 
 
-def test_servers_load_it(language):
-    model = make_llama()
-    config = load_config(language[0], ["select.servable=true", "budget=90%"])
-    found = for_model(config, model).select
-    assert (found.method, found.servable) == ("lora", True)
+def test_what_servers_load(language):
+    """Below LoRA on all layers they load rows too, which learn less."""
+    model, path = make_llama(), language[0]
+    config = load_config(path, ["select.servable=true", "budget=90%"])
+    least = least_lora(groups_of(model, config.select))
+    found, said = for_model(load_config(path, ["select.servable=true", f"budget={least}"]), model)
+    assert (found.select.method, found.select.servable) == ("lora", True)
+    assert "all linear layers" in said
+    below = ["select.servable=true", f"budget={least - 1}"]
+    found, said = for_model(load_config(path, below), model)
+    assert found == load_config(path, [*below, "select.options=[lora]"])
+    assert "LoRA on chosen layers" in said
+    rows = load_config(path, [*below, "select.groups=row"])
+    assert for_model(rows, model) == (rows, "")
 
 
 def test_a_classifier_is_chosen_for(tmp_path):
     path = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
     config = load_config(path, ["budget=90%"])
     assert least_lora(groups_of(make_bert(), config.select)) is not None
-    assert for_model(config, make_bert()) == config
+    assert for_model(config, make_bert()) == (config, "")
 
 
 def test_the_command_says_so_and_goes_on(language, command, tmp_path):
@@ -106,7 +118,7 @@ def test_the_command_says_so_and_goes_on(language, command, tmp_path):
 def test_what_is_compared_with_lora_is_chosen(language, tmp_path, contender, groups):
     path, model, least = language
     job = Job(Contender.parse(contender), Budget.parse(least), 0, None, tmp_path)
-    select = for_model(job.applied_to(load_config(path)), model).select
+    select = for_model(job.applied_to(load_config(path)), model)[0].select
     assert (select.method, select.groups) == (contender.partition(":")[0], groups)
 
 
