@@ -43,6 +43,8 @@ D = TypeVar("D", bound=Data)
 class LanguageModelTask(Task[D]):
     """Base class of tasks whose model predicts tokens with its own outputs."""
 
+    predicts_tokens = True
+
     def labels(self, splits: Mapping[str, Rows], data: D, head: Head | None) -> Labels:
         from adapeft.data.description import Labels
 

@@ -38,6 +38,7 @@ class Task(ABC, Generic[D]):
         export_type: PEFT ``TaskType`` of exported adapters; None where PEFT has no type for the task.
         has_head: whether labels determine the outputs of a head on top; otherwise the model has outputs of its own, for
             tokens, which may be tied to its embeddings, or the score of a choice.
+        predicts_tokens: whether the model is a language model.
         problem_types: values of a model's ``config.problem_type`` that belong to this task, for tasks with a head.
         packs_texts: whether texts are joined and split into blocks of ``data.max_length`` tokens. The number of
             examples is then known only after tokenization, all have the same length, and none is padded.
@@ -52,6 +53,7 @@ class Task(ABC, Generic[D]):
     auto_class: ClassVar[str]
     export_type: ClassVar[str | None]
     has_head: ClassVar[bool] = False
+    predicts_tokens: ClassVar[bool] = False
     problem_types: ClassVar[tuple[str | None, ...]] = (None,)
     packs_texts: ClassVar[bool] = False
     drops_rows: ClassVar[bool] = False

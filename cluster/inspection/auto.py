@@ -36,9 +36,9 @@ def for_model(config: Config, structure: PreTrainedModel) -> tuple[Config, str]:
     Returns:
         The config, and what ``auto`` stands for if that is LoRA; else the same config and an empty text.
     """
-    select, is_language_model = config.select, not TASKS[config.model.task].has_head
+    select = config.select
     is_open = isinstance(select, AdaPEFTOptions) and select.leaves_kind_open and config.train.subset is None
-    if not (is_language_model and is_open):
+    if not (is_open and TASKS[config.model.task].predicts_tokens):
         return config, ""
     groups = groups_of(structure, select)
     least = least_lora(groups)

@@ -48,7 +48,7 @@ def choose_and_save(
         subset = judged(subset, passes, groups, config.select, config.seed, limit)
     else:
         subset = with_directions(groups, subset, before, config.select, config.seed, limit)
-    if not TASKS[config.model.task].has_head:
+    if TASKS[config.model.task].predicts_tokens:
         subset = subset.described(lora_from=least_lora(groups))
     subset = subset.described(config=to_yaml(config), contents=dict(contents))
     if ranks.rank == 0:

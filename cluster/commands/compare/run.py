@@ -101,7 +101,7 @@ class Job:
         if self.learning_rate is not None:
             train["learning_rate"] = self.learning_rate
         select = self._select(config.select)
-        if not TASKS[config.model.task].has_head:  # else auto might mean LoRA, which is another contender
+        if TASKS[config.model.task].predicts_tokens:  # else auto might mean LoRA, which is another contender
             select = select.model_copy(update={"groups": select.granularity})
         mine = {"select": select.model_dump(), "train": train}
         return Config.model_validate({**config.model_dump(), **mine, "seed": self.seed, "output": str(self.folder)})

@@ -12,6 +12,7 @@ from adapeft.model.structure import describe_parameters
 from adapeft.parts.lora import Lora
 from adapeft.sections.budget import Budget
 from adapeft.subset.subset import Subset
+from adapeft.tasks.registry import TASKS
 from cluster.commands.compare.run import Job
 from cluster.inspection.auto import for_model
 from tests.oracles.parts import make_llama
@@ -70,6 +71,17 @@ def test_what_asks_for_a_choice_gets_it(language, override, method):
     path, model, least = language
     budget = [] if "budget" in override else [f"budget={least}"]
     assert method_for(model, path, *budget, override) == method
+
+
+def test_only_where_tokens_are_predicted(language):
+    """A multiple choice has no head that its labels determine either."""
+    path, model, least = language
+    config = load_config(path, [f"budget={least}"])
+    tasks = {task: config.model.model_copy(update={"task": task}) for task in TASKS}
+    found = {task: for_model(config.model_copy(update={"model": of}), model)[0].select for task, of in tasks.items()}
+    assert {task for task, select in found.items() if select.method == "lora"} == {
+        *("causal-lm", "instruct", "seq2seq", "masked-lm")
+    }
 
 
 def test_what_servers_load(language):
