@@ -316,7 +316,7 @@ def test_a_card_holds_a_piece_of_the_offloaded_weights_and_the_machine_its_share
 def test_less_is_held_with_smaller_micro_batches(classifier):
     def activations(micro_batch_size: int) -> int:
         config = load_config(classifier, [f"train.micro_batch_size={micro_batch_size}"])
-        return estimate_of(inspect(config)).memory(zero_of(config.cluster))["training"].activations
+        return estimate_of(inspect(config)).training(zero_of(config.cluster)).passes.activations
 
     assert activations(2) < 0.3 * activations(8)
 
