@@ -16,7 +16,7 @@ from adapeft.config.load import load_config, parse_select
 from adapeft.errors import AdapeftError
 from adapeft.measure.shards.shards import Slice
 from adapeft.measure.statistics import ElementShard, Statistics
-from adapeft.memory.estimate import Pass, memory, offloaded
+from adapeft.memory.estimate import Pass, memory, moments, offloaded
 from adapeft.methods.registry import METHODS, get_method
 from adapeft.ranks import OneRank
 from adapeft.sections.select import Select
@@ -118,15 +118,15 @@ def test_every_method_can_be_estimated(classifier, method):
 def test_scores_of_elements_need_their_sums_and_one_gradient(classifier, method, size, monkeypatch):
     config = load_config(classifier, [f"select.method={method}", "groups=element"])
     inspection, zero = inspect(config), zero_of(config.cluster)
-    held = estimate_of(inspection).memory(zero)["measuring"]
+    held, _ = moments(estimate_of(inspection).measuring(zero), zero)
     sizes = [info.count for info in inspection.groups.parameters]
     assert held.statistics == size * sum(sizes) / 2
     assert held.gradients == 0
     head = sum(estimate_of(inspection)._count("measuring", 1, 8).sizes) - sum(sizes)
     assert held.optimizer <= 8 * head / 2
     monkeypatch.setattr("cluster.inspection.estimate._free", lambda parameter: None)
-    kept = estimate_of(inspection).memory(zero)["measuring"].activations  # without gradients
-    assert kept <= held.activations <= kept + 4 * max(sizes)
+    kept = estimate_of(inspection).measuring(zero).passes.activations  # without gradients
+    assert 0 < kept <= held.activations <= kept + 4 * max(sizes)
 
 
 @pytest.mark.slow
