@@ -35,7 +35,7 @@ from adapeft.tune.checkpoint import hook_loading
 from adapeft.tune.saving import hook_saving, unhook_saving
 
 
-def attach(model: nn.Module, subset: Subset) -> nn.Module:
+def attach(model: nn.Module, subset: Subset, *, alone: bool = False) -> nn.Module:
     """Make exactly ``subset`` trainable, in place, and return the model.
 
     Whole tensors are trained in place; rows and elements get a leaf, a small parameter that starts at zero. Everything
@@ -53,6 +53,11 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     subset attached. ``save_pretrained``, and so the Trainer's ``save_model``, writes the trained model, and the
     Trainer's checkpoints hold what is trained; see ``adapeft.tune.saving`` and ``adapeft.tune.checkpoint``.
 
+    Args:
+        model: model to train.
+        subset: what to train of it.
+        alone: whether this rank of torch.distributed trains by itself, so that others may attach other subsets.
+
     Raises:
         AdapeftError: the model already has a subset or is sharded or wrapped for training, the subset is empty or was
             chosen for another model, another rank attaches another one, or a part does not fit its layer.
@@ -62,7 +67,8 @@ def attach(model: nn.Module, subset: Subset) -> nn.Module:
     if hasattr(model, ATTACHMENT):
         raise AdapeftError("this model already has a subset attached. Call adapeft.detach(model) first.")
     check_not_empty(subset)
-    check_agreement(subset)
+    if not alone:
+        check_agreement(subset)
     changed = {*subset.parts, *subset.always_train}
     quantized = quantized_weights(model)
     on_quantized = {name for name, part in subset.parts.items() if part.adds_to_output and name in quantized}

@@ -84,7 +84,7 @@ class Trial:
         parameters = dict(self.model.named_parameters())
         # Detaching restores only parameters of the base, which does not contain a new head.
         heads = {name: parameters[name].detach().clone() for name in subset.always_train}
-        attach(self.model, subset)
+        attach(self.model, subset, alone=True)  # the ranks divide the subsets
         try:
             trained = list(attachment_of(self.model).trained.values())
             optimizer = torch.optim.Adam(trained, lr=learning_rate)

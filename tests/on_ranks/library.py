@@ -138,6 +138,7 @@ def disagreement(rank: int) -> str:
     rows = Rows(tuple(weight.shape), torch.tensor([rank]))
     found = refusal(partial(adapeft.attach, model, adapeft.Subset({name: rows})))
     dist.barrier()
+    adapeft.attach(MODELS["bert"](), adapeft.Subset({name: rows}), alone=True)
     adapeft.attach(MODELS["bert"](), adapeft.Subset({name: Rows(rows.shape, torch.tensor([5]))}))
     return found
 
