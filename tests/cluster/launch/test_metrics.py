@@ -22,7 +22,10 @@ from tests.support.checkpoints import adapeft, write_config, write_gpt2, write_t
 pytestmark = pytest.mark.ray
 
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "adapeft.json"
-OVERRIDES = ("cluster.workers=1", "zero_stage=1", "calibration=32", "max_steps=40", "eval_steps=20", "logging_steps=1")
+OVERRIDES = (
+    *("cluster.workers=1", "zero_stage=1", "groups=element", "calibration=32"),
+    *("max_steps=40", "eval_steps=20", "logging_steps=1"),
+)
 
 
 def json_of(url: str):
