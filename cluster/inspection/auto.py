@@ -44,7 +44,7 @@ def for_model(config: Config, structure: PreTrainedModel) -> tuple[Config, str]:
     least = least_lora(groups)
     if least is None:
         return config, ""
-    if least <= (select.budget.number or select.budget.count(groups.num_total)):
+    if least <= select.budget.count(groups.num_total):
         shared = {name: getattr(select, name) for name in Select.model_fields if name not in ("method", "groups")}
         return config.model_copy(update={"select": LoRAOptions(method="lora", **shared)}), _ON_ALL_LAYERS
     if select.servable:

@@ -149,10 +149,10 @@ class AdaPEFTOptions(ValuedOptions):
     def leaves_kind_open(self) -> bool:
         """Whether no key asks for a certain kind: ``groups`` is auto, this method's own keys have their defaults."""
         own = type(self).model_fields.keys() - Select.model_fields.keys()
-        limits = (self.memory_per_device, self.statistics)
         return (
             self.groups == "auto"
-            and limits == (None, None)
+            and self.memory_per_device is None
+            and self.statistics is None
             and not self.budget.is_auto
             and all(getattr(self, name) == type(self).model_fields[name].default for name in own)
         )

@@ -22,7 +22,7 @@ from tests.support.tiny import make_bert, make_gpt2
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory):
-    """The path of a config of a tiny GPT-2, and the number of parameters of LoRA of rank 1."""
+    """The path of a config of a tiny GPT-2, the model, and the number of parameters of LoRA of rank 1."""
     folder = tmp_path_factory.mktemp("language")
     texts = (write_text(folder / f"{split}.txt", 900) for split in ("train", "evaluation"))
     base = write_gpt2(folder / "base")
