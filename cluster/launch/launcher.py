@@ -86,10 +86,11 @@ class Launcher(ABC):
 
     Args:
         cluster: number, resources and settings of the workers.
+        run_id: identity of the run in logs and metrics.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Cluster, run_id: str) -> None:
+        self.cluster, self.run_id = cluster, run_id
         self._workers: Workers | None = None
 
     def __enter__(self) -> Self:
@@ -131,7 +132,7 @@ class Launcher(ABC):
         mark = folder.logs / f".{name}-{uuid.uuid4().hex[:8]}"
         mark.touch()
         try:
-            stage = Stage(name, function, config, arguments, mark.name, puts)
+            stage = Stage(name, function, config, arguments, self.run_id, mark.name, puts)
             return self._run(stage, lambda event: watch({"stage": name, **event}))
         except BaseException:
             self._close(is_idle=False)

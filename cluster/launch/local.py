@@ -40,10 +40,11 @@ class LocalLauncher(Launcher):
 
     Args:
         cluster: number, resources and settings of the workers.
+        run_id: identity of the run in logs.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
-        super().__init__(cluster)
+    def __init__(self, cluster: Cluster, run_id: str) -> None:
+        super().__init__(cluster, run_id)
         prepare(cluster)
 
     def room(self) -> int:

@@ -22,18 +22,18 @@ def prepare(cluster: Cluster) -> None:
         forks.prepare(cluster)
 
 
-def open_launcher(cluster: Cluster, metadata: Mapping[str, str] | None = None) -> Launcher:
+def open_launcher(cluster: Cluster, metadata: Mapping[str, str]) -> Launcher:
     """Return the launcher that ``cluster.launcher`` names.
 
     Args:
         cluster: number, resources and settings of the workers.
-        metadata: metadata of this run in the cluster's list of jobs.
+        metadata: metadata of this run in the cluster's list of jobs, as of ``job_metadata``.
     """
     # Imported here: torch and Ray take seconds.
     if cluster.launched_by(os.environ.get("RAY_ADDRESS")) == "local":
         from cluster.launch.local import LocalLauncher
 
-        return LocalLauncher(cluster)
+        return LocalLauncher(cluster, metadata["run"])
     from cluster.launch.ray.launcher import RayLauncher
 
-    return RayLauncher(cluster, metadata or {})
+    return RayLauncher(cluster, metadata)

@@ -18,7 +18,6 @@ from adapeft.errors import AdapeftError
 from cluster.events import Report, ignore
 from cluster.launch.copies import Look, run_copy
 from cluster.output.folder import RunFolder
-from cluster.output.identity import run_id
 from cluster.output.log import rank_log
 from cluster.ranks.peak import reset_peak
 
@@ -37,6 +36,7 @@ class Stage:
         function: function to call on every rank.
         config: first argument of ``function``.
         arguments: keyword arguments of ``function``.
+        run_id: identity of the run in the logs.
         mark: name of a file that the launching process created in the run's logs.
         puts: whether to upload files that the ranks write in the run folder to the output URL.
     """
@@ -45,6 +45,7 @@ class Stage:
     function: RankFunction
     config: Config
     arguments: dict[str, Any]
+    run_id: str
     mark: str
     puts: bool
 
@@ -66,7 +67,7 @@ class Stage:
             with (
                 run_copy(self.config, self.mark, machine, puts=self.puts) as look,
                 _output_to(log.with_suffix(".log")),
-                rank_log(log.with_suffix(".jsonl"), run_id(self.config), self.name, rank),
+                rank_log(log.with_suffix(".jsonl"), self.run_id, self.name, rank),
             ):
                 report = _reporter(tell, look) if rank == 0 else ignore
                 result = self.function(self.config, report, **self.arguments)

@@ -45,12 +45,12 @@ class Session:
 
     def __init__(self, config: Config, terminal: Terminal, *, claims: bool = True) -> None:
         self.config, self.terminal, self.claims = config, terminal, claims
-        self.folder = RunFolder.of(config)
+        self.folder, self.run_id = RunFolder.of(config), run_id(config)
         self.inspection: Inspection
         self.contents: dict[str, str] = {}
         self._estimated: dict[str, dict[str, Any]] = {}
         self._mirror = Mirror(config.output) if is_url(config.output) else None
-        self._log = EventLog(self.folder.events, run_id(config))
+        self._log = EventLog(self.folder.events, self.run_id)
         self._launched: tuple[Launcher, Config, Publisher | None] | None = None
         self._trackers: Trackers | None = None
         self._lock: FileLock | None = None
@@ -102,7 +102,7 @@ class Session:
     def track(self) -> None:
         """Start the run in the trackers that the config names, or continue it there; what is known so far is sent."""
         if self._trackers is None:
-            self._trackers = Trackers(self.config, self.folder, self._tracker_failed)
+            self._trackers = Trackers(self.config, self.run_id, self.folder, self._tracker_failed)
             self._put()
             self._trackers.record(self.metrics())
 
@@ -187,7 +187,8 @@ class Session:
         from cluster.launch.opening import open_launcher
 
         with self.terminal.busy("starting workers"):
-            launcher = self._stack.enter_context(open_launcher(self.config.cluster, job_metadata(self.config)))
+            metadata = job_metadata(self.config, self.run_id)
+            launcher = self._stack.enter_context(open_launcher(self.config.cluster, metadata))
             workers = launcher.room()
         metrics = launcher.metrics(self.config)
         if metrics is not None:

@@ -20,7 +20,6 @@ from adapeft.files.artifact import save_json
 from adapeft.files.damage import Header, Line, load_json, reading
 from adapeft.sections.paths import without_secrets
 from cluster.output.folder import RunFolder
-from cluster.output.identity import run_id
 from cluster.tracking.mlflow import MLflow
 from cluster.tracking.tensorboard import TensorBoard
 from cluster.tracking.tracker import TrackedRun, Tracker
@@ -52,6 +51,7 @@ class Trackers:
 
     Args:
         config: config of the run.
+        run_id: its identity.
         folder: folder of the run, which holds the ids of the runs in the trackers.
         failed: callback for failures.
 
@@ -59,7 +59,7 @@ class Trackers:
         AdapeftError: a package is missing, or a tracker does not start.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, failed: Failed) -> None:
+    def __init__(self, config: Config, run_id: str, folder: RunFolder, failed: Failed) -> None:
         names = tuple(dict.fromkeys(config.train.report_to))
         _check_installed(names)
         self._path, self._failed = folder.tracking, failed
@@ -74,7 +74,7 @@ class Trackers:
             known = self._record[name].id if name in self._record else None
             try:
                 sender = _Sender(TRACKERS[name]())
-                self._record[name] = _Entry(id=sender.start(TrackedRun(run_id(config), values, folder.logs, known)))
+                self._record[name] = _Entry(id=sender.start(TrackedRun(run_id, values, folder.logs, known)))
             except Exception as error:
                 self.close(failed=True)
                 run = "" if known is None else f" with the run {known!r} that {self._path} names"

@@ -54,7 +54,7 @@ def submit(client: JobSubmissionClient, package: Package, variables: Mapping[str
                 entrypoint=ENTRYPOINT,
                 submission_id=name if attempt == 1 else f"{name}-{attempt}",
                 runtime_env={"working_dir": folder, "env_vars": dict(variables)},
-                metadata={**job_metadata(config), "attempt": str(attempt)},
+                metadata={**job_metadata(config, name), "attempt": str(attempt)},
                 entrypoint_num_cpus=num_cpus or None,
             )
         except (RuntimeError, requests.RequestException) as error:

@@ -41,14 +41,14 @@ class RayLauncher(Launcher):
 
     Args:
         cluster: number, resources and settings of the workers.
-        metadata: metadata of this run in the cluster's list of jobs.
+        metadata: metadata of this run in the cluster's list of jobs, among them its identity as ``run``.
 
     Raises:
         AdapeftError: no cluster answers at ``RAY_ADDRESS``.
     """
 
     def __init__(self, cluster: Cluster, metadata: Mapping[str, str]) -> None:
-        super().__init__(cluster)
+        super().__init__(cluster, metadata["run"])
         connect(cluster, metadata)
 
     def __exit__(
@@ -63,7 +63,7 @@ class RayLauncher(Launcher):
         return room_for(self.cluster)
 
     def metrics(self, config: Config) -> Metrics:
-        return Metrics(config)
+        return Metrics(config, self.run_id)
 
     def _start(self, config: Config, watch: Report) -> Workers:
         if missing(config.cluster, ray.available_resources()):

@@ -9,7 +9,6 @@ from ray.util.metrics import Gauge
 
 from adapeft.config.config import Config
 from adapeft.tasks.registry import TASKS
-from cluster.output.identity import run_id
 
 TAGS = ("run", "model", "method", "stage")
 
@@ -40,11 +39,16 @@ _LEAST_SECONDS = 0.05
 
 
 class Metrics:
-    """Gauges of one run; Ray must be initialized."""
+    """Gauges of one run; Ray must be initialized.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: config of the run.
+        run_id: its identity.
+    """
+
+    def __init__(self, config: Config, run_id: str) -> None:
         self.config = config
-        tags = {"run": run_id(config), "model": config.model.name, "method": config.select.method}
+        tags = {"run": run_id, "model": config.model.name, "method": config.select.method}
         self._gauges = {
             name: Gauge(name, description, tag_keys=TAGS + _MORE_TAGS.get(name, ())).set_default_tags(tags)
             for name, description in METRICS.items()

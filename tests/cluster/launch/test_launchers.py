@@ -51,7 +51,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["local", "ray"])
 def launcher(request, config):
-    with open_launcher(config.cluster.model_copy(update={"launcher": request.param})) as opened:
+    with open_launcher(config.cluster.model_copy(update={"launcher": request.param}), {"run": "mine-1"}) as opened:
         yield opened
 
 
@@ -90,7 +90,7 @@ from cluster.launch.opening import open_launcher
 from tests.on_ranks import functions
 
 config = Config.model_validate_json(sys.argv[1])
-with open_launcher(config.cluster.model_copy(update={"launcher": sys.argv[2]})) as launcher:
+with open_launcher(config.cluster.model_copy(update={"launcher": sys.argv[2]}), {"run": "mine-1"}) as launcher:
     found = launcher.run(functions.map_again, config, "map", lambda event: None, mebibytes=8)
 print("mapped", found["mapped"])
 """
@@ -135,7 +135,7 @@ def test_a_failure_is_short_and_says_where_to_read_on(launcher, config, capfd):
     message = str(failure.value)
     lines = [json.loads(line) for line in (logs_of(config) / "break-rank-1.jsonl").read_text().splitlines()]
     assert lines[-1]["message"].startswith("ZeroDivisionError: no value to divide by")
-    assert (lines[-1]["level"], lines[-1]["run"], lines[-1]["rank"]) == ("ERROR", run_id(config), 1)
+    assert (lines[-1]["level"], lines[-1]["run"], lines[-1]["rank"]) == ("ERROR", "mine-1", 1)
     assert message.startswith("a worker failed: ZeroDivisionError: no value to divide by\n")
     assert str(logs_of(config)) in message
     assert len(message.splitlines()) == 2
@@ -182,13 +182,13 @@ def test_which_launcher_starts_the_workers(launcher, workers, address, expected,
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("cluster.launch.ray.launcher.connect", lambda cluster, metadata: None)
-    opened = open_launcher(Cluster(launcher=launcher, workers=workers))
+    opened = open_launcher(Cluster(launcher=launcher, workers=workers), {"run": "mine-1"})
     assert type(opened).__name__ == expected
 
 
 def test_more_workers_than_this_machine_has_room_for():
     with pytest.raises(AdapeftError, match=r"cluster.workers = 999: .* required: 999 CPUs \("):
-        LocalLauncher(Cluster(launcher="local", workers=999)).room()
+        LocalLauncher(Cluster(launcher="local", workers=999), "mine-1").room()
 
 
 @pytest.mark.parametrize(("there", "workers"), [(3, 3), (9, 8), (20, 8), (2, 2)])
@@ -205,9 +205,14 @@ def test_fewer_workers_than_the_run_may_have():
 class Scripted(Launcher):
     """Returns or raises ``outcomes`` in turn, with resources for the numbers of workers in ``rooms``."""
 
-    def __init__(self, rooms, outcomes):
-        super().__init__(Cluster())
-        self.rooms, self.outcomes, self.seen = list(rooms), list(outcomes), []
+    def __init__(self, rooms, outcomes, run="mine-1"):
+        super().__init__(Cluster(), run)
+        self.rooms, self.outcomes, self.stages = list(rooms), list(outcomes), []
+
+    @property
+    def workers(self):
+        """The number of workers of each stage, and the smallest that it may have."""
+        return [(stage.config.cluster.workers, stage.config.cluster.min_workers) for stage in self.stages]
 
     def room(self):
         return self.rooms.pop(0)
@@ -216,7 +221,7 @@ class Scripted(Launcher):
         raise AssertionError("nothing is started")
 
     def _run(self, stage, watch):
-        self.seen.append((stage.config.cluster.workers, stage.config.cluster.min_workers))
+        self.stages.append(stage)
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
@@ -233,7 +238,7 @@ def test_stages_run_on_the_workers_that_are_there(config, monkeypatch, capsys):
     session = session_on(launcher, with_cluster(config, workers=8, min_workers=2), monkeypatch)
     session.on_workers(rank_functions.hang, "measure")
     session.on_workers(rank_functions.hang, "train")
-    assert launcher.seen == [(3, None)] * 2
+    assert launcher.workers == [(3, None)] * 2
     assert capsys.readouterr().out.count("workers: 3 of 8") == 1
 
 
@@ -246,10 +251,24 @@ def test_failed_workers_are_replaced_up_to_max_failures_times(config, monkeypatc
     expected = nullcontext() if max_failures == 2 else pytest.raises(WorkerError, match="gone")
     with expected:
         assert session.on_workers(rank_functions.hang, "measure") == {"done": True}
-    assert [workers for workers, _ in launcher.seen] == [3, 2, 2][: max_failures + 1]
+    assert [workers for workers, _ in launcher.workers] == [3, 2, 2][: max_failures + 1]
     said = capsys.readouterr().out
     assert said.count("a worker failed: gone") == max_failures
     assert said.count("workers: 2 of 3") == max_failures
+
+
+def test_a_run_keeps_its_identity_when_its_learning_rate_is_found(config, monkeypatch):
+    given = config.model_copy(update={"train": config.train.model_copy(update={"learning_rate": "auto"})})
+    opened = []
+    monkeypatch.setattr(
+        "cluster.launch.opening.open_launcher",
+        lambda cluster, metadata: opened.append(metadata) or Scripted([1], [{}], metadata["run"]),
+    )
+    session = Session(given, Terminal())
+    session.settle(1e-3)
+    session.on_workers(rank_functions.hang, "train")
+    launcher, _, _ = session._launched
+    assert opened[0]["run"] == launcher.stages[0].run_id == run_id(given) != run_id(session.config)
 
 
 WATCHED = """
@@ -262,7 +281,7 @@ def watch(event):
     raise OSError("the disk of the launching process is full")
 
 config = read_config(sys.argv[1], ["cluster.workers=1", f"cluster.launcher={sys.argv[2]}"])
-with open_launcher(config.cluster) as launcher:
+with open_launcher(config.cluster, {"run": "mine-1"}) as launcher:
     launcher.run(go_on, config, "watched", watch)
 """
 

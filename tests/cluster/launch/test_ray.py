@@ -21,7 +21,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def local_ray():
-    with open_launcher(Cluster(launcher="ray")):
+    with open_launcher(Cluster(launcher="ray"), {"run": "mine-1"}):
         yield
 
 
@@ -62,7 +62,7 @@ def test_a_cluster_that_does_not_answer(address, monkeypatch):
         pytest.raises(
             AdapeftError, match=rf"RAY_ADDRESS = {address}: no cluster answers at this address .*`ray start --head`"
         ),
-        open_launcher(Cluster(launcher="ray")),
+        open_launcher(Cluster(launcher="ray"), {"run": "mine-1"}),
     ):
         pass
 
@@ -71,7 +71,7 @@ def test_the_address_of_a_dashboard(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with (
         pytest.raises(AdapeftError, match=r"RAY_ADDRESS = http://127\.0\.0\.1:8265: .*`adapeft submit`"),
-        open_launcher(Cluster(launcher="ray")),
+        open_launcher(Cluster(launcher="ray"), {"run": "mine-1"}),
     ):
         pass
 

@@ -19,7 +19,7 @@ def test_no_stage_starts_with_the_weights_of_another(tmp_path):
     """At stage 3 DeepSpeed itself keeps a reference to every model."""
     path = write_config(tmp_path / "run.yaml", write_bert(tmp_path / "base"), *write_colours(tmp_path))
     config = load_config(path, ["cluster.launcher=local", "zero_stage=3", "train.max_steps=1"])
-    with open_launcher(config.cluster) as launcher:
+    with open_launcher(config.cluster, {"run": "mine-1"}) as launcher:
         for name, function, arguments in (
             ("measure", measure_and_choose, {}),
             ("train", finetune, {}),

@@ -98,7 +98,7 @@ def opened(monkeypatch, tmp_path):
         for name, fake in fakes.items():
             monkeypatch.setitem(TRACKERS, name, lambda fake=fake: fake)
         config = config_of(tmp_path, *fakes)
-        return Trackers(config, RunFolder.of(config), lambda name, reason: failures.append((name, reason)))
+        return Trackers(config, run_id(config), RunFolder.of(config), lambda *failure: failures.append(failure))
 
     open_trackers.failures = failures
     open_trackers.record = lambda: json.loads((tmp_path / "run" / "tracking.json").read_text())
@@ -186,7 +186,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None if name == "mlflow" else object())
     config = config_of(tmp_path, "tensorboard", "mlflow")
     with pytest.raises(AdapeftError, match=r"mlflow is not installed\. Run `pip install 'adapeft\[tracking\]'`, or"):
-        Trackers(config, RunFolder.of(config), print)
+        Trackers(config, run_id(config), RunFolder.of(config), print)
     assert not list((tmp_path / "run" / "logs").iterdir()), "found out before anything is written"
 
 
@@ -199,7 +199,7 @@ def test_a_damaged_record_is_named(opened, tmp_path):
 
 def real(tmp_path, name, failures, **sections):
     config = config_of(tmp_path, name, **sections)
-    return Trackers(config, RunFolder.of(config), lambda *failure: failures.append(failure))
+    return Trackers(config, run_id(config), RunFolder.of(config), lambda *failure: failures.append(failure))
 
 
 def test_tensorboard_writes_next_to_the_logs(tmp_path):

@@ -25,7 +25,7 @@ from cluster.commands.compare.machines.local import Machines
 from cluster.commands.compare.machines.task import command_on_machine
 from cluster.launch.ray.connection import connect, room_for
 from cluster.launch.resources import per_worker
-from cluster.output.identity import job_metadata
+from cluster.output.identity import job_metadata, run_id
 
 
 class RayMachines(Machines):
@@ -87,7 +87,7 @@ class RayMachines(Machines):
 @contextmanager
 def ray_machines(config: Config, at_once: int | None) -> Iterator[RayMachines]:
     """Connect to the cluster at ``RAY_ADDRESS``, or start a local one; yield its machines and disconnect."""
-    connect(config.cluster, job_metadata(config))
+    connect(config.cluster, job_metadata(config, run_id(config)))
     try:
         yield RayMachines(config.cluster, at_once)
     finally:
