@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from adapeft.choose.knapsack import STABLE_GAP, check_values, most_valuable, parts_of, with_solution
@@ -13,6 +15,9 @@ from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from solver import MultipleChoiceCore, MultipleChoiceGreedy, MultipleChoiceProblem
 
+KINDS = ("row", "tensor", "lora")
+"""What ``select.options`` can name."""
+
 
 def choose_options(
     groups: Groups,
@@ -21,19 +26,20 @@ def choose_options(
     option_values: np.ndarray,
     budget: int,
     *,
-    with_rows: bool = True,
+    kinds: Sequence[str] = KINDS,
     greedy: bool = False,
     most_rows: int | None = None,
 ) -> Subset:
     """Choose the best rows and options within ``budget`` elements; see ``choice_problem``.
 
     Args:
+        kinds: kinds that may be chosen.
         greedy: whether to choose greedily by value per element.
         most_rows: largest number of rows of one matrix; None: any number.
     """
     check_values(groups, values)
     values = np.where(most_valuable(groups, values, most_rows), values, 0.0)
-    problem = choice_problem(groups, values, options, option_values, budget, with_rows=with_rows)
+    problem = choice_problem(groups, values, options, option_values, budget, kinds=kinds)
     solver = MultipleChoiceGreedy() if greedy else MultipleChoiceCore(relative_gap=STABLE_GAP)
     solution = solver.solve(problem)
     taken = np.flatnonzero(solution.chosen[groups.num_groups :])
@@ -52,7 +58,7 @@ def choice_problem(
     option_values: np.ndarray,
     budget: int,
     *,
-    with_rows: bool = True,
+    kinds: Sequence[str] = KINDS,
 ) -> MultipleChoiceProblem:
     """Return the problem whose items are the groups [K], then the options [N].
 
@@ -61,11 +67,13 @@ def choice_problem(
     Args:
         values: values of the groups, float64 [K].
         option_values: values of the options, float64 [N].
-        with_rows: whether rows of matrices may be chosen; vectors always may.
+        kinds: kinds that may be chosen: without ``row`` no rows of matrices, and with ``lora`` alone no vectors, which
+            would train whole at LoRA's learning rate (nl2bash: a loss of 2.09 with norms and 2.00 without).
     """
     is_row = groups.is_row[groups.parameter_of]
+    is_candidate = np.where(is_row, "row" in kinds, "row" in kinds or "tensor" in kinds)
     return MultipleChoiceProblem(
-        values=np.concatenate([values if with_rows else np.where(is_row, 0.0, values), option_values]),
+        values=np.concatenate([np.where(is_candidate, values, 0.0), option_values]),
         costs=np.concatenate([groups.counts, options.counts]),
         budget=budget,
         classes=np.concatenate([np.where(is_row, groups.parameter_of, -1), options.parameters]),

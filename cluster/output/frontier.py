@@ -76,9 +76,7 @@ def frontier_of(folder: RunFolder, subset: Subset) -> RunFrontier | None:
         return RunFrontier(frontier(values, groups.counts, budgets), groups.num_total, budget)
     worth = method.option_values(statistics, reach)
     assert worth is not None
-    options = key.get("select.options")
-    with_rows = isinstance(options, list) and "row" in options
-    problem = choice_problem(groups, values, statistics.options, worth, budget, with_rows=with_rows)
+    problem = choice_problem(groups, values, statistics.options, worth, budget, kinds=key["select.options"])
     return RunFrontier(choice_frontier(problem, budgets), groups.num_total, budget)
 
 

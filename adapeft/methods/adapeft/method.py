@@ -119,7 +119,7 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
                 statistics.options,
                 self.option_values(statistics, plan.reach),
                 plan.budget,
-                with_rows="row" in plan.settings.options,
+                kinds=plan.settings.options,
                 greedy=plan.settings.solver == "greedy",
                 most_rows=plan.most_rows,
             )

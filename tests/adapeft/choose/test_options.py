@@ -106,35 +106,36 @@ def small(seed):
     return groups, draw.random(7), options, draw.random(4) * 2
 
 
-@pytest.mark.parametrize("with_rows", [True, False])
+@pytest.mark.parametrize(
+    "kinds", [("row", "tensor", "lora"), ("row", "lora"), ("tensor", "lora"), ("lora",)], ids="-".join
+)
 @pytest.mark.parametrize("seed", range(12))
-def test_the_choice_is_the_best_of_all(seed, with_rows):
+def test_the_choice_is_the_best_of_all(seed, kinds):
     groups, values, options, option_values = small(seed)
     for budget in (4, 9, 15, 24, 29):
-        subset = choose_options(groups, values, options, option_values, budget, with_rows=with_rows)
-        best = max(
-            worth for worth, cost in everything(groups, values, options, option_values, with_rows) if cost <= budget
-        )
+        subset = choose_options(groups, values, options, option_values, budget, kinds=kinds)
+        best = max(worth for worth, cost in everything(groups, values, options, option_values, kinds) if cost <= budget)
         assert subset.count <= budget
         assert subset.choice.value == pytest.approx(best, rel=2e-4)
         assert subset.choice.bound >= best * (1 - 1e-9)
         chosen = options_of(groups, options, subset)
         assert set(chosen) <= {0, 7, 12}
-        kinds = {name: part.kind for name, part in subset.parts.items()}
-        assert set(kinds.values()) <= ({"rows", "tensor", "lora"} if with_rows else {"tensor", "lora"})
-        assert all((subset.parts[name].dim == 1) == (name == "b") for name in kinds if kinds[name] != "tensor")
+        found = {name: part.kind for name, part in subset.parts.items()}
+        assert "rows" not in found.values() or "row" in kinds
+        assert "c" not in found or kinds != ("lora",), "a vector, which LoRA's learning rate does not suit"
+        assert all((subset.parts[name].dim == 1) == (name == "b") for name in found if found[name] != "tensor")
 
 
-def everything(groups, values, options, option_values, with_rows):
-    """Yield (value, cost) of all choices: per matrix any rows, or one option."""
+def everything(groups, values, options, option_values, kinds):
+    """Yield (value, cost) of all choices: per matrix any rows, or one option, and the vector or not."""
     per_matrix = []
     for index in (0, 1):
-        rows = range(groups.span(index).start, groups.span(index).stop) if with_rows else ()
+        rows = range(groups.span(index).start, groups.span(index).stop) if "row" in kinds else ()
         members = itertools.chain.from_iterable(itertools.combinations(rows, size) for size in range(len(rows) + 1))
         some = [(sum(values[list(chosen)]), sum(groups.counts[list(chosen)])) for chosen in members]
         own = np.flatnonzero(options.parameters == index)
         per_matrix.append(some + [(option_values[one], options.counts[one]) for one in own])
-    vector = [(0.0, 0), (values[6], groups.counts[6])]
+    vector = [(0.0, 0)] if kinds == ("lora",) else [(0.0, 0), (values[6], groups.counts[6])]
     for combination in itertools.product(*per_matrix, vector):
         yield sum(worth for worth, _ in combination), sum(cost for _, cost in combination)
 
