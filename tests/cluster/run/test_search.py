@@ -6,12 +6,14 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from adapeft.parts.elements import Elements
 from adapeft.subset.subset import Subset
-from cluster.run.search import _RATES, _start, _try, _vertex
+from adapeft.tasks.metrics.scores import correlations
+from cluster.run.search import _RATES, _judged, _start, _try, _vertex
 from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
 
 AUTO = (
@@ -102,6 +104,22 @@ def test_a_rate_at_which_nothing_is_chosen_is_a_trial_without_a_score(parts, ran
     found = _try(session, Subset(parts), 8)
     assert called == ([{"num_steps": 8}] if ran else [])
     assert (found["scores"] is None) == ("nothing to train" in str(found["problem"])) == (not ran)
+
+
+def test_a_trial_of_a_regression_is_judged_by_what_no_shift_and_scale_explains():
+    """The mean of the targets, which every training finds, outweighs in a few steps what the rates differ in."""
+    targets = torch.tensor([0.0, 1.0, 3.0, 4.0])
+    noisy = torch.tensor([2.1, 1.7, 2.3, 2.2])
+    far, some, opposite = (
+        _judged({"loss": 1.0, **correlations(predictions, targets)})[1]
+        for predictions in (targets * 9 + 30, noisy, -targets)
+    )
+    slope, shift = np.polyfit(noisy, targets, 1)
+    unexplained = (targets - slope * noisy - shift).square().mean() / targets.var(correction=0)
+    assert (far, some, opposite) == tuple(pytest.approx(value, abs=1e-6) for value in (0, unexplained.item(), 2))
+    assert 0 < some < 1
+    assert _judged({"loss": 1.5, "accuracy": 0.9}) == ("held-out loss", 1.5)
+    assert _judged(None)[1] == math.inf
 
 
 @pytest.mark.parametrize(("count", "first"), [(1_000_000, 1e-4), (5_000, 3e-3), (100, 3e-2)])
