@@ -88,6 +88,11 @@ class Choice(Header):
     source: dict[str, str] | None = None
     provenance: dict[str, Any] | None = None
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether ``value`` is the sum over groups, each as if trained alone: more than they can do together."""
+        return self.value is not None and self.unspent is None and self.additive_value is None
+
     def with_values(self, **more: Any) -> Choice:
         """Return a copy with these fields set. Values are not validated; the caller checks them."""
         unknown = more.keys() - type(self).model_fields.keys()

@@ -65,7 +65,7 @@ def one_by_one(influence: np.ndarray, choice: Choice) -> str | None:
         influence: influence of each group. [K].
         choice: choice of the run.
     """
-    if choice.value is None or (choice.unspent is None and choice.additive_value is None):
+    if choice.value is None or choice.adds_up:
         return None
     total = influence[influence > 0].sum()
     which = "all" if choice.unspent or choice.num_drawn else "the chosen ones"

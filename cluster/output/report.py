@@ -85,7 +85,7 @@ def _pictures(folder: RunFolder, subset: Subset, metrics: Mapping[str, Any]) -> 
     drawn = [
         draw_loss(metrics, _training_losses(folder.events)),
         draw_metric(metrics),
-        None if predicted is None else draw_prediction(metrics, predicted),
+        None if predicted is None else draw_prediction(metrics, predicted, adds_up=subset.choice.adds_up),
         front and draw_frontier(front, unit),
         draw_chosen(subset, chosen_of(folder, subset)),
         *_of_groups(folder, subset.choice),

@@ -346,7 +346,8 @@ def _influence(choice: Choice) -> str:
         return f"{choice.value:.4g} predicted jointly{share}"
     gap = f"gap {choice.gap:.1e}" if choice.gap else "gap 0"
     status = str(choice.status).replace("_", " ")
-    kind = "summed, each group at its own best step" if choice.reach in ("inf", math.inf) else "predicted"
+    summed = "summed, each group at its own best step" if choice.reach in ("inf", math.inf) else "summed over groups"
+    kind = summed if choice.adds_up else "predicted"
     return f"{choice.value:.4g} {kind}, bound {choice.bound:.4g}, {gap} ({status}){share}"
 
 

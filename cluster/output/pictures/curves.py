@@ -43,13 +43,14 @@ def draw_metric(metrics: Mapping[str, Any]) -> Picture | None:
     return Picture("metric", f"Metric: {name}", caption, png_of(figure))
 
 
-def draw_prediction(metrics: Mapping[str, Any], predicted: float) -> Picture:
+def draw_prediction(metrics: Mapping[str, Any], predicted: float, *, adds_up: bool) -> Picture:
     """Draw the measured decrease of the loss, and the decrease that was predicted for the whole training.
 
     Args:
         metrics: content of ``metrics.json`` of a run that trained nothing outside the budget: the influence is the
             decrease beyond that.
         predicted: predicted decrease within the reach of the training.
+        adds_up: whether it is the sum over groups, each as if trained alone.
     """
     start, last = metrics["before"]["loss"], metrics["num_steps"]
     points = {0: 0.0, **{scores["step"]: start - scores["loss"] for scores in metrics["history"]}}
@@ -66,6 +67,7 @@ def draw_prediction(metrics: Mapping[str, Any], predicted: float) -> Picture:
         "Decrease of the loss on the evaluation data by training step, and the influence of the choice, which predicts "
         "the decrease of the whole training from calibration examples of the training data: "
         f"{predicted:.3g} predicted, {reached:.3g} measured after the last step."
+        + (" The prediction adds up groups that change the outputs alike, so that it is too high." if adds_up else "")
     )
     return Picture("prediction", "Predicted and measured", caption, png_of(figure))
 

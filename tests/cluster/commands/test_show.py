@@ -43,7 +43,7 @@ def test_a_run(command, tmp_path):
     evaluations = [line.split() for line in shown.splitlines() if "0.75" in line and "kept" in line]
     assert [(words[0], words[1], words[-2]) for words in evaluations] == [("10", "0.6000", "0.7500")]
     assert len([line for line in shown.splitlines() if "██" in line]) >= 3, "a bar for each evaluation"
-    assert "0.3 predicted, 0.4 measured at the end" in " ".join(shown.split())
+    assert "0.3 predicted, summed over groups, 0.4 measured at the end" in " ".join(shown.split())
     assert "training 800.0 MiB of memory per worker" in shown
     memory = shown.split("estimated memory per worker")[1]
     assert [line_of(memory, start)[-2:] for start in ("weights", "process")] == [["100.0", "MiB"], ["700.0", "MiB"]]

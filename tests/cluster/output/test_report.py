@@ -267,8 +267,15 @@ def test_the_predicted_decrease_is_compared_where_nothing_else_is_trained(tmp_pa
     write_report(folder, config)
     page = Page(folder.report.read_text(encoding="utf-8"))
     assert set(names_of(page)) == ALWAYS | MEASURED | {"prediction"}
-    assert "0.3 predicted, 0.4 measured after the last step" in " ".join(page.texts)
+    said = "0.3 predicted, 0.4 measured after the last step."
+    summed = "The prediction adds up groups"
+    assert f"{said} {summed}" in " ".join(page.texts)
     subset = Subset.load(folder.subset)
+    subset.described(additive_value=0.5).save(folder.subset)
+    write_report(folder, config)
+    jointly = " ".join(Page(folder.report.read_text(encoding="utf-8")).texts)
+    assert said in jointly
+    assert summed not in jointly
     metrics = load_metrics(folder.metrics)
     assert predicted_decrease(subset.choice, metrics) == 0.3
     for other in ({"source": {"subset": "a"}}, {"reach": "inf"}, {"method": "sam"}, {"value": None}):
