@@ -338,10 +338,10 @@ def _workers(cluster: Cluster) -> str:
 
 
 def _influence(choice: Choice) -> str:
-    if choice.value is None:
-        return "not measured"
     chosen, groups = choice.num_chosen, choice.num_groups
-    share = "" if chosen is None or groups is None else f"; {chosen:,} of {groups:,} groups"
+    share = "" if chosen is None or groups in (None, chosen) else f"; {chosen:,} of {groups:,} groups"
+    if choice.value is None:
+        return f"not measured{share}"
     if choice.bound is None:
         return f"{choice.value:.4g} predicted jointly{share}"
     gap = f"gap {choice.gap:.1e}" if choice.gap else "gap 0"

@@ -18,14 +18,14 @@ from adapeft.subset.subset import Subset
 from tests.support.tiny import VOCABULARY, make_bert, make_gpt2
 
 
-def make_llama() -> LlamaForCausalLM:
-    """Two layers with grouped-query attention: keys and values are half as wide as queries."""
+def make_llama(num_layers: int = 2) -> LlamaForCausalLM:
+    """Layers with grouped-query attention: keys and values are half as wide as queries."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=12,
         intermediate_size=19,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=16,

@@ -275,8 +275,12 @@ def test_the_method_takes_the_largest_rank(name):
         assert subset.parts.keys() == layers.keys()
         assert {(part.kind, part.rank, part.alpha) for part in subset.parts.values()} == {("lora", rank, float(rank))}
         assert subset.count == rank * per_rank
-    with pytest.raises(AdapeftError, match=f"rank 1 on {len(layers)} layers trains {per_rank:,}. Raise .* {per_rank},"):
-        choose(per_rank - 1)
+    drawn = choose(per_rank - 1)
+    assert drawn.parts.keys() < layers.keys()
+    assert {part.rank for part in drawn.parts.values()} == {1}
+    smallest = min(map(sum, layers.values()))
+    with pytest.raises(AdapeftError, match=f"on the smallest layer trains {smallest}. Raise the budget to {smallest},"):
+        choose(smallest - 1)
     some = choose(per_rank - 1, include=["*.0.*"])
     assert all(".0." in parameter for parameter in some.parts)
     assert len(some.parts) == len(layers) / 2

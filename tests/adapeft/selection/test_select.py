@@ -33,8 +33,7 @@ def test_the_verdict_on_a_language_model_knows_the_size_of_lora(bert):
     subset = adapeft.select(model, make_batches(model), budget=2000)
     least = subset.choice.lora_from
     assert adapeft.select(model, make_batches(model), budget=least, **lora).count == least
-    with pytest.raises(AdapeftError, match=f"trains {least:,}"):
-        adapeft.select(model, make_batches(model), budget=least - 1, **lora)
+    assert adapeft.select(model, make_batches(model), budget=least - 1, **lora).count < least - 1
     assert adapeft.verdict_of(subset.choice).advice == "lora"
     assert adapeft.select(bert, make_batches(bert), budget=300).choice.lora_from is None
 

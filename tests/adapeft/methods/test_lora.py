@@ -1,0 +1,69 @@
+"""Rank and layers of LoRA from the budget."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from adapeft.errors import AdapeftError
+from adapeft.measure.groups import Groups
+from adapeft.measure.statistics import Statistics
+from adapeft.methods.lora.method import least_lora
+from adapeft.methods.lora.options import LoRAOptions
+from adapeft.methods.registry import Plan, get_method
+from adapeft.model.structure import ParameterInfo
+from adapeft.ranks import OneRank
+
+SIZES = (5, 5, 5, 8, 12, 5)
+GROUPS = Groups(
+    (
+        *(ParameterInfo(f"linear{i}", (3, size), "linear", i, 0.0, 0, is_linear=True) for i, size in enumerate(SIZES)),
+        ParameterInfo("outside", (3, 2), "outside", -1, 0.0, 0, is_linear=True),
+        ParameterInfo("norm", (3,), "norm", 0, 0.0, None),
+    ),
+    "tensor",
+    num_total=1000,
+)
+ALL = sum(3 + size for size in SIZES)
+SETTINGS = LoRAOptions(method="lora")
+
+
+def choose(budget, seed=0):
+    method = get_method("lora")
+    method.check(GROUPS, budget, SETTINGS)
+    return method.choose(GROUPS, Statistics(GROUPS, {}), Plan(budget, 1.0, seed, SETTINGS), OneRank())
+
+
+def test_all_layers_where_the_budget_holds_them():
+    assert least_lora(GROUPS) == ALL
+    for budget, rank in ((ALL, 1), (2 * ALL - 1, 1), (2 * ALL, 2)):
+        subset = choose(budget)
+        assert {part.rank for part in subset.parts.values()} == {rank}
+        assert list(subset.parts) == [f"linear{i}" for i in range(6)]
+        assert (subset.choice.status, subset.choice.num_chosen) == ("rule", 6)
+
+
+@pytest.mark.parametrize("budget", [8, 20, ALL - 1])
+def test_a_draw_that_leaves_no_room_for_another_layer(budget):
+    for seed in range(20):
+        subset = choose(budget, seed)
+        assert subset.count <= budget
+        left = budget - subset.count
+        assert all(3 + size > left for i, size in enumerate(SIZES) if f"linear{i}" not in subset.parts)
+        assert {part.rank for part in subset.parts.values()} == {1}
+        assert list(subset.parts) == sorted(subset.parts), "in the order of the model, whatever that of the draw"
+        assert (subset.choice.status, subset.choice.num_groups) == ("drawn", 6)
+        assert subset.choice.num_chosen == len(subset.parts)
+        assert choose(budget, seed) == subset
+
+
+def test_every_layer_of_one_size_is_as_likely():
+    drawn = Counter(name for seed in range(2000) for name in choose(8, seed).parts)
+    assert set(drawn) == {"linear0", "linear1", "linear2", "linear5"}
+    assert all(abs(count - 500) < 80 for count in drawn.values()), "four standard deviations of 19.4"
+
+
+def test_a_budget_below_the_smallest_layer():
+    with pytest.raises(AdapeftError, match=r"budget is 7 .* smallest layer trains 8\. Raise the budget to 8, or"):
+        choose(7)
