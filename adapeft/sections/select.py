@@ -31,8 +31,8 @@ class Select(Section):
     groups: Literal["auto", Granularity] = Field(
         default="auto",
         description="parameters that are chosen together; auto: the method's default, for adapeft element, or row with "
-        "servable or options; on language models LoRA (as method: lora) if the budget holds it on all linear layers, "
-        "and with servable on chosen ones (as options: [lora]) if not; role: the tensors of one name in all layers",
+        "servable or options; on language models LoRA (as method: lora) if the budget holds at least a 25th of rank 1 "
+        "on all linear layers; role: the tensors of one name in all layers",
     )
     budget: Harmless[Limit] = Field(
         default=DEFAULT_BUDGET,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from adapeft.config.experiments import Contender
 from adapeft.config.load import load_config
 from adapeft.measure.groups import groups_of
-from adapeft.methods.lora.method import least_lora
+from adapeft.methods.lora.method import least_lora, lora_counts
 from adapeft.model.structure import describe_parameters
 from adapeft.parts.lora import Lora
 from adapeft.sections.budget import Budget
@@ -45,10 +47,34 @@ def method_for(model, path, *overrides):
     return for_model(load_config(path, overrides), model)[0].select.method
 
 
+def test_lora_on_a_draw_of_layers_where_the_budget_holds_some(language):
+    path, model, least = language
+    smallest = min(lora_counts(groups_of(model, load_config(path).select)))
+    for budget in (least - 1, smallest):
+        found, said = for_model(load_config(path, [f"budget={budget}"]), model)
+        assert found == load_config(path, [f"budget={budget}", "select.method=lora"])
+        assert "LoRA on a random draw of the linear layers" in said
+    below = load_config(path, [f"budget={smallest - 1}"])
+    assert for_model(below, model) == (below, "")
+    assert below.select.granularity == "element"
+
+
+def test_single_elements_where_few_layers_of_many_fit(language):
+    """LoRA was tried with a 25th of its parameters on all layers, not with fewer."""
+    path, model = language[0], make_llama(num_layers=20)
+    every = lora_counts(groups_of(model, load_config(path).select))
+    budget = math.ceil(sum(every) / 25)
+    assert min(every) < budget
+    assert method_for(model, path, f"budget={budget}") == "lora"
+    assert method_for(model, path, f"budget={budget - 1}") == "adapeft"
+
+
 def test_of_the_layers_that_may_be_chosen(language):
     path, model, least = language
-    assert method_for(model, path, f"budget={least - 1}") == "adapeft"
-    assert method_for(model, path, f"budget={least - 1}", "select.include=*h.0.*") == "lora"
+    assert "all linear layers" in for_model(load_config(path, [f"budget={least}"]), model)[1]
+    found, said = for_model(load_config(path, [f"budget={least - 1}", "select.include=*h.0.*"]), model)
+    assert "all linear layers" in said
+    assert found.select.method == "lora"
     assert method_for(model, path, "budget=90%", "select.include=*wte*") == "adapeft"
 
 
@@ -85,17 +111,15 @@ def test_only_where_tokens_are_predicted(language):
 
 
 def test_what_servers_load(language):
-    """Below LoRA on all layers they load rows too, which learn less."""
+    """They load rows too, which learn less."""
     model, path = make_llama(), language[0]
     config = load_config(path, ["select.servable=true", "budget=90%"])
     least = least_lora(groups_of(model, config.select))
-    found, said = for_model(load_config(path, ["select.servable=true", f"budget={least}"]), model)
-    assert (found.select.method, found.select.servable) == ("lora", True)
-    assert "all linear layers" in said
-    below = ["select.servable=true", f"budget={least - 1}"]
-    found, said = for_model(load_config(path, below), model)
-    assert found == load_config(path, [*below, "select.options=[lora]"])
-    assert "LoRA on chosen layers" in said
+    for budget, layers in ((least, "all linear layers"), (least - 1, "a random draw")):
+        below = ["select.servable=true", f"budget={budget}"]
+        found, said = for_model(load_config(path, below), model)
+        assert (found.select.method, found.select.servable) == ("lora", True)
+        assert layers in said
     rows = load_config(path, [*below, "select.groups=row"])
     assert for_model(rows, model) == (rows, "")
 
@@ -114,7 +138,7 @@ def test_the_command_says_so_and_goes_on(language, command, tmp_path):
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.split())
     assert "groups LoRA on all linear layers" in shown
-    assert "select.groups=element chooses single elements" in shown
+    assert "select.groups=element or row chooses single elements or rows" in shown
     subset = Subset.load(tmp_path / "run" / "subset.safetensors")
     layers = {info.name for info in describe_parameters(model) if info.is_linear and info.layer >= 0}
     assert set(subset.parts) == layers
