@@ -26,7 +26,7 @@ class Choice(Header):
         directions, candidate_directions: effective ranks of the gradients of the chosen parameters and of all
             candidates: in how many ways each can change the outputs. A later choice from the same statistics has those
             of the first one.
-        lora_from: for a language model, the elements of LoRA of rank 1 on all linear layers of its blocks.
+        lora_from: for a language model, the smallest budget at which LoRA is advised.
         solve_seconds: time of the solver.
         num_groups, num_chosen: number of candidate and of chosen groups or elements.
         unspent: elements of the budget that are left because more would not lower the predicted loss.

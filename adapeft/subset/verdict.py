@@ -14,7 +14,7 @@ _ADVICE = {
     "choose": "choosing is at least as good as a random draw",
     "draw": "a random draw is at least as good as choosing",
     "fill": "a random draw was added, because the chosen parameters alone may be too few",
-    "lora": "LoRA on all linear layers (method: lora) has lower losses on language models",
+    "lora": "LoRA (method: lora) has lower losses on language models",
 }
 
 
@@ -33,16 +33,16 @@ class Verdict(NamedTuple):
 def verdict_of(choice: Choice) -> Verdict | None:
     """Return the verdict on a choice; None if its slopes were not measured.
 
-    LoRA is advised for language models wherever the budget holds a rank of 1. A draw is advised where the slopes are
-    noise, and where the chosen parameters change the outputs in less than a third of the directions of all candidates,
-    which a draw shares: training then soon has nothing left to lower. tests/benchmarks/results/verdict.md has the
-    figures.
+    LoRA is advised for language models wherever the budget holds as much of it as was tried. A draw is advised where
+    the slopes are noise, and where the chosen parameters change the outputs in less than a third of the directions of
+    all candidates, which a draw shares: training then soon has nothing left to lower.
+    tests/benchmarks/results/verdict.md has the figures.
     """
     if choice.reliability is None:
         return None
     found = _of_measurement(choice, f"reliability of the slopes {choice.reliability:.2f} of 1")
     if choice.lora_from is not None and choice.budget is not None and choice.lora_from <= choice.budget:
-        return Verdict("lora", f"the budget holds rank 1 ({choice.lora_from:,} parameters); {found.reason}")
+        return Verdict("lora", f"it is advised from {choice.lora_from:,} parameters on; {found.reason}")
     return found
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from adapeft.config.config import Config
 from adapeft.measure.groups import groups_of
 from adapeft.methods.adapeft.options import AdaPEFTOptions
-from adapeft.methods.lora.method import lora_counts
+from adapeft.methods.lora.method import least_lora, lora_counts
 from adapeft.methods.lora.options import LoRAOptions
 from adapeft.sections.select import Select
 from adapeft.tasks.registry import TASKS
@@ -16,9 +16,6 @@ _LORA = (
     "LoRA on {layers}, as it has lower losses on language models; select.groups=element or row chooses single elements "
     "or rows"
 )
-
-_SMALLEST_PART = 25
-"""A budget of a 25th of LoRA on all layers is the smallest at which LoRA on a draw of them was tried."""
 
 
 def for_model(config: Config, structure: PreTrainedModel) -> tuple[Config, str]:
@@ -40,9 +37,9 @@ def for_model(config: Config, structure: PreTrainedModel) -> tuple[Config, str]:
     if not (is_open and TASKS[config.model.task].predicts_tokens):
         return config, ""
     groups = groups_of(structure, select)
-    counts, budget = lora_counts(groups), select.budget.count(groups.num_total)
-    if not counts or budget < max(min(counts), sum(counts) / _SMALLEST_PART):
+    least, budget = least_lora(groups), select.budget.count(groups.num_total)
+    if least is None or budget < least:
         return config, ""
     shared = {name: getattr(select, name) for name in Select.model_fields if name not in ("method", "groups")}
-    layers = "all linear layers" if sum(counts) <= budget else "a random draw of the linear layers"
+    layers = "all linear layers" if sum(lora_counts(groups)) <= budget else "a random draw of the linear layers"
     return config.model_copy(update={"select": LoRAOptions(method="lora", **shared)}), _LORA.format(layers=layers)

@@ -36,7 +36,6 @@ def choose(budget, seed=0):
 
 
 def test_all_layers_where_the_budget_holds_them():
-    assert least_lora(GROUPS) == ALL
     for budget, rank in ((ALL, 1), (2 * ALL - 1, 1), (2 * ALL, 2)):
         subset = choose(budget)
         assert {part.rank for part in subset.parts.values()} == {rank}
@@ -62,6 +61,14 @@ def test_every_layer_of_one_size_is_as_likely():
     drawn = Counter(name for seed in range(2000) for name in choose(8, seed).parts)
     assert set(drawn) == {"linear0", "linear1", "linear2", "linear5"}
     assert all(abs(count - 500) < 80 for count in drawn.values()), "four standard deviations of 19.4"
+
+
+@pytest.mark.parametrize(("layers", "least"), [(1, 8), (20, 8), (26, 9), (100, 32)])
+def test_the_smallest_budget_at_which_it_is_advised(layers, least):
+    """One layer, or a 25th of rank 1 on all of them."""
+    infos = (ParameterInfo(f"linear{i}", (3, 5), "linear", i, 0.0, 0, is_linear=True) for i in range(layers))
+    assert least_lora(Groups(tuple(infos), "tensor", num_total=10**6)) == least
+    assert least_lora(Groups(GROUPS.parameters[-2:], "tensor", num_total=10**6)) is None
 
 
 def test_a_budget_below_the_smallest_layer():

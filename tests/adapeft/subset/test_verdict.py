@@ -32,7 +32,7 @@ def test_advice(figures, advice):
         "choose": "choosing is at least as good",
         "draw": "a random draw is at least as good",
         "fill": "a random draw was added",
-        "lora": "LoRA on all linear layers (method: lora) has lower losses",
+        "lora": "LoRA (method: lora) has lower losses",
     }
     assert verdict.text.startswith(start[advice])
 
@@ -45,7 +45,7 @@ def test_the_reason_has_the_figures():
     noise = "reliability of the slopes 0.03 of 1, so they are mostly noise"
     assert verdict_of(Choice(reliability=0.03)).reason == noise
     said = verdict_of(Choice(reliability=0.03, lora_from=1200, budget=1200)).reason
-    assert said == f"the budget holds rank 1 (1,200 parameters); {noise}"
+    assert said == f"it is advised from 1,200 parameters on; {noise}"
 
 
 def test_without_slopes_there_is_none():

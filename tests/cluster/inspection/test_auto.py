@@ -30,7 +30,7 @@ def language(tmp_path_factory):
     base = write_gpt2(folder / "base")
     path = write_config(folder / "run.yaml", base, *texts, task="causal-lm")
     model = type(make_gpt2()).from_pretrained(base)
-    return path, model, least_lora(groups_of(model, load_config(path).select))
+    return path, model, sum(lora_counts(groups_of(model, load_config(path).select)))
 
 
 def test_lora_where_the_budget_holds_it(language):
@@ -114,7 +114,7 @@ def test_what_servers_load(language):
     """They load rows too, which learn less."""
     model, path = make_llama(), language[0]
     config = load_config(path, ["select.servable=true", "budget=90%"])
-    least = least_lora(groups_of(model, config.select))
+    least = sum(lora_counts(groups_of(model, config.select)))
     for budget, layers in ((least, "all linear layers"), (least - 1, "a random draw")):
         below = ["select.servable=true", f"budget={budget}"]
         found, said = for_model(load_config(path, below), model)

@@ -195,7 +195,8 @@ def test_a_language_model_by_element(command, language_model):
     assert chosen.count + chosen.choice.unspent == 300
     assert chosen.count > 0
     assert ("unspent" in output.split()) == (chosen.count < 300)
-    assert chosen.choice.lora_from > 300
+    assert 0 < chosen.choice.lora_from <= 300
+    assert "LoRA (method: lora) has lower losses" in " ".join(output.split())
     # At this reach a part of the budget is left, which fill draws: so few batches do not count directions.
     again = ("groups=element", "budget=300", f"select.statistics={folder / 'run'}", "reach=100")
     left = text_of(command("select", config, *again, f"output={folder / 'left'}", "fill=false"))
