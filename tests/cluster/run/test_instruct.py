@@ -143,7 +143,7 @@ def test_the_ready_config(config, tmp_path):
     data = write_lines(tmp_path / "rows.jsonl", rows)
     options = [f"model.name={config.parent / 'base'}", "model.dtype=float32", f"data.train={data}"]
     options += [f"data.evaluation={data}", "select.budget=20%", "select.calibration=16", "select.batch_size=4"]
-    options += ["train.learning_rate=0.03", "train.max_steps=30"]
+    options += ["select.groups=element", "train.learning_rate=0.03", "train.max_steps=30"]
     _, metrics = run("deploy/configs/nl2bash.yaml", tmp_path / "run", *options)
     assert metrics["after"]["loss"] < 0.5 * metrics["before"]["loss"]
 
