@@ -15,9 +15,6 @@ from adapeft.parts.whole import Whole
 from adapeft.subset.subset import Subset
 from solver import MultipleChoiceCore, MultipleChoiceGreedy, MultipleChoiceProblem
 
-KINDS = ("row", "tensor", "lora")
-"""What ``select.options`` can name."""
-
 
 def choose_options(
     groups: Groups,
@@ -26,14 +23,14 @@ def choose_options(
     option_values: np.ndarray,
     budget: int,
     *,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str],
     greedy: bool = False,
     most_rows: int | None = None,
 ) -> Subset:
     """Choose the best rows and options within ``budget`` elements; see ``choice_problem``.
 
     Args:
-        kinds: kinds that may be chosen.
+        kinds: kinds that may be chosen, those of ``select.options``.
         greedy: whether to choose greedily by value per element.
         most_rows: largest number of rows of one matrix; None: any number.
     """
@@ -58,7 +55,7 @@ def choice_problem(
     option_values: np.ndarray,
     budget: int,
     *,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str],
 ) -> MultipleChoiceProblem:
     """Return the problem whose items are the groups [K], then the options [N].
 

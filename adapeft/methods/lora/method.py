@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from adapeft.choose.draw import fitting
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
@@ -90,18 +91,14 @@ def _matrices(groups: Groups) -> list[ParameterInfo]:
 
 
 def _drawn(matrices: list[ParameterInfo], budget: int, seed: int) -> list[ParameterInfo]:
-    """Return the matrices whose LoRA of rank 1 fits into the budget, taken in random order; all, if they fit.
+    """Return a draw of the matrices whose LoRA of rank 1 fits into the budget; all, if they fit.
 
     A draw has lower losses than the layers that a knapsack of their separate influences chooses: those of one depth
     push the outputs alike (tests/benchmarks/results/nl2bash.md).
     """
-    left, drawn = budget, set()
-    for index in np.random.default_rng([seed, 2]).permutation(len(matrices)).tolist():
-        count = _count([matrices[index]], 1)
-        if count <= left:
-            drawn.add(index)
-            left -= count
-    return [info for index, info in enumerate(matrices) if index in drawn]
+    order = np.random.default_rng([seed, 2]).permutation(len(matrices))
+    mask = fitting(order, np.array([_count([info], 1) for info in matrices]), budget)
+    return [info for info, is_drawn in zip(matrices, mask, strict=True) if is_drawn]
 
 
 def _count(matrices: list[ParameterInfo], rank: int) -> int:

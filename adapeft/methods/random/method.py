@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from adapeft.choose.draw import fitting
 from adapeft.choose.elements import draw_elements, subset_at
 from adapeft.choose.knapsack import most_valuable, parts_of
 from adapeft.measure.groups import Groups
@@ -52,13 +53,7 @@ def random_subset(groups: Groups, plan: Plan[Any]) -> Subset:
 
 
 def _draw_groups(groups: Groups, plan: Plan[Any]) -> Subset:
-    draw = np.random.default_rng([plan.seed, 2])
-    mask = np.zeros(groups.num_groups, dtype=bool)
-    costs, left = groups.counts if plan.costs is None else plan.costs, plan.budget
-    order = draw.permutation(groups.num_groups)
+    order = np.random.default_rng([plan.seed, 2]).permutation(groups.num_groups)
     possible = most_valuable(groups, -np.argsort(order), plan.most_rows)  # the first ones of each matrix
-    for group in order:
-        if possible[group] and costs[group] <= left:
-            mask[group] = True
-            left -= int(costs[group])
+    mask = fitting(order[possible[order]], groups.counts if plan.costs is None else plan.costs, plan.budget)
     return Subset(parts_of(groups, mask)).described(num_groups=groups.num_groups, num_chosen=int(mask.sum()))

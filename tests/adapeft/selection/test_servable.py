@@ -91,7 +91,7 @@ def test_other_solvers_keep_the_rank():
     assert ranks_of(jointly.parts) == {"a": 2, "b": 2}
     one = np.array([1], dtype=np.int64)
     option = Options(np.array([0]), 2 * one, 22 * one, one * 1.0, one * 1.0)
-    mixed = choose_options(groups, values, option, np.array([100.0]), 42, most_rows=2)
+    mixed = choose_options(groups, values, option, np.array([100.0]), 42, kinds=("row", "lora"), most_rows=2)
     assert {name: part.kind for name, part in mixed.parts.items()} == {"a": "lora", "b": "rows"}
     assert ranks_of(mixed.parts) == {"a": 2, "b": 2}
 
