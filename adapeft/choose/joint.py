@@ -14,9 +14,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from adapeft.choose.knapsack import check_values, knapsack, most_valuable, parts_of
+from adapeft.choose.knapsack import check_values, chosen_of, knapsack, most_valuable, parts_of
+from adapeft.choose.options import options_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.influence import influence
+from adapeft.measure.statistics import Statistics
 from adapeft.subset.subset import Subset
 
 _ROUNDS = 200
@@ -72,6 +74,21 @@ def joint_value(slopes: np.ndarray, projections: np.ndarray, chosen: np.ndarray,
     """
     together = projections[chosen].sum(axis=0, dtype=np.float64)
     return float(_value(slopes[chosen].sum(keepdims=True), (together**2).sum(keepdims=True), reach)[0])
+
+
+def with_joint_value(subset: Subset, statistics: Statistics, reach: float) -> Subset:
+    """Return the subset described by the joint value of its groups and LoRA options, if their projections are known."""
+    columns, options = statistics.columns, statistics.options
+    if "projections" not in columns or (options is not None and options.projections is None):
+        return subset
+    slopes, projections = columns["slope"], columns["projections"]
+    chosen = chosen_of(statistics.groups, subset) > 0
+    if options is not None:
+        # A matrix that is trained whole is counted by its rows.
+        is_lora = (options_of(statistics.groups, options, subset) > 0) & (options.ranks > 0)
+        slopes, chosen = np.concatenate([slopes, options.slopes]), np.concatenate([chosen, is_lora])
+        projections = np.concatenate([projections, options.projections])
+    return subset.described(joint_value=joint_value(slopes, projections, chosen, reach))
 
 
 def choose_jointly(

@@ -187,7 +187,7 @@ class Groups:
             "index": self.indices,
             "count": self.counts,
         }
-        measured = {name: _as_arrow(column) for name, column in columns.items()}
+        measured = {name: as_arrow(column) for name, column in columns.items()}
         return pa.table({**described, **measured}).replace_schema_metadata(metadata)
 
     def _has_rows(self, info: ParameterInfo) -> bool:
@@ -197,7 +197,7 @@ class Groups:
         return info.shape[info.output_dim] if self._has_rows(info) and info.output_dim is not None else 1
 
 
-def _as_arrow(column: np.ndarray) -> pa.Array:
+def as_arrow(column: np.ndarray) -> pa.Array:
     """Return a column of numbers from [K], or of lists of equal length from [K, M]."""
     if column.ndim == 1:
         return pa.array(column)

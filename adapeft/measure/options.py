@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class Options:
         counts: int64 [N], number of trained elements.
         slopes: float64 [N].
         curvatures: float64 [N].
+        projections: float32 [N, M], as those of groups; None in the statistics of earlier versions.
     """
 
     parameters: np.ndarray
@@ -50,12 +52,19 @@ class Options:
     counts: np.ndarray
     slopes: np.ndarray
     curvatures: np.ndarray
+    projections: np.ndarray | None = None
 
     def of(self, places: Mapping[int, int]) -> Options:
         """Return the options of the candidates in ``places``, a mapping from their old to their new indices."""
         kept = np.isin(self.parameters, list(places))
-        columns = (column[kept] for column in (self.ranks, self.counts, self.slopes, self.curvatures))
-        return Options(np.array([places[int(old)] for old in self.parameters[kept]], dtype=np.int64), *columns)
+        return Options(
+            np.array([places[int(old)] for old in self.parameters[kept]], dtype=np.int64),
+            self.ranks[kept],
+            self.counts[kept],
+            self.slopes[kept],
+            self.curvatures[kept],
+            None if self.projections is None else self.projections[kept],
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def measure_with_options(
     ranks: Sequence[int],
     seen: Groups | None = None,
 ) -> tuple[dict[str, np.ndarray], Options]:
-    """Return the columns of ``groups`` (by row), without projections, and the options of its matrices. Collective.
+    """Return the columns of ``groups`` (by row) and the options of its matrices. Collective.
 
     Through windows of rank m, LoRA has at most rank m.
 
@@ -92,40 +101,49 @@ def measure_with_options(
     factors = _factors(shards, steps, direction, {i: _most(groups.parameters[i], ranks) for i in matrices})
     triplets = _projector(factors)
     columns = measure_projections(passes, steps, direction, triplets)
-    slopes, projections = columns["slope"], columns.pop("projections").astype(np.float64)
-    found = []
+    slopes, projections = columns["slope"], columns["projections"]
+    found: list[_Found] = []
     place = groups.num_groups
     for index, info in enumerate(groups.parameters):
         if "tensor" in kinds and groups.is_row[index]:
             rows = groups.span(index)
-            found.append((index, 0, info.count, slopes[rows].sum(), _squared(projections[rows])))
+            found.append(_Found(index, 0, info.count, slopes[rows].sum(), _summed(projections[rows])))
         if index in factors:
             width = factors[index].left.shape[1]
             own = slice(place, place + width)
             place += width
-            found += [
-                (
-                    index,
-                    rank,
-                    _lora_count(info, rank),
-                    slopes[own][:rank].sum(),
-                    _squared(projections[own][:rank]),
-                )
-                for rank in ranks
-                if rank <= width
-            ]
-    return {name: column[: groups.num_groups] for name, column in columns.items()}, _as_options(found)
+            for rank in (rank for rank in ranks if rank <= width):
+                slope, projection = slopes[own][:rank].sum(), _summed(projections[own][:rank])
+                found.append(_Found(index, rank, _lora_count(info, rank), slope, projection))
+    num_batches = projections.shape[1]
+    return {name: column[: groups.num_groups] for name, column in columns.items()}, _as_options(found, num_batches)
 
 
-def _as_options(found: Sequence[tuple]) -> Options:
-    columns = list(zip(*found, strict=True)) or [()] * 5
-    integers = [np.array(column, dtype=np.int64) for column in columns[:3]]
-    return Options(*integers, *(np.array(column, dtype=np.float64) for column in columns[3:]))
+class _Found(NamedTuple):
+    """An option: its matrix, rank, number of elements, slope, and projection float64 [M]."""
+
+    parameter: int
+    rank: int
+    num_elements: int
+    slope: float
+    projection: np.ndarray
 
 
-def _squared(projections: np.ndarray) -> float:
-    """Return the curvature of a step from the projections [n, M] of its parts."""
-    return float((projections.sum(axis=0) ** 2).sum())
+def _as_options(found: Sequence[_Found], num_batches: int) -> Options:
+    projections = np.array([one.projection for one in found]).reshape(len(found), num_batches)
+    return Options(
+        parameters=np.array([one.parameter for one in found], dtype=np.int64),
+        ranks=np.array([one.rank for one in found], dtype=np.int64),
+        counts=np.array([one.num_elements for one in found], dtype=np.int64),
+        slopes=np.array([one.slope for one in found], dtype=np.float64),
+        curvatures=(projections**2).sum(axis=1),
+        projections=projections.astype(np.float32),
+    )
+
+
+def _summed(projections: np.ndarray) -> np.ndarray:
+    """Return the projection float64 [M] of a step from those of its parts, [n, M]."""
+    return projections.sum(axis=0, dtype=np.float64)
 
 
 def _lora_count(info: ParameterInfo, rank: int) -> int:

@@ -133,10 +133,13 @@ def check_columns(groups: Groups, columns: Mapping[str, np.ndarray], owner: str,
 
 def check_options(groups: Groups, options: Options, owner: str, remedy: str) -> None:
     """Check the statistics of options; see ``Statistics.check_finite``."""
-    for name, column in (("slope", options.slopes), ("curvature", options.curvatures)):
-        bad = np.flatnonzero(~np.isfinite(column))
+    columns = {"slope": options.slopes, "curvature": options.curvatures}
+    if options.projections is not None:
+        columns["projections"] = options.projections
+    for name, column in columns.items():
+        bad = np.argwhere(~np.isfinite(column))
         if len(bad):
-            _refuse(groups, name, int(options.parameters[bad[0]]), owner, remedy)
+            _refuse(groups, name, int(options.parameters[bad[0, 0]]), owner, remedy)
 
 
 def _refuse(groups: Groups, statistic: str, parameter: int, owner: str, remedy: str) -> NoReturn:

@@ -20,7 +20,7 @@ from adapeft.files.damage import MOST, Count, Header, Line, reading
 from adapeft.files.json_numbers import dumps, loads
 from adapeft.files.rank_files import rank_paths, save_on_ranks, save_one_by_one
 from adapeft.finite import check_finite
-from adapeft.measure.groups import Groups
+from adapeft.measure.groups import Groups, as_arrow
 from adapeft.measure.low_rank.factored import OF_COLUMNS, OF_ROWS, FactoredShard
 from adapeft.measure.options import Options
 from adapeft.measure.shards.shards import Slice
@@ -65,6 +65,8 @@ def save_options(folder: Path, groups: Groups, options: Options, **derived: np.n
         "curvature": options.curvatures,
         **derived,
     }
+    if options.projections is not None:
+        columns["projections"] = as_arrow(options.projections)
     save_table(folder / OPTIONS, pa.table(columns))
 
 
@@ -86,7 +88,12 @@ def load_options(folder: Path, groups: Groups) -> Options | None:
             raise ValueError("lists instead of numbers")
         if any(numbers[name].dtype.kind != "i" or (numbers[name] < 0).any() for name in ("rank", "count")):
             raise ValueError("a rank or count is not a non-negative integer")
-        found = Options(parameters, numbers["rank"], numbers["count"], numbers["slope"], numbers["curvature"])
+        # Those of earlier versions have no projections.
+        projections = _as_numpy(table["projections"]) if "projections" in table.column_names else None
+        if projections is not None and projections.ndim != 2:
+            raise ValueError("numbers instead of lists")
+        integers, floats = (numbers["rank"], numbers["count"]), (numbers["slope"], numbers["curvature"])
+        found = Options(parameters, *integers, *floats, projections)
         check_options(groups, found, str(path), "Measure again.")
         return found
 

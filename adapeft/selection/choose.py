@@ -139,7 +139,7 @@ def _priced(subset: Subset, limit: MemoryLimit | None) -> Subset:
 
 
 def _check_value(subset: Subset, reach: float) -> None:
-    for key in ("value", "bound", "gap"):
+    for key in ("value", "bound", "gap", "joint_value"):
         number = getattr(subset.choice, key)
         if number is not None and not math.isfinite(number):
             raise AdapeftError(

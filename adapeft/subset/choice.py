@@ -21,6 +21,8 @@ class Choice(Header):
         status: status of the solution, such as ``optimal``; ``advice`` is the remedy if it is not optimal.
         value, bound, gap: predicted loss decrease, its upper bound, and the relative distance between them.
         additive_value, joint_values: for a joint choice, the sum over its groups, and the value of every set tried.
+        joint_value: if ``value`` is the sum over groups, the loss decrease along all their directions at once, with the
+            cross terms of their curvature. Training, which turns, does more than that, and less than the sum.
         share: with ``select.budget: auto``, ``value`` as a share of that of the largest budget.
         reliability: how much of the direction of half A holds on half B, at most 1; about 0 if the slopes are noise.
         directions, candidate_directions: effective ranks of the gradients of the chosen parameters and of all
@@ -59,6 +61,7 @@ class Choice(Header):
     gap: FiniteFloat | None = None
     additive_value: float | None = None
     joint_values: dict[str, float] | None = None
+    joint_value: FiniteFloat | None = None
     share: FiniteFloat | None = None
     reliability: FiniteFloat | None = None
     directions: FiniteFloat | None = None
@@ -90,7 +93,7 @@ class Choice(Header):
 
     @property
     def adds_up(self) -> bool:
-        """Whether ``value`` is the sum over groups, each as if trained alone: more than they can do together."""
+        """Whether ``prediction`` is the sum over groups, each as if trained alone: more than they can do together."""
         return self.value is not None and self.unspent is None and self.additive_value is None
 
     def with_values(self, **more: Any) -> Choice:
@@ -119,3 +122,8 @@ class Choice(Header):
     def unchecked(cls, recorded: Mapping[str, Any]) -> Choice:
         """Create the record without validation, from values that are known to be valid."""
         return cls.model_construct(**recorded)
+
+
+def in_one_step(joint_value: float | None) -> str:
+    """Return what is said of the joint value next to a sum over groups; nothing if it is unknown."""
+    return "" if joint_value is None else f", {joint_value:.3g} in one step of all"

@@ -12,7 +12,7 @@ from adapeft.choose.elements import without_draw
 from adapeft.files.artifact import load_table
 from adapeft.measure.storage import TABLE, load_groups
 from adapeft.methods.adapeft.options import AdaPEFTOptions
-from adapeft.subset.choice import Choice
+from adapeft.subset.choice import Choice, in_one_step
 from adapeft.subset.subset import Subset
 from cluster.output.folder import RunFolder
 
@@ -80,7 +80,27 @@ def unit_of(choice: Choice) -> str:
     return "predicted loss decrease" if _predicts(choice) else f"value to the method {choice.method}"
 
 
-def predicted_decrease(choice: Choice, metrics: Mapping[str, Any]) -> float | None:
+class PredictedDecrease(NamedTuple):
+    """The loss decrease that a choice predicts.
+
+    Attributes:
+        value: the value of the choice.
+        adds_up: whether it is the sum over groups, each as if trained alone.
+        at_once: of a sum, the decrease along all directions of the groups at once; None if it is unknown.
+    """
+
+    value: float
+    adds_up: bool
+    at_once: float | None
+
+    @property
+    def text(self) -> str:
+        """The prediction in a few words."""
+        summed = ", summed over groups" if self.adds_up else ""
+        return f"{self.value:.3g} predicted{summed}{in_one_step(self.at_once)}"
+
+
+def predicted_decrease(choice: Choice, metrics: Mapping[str, Any]) -> PredictedDecrease | None:
     """Return the loss decrease that the choice predicts for the training of its run; None if it predicts another one.
 
     The influence is the decrease beyond that of what is always trained, in the training that the choice was made for.
@@ -91,7 +111,9 @@ def predicted_decrease(choice: Choice, metrics: Mapping[str, Any]) -> float | No
     """
     is_of_this_run = choice.source is None and not metrics["always_trained_parameters"] and "num_steps" in metrics
     is_planned = choice.reach not in (None, "inf", math.inf)
-    return (choice.value or None) if _predicts(choice) and is_of_this_run and is_planned else None
+    if not (choice.value and _predicts(choice) and is_of_this_run and is_planned):
+        return None
+    return PredictedDecrease(choice.value, choice.adds_up, choice.joint_value)
 
 
 def _predicts(choice: Choice) -> bool:

@@ -35,6 +35,7 @@ class _Estimated(Header):
 
 class _Choice(Header):
     value: FiniteFloat | None = None
+    joint_value: FiniteFloat | None = None
     bound: FiniteFloat | None = None
     gap: FiniteFloat | None = None
     status: Line | None = None

@@ -11,7 +11,7 @@ import numpy as np
 
 from adapeft.config.config import Config
 from adapeft.files.artifact import save_text
-from adapeft.subset.choice import Choice
+from adapeft.subset.choice import Choice, in_one_step
 from adapeft.subset.subset import Subset
 from adapeft.subset.verdict import Verdict
 from cluster.output.folder import RunFolder
@@ -85,7 +85,7 @@ def _pictures(folder: RunFolder, subset: Subset, metrics: Mapping[str, Any]) -> 
     drawn = [
         draw_loss(metrics, _training_losses(folder.events)),
         draw_metric(metrics),
-        None if predicted is None else draw_prediction(metrics, predicted, adds_up=subset.choice.adds_up),
+        None if predicted is None else draw_prediction(metrics, predicted),
         front and draw_frontier(front, unit),
         draw_chosen(subset, chosen_of(folder, subset)),
         *_of_groups(folder, subset.choice),
@@ -133,7 +133,7 @@ def figures_of(config: Config, metrics: Mapping[str, Any]) -> dict[str, str]:
         rows["always trained"] = f"{always:,} parameters"
     rows["method"] = f"{choice.get('method') or 'not named'}, {choice.get('granularity') or 'not named'}"
     if choice.get("value") is not None:
-        rows["influence"] = f"{choice['value']:.4g}"
+        rows["influence"] = f"{choice['value']:.4g}{in_one_step(choice.get('joint_value'))}"
     if (verdict := metrics.get("verdict")) is not None:
         rows["verdict"] = Verdict(**verdict).text
     if "learning_rate" in metrics:

@@ -177,8 +177,8 @@ def _choose(session: Session) -> tuple[Subset, dict[str, Any]]:
 
 def _choice_of(subset: Subset) -> dict[str, Any]:
     keys = (
-        *("method", "granularity", "budget", "value", "bound", "gap", "status", "reach", "num_groups", "num_chosen"),
-        *("memory_per_device", "memory_bytes", "unspent", "num_drawn", "share"),
+        *("method", "granularity", "budget", "value", "joint_value", "bound", "gap", "status", "reach"),
+        *("num_groups", "num_chosen", "memory_per_device", "memory_bytes", "unspent", "num_drawn", "share"),
         *("reliability", "directions", "candidate_directions"),
     )
     choice = {key: getattr(subset.choice, key) for key in keys}

@@ -22,6 +22,7 @@ from adapeft.config.config import Config
 from adapeft.errors import RoundingWarning
 from adapeft.sections.cluster import Cluster
 from adapeft.sections.paths import is_url
+from adapeft.subset.choice import in_one_step
 from adapeft.subset.verdict import verdict_of
 from adapeft.tasks.registry import TASKS
 from cluster.events import Report
@@ -347,7 +348,7 @@ def _influence(choice: Choice) -> str:
     gap = f"gap {choice.gap:.1e}" if choice.gap else "gap 0"
     status = str(choice.status).replace("_", " ")
     summed = "summed, each group at its own best step" if choice.reach in ("inf", math.inf) else "summed over groups"
-    kind = summed if choice.adds_up else "predicted"
+    kind = f"{summed}{in_one_step(choice.joint_value)}" if choice.adds_up else "predicted"
     return f"{choice.value:.4g} {kind}, bound {choice.bound:.4g}, {gap} ({status}){share}"
 
 

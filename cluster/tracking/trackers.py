@@ -102,7 +102,8 @@ class Trackers:
         if "choice" in content and is_final and not self._has_choice:
             self._has_choice = True
             choice = content["choice"]
-            names = {"influence": "value", "bound": "bound", "gap": "gap", "budget": "budget", "reach": "reach"}
+            names = {"influence": "value", "joint_influence": "joint_value"}
+            names |= {name: name for name in ("bound", "gap", "budget", "reach")}
             values = {name: choice.get(key) for name, key in names.items()}
             more = {name: content.get(name) for name in ("trainable_parameters", "learning_rate")}
             self._log("choice", {**values, **more}, 0)

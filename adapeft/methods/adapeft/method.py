@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from adapeft.choose.elements import filled_by_draw
-from adapeft.choose.joint import choose_groups_jointly
+from adapeft.choose.joint import choose_groups_jointly, with_joint_value
 from adapeft.choose.joint_elements import choose_elements_jointly, choose_fewest_jointly
 from adapeft.choose.options import choose_options
 from adapeft.errors import AdapeftError
@@ -83,8 +83,8 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
         if settings.curvature == "parabola":
             return Statistics(groups, measure_parabolas(passes, groups, direction))
         columns = measure_projections(passes, steps, direction)
-        if not settings.chooses_jointly:
-            del columns["projections"]  # M numbers per group, which nothing else reads
+        if settings.probe_steps:
+            del columns["projections"]  # there are no cross terms along a probe
         return Statistics(groups, columns)
 
     def _measure_factors(self, passes: Passes, groups: Groups, settings: AdaPEFTOptions) -> Statistics:
@@ -112,6 +112,11 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
             return filled_by_draw(groups, subset, plan.seed) if plan.settings.fill is True else subset
         if jointly:
             return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach, most_rows=plan.most_rows)
+        return with_joint_value(self._choose_one_by_one(groups, statistics, plan, ranks), statistics, plan.reach)
+
+    def _choose_one_by_one(
+        self, groups: Groups, statistics: Statistics, plan: Plan[AdaPEFTOptions], ranks: Ranks
+    ) -> Subset:
         if statistics.options is not None:
             return choose_options(
                 groups,

@@ -47,7 +47,7 @@ class AdaPEFTOptions(ValuedOptions):
         default=5e-5, description="Adam learning rate of the probe"
     )
     shrinkage: bool = Field(default=True, description="shrink the noisy curvature of single elements towards its mean")
-    joint: Literal["auto"] | bool = Field(
+    joint: Harmless[Literal["auto"] | bool] = Field(
         default="auto",
         description="value groups jointly, with the cross terms of their curvature, and single elements with an upper "
         "bound of these; auto: only single elements, and not with reach: inf, scope: tensor or probe_steps",
@@ -202,11 +202,9 @@ class AdaPEFTOptions(ValuedOptions):
         return self.options or super().kinds
 
     def measured(self, num_parameters: int, *, is_quantized: bool = False) -> dict[str, Any]:
-        # Measuring single elements does not depend on joint.
-        jointly = self.chooses_jointly and self.granularity != "element"
         rank = self.window_rank(num_parameters, is_quantized=is_quantized)
         windows = {"measure": "low-rank", "rank": rank} if rank else {}
-        return {**super().measured(num_parameters, is_quantized=is_quantized), "joint": jointly, **windows}
+        return {**super().measured(num_parameters, is_quantized=is_quantized), **windows}
 
     @property
     def chooses_jointly(self) -> bool:

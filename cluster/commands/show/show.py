@@ -85,10 +85,7 @@ def _show_choice(folder: RunFolder, subset: Subset, metrics: Mapping[str, Any], 
     said = {}
     if predicted is not None:
         decrease = metrics["before"]["loss"] - metrics["last"]["loss"]
-        summed = ", summed over groups" if subset.choice.adds_up else ""
-        said["decrease"] = (
-            f"of the evaluation loss: {predicted:.4g} predicted{summed}, {decrease:.4g} measured at the end"
-        )
+        said["decrease"] = f"of the evaluation loss: {predicted.text}, {decrease:.4g} measured at the end"
     stages = memory_of(metrics)
     used = [f"{stage} {size_of(held.peak)}" for stage, held in stages.items()]
     terminal.pairs({**said, "peak": f"{', '.join(used)} of memory per worker"})

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from cluster.output.measured import PredictedDecrease
 from cluster.output.pictures.picture import Picture, new_figure, png_of
 
 
@@ -43,21 +44,24 @@ def draw_metric(metrics: Mapping[str, Any]) -> Picture | None:
     return Picture("metric", f"Metric: {name}", caption, png_of(figure))
 
 
-def draw_prediction(metrics: Mapping[str, Any], predicted: float, *, adds_up: bool) -> Picture:
+def draw_prediction(metrics: Mapping[str, Any], predicted: PredictedDecrease) -> Picture:
     """Draw the measured decrease of the loss, and the decrease that was predicted for the whole training.
 
     Args:
         metrics: content of ``metrics.json`` of a run that trained nothing outside the budget: the influence is the
             decrease beyond that.
         predicted: predicted decrease within the reach of the training.
-        adds_up: whether it is the sum over groups, each as if trained alone.
     """
     start, last = metrics["before"]["loss"], metrics["num_steps"]
     points = {0: 0.0, **{scores["step"]: start - scores["loss"] for scores in metrics["history"]}}
     figure = new_figure(3.0)
     axes = figure.subplots()
     axes.plot(list(points), list(points.values()), color="C0", marker="o", markersize=4, label="measured")
-    axes.plot(last, predicted, "D", color="C3", markersize=8, label="predicted")
+    is_possible = predicted.value <= start
+    if is_possible:
+        axes.plot(last, predicted.value, "D", color="C3", markersize=8, label="predicted")
+    if predicted.at_once is not None:
+        axes.plot(last, predicted.at_once, "D", color="C3", markersize=8, fillstyle="none", label="in one step of all")
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set(xlabel="step", ylabel="decrease of the loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -66,8 +70,9 @@ def draw_prediction(metrics: Mapping[str, Any], predicted: float, *, adds_up: bo
     caption = (
         "Decrease of the loss on the evaluation data by training step, and the influence of the choice, which predicts "
         "the decrease of the whole training from calibration examples of the training data: "
-        f"{predicted:.3g} predicted, {reached:.3g} measured after the last step."
-        + (" The prediction adds up groups that change the outputs alike, so that it is too high." if adds_up else "")
+        f"{predicted.text}, {reached:.3g} measured after the last step."
+        + (" The sum counts groups that change the outputs alike as if each were alone." if predicted.adds_up else "")
+        + ("" if is_possible else " It is more than the loss itself, and not drawn.")
     )
     return Picture("prediction", "Predicted and measured", caption, png_of(figure))
 

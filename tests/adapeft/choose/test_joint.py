@@ -67,6 +67,10 @@ def test_select_jointly_beats_the_sum(tmp_path):
     assert joint.choice.value == max(values.values())
     assert joint.count <= joint.choice.budget
     assert single.choice.gap is not None
+    assert 0 < single.choice.joint_value < single.choice.value
+    assert single.choice.joint_value <= joint.choice.value
+    assert single.choice.adds_up
+    assert not joint.choice.adds_up
 
 
 def test_projections_survive_the_table(tmp_path):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import adapeft
+from adapeft.choose.joint import with_joint_value
+from adapeft.choose.knapsack import parts_of
 from adapeft.choose.options import choose_options, options_of
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
@@ -23,7 +26,10 @@ from adapeft.measure.storage import load_options, save_groups, save_options
 from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.methods.registry import get_method
 from adapeft.model.structure import ParameterInfo
+from adapeft.parts.lora import Lora
+from adapeft.parts.whole import Whole
 from adapeft.selection.choose import choose
+from adapeft.subset.subset import Subset
 from tests.on_ranks.statistics import passes_for
 from tests.oracles.measuring import gradients, num_predictions, sampled
 from tests.support.tiny import make_batches, make_bert, make_gpt2
@@ -82,9 +88,64 @@ def test_every_matrix_has_its_options(measured):
 def test_rows_are_measured_as_without_options(measured):
     _, passes, groups, direction, (columns, _) = measured
     for name, expected in measure_projections(passes, groups, direction).items():
-        if name != "projections":
-            np.testing.assert_array_equal(columns[name], expected)
-    assert "projections" not in columns
+        np.testing.assert_array_equal(columns[name], expected)
+
+
+def test_a_mixed_choice_promises_what_its_step_does_as_a_whole(measured):
+    """Oracle: the step of all parts at once, its slope, and its curvature from the gradients of all batches."""
+    model, passes, groups, direction, (columns, options) = measured
+    batches = make_batches(model, num_batches=7)
+    half_b, drawn = batches[3:], sampled(model, batches, passes.seed)[3:]
+    linear = [index for index, info in enumerate(groups.parameters) if info.is_linear]
+    whole, low_rank, few = linear[0], linear[1], linear[2]
+    vector = next(index for index in range(len(groups.parameters)) if not groups.is_row[index])
+    rows = np.zeros(groups.num_groups, dtype=bool)
+    rows[groups.span(few)][[1, 3]] = rows[groups.span(vector)] = True
+    infos = groups.parameters
+    parts = {
+        **parts_of(groups, rows),
+        infos[whole].name: Whole(infos[whole].shape),
+        infos[low_rank].name: Lora(infos[low_rank].shape, infos[low_rank].output_dim, 2, 2.0),
+    }
+    step = {index: torch.zeros(info.count, dtype=torch.float64) for index, info in enumerate(infos)}
+    of_options = {
+        (index, rank): one for (index, one), rank in zip(steps(groups, direction, options), options.ranks, strict=True)
+    }
+    step[whole], step[low_rank] = of_options[whole, 0], of_options[low_rank, 2]
+    step[vector] = direction[vector].double()
+    along = torch.zeros(infos[few].shape, dtype=torch.float64)
+    kept = torch.tensor([1, 3])
+    matrix = direction[few].view(infos[few].shape).double()
+    along.index_copy_(infos[few].output_dim, kept, matrix.index_select(infos[few].output_dim, kept))
+    step[few] = along.flatten()
+
+    def projected(batch):
+        pieces = gradients(model, batch, groups)
+        return sum(float(pieces[index].double() @ one) for index, one in step.items())
+
+    weights = [num_predictions(batch) for batch in half_b]
+    slope = np.average([projected(batch) for batch in half_b], weights=weights)
+    curvature = np.mean([num_predictions(batch) * projected(batch) ** 2 for batch in drawn])
+    statistics = Statistics(groups, columns, options=options)
+    for sign in (1, -1):  # at least one of which is a descent
+        for column in (columns["slope"], options.slopes):
+            column *= sign
+        for reach in (1e-3, 10.0):
+            t = min(reach, max(sign * slope, 0.0) / curvature)
+            found = with_joint_value(Subset(parts), statistics, reach).choice.joint_value
+            assert found == pytest.approx(t * sign * slope - t**2 * curvature / 2, rel=1e-3, abs=1e-9)
+        for column in (columns["slope"], options.slopes):
+            column *= sign
+
+
+def test_statistics_of_earlier_versions_have_no_joint_value(measured):
+    _, _, groups, _, (columns, options) = measured
+    subset = Subset({groups.parameters[0].name: Whole(groups.parameters[0].shape)})
+    assert with_joint_value(subset, Statistics(groups, columns, options=options), 1.0).choice.joint_value is not None
+    older = Statistics(groups, columns, options=replace(options, projections=None))
+    assert with_joint_value(subset, older, 1.0).choice.joint_value is None
+    del columns["projections"]
+    assert with_joint_value(subset, Statistics(groups, columns), 1.0).choice.joint_value is None
 
 
 def small(seed):
@@ -146,8 +207,10 @@ def test_options_are_kept_on_disk(tmp_path, measured):
     assert load_options(tmp_path, groups) is None
     save_options(tmp_path, groups, options, influence=options.slopes, chosen=options.counts)
     loaded = load_options(tmp_path, groups)
-    for name in ("parameters", "ranks", "counts", "slopes", "curvatures"):
+    for name in ("parameters", "ranks", "counts", "slopes", "curvatures", "projections"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(options, name))
+    save_options(tmp_path, groups, replace(options, projections=None))
+    assert load_options(tmp_path, groups).projections is None, "as earlier versions wrote them"
     others = build_groups(make_bert() if "transformer" in groups.parameters[0].name else make_gpt2(), "row")
     with pytest.raises(AdapeftError, match=r"options.parquet: damaged, or options of other groups"):
         load_options(tmp_path, others)

@@ -49,7 +49,7 @@ def folder(tmp_path) -> Path:
     columns = {"slope": np.arange(5.0), "projections": np.ones((5, 3), np.float32)}
     save_groups(tmp_path / "run", groups, columns, {"model.name": "x"}, chosen=np.ones(5, dtype=np.int64))
     numbers = np.array([0, 2]), np.array([12, 14]), np.array([0.5, 0.25]), np.array([1.0, 1.0])
-    save_options(tmp_path / "run", groups, Options(np.array([0, 0]), *numbers))
+    save_options(tmp_path / "run", groups, Options(np.array([0, 0]), *numbers, np.ones((2, 3), np.float32)))
     return tmp_path / "run"
 
 

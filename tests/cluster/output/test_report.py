@@ -267,17 +267,23 @@ def test_the_predicted_decrease_is_compared_where_nothing_else_is_trained(tmp_pa
     write_report(folder, config)
     page = Page(folder.report.read_text(encoding="utf-8"))
     assert set(names_of(page)) == ALWAYS | MEASURED | {"prediction"}
-    said = "0.3 predicted, 0.4 measured after the last step."
-    summed = "The prediction adds up groups"
-    assert f"{said} {summed}" in " ".join(page.texts)
+    metrics = load_metrics(folder.metrics)
+    measured, summed = "0.4 measured after the last step.", "The sum counts groups"
+    assert f"0.3 predicted, summed over groups, {measured} {summed}" in " ".join(page.texts)
     subset = Subset.load(folder.subset)
     subset.described(additive_value=0.5).save(folder.subset)
     write_report(folder, config)
     jointly = " ".join(Page(folder.report.read_text(encoding="utf-8")).texts)
-    assert said in jointly
+    assert f"0.3 predicted, {measured}" in jointly
     assert summed not in jointly
-    metrics = load_metrics(folder.metrics)
-    assert predicted_decrease(subset.choice, metrics) == 0.3
+    subset.described(joint_value=0.25).save(folder.subset)
+    write_report(folder, config)
+    said = f"0.3 predicted, summed over groups, 0.25 in one step of all, {measured} {summed}"
+    assert said in " ".join(Page(folder.report.read_text(encoding="utf-8")).texts)
+    subset.described(value=metrics["before"]["loss"] + 0.1).save(folder.subset)
+    write_report(folder, config)
+    assert "It is more than the loss itself" in " ".join(Page(folder.report.read_text(encoding="utf-8")).texts)
+    assert predicted_decrease(subset.choice, metrics) == (0.3, True, None)
     for other in ({"source": {"subset": "a"}}, {"reach": "inf"}, {"method": "sam"}, {"value": None}):
         assert predicted_decrease(subset.described(**other).choice, metrics) is None
 

@@ -40,12 +40,13 @@ def test_what_a_choice_left_of_its_budget_is_told():
 def test_a_sum_over_groups_is_not_called_a_prediction():
     chosen = Subset({"w": Elements((9,), torch.tensor([2, 5]))}).described(value=61.5, bound=61.5, gap=0.0, reach=0.1)
     shown = []
-    for choice in (chosen, chosen.described(unspent=0)):
+    for choice in (chosen, chosen.described(unspent=0), chosen.described(joint_value=0.9)):
         output = StringIO()
         Terminal(Console(file=output, width=200)).show_choice(choice)
         shown.append(output.getvalue())
     assert "61.5 summed over groups, bound 61.5" in shown[0]
     assert "61.5 predicted, bound 61.5" in shown[1], "single elements are counted together"
+    assert "61.5 summed over groups, 0.9 in one step of all, bound 61.5" in shown[2]
 
 
 def test_the_frontier_leaves_out_what_adds_next_to_nothing():
