@@ -27,6 +27,7 @@ from adapeft.data.description import DataDescription
 from adapeft.data.labels import Head
 from adapeft.data.padding import set_padding, with_padding
 from adapeft.errors import AdapeftError
+from adapeft.model.activations import recompute_activations
 from adapeft.model.checkpoint.checkpoint import is_tied
 from adapeft.model.quantization import (
     check_quantization,
@@ -292,7 +293,7 @@ def finished(
     loaded.config.use_cache = False
     keep_codes_in_place(loaded)
     if model.gradient_checkpointing:
-        loaded.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(loaded)
     return loaded
 
 

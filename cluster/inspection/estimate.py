@@ -27,6 +27,7 @@ from adapeft.memory.estimate import FLOAT32, Load, Memory, Pass, Zero, memory, o
 from adapeft.memory.heap import LARGEST_THRESHOLD, RETURNED
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
+from adapeft.model.activations import recompute_activations
 from adapeft.model.checkpoint.files import has_weights
 from adapeft.model.quantization import stored_quantization
 from adapeft.model.unloaded.unloaded import NeedsLoadingError, OnlyWholeError, build_unloaded, open_unloaded
@@ -377,7 +378,7 @@ def _measured(groups: Groups, config: Config, model: PreTrainedModel) -> None:
         if name in wanted:
             parameter.register_post_accumulate_grad_hook(_free)
     if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     set_measuring_mode(model)
 
 
@@ -391,7 +392,7 @@ def _free(parameter: torch.Tensor) -> None:
 def _trained(subset: Subset, config: Config, model: PreTrainedModel) -> None:
     attach(model, subset)
     if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     model.train()
 
 
