@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from adapeft.parts.elements import Elements
+from adapeft.parts.lora import Lora
 from adapeft.subset.subset import Subset
 from cluster.output.frontier import RunFrontier
 from cluster.terminal.console import Terminal
@@ -35,6 +36,14 @@ def test_what_a_choice_left_of_its_budget_is_told():
     assert "unspent" not in output.getvalue()
     Terminal(Console(file=output, width=200)).show_choice(chosen.described(value=0.5, bound=0.5, gap=0.0, num_drawn=7))
     assert "drawn      7 parameters of the budget: more choices would not lower the" in output.getvalue()
+
+
+def test_a_draw_is_not_called_a_choice():
+    drawn = Subset({"w": Lora((4, 6), 0, 1, 1.0)}).described(status="drawn", num_groups=210, num_chosen=91)
+    output = StringIO()
+    Terminal(Console(file=output, width=200)).show_choice(drawn)
+    assert output.getvalue().split()[:2] == ["drawn", "as"]
+    assert "not measured, drawn at random; 91 of 210 groups" in output.getvalue()
 
 
 def test_a_sum_over_groups_is_not_called_a_prediction():
