@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 
 import numpy as np
 
@@ -19,11 +21,15 @@ from adapeft.ranks import Ranks
 from adapeft.servers import MAX_RANK
 from adapeft.subset.subset import Subset
 
+_QUERY_OR_KEY = re.compile(r"(^|[._])(q|k|wq|wk|query|key)(_proj|_lin|_a_proj|_b_proj)?\.weight$")
+"""Roles of the matrices of queries and of keys alone, as transformers names them."""
+_GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
+
 
 class LoRA(UnmeasuredMethod[LoRAOptions]):
     """W + (alpha / r) · B A on the linear layers of the blocks, all with the largest rank r that the budget allows.
 
-    A budget below rank 1 on all layers trains rank 1 on a uniform draw of them.
+    A budget below rank 1 on all layers trains rank 1 on a draw of them, even over the depth.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, on all linear layers as in PEFT's
     "all-linear"; alpha = r, the ratio of PEFT's defaults. ``select.include`` and ``select.exclude`` restrict the
@@ -96,9 +102,29 @@ def _drawn(matrices: list[ParameterInfo], budget: int, seed: int) -> list[Parame
     A draw has lower losses than the layers that a knapsack of their separate influences chooses: those of one depth
     push the outputs alike (tests/benchmarks/results/nl2bash.md).
     """
-    order = np.random.default_rng([seed, 2]).permutation(len(matrices))
+    order = _order(matrices, np.random.default_rng([seed, 2]))
     mask = fitting(order, np.array([_count([info], 1) for info in matrices]), budget)
     return [info for info, is_drawn in zip(matrices, mask, strict=True) if is_drawn]
+
+
+def _order(matrices: list[ParameterInfo], random: np.random.Generator) -> np.ndarray:
+    """Return a random order of the matrices, even over the blocks, in which those of queries and keys are last.
+
+    Alone, queries and keys gain least from LoRA (Hu et al. 2022, table 5). On nl2bash with SmolLM2 this order is ahead
+    of a uniform one on each of three seeds at 0.1 %, and its draws of eight layers are closer together at 0.01 %.
+    """
+    blocks = np.array([info.layer for info in matrices])
+    is_late = np.array([_QUERY_OR_KEY.search(info.role) is not None for info in matrices])
+    # First one matrix of each block, then another one of each, ….
+    shuffled = np.lexsort((random.random(len(matrices)), is_late, blocks))
+    sharing = 2 * blocks[shuffled] + is_late[shuffled]
+    turns = np.empty_like(blocks)
+    turns[shuffled] = np.arange(len(sharing)) - np.searchsorted(sharing, sharing)
+    # A lattice: every block is as likely as any other, and the first ones, whatever their number, are evenly spaced.
+    depth = int(blocks.max()) + 1
+    stride = next(n for n in itertools.count(round(depth / _GOLDEN_RATIO)) if math.gcd(n, depth) == 1)
+    places = (random.integers(depth) + stride * blocks) % depth
+    return np.lexsort((places, turns, is_late))
 
 
 def _count(matrices: list[ParameterInfo], rank: int) -> int:
