@@ -28,6 +28,7 @@ from adapeft.memory.heap import LARGEST_THRESHOLD, RETURNED
 from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.registry import METHODS, Plan, ValuedMethod, get_method
 from adapeft.model.activations import recompute_activations
+from adapeft.model.checkpoint.checkpoint import unmapped_bytes
 from adapeft.model.checkpoint.files import has_weights
 from adapeft.model.quantization import stored_quantization
 from adapeft.model.unloaded.unloaded import NeedsLoadingError, OnlyWholeError, build_unloaded, open_unloaded
@@ -124,18 +125,27 @@ class Estimate:
             return base.structure, base.weightless
         return build_unloaded(model, self.model_config)  # on the hub, or only a config
 
+    def _pickled_bytes(self) -> int:
+        """Return the bytes of the weight files that are read as a whole; 0 for a base on the hub."""
+        folder = Path(self.config.model.name)
+        return unmapped_bytes(folder, str(folder)) if folder.is_dir() and has_weights(folder) else 0
+
     def loading(self, zero: Zero) -> Load:
         """Return the load of a worker that loads the whole base before it is divided, in the memory of its machine."""
         training = self.training(zero)
+        elements = sum(training.sizes)
         # All weights, and a copy of the one that is being divided.
-        elements = sum(training.sizes) + max(training.sizes)
+        whole = (elements + max(training.sizes)) * self._element_bytes + training.packed
+        pickled = self._pickled_bytes()
+        if round(pickled / elements) not in (0, self._element_bytes):  # they are held until all are cast
+            whole = max(whole, pickled + elements * self._element_bytes)
         return Load(
             sizes=(),
             element_bytes=self._element_bytes,
             num_trained=0,
             num_stepped=0,
             passes=Pass(0, 0),
-            whole=elements * self._element_bytes + training.packed,
+            whole=whole,
             process=PROCESS[self.config.cluster.launched_by(os.environ.get("RAY_ADDRESS"))],
         )
 

@@ -64,6 +64,11 @@ def open_stored(
     return StoredCheckpoint(folder, files, structure, dtype)
 
 
+def unmapped_bytes(folder: Path, base: str) -> int:
+    """Return the bytes of the weight files in ``folder`` of which no single tensor can be read; see ``open_stored``."""
+    return sum(file.stat().st_size for file in weight_files(folder, base) if not can_be_mapped(file))
+
+
 def is_tied(folder: Path, structure: PreTrainedModel) -> bool:
     """Whether the head is tied to the embedding after transformers loads ``folder`` into a model like ``structure``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,6 +249,11 @@ def test_the_memory_of_loading_is_that_of_the_whole_base(classifier, pickled):
         assert held.weights == 4 * (sum(training.sizes) + max(training.sizes)) + training.packed
         assert held.total == held.weights + held.process
         assert held.process > 0
+    # Cast while they are loaded, the stored ones are held until the end.
+    found, config = loads(pickled, "dtype=bfloat16"), load_config(pickled, ["dtype=bfloat16"])
+    stored = (Path(config.model.name) / "pytorch_model.bin").stat().st_size
+    held = memory(found["loading"], zero_of(config.cluster))
+    assert held.weights == stored + 2 * sum(found["training"].sizes)
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
