@@ -22,7 +22,7 @@ class Choice(Header):
         value, bound, gap: predicted loss decrease, its upper bound, and the relative distance between them.
         additive_value, joint_values: for a joint choice, the sum over its groups, and the value of every set tried.
         joint_value: if ``value`` is the sum over groups, the loss decrease along all their directions at once, with the
-            cross terms of their curvature. Training, which turns, does more than that, and less than the sum.
+            cross terms of their curvature. Training turns, and does more than this, and less than the sum.
         share: with ``select.budget: auto``, ``value`` as a share of that of the largest budget.
         reliability: how much of the direction of half A holds on half B, at most 1; about 0 if the slopes are noise.
         directions, candidate_directions: effective ranks of the gradients of the chosen parameters and of all
@@ -93,7 +93,7 @@ class Choice(Header):
 
     @property
     def adds_up(self) -> bool:
-        """Whether ``prediction`` is the sum over groups, each as if trained alone: more than they can do together."""
+        """Whether ``value`` is the sum over groups, each as if trained alone: more than they can do together."""
         return self.value is not None and self.unspent is None and self.additive_value is None
 
     def with_values(self, **more: Any) -> Choice:
