@@ -79,16 +79,18 @@ def joint_value(slopes: np.ndarray, projections: np.ndarray, chosen: np.ndarray,
 def with_joint_value(subset: Subset, statistics: Statistics, reach: float) -> Subset:
     """Return the subset described by the joint value of its groups and LoRA options, if their projections are known."""
     columns, options = statistics.columns, statistics.options
-    if "projections" not in columns or (options is not None and options.projections is None):
+    if "projections" not in columns:
         return subset
-    slopes, projections = columns["slope"], columns["projections"]
     chosen = chosen_of(statistics.groups, subset) > 0
+    slopes, projections = columns["slope"][chosen], columns["projections"][chosen]
     if options is not None:
+        if options.projections is None:
+            return subset
         # A matrix that is trained whole is counted by its rows.
         is_lora = (options_of(statistics.groups, options, subset) > 0) & (options.ranks > 0)
-        slopes, chosen = np.concatenate([slopes, options.slopes]), np.concatenate([chosen, is_lora])
-        projections = np.concatenate([projections, options.projections])
-    return subset.described(joint_value=joint_value(slopes, projections, chosen, reach))
+        slopes = np.concatenate([slopes, options.slopes[is_lora]])
+        projections = np.concatenate([projections, options.projections[is_lora]])
+    return subset.described(joint_value=joint_value(slopes, projections, np.ones(len(slopes), dtype=bool), reach))
 
 
 def choose_jointly(

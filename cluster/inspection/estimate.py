@@ -119,16 +119,17 @@ class Estimate:
 
     def _unloaded(self) -> tuple[PreTrainedModel, Weightless]:
         """Return the structure of the base; raises what ``open_unloaded`` raises if there are weights."""
-        model, folder = self.config.model, Path(self.config.model.name)
-        if folder.is_dir() and has_weights(folder):
+        model = self.config.model
+        if self._weights is not None:
             base = open_unloaded(model, self.model_config, self.config.select.always_train)
             return base.structure, base.weightless
         return build_unloaded(model, self.model_config)  # on the hub, or only a config
 
-    def _pickled_bytes(self) -> int:
-        """Return the bytes of the weight files that are read as a whole; 0 for a base on the hub."""
+    @property
+    def _weights(self) -> Path | None:
+        """Folder of the base's weights; None if it is on the hub, or only a config."""
         folder = Path(self.config.model.name)
-        return unmapped_bytes(folder, str(folder)) if folder.is_dir() and has_weights(folder) else 0
+        return folder if folder.is_dir() and has_weights(folder) else None
 
     def loading(self, zero: Zero) -> Load:
         """Return the load of a worker that loads the whole base before it is divided, in the memory of its machine."""
@@ -136,7 +137,7 @@ class Estimate:
         elements = sum(training.sizes)
         # All weights, and a copy of the one that is being divided.
         whole = (elements + max(training.sizes)) * self._element_bytes + training.packed
-        pickled = self._pickled_bytes()
+        pickled = 0 if self._weights is None else unmapped_bytes(self._weights, self.config.model.name)
         if round(pickled / elements) not in (0, self._element_bytes):  # they are held until all are cast
             whole = max(whole, pickled + elements * self._element_bytes)
         return Load(
