@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import adapeft
-from adapeft.choose.joint import choose_jointly, joint_value
+from adapeft.choose.joint import choose_groups_jointly, choose_jointly, joint_value
 from adapeft.measure.groups import build_groups
 from adapeft.measure.storage import load_groups, save_groups
 from tests.support.tiny import make_batches, make_bert
@@ -83,3 +83,12 @@ def test_projections_survive_the_table(tmp_path):
     _, found, _ = load_groups(tmp_path)
     assert found["projections"].dtype == np.float32
     np.testing.assert_array_equal(found["projections"], columns["projections"])
+
+
+def test_statistics_of_earlier_versions_without_cross_terms_are_refused(tmp_path):
+    groups = build_groups(make_bert(), "tensor")
+    ones = np.ones(groups.num_groups)
+    save_groups(tmp_path, groups, {"slope": ones, "curvature": ones}, {})
+    _, found, _ = load_groups(tmp_path)
+    with pytest.raises(adapeft.AdapeftError, match=r"groups.parquet: column 'projections' is missing. Measure again."):
+        choose_groups_jointly(groups, found, 10, 1.0)
