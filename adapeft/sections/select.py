@@ -125,8 +125,8 @@ class Select(Section):
         return False
 
     @property
-    def fills_few_directions(self) -> bool:
-        """Whether a random draw spends what a choice left of the budget, if its parameters have few directions."""
+    def may_draw(self) -> bool:
+        """Whether a random draw may fill up a choice of few directions, and replace one whose slopes are noise."""
         return False
 
     @property

@@ -57,7 +57,11 @@ def choose(
     subset = method.choose(groups, statistics, plan, ranks)
     _check_value(subset, reach)
     budget = plan.budget
-    if settings.budget.is_auto and subset.choice.value and not is_noise(reliability):
+    if is_noise(reliability):
+        # On CoLA what noise chooses is behind a draw (tests/benchmarks/results/verdict.md).
+        if settings.may_draw and subset.count:
+            subset = random_subset(groups, plan)
+    elif settings.budget.is_auto and subset.choice.value:
         most = subset.choice.value
         subset = method.choose_fewest(groups, statistics, plan, subset, ranks)
         budget = subset.count
@@ -100,8 +104,8 @@ def judged(
         seed: random seed of draws.
         limit: memory limit that replaced the budget.
     """
-    has_slopes = subset.choice.reliability is not None
-    is_countable = has_slopes and get_method(settings.method).samples_labels(settings)
+    is_judged = subset.choice.reliability is not None and not subset.choice.is_drawn
+    is_countable = is_judged and get_method(settings.method).samples_labels(settings)
     found = measure_directions(passes, groups, subset.parts) if is_countable else None
     return with_directions(groups, subset, found, settings, seed, limit)
 
@@ -117,13 +121,13 @@ def with_directions(
     """Return the subset described by its directions; ``fill: auto`` fills its budget with a draw unless they are many.
 
     Also where they were not counted (None): filled up, chosen elements are level with a draw on every task of
-    tests/benchmarks/results, and alone they are not. A choice without measured slopes stays as it is.
+    tests/benchmarks/results, and alone they are not. A draw, and a choice without measured slopes, stay as they are.
     """
-    if subset.choice.reliability is None:
+    if subset.choice.reliability is None or subset.choice.is_drawn:
         return subset
     if found is not None:
         subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
-    if not settings.fills_few_directions or (found is not None and not is_narrow(subset.choice)):
+    if not settings.may_draw or (found is not None and not is_narrow(subset.choice)):
         return subset
     if settings.budget.is_auto and subset.choice.unspent is not None:
         # How many drawn elements suffice, the frontier of the chosen ones does not tell.

@@ -96,6 +96,11 @@ class Choice(Header):
         """Whether ``value`` is the sum over groups, each as if trained alone: more than they can do together."""
         return self.value is not None and self.unspent is None and self.additive_value is None
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether all of it was drawn at random."""
+        return self.status == "drawn"
+
     def with_values(self, **more: Any) -> Choice:
         """Return a copy with these fields set. Values are not validated; the caller checks them."""
         unknown = more.keys() - type(self).model_fields.keys()

@@ -14,6 +14,7 @@ _ADVICE = {
     "choose": "choosing is at least as good as a random draw",
     "draw": "a random draw is at least as good as choosing",
     "fill": "a random draw was added, because the chosen parameters alone may be too few",
+    "drawn": "a random draw was taken, because a choice cannot be expected to be better",
     "lora": "LoRA (method: lora) has lower losses on language models",
 }
 
@@ -21,7 +22,7 @@ _ADVICE = {
 class Verdict(NamedTuple):
     """The advice, and the reason for it in a sentence."""
 
-    advice: Literal["choose", "draw", "fill", "lora"]
+    advice: Literal["choose", "draw", "fill", "drawn", "lora"]
     reason: str
 
     @property
@@ -33,9 +34,9 @@ class Verdict(NamedTuple):
 def verdict_of(choice: Choice) -> Verdict | None:
     """Return the verdict on a choice; None if its slopes were not measured.
 
-    LoRA is advised for language models wherever the budget holds as much of it as was tried. A draw is advised where
-    the slopes are noise, and where the chosen parameters change the outputs in less than a third of the directions of
-    all candidates, which a draw shares: training then soon has nothing left to lower.
+    LoRA is advised for language models wherever the budget holds as much of it as was tried. A draw is advised, or
+    taken, where the slopes are noise; it is advised, or added, where the chosen parameters change the outputs in less
+    than a third of the directions of all candidates, which a draw shares: training then soon has nothing left to lower.
     tests/benchmarks/results/verdict.md has the figures.
     """
     if choice.reliability is None:
@@ -48,7 +49,9 @@ def verdict_of(choice: Choice) -> Verdict | None:
 
 def _of_measurement(choice: Choice, held: str) -> Verdict:
     if is_noise(choice.reliability):
-        return Verdict("draw", f"{held}, so they are mostly noise")
+        return Verdict("drawn" if choice.is_drawn else "draw", f"{held}, so they are mostly noise")
+    if choice.is_drawn:
+        return Verdict("drawn", f"{held}, and no candidate promises a lower loss")
     if choice.directions is None or choice.candidate_directions is None:
         if choice.num_drawn:
             return Verdict("fill", f"{held}; their directions were not counted")

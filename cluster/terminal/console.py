@@ -126,7 +126,7 @@ class Terminal:
         for name, part in subset.parts.items():
             trained[without_block_index(name), part.kind] += part.count
         table = plain_table()
-        table.add_column("drawn" if _is_drawn(subset.choice) else "trained" if subset.choice.num_drawn else "chosen")
+        table.add_column("drawn" if subset.choice.is_drawn else "trained" if subset.choice.num_drawn else "chosen")
         table.add_column("as")
         table.add_column("parameters", justify="right")
         table.add_column("share", justify="right")
@@ -338,15 +338,12 @@ def _workers(cluster: Cluster) -> str:
     return f"{cluster.fewest} to {cluster.workers}" if cluster.fewest < cluster.workers else str(cluster.workers)
 
 
-def _is_drawn(choice: Choice) -> bool:
-    return choice.status == "drawn"
-
-
 def _influence(choice: Choice) -> str:
     chosen, groups = choice.num_chosen, choice.num_groups
     share = "" if chosen is None or groups in (None, chosen) else f"; {chosen:,} of {groups:,} groups"
     if choice.value is None:
-        return f"not measured{', drawn at random' if _is_drawn(choice) else ''}{share}"
+        use = "not measured" if choice.reliability is None else "not used"
+        return f"{use}{', drawn at random' if choice.is_drawn else ''}{share}"
     if choice.bound is None:
         return f"{choice.value:.4g} predicted jointly{share}"
     gap = f"gap {choice.gap:.1e}" if choice.gap else "gap 0"

@@ -55,7 +55,8 @@ class AdaPEFTOptions(ValuedOptions):
     fill: Annotated[Harmless[Literal["auto"] | bool], PartOf("joint")] = Field(
         default="auto",
         description="spend what the joint choice of single elements leaves of the budget on a uniform draw of others; "
-        "auto: unless the first choice was measured to change the outputs in many directions",
+        "auto: unless the first choice was measured to change the outputs in many directions, and all of the budget "
+        "where slopes are noise",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),
@@ -180,8 +181,8 @@ class AdaPEFTOptions(ValuedOptions):
         return self.reach == "auto"
 
     @property
-    def fills_few_directions(self) -> bool:
-        return self.fill == "auto" and self.granularity == "element"
+    def may_draw(self) -> bool:
+        return self.fill == "auto" and self.granularity == "element" and self.chooses_jointly
 
     @property
     def counts_parameters(self) -> str | None:

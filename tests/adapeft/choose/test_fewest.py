@@ -98,13 +98,14 @@ def test_auto_takes_fewer_than_its_most():
     assert (found.choice.budget, found.choice.unspent) == (found.count, 0)
 
 
-def test_where_slopes_are_noise_auto_takes_its_most():
+def test_where_slopes_are_noise_auto_draws_its_most():
     slopes, curvatures = drawn(0, 2000)
     noise = statistics_of(slopes - slopes.mean(), curvatures)
     most, found = chosen_of(noise, "0.5%"), chosen_of(noise, "auto")
     assert abs(found.choice.reliability) < 0.1
     assert torch.equal(found.parts["w"].indices, most.parts["w"].indices)
-    assert (found.choice.budget, found.choice.share) == (500, None)
+    assert (found.choice.budget, found.choice.share, found.count) == (500, None, 500)
+    assert found.choice.is_drawn
 
 
 def test_where_the_chosen_are_too_few_auto_is_filled_to_its_most():

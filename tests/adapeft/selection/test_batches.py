@@ -147,7 +147,9 @@ def test_every_method_takes_every_modality(kind, method):
     batches = [draw() for _ in range(4)]
     if kind == "packed" and method == "fish":
         pytest.skip("refused, see below")
-    assert adapeft.select(make(), batches, method=method, budget="5%", groups="element", warmup_steps=2).count > 0
+    settings = {"method": method, "budget": "5%", "groups": "element", "warmup_steps": 2}
+    chosen = {"fill": False} if method == "adapeft" else {}  # random weights have slopes that are noise
+    assert adapeft.select(make(), batches, **settings, **chosen).count > 0
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,52 @@ def test_a_narrow_choice_is_filled_by_a_draw(monkeypatch, fill, directions, is_f
         assert set(part.indices.tolist()) <= set(filled.parts[name].indices.tolist())
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_drawn"),
+    [
+        ({}, True),
+        ({"fill": False}, False),
+        ({"fill": True}, False),
+        ({"joint": False}, False),
+        ({"groups": "row"}, False),
+    ],
+)
+def test_a_choice_by_noise_is_the_draw_of_the_random_method(monkeypatch, settings, is_drawn):
+    monkeypatch.setattr(choosing, "reliability_of", lambda statistics, ranks: 0.09)
+    monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: Directions(9.0, 10.0))
+    one = parse_select({"budget": 30, "groups": "element"} | settings)
+    statistics = statistics_of(one.granularity, 0)
+    found = judged(choose(one, statistics, reach=100.0, seed=5, ranks=OneRank()), None, statistics.groups, one, seed=5)
+    same = parse_select({"budget": found.choice.budget, "method": "random", "groups": "element"})
+    drawn = choose(same, statistics_of("element", 0), reach=100.0, seed=5, ranks=OneRank())
+    assert found.choice.is_drawn is is_drawn
+    assert (found.choice.method, found.choice.reliability) == ("adapeft", 0.09)
+    assert (found.choice.value is None, found.choice.directions is None) == (is_drawn, is_drawn)
+    if is_drawn:
+        assert _positions(found) == _positions(drawn)
+
+
+def _positions(subset):
+    return {name: part.mask().nonzero().squeeze(1).tolist() for name, part in subset.parts.items()}
+
+
+def test_slopes_above_noise_are_not_replaced(monkeypatch):
+    monkeypatch.setattr(choosing, "reliability_of", lambda statistics, ranks: 0.11)
+    statistics, settings = statistics_of("element", 0), parse_select({"budget": 30})
+    found = choose(settings, statistics, reach=100.0, seed=4, ranks=OneRank())
+    assert found.choice.value > 0
+    assert not found.choice.is_drawn
+
+
+def test_nothing_chosen_by_noise_stays_nothing(monkeypatch):
+    monkeypatch.setattr(choosing, "reliability_of", lambda statistics, ranks: 0.0)
+    statistics = statistics_of("element", 0)
+    for shard in statistics.elements:
+        shard.tensors["slope"].neg_()
+    found = choose(parse_select({"budget": 30}), statistics, reach=100.0, seed=4, ranks=OneRank())
+    assert (found.count, found.choice.is_drawn) == (0, False)
+
+
 def test_a_filled_choice_has_the_price_of_all_of_it(monkeypatch):
     monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: None)
     statistics, limit = statistics_of("element", 0), MemoryLimit(limit=10_000, room=30 * 28, whole=16.0, leaf=20.0)

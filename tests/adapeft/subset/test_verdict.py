@@ -19,6 +19,8 @@ from adapeft.subset.verdict import verdict_of
         ({"reliability": 0.91, "num_drawn": 9}, "fill"),
         ({"reliability": 0.03, "directions": 62.0, "candidate_directions": 14.0}, "draw"),
         ({"reliability": -0.2}, "draw"),
+        ({"reliability": 0.03, "status": "drawn"}, "drawn"),
+        ({"reliability": 0.4, "status": "drawn", "drawn_for_empty_choice": True}, "drawn"),
         ({"reliability": 0.9, "num_drawn": 9, "lora_from": 100, "budget": 100}, "lora"),
         ({"reliability": 0.03, "lora_from": 100, "budget": 101}, "lora"),
         ({"reliability": 0.9, "num_drawn": 9, "lora_from": 100, "budget": 99}, "fill"),
@@ -32,6 +34,7 @@ def test_advice(figures, advice):
         "choose": "choosing is at least as good",
         "draw": "a random draw is at least as good",
         "fill": "a random draw was added",
+        "drawn": "a random draw was taken",
         "lora": "LoRA (method: lora) has lower losses",
     }
     assert verdict.text.startswith(start[advice])

@@ -257,6 +257,8 @@ def test_influence_that_adds_up_is_shown_as_it_is(tmp_path):
     assert one_by_one(values, Choice(granularity="element", value=0.3)) is None
     jointly = one_by_one(values, Choice(granularity="row", value=0.3, additive_value=0.6))
     assert jointly.startswith("Rows are counted one by one")
+    drawn = one_by_one(values, Choice(granularity="element", status="drawn", reliability=0.03))
+    assert drawn.startswith("A random draw was taken, because the slopes are mostly noise")
     assert "sum would be a loss decrease of 0.75, but the chosen ones together promise 0.3." in jointly
     assert shares_of(values).tolist() == pytest.approx([2 / 3, -4 / 3, 1 / 3])
 

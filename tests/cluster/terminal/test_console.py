@@ -44,6 +44,9 @@ def test_a_draw_is_not_called_a_choice():
     Terminal(Console(file=output, width=200)).show_choice(drawn)
     assert output.getvalue().split()[:2] == ["drawn", "as"]
     assert "not measured, drawn at random; 91 of 210 groups" in output.getvalue()
+    Terminal(Console(file=output, width=200)).show_choice(drawn.described(reliability=0.03))
+    assert "influence  not used, drawn at random" in output.getvalue()
+    assert "verdict    a random draw was taken" in output.getvalue()
 
 
 def test_a_sum_over_groups_is_not_called_a_prediction():
