@@ -30,11 +30,15 @@ from adapeft.selection.choose import check_budget, choose, judged
 from adapeft.selection.loss import check_loss, measured_loss
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
+from adapeft.subset.verdict import is_noise
 from adapeft.tasks.losses.cross_entropy import TokenCrossEntropy
 from adapeft.tasks.losses.function import LossFunction
 from adapeft.tasks.losses.objective import MeanLoss
 
 _OF_THE_COMMAND = {"calibration", "batch_size", "micro_batch_size", "statistics", "memory_per_device"}
+
+_CALLER = 3
+"""Level of the stack at which warnings are shown: below ``select`` is torch's decorator."""
 
 
 @torch.enable_grad()
@@ -117,7 +121,13 @@ def select(
         if isinstance(objective, TokenCrossEntropy):
             subset = subset.described(lora_from=least_lora(statistics.groups))
     if statistics.groups.unreached:
-        warnings.warn(f"adapeft.select: {not_reached(statistics.groups.unreached)}.", stacklevel=2)
+        warnings.warn(f"adapeft.select: {not_reached(statistics.groups.unreached)}.", stacklevel=_CALLER)
+    if subset.choice.is_drawn and is_noise(subset.choice.reliability):
+        warnings.warn(
+            f"adapeft.select: the slopes are mostly noise (reliability {subset.choice.reliability:.2f} of 1), so a "
+            "random draw of the budget was taken. Pass more batches, or fill=False to train what is chosen.",
+            stacklevel=_CALLER,
+        )
     check_not_empty(subset)
     return subset
 

@@ -13,6 +13,7 @@ from adapeft.choose.knapsack import chosen_of
 from adapeft.errors import AdapeftError
 from adapeft.measure.groups import build_groups
 from adapeft.measure.influence import planned_reach
+from adapeft.selection import choose as choosing
 from tests.adapeft.measure.shards.test_shards import assert_same, state_of
 from tests.support.tiny import make_batches, make_bert, make_gpt2, make_t5
 
@@ -35,6 +36,17 @@ def test_the_verdict_on_a_language_model_knows_the_size_of_lora(bert):
     assert 0 < adapeft.select(model, make_batches(model), budget=least, **lora).count <= least
     assert adapeft.verdict_of(subset.choice).advice == "lora"
     assert adapeft.select(bert, make_batches(bert), budget=300).choice.lora_from is None
+
+
+def test_a_draw_in_the_place_of_noise_is_told(bert, monkeypatch):
+    monkeypatch.setattr(choosing, "reliability_of", lambda statistics, ranks: 0.04)
+    with pytest.warns(UserWarning, match=r"mostly noise \(reliability 0.04 of 1\).*random draw.*fill=False") as said:
+        drawn = adapeft.select(bert, make_batches(bert), budget=300, warmup_steps=0)
+    assert said[0].filename == __file__
+    assert adapeft.verdict_of(drawn.choice).advice == "drawn"
+    chosen = adapeft.select(bert, make_batches(bert), budget=300, warmup_steps=0, fill=False)
+    assert adapeft.verdict_of(chosen.choice).advice == "draw"
+    assert chosen.choice.value > 0
 
 
 def test_frozen_parameters_can_be_chosen(bert):
