@@ -25,9 +25,12 @@ LR Across Token Horizons", 2024). Adam's first steps are longer than later ones,
 11 steps to a whole training it falls as T^-0.25 (MiniLM on the docstrings) or T^-0.46 (STS-B, drawn elements), or rises
 as T^0.3 (SmolLM2 on nl2bash)."""
 
+_DIVERGING = 2
+"""A loss above the best one by this factor comes from a rate that is too high, and higher ones are not tried."""
+
 _SHARE = 16
 _FEWEST_STEPS = 8
-"""A trial takes a sixteenth of the steps of the training, and usually five trials suffice: a third of a training, with
+"""A trial takes a sixteenth of the steps of the training, and four or five trials suffice: a third of a training, with
 the evaluations less than half of one."""
 
 
@@ -69,7 +72,7 @@ def search_learning_rate(session: Session, subset: Subset) -> Subset:
         session.terminal.note(f"search: learning rate {key}, {num_steps} steps: {result}")
         return -loss
 
-    best = climb(score, _start(subset), len(_RATES))
+    best = climb(score, _start(subset), len(_RATES), lambda low, best: low < _DIVERGING * best)
     if not math.isfinite(score(best)):
         raise AdapeftError(
             f"train.learning_rate = auto: none of the learning rates {', '.join(sorted(trials, key=float))} gives a "

@@ -181,6 +181,32 @@ def test_a_climb_ends_on_the_peak_and_looks_no_farther_than_needed(start, peak):
     assert sorted(asked) == [index for index in way if 0 <= index < 7]
 
 
+@pytest.mark.parametrize(
+    ("scores", "asked"),
+    [
+        ([-9, -5, -3, -2, -5, -9, -9], {1, 2, 3, 4}),  # 4 is far below 3
+        ([-9, -5, -3, -2, -3, -9, -9], {1, 2, 3, 4, 5}),
+        ([-9, -9, -9, -3, -2, -3, -3], {2, 3, 4, 5, 6}),  # far ones below the peak end nothing
+    ],
+)
+def test_a_climb_looks_for_nothing_above_a_score_far_below_the_best(scores, asked):
+    tried = []
+
+    def score(index: int) -> int:
+        tried.append(index)
+        return scores[index]
+
+    assert climb(score, 3, 7, lambda low, best: low < 2 * best) == scores.index(-2)
+    assert sorted(tried) == sorted(asked)
+
+
+@pytest.mark.parametrize("start", range(7))
+def test_a_climb_from_far_above_goes_down(start):
+    """Where all begin too high, what is far below the best does not keep it there."""
+    scores = [-3, -2, -3, -9, -99, -999, -float("inf")]
+    assert climb(scores.__getitem__, start, 7, lambda low, best: low < 2 * best) == 1
+
+
 def test_a_run_that_came_apart_does_not_end_a_climb(config):
     def run(settings):
         rate = settings.train.learning_rate
