@@ -134,10 +134,12 @@ def check(config: Config, comparison: Comparison, inspect: Callable[[Config], An
 
 def _check_sweep_and_reference(comparison: Comparison) -> None:
     rates, reference = comparison.learning_rates, comparison.reference
-    if comparison.sweep == "asha" and len(rates) < 2:
+    if not rates and comparison.sweep == "asha":
+        raise AdapeftError("learning_rates = []: sweep = asha compares several. Give at least two, or leave out sweep.")
+    if len(rates) == 1:
         raise AdapeftError(
-            f"learning_rates = [{', '.join(f'{rate:g}' for rate in rates)}]: sweep = asha compares several. Give at "
-            "least two, or leave out sweep."
+            f"learning_rates = [{rates[0]:g}]: a sweep compares several. Give at least two, or leave it out and set "
+            f"train.learning_rate={rates[0]:g}."
         )
     if reference is not None and reference not in comparison.methods:
         raise AdapeftError(

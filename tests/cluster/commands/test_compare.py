@@ -753,6 +753,7 @@ def test_what_would_decide_for_every_method(config, key, given):
     [
         ("reference=lora", r"reference = lora: is not among methods = \[adapeft, random\]\. Add it, or name one"),
         ("sweep=asha", r"learning_rates = \[\]: sweep = asha compares several. Give at least two"),
+        ("learning_rates=[1e-3]", r"= \[0.001\]: a sweep compares several. .* set train.learning_rate=0.001\."),
     ],
 )
 def test_what_does_not_go_together(config, given, said):
