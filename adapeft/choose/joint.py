@@ -49,7 +49,7 @@ def choose_groups_jointly(
         "joint greedy": greedy,
         "knapsack": knapsack(np.where(possible, single, 0.0), groups.counts, budget).chosen,
     }
-    values = {name: joint_value(slopes, projections, chosen, reach) for name, chosen in sets.items()}
+    values = {name: joint_value(slopes[chosen], projections[chosen], reach) for name, chosen in sets.items()}
     best = max(values, key=lambda name: values[name])
     return Subset(parts_of(groups, sets[best])).described(
         value=values[best],
@@ -63,17 +63,16 @@ def choose_groups_jointly(
     )
 
 
-def joint_value(slopes: np.ndarray, projections: np.ndarray, chosen: np.ndarray, reach: float) -> float:
-    """Return the predicted loss decrease of a set of groups trained together.
+def joint_value(slopes: np.ndarray, projections: np.ndarray, reach: float) -> float:
+    """Return the predicted loss decrease of groups trained together.
 
     Args:
-        slopes: b, float64 [K].
-        projections: Z, float [K, M].
-        chosen: bool [K].
+        slopes: b of each, float64 [n].
+        projections: Z of each, float [n, M].
         reach: τ.
     """
-    together = projections[chosen].sum(axis=0, dtype=np.float64)
-    return float(_value(slopes[chosen].sum(keepdims=True), (together**2).sum(keepdims=True), reach)[0])
+    together = projections.sum(axis=0, dtype=np.float64)
+    return float(_value(slopes.sum(keepdims=True), (together**2).sum(keepdims=True), reach)[0])
 
 
 def with_joint_value(subset: Subset, statistics: Statistics, reach: float) -> Subset:
@@ -90,7 +89,7 @@ def with_joint_value(subset: Subset, statistics: Statistics, reach: float) -> Su
         is_lora = (options_of(statistics.groups, options, subset) > 0) & (options.ranks > 0)
         slopes = np.concatenate([slopes, options.slopes[is_lora]])
         projections = np.concatenate([projections, options.projections[is_lora]])
-    return subset.described(joint_value=joint_value(slopes, projections, np.ones(len(slopes), dtype=bool), reach))
+    return subset.described(joint_value=joint_value(slopes, projections, reach))
 
 
 def choose_jointly(

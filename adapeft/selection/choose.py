@@ -18,6 +18,7 @@ from adapeft.methods.random.method import random_subset
 from adapeft.methods.registry import Plan, get_method
 from adapeft.ranks import Ranks
 from adapeft.sections.select import Select
+from adapeft.subset.choice import Choice
 from adapeft.subset.empty import or_random
 from adapeft.subset.subset import Subset
 from adapeft.subset.verdict import is_narrow, is_noise
@@ -104,8 +105,7 @@ def judged(
         seed: random seed of draws.
         limit: memory limit that replaced the budget.
     """
-    is_judged = subset.choice.reliability is not None and not subset.choice.is_drawn
-    is_countable = is_judged and get_method(settings.method).samples_labels(settings)
+    is_countable = _is_by_slopes(subset.choice) and get_method(settings.method).samples_labels(settings)
     found = measure_directions(passes, groups, subset.parts) if is_countable else None
     return with_directions(groups, subset, found, settings, seed, limit)
 
@@ -123,7 +123,7 @@ def with_directions(
     Also where they were not counted (None): filled up, chosen elements are level with a draw on every task of
     tests/benchmarks/results, and alone they are not. A draw, and a choice without measured slopes, stay as they are.
     """
-    if subset.choice.reliability is None or subset.choice.is_drawn:
+    if not _is_by_slopes(subset.choice):
         return subset
     if found is not None:
         subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
@@ -134,6 +134,10 @@ def with_directions(
         budget = check_budget(groups, settings)
         subset = subset.described(share=None, budget=budget, unspent=budget - subset.count)
     return _priced(filled_by_draw(groups, subset, seed), limit)
+
+
+def _is_by_slopes(choice: Choice) -> bool:
+    return choice.reliability is not None and not choice.is_drawn
 
 
 def _priced(subset: Subset, limit: MemoryLimit | None) -> Subset:

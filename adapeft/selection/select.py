@@ -30,7 +30,7 @@ from adapeft.selection.choose import check_budget, choose, judged
 from adapeft.selection.loss import check_loss, measured_loss
 from adapeft.subset.empty import check_not_empty
 from adapeft.subset.subset import Subset
-from adapeft.subset.verdict import is_noise
+from adapeft.subset.verdict import is_drawn_for_noise
 from adapeft.tasks.losses.cross_entropy import TokenCrossEntropy
 from adapeft.tasks.losses.function import LossFunction
 from adapeft.tasks.losses.objective import MeanLoss
@@ -122,7 +122,7 @@ def select(
             subset = subset.described(lora_from=least_lora(statistics.groups))
     if statistics.groups.unreached:
         warnings.warn(f"adapeft.select: {not_reached(statistics.groups.unreached)}.", stacklevel=_CALLER)
-    if subset.choice.is_drawn and is_noise(subset.choice.reliability):
+    if is_drawn_for_noise(subset.choice):
         warnings.warn(
             f"adapeft.select: the slopes are mostly noise (reliability {subset.choice.reliability:.2f} of 1), so a "
             "random draw of the budget was taken. Pass more batches, or fill=False to train what is chosen.",

@@ -70,6 +70,11 @@ def is_noise(reliability: float | None) -> bool:
     return reliability is not None and reliability < _NOISE
 
 
+def is_drawn_for_noise(choice: Choice) -> bool:
+    """Whether a draw was taken because the slopes are noise."""
+    return choice.is_drawn and is_noise(choice.reliability)
+
+
 def is_narrow(choice: Choice) -> bool:
     """Whether the chosen parameters change the outputs in less than a third of the directions of all candidates."""
     if choice.directions is None or choice.candidate_directions is None:

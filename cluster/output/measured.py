@@ -14,7 +14,7 @@ from adapeft.measure.storage import TABLE, load_groups
 from adapeft.methods.adapeft.options import AdaPEFTOptions
 from adapeft.subset.choice import Choice, in_one_step
 from adapeft.subset.subset import Subset
-from adapeft.subset.verdict import is_noise
+from adapeft.subset.verdict import is_drawn_for_noise
 from cluster.output.folder import RunFolder
 
 
@@ -66,7 +66,7 @@ def one_by_one(influence: np.ndarray, choice: Choice) -> str | None:
         influence: influence of each group. [K].
         choice: choice of the run.
     """
-    if choice.is_drawn and is_noise(choice.reliability):
+    if is_drawn_for_noise(choice):
         return "A random draw was taken, because the slopes are mostly noise, and so is what they promise."
     if choice.value is None or choice.adds_up:
         return None

@@ -27,7 +27,8 @@ def test_joint_value_is_the_best_step_within_the_reach(seed):
     random = np.random.default_rng(seed)
     slopes, projections = random.normal(size=6), random.normal(size=(6, 4))
     for chosen in ([1, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]):
-        found = joint_value(slopes, projections, np.array(chosen, dtype=bool), 0.3)
+        mask = np.array(chosen, dtype=bool)
+        found = joint_value(slopes[mask], projections[mask], 0.3)
         assert found == pytest.approx(max(dense_value(slopes, projections, chosen, 0.3), 0.0), abs=1e-6)
 
 
@@ -40,12 +41,11 @@ def test_greedy_is_near_the_best_of_all_sets(seed):
     budget = int(costs.sum() // 3)
     chosen = choose_jointly(slopes, projections, costs, budget, reach=0.2)
     assert costs[chosen].sum() <= budget
+    masks = (np.array(mask, dtype=bool) for mask in product([0, 1], repeat=9))
     best = max(
-        joint_value(slopes, projections, np.array(mask, dtype=bool), 0.2)
-        for mask in product([0, 1], repeat=9)
-        if np.array(mask) @ costs <= budget and any(mask)
+        joint_value(slopes[mask], projections[mask], 0.2) for mask in masks if mask @ costs <= budget and mask.any()
     )
-    assert joint_value(slopes, projections, chosen, 0.2) >= 0.85 * best
+    assert joint_value(slopes[chosen], projections[chosen], 0.2) >= 0.85 * best
 
 
 def test_two_of_a_kind_are_not_both_taken():
