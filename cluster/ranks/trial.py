@@ -20,8 +20,8 @@ from cluster.ranks.inputs import Inputs, load_inputs
 from cluster.ranks.steps import TrainingSteps
 from cluster.zero.engine import join, release
 
-MOST_HELD_OUT = 256
-"""Training examples that evaluate a trial, which are left out of its training."""
+_FEWEST_HELD_OUT = 32
+_MOST_HELD_OUT = 256
 
 
 def try_learning_rate(config: Config, report: Report, num_steps: int) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def try_learning_rate(config: Config, report: Report, num_steps: int) -> dict[st
     """
     ranks = join()
     report({"step": "loading model and data"})
-    inputs = _held_out(load_inputs(config, report=report))
+    inputs = _held_out(load_inputs(config, report=report), num_steps * config.train.batch_size)
     plan = plan_training(config.train, len(inputs.train)).shortened(num_steps)
     model, engine = attached(inputs, plan, ranks)
     find_head_rate(engine, inputs, ranks)
@@ -62,9 +62,13 @@ def try_learning_rate(config: Config, report: Report, num_steps: int) -> dict[st
     return found
 
 
-def _held_out(inputs: Inputs) -> Inputs:
-    """Return inputs that evaluate on a random part of the training data, a tenth at most, and train on the rest."""
+def _held_out(inputs: Inputs, num_trained: int) -> Inputs:
+    """Return inputs that evaluate on a random part of the training data, and train on the rest.
+
+    The part is a tenth at most, and as many examples as the trial trains on, from 32 to 256: trials are compared on
+    the same examples, and on 256 those of 64 (SmolLM2 on nl2bash) took longer to evaluate than to train.
+    """
     train = inputs.train
     order = np.random.default_rng([inputs.config.seed, 6]).permutation(len(train))
-    size = max(1, min(MOST_HELD_OUT, len(train) // 10))
+    size = max(1, min(len(train) // 10, _MOST_HELD_OUT, max(_FEWEST_HELD_OUT, num_trained)))
     return replace(inputs, train=train.select(order[size:]), evaluation=train.select(order[:size]), prompts=None)

@@ -13,7 +13,7 @@ import torch
 from adapeft.parts.elements import Elements
 from adapeft.subset.subset import Subset
 from adapeft.tasks.metrics.scores import correlations
-from cluster.run.search import _DIVERGING, _RATES, _judged, _start, _try, _vertex
+from cluster.run.search import _DIVERGING, _RATES, _judged, _start, _steps_of_trial, _try, _vertex
 from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
 
 AUTO = (
@@ -49,7 +49,7 @@ def test_the_rate_of_the_lowest_held_out_loss_is_found(found):
     best = min(losses, key=losses.__getitem__)
     place = _RATES.index(best)
     near = [losses.get(rate, math.inf) for rate in _RATES[place - 1 : place + 2]]
-    expected = math.sqrt(10) ** _vertex(*near) * best * (8 / 16) ** 0.16
+    expected = math.sqrt(10) ** _vertex(*near) * best * (4 / 16) ** 0.16
     assert metrics["learning_rate"] == pytest.approx(expected, rel=0.05)
     last = 2 if near[2] > _DIVERGING * near[1] else 3
     tried = {float(rate) for rate in metrics["trials"]}
@@ -122,6 +122,13 @@ def test_a_trial_of_a_regression_is_judged_by_what_no_shift_and_scale_explains()
     assert 0 < some < 1
     assert _judged({"loss": 1.5, "accuracy": 0.9}) == ("held-out loss", 1.5)
     assert _judged(None)[1] == math.inf
+
+
+@pytest.mark.parametrize(("whole", "steps"), [(2, 2), (16, 4), (40, 4), (60, 6), (80, 8), (132, 8), (536, 33)])
+def test_a_trial_is_a_sixteenth_of_a_training_or_of_a_short_one_more(whole, steps):
+    assert _steps_of_trial(whole) == steps
+    if whole >= 40:
+        assert 5 * steps <= whole / 2, "five trials take half of a training at most"
 
 
 @pytest.mark.parametrize(("count", "first"), [(1_000_000, 1e-4), (5_000, 3e-3), (100, 3e-2)])
