@@ -6,7 +6,7 @@ import numpy as np
 
 from adapeft.choose.fewest import ENOUGH
 from cluster.output.frontier import RunFrontier, knee_of
-from cluster.output.pictures.picture import Picture, new_figure, png_of
+from cluster.output.pictures.picture import Picture, count_along, new_figure, png_of
 from cluster.units import percent_of
 
 
@@ -36,7 +36,8 @@ def draw_frontier(front: RunFrontier, unit: str) -> Picture | None:
         said = f" The run's budget of {front.budget:,} parameters reaches {share:.0%} of what the largest one reaches."
         if front.enough is not None:
             said += f" {ENOUGH:.0%} of the run's takes {front.enough:,} parameters or fewer (select.budget: auto)."
-    axes.set(xscale="log", xlabel="parameters to train", ylabel=unit, ylim=(0, 1.1 * curve.values[-1]))
+    count_along(axes)
+    axes.set(xlabel="parameters to train", ylabel=unit, ylim=(0, 1.1 * curve.values[-1]))
     axes.legend(frameon=False, labelspacing=0.9)
     caption = (
         f"Sum of the {unit} over the best subset of each budget, on a logarithmic axis of parameters.{said} The knee "

@@ -8,7 +8,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogFormatter
 
 from adapeft.files.artifact import save
 
@@ -40,6 +42,20 @@ class Picture:
 def new_figure(height: float) -> Figure:
     """Return an empty figure of ``WIDTH`` by ``height`` inches, outside the global state of pyplot."""
     return Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+
+
+class _CountFormatter(LogFormatter):
+    """Labels of a logarithmic axis where matplotlib puts them, as 300, 3 k and 3 M instead of powers of ten."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return EngFormatter()(x) if super().__call__(x, pos) else ""
+
+
+def count_along(axes: Axes) -> None:
+    """Make the horizontal axis a logarithmic one of counts."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(_CountFormatter())
+    axes.xaxis.set_minor_formatter(_CountFormatter())
 
 
 def add_legend(figure: Figure, num_columns: int, *handles_and_labels: list[Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cluster.commands.compare.output.row import Row
-from cluster.output.pictures.picture import Picture, add_legend, new_figure, png_of
+from cluster.output.pictures.picture import Picture, add_legend, count_along, new_figure, png_of
 
 _COLUMNS = 2
 _DASHES = ("-", "--", ":", "-.")
@@ -59,7 +59,8 @@ def draw_spread(rows: Sequence[Row], metric: str) -> Picture:
     for index, line in enumerate(lines):
         x, y = [row.trained for row in line], [row.std for row in line]
         axes.plot(x, y, label=line[-1].method, **_style(index))
-    axes.set(xscale="log", xlabel="trained parameters", ylabel=f"standard deviation of {metric}", ylim=(0, None))
+    count_along(axes)
+    axes.set(xlabel="trained parameters", ylabel=f"standard deviation of {metric}", ylim=(0, None))
     caption = f"Standard deviation of {metric} over the seeds against the number of trained parameters."
     return Picture("spread", "Spread over the seeds", caption, _finished(figure))
 
@@ -96,7 +97,8 @@ def _with_errors(rows: Sequence[Row], metric: str, what: str, cost: Callable[[Ro
         errors = [0.0 if np.isnan(row.std) else row.std for row in line]
         x, y = [cost(row) for row in line], [row.mean for row in line]
         axes.errorbar(x, y, yerr=errors, capsize=3, label=line[-1].method, **_style(index))
-    axes.set(xscale="log", xlabel=what, ylabel=metric)
+    count_along(axes)
+    axes.set(xlabel=what, ylabel=metric)
     return _finished(figure)
 
 
