@@ -125,10 +125,11 @@ def _try(session: Session, subset: Subset, num_steps: int) -> dict[str, Any]:
 def _start(subset: Subset) -> int:
     """Return the index of the rate that is tried first, from the fraction p of the model that is trained.
 
-    The best rates of the sweeps in tests/benchmarks/results lie within a factor of ten of 1e-4 / p^0.6: full training
-    of MiniLM 5e-5 to 6e-4, 0.5 % 1e-3 to 1.6e-2, 0.01 % 3e-2 to 1.2e-1. A wrong start costs a trial per factor of 3.
+    The best rates of the sweeps in tests/benchmarks/results lie within a factor of six of 3e-4 / p^0.6: full training
+    of MiniLM 5e-5 to 6e-4, 0.5 % 2e-3 to 3e-2, 0.01 % 3e-2 to 1.2e-1, 0.1 % of SmolLM2 1.6e-2 to 6.4e-2. A wrong start
+    costs a trial per factor of 3.
     """
     total = subset.choice.num_total
     fraction = subset.count / total if total and subset.count else 1.0
-    expected = 1e-4 / fraction**0.6
+    expected = 3e-4 / fraction**0.6
     return min(range(len(_RATES)), key=lambda index: abs(math.log(_RATES[index] / expected)))

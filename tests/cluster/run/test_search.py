@@ -131,7 +131,7 @@ def test_a_trial_is_a_sixteenth_of_a_training_or_of_a_short_one_more(whole, step
         assert 5 * steps <= whole / 2, "five trials take half of a training at most"
 
 
-@pytest.mark.parametrize(("count", "first"), [(1_000_000, 1e-4), (5_000, 3e-3), (100, 3e-2)])
+@pytest.mark.parametrize(("count", "first"), [(1_000_000, 3e-4), (5_000, 1e-2), (100, 1e-1)])
 def test_the_fewer_parameters_the_higher_the_first_rate(count, first):
     subset = Subset({"w": Elements((1_000_000,), torch.arange(count))}).described(num_total=1_000_000)
     assert _RATES[_start(subset)] == first
