@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 
 from adapeft.subset.choice import Choice
 
-_NOISE = 0.1
+_NOISE = 0.25
+"""Between CoLA, 0.03 to 0.21 over five seeds, and RTE and MRPC, 0.28 to 0.46."""
 FEW = 1 / 3
 """Share of the directions of all candidates below which a choice is narrow."""
 

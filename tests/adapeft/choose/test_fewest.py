@@ -119,7 +119,9 @@ def test_where_the_chosen_are_too_few_auto_is_filled_to_its_most():
 
 
 def test_few_candidates_are_all_allowed():
-    assert chosen_of(statistics_of(*drawn(0, 80)), "auto").count <= 80
+    found = chosen_of(statistics_of(*drawn(2, 80)), "auto")
+    assert 0 < found.count < 80
+    assert not found.choice.is_drawn
 
 
 def test_only_a_predicted_loss_decrease_tells_how_many_suffice():

@@ -198,7 +198,7 @@ def test_a_narrow_choice_is_filled_by_a_draw(monkeypatch, fill, directions, is_f
     ],
 )
 def test_a_choice_by_noise_is_the_draw_of_the_random_method(monkeypatch, settings, is_drawn):
-    monkeypatch.setattr(choosing, "reliability_of", lambda statistics, ranks: 0.09)
+    monkeypatch.setattr(choosing, "reliability_of", lambda statistics, ranks: 0.24)
     monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: Directions(9.0, 10.0))
     one = parse_select({"budget": 30, "groups": "element"} | settings)
     statistics = statistics_of(one.granularity, 0)
@@ -206,7 +206,7 @@ def test_a_choice_by_noise_is_the_draw_of_the_random_method(monkeypatch, setting
     same = parse_select({"budget": found.choice.budget, "method": "random", "groups": "element"})
     drawn = choose(same, statistics_of("element", 0), reach=100.0, seed=5, ranks=OneRank())
     assert found.choice.is_drawn is is_drawn
-    assert (found.choice.method, found.choice.reliability) == ("adapeft", 0.09)
+    assert (found.choice.method, found.choice.reliability) == ("adapeft", 0.24)
     assert (found.choice.value is None, found.choice.directions is None) == (is_drawn, is_drawn)
     if is_drawn:
         assert _positions(found) == _positions(drawn)
@@ -217,7 +217,7 @@ def _positions(subset):
 
 
 def test_slopes_above_noise_are_not_replaced(monkeypatch):
-    monkeypatch.setattr(choosing, "reliability_of", lambda statistics, ranks: 0.11)
+    monkeypatch.setattr(choosing, "reliability_of", lambda statistics, ranks: 0.26)
     statistics, settings = statistics_of("element", 0), parse_select({"budget": 30})
     found = choose(settings, statistics, reach=100.0, seed=4, ranks=OneRank())
     assert found.choice.value > 0

@@ -64,7 +64,7 @@ def test_dropout_is_off(bert):
 
 def test_warm_up_moves_what_is_measured(bert):
     values = {
-        steps: adapeft.select(bert, make_batches(bert), budget=300, warmup_steps=steps).choice.value
+        steps: adapeft.select(bert, make_batches(bert), budget=300, warmup_steps=steps, fill=False).choice.value
         for steps in (0, 96, "auto")
     }
     assert values["auto"] == values[96] != values[0]
@@ -88,9 +88,8 @@ def test_takes_any_iterable_of_batches(bert):
 
 
 def test_include_and_exclude(bert):
-    subset = adapeft.select(
-        bert, make_batches(bert), budget=100, groups="element", include=["*key*"], exclude="*.bias", warmup_steps=4
-    )
+    settings = {"groups": "element", "fill": False, "warmup_steps": 4}
+    subset = adapeft.select(bert, make_batches(bert), budget=100, include=["*key*"], exclude="*.bias", **settings)
     assert subset.parts
     assert all("key.weight" in name for name in subset.parts)
 
