@@ -7,7 +7,6 @@ head*, and writes ``tests/benchmarks/results/score_by_bytes.png``. Variants of t
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from statistics import mean
 
 from cluster.output.pictures.picture import add_legend, count_along, new_figure, png_of
@@ -23,28 +22,27 @@ Point = tuple[float, float, float]
 
 def main() -> None:
     path = RESULTS / "score_by_bytes.png"
-    path.write_bytes(draw({title: curves_of((RESULTS / f"{page}.md").read_text()) for page, title in PAGES.items()}))
+    pages = {title: (RESULTS / f"{page}.md").read_text(encoding="utf-8") for page, title in PAGES.items()}
+    path.write_bytes(draw({title: curves_of(page) for title, page in pages.items()}))
     print(path)
 
 
 def curves_of(page: str) -> dict[str, list[Point]]:
     """Return the points of each method, in the order of their bytes, from the tables of a page's section."""
     section = page.split("\n## With a rate for the head\n")[1].split("\n## ")[0]
-    curves: dict[str, set[Point]] = defaultdict(set)
-    columns: list[str] = []
-    for line in section.splitlines():
-        cells = [cell.strip(" *") for cell in line.strip("|").split("|")]
-        if not line.startswith("|"):
-            columns = []
-        elif not columns:
-            columns = cells
-        elif columns[-1].startswith("held out") and (method := re.split(r"[ ,]", cells[0])[0]) in METHODS:
-            score, kib = cells[1], cells[columns.index("delta KiB")]
-            if not VARIANT.search(cells[0]):
+    curves: dict[str, list[Point]] = {method: [] for method in METHODS}
+    for table in (block for block in section.split("\n\n") if block.startswith("|")):
+        header, _, *rows = ([cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines())
+        if not header[-1].startswith("held out"):
+            continue
+        for name, score, *others in rows:
+            method = re.split(r"[ ,]", name)[0]
+            if method in METHODS and not VARIANT.search(name):
                 average, deviation = score.split(" ± ")
-                sizes = [float(size.replace(",", "")) for size in kib.split(" to ")]
-                curves[method].add((mean(sizes), float(average), float(deviation)))
-    return {method: sorted(curves[method]) for method in METHODS}
+                sizes = dict(zip(header[2:], others, strict=True))["delta KiB"].split(" to ")
+                kib = mean(float(size.replace(",", "")) for size in sizes)
+                curves[method].append((kib, float(average), float(deviation)))
+    return {method: sorted(points) for method, points in curves.items()}
 
 
 def draw(tasks: dict[str, dict[str, list[Point]]]) -> bytes:
