@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from tests.benchmarks.report import RESULTS
+
 _ROOT = Path(__file__).parents[2]
 _CODE = re.compile(r"^`((?:adapeft|python) [^`]+)`", re.MULTILINE)
 _BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
