@@ -21,7 +21,7 @@ from adapeft.sections.select import Select
 from adapeft.subset.choice import Choice
 from adapeft.subset.empty import or_random
 from adapeft.subset.subset import Subset
-from adapeft.subset.verdict import is_narrow, is_noise
+from adapeft.subset.verdict import is_noise, is_too_few
 
 
 def choose(
@@ -118,7 +118,7 @@ def with_directions(
     seed: int,
     limit: MemoryLimit | None = None,
 ) -> Subset:
-    """Return the subset described by its directions; ``fill: auto`` fills its budget with a draw unless they are many.
+    """Return the subset described by its directions; ``fill: auto`` fills its budget with a draw if it is too few.
 
     Also where they were not counted (None): filled up, chosen elements are level with a draw on every task of
     tests/benchmarks/results, and alone they are not. A draw, and a choice without measured slopes, stay as they are.
@@ -127,7 +127,7 @@ def with_directions(
         return subset
     if found is not None:
         subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
-    if not settings.may_draw or (found is not None and not is_narrow(subset.choice)):
+    if not settings.may_draw or (found is not None and not is_too_few(subset.choice)):
         return subset
     if settings.budget.is_auto and subset.choice.unspent is not None:
         # How many drawn elements suffice, the frontier of the chosen ones does not tell.

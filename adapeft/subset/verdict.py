@@ -10,6 +10,9 @@ _NOISE = 0.25
 """Between CoLA, 0.03 to 0.21 over five seeds, and RTE and MRPC, 0.28 to 0.46."""
 FEW = 1 / 3
 """Share of the directions of all candidates below which a choice is narrow."""
+_WIDE = 0.01
+"""Share of the model from which on a budget is spent. What the choice for STS-B takes, 0.01 %, is level with a draw of
+0.5 %, and behind one of 2 % by 0.014 ± 0.004."""
 
 _ADVICE = {
     "choose": "choosing is at least as good as a random draw",
@@ -36,8 +39,9 @@ def verdict_of(choice: Choice) -> Verdict | None:
     """Return the verdict on a choice; None if its slopes were not measured.
 
     LoRA is advised for language models wherever the budget holds as much of it as was tried. A draw is advised, or
-    taken, where the slopes are noise; it is advised, or added, where the chosen parameters change the outputs in less
-    than a third of the directions of all candidates, which a draw shares: training then soon has nothing left to lower.
+    taken, where the slopes are noise; it is advised, or added, where the chosen parameters may be too few: they change
+    the outputs in less than a third of the directions of all candidates, which a draw shares, so that training soon has
+    nothing left to lower, or leave a part of a budget of a hundredth of the model or more.
     tests/benchmarks/results/verdict.md has the figures.
     """
     if choice.reliability is None:
@@ -61,9 +65,10 @@ def _of_measurement(choice: Choice, held: str) -> Verdict:
         f"the chosen parameters change the outputs in {choice.directions:.0f} directions, a draw in "
         f"{choice.candidate_directions:.0f}"
     )
-    if is_narrow(choice):
-        return Verdict("fill" if choice.num_drawn else "draw", f"{held}; {spanned}")
-    return Verdict("choose", f"{held}; {spanned}")
+    if not is_too_few(choice):
+        return Verdict("choose", f"{held}; {spanned}")
+    left = "" if _is_narrow(choice) else f"; they leave a part of a budget of {_WIDE:.0%} of the model or more"
+    return Verdict("fill" if choice.num_drawn else "draw", f"{held}; {spanned}{left}")
 
 
 def is_noise(reliability: float | None) -> bool:
@@ -76,8 +81,20 @@ def is_drawn_for_noise(choice: Choice) -> bool:
     return choice.is_drawn and is_noise(choice.reliability)
 
 
-def is_narrow(choice: Choice) -> bool:
+def is_too_few(choice: Choice) -> bool:
+    """Whether the chosen parameters may be too few: they have few directions, or leave a part of a wide budget."""
+    return _is_narrow(choice) or _leaves_wide_budget(choice)
+
+
+def _is_narrow(choice: Choice) -> bool:
     """Whether the chosen parameters change the outputs in less than a third of the directions of all candidates."""
     if choice.directions is None or choice.candidate_directions is None:
         return False
     return choice.directions < FEW * choice.candidate_directions
+
+
+def _leaves_wide_budget(choice: Choice) -> bool:
+    left = (choice.unspent or 0) + (choice.num_drawn or 0)
+    if not left or choice.num_chosen is None or choice.num_total is None:
+        return False
+    return choice.num_chosen + left >= _WIDE * choice.num_total

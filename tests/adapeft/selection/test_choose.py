@@ -20,6 +20,7 @@ from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
 from adapeft.selection import choose as choosing
 from adapeft.selection.choose import check_budget, choose, judged
+from adapeft.subset.verdict import verdict_of
 from tests.oracles.measuring import best_subset_value, top_k_by_sort
 
 PARAMETERS = (
@@ -30,13 +31,13 @@ PARAMETERS = (
 )
 
 
-def make_groups(granularity):
-    return Groups(PARAMETERS, granularity, num_total=100, always_train=("head",), new=("head",), fingerprint="f")
+def make_groups(granularity, num_total=100):
+    return Groups(PARAMETERS, granularity, num_total=num_total, always_train=("head",), new=("head",), fingerprint="f")
 
 
-def statistics_of(granularity, seed):
+def statistics_of(granularity, seed, num_total=100):
     generator = torch.Generator().manual_seed(seed)
-    groups = make_groups(granularity)
+    groups = make_groups(granularity, num_total)
     columns = {name: torch.rand(groups.num_groups, generator=generator).numpy() for name in ("slope", "curvature")}
     shards = []
     if granularity == "element":
@@ -172,7 +173,7 @@ def test_the_reach_decides():
 )
 def test_a_narrow_choice_is_filled_by_a_draw(monkeypatch, fill, directions, is_filled):
     monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: directions)
-    statistics = statistics_of("element", 0)
+    statistics = statistics_of("element", 0, num_total=3001)
     settings = parse_select({"budget": 30, "fill": fill})
     plain, filled = (
         judged(choose(one, statistics, reach=100.0, seed=4, ranks=OneRank()), None, statistics.groups, one, seed=4)
@@ -185,6 +186,33 @@ def test_a_narrow_choice_is_filled_by_a_draw(monkeypatch, fill, directions, is_f
     assert (filled.always_train, filled.new) == (plain.always_train, plain.new) == (("head",), ("head",))
     for name, part in plain.parts.items():
         assert set(part.indices.tolist()) <= set(filled.parts[name].indices.tolist())
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_total", "num_trained"),
+    [
+        ({"budget": 30}, 3000, 30),
+        ({"budget": 30}, 3001, None),
+        ({"budget": 30, "fill": False}, 3000, None),
+        ({"budget": 1}, 100, 1),  # leaves nothing
+        ({"budget": "auto"}, 3000, None),
+        ({"memory_per_device": 10_000}, 3000, 30),
+        ({"memory_per_device": 10_000}, 3001, None),
+    ],
+)
+def test_a_choice_of_many_directions_is_filled_from_a_hundredth_of_the_model(
+    monkeypatch, settings, num_total, num_trained
+):
+    monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: Directions(9.0, 10.0))
+    statistics = statistics_of("element", 0, num_total=num_total)
+    limit = MemoryLimit(limit=10_000, room=30 * 28, whole=16.0, leaf=20.0) if "memory_per_device" in settings else None
+    one = parse_select({"groups": "element"} | settings)
+    chosen = choose(one, statistics, reach=100.0, seed=4, ranks=OneRank(), limit=limit)
+    found = judged(chosen, None, statistics.groups, one, 4, limit)
+    assert found.count == (num_trained or chosen.count)
+    assert found.choice.num_drawn == (num_trained - chosen.count or None if num_trained else None)
+    is_left = bool(chosen.choice.unspent) and num_total == 3000
+    assert verdict_of(found.choice).advice == (("fill" if num_trained else "draw") if is_left else "choose")
 
 
 @pytest.mark.parametrize(

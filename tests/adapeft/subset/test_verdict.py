@@ -7,6 +7,8 @@ import pytest
 from adapeft.subset.choice import Choice
 from adapeft.subset.verdict import verdict_of
 
+MANY = {"reliability": 0.4, "directions": 18.0, "candidate_directions": 29.0}
+
 
 @pytest.mark.parametrize(
     ("figures", "advice"),
@@ -25,6 +27,10 @@ from adapeft.subset.verdict import verdict_of
         ({"reliability": 0.03, "lora_from": 100, "budget": 101}, "lora"),
         ({"reliability": 0.9, "num_drawn": 9, "lora_from": 100, "budget": 99}, "fill"),
         ({"reliability": 0.4, "lora_from": 100}, "choose"),
+        (MANY | {"num_chosen": 2, "unspent": 7, "num_total": 1000}, "choose"),
+        (MANY | {"num_chosen": 2, "unspent": 8, "num_total": 1000}, "draw"),
+        (MANY | {"num_chosen": 2, "unspent": 0, "num_drawn": 8, "num_total": 1000}, "fill"),
+        (MANY | {"num_chosen": 10, "unspent": 0, "num_total": 1000}, "choose"),
     ],
 )
 def test_advice(figures, advice):
@@ -44,6 +50,10 @@ def test_the_reason_has_the_figures():
     said = verdict_of(Choice(reliability=0.912, directions=4.6, candidate_directions=78.3)).reason
     assert said == (
         "reliability of the slopes 0.91 of 1; the chosen parameters change the outputs in 5 directions, a draw in 78"
+    )
+    wide = Choice(**MANY, num_chosen=2, unspent=0, num_drawn=8, num_total=1000)
+    assert verdict_of(wide).reason.endswith(
+        "18 directions, a draw in 29; they leave a part of a budget of 1% of the model or more"
     )
     noise = "reliability of the slopes 0.03 of 1, so they are mostly noise"
     assert verdict_of(Choice(reliability=0.03)).reason == noise
