@@ -6,14 +6,13 @@ import json
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from adapeft.parts.elements import Elements
 from adapeft.subset.subset import Subset
-from adapeft.tasks.metrics.scores import correlations
-from cluster.run.search import _DIVERGING, _RATES, _judged, _start, _steps_of_trial, _try, _vertex
+from cluster.run.rates import DIVERGING, RATES, doubt, refined, usual_rate
+from cluster.run.search import _steps_of_trial, _try
 from tests.support.checkpoints import adapeft, write_bert, write_colours, write_config
 
 AUTO = (
@@ -42,18 +41,17 @@ def metrics_of(folder):
 
 
 @pytest.mark.ranks
-def test_the_rate_of_the_lowest_held_out_loss_is_found(found):
+def test_the_rate_that_the_held_out_losses_leave_least_in_doubt_is_found(found):
     _, folder, output = found
     metrics = metrics_of(folder)
+    usual = usual_rate(Subset.load(folder / "subset.safetensors"))
     losses = {float(rate): trial["scores"]["loss"] for rate, trial in metrics["trials"].items() if trial["scores"]}
-    best = min(losses, key=losses.__getitem__)
-    place = _RATES.index(best)
-    near = [losses.get(rate, math.inf) for rate in _RATES[place - 1 : place + 2]]
-    expected = math.sqrt(10) ** _vertex(*near) * best * (4 / 16) ** 0.16
-    assert metrics["learning_rate"] == pytest.approx(expected, rel=0.05)
-    last = 2 if near[2] > _DIVERGING * near[1] else 3
+    doubts = {RATES.index(rate): doubt(loss, rate, usual) for rate, loss in losses.items()}
+    best = min(doubts, key=doubts.__getitem__)
+    assert metrics["learning_rate"] == refined(best, doubts, 4 / 16)
+    last = 2 if doubts.get(best + 1, math.inf) > doubts[best] + DIVERGING else 3
     tried = {float(rate) for rate in metrics["trials"]}
-    assert tried >= set(_RATES[place - 2 : place + last]), "its neighbours are worse"
+    assert tried >= set(RATES[best - 2 : best + last]), "its neighbours are worse"
     assert f"learning rate {metrics['learning_rate']:g}, from the best of {len(metrics['trials'])} trials" in output
     assert len(set(losses.values())) == len(losses), "each trial trains at its own rate"
 
@@ -108,38 +106,8 @@ def test_a_rate_at_which_nothing_is_chosen_is_a_trial_without_a_score(parts, ran
     assert (found["scores"] is None) == ("nothing to train" in str(found["problem"])) == (not ran)
 
 
-def test_a_trial_of_a_regression_is_judged_by_what_no_shift_and_scale_explains():
-    """The mean of the targets, which every training finds, outweighs in a few steps what the rates differ in."""
-    targets = torch.tensor([0.0, 1.0, 3.0, 4.0])
-    noisy = torch.tensor([2.1, 1.7, 2.3, 2.2])
-    far, some, opposite = (
-        _judged({"loss": 1.0, **correlations(predictions, targets)})[1]
-        for predictions in (targets * 9 + 30, noisy, -targets)
-    )
-    slope, shift = np.polyfit(noisy, targets, 1)
-    unexplained = (targets - slope * noisy - shift).square().mean() / targets.var(correction=0)
-    assert (far, some, opposite) == tuple(pytest.approx(value, abs=1e-6) for value in (0, unexplained.item(), 2))
-    assert 0 < some < 1
-    assert _judged({"loss": 1.5, "accuracy": 0.9}) == ("held-out loss", 1.5)
-    assert _judged(None)[1] == math.inf
-
-
 @pytest.mark.parametrize(("whole", "steps"), [(2, 2), (16, 4), (40, 4), (60, 6), (80, 8), (132, 8), (536, 33)])
 def test_a_trial_is_a_sixteenth_of_a_training_or_of_a_short_one_more(whole, steps):
     assert _steps_of_trial(whole) == steps
     if whole >= 40:
         assert 5 * steps <= whole / 2, "five trials take half of a training at most"
-
-
-@pytest.mark.parametrize(("count", "first"), [(1_000_000, 3e-4), (5_000, 1e-2), (100, 1e-1)])
-def test_the_fewer_parameters_the_higher_the_first_rate(count, first):
-    subset = Subset({"w": Elements((1_000_000,), torch.arange(count))}).described(num_total=1_000_000)
-    assert _RATES[_start(subset)] == first
-
-
-def test_the_rate_lies_where_the_parabola_through_the_losses_has_its_minimum():
-    for place in (-0.4, 0.0, 0.3):
-        losses = [2 * (step - place) ** 2 + 1 for step in (-1, 0, 1)]
-        assert _vertex(*losses) == pytest.approx(place)
-    assert _vertex(math.inf, 1.0, 2.0) == 0, "a diverged neighbour tells nothing"
-    assert _vertex(1.0, 1.0, 1.0) == 0
