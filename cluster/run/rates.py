@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from adapeft.parts.elements import Elements
 from adapeft.subset.subset import Subset
+from cluster.run.climb import climb
 
 RATES = tuple(float(f"{digit}e{exponent}") for exponent in range(-7, 2) for digit in (1, 3))
 """1e-7, 3e-7, 1e-6, … 30. In the sweeps of tests/benchmarks/results scores differ little within such a step."""
@@ -25,7 +26,7 @@ _EXPONENT = 0.16
 LR Across Token Horizons", 2024). From trials of 8 or 11 steps to whole trainings it falls as T^-0.25 to T^-0.5 (MiniLM
 on the docstrings and STS-B), or rises as T^0.3 (SmolLM2 on nl2bash). Rather too low than too high: without it the ten
 searches are off by 1.7, but LoRA on the docstrings comes apart (1.9e-2: 0.103, where 8e-3 has 0.608)."""
-DIVERGING = math.log(1.5) / _CHANCE
+_DIVERGING = math.log(1.5) / _CHANCE
 """A doubt above the lowest by this, a loss of 1.5 times the best, is no chance: the rate is too high, and so are higher
 ones. SmolLM2 has 1.6 times the loss of the best trial after 4 steps at 0.1, and 3.2 times after 8."""
 
@@ -44,12 +45,7 @@ def usual_rate(subset: Subset) -> float:
     return (3e-4 if are_elements else 1e-4) / fraction**0.6
 
 
-def nearest(rate: float) -> int:
-    """Return the index of the closest one of ``RATES``."""
-    return min(range(len(RATES)), key=lambda index: abs(math.log(RATES[index] / rate)))
-
-
-def judged(scores: Mapping[str, float] | None) -> tuple[str, float]:
+def criterion(scores: Mapping[str, float] | None) -> tuple[str, float]:
     """Return the name and value of what a trial should keep low: the loss, or of a regression 1 - r|r|.
 
     With Pearson's r, this is the share of the variance that no shift and scale of the predictions explains. Few steps
@@ -70,11 +66,31 @@ def doubt(loss: float, rate: float, usual: float) -> float:
     do not, because the task shows nothing in so few steps, the usual rate does.
 
     Args:
-        loss: what ``judged`` returns; at least 0, inf if the trial diverged.
+        loss: the value of ``criterion``; at least 0, inf if the trial diverged.
         rate: the rate of the trial.
         usual: the rate that ``usual_rate`` expects.
     """
     return math.log(max(loss, sys.float_info.min)) / _CHANCE + (math.log(rate / usual) / _SPREAD) ** 2 / 2
+
+
+def least_doubtful(loss_of: Callable[[float], float], usual: float) -> tuple[int, dict[int, float]]:
+    """Try rates from the usual one on, as long as one of their neighbours is less in doubt.
+
+    Args:
+        loss_of: makes a trial of a rate and returns the value of its ``criterion``; called once per rate.
+        usual: the rate that ``usual_rate`` expects.
+
+    Returns:
+        The index of the rate that is least in doubt, and the doubts of those that were tried by index.
+    """
+    doubts: dict[int, float] = {}
+
+    def score(index: int) -> float:
+        doubts[index] = doubt(loss_of(RATES[index]), RATES[index], usual)
+        return -doubts[index]
+
+    nearest = min(range(len(RATES)), key=lambda index: abs(math.log(RATES[index] / usual)))
+    return climb(score, nearest, len(RATES), lambda low, best: low < best - _DIVERGING), doubts
 
 
 def refined(index: int, doubts: Mapping[int, float], share: float) -> float:

@@ -11,8 +11,7 @@ from adapeft.subset.subset import Subset
 from cluster.inspection.plan import plan_training
 from cluster.ranks.inputs import count_examples
 from cluster.run.again import choose_again
-from cluster.run.climb import climb
-from cluster.run.rates import DIVERGING, RATES, doubt, judged, nearest, refined, usual_rate
+from cluster.run.rates import RATES, criterion, least_doubtful, refined, usual_rate
 from cluster.run.session import Session
 
 
@@ -44,19 +43,16 @@ def search_learning_rate(session: Session, subset: Subset) -> Subset:
         session.settle(rate)
         return choose_again(session) if is_chosen_again else subset
 
-    usual, doubts = usual_rate(subset), dict[int, float]()
-
-    def score(index: int) -> float:
-        if (key := f"{RATES[index]:g}") not in trials:
-            trials[key] = _try(session, settle(RATES[index]), num_steps)
+    def loss_of(rate: float) -> float:
+        if (key := f"{rate:g}") not in trials:
+            trials[key] = _try(session, settle(rate), num_steps)
             session.record(trials=trials)
-        name, loss = judged(trials[key]["scores"])
+        name, loss = criterion(trials[key]["scores"])
         result = trials[key]["problem"] or f"{name} {loss:.4f}"
         session.terminal.note(f"search: learning rate {key}, {num_steps} steps: {result}")
-        doubts[index] = doubt(loss, RATES[index], usual)
-        return -doubts[index]
+        return loss
 
-    best = climb(score, nearest(usual), len(RATES), lambda low, best: low < best - DIVERGING)
+    best, doubts = least_doubtful(loss_of, usual_rate(subset))
     if not math.isfinite(doubts[best]):
         raise AdapeftError(
             f"train.learning_rate = auto: none of the learning rates {', '.join(sorted(trials, key=float))} gives a "

@@ -189,19 +189,19 @@ def test_a_narrow_choice_is_filled_by_a_draw(monkeypatch, fill, directions, is_f
 
 
 @pytest.mark.parametrize(
-    ("settings", "num_total", "num_trained"),
+    ("settings", "num_total", "num_trained", "advice"),
     [
-        ({"budget": 30}, 3000, 30),
-        ({"budget": 30}, 3001, None),
-        ({"budget": 30, "fill": False}, 3000, None),
-        ({"budget": 1}, 100, 1),  # leaves nothing
-        ({"budget": "auto"}, 3000, None),
-        ({"memory_per_device": 10_000}, 3000, 30),
-        ({"memory_per_device": 10_000}, 3001, None),
+        ({"budget": 30}, 3000, 30, "fill"),
+        ({"budget": 30}, 3001, None, "choose"),
+        ({"budget": 30, "fill": False}, 3000, None, "draw"),
+        ({"budget": 1}, 100, 1, "choose"),  # leaves nothing
+        ({"budget": "auto"}, 3000, None, "choose"),
+        ({"memory_per_device": 10_000}, 3000, 30, "fill"),
+        ({"memory_per_device": 10_000}, 3001, None, "choose"),
     ],
 )
 def test_a_choice_of_many_directions_is_filled_from_a_hundredth_of_the_model(
-    monkeypatch, settings, num_total, num_trained
+    monkeypatch, settings, num_total, num_trained, advice
 ):
     monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: Directions(9.0, 10.0))
     statistics = statistics_of("element", 0, num_total=num_total)
@@ -210,9 +210,8 @@ def test_a_choice_of_many_directions_is_filled_from_a_hundredth_of_the_model(
     chosen = choose(one, statistics, reach=100.0, seed=4, ranks=OneRank(), limit=limit)
     found = judged(chosen, None, statistics.groups, one, 4, limit)
     assert found.count == (num_trained or chosen.count)
-    assert found.choice.num_drawn == (num_trained - chosen.count or None if num_trained else None)
-    is_left = bool(chosen.choice.unspent) and num_total == 3000
-    assert verdict_of(found.choice).advice == (("fill" if num_trained else "draw") if is_left else "choose")
+    assert found.choice.num_drawn == (found.count - chosen.count or None)
+    assert verdict_of(found.choice).advice == advice
 
 
 @pytest.mark.parametrize(

@@ -12,24 +12,23 @@ from adapeft.parts.elements import Elements
 from adapeft.parts.rows import Rows
 from adapeft.subset.subset import Subset
 from adapeft.tasks.metrics.scores import correlations
-from cluster.run.climb import climb
-from cluster.run.rates import DIVERGING, RATES, doubt, judged, nearest, refined, usual_rate
+from cluster.run.rates import RATES, criterion, doubt, least_doubtful, refined, usual_rate
 
 
-def test_a_trial_of_a_regression_isjudged_by_what_no_shift_and_scale_explains():
+def test_a_trial_of_a_regression_is_judged_by_what_no_shift_and_scale_explains():
     """The mean of the targets, which every training finds, outweighs in a few steps what the rates differ in."""
     targets = torch.tensor([0.0, 1.0, 3.0, 4.0])
     noisy = torch.tensor([2.1, 1.7, 2.3, 2.2])
     far, some, opposite = (
-        judged({"loss": 1.0, **correlations(predictions, targets)})[1]
+        criterion({"loss": 1.0, **correlations(predictions, targets)})[1]
         for predictions in (targets * 9 + 30, noisy, -targets)
     )
     slope, shift = np.polyfit(noisy, targets, 1)
     unexplained = (targets - slope * noisy - shift).square().mean() / targets.var(correction=0)
     assert (far, some, opposite) == tuple(pytest.approx(value, abs=1e-6) for value in (0, unexplained.item(), 2))
     assert 0 < some < 1
-    assert judged({"loss": 1.5, "accuracy": 0.9}) == ("held-out loss", 1.5)
-    assert judged(None)[1] == math.inf
+    assert criterion({"loss": 1.5, "accuracy": 0.9}) == ("held-out loss", 1.5)
+    assert criterion(None)[1] == math.inf
 
 
 @pytest.mark.parametrize(("count", "rate"), [(1_000_000, 3e-4), (5_000, 7.2e-3), (100, 7.5e-2)])
@@ -47,14 +46,7 @@ def test_rows_have_a_third_of_the_usual_rate_of_elements():
 
 def found_by(losses, usual, share=1.0):
     """Return the rate that a search finds among trials with these losses, by rate."""
-    doubts = {}
-
-    def score(index):
-        doubts[index] = doubt(losses.get(RATES[index], math.inf), RATES[index], usual)
-        return -doubts[index]
-
-    best = climb(score, nearest(usual), len(RATES), lambda low, best: low < best - DIVERGING)
-    return refined(best, doubts, share)
+    return refined(*least_doubtful(lambda rate: losses.get(rate, math.inf), usual), share)
 
 
 # LoRA and random elements on MRPC (28 of 458 steps), LoRA on nl2bash (4 of 40): what was measured, and the best rate
