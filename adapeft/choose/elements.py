@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapeft.choose.draw import draw_elements
 from adapeft.choose.scores import Scores
 from adapeft.choose.topk import top_k
 from adapeft.errors import AdapeftError
@@ -75,12 +76,6 @@ def gathered_positions(picks: Sequence[Tensor], positions: Sequence[int], ranks:
     """
     mine = [(pick + position).cpu() for pick, position in zip(picks, positions, strict=True)]
     return torch.cat(ranks.all_gather(torch.cat([torch.empty(0, dtype=torch.int64), *mine]))).numpy()
-
-
-def draw_elements(groups: Groups, count: int, seed: int) -> np.ndarray:
-    """Return the positions of a uniform draw of ``count`` elements of all candidates in random order, int64."""
-    draw = np.random.default_rng([seed, 2])
-    return draw.choice(int(groups.starts[-1]), count, replace=False)
 
 
 def filled_by_draw(groups: Groups, subset: Subset, seed: int) -> Subset:

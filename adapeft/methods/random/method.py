@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from adapeft.choose.draw import fitting
-from adapeft.choose.elements import draw_elements, subset_at
+from adapeft.choose.draw import draw_elements, drawing_bytes, fitting
+from adapeft.choose.elements import subset_at
 from adapeft.choose.knapsack import most_valuable, parts_of
 from adapeft.measure.groups import Groups
 from adapeft.measure.statistics import Statistics
@@ -15,9 +15,6 @@ from adapeft.methods.base.method import Plan, UnmeasuredMethod
 from adapeft.methods.random.options import RandomOptions
 from adapeft.ranks import Ranks
 from adapeft.subset.subset import Subset
-
-_NUMBER = 8
-"""Bytes of the number of an element."""
 
 
 class Random(UnmeasuredMethod[RandomOptions]):
@@ -33,11 +30,7 @@ class Random(UnmeasuredMethod[RandomOptions]):
     source = "Fu et al. 2023"
 
     def drawing_bytes(self, groups: Groups, budget: int) -> int:
-        if groups.granularity != "element":
-            return 0
-        total = int(groups.counts.sum())
-        # NumPy shuffles the numbers of all elements to draw more than a fiftieth of them.
-        return _NUMBER * (budget + (total if budget > total // 50 else 0))
+        return drawing_bytes(int(groups.starts[-1]), budget) if groups.granularity == "element" else 0
 
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[RandomOptions], ranks: Ranks) -> Subset:
         return random_subset(groups, plan)

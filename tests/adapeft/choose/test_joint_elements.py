@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import adapeft
-from adapeft.choose.elements import draw_elements, filled_by_draw, subset_at, without_draw
+from adapeft.choose.draw import draw_elements
+from adapeft.choose.elements import filled_by_draw, subset_at, without_draw
 from adapeft.choose.joint_elements import choose_elements_jointly
 from adapeft.config.load import parse_select
 from adapeft.errors import AdapeftError
