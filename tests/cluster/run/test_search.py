@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -44,7 +45,8 @@ def metrics_of(folder):
 def test_the_rate_that_the_held_out_losses_leave_least_in_doubt_is_found(found):
     _, folder, output = found
     metrics = metrics_of(folder)
-    usual = usual_rate(Subset.load(folder / "subset.safetensors"))
+    usual = metrics["usual_rate"]
+    assert usual == usual_rate(Subset.load(folder / "subset.safetensors"))
     losses = {float(rate): trial["scores"]["loss"] for rate, trial in metrics["trials"].items() if trial["scores"]}
     doubts = {RATES.index(rate): doubt(loss, rate, usual) for rate, loss in losses.items()}
     best = min(doubts, key=doubts.__getitem__)
@@ -95,6 +97,27 @@ def test_the_training_goes_on_at_that_rate_without_another_search(found):
     assert max(rates) <= metrics["learning_rate"] * (1 + 1e-9)
 
 
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_an_interrupted_search_repeats_only_trials_of_another_length(found, tmp_path):
+    arguments, folder, _ = found
+    left = tmp_path / "run"
+    shutil.copytree(folder, left)
+    (left / "config.yaml").write_text((folder / "config.yaml").read_text().replace(str(folder), str(left)))
+    metrics = metrics_of(folder)
+    rate, *others = metrics["trials"]
+    shorter = {rate: {"steps": 3, "scores": {"loss": 0.001}, "problem": None}}
+    rest = {key: value for key, value in metrics.items() if key != "learning_rate"}
+    (left / "metrics.json").write_text(json.dumps(rest | {"trials": metrics["trials"] | shorter}))
+    done = adapeft("select", *arguments, f"output={left}")
+    assert done.returncode == 0, done.stderr
+    again = metrics_of(left)
+    assert again["learning_rate"] == metrics["learning_rate"]
+    assert again["trials"][rate]["scores"]["loss"] == pytest.approx(metrics["trials"][rate]["scores"]["loss"])
+    assert all(again["trials"][other] == metrics["trials"][other] for other in others)
+    assert done.stdout.count("search: starting workers") == 1
+
+
 @pytest.mark.parametrize(("parts", "ran"), [({}, False), ({"w": Elements((4,), torch.tensor([1]))}, True)])
 def test_a_rate_at_which_nothing_is_chosen_is_a_trial_without_a_score(parts, ran):
     called = []
@@ -106,8 +129,8 @@ def test_a_rate_at_which_nothing_is_chosen_is_a_trial_without_a_score(parts, ran
     assert (found["scores"] is None) == ("nothing to train" in str(found["problem"])) == (not ran)
 
 
-@pytest.mark.parametrize(("whole", "steps"), [(2, 2), (16, 4), (40, 4), (60, 6), (80, 8), (132, 8), (536, 33)])
-def test_a_trial_is_a_sixteenth_of_a_training_or_of_a_short_one_more(whole, steps):
+@pytest.mark.parametrize(("whole", "steps"), [(2, 2), (16, 4), (40, 4), (60, 6), (132, 13), (536, 53)])
+def test_a_trial_is_a_tenth_of_a_training(whole, steps):
     assert _steps_of_trial(whole) == steps
     if whole >= 40:
         assert 5 * steps <= whole / 2, "five trials take half of a training at most"
