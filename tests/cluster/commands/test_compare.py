@@ -169,15 +169,16 @@ def test_every_budget_has_a_learning_rate_of_its_own(config):
 
 @pytest.mark.parametrize("start", range(7))
 @pytest.mark.parametrize("peak", range(7))
-def test_a_climb_ends_on_the_peak_and_looks_no_farther_than_needed(start, peak):
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_climb_ends_on_the_peak_and_looks_no_farther_than_needed(start, peak, width):
     asked = []
 
     def score(index: int) -> int:
         asked.append(index)
         return -abs(index - peak)
 
-    assert climb(score, start, 7) == peak
-    way = range(min(start - 1, peak - 2), max(start + 1, peak + 2) + 1)
+    assert climb(score, start, 7, width=width) == peak
+    way = range(min(start - 1, peak - width), max(start + 1, peak + width) + 1)
     assert sorted(asked) == [index for index in way if 0 <= index < 7]
 
 

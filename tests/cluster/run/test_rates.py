@@ -72,6 +72,21 @@ def test_losses_that_differ_by_more_than_chance_decide_against_what_is_usual():
     assert found_by(alike, 2e-3) == pytest.approx(2e-3, rel=0.1), "where they do not differ the usual rate is found"
 
 
+def test_no_rate_is_tried_twice_and_farther_ones_only_where_no_near_one_has_a_loss():
+    def tried(largest):
+        asked = []
+        best, doubts = least_doubtful(lambda rate: asked.append(rate) or (1.0 if rate <= largest else math.inf), 1e-2)
+        assert len(set(asked)) == len(asked)
+        assert math.isfinite(doubts[best]) == (largest >= 1e-3)
+        return sorted(asked)
+
+    assert tried(math.inf) == [3e-3, 1e-2, 3e-2]
+    assert tried(1e-2) == [3e-3, 1e-2, 3e-2]
+    assert tried(3e-3) == [1e-3, 3e-3, 1e-2, 3e-2]
+    assert tried(1e-3) == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
+    assert tried(1e-5) == [1e-3, 3e-3, 1e-2, 3e-2, 1e-1], "the data or the model may be the reason: few are tried"
+
+
 def test_no_loss_is_left_in_no_doubt():
     assert doubt(0.0, 1e-3, 1e-3) < doubt(1e-9, 1e-3, 1e-3)
     assert doubt(math.inf, 1e-3, 1e-3) == math.inf
