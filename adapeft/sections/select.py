@@ -126,7 +126,7 @@ class Select(Section):
 
     @property
     def may_draw(self) -> bool:
-        """Whether a random draw may fill up a choice of few directions, and replace one whose slopes are noise."""
+        """Whether a random draw may spend what a choice leaves, and replace one whose slopes are noise."""
         return False
 
     @property

@@ -21,7 +21,7 @@ from adapeft.sections.select import Select
 from adapeft.subset.choice import Choice
 from adapeft.subset.empty import or_random
 from adapeft.subset.subset import Subset
-from adapeft.subset.verdict import is_noise, is_too_few
+from adapeft.subset.verdict import is_narrow, is_noise
 
 
 def choose(
@@ -118,18 +118,20 @@ def with_directions(
     seed: int,
     limit: MemoryLimit | None = None,
 ) -> Subset:
-    """Return the subset described by its directions; ``fill: auto`` fills its budget with a draw if it is too few.
+    """Return the subset described by its directions, with ``fill: auto`` filled up to its budget with a draw.
 
-    Also where they were not counted (None): filled up, chosen elements are level with a draw on every task of
-    tests/benchmarks/results, and alone they are not. A draw, and a choice without measured slopes, stay as they are.
+    ``budget: auto`` is the smallest that suffices, and filled up only where directions are few or not counted (None). A
+    draw, and a choice without measured slopes, stay as they are.
     """
     if not _is_by_slopes(subset.choice):
         return subset
     if found is not None:
         subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
-    if not settings.may_draw or (found is not None and not is_too_few(subset.choice)):
+    if not settings.may_draw:
         return subset
     if settings.budget.is_auto and subset.choice.unspent is not None:
+        if found is not None and not is_narrow(subset.choice):
+            return subset
         # How many drawn elements suffice, the frontier of the chosen ones does not tell.
         budget = check_budget(groups, settings)
         subset = subset.described(share=None, budget=budget, unspent=budget - subset.count)

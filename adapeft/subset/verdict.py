@@ -10,14 +10,13 @@ _NOISE = 0.25
 """Between CoLA, 0.03 to 0.21 over five seeds, and RTE and MRPC, 0.28 to 0.46."""
 FEW = 1 / 3
 """Share of the directions of all candidates below which a choice is narrow."""
-_WIDE = 0.01
-"""Share of the model from which on a budget is spent. What the choice for STS-B takes, 0.01 %, is level with a draw of
-0.5 %, and behind one of 2 % by 0.014 ± 0.004."""
+_MOST = 1 / 2
+"""Share of a budget that a choice leaves where a draw of all of it can be expected to be as good."""
 
 _ADVICE = {
     "choose": "choosing is at least as good as a random draw",
     "draw": "a random draw is at least as good as choosing",
-    "fill": "a random draw was added, because the chosen parameters alone may be too few",
+    "fill": "filled up with a random draw, the choice is at least as good as one",
     "drawn": "a random draw was taken, because a choice cannot be expected to be better",
     "lora": "LoRA (method: lora) has lower losses on language models",
 }
@@ -39,9 +38,9 @@ def verdict_of(choice: Choice) -> Verdict | None:
     """Return the verdict on a choice; None if its slopes were not measured.
 
     LoRA is advised for language models wherever the budget holds as much of it as was tried. A draw is advised, or
-    taken, where the slopes are noise; it is advised, or added, where the chosen parameters may be too few: they change
-    the outputs in less than a third of the directions of all candidates, which a draw shares, so that training soon has
-    nothing left to lower, or leave a part of a budget of a hundredth of the model or more.
+    taken, where the slopes are noise, and where a choice that is not filled up leaves most of its budget or, if it was
+    made for ``budget: auto``, changes the outputs in less than a third of the directions of all candidates, so that
+    training soon has nothing left to lower.
     tests/benchmarks/results/verdict.md has the figures.
     """
     if choice.reliability is None:
@@ -58,17 +57,18 @@ def _of_measurement(choice: Choice, held: str) -> Verdict:
     if choice.is_drawn:
         return Verdict("drawn", f"{held}, and no candidate promises a lower loss")
     if choice.directions is None or choice.candidate_directions is None:
-        if choice.num_drawn:
-            return Verdict("fill", f"{held}; their directions were not counted")
-        return Verdict("choose", held)
-    spanned = (
-        f"the chosen parameters change the outputs in {choice.directions:.0f} directions, a draw in "
-        f"{choice.candidate_directions:.0f}"
-    )
-    if not is_too_few(choice):
-        return Verdict("choose", f"{held}; {spanned}")
-    left = "" if _is_narrow(choice) else f"; they leave a part of a budget of {_WIDE:.0%} of the model or more"
-    return Verdict("fill" if choice.num_drawn else "draw", f"{held}; {spanned}{left}")
+        spanned = "their directions were not counted"
+    else:
+        spanned = (
+            f"the chosen parameters change the outputs in {choice.directions:.0f} directions, a draw in "
+            f"{choice.candidate_directions:.0f}"
+        )
+    if choice.num_drawn:
+        return Verdict("fill", f"{held}; {spanned}")
+    if _leaves_most(choice):
+        return Verdict("draw", f"{held}; {spanned}; they leave most of the budget")
+    is_too_few = choice.share is not None and is_narrow(choice)
+    return Verdict("draw" if is_too_few else "choose", f"{held}; {spanned}")
 
 
 def is_noise(reliability: float | None) -> bool:
@@ -81,20 +81,14 @@ def is_drawn_for_noise(choice: Choice) -> bool:
     return choice.is_drawn and is_noise(choice.reliability)
 
 
-def is_too_few(choice: Choice) -> bool:
-    """Whether the chosen parameters may be too few: they have few directions, or leave a part of a wide budget."""
-    return _is_narrow(choice) or _leaves_wide_budget(choice)
-
-
-def _is_narrow(choice: Choice) -> bool:
+def is_narrow(choice: Choice) -> bool:
     """Whether the chosen parameters change the outputs in less than a third of the directions of all candidates."""
     if choice.directions is None or choice.candidate_directions is None:
         return False
     return choice.directions < FEW * choice.candidate_directions
 
 
-def _leaves_wide_budget(choice: Choice) -> bool:
-    left = (choice.unspent or 0) + (choice.num_drawn or 0)
-    if not left or choice.num_chosen is None or choice.num_total is None:
+def _leaves_most(choice: Choice) -> bool:
+    if not choice.unspent or choice.num_chosen is None:
         return False
-    return choice.num_chosen + left >= _WIDE * choice.num_total
+    return choice.unspent > _MOST * (choice.num_chosen + choice.unspent)

@@ -55,8 +55,7 @@ class AdaPEFTOptions(ValuedOptions):
     fill: Annotated[Harmless[Literal["auto"] | bool], PartOf("joint")] = Field(
         default="auto",
         description="spend what the joint choice of single elements leaves of the budget on a uniform draw of others; "
-        "auto: unless the first choice was measured to change the outputs in many directions and the budget is below "
-        "1% of the model, and all of the budget where slopes are noise",
+        "auto: all of the budget where slopes are noise, and with budget: auto only if the choice has few directions",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),

@@ -164,16 +164,16 @@ def test_the_reach_decides():
     ("fill", "directions", "is_filled"),
     [
         ("auto", Directions(3.2, 10.0), True),
-        ("auto", Directions(3.5, 10.0), False),
+        ("auto", Directions(9.0, 10.0), True),
         ("auto", None, True),
         (False, None, False),
-        (True, Directions(3.5, 10.0), True),
+        (True, Directions(9.0, 10.0), True),
         (False, Directions(3.2, 10.0), False),
     ],
 )
-def test_a_narrow_choice_is_filled_by_a_draw(monkeypatch, fill, directions, is_filled):
+def test_what_a_choice_leaves_is_drawn(monkeypatch, fill, directions, is_filled):
     monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: directions)
-    statistics = statistics_of("element", 0, num_total=3001)
+    statistics = statistics_of("element", 0)
     settings = parse_select({"budget": 30, "fill": fill})
     plain, filled = (
         judged(choose(one, statistics, reach=100.0, seed=4, ranks=OneRank()), None, statistics.groups, one, seed=4)
@@ -189,22 +189,21 @@ def test_a_narrow_choice_is_filled_by_a_draw(monkeypatch, fill, directions, is_f
 
 
 @pytest.mark.parametrize(
-    ("settings", "num_total", "num_trained", "advice"),
+    ("settings", "directions", "num_trained", "advice"),
     [
-        ({"budget": 30}, 3000, 30, "fill"),
-        ({"budget": 30}, 3001, None, "choose"),
-        ({"budget": 30, "fill": False}, 3000, None, "draw"),
-        ({"budget": 1}, 100, 1, "choose"),  # leaves nothing
-        ({"budget": "auto"}, 3000, None, "choose"),
-        ({"memory_per_device": 10_000}, 3000, 30, "fill"),
-        ({"memory_per_device": 10_000}, 3001, None, "choose"),
+        ({"budget": 30}, 9.0, 30, "fill"),
+        ({"budget": 30, "fill": False}, 9.0, None, "draw"),
+        ({"budget": 1}, 9.0, 1, "choose"),  # leaves nothing
+        ({"budget": "auto"}, 9.0, None, "choose"),
+        ({"budget": "auto", "fill": False}, 3.2, None, "draw"),
+        ({"memory_per_device": 10_000}, 9.0, 30, "fill"),
     ],
 )
-def test_a_choice_of_many_directions_is_filled_from_a_hundredth_of_the_model(
-    monkeypatch, settings, num_total, num_trained, advice
+def test_a_budget_is_spent_unless_it_is_the_smallest_that_suffices(
+    monkeypatch, settings, directions, num_trained, advice
 ):
-    monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: Directions(9.0, 10.0))
-    statistics = statistics_of("element", 0, num_total=num_total)
+    monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: Directions(directions, 10.0))
+    statistics = statistics_of("element", 0, num_total=3000)
     limit = MemoryLimit(limit=10_000, room=30 * 28, whole=16.0, leaf=20.0) if "memory_per_device" in settings else None
     one = parse_select({"groups": "element"} | settings)
     chosen = choose(one, statistics, reach=100.0, seed=4, ranks=OneRank(), limit=limit)

@@ -197,7 +197,7 @@ def test_a_language_model_by_element(command, language_model):
     assert ("unspent" in output.split()) == (chosen.count < 300)
     assert 0 < chosen.choice.lora_from <= 300
     assert "LoRA (method: lora) has lower losses" in " ".join(output.split())
-    # At this reach a part of the budget is left, which fill draws: so few batches do not count directions.
+    # At this reach a part of the budget is left, which fill draws.
     again = ("groups=element", "budget=300", f"select.statistics={folder / 'run'}", "reach=100")
     left = text_of(command("select", config, *again, f"output={folder / 'left'}", "fill=false"))
     filled = text_of(command("select", config, *again, f"output={folder / 'filled'}"))
