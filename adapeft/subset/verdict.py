@@ -56,19 +56,22 @@ def _of_measurement(choice: Choice, held: str) -> Verdict:
         return Verdict("drawn" if choice.is_drawn else "draw", f"{held}, so they are mostly noise")
     if choice.is_drawn:
         return Verdict("drawn", f"{held}, and no candidate promises a lower loss")
-    if choice.directions is None or choice.candidate_directions is None:
-        spanned = "their directions were not counted"
-    else:
-        spanned = (
-            f"the chosen parameters change the outputs in {choice.directions:.0f} directions, a draw in "
-            f"{choice.candidate_directions:.0f}"
-        )
+    reason = f"{held}{_spanned(choice)}"
     if choice.num_drawn:
-        return Verdict("fill", f"{held}; {spanned}")
+        return Verdict("fill", reason)
     if _leaves_most(choice):
-        return Verdict("draw", f"{held}; {spanned}; they leave most of the budget")
+        return Verdict("draw", f"{reason}; most of the budget is left")
     is_too_few = choice.share is not None and is_narrow(choice)
-    return Verdict("draw" if is_too_few else "choose", f"{held}; {spanned}")
+    return Verdict("draw" if is_too_few else "choose", reason)
+
+
+def _spanned(choice: Choice) -> str:
+    if choice.directions is None or choice.candidate_directions is None:
+        return "; the directions of the chosen parameters were not counted" if choice.num_drawn else ""
+    return (
+        f"; the chosen parameters change the outputs in {choice.directions:.0f} directions, a draw in "
+        f"{choice.candidate_directions:.0f}"
+    )
 
 
 def is_noise(reliability: float | None) -> bool:

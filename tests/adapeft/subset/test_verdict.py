@@ -54,9 +54,10 @@ def test_the_reason_has_the_figures():
         "reliability of the slopes 0.91 of 1; the chosen parameters change the outputs in 5 directions, a draw in 78"
     )
     left = verdict_of(Choice(**MANY, num_chosen=2, unspent=8)).reason
-    assert left.endswith("18 directions, a draw in 29; they leave most of the budget")
+    assert left.endswith("18 directions, a draw in 29; most of the budget is left")
+    assert verdict_of(Choice(reliability=0.4)).reason == "reliability of the slopes 0.40 of 1"
     uncounted = verdict_of(Choice(reliability=0.4, num_drawn=8)).reason
-    assert uncounted == "reliability of the slopes 0.40 of 1; their directions were not counted"
+    assert uncounted == "reliability of the slopes 0.40 of 1; the directions of the chosen parameters were not counted"
     noise = "reliability of the slopes 0.03 of 1, so they are mostly noise"
     assert verdict_of(Choice(reliability=0.03)).reason == noise
     said = verdict_of(Choice(reliability=0.03, lora_from=1200, budget=1200)).reason
