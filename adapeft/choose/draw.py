@@ -13,13 +13,13 @@ _FEW = 50
 def draw_elements(groups: Groups, count: int, seed: int) -> np.ndarray:
     """Return the positions of a uniform draw of ``count`` elements of all candidates in random order, int64."""
     total, draw = int(groups.starts[-1]), np.random.default_rng([seed, 2])
-    return _draw_many(draw, total, count) if count > total // _FEW else draw.choice(total, count, replace=False)
+    return _draw_many(draw, total, count) if _are_many(total, count) else draw.choice(total, count, replace=False)
 
 
 def drawing_bytes(total: int, count: int) -> int:
     """Return the most bytes that ``draw_elements`` needs to draw ``count`` of ``total`` elements."""
     places = 8 * 2.4 * count  # of NumPy's set: a power of two from 1.2 for each number
-    return 8 * count + (2 * total if count > total // _FEW else int(places))
+    return 8 * count + (2 * total if _are_many(total, count) else int(places))
 
 
 def fitting(order: np.ndarray, costs: np.ndarray, budget: int) -> np.ndarray:
@@ -36,6 +36,10 @@ def fitting(order: np.ndarray, costs: np.ndarray, budget: int) -> np.ndarray:
             mask[candidate] = True
             left -= int(costs[candidate])
     return mask
+
+
+def _are_many(total: int, count: int) -> bool:
+    return count > total // _FEW
 
 
 def _draw_many(draw: np.random.Generator, total: int, count: int) -> np.ndarray:

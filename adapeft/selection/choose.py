@@ -95,7 +95,7 @@ def judged(
     seed: int,
     limit: MemoryLimit | None = None,
 ) -> Subset:
-    """Return the subset with its directions, as far as they can be counted, and filled if it needs to be. Collective.
+    """Return the subset with its directions, as far as they can be counted, and filled up. Collective.
 
     Args:
         subset: a subset that ``choose`` returned.

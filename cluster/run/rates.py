@@ -94,12 +94,12 @@ def least_doubtful(loss_of: Callable[[float], float], usual: float) -> tuple[int
         return -doubts[index]
 
     nearest = min(range(len(RATES)), key=lambda index: abs(math.log(RATES[index] / usual)))
-    best = nearest
-    for width in (1, 2):
-        best = climb(score, nearest, len(RATES), lambda low, best: low < best - _DIVERGING, width=width)
-        if math.isfinite(doubts[best]):
-            break
-    return best, doubts
+
+    def climbed(width: int) -> int:
+        return climb(score, nearest, len(RATES), lambda low, best: low < best - _DIVERGING, width=width)
+
+    best = climbed(1)
+    return (best if math.isfinite(doubts[best]) else climbed(2)), doubts
 
 
 def refined(index: int, doubts: Mapping[int, float], share: float) -> float:
