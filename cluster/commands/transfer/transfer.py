@@ -137,7 +137,7 @@ def target_config(source: Path, model: str, settings: Transfer, overrides: list[
             + "\nLeave these keys out, or measure the source with them."
         )
     if isinstance(config.select, AdaPEFTOptions):
-        config = load_config(folder.config, [*target, "select.joint=false", *overrides])
+        config = load_config(folder.config, [*target, "select.joint=false", "select.fill=auto", *overrides])
         joint = flatten(config)["select.joint"]
         if joint is not False:
             raise AdapeftError(

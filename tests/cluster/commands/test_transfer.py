@@ -13,6 +13,7 @@ from adapeft.choose.knapsack import chosen_of
 from adapeft.config.experiments import Transfer
 from adapeft.config.load import load_config
 from adapeft.config.write import to_yaml
+from adapeft.errors import AdapeftError
 from adapeft.files.artifact import save_text
 from adapeft.measure.storage import load_groups, save_groups
 from adapeft.methods.adapeft import options
@@ -144,6 +145,16 @@ def test_own_slopes_of_a_method_that_has_none(command, source, tmp_path):
     done = command("transfer", "--from", run, "--to", source[0] / "base", f"output={tmp_path / 'out'}", "inside=slope")
     assert done.returncode == 2
     assert "inside = slope: sam measures no slopes. Give inside=gradient." in " ".join(done.stderr.split())
+
+
+def test_a_run_that_filled_up_a_joint_choice_is_a_source_too(source, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(source[1], run)
+    save_text(run / "config.yaml", to_yaml(load_config(run / "config.yaml", ["groups=element", "fill=true"])))
+    select = transferring.target_config(run, str(source[0] / "base"), Transfer(), []).select
+    assert (select.joint, select.fill) == (False, "auto")
+    with pytest.raises(AdapeftError, match="fill = true: only the joint choice"):
+        transferring.target_config(run, str(source[0] / "base"), Transfer(), ["select.fill=true"])
 
 
 def test_own_slopes_divide_the_budget_among_tensors(transferred, larger, tmp_path):
