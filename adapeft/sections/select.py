@@ -125,8 +125,13 @@ class Select(Section):
         return False
 
     @property
-    def may_draw(self) -> bool:
-        """Whether a random draw may spend what a choice leaves, and replace one whose slopes are noise."""
+    def fills(self) -> bool:
+        """Whether what a choice leaves of the budget is drawn."""
+        return False
+
+    @property
+    def draws_for_noise(self) -> bool:
+        """Whether a random draw replaces a choice whose slopes are noise."""
         return False
 
     @property

@@ -60,7 +60,7 @@ def choose(
     budget = plan.budget
     if is_noise(reliability):
         # On CoLA what noise chooses is behind a draw (tests/benchmarks/results/verdict.md).
-        if settings.may_draw and subset.count:
+        if settings.draws_for_noise and subset.count:
             subset = random_subset(groups, plan)
     elif settings.budget.is_auto and subset.choice.value:
         most = subset.choice.value
@@ -107,10 +107,10 @@ def judged(
     """
     is_countable = _is_by_slopes(subset.choice) and get_method(settings.method).samples_labels(settings)
     found = measure_directions(passes, groups, subset.parts) if is_countable else None
-    return with_directions(groups, subset, found, settings, seed, limit)
+    return completed(groups, subset, found, settings, seed, limit)
 
 
-def with_directions(
+def completed(
     groups: Groups,
     subset: Subset,
     found: Directions | None,
@@ -118,16 +118,14 @@ def with_directions(
     seed: int,
     limit: MemoryLimit | None = None,
 ) -> Subset:
-    """Return the subset described by its directions, with ``fill: auto`` filled up to its budget with a draw.
+    """Return the subset described by its directions and, unless ``fill`` is false, filled up with a draw.
 
     ``budget: auto`` is the smallest that suffices, and filled up only where directions are few or not counted (None). A
-    draw, and a choice without measured slopes, stay as they are.
+    draw stays as it is.
     """
-    if not _is_by_slopes(subset.choice):
-        return subset
-    if found is not None:
+    if found is not None and _is_by_slopes(subset.choice):
         subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
-    if not settings.may_draw:
+    if not settings.fills:
         return subset
     if settings.budget.is_auto and subset.choice.unspent is not None:
         if found is not None and not is_narrow(subset.choice):

@@ -18,7 +18,7 @@ from adapeft.memory.limit import MemoryLimit
 from adapeft.methods.lora.method import least_lora
 from adapeft.methods.registry import get_method
 from adapeft.ranks import Ranks
-from adapeft.selection.choose import choose, judged, with_directions
+from adapeft.selection.choose import choose, completed, judged
 from adapeft.subset.subset import Subset
 from adapeft.tasks.registry import TASKS
 from cluster.inspection.plan import plan_training
@@ -47,7 +47,7 @@ def choose_and_save(
     if passes is not None:
         subset = judged(subset, passes, groups, config.select, config.seed, limit)
     else:
-        subset = with_directions(groups, subset, before, config.select, config.seed, limit)
+        subset = completed(groups, subset, before, config.select, config.seed, limit)
     if TASKS[config.model.task].predicts_tokens:
         subset = subset.described(lora_from=least_lora(groups))
     subset = subset.described(config=to_yaml(config), contents=dict(contents))

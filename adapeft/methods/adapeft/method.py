@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from adapeft.choose.elements import filled_by_draw
 from adapeft.choose.joint import choose_groups_jointly, with_joint_value
 from adapeft.choose.joint_elements import choose_elements_jointly, choose_fewest_jointly
 from adapeft.choose.options import choose_options
@@ -108,8 +107,7 @@ class AdaPEFT(ValuedMethod[AdaPEFTOptions]):
     def choose(self, groups: Groups, statistics: Statistics, plan: Plan[AdaPEFTOptions], ranks: Ranks) -> Subset:
         jointly = plan.settings.chooses_jointly
         if jointly and groups.granularity == "element":
-            subset = choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks)
-            return filled_by_draw(groups, subset, plan.seed) if plan.settings.fill is True else subset
+            return choose_elements_jointly(groups, statistics.elements, plan.budget, plan.reach, ranks)
         if jointly:
             return choose_groups_jointly(groups, statistics.columns, plan.budget, plan.reach, most_rows=plan.most_rows)
         return with_joint_value(self._choose_one_by_one(groups, statistics, plan, ranks), statistics, plan.reach)

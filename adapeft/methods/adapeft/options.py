@@ -180,8 +180,12 @@ class AdaPEFTOptions(ValuedOptions):
         return self.reach == "auto"
 
     @property
-    def may_draw(self) -> bool:
-        return self.fill == "auto" and self.granularity == "element" and self.chooses_jointly
+    def fills(self) -> bool:
+        return self.fill is not False and self.granularity == "element" and self.chooses_jointly
+
+    @property
+    def draws_for_noise(self) -> bool:
+        return self.fills and self.fill == "auto"
 
     @property
     def counts_parameters(self) -> str | None:

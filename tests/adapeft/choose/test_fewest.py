@@ -17,7 +17,7 @@ from adapeft.measure.statistics import Statistics
 from adapeft.methods.options import OPTIONS
 from adapeft.model.structure import ParameterInfo
 from adapeft.ranks import OneRank
-from adapeft.selection.choose import choose, with_directions
+from adapeft.selection.choose import choose, completed
 from tests.adapeft.choose.test_joint_elements import candidates, drawn
 from tests.support.thread_ranks import on_ranks
 
@@ -111,10 +111,10 @@ def test_where_slopes_are_noise_auto_draws_its_most():
 def test_where_the_chosen_are_too_few_auto_is_filled_to_its_most():
     statistics, settings = statistics_of(*drawn(0, 2000)), parse_select({"budget": "auto"})
     found = chosen_of(statistics, "auto")
-    filled = with_directions(statistics.groups, found, Directions(2.0, 50.0), settings, 0)
+    filled = completed(statistics.groups, found, Directions(2.0, 50.0), settings, 0)
     assert filled.count == filled.choice.budget == 500
     assert filled.choice.num_drawn == 500 - found.count
-    wide = with_directions(statistics.groups, found, Directions(40.0, 50.0), settings, 0)
+    wide = completed(statistics.groups, found, Directions(40.0, 50.0), settings, 0)
     assert (wide.count, wide.choice.num_drawn) == (found.count, None)
 
 
