@@ -19,13 +19,15 @@ from adapeft.parts.part import Part, mask_of
 from adapeft.parts.rows import Rows
 from adapeft.parts.whole import Whole
 from adapeft.ranks import Ranks
-from adapeft.subset.verdict import FEW
 
 _ELEMENTS = 100_000
 """Elements of the subset, and of all candidates, whose gradients are kept for every batch."""
 
 _MOST_BATCHES = 16
 _FEWEST_BATCHES = 4
+_TOLD = 1 / 3
+"""Share of the most directions that the batches can show. Candidates at the most may have any number above it: how many
+more than a subset with this share or above is then unknown."""
 
 
 class Directions(NamedTuple):
@@ -91,7 +93,7 @@ def measure_directions(passes: Passes, groups: Groups, parts: Mapping[str, Part]
         done += 1
     found = Directions(*(effective_rank(_gram(table, weights, shards.ranks)) for table in tables))
     most = most_directions(len(half_b))
-    return None if found.candidates >= most and found.chosen >= FEW * most else found
+    return None if found.candidates >= most and found.chosen >= _TOLD * most else found
 
 
 def effective_rank(gram: Tensor) -> float:

@@ -37,7 +37,7 @@ class Select(Section):
     budget: Harmless[Limit] = Field(
         default=DEFAULT_BUDGET,
         description="limit on trained parameters: a fraction (0.5%, 0.005), a count (100000, 100k, 1.5M), or auto: for "
-        "adapeft, as few as promise 99% of the loss decrease of 0.5%",
+        "adapeft, as few as promise 99% of the loss decrease of 0.5%, or 0.5% where a draw fills them up",
     )
     memory_per_device: Harmless[Bytes | None] = Field(
         default=None, description="limit on the memory of training per device, such as 24GiB; replaces budget"

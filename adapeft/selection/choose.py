@@ -21,7 +21,7 @@ from adapeft.sections.select import Select
 from adapeft.subset.choice import Choice
 from adapeft.subset.empty import or_random
 from adapeft.subset.subset import Subset
-from adapeft.subset.verdict import is_narrow, is_noise
+from adapeft.subset.verdict import is_noise
 
 
 def choose(
@@ -62,7 +62,7 @@ def choose(
         # On CoLA what noise chooses is behind a draw (tests/benchmarks/results/verdict.md).
         if settings.draws_for_noise and subset.count:
             subset = random_subset(groups, plan)
-    elif settings.budget.is_auto and subset.choice.value:
+    elif settings.budget.is_auto and subset.choice.value and not settings.fills:
         most = subset.choice.value
         subset = method.choose_fewest(groups, statistics, plan, subset, ranks)
         budget = subset.count
@@ -120,20 +120,11 @@ def completed(
 ) -> Subset:
     """Return the subset described by its directions and, unless ``fill`` is false, filled up with a draw.
 
-    ``budget: auto`` is the smallest that suffices, and filled up only where directions are few or not counted (None). A
-    draw stays as it is.
+    A draw stays as it is. So does a choice that leaves nothing, or whose method spends all of the budget.
     """
     if found is not None and _is_by_slopes(subset.choice):
         subset = subset.described(directions=found.chosen, candidate_directions=found.candidates)
-    if not settings.fills:
-        return subset
-    if settings.budget.is_auto and subset.choice.unspent is not None:
-        if found is not None and not is_narrow(subset.choice):
-            return subset
-        # How many drawn elements suffice, the frontier of the chosen ones does not tell.
-        budget = check_budget(groups, settings)
-        subset = subset.described(share=None, budget=budget, unspent=budget - subset.count)
-    return _priced(filled_by_draw(groups, subset, seed), limit)
+    return _priced(filled_by_draw(groups, subset, seed), limit) if settings.fills else subset
 
 
 def _is_by_slopes(choice: Choice) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from adapeft.sections.budget import DEFAULT_BUDGET
 from adapeft.subset.choice import Choice
 
 _NOISE = 0.25
 """Between CoLA, 0.03 to 0.21 over five seeds, and RTE and MRPC, 0.28 to 0.46."""
-FEW = 1 / 3
-"""Share of the directions of all candidates below which a choice is narrow."""
 _MOST = 1 / 2
-"""Share of a budget that a choice leaves where a draw of all of it can be expected to be as good."""
+"""Share of a budget that a choice takes below which a draw of all of it can be expected to be as good."""
 
 _ADVICE = {
     "choose": "choosing is at least as good as a random draw",
@@ -38,10 +37,8 @@ def verdict_of(choice: Choice) -> Verdict | None:
     """Return the verdict on a choice; None if its slopes were not measured.
 
     LoRA is advised for language models wherever the budget holds as much of it as was tried. A draw is advised, or
-    taken, where the slopes are noise, and where a choice that is not filled up leaves most of its budget or, if it was
-    made for ``budget: auto``, changes the outputs in less than a third of the directions of all candidates, so that
-    training soon has nothing left to lower.
-    tests/benchmarks/results/verdict.md has the figures.
+    taken, where the slopes are noise, and where a choice that is not filled up leaves most of its budget, so that
+    training soon has nothing left to lower. tests/benchmarks/results/verdict.md has the figures.
     """
     if choice.reliability is None:
         return None
@@ -59,10 +56,9 @@ def _of_measurement(choice: Choice, held: str) -> Verdict:
     reason = f"{held}{_spanned(choice)}"
     if choice.num_drawn:
         return Verdict("fill", reason)
-    if _leaves_most(choice):
+    if choice.unspent is not None and choice.needed("num_chosen") < _MOST * _budget_of(choice):
         return Verdict("draw", f"{reason}; most of the budget is left")
-    is_too_few = choice.share is not None and is_narrow(choice)
-    return Verdict("draw" if is_too_few else "choose", reason)
+    return Verdict("choose", reason)
 
 
 def _spanned(choice: Choice) -> str:
@@ -84,14 +80,8 @@ def is_drawn_for_noise(choice: Choice) -> bool:
     return choice.is_drawn and is_noise(choice.reliability)
 
 
-def is_narrow(choice: Choice) -> bool:
-    """Whether the chosen parameters change the outputs in less than a third of the directions of all candidates."""
-    if choice.directions is None or choice.candidate_directions is None:
-        return False
-    return choice.directions < FEW * choice.candidate_directions
-
-
-def _leaves_most(choice: Choice) -> bool:
-    if not choice.unspent or choice.num_chosen is None:
-        return False
-    return choice.unspent > _MOST * (choice.num_chosen + choice.unspent)
+def _budget_of(choice: Choice) -> int:
+    """Return the elements that a joint choice of single ones might have taken, with ``budget: auto`` the most."""
+    if choice.share is not None:
+        return DEFAULT_BUDGET.count(int(choice.needed("num_total")))
+    return int(choice.needed("num_chosen") + choice.needed("unspent"))

@@ -55,7 +55,7 @@ class AdaPEFTOptions(ValuedOptions):
     fill: Annotated[Harmless[Literal["auto"] | bool], PartOf("joint")] = Field(
         default="auto",
         description="spend what the joint choice of single elements leaves of the budget on a uniform draw of others; "
-        "auto: all of the budget where slopes are noise, and with budget: auto only if the choice has few directions",
+        "auto: all of the budget where slopes are noise",
     )
     options: tuple[Literal["row", "tensor", "lora"], ...] = Field(
         default=(),
@@ -79,10 +79,6 @@ class AdaPEFTOptions(ValuedOptions):
             raise ValueError(
                 "fill = true: only the joint choice of single elements leaves budget unspent (groups: element without "
                 "joint: false, reach: inf, scope: tensor or probe_steps); leave fill out"
-            )
-        if self.fill is True and self.budget.is_auto:
-            raise ValueError(
-                "fill = true: would spend what budget = auto saves; give a budget such as 0.5%, or leave fill out"
             )
         if self.curvature != "sampled-labels":
             self._check_parabola()

@@ -194,14 +194,12 @@ def test_what_a_choice_leaves_is_drawn(monkeypatch, fill, directions, is_filled)
         ({"budget": 30}, 9.0, 30, "fill"),
         ({"budget": 30, "fill": False}, 9.0, None, "draw"),
         ({"budget": 1}, 9.0, 1, "choose"),  # leaves nothing
-        ({"budget": "auto"}, 9.0, None, "choose"),
+        ({"budget": "auto"}, 9.0, 15, "fill"),
         ({"budget": "auto", "fill": False}, 3.2, None, "draw"),
         ({"memory_per_device": 10_000}, 9.0, 30, "fill"),
     ],
 )
-def test_a_budget_is_spent_unless_it_is_the_smallest_that_suffices(
-    monkeypatch, settings, directions, num_trained, advice
-):
+def test_a_budget_is_spent_unless_fill_is_false(monkeypatch, settings, directions, num_trained, advice):
     monkeypatch.setattr(choosing, "measure_directions", lambda passes, groups, parts: Directions(directions, 10.0))
     statistics = statistics_of("element", 0, num_total=3000)
     limit = MemoryLimit(limit=10_000, room=30 * 28, whole=16.0, leaf=20.0) if "memory_per_device" in settings else None

@@ -17,8 +17,9 @@ NARROW = {"reliability": 0.91, "directions": 4.6, "candidate_directions": 78.0}
         ({"reliability": 0.4}, "choose"),
         (MANY, "choose"),
         (NARROW, "choose"),  # of a budget that it spends
-        (NARROW | {"share": 0.99}, "draw"),
-        (MANY | {"share": 0.99}, "choose"),
+        (MANY | {"share": 0.99, "num_chosen": 24, "unspent": 0, "num_total": 10_000}, "draw"),
+        (MANY | {"share": 0.99, "num_chosen": 25, "unspent": 0, "num_total": 10_000}, "choose"),
+        (MANY | {"share": 0.99, "num_chosen": 1, "num_total": 10_000}, "choose"),  # rows
         (NARROW | {"num_drawn": 9}, "fill"),
         ({"reliability": 0.91, "num_drawn": 9}, "fill"),
         ({"reliability": 0.03, "directions": 62.0, "candidate_directions": 14.0}, "draw"),
