@@ -57,7 +57,8 @@ def _of_measurement(choice: Choice, held: str) -> Verdict:
     if choice.num_drawn:
         return Verdict("fill", reason)
     if choice.unspent is not None and choice.needed("num_chosen") < _MOST * _budget_of(choice):
-        return Verdict("draw", f"{reason}; most of the budget is left")
+        whole = "the budget" if choice.share is None else f"{DEFAULT_BUDGET} of the parameters"
+        return Verdict("draw", f"{reason}; most of {whole} is left")
     return Verdict("choose", reason)
 
 

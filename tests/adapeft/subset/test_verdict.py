@@ -56,6 +56,8 @@ def test_the_reason_has_the_figures():
     )
     left = verdict_of(Choice(**MANY, num_chosen=2, unspent=8)).reason
     assert left.endswith("18 directions, a draw in 29; most of the budget is left")
+    fewest = verdict_of(Choice(**MANY, num_chosen=2, unspent=0, share=0.99, num_total=10_000)).reason
+    assert fewest.endswith("18 directions, a draw in 29; most of 0.5% of the parameters is left")
     assert verdict_of(Choice(reliability=0.4)).reason == "reliability of the slopes 0.40 of 1"
     uncounted = verdict_of(Choice(reliability=0.4, num_drawn=8)).reason
     assert uncounted == "reliability of the slopes 0.40 of 1; the directions of the chosen parameters were not counted"
