@@ -25,7 +25,8 @@ def test_a_choice_among_kinds(config, tmp_path):
     kinds = {part.kind for part in subset.parts.values()}
     assert "lora" in kinds <= {"tensor", "lora"}
     options, groups = (pq.read_table(run / f"{name}.parquet") for name in ("options", "groups"))
-    assert {"parameter", "rank", "count", "slope", "curvature", "influence", "chosen"} == set(options.column_names)
+    figures = {"slope", "curvature", "projections", "influence"}
+    assert {"parameter", "rank", "count", "chosen"} | figures == set(options.column_names)
     rows = [row["chosen"] for row in groups.to_pylist() if row["index"] >= 0]
     vectors = sum(row["chosen"] for row in groups.to_pylist() if row["index"] < 0)
     whole = sum(row["chosen"] for row in options.to_pylist() if row["rank"] == 0)
