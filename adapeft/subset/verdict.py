@@ -57,7 +57,7 @@ def _of_measurement(choice: Choice, held: str) -> Verdict:
     if choice.num_drawn:
         return Verdict("fill", reason)
     if choice.unspent is not None and choice.needed("num_chosen") < _MOST * _budget_of(choice):
-        whole = "the budget" if choice.share is None else f"{DEFAULT_BUDGET} of the parameters"
+        whole = "the budget" if choice.share is None else "what auto allows"
         return Verdict("draw", f"{reason}; most of {whole} is left")
     return Verdict("choose", reason)
 
@@ -84,5 +84,5 @@ def is_drawn_for_noise(choice: Choice) -> bool:
 def _budget_of(choice: Choice) -> int:
     """Return the elements that a joint choice of single ones might have taken, with ``budget: auto`` the most."""
     if choice.share is not None:
-        return DEFAULT_BUDGET.count(int(choice.needed("num_total")))
+        return min(DEFAULT_BUDGET.count(int(choice.needed("num_total"))), int(choice.needed("num_groups")))
     return int(choice.needed("num_chosen") + choice.needed("unspent"))

@@ -8,6 +8,7 @@ from adapeft.subset.choice import Choice
 from adapeft.subset.verdict import verdict_of
 
 MANY = {"reliability": 0.4, "directions": 18.0, "candidate_directions": 29.0}
+FEWEST = {"share": 0.99, "unspent": 0, "num_total": 10_000, "num_groups": 9_000}
 NARROW = {"reliability": 0.91, "directions": 4.6, "candidate_directions": 78.0}
 
 
@@ -17,9 +18,10 @@ NARROW = {"reliability": 0.91, "directions": 4.6, "candidate_directions": 78.0}
         ({"reliability": 0.4}, "choose"),
         (MANY, "choose"),
         (NARROW, "choose"),  # of a budget that it spends
-        (MANY | {"share": 0.99, "num_chosen": 24, "unspent": 0, "num_total": 10_000}, "draw"),
-        (MANY | {"share": 0.99, "num_chosen": 25, "unspent": 0, "num_total": 10_000}, "choose"),
-        (MANY | {"share": 0.99, "num_chosen": 1, "num_total": 10_000}, "choose"),  # rows
+        (MANY | FEWEST | {"num_chosen": 24}, "draw"),
+        (MANY | FEWEST | {"num_chosen": 25}, "choose"),
+        (MANY | FEWEST | {"num_chosen": 24, "num_groups": 48}, "choose"),  # no more candidates than that
+        (MANY | FEWEST | {"num_chosen": 1, "unspent": None}, "choose"),  # rows
         (NARROW | {"num_drawn": 9}, "fill"),
         ({"reliability": 0.91, "num_drawn": 9}, "fill"),
         ({"reliability": 0.03, "directions": 62.0, "candidate_directions": 14.0}, "draw"),
@@ -56,8 +58,8 @@ def test_the_reason_has_the_figures():
     )
     left = verdict_of(Choice(**MANY, num_chosen=2, unspent=8)).reason
     assert left.endswith("18 directions, a draw in 29; most of the budget is left")
-    fewest = verdict_of(Choice(**MANY, num_chosen=2, unspent=0, share=0.99, num_total=10_000)).reason
-    assert fewest.endswith("18 directions, a draw in 29; most of 0.5% of the parameters is left")
+    fewest = verdict_of(Choice(**MANY, **FEWEST, num_chosen=2)).reason
+    assert fewest.endswith("18 directions, a draw in 29; most of what auto allows is left")
     assert verdict_of(Choice(reliability=0.4)).reason == "reliability of the slopes 0.40 of 1"
     uncounted = verdict_of(Choice(reliability=0.4, num_drawn=8)).reason
     assert uncounted == "reliability of the slopes 0.40 of 1; the directions of the chosen parameters were not counted"
